@@ -1,0 +1,126 @@
+"""The contract between the engine and a task: what `chat` and `captions` bring, and all that the engine knows of them.
+
+The engine owns the order of rows, the steps, the optimizer, the clock, the files and the proof. A task owns the data,
+the model and the loss. A third task is one new folder with these functions in it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import torch
+
+
+@dataclass(frozen=True)
+class Counts:
+    """What a batch holds, in tokens (words for captions): the ledger adds these up."""
+
+    rows: int = 0
+    tokens: int = 0  # real tokens of the rows; the budget counts these, so it is the same for every method
+    supervised: int = 0  # tokens under the loss
+    padding: int = 0
+    virtual: int = 0  # soft-prompt positions
+
+    def __add__(self, other: Counts) -> Counts:
+        return Counts(*(a + b for a, b in zip(self.as_tuple(), other.as_tuple(), strict=True)))
+
+    def as_tuple(self) -> tuple[int, ...]:
+        return (self.rows, self.tokens, self.supervised, self.padding, self.virtual)
+
+
+class Batch(Protocol):
+    """One forward pass's worth of rows."""
+
+    counts: Counts
+
+    def to(self, device: torch.device) -> Batch: ...
+
+
+@dataclass
+class LossSum:
+    """A loss that adds up exactly under any batching or world size.
+
+    `total` is the summed loss of `count` tokens; the engine divides by the count of the whole step. `extra` is an optional
+    penalty that is summed likewise (a doubly stochastic term, say): trained on, but not reported as the loss.
+    """
+
+    total: torch.Tensor
+    count: int
+    extra: torch.Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Group:
+    """Parameters with a learning rate of their own, frozen until an epoch (fine-tuning that starts late)."""
+
+    names: frozenset[str]
+    learning_rate: float
+    from_epoch: int = 0
+
+
+@dataclass
+class Trainee:
+    """A module, and exactly what may change in it.
+
+    Args:
+        module: everything that is fingerprinted, in the state that step 0 sees.
+        may_change: the names, as in `module.named_parameters()` and `named_buffers()`, that training may change.
+            Parameters outside it have `requires_grad` False. Must not be empty for a trained method.
+        learning_rate: the peak learning rate of every parameter that no group names.
+        groups: parameters with their own rate.
+        progress: written by the engine before each step (fraction of the budget used, and the epoch).
+    """
+
+    module: torch.nn.Module
+    may_change: frozenset[str]
+    learning_rate: float = 0.0
+    groups: list[Group] = field(default_factory=list)
+    fraction: float = 0.0
+    epoch: int = 0
+
+    def trainable(self) -> dict[str, torch.nn.Parameter]:
+        """The parameters under `may_change`, by name, in the module's order."""
+        return {name: p for name, p in self.module.named_parameters() if name in self.may_change}
+
+
+class Data(Protocol):
+    """Prepared data: rows are addressed by split and index."""
+
+    def size(self, split: str) -> int: ...
+
+
+class Task(Protocol):
+    """What a task does for the engine. All state that a method needs lives in its `Trainee`."""
+
+    name: str
+
+    def prepare(self, recipe: Any, folder: Any) -> Data:
+        """Read, check, split, tokenise or extract once; cache by hash; write `data.json` and `model.json`."""
+
+    def build(self, recipe: Any, name: str, data: Data, seed: int, device: torch.device) -> Trainee:
+        """The module of one method of the recipe, freshly initialised from `seed`, on `device`."""
+
+    def collate(self, trainee: Trainee, data: Data, split: str, rows: list[int], limit: int) -> list[Batch]:
+        """The given rows as batches of at most `limit` tokens each (a longer row stands alone). Runs in a thread."""
+
+    def loss(self, trainee: Trainee, batch: Batch) -> LossSum:
+        """Forward pass of one batch, in the module's current train or eval mode."""
+
+    def validate(self, trainee: Trainee, data: Data, recipe: Any) -> dict[str, float]:
+        """What is measured every `evaluate_every`; always has `loss`. Called in eval mode without gradients."""
+
+    def sample(self, trainee: Trainee, data: Data, recipe: Any, final: bool) -> list[dict]:
+        """Outputs for the fixed questions or images: a few during training, all of them when `final`."""
+
+    def evaluate(self, trainee: Trainee, data: Data, recipe: Any, folder: Any, ledger: Any) -> dict:
+        """The full evaluation on the test split, after training; what it returns becomes `metrics.json`."""
+
+    def weights(self, trainee: Trainee) -> dict[str, torch.Tensor]:
+        """The tensors that training changed, by name: what is saved and loaded back."""
+
+    def export(self, trainee: Trainee, to: Path, form: str) -> None:
+        """Write what other tools load."""
