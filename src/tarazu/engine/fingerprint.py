@@ -1,0 +1,58 @@
+"""Proof of what changed: a hash of every tensor before training and after it."""
+
+from __future__ import annotations
+
+import hashlib
+from concurrent.futures import ThreadPoolExecutor
+
+import torch
+
+from tarazu.errors import TarazuError
+
+
+def fingerprint(module: torch.nn.Module) -> dict[str, str]:
+    """sha256 of the bytes, shape and dtype of every parameter and buffer, by name. A tied tensor is hashed once."""
+    tensors = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+    with ThreadPoolExecutor(4) as pool:  # hashlib lets go of the interpreter lock
+        return dict(zip(tensors, pool.map(hash_tensor, tensors.values()), strict=True))
+
+
+def hash_tensor(tensor: torch.Tensor) -> str:
+    """The first 32 hex digits of the sha256 of a tensor's dtype, shape and bytes."""
+    digest = hashlib.sha256(f"{tensor.dtype}{tuple(tensor.shape)}".encode())
+    data = tensor.detach().contiguous().cpu()
+    digest.update(data.reshape(-1).view(torch.uint8).numpy() if data.numel() else b"")
+    return digest.hexdigest()[:32]
+
+
+def compare(before: dict[str, str], after: dict[str, str], may_change: frozenset[str]) -> dict:
+    """What `fingerprint.json` holds. `verdict` is "failed" when a frozen tensor moved or a trained one did not."""
+    changed = sorted(name for name in before if before[name] != after.get(name))
+    wrongly = sorted(set(changed) - may_change | (set(before) ^ set(after)))
+    still = sorted(may_change - set(changed))
+    return {
+        "algorithm": "sha256",
+        "tensors": len(before),
+        "may_change": len(may_change),
+        "changed": changed,
+        "unchanged": len(before) - len(changed),
+        "wrongly_changed": wrongly,
+        "wrongly_unchanged": still,
+        "verdict": "failed" if wrongly or still else "ok",
+        "digest_before": _digest(before, may_change),
+        "digest_after": _digest(after, may_change),
+    }
+
+
+def demand(proof: dict, where: str) -> None:
+    """Raises `TarazuError`, naming the tensors, when the proof failed."""
+    if proof["verdict"] == "ok":
+        return
+    parts = [("frozen tensors changed", proof["wrongly_changed"]), ("trained tensors did not change", proof["wrongly_unchanged"])]
+    text = "; ".join(f"{what}: {', '.join(names[:5])}{' ...' if len(names) > 5 else ''}" for what, names in parts if names)
+    raise TarazuError(f"the proof of what changed failed: {text}", where=where, todo="do not trust this run; see fingerprint.json")
+
+
+def _digest(hashes: dict[str, str], may_change: frozenset[str]) -> str:
+    frozen = "".join(f"{name}={hashes[name]};" for name in sorted(hashes) if name not in may_change)
+    return hashlib.sha256(frozen.encode()).hexdigest()

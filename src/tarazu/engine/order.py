@@ -1,0 +1,29 @@
+"""The order of rows: a function of the seed alone, so that every method sees the same rows at the same step."""
+
+from __future__ import annotations
+
+import numpy as np
+
+
+class RowOrder:
+    """Endless passes over `rows` rows, shuffled anew each epoch, in steps of `per_step`; the last step may be short.
+
+    The position is one number, the steps taken: that is all a resumed run needs.
+    """
+
+    def __init__(self, rows: int, per_step: int, seed: int):
+        self.rows, self.per_step, self.seed = rows, per_step, seed
+        self.steps_per_epoch = -(-rows // per_step)
+        self._epoch, self._order = -1, np.empty(0, dtype=np.int64)
+
+    def at(self, step: int) -> list[int]:
+        """The rows of the `step`-th step, counted from 0."""
+        epoch, place = divmod(step, self.steps_per_epoch)
+        if epoch != self._epoch:
+            self._epoch, self._order = epoch, np.random.default_rng([self.seed, epoch]).permutation(self.rows)
+        return self._order[place * self.per_step : (place + 1) * self.per_step].tolist()
+
+    def epoch(self, step: int) -> float:
+        """Passes finished after `step` steps."""
+        whole, place = divmod(step, self.steps_per_epoch)
+        return whole + place * self.per_step / self.rows

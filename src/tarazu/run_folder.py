@@ -1,0 +1,172 @@
+"""The one place that knows what lies where in a run folder, and how it is written: aside, flushed, renamed.
+
+`docs/run_folder.md` gives the contents of every file. Nothing here imports torch: the report and the app stand on it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import math
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from tarazu.errors import BadInput, TarazuError
+
+
+def write_aside(path: Path, data: bytes) -> None:
+    """Writes a file so that a reader, or a power cut, sees the old one or the new one and nothing between."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(path.name + ".writing")
+    try:
+        with open(aside, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(aside, path)
+    except OSError as error:
+        aside.unlink(missing_ok=True)
+        raise TarazuError(f"cannot be written: {error.strerror}", where=str(path), todo="free some disk space, then `tarazu resume`") from error
+    flush_folder(path.parent)
+
+
+def flush_folder(folder: Path) -> None:
+    """Makes renames in `folder` durable."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """JSON, indented, with not finite numbers as null."""
+    text = json.dumps(finite(value), ensure_ascii=False, indent=1, allow_nan=False)
+    write_aside(path, text.encode("utf-8", "replace"))
+
+
+def write_lines(path: Path, rows: list[dict]) -> None:
+    """JSON lines."""
+    text = "".join(json.dumps(finite(row), ensure_ascii=False, allow_nan=False) + "\n" for row in rows)
+    write_aside(path, text.encode("utf-8", "replace"))
+
+
+def finite(value: Any) -> Any:
+    """`value` with every NaN and infinity as None: JSON has neither."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {str(key): finite(item) for key, item in value.items()}
+    return [finite(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+
+def read_json(path: Path, default: Any = None) -> Any:
+    """The JSON in `path`, or `default` where there is none."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return default
+    except (OSError, ValueError) as error:
+        raise BadInput(f"not readable as JSON: {error}", where=str(path)) from None
+
+
+def read_lines(path: Path) -> list[dict]:
+    """The JSON lines in `path`; a last line that a crash cut short is left out. Empty where there is no file."""
+    rows = []
+    if path.exists():
+        for line in path.read_text(encoding="utf-8").split("\n"):
+            with contextlib.suppress(ValueError):
+                rows.append(json.loads(line))
+    return rows
+
+
+@dataclass(frozen=True)
+class Run:
+    """One method with one seed: `METHOD/seed-N/`."""
+
+    path: Path
+
+    @property
+    def name(self) -> str:
+        return self.path.parent.name
+
+    @property
+    def seed(self) -> int:
+        return int(self.path.name.removeprefix("seed-"))
+
+    @cached_property
+    def kind(self) -> str:
+        return (self.read_json("run.json") or {}).get("kind", self.name)
+
+    @property
+    def weights(self) -> Path:
+        return self.path / "weights.safetensors"
+
+    def done(self) -> bool:
+        return (self.read_json("run.json") or {}).get("status") == "done"
+
+    def read_json(self, name: str) -> Any:
+        return read_json(self.path / name)
+
+    def read_lines(self, name: str) -> list[dict]:
+        return read_lines(self.path / name)
+
+    def update(self, **fields: Any) -> None:
+        """Sets fields of run.json."""
+        write_json(self.path / "run.json", {**(self.read_json("run.json") or {}), **fields})
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """A study's folder."""
+
+    path: Path
+
+    def run(self, name: str, seed: int) -> Run:
+        return Run(self.path / name / f"seed-{seed}")
+
+    def runs(self) -> list[Run]:
+        """All runs, in the recipe's order of methods, then by seed."""
+        order = list((self.read_json("order.json") or {}).get("methods", []))
+        found = [Run(path) for path in self.path.glob("*/seed-*") if path.name.removeprefix("seed-").isdigit()]
+        rank = {name: i for i, name in enumerate(order)}
+        return sorted(found, key=lambda run: (rank.get(run.name, len(rank)), run.name, run.seed))
+
+    def read_json(self, name: str) -> Any:
+        return read_json(self.path / name)
+
+    @contextlib.contextmanager
+    def lock(self) -> Iterator[None]:
+        """Keeps a second process out of the folder. Raises `BadInput` when one is at work."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        with open(self.path / ".lock", "w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                raise BadInput("another process is at work in this folder", where=str(self.path), todo="wait for it, or use another --out") from None
+            yield
+
+
+def find_study(path: str | Path) -> RunFolder:
+    """The study at `path`. Raises `BadInput` where there is none."""
+    folder = RunFolder(Path(path))
+    if not (folder.path / "resolved.yaml").exists():
+        raise BadInput("not a run folder (no resolved.yaml)", where=str(path), todo="give the folder that `tarazu run --out` wrote")
+    return folder
+
+
+def find_run(path: str | Path) -> tuple[RunFolder, Run]:
+    """The run at DIR/METHOD (its first seed) or DIR/METHOD/seed-N. Raises `BadInput`, naming the runs that exist."""
+    path = Path(path)
+    for run_path in (path, *sorted(path.glob("seed-*"))):
+        study = run_path.parent.parent
+        if (run_path / "run.json").exists() and (study / "resolved.yaml").exists():
+            return RunFolder(study), Run(run_path)
+    near = [root for root in (path, path.parent, path.parent.parent) if (root / "resolved.yaml").exists()]
+    names = ", ".join(sorted({run.name for run in RunFolder(near[0]).runs()})) if near else ""
+    raise BadInput("no run here", where=str(path), todo=f"one of: {names}" if names else "give DIR/METHOD of a run folder")
