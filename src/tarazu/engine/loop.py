@@ -1,0 +1,321 @@
+"""The training loop that every method and both tasks share.
+
+One optimizer step is `batch_rows` rows, however they are cut into micro-batches: the loss is summed over them and divided
+by the supervised tokens of the whole step, so the gradient does not depend on the cut. Position, optimizer, random states,
+ledger and the length of the event log are in every checkpoint; `fit` goes on from the newest one that is whole.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import time
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import torch
+from safetensors.torch import load_file
+from safetensors.torch import save as tensor_bytes
+
+from tarazu.engine import checkpoint, optimizer as optim
+from tarazu.engine.events import Events
+from tarazu.engine.ledger import Ledger
+from tarazu.engine.order import RowOrder
+from tarazu.engine.progress import Bar, note
+from tarazu.engine.schedule import scale
+from tarazu.engine.signals import StopSignals
+from tarazu.engine.task import Counts, Data, Task, Trainee
+from tarazu.errors import TarazuError
+from tarazu.recipe import Budget, Method, Recipe
+from tarazu.run_folder import Run, write_aside
+
+SAVE_SECONDS = 120.0  # between checkpoints, besides the one at each validation
+MOST_SKIPPED = 10  # steps in a row without a finite gradient before the run is given up
+MEMORY_ERRORS = ("out of memory", "can't allocate memory", "not enough memory")
+
+
+@dataclass
+class Position:
+    """Where a run stands: the part of a checkpoint's state that is plain numbers."""
+
+    step: int = 0
+    tokens: int = 0
+    limit: int = 0
+    skipped: int = 0
+    best: float | None = None
+    stale: int = 0
+    validated: int = -1  # the step of the last validation
+
+
+def fit(task: Task, trainee: Trainee, data: Data, recipe: Recipe, method: Method, run: Run, seed: int, ledger: Ledger, stop: StopSignals) -> None:
+    """Trains `trainee` in place, to the end of the budget, and leaves `weights.safetensors` in the run's folder.
+
+    Raises:
+        Stopped: after a checkpoint, when a signal came.
+        TarazuError: when gradients stay infinite, one row does not fit into memory, or the disk is full.
+    """
+    with contextlib.closing(_Fit(task, trainee, data, recipe, method, run, seed, ledger, stop)) as work:
+        work.start()
+        with stop.patient():
+            work.train()
+        work.finish()
+
+
+class _Fit:
+    def __init__(self, task, trainee, data, recipe, method, run, seed, ledger, stop):
+        self.task, self.trainee, self.data, self.recipe, self.run = task, trainee, data, recipe, run
+        self.budget: Budget = recipe.budget
+        self.ledger, self.stop, self.device = ledger, stop, ledger.device
+        self.order = RowOrder(data.size("train"), method.batch_rows or self.budget.batch_rows, seed)
+        self.at = Position(limit=self.budget.micro_batch_tokens)
+        self.optimizer = optim.build(trainee, method)
+        self.events: Events | None = None
+        self.thread = ThreadPoolExecutor(1)
+        self.ahead: tuple | None = None
+        self.losses: deque[float] = deque(maxlen=20)
+        self.saved_step, self.saved_time = -1, time.monotonic()
+        torch.manual_seed(seed)
+
+    def close(self) -> None:
+        self.thread.shutdown(wait=True, cancel_futures=True)
+        if self.events:
+            self.events.close()
+
+    # --- start, validation, end ---
+
+    def start(self) -> None:
+        found = checkpoint.load(self.run.path / "checkpoint")
+        if found is None:
+            self.events = Events(self.run.path / "events.jsonl")
+            return
+        tensors, state, complaints = found
+        with torch.no_grad():
+            for name, parameter in self.trainee.trainable().items():
+                parameter.copy_(tensors["weights"][name])
+        optim.load_state(self.optimizer, tensors.get("optimizer", {}))
+        torch.set_rng_state(tensors["random"]["cpu"])
+        if self.device.type == "cuda":
+            torch.cuda.set_rng_state(tensors["random"]["cuda"], self.device)
+        self.at = Position(**state["position"])
+        self.losses.extend(state["losses"])
+        self.ledger.restore(state["ledger"])
+        self.saved_step = self.at.step
+        self.events = Events(self.run.path / "events.jsonl", state["events"])
+        for text in complaints:
+            self.warn("checkpoint", text)
+        note(f"{self.run.name}: goes on at step {self.at.step}")
+
+    def train(self) -> None:
+        with Bar(f"{self.run.name} seed {self.run.seed}") as bar:
+            if self.at.validated < 0:
+                self.validate()
+            while not self.over():
+                with self.ledger.phase("train"):
+                    self.stretch(bar)
+                if self.due() or self.over():
+                    self.validate()
+                self.save()
+                self.stop.check()
+
+    def stretch(self, bar: Bar) -> None:
+        """Steps until something other than training is due."""
+        self.trainee.module.train()
+        while True:
+            self.step(bar)
+            late = time.monotonic() - self.saved_time > SAVE_SECONDS
+            if self.due() or self.over() or self.stop.received or late:
+                return
+
+    def fraction(self) -> float:
+        if self.budget.tokens:
+            return self.at.tokens / self.budget.tokens
+        return self.at.step / math.ceil(self.budget.epochs * self.order.steps_per_epoch)
+
+    def over(self) -> bool:
+        tired = self.budget.patience is not None and self.at.stale >= self.budget.patience
+        return tired or self.fraction() >= 1
+
+    def due(self) -> bool:
+        """Whether a validation is due: each epoch, or each `evaluate_every` tokens; a tenth of a token budget else."""
+        if self.at.step == self.at.validated:
+            return False
+        every = self.budget.evaluate_every or (self.budget.tokens and max(1, self.budget.tokens // 10))
+        if every:
+            return self.at.tokens // every > (self.at.tokens - self.last_tokens) // every
+        return self.at.step % self.order.steps_per_epoch == 0
+
+    def validate(self) -> None:
+        """Measures, samples, and keeps the best weights. The watched figure is better when lower only if it is the loss."""
+        where = {"step": self.at.step, "tokens": self.at.tokens, "epoch": self.order.epoch(self.at.step)}
+        self.trainee.module.eval()
+        with torch.no_grad(), self.precision():
+            with self.ledger.phase("validate"):
+                figures = self.task.validate(self.trainee, self.data, self.recipe)
+            with self.ledger.phase("generate"):
+                samples = self.task.sample(self.trainee, self.data, self.recipe, final=False)
+        self.events.write("validation", **where, **figures)
+        if samples:
+            self.events.write("sample", **where, samples=samples)
+        note(f"{self.run.name}: step {self.at.step}, " + ", ".join(f"{k} {v:.4g}" for k, v in figures.items()))
+        self.at.validated = self.at.step
+        self.judge(figures)
+
+    def judge(self, figures: dict[str, float]) -> None:
+        if self.budget.watch not in figures:
+            raise TarazuError(f"budget.watch is {self.budget.watch!r}, which no validation measures", todo=f"one of: {', '.join(figures)}")
+        value = figures[self.budget.watch] * (1 if self.budget.watch == "loss" else -1)
+        if self.at.best is None or value < self.at.best:
+            self.at.best, self.at.stale = value, 0
+            if self.budget.keep == "best" and self.at.step:
+                write_aside(self.run.path / "best.safetensors", tensor_bytes(self.task.weights(self.trainee)))
+            return
+        self.at.stale += 1
+        if self.budget.patience and self.at.stale >= self.budget.patience:
+            self.warn("early_stop", f"{self.budget.watch} has not improved in {self.at.stale} validations")
+
+    def finish(self) -> None:
+        best = self.run.path / "best.safetensors"
+        if self.budget.keep == "best" and best.exists():
+            load_weights(self.trainee, load_file(best))
+        weights = {name: tensor.detach().contiguous() for name, tensor in self.task.weights(self.trainee).items()}
+        write_aside(self.run.weights, tensor_bytes(weights))
+        best.unlink(missing_ok=True)
+
+    def warn(self, kind: str, text: str) -> None:
+        note(f"{self.run.name}: {text}")
+        self.events.write("warning", step=self.at.step, kind=kind, text=text)
+
+    # --- one step ---
+
+    def step(self, bar: Bar) -> None:
+        began = time.perf_counter()
+        self.trainee.fraction, self.trainee.epoch = self.fraction(), int(self.order.epoch(self.at.step))
+        rate = optim.set_rates(self.optimizer, scale(self.trainee.fraction, self.budget.schedule, self.budget.warmup), self.trainee.epoch)
+        loss, norm, counts = self.gradients()
+        if math.isfinite(norm) and math.isfinite(loss):
+            self.optimizer.step()
+            self.at.skipped = 0
+        else:
+            self.skip(loss, norm)
+        self.optimizer.zero_grad(set_to_none=True)
+        self.advance(counts)
+        seconds = time.perf_counter() - began
+        epoch = self.order.epoch(self.at.step)
+        self.events.write(
+            "step", step=self.at.step, tokens=self.at.tokens, epoch=epoch, loss=loss, learning_rate=rate, grad_norm=norm, seconds=seconds, tokens_per_second=counts.tokens / seconds
+        )
+        self.notice_spike(loss)
+        bar.at(min(1.0, self.fraction()), f"loss {loss:.3f}  {counts.tokens / seconds:,.0f} tokens/s")
+
+    def advance(self, counts: Counts) -> None:
+        self.at.step += 1
+        self.at.tokens += counts.tokens
+        self.last_tokens = counts.tokens
+        self.ledger.counts = self.ledger.counts + counts
+        self.ledger.steps = self.at.step
+
+    def gradients(self) -> tuple[float, float, Counts]:
+        """Mean loss per supervised token, gradient norm before clipping, and counts of the step's rows.
+
+        Out of memory: the micro-batch is halved and the step is done again, so the effective batch stays.
+        """
+        while True:
+            batches = self.batches()
+            try:
+                return self.accumulate(batches)
+            except RuntimeError as error:
+                if not any(text in str(error) for text in MEMORY_ERRORS):
+                    raise
+                rows = max(batch.counts.rows for batch in batches)
+            self.halve(rows)
+
+    def accumulate(self, batches: list) -> tuple[float, float, Counts]:
+        supervised = max(1, sum(batch.counts.supervised for batch in batches))
+        total, counts = torch.zeros((), device=self.device), Counts()
+        for batch in batches:
+            with self.precision():
+                loss = self.task.loss(self.trainee, batch.to(self.device))
+            wanted = loss.total if loss.extra is None else loss.total + loss.extra
+            (wanted / supervised).backward()
+            total += loss.total.detach()
+            counts = counts + batch.counts
+        parameters = [p for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None]
+        norm = torch.nn.utils.clip_grad_norm_(parameters, self.budget.clip)
+        loss, norm = torch.stack([total.float() / supervised, norm.float()]).tolist()  # one wait for the device
+        return loss, norm, counts
+
+    def batches(self) -> list:
+        """This step's batches, prepared while the last step ran; the next step's are begun."""
+        key = (self.at.step, self.at.limit)
+        made = self.ahead[1] if self.ahead and self.ahead[0] == key else self.collate(*key)
+        self.ahead = ((self.at.step + 1, self.at.limit), self.collate(self.at.step + 1, self.at.limit))
+        return made.result()
+
+    def collate(self, step: int, limit: int):
+        return self.thread.submit(self.task.collate, self.trainee, self.data, "train", self.order.at(step), limit)
+
+    def halve(self, rows: int) -> None:
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+        if rows <= 1:
+            raise TarazuError("one row alone does not fit into memory", where=str(self.run.path), todo="lower data.max_length, set budget.gradient_checkpointing: true, or take a smaller model")
+        self.at.limit = max(1, self.at.limit // 2)
+        self.warn("out_of_memory", f"out of memory: micro-batches of at most {self.at.limit} tokens from now on; the step's rows stay the same")
+
+    def skip(self, loss: float, norm: float) -> None:
+        self.at.skipped += 1
+        self.warn("skipped", f"step {self.at.step + 1} not applied: loss {loss}, gradient norm {norm}")
+        if self.at.skipped >= MOST_SKIPPED:
+            raise TarazuError(f"{MOST_SKIPPED} steps in a row without a finite gradient", where=str(self.run.path), todo="lower the learning rate, or precision: float32")
+
+    def notice_spike(self, loss: float) -> None:
+        if len(self.losses) == self.losses.maxlen:
+            values = torch.tensor(list(self.losses))
+            if loss > max(1.3 * values.mean(), values.mean() + 4 * values.std()):
+                self.warn("spike", f"loss {loss:.3f} after a mean of {values.mean():.3f}")
+        if math.isfinite(loss):
+            self.losses.append(loss)
+
+    def precision(self):
+        return autocast(self.budget, self.device)
+
+    # --- checkpoints ---
+
+    def save(self) -> None:
+        if self.saved_step == self.at.step:
+            return
+        with self.ledger.phase("checkpoint"):
+            random = {"cpu": torch.get_rng_state()}
+            if self.device.type == "cuda":
+                random["cuda"] = torch.cuda.get_rng_state(self.device)
+            tensors = {"weights": self.trainee.trainable(), "optimizer": optim.state_tensors(self.optimizer), "random": random}
+            state = {"position": vars(self.at), "losses": list(self.losses), "events": self.events.size(), "ledger": self.ledger.as_json()}
+            checkpoint.save(self.run.path / "checkpoint", self.at.step, tensors, state)
+        self.saved_step, self.saved_time = self.at.step, time.monotonic()
+
+
+def autocast(budget: Budget, device: torch.device):
+    """The context of a forward pass: bfloat16 where asked for, or where `auto` finds a GPU that has it."""
+    if uses_bfloat16(budget, device):
+        return torch.autocast(device.type, torch.bfloat16)
+    return contextlib.nullcontext()
+
+
+def uses_bfloat16(budget: Budget, device: torch.device) -> bool:
+    if budget.precision == "auto":
+        return device.type == "cuda" and torch.cuda.is_bf16_supported()
+    return budget.precision == "bfloat16"
+
+
+def load_weights(trainee: Trainee, weights: dict[str, torch.Tensor]) -> None:
+    """Copies saved tensors into the module, by name. Raises `TarazuError` when a name or shape does not fit."""
+    own = {**dict(trainee.module.named_parameters()), **dict(trainee.module.named_buffers())}
+    missing = trainee.may_change - set(weights)
+    strange = [name for name, tensor in weights.items() if name not in own or own[name].shape != tensor.shape]
+    if missing or strange:
+        raise TarazuError(f"saved weights do not fit: missing {sorted(missing)[:3]}, not fitting {strange[:3]}")
+    with torch.no_grad():
+        for name, tensor in weights.items():
+            own[name].copy_(tensor)

@@ -1,0 +1,62 @@
+"""The optimizer of a trainee, with its state as plain tensors by name: what a checkpoint can hold without pickling."""
+
+from __future__ import annotations
+
+import torch
+
+from tarazu.engine.task import Trainee
+from tarazu.recipe import Method
+
+
+def build(trainee: Trainee, method: Method) -> torch.optim.Optimizer:
+    """One parameter group for the trainee's own rate and one for each `Group`; every group knows its peak rate."""
+    trainable = trainee.trainable()
+    grouped = set().union(*(group.names for group in trainee.groups))
+    rest = {name: p for name, p in trainable.items() if name not in grouped}
+    groups = [_group(rest, trainee.learning_rate, 0)]
+    groups += [_group({n: trainable[n] for n in sorted(g.names)}, g.learning_rate, g.from_epoch) for g in trainee.groups]
+    groups = [group for group in groups if group["params"]]
+    match method.optimizer:
+        case "sgd":
+            return torch.optim.SGD(groups, lr=trainee.learning_rate, weight_decay=method.weight_decay)
+        case "rmsprop":
+            return torch.optim.RMSprop(groups, lr=trainee.learning_rate, weight_decay=method.weight_decay)
+        case _:
+            fused = next(iter(trainable.values())).is_cuda
+            return torch.optim.AdamW(groups, lr=trainee.learning_rate, weight_decay=method.weight_decay, betas=(0.9, 0.999), fused=fused)
+
+
+def set_rates(optimizer: torch.optim.Optimizer, factor: float, epoch: int) -> float:
+    """Sets every group's rate to its peak times `factor`; a group that has not begun gets 0 and no gradients."""
+    for group in optimizer.param_groups:
+        begun = epoch >= group["from_epoch"]
+        group["lr"] = group["peak"] * factor if begun else 0.0
+        for parameter in group["params"]:
+            parameter.requires_grad_(begun)
+    return optimizer.param_groups[0]["lr"]
+
+
+def state_tensors(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
+    """The optimizer's state as `<parameter name>|<key>` -> tensor."""
+    out = {}
+    for group in optimizer.param_groups:
+        for name, parameter in zip(group["names"], group["params"], strict=True):
+            for key, value in optimizer.state.get(parameter, {}).items():
+                if value is not None:
+                    out[f"{name}|{key}"] = torch.as_tensor(value)
+    return out
+
+
+def load_state(optimizer: torch.optim.Optimizer, tensors: dict[str, torch.Tensor]) -> None:
+    """Takes `state_tensors` back. The step count stays where the optimizer wants it (the CPU, unless fused)."""
+    by_name = {n: p for g in optimizer.param_groups for n, p in zip(g["names"], g["params"], strict=True)}
+    fused = bool(optimizer.defaults.get("fused"))
+    for key, tensor in tensors.items():
+        name, _, field = key.rpartition("|")
+        parameter = by_name[name]
+        device = parameter.device if field != "step" or fused else torch.device("cpu")
+        optimizer.state[parameter][field] = tensor.to(device)
+
+
+def _group(parameters: dict[str, torch.nn.Parameter], peak: float, from_epoch: int) -> dict:
+    return {"params": list(parameters.values()), "names": list(parameters), "peak": peak, "lr": peak, "from_epoch": from_epoch}
