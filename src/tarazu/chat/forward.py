@@ -1,0 +1,62 @@
+"""One forward pass, the same for every method: words and virtual tokens in, hidden states out."""
+
+from __future__ import annotations
+
+import torch
+from transformers import DynamicCache
+
+from tarazu.chat.attention import masks
+from tarazu.chat.layout import SHARED, ChatBatch
+from tarazu.chat.trainee import ChatTrainee
+
+
+def hidden_states(trainee: ChatTrainee, batch: ChatBatch, past: Past | None = None) -> torch.Tensor:
+    """The last hidden states, (B, T, width); `past`, if given, is read and extended by this batch.
+
+    Without `past` nothing is cached, except that a prefix always enters as the start of a cache.
+    """
+    base = trainee.base
+    past = past or (Past(trainee, batch) if trainee.prefix else None)
+    embeddings = embed(trainee, batch)
+    segments, positions = (batch.segments, batch.positions) if past is None else past.extend(batch)
+    mask = masks(base.config, embeddings.dtype, batch.segments, segments, batch.positions, positions)
+    cache = past.cache if past else None
+    out = base.get_decoder()(
+        inputs_embeds=embeddings, attention_mask=mask, position_ids=batch.positions, past_key_values=cache, use_cache=cache is not None
+    )
+    return out.last_hidden_state
+
+
+def embed(trainee: ChatTrainee, batch: ChatBatch) -> torch.Tensor:
+    """(B, T, width): word embeddings, with the soft prompt where virtual tokens stand."""
+    words = trainee.base.get_input_embeddings()(batch.ids)
+    if trainee.prompt is None:
+        return words
+    prompt = trainee.prompt().to(words.dtype)
+    return torch.where((batch.virtual >= 0)[..., None], prompt[batch.virtual.clamp_min(0)], words)
+
+
+class Past:
+    """Keys and values so far, with the segment and position of each: what later places may look back at."""
+
+    def __init__(self, trainee: ChatTrainee, batch: ChatBatch):
+        lines, device = batch.ids.shape[0], batch.ids.device
+        self.cache = DynamicCache()  # without a config: every layer keeps all, and the mask does the sliding window
+        shape = (lines, trainee.virtual if trainee.prefix else 0)
+        self.segments = torch.full(shape, SHARED, device=device)
+        self.positions = torch.arange(shape[1], device=device).expand(shape)
+        if trainee.prefix:
+            dtype = trainee.base.get_input_embeddings().weight.dtype
+            for layer, (keys, values) in enumerate(trainee.prefix()):
+                self.cache.update(*(t.to(dtype).expand(lines, *t.shape) for t in (keys, values)), layer)
+
+    def extend(self, batch: ChatBatch) -> tuple[torch.Tensor, torch.Tensor]:
+        """Adds the batch's places; returns the (B, K) segments and positions of all keys."""
+        self.segments = torch.cat([self.segments, batch.segments], 1)
+        self.positions = torch.cat([self.positions, batch.positions], 1)
+        return self.segments, self.positions
+
+    def select(self, lines: torch.Tensor) -> None:
+        """Keeps only some lines: finished answers need no more work."""
+        self.cache.batch_select_indices(lines)
+        self.segments, self.positions = self.segments[lines], self.positions[lines]

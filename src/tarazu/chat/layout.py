@@ -1,0 +1,121 @@
+"""How rows lie in a batch: each row is its virtual tokens, then its own tokens; rows are padded side by side, or packed.
+
+Padded (left or right), packed, with a soft prompt or a prefix: one description serves all, and `attention.py` turns it
+into a mask. A position is counted within the row, after the prefix.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+
+import numpy as np
+import torch
+
+from tarazu.engine.task import Counts
+
+PAD = -1  # segment of a padded place
+SHARED = -2  # segment that every row sees: the prefix
+
+
+@dataclass
+class ChatBatch:
+    """Rows laid out for one forward pass of B lines of T places.
+
+    Args:
+        ids: (B, T) token ids; 0 where a virtual token or padding stands.
+        virtual: (B, T) index of the virtual token, -1 elsewhere.
+        positions: (B, T) position within the row, counted after a prefix.
+        segments: (B, T) which row a place belongs to, or `PAD`.
+        sources: (N,) flat places whose hidden state predicts a supervised token.
+        labels: (N,) those tokens.
+        rows: (N,) the row, as an index into the rows given, that each label belongs to.
+        counts: for the ledger.
+    """
+
+    ids: torch.Tensor
+    virtual: torch.Tensor
+    positions: torch.Tensor
+    segments: torch.Tensor
+    sources: torch.Tensor
+    labels: torch.Tensor
+    rows: torch.Tensor
+    counts: Counts
+
+    def to(self, device: torch.device) -> ChatBatch:
+        if device.type == "cpu":
+            return self
+        moved = {f.name: getattr(self, f.name).pin_memory().to(device, non_blocking=True) for f in fields(self) if f.name != "counts"}
+        return replace(self, **moved)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row's tokens (n,) and which of them are under the loss (n,); `index` tells rows apart."""
+
+    ids: np.ndarray
+    supervised: np.ndarray
+    index: int = 0
+
+
+def lay_out(lines: list[list[Row]], virtual: int = 0, prefix: int = 0, left: bool = False, width: int | None = None) -> ChatBatch:
+    """Lays lines of rows (one row a line when padded, several when packed) on a (B, T) grid.
+
+    Args:
+        lines: for each line, its rows, one after the other.
+        virtual: soft-prompt tokens before every row.
+        prefix: key-value positions before every row; they take no place but move positions on.
+        left: pad on the left, as generation needs it.
+        width: T; default the longest line.
+    """
+    sizes = [sum(virtual + len(row.ids) for row in line) for line in lines]
+    width = max([width or 0, *sizes])
+    shape = (len(lines), width)
+    ids, index = np.zeros(shape, np.int64), np.full(shape, -1, np.int64)
+    positions, segments = np.zeros(shape, np.int64), np.full(shape, PAD, np.int64)
+    sources, labels, owners, number = [], [], [], 0
+    for b, (line, size) in enumerate(zip(lines, sizes, strict=True)):
+        at = width - size if left else 0
+        for row in line:
+            start, end = at + virtual, at + virtual + len(row.ids)
+            ids[b, start:end] = row.ids
+            index[b, at:start] = np.arange(virtual)
+            positions[b, at:end] = np.arange(end - at) + prefix
+            segments[b, at:end] = number
+            marked = np.flatnonzero(row.supervised)
+            marked = marked[marked + virtual > 0]  # a row's first token has nothing before it to predict it from
+            sources.append(b * width + start + marked - 1)
+            labels.append(row.ids[marked])
+            owners.append(np.full(len(marked), row.index))
+            at, number = end, number + 1
+    rows = [row for line in lines for row in line]
+    tokens, flat = sum(len(row.ids) for row in rows), np.concatenate
+    counts = Counts(len(rows), tokens, sum(map(len, labels)), width * len(lines) - sum(sizes), (virtual + prefix) * len(rows))
+    arrays = (ids, index, positions, segments, flat(sources), flat(labels).astype(np.int64), flat(owners))
+    return ChatBatch(*(torch.from_numpy(np.ascontiguousarray(a)) for a in arrays), counts)
+
+
+def group(rows: list[Row], limit: int, virtual: int, packed: bool) -> list[list[list[Row]]]:
+    """The rows as batches of lines, no batch larger than `limit` places unless one row alone is.
+
+    Padded: rows of like length together. Packed: one line a batch, filled longest row first (first fit decreasing).
+    """
+    rows = sorted(rows, key=lambda row: -len(row.ids))
+    if not packed:
+        batches: list[list[Row]] = []
+        for row in rows:
+            longest = len(batches[-1][0].ids) + virtual if batches else 0
+            if batches and longest * (len(batches[-1]) + 1) <= limit:
+                batches[-1].append(row)
+            else:
+                batches.append([row])
+        return [[[row] for row in batch] for batch in batches]
+    bins: list[tuple[int, list[Row]]] = []
+    for row in rows:
+        size = len(row.ids) + virtual
+        for i, (used, line) in enumerate(bins):
+            if used + size <= limit:
+                bins[i] = (used + size, [*line, row])
+                break
+        else:
+            bins.append((size, [row]))
+    return [[line] for _, line in bins]

@@ -1,0 +1,80 @@
+"""Cross-entropy over answer tokens only, a chunk of the vocabulary's logits at a time.
+
+With 262,144 words, the logits of one batch would be larger than the model. Here a chunk's logits become its loss and its
+gradient at once and are forgotten; the head runs twice per token instead of the three times that recomputing would take.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+
+CHUNK_BYTES = 256 * 2**20  # of float32 logits
+
+
+class ChunkedCrossEntropy(torch.autograd.Function):
+    """Losses (N,) of `labels` (N,) under softmax(cap(hidden (N, width) @ weight.T (V, width))).
+
+    The gradient is that of the *sum* of the losses: scale it, but do not weigh single tokens.
+    """
+
+    @staticmethod
+    def forward(ctx, hidden, weight, labels, softcap):
+        need_hidden, need_weight = ctx.needs_input_grad[:2]
+        grad_hidden = torch.empty_like(hidden) if need_hidden else None
+        grad_weight = torch.zeros_like(weight, dtype=torch.float32) if need_weight else None
+        losses = torch.empty(len(labels), dtype=torch.float32, device=hidden.device)
+        rows = max(1, CHUNK_BYTES // (4 * weight.shape[0]))
+        matrix = weight.to(hidden.dtype)
+        for start in range(0, len(labels), rows):
+            part = slice(start, start + rows)
+            raw = (hidden[part] @ matrix.T).float()
+            capped = torch.tanh(raw / softcap) * softcap if softcap else raw
+            total = torch.logsumexp(capped, -1)
+            picked = capped.gather(1, labels[part, None])[:, 0]
+            losses[part] = total - picked
+            if not (need_hidden or need_weight):
+                continue
+            grad = torch.exp(capped - total[:, None])
+            grad.scatter_add_(1, labels[part, None], torch.full_like(picked, -1.0)[:, None])
+            if softcap:
+                grad *= 1 - (capped / softcap) ** 2
+            grad = grad.to(hidden.dtype)
+            if need_hidden:
+                grad_hidden[part] = grad @ matrix
+            if need_weight:
+                grad_weight += grad.T.float() @ hidden[part].float()
+        ctx.save_for_backward(grad_hidden, grad_weight)
+        return losses
+
+    @staticmethod
+    def backward(ctx, grad):
+        hidden, weight = ctx.saved_tensors
+        scale = grad.flatten()[0] if grad.numel() else grad.sum()
+        return (None if hidden is None else hidden * scale.to(hidden.dtype)), (None if weight is None else weight * scale), None, None
+
+
+def token_losses(model, hidden: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Nats of each label, (N,), from the hidden states (N, width) that predict them; differentiable through their sum."""
+    head, softcap = model.get_output_embeddings(), getattr(model.config, "final_logit_softcapping", None)
+    if head.bias is not None or _unusual(model.config):
+        return F.cross_entropy(logits_of(model, hidden), labels, reduction="none")
+    if torch.is_autocast_enabled(hidden.device.type):
+        hidden = hidden.to(torch.get_autocast_dtype(hidden.device.type))
+    return ChunkedCrossEntropy.apply(hidden, head.weight, labels, softcap)
+
+
+def logits_of(model, hidden: torch.Tensor) -> torch.Tensor:
+    """(N, V) float32 logits as the model itself makes them from hidden states."""
+    logits = model.get_output_embeddings()(hidden).float()
+    config = model.config
+    if getattr(config, "logit_scale", None):  # Cohere
+        logits = logits * config.logit_scale
+    if getattr(config, "logits_scaling", None):  # Granite
+        logits = logits / config.logits_scaling
+    softcap = getattr(config, "final_logit_softcapping", None)
+    return torch.tanh(logits / softcap) * softcap if softcap else logits
+
+
+def _unusual(config) -> bool:
+    return bool(getattr(config, "logit_scale", None) or getattr(config, "logits_scaling", None))

@@ -1,0 +1,15 @@
+"""The ways of tuning: one file each. A new file, named here, is a new method with its help, checks and report."""
+
+from __future__ import annotations
+
+from tarazu.chat.methods.base import Base
+from tarazu.chat.methods.dora import DoRA
+from tarazu.chat.methods.layers import Layers
+from tarazu.chat.methods.loha import LoHa
+from tarazu.chat.methods.lora import LoRA
+from tarazu.chat.methods.p_tuning import PTuning
+from tarazu.chat.methods.prefix_tuning import PrefixTuning
+from tarazu.chat.methods.prompt_tuning import PromptTuning
+from tarazu.chat.methods.rslora import RsLoRA
+
+AnyMethod = Base | PromptTuning | PrefixTuning | PTuning | LoRA | RsLoRA | DoRA | LoHa | Layers

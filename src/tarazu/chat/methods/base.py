@@ -1,0 +1,31 @@
+"""The untouched model: what every method is weighed against."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+from tarazu.recipe import Method
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from tarazu.chat.trainee import ChatTrainee
+
+
+class ChatMethod(Method):
+    """What every method of chat can do: take a loaded model and say exactly what may change in it."""
+
+    def attach(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> ChatTrainee:
+        """The model as this method trains it. Everything outside `may_change` is frozen."""
+        raise TypeError(f"{type(self).__name__} has no attach")
+
+
+class Base(ChatMethod):
+    """Nothing is trained."""
+
+    kind: Literal["base"] = "base"
+
+    def attach(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> ChatTrainee:
+        from tarazu.chat.trainee import ChatTrainee
+
+        return ChatTrainee(model.requires_grad_(False), frozenset(), base=model)

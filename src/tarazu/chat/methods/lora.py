@@ -1,0 +1,48 @@
+"""LoRA: a low-rank update beside each frozen weight (Hu et al. 2021, arXiv:2106.09685).
+
+y = W x + (alpha / r) B A x      A: (r, in)   B: (out, r), zero at the start: step 0 is the base model
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import Field, PositiveFloat, PositiveInt
+
+from tarazu.chat.methods.base import ChatMethod
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from tarazu.chat.trainee import ChatTrainee
+
+
+class LowRank(ChatMethod):
+    """What the low-rank family shares: where the adapters go."""
+
+    rank: PositiveInt = 16
+    alpha: PositiveInt = 32
+    dropout: float = Field(0.0, ge=0, lt=1)
+    targets: str | list[str] = Field("all-linear", description="all-linear, or the ends of module names (q_proj, v_proj)")
+
+    def settings(self) -> Any:
+        """peft's configuration of this method."""
+        import peft
+
+        return peft.LoraConfig(**self.lora_settings())
+
+    def lora_settings(self) -> dict[str, Any]:
+        return {"r": self.rank, "lora_alpha": self.alpha, "lora_dropout": self.dropout, "target_modules": self.targets, "task_type": "CAUSAL_LM"}
+
+    def attach(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> ChatTrainee:
+        """Adapters on `targets`, all else frozen. Raises `BadInput`, naming the nearest module names."""
+        from tarazu.chat.trainee import adapted
+
+        return adapted(model, self.settings(), self.targets)
+
+
+class LoRA(LowRank):
+    """Low-rank adapters, scaled by alpha / rank."""
+
+    kind: Literal["lora"] = "lora"
+    learning_rate: PositiveFloat = 5e-4

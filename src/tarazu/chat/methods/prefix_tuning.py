@@ -1,0 +1,44 @@
+"""Prefix tuning: trained keys and values in front of every layer's own (Li & Liang 2021, arXiv:2101.00190).
+
+attention(q, [K_prefix ; K], [V_prefix ; V])      P pairs for each layer and key-value head
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import Field, PositiveFloat, PositiveInt
+
+from tarazu.chat.methods.base import ChatMethod
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from tarazu.chat.trainee import ChatTrainee
+
+
+class PrefixTuning(ChatMethod):
+    """A prefix of `virtual_tokens` keys and values in every layer.
+
+    It begins as the keys and values that the model itself computes for a text ("text"), which Li & Liang found best; a
+    random start breaks the model first. `projection` trains a network that writes the prefix instead.
+    """
+
+    kind: Literal["prefix_tuning"] = "prefix_tuning"
+    virtual_tokens: PositiveInt = 32
+    projection: bool = Field(False, description="train a network that writes the prefix (starts from random)")
+    projection_width: PositiveInt = 256
+    text: str | None = Field(None, description="what the prefix begins as; default: prompt tuning's text")
+    learning_rate: PositiveFloat = 5e-3
+
+    def attach(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> ChatTrainee:
+        import peft
+
+        from tarazu.chat.methods.prompt_tuning import INSTRUCTION
+        from tarazu.chat.trainee import prefixed, start_ids
+
+        config = peft.PrefixTuningConfig(
+            task_type="CAUSAL_LM", num_virtual_tokens=self.virtual_tokens, prefix_projection=self.projection, encoder_hidden_size=self.projection_width
+        )
+        ids = None if self.projection else start_ids(tokenizer, self.text or INSTRUCTION, self.virtual_tokens)
+        return prefixed(model, config, ids)

@@ -1,0 +1,44 @@
+"""Prompt tuning: trained vectors in front of the word embeddings (Lester et al. 2021, arXiv:2104.08691).
+
+x = [p_1 ... p_P ; e(w_1) ... e(w_n)]      P vectors of the model's width are all that is trained
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import Field, PositiveFloat, PositiveInt
+
+from tarazu.chat.methods.base import ChatMethod
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from tarazu.chat.trainee import ChatTrainee
+
+INSTRUCTION = "به پرسش‌های کاربر به فارسیِ روان، درست و کوتاه پاسخ بده. "
+
+
+class PromptTuning(ChatMethod):
+    """A soft prompt of `virtual_tokens` vectors.
+
+    A random start is some 50 times larger than word embeddings, so it begins from a text or from random words.
+    """
+
+    kind: Literal["prompt_tuning"] = "prompt_tuning"
+    virtual_tokens: PositiveInt = 32
+    start: Literal["text", "vocabulary"] = Field("text", description="what the vectors begin as")
+    text: str = Field(INSTRUCTION, min_length=1, description="repeated or cut to the number of virtual tokens")
+    learning_rate: PositiveFloat = 1e-2
+
+    def attach(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> ChatTrainee:
+        import peft
+
+        from tarazu.chat.trainee import prompted, start_ids
+
+        ids = start_ids(tokenizer, self.text if self.start == "text" else None, self.virtual_tokens)
+        start = model.get_input_embeddings()(ids.to(model.device)).detach().float()  # the module: Gemma 3 scales in it
+        config = peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=self.virtual_tokens, prompt_tuning_init="RANDOM")
+        trainee = prompted(model, config)
+        trainee.module.prompt_encoder["default"].embedding.weight.data.copy_(start)
+        return trainee

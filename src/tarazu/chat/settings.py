@@ -1,0 +1,74 @@
+"""The recipe of instruction tuning: the shared keys, and the model, data, questions and generation of a chat study."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
+
+from tarazu.chat.methods import AnyMethod
+from tarazu.recipe import Budget, Recipe, Strict
+
+
+class Shares(Strict):
+    """How one source is split; identical conversations never land in two splits."""
+
+    train: float = Field(0.9, gt=0, lt=1)
+    validation: float = Field(0.05, gt=0, lt=1)
+    test: float = Field(0.05, gt=0, lt=1)
+
+    @model_validator(mode="after")
+    def _whole(self) -> Shares:
+        if not 0.999 < self.train + self.validation + self.test < 1.001:
+            raise ValueError("train, validation and test must add up to 1")
+        return self
+
+
+class Sources(Strict):
+    """Three sources, each a hub name, a file or a folder."""
+
+    train: str
+    validation: str
+    test: str
+
+
+class ChatData(Strict):
+    """Where the rows come from and how they are cut."""
+
+    source: str | list[str] | Sources = Field(description="hub name, file (.jsonl, .jsonl.gz, .json, .csv, .parquet), folder, or a list of them")
+    split: Shares = Shares()
+    split_seed: int = 0
+    rows: PositiveInt | None = Field(None, description="use only so many rows, from the start")
+    max_length: PositiveInt = Field(1024, description="most tokens of a row; what is over is cut, and counted")
+    duplicates: Literal["drop", "keep"] = "drop"
+    note: str | None = Field(None, description="shown in the report: what this data stands in for, say")
+
+
+class Generation(Strict):
+    """The answers that are written for the report: greedy, the same rows for every method."""
+
+    max_new_tokens: PositiveInt = 128
+    test_rows: NonNegativeInt = Field(32, description="test rows that are answered (the loss is over all of them)")
+    batch_rows: PositiveInt = 16
+    during_training: NonNegativeInt = Field(1, description="questions answered at every validation")
+
+
+class ChatBudget(Budget):
+    """The budget, and how many rows a validation reads."""
+
+    validation_rows: PositiveInt | None = Field(None, description="validation rows used while training; default: all")
+
+
+class ChatRecipe(Recipe):
+    """`task: chat`."""
+
+    task: Literal["chat"]
+    model: str = Field(description="hub name, local folder, GGUF file, or gemma-3-270m (carried by a PyPI package)")
+    revision: str | None = None
+    data: ChatData
+    budget: ChatBudget
+    questions: str | None = Field("samples:questions_fa.jsonl", description="designed questions, JSON lines")
+    generation: Generation = Generation()
+    attention: Literal["auto", "sdpa", "eager", "flex_attention"] = "auto"
+    layout: Literal["auto", "packed", "padded"] = Field("auto", description="how rows share a batch; auto: packed on a GPU")
+    methods: dict[str, Annotated[AnyMethod, Field(discriminator="kind")]]
