@@ -1,0 +1,310 @@
+"""The chat template of a model as plain pieces of text, and conversations encoded with it, token by token.
+
+Every template is brought to the same form: what opens and closes a system turn, a question and an answer. The tokenizer's
+own template is *measured* into that form by rendering marked turns, and taken only if the pieces give back exactly what the
+template itself writes. So the place of every answer is known without searching, what is fed before an answer is a prefix
+of the row by construction, and the loss lies on the answers and their end-of-turn token and on nothing else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from tarazu.chat.conversation import Conversation, Turn, clean, marker_pattern
+from tarazu.errors import BadInput
+
+if TYPE_CHECKING:
+    import re
+
+    from transformers import PreTrainedTokenizerFast
+
+# Llama 3.1 and later write today's date into the prompt; a row must give the same tokens tomorrow (theirs as default)
+_FIXED_DATE = {"date_string": "26 Jul 2024"}
+
+
+@dataclass(frozen=True)
+class Pieces:
+    """A template: `start [system_open S system_close] (user_open U user_close answer_open A end_of_turn after)...`.
+
+    `start` holds the beginning-of-text token. A family without system turns has `system_open` None: the system text then
+    goes before the first question, joined by `fold`. `start_system` replaces `start` where a system turn follows.
+    """
+
+    start: str
+    user_open: str
+    user_close: str
+    answer_open: str
+    end_of_turn: str
+    after: str
+    system_open: str | None = None
+    system_close: str = ""
+    start_system: str | None = None
+    fold: str = "\n\n"
+
+    def write(self, turns: Sequence[Turn]) -> tuple[str, list[tuple[int, int, int]]]:
+        """The text of the turns, and (start, end of the answer, end of its end-of-turn token) of every answer."""
+        turns, out, spans = list(turns), "", []
+        if turns and turns[0].role == "system":
+            system = turns.pop(0)
+            if self.system_open is not None:
+                opening = self.start if self.start_system is None else self.start_system
+                out = opening + self.system_open + system.text + self.system_close
+            elif turns:
+                turns[0] = replace(turns[0], text=system.text + self.fold + turns[0].text)
+        out = out or self.start
+        for turn in turns:
+            if turn.role == "human":
+                out += self.user_open + turn.text + self.user_close
+                continue
+            out += self.answer_open
+            start, end = len(out), len(out) + len(turn.text)
+            out += turn.text + self.end_of_turn
+            spans.append((start, end, len(out)))
+            out += self.after
+        return out, spans
+
+    def write_prompt(self, turns: Sequence[Turn]) -> str:
+        """The text that an answer follows: a prefix of `write` of the same turns with that answer."""
+        return self.write(turns)[0] + self.answer_open
+
+
+GEMMA = Pieces("<bos>", "<start_of_turn>user\n", "<end_of_turn>\n", "<start_of_turn>model\n", "<end_of_turn>", "\n")
+_HEAD = "<|start_header_id|>{}<|end_header_id|>\n\n".format
+LLAMA3 = Pieces("<|begin_of_text|>", _HEAD("user"), "<|eot_id|>", _HEAD("assistant"), "<|eot_id|>", "",
+                _HEAD("system"), "<|eot_id|>")  # fmt: skip
+CHATML = Pieces("", "<|im_start|>user\n", "<|im_end|>\n", "<|im_start|>assistant\n", "<|im_end|>", "\n",
+                "<|im_start|>system\n", "<|im_end|>\n")  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """One row: `ids` (T,) int32, `supervised` (T,) bool, UTF-8 bytes of the answers under the loss, tokens cut off."""
+
+    ids: np.ndarray
+    supervised: np.ndarray
+    answer_bytes: int
+    cut: int = 0
+
+
+@dataclass
+class Template:
+    """A tokenizer with its template. Make one with `choose`."""
+
+    tokenizer: PreTrainedTokenizerFast
+    pieces: Pieces
+    name: str  # gemma | llama3 | chatml | tokenizer
+    reason: str
+    add_bos: bool = False  # the tokenizer begins texts with a token that the template does not write
+    markers: re.Pattern = field(init=False)
+    cut: bool = field(init=False)
+
+    def __post_init__(self) -> None:
+        decoder = self.tokenizer.added_tokens_decoder
+        special = [token.content for token in decoder.values() if token.special]
+        self.markers = marker_pattern([*special, *self.tokenizer.all_special_tokens])
+        self.cut = self._cutting_is_harmless()
+
+    def describe(self) -> dict:
+        """What decides the tokens, for the cache key and the record."""
+        return {"name": self.name, "add_bos": self.add_bos, "cut": self.cut, **asdict(self.pieces)}
+
+    @property
+    def stop_ids(self) -> list[int]:
+        """Tokens that end an answer: the end of turn, and the end of text."""
+        ids = [self._ids(self.pieces.end_of_turn)[0], self.tokenizer.eos_token_id]
+        return sorted({i for i in ids if i is not None})
+
+    def encode(self, conversation: Conversation, max_length: int | None = None) -> Encoded:
+        """The row's tokens, cut at `max_length`. The texts are cleaned first, so that none can forge a turn."""
+        return self.encode_batch([Conversation(self._cleaned(conversation.turns))], max_length)[0]
+
+    def encode_batch(self, conversations: Sequence[Conversation], max_length: int | None = None) -> list[Encoded]:
+        """As `encode` for rows that `understand` has cleaned with this template's `markers`, in one threaded call."""
+        written = [self.pieces.write(c.turns) for c in conversations]
+        parts = [self._parts(text, [start for start, _, _ in spans]) for text, spans in written]
+        flat = [part for row in parts for part in row]
+        encoding = self.tokenizer(flat, add_special_tokens=False, return_offsets_mapping=True) if flat else None
+        rows, at = [], 0
+        for conversation, (text, spans), row_parts in zip(conversations, written, parts, strict=True):
+            ids, offsets, base = [], [], 0
+            for i, part in enumerate(row_parts, at):
+                ids.extend(encoding["input_ids"][i])
+                offsets.extend((base + a, base + b) for a, b in encoding["offset_mapping"][i])
+                base += len(part)
+            at += len(row_parts)
+            learn = [turn.learn for turn in conversation.turns if turn.role == "gpt"]
+            rows.append(self._mask(text, ids, offsets, [s for s, keep in zip(spans, learn, strict=True) if keep], max_length))
+        return rows
+
+    def encode_prompt(self, turns: Sequence[Turn]) -> list[int]:
+        """Tokens up to where the answer begins: exactly the first tokens of the row that has this answer."""
+        cleaned = self._cleaned(turns)
+        starts = [start for start, _, _ in self.pieces.write(cleaned)[1]]
+        ids = [i for part in self._parts(self.pieces.write_prompt(cleaned), starts) for i in self._ids(part)]
+        return self._begun(ids)
+
+    def _cleaned(self, turns: Sequence[Turn]) -> tuple[Turn, ...]:
+        return tuple(replace(turn, text=clean(turn.text, self.markers)[0]) for turn in turns)
+
+    def _mask(self, text: str, ids: list[int], offsets: list, spans: list, max_length: int | None) -> Encoded:
+        supervised = np.zeros(len(ids), dtype=bool)
+        starts = np.array([a for a, _ in offsets], dtype=np.int64)
+        ends = np.array([b for _, b in offsets], dtype=np.int64)
+        for start, _, end in spans:
+            supervised |= (starts < end) & (ends > start)
+        if self._begun(ids) is not ids:
+            ids, supervised = self._begun(ids), np.concatenate(([False], supervised))
+            ends = np.concatenate(([0], ends))
+        kept = len(ids) if max_length is None else min(len(ids), max_length)
+        seen = int(ends[kept - 1]) if kept else 0
+        answers = (text[start : min(end, seen)] for start, end, _ in spans)
+        answer_bytes = sum(len(answer.encode("utf-8", "ignore")) for answer in answers)
+        return Encoded(np.array(ids[:kept], dtype=np.int32), supervised[:kept], answer_bytes, len(ids) - kept)
+
+    def _parts(self, text: str, cuts: list[int]) -> list[str]:
+        """The text cut where answers begin, so that no token and no look-ahead of the tokenizer crosses that place."""
+        edges = [0, *cuts, len(text)] if self.cut else [0, len(text)]
+        return [text[a:b] for a, b in zip(edges, edges[1:], strict=False) if a < b]
+
+    def _cutting_is_harmless(self) -> bool:
+        """False for tokenizers that put a space before every text they are given: those read the row in one piece."""
+        prompt = self.pieces.answer_open
+        return self._ids(prompt + "سلام.") == self._ids(prompt) + self._ids("سلام.") or not self._prefix_is_stable(prompt)
+
+    def _prefix_is_stable(self, prompt: str) -> bool:
+        alone = self._ids(prompt)
+        return self._ids(prompt + "سلام.")[: len(alone)] == alone
+
+    def _begun(self, ids: list[int]) -> list[int]:
+        bos = self.tokenizer.bos_token_id
+        return [bos, *ids] if self.add_bos and ids[:1] != [bos] else ids
+
+    def _ids(self, text: str) -> list[int]:
+        return self.tokenizer(text, add_special_tokens=False)["input_ids"]
+
+
+def choose(tokenizer: PreTrainedTokenizerFast, model_type: str | None = None) -> Template:
+    """The tokenizer's own chat template, else the family's, else ChatML, with the reason for the choice.
+
+    Args:
+        model_type: `config.model_type` of the model ("gemma3_text", "llama", ...), if known.
+    Raises: `BadInput` for a tokenizer without the Rust backend: places of tokens in the text are needed.
+    """
+    if not getattr(tokenizer, "is_fast", False):
+        raise BadInput("this tokenizer has no fast version, so the place of its tokens in the text is unknown",
+                       where=str(tokenizer.name_or_path), todo="use a model with a tokenizer.json")  # fmt: skip
+    why_not = "the tokenizer has no chat template"
+    if tokenizer.chat_template:
+        try:
+            pieces = measure(tokenizer)
+            return _template(tokenizer, pieces, "tokenizer", "the tokenizer's own chat template")
+        except ValueError as error:
+            why_not = f"the tokenizer's own chat template cannot be used ({error})"
+    family = model_type or ""
+    if family.startswith("gemma") or not family:
+        if _has(tokenizer, "<start_of_turn>", "<end_of_turn>"):
+            return _template(tokenizer, replace(GEMMA, start=tokenizer.bos_token or ""), "gemma", f"{why_not}; Gemma's is used")
+    if family.startswith("llama") or not family:
+        if _has(tokenizer, "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"):
+            start = tokenizer.bos_token or ""
+            return _template(tokenizer, replace(LLAMA3, start=start), "llama3", f"{why_not}; Llama 3's is used")
+    return _chatml(tokenizer, why_not)
+
+
+def measure(tokenizer: PreTrainedTokenizerFast) -> Pieces:
+    """The tokenizer's own template as `Pieces`. Raises `ValueError` with the reason where it does not come apart."""
+    q1, a1, q2, a2, s = (Turn(r, t) for r, t in zip(("human", "gpt", "human", "gpt", "system"), _MARKED, strict=True))
+    render = _renderer(tokenizer)
+    asked, bare, full = render([q1], True), render([q1]), render([q1, a1, q2, a2])
+    if not asked.startswith(bare):
+        raise ValueError("its generation prompt changes what stands before it")
+    head, user_close = _around(bare, q1.text)
+    answer_open = asked[len(bare) :]
+    between = _between(full, a1.text, q2.text)
+    tail = full[full.rindex(a2.text) + len(a2.text) :]
+    if not answer_open or not between.startswith(tail) or not head.endswith(between[len(tail) :]):
+        raise ValueError("its turns do not come apart")
+    user_open = between[len(tail) :]
+    end = _leading_token(tokenizer, tail)
+    pieces = Pieces(head[: len(head) - len(user_open)], user_open, user_close, answer_open, end, tail[len(end) :])
+    pieces = _with_system(pieces, render, s, q1)
+    for turns in ([q1, a1], [q1, a1, q2, a2]):
+        for case in (turns, [s, *turns]) if pieces.system_open is not None else (turns,):
+            if pieces.write(case)[0] != render(case) or pieces.write_prompt(case[:-1]) != render(case[:-1], True):
+                raise ValueError("it writes a turn differently by where it stands")
+    return pieces
+
+
+_MARKED = ("QQ1QQ", "AA1AA", "QQ2QQ", "AA2AA", "SS1SS")
+_NAMES = {"system": "system", "human": "user", "gpt": "assistant"}
+
+
+def _with_system(pieces: Pieces, render, system: Turn, question: Turn) -> Pieces:
+    """Adds how the template writes a system turn; one that refuses or folds it leaves `system_open` None."""
+    try:
+        text = render([system, question])
+    except ValueError:  # Gemma 2 raises "System role not supported"
+        return pieces
+    if text.count(system.text) != 1 or text.index(system.text) > text.index(question.text):
+        return pieces
+    opening, between = text[: text.index(system.text)], _between(text, system.text, question.text)
+    if not between.endswith(pieces.user_open):  # Gemma 3 folds it into the question itself, after a blank line
+        folds = opening == pieces.start + pieces.user_open
+        return replace(pieces, fold=between) if folds else pieces
+    close = between[: len(between) - len(pieces.user_open)]
+    return replace(pieces, start_system="", system_open=opening, system_close=close)
+
+
+def _renderer(tokenizer: PreTrainedTokenizerFast):
+    def render(turns: Sequence[Turn], prompt: bool = False) -> str:
+        messages = [{"role": _NAMES[t.role], "content": t.text} for t in turns]
+        try:
+            return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=prompt, **_FIXED_DATE)
+        except Exception as error:  # a template is a foreign program: whatever it raises means that it cannot be used
+            raise ValueError(f"it fails: {str(error).splitlines()[0] if str(error) else type(error).__name__}") from None
+
+    return render
+
+
+def _around(text: str, inner: str) -> tuple[str, str]:
+    if text.count(inner) != 1:
+        raise ValueError("it does not write a turn exactly once")
+    return text[: text.index(inner)], text[text.index(inner) + len(inner) :]
+
+
+def _between(text: str, first: str, second: str) -> str:
+    if text.count(first) != 1 or text.count(second) != 1 or text.index(first) > text.index(second):
+        raise ValueError("it does not write every turn exactly once, in order")
+    return text[text.index(first) + len(first) : text.index(second)]
+
+
+def _leading_token(tokenizer: PreTrainedTokenizerFast, text: str) -> str:
+    """The single token of the vocabulary, not plain text, that `text` begins with."""
+    added = sorted((token.content for token in tokenizer.added_tokens_decoder.values()), key=len, reverse=True)
+    token = next((token for token in added if token and text.startswith(token)), None)
+    if token is None:
+        raise ValueError("its answers do not end in a token of their own")
+    return token
+
+
+def _has(tokenizer: PreTrainedTokenizerFast, *tokens: str) -> bool:
+    vocabulary = tokenizer.get_vocab()
+    return all(token in vocabulary for token in tokens)
+
+
+def _template(tokenizer: PreTrainedTokenizerFast, pieces: Pieces, name: str, reason: str) -> Template:
+    begun = tokenizer("a")["input_ids"][:1]
+    return Template(tokenizer, pieces, name, reason, add_bos=tokenizer.bos_token_id is not None and begun == [tokenizer.bos_token_id])
+
+
+def _chatml(tokenizer: PreTrainedTokenizerFast, why_not: str) -> Template:
+    end = "<|im_end|>" if _has(tokenizer, "<|im_end|>") else tokenizer.eos_token
+    if not end:
+        raise BadInput("the tokenizer has neither a chat template nor an end-of-text token", where=str(tokenizer.name_or_path),
+                       todo="use a tokenizer that names its eos_token")  # fmt: skip
+    pieces = replace(CHATML, user_close=f"{end}\n", end_of_turn=end, system_close=f"{end}\n")
+    return _template(tokenizer, pieces, "chatml", f"{why_not} and its family is not known here; ChatML is used, ending turns with {end}")
