@@ -74,6 +74,7 @@ class _Fit:
         self.thread = ThreadPoolExecutor(1)
         self.ahead: tuple | None = None
         self.losses: deque[float] = deque(maxlen=20)
+        self.last_tokens = 0
         self.saved_step, self.saved_time = -1, time.monotonic()
         torch.manual_seed(seed)
 

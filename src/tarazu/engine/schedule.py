@@ -15,7 +15,7 @@ def scale(fraction: float, schedule: str, warmup: float) -> float:
     """
     fraction = min(max(fraction, 0.0), 1.0)
     if fraction < warmup:
-        return fraction / warmup
+        return max(fraction / warmup, 0.05)  # never 0: the first step would be wasted
     rest = (fraction - warmup) / (1 - warmup) if warmup < 1 else 1.0
     match schedule:
         case "cosine":

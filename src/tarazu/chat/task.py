@@ -1,0 +1,191 @@
+"""Instruction tuning, as the engine sees it: rows in, losses, answers and scores out."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from tarazu.chat import generation, hub, model_card, questions, scoring, store, template
+from tarazu.chat.forward import hidden_states
+from tarazu.chat.layout import ChatBatch, Row, group, lay_out
+from tarazu.chat.loss import token_losses
+from tarazu.chat.persian import english_share
+from tarazu.chat.settings import ChatRecipe, Sources
+from tarazu.chat.trainee import ChatTrainee
+from tarazu.engine.loop import uses_bfloat16
+from tarazu.engine.task import LossSum
+from tarazu.errors import BadInput
+from tarazu.run_folder import RunFolder, write_json, write_lines
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from tarazu.engine.ledger import Ledger
+
+NO_CHECKPOINTING = {"prefix_tuning"}  # transformers drops the cache, and the prefix with it, under checkpointing
+
+
+@dataclass
+class Prepared:
+    """Tokenised rows, and what turns text into tokens and back."""
+
+    store: store.Store
+    template: template.Template
+    tokenizer: PreTrainedTokenizerBase
+    questions: list[questions.Question]
+    packed: bool
+
+    def size(self, split: str) -> int:
+        return self.store.size(split)
+
+
+class Chat:
+    """See `engine.task.Task`."""
+
+    name = "chat"
+
+    def prepare(self, recipe: ChatRecipe, folder: RunFolder, device: torch.device) -> Prepared:
+        tokenizer = hub.load_tokenizer(recipe.model, recipe.revision)
+        chosen = template.choose(tokenizer, hub.model_type(recipe.model, recipe.revision))
+        data = recipe.data
+        source = data.source.model_dump() if isinstance(data.source, Sources) else data.source
+        split = data.split.model_dump()
+        made = store.prepare(
+            source, tokenizer, chosen, max_length=data.max_length, split=split, seed=data.split_seed, cache=hub.cache_folder() / "rows", rows=data.rows, duplicates=data.duplicates
+        )
+        for name in ("train", "validation", "test"):
+            if not made.size(name):
+                raise BadInput(f"no row is left for the {name} split", where=str(data.source), todo="give more rows, or a larger share in data.split")
+        designed = questions.load(sample_path(recipe.questions)) if recipe.questions else []
+        write_json(folder.path / "data.json", {**made.data_json(), "note": data.note})
+        packed = recipe.layout == "packed" or (recipe.layout == "auto" and device.type == "cuda")
+        return Prepared(made, chosen, tokenizer, designed, packed)
+
+    def build(self, recipe: ChatRecipe, name: str, data: Prepared, seed: int, device: torch.device, folder: RunFolder | None = None) -> ChatTrainee:
+        method = recipe.methods[name]
+        dtype = torch.bfloat16 if uses_bfloat16(recipe.budget, device) else torch.float32
+        model = hub.load_model(recipe.model, recipe.revision, dtype, device, recipe.attention)
+        if folder is not None and not (folder.path / "model.json").exists():
+            write_json(folder.path / "model.json", {**model_card.describe(model, recipe.model), "variant_reason": None})
+        torch.manual_seed(seed)
+        trainee = method.attach(model, data.tokenizer)
+        trainee.learning_rate = method.learning_rate
+        trainee.module.to(device)
+        for parameter in trainee.trainable().values():
+            parameter.data = parameter.data.float()  # small steps vanish in bfloat16
+        if recipe.budget.gradient_checkpointing and method.kind not in NO_CHECKPOINTING:
+            model.gradient_checkpointing_enable({"use_reentrant": False})
+        return trainee
+
+    def collate(self, trainee: ChatTrainee, data: Prepared, split: str, rows: list[int], limit: int) -> list[ChatBatch]:
+        prefix = trainee.virtual if trainee.prefix else 0
+        virtual = trainee.virtual - prefix
+        made = [Row(*data.store.row(split, i), index=i) for i in rows]
+        return [lay_out(lines, virtual, prefix) for lines in group(made, limit, virtual, data.packed)]
+
+    def loss(self, trainee: ChatTrainee, batch: ChatBatch) -> LossSum:
+        return LossSum(self.losses(trainee, batch).sum(), len(batch.labels))
+
+    def losses(self, trainee: ChatTrainee, batch: ChatBatch) -> torch.Tensor:
+        """Nats of each supervised token, (N,)."""
+        hidden = hidden_states(trainee, batch)
+        return token_losses(trainee.base, hidden.flatten(0, 1)[batch.sources], batch.labels)
+
+    def validate(self, trainee: ChatTrainee, data: Prepared, recipe: ChatRecipe) -> dict[str, float]:
+        most = recipe.budget.validation_rows
+        rows = self.row_losses(trainee, data, "validation", recipe.budget.micro_batch_tokens, most)
+        return {"loss": sum(row[0] for row in rows) / sum(row[1] for row in rows)}
+
+    def row_losses(self, trainee: ChatTrainee, data: Prepared, split: str, limit: int, most: int | None = None) -> list[list[float]]:
+        """[nats, supervised tokens, answer bytes] of each row of a split."""
+        chosen = list(range(min(most or data.size(split), data.size(split))))
+        sums: dict[int, list[float]] = defaultdict(lambda: [0.0, 0])
+        for batch in self.collate(trainee, data, split, chosen, limit):
+            losses = self.losses(trainee, batch.to(trainee.base.device)).cpu()
+            for row, nats in zip(batch.rows.tolist(), losses.tolist(), strict=True):
+                sums[row][0] += nats
+                sums[row][1] += 1
+        return [[*sums[i], data.store.answer_bytes(split, i)] for i in chosen]
+
+    def sample(self, trainee: ChatTrainee, data: Prepared, recipe: ChatRecipe, final: bool) -> list[dict]:
+        asked = self.asked(data, recipe)
+        if not final:
+            asked = [a for a in asked if a["from"] == "questions"][: recipe.generation.during_training]
+        return self.answer(trainee, data, recipe, asked)
+
+    def asked(self, data: Prepared, recipe: ChatRecipe) -> list[dict]:
+        """Everything that every method answers: the designed questions, then the first test rows up to their last answer."""
+        out = [question.sample() for question in data.questions]
+        for i in range(min(recipe.generation.test_rows, data.size("test"))):
+            turns = data.store.conversation("test", i)
+            last = max(j for j, turn in enumerate(turns) if turn.role == "gpt")
+            shown = [{"role": turn.role, "text": turn.text} for turn in turns[:last]]
+            out.append({"id": f"test-{i:04d}", "from": "test", "ability": None, "turns": shown, "reference": turns[last].text, "good": None})
+        return out
+
+    def answer(self, trainee: ChatTrainee, data: Prepared, recipe: ChatRecipe, asked: list[dict]) -> list[dict]:
+        """`asked` with outputs, checks and scores."""
+        if not asked:
+            return []
+        prompts = [data.template.encode_prompt([template.Turn(t["role"], t["text"]) for t in a["turns"]]) for a in asked]
+        settings = recipe.generation
+        answers = generation.generate(trainee, prompts, set(data.template.stop_ids), settings.max_new_tokens, settings.batch_rows)
+        by_id = {question.id: question for question in data.questions}
+        out = []
+        for a, answer in zip(asked, answers, strict=True):
+            text = data.tokenizer.decode(answer.ids, skip_special_tokens=True).strip()
+            question = a["turns"][-1]["text"]
+            expected = questions.expected_script(by_id[a["id"]]) if a["id"] in by_id else ("en" if english_share(a["reference"]) > 0.5 else "fa")
+            checks = questions.check(by_id[a["id"]], text) if a["id"] in by_id else {}
+            scores = scoring.score(text, question, a["reference"], expected)
+            out.append({**a, "output": text, "finished": answer.finished, "tokens": len(answer.ids), "checks": checks, "scores": scores})
+        return out
+
+    def evaluate(self, trainee: ChatTrainee, data: Prepared, recipe: ChatRecipe, folder: Path, ledger: Ledger) -> dict:
+        with ledger.phase("evaluate"):
+            rows = self.row_losses(trainee, data, "test", recipe.budget.micro_batch_tokens)
+        with ledger.phase("generate"):
+            samples = self.sample(trainee, data, recipe, final=True)
+        write_lines(folder / "samples.jsonl", samples)
+        nats, tokens, size = (sum(column) for column in zip(*rows, strict=True))
+        asked = [s for s in samples if s["from"] == "questions"]
+        abilities = dict.fromkeys(s["ability"] for s in asked)
+        return {
+            "split": "test",
+            "loss": nats / tokens,
+            "perplexity": math.exp(min(nats / tokens, 700)),
+            "bits_per_byte": nats / math.log(2) / size,
+            "rows": len(rows),
+            "row_losses": rows,
+            "generation": {"test": scoring.gather([s for s in samples if s["from"] == "test"]), "questions": scoring.gather(asked)},
+            "abilities": {ability: scoring.gather([s for s in asked if s["ability"] == ability]) for ability in abilities},
+        }
+
+    def summary(self, metrics: dict) -> dict[str, Any]:
+        """The figures of one run that the comparison table shows."""
+        test, designed = metrics["generation"]["test"], metrics["generation"]["questions"]
+        figures = {name: metrics[name] for name in ("loss", "perplexity", "bits_per_byte")}
+        figures |= {name: test[name] for name in ("chrf", "rouge_l", "repetition", "wrong_script", "unfinished", "echo", "answer_words")}
+        return figures | {"checks_passed": designed["checks_passed"]}
+
+    def weights(self, trainee: ChatTrainee) -> dict[str, torch.Tensor]:
+        return {name: parameter.data for name, parameter in trainee.trainable().items()}
+
+    def paths(self, trainee: ChatTrainee, data: Prepared) -> dict[str, str]:
+        """Which code ran, for the ledger."""
+        return {"attention": trainee.base.config._attn_implementation, "layout": "packed" if data.packed else "padded"}
+
+    def targets(self, trainee: ChatTrainee) -> list[dict]:
+        return model_card.targets(trainee)
+
+
+def sample_path(name: str) -> Path:
+    """A path, where `samples:NAME` is a file that tarazu ships."""
+    if name.startswith("samples:"):
+        return Path(__file__).parent.parent / "samples" / name.removeprefix("samples:")
+    return Path(name)

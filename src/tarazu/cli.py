@@ -1,0 +1,157 @@
+"""The commands. Nothing heavy is imported until one runs, so that `--help` answers at once.
+
+Results go to stdout, everything else to stderr. Exit codes: 0, 1 (failed), 2 (bad input), 130 and 143 (stopped, resumable).
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tarazu.errors import TarazuError
+
+app = typer.Typer(
+    name="tarazu", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None,
+    help="Weighs ways of training a model against each other: one recipe, the same data and budget, one report.",
+)  # fmt: skip
+
+RecipeArgument = Annotated[str, typer.Argument(metavar="RECIPE", help="a recipe (YAML); `tarazu new` lists the shipped ones")]
+Sets = Annotated[list[str], typer.Option("--set", metavar="A.B=C", help="override one key of the recipe; repeatable")]
+Json = Annotated[bool, typer.Option("--json", help="machine-readable output")]
+
+
+@app.command()
+def new(name: Annotated[str, typer.Argument(help="a shipped recipe to copy here")] = "") -> None:
+    """List the shipped recipes, or copy one here."""
+    from tarazu import recipes
+
+    print(recipes.copy(name, Path.cwd()) if name else recipes.listing())
+
+
+@app.command()
+def check(recipe: RecipeArgument, sets: Sets = [], rows: Annotated[int, typer.Option(min=0, help="rows to show")] = 3, json: Json = False) -> None:  # noqa: B006
+    """Read a recipe and its data; show rows, their structure, and which tokens carry loss. Trains nothing."""
+    from tarazu import check as work
+
+    work.check(recipe, sets, rows, json)
+
+
+@app.command()
+def run(
+    recipe: RecipeArgument,
+    out: Annotated[str, typer.Option("--out", metavar="DIR", help="a new folder for the study")],
+    method: Annotated[list[str], typer.Option("--method", metavar="M", help="only this method; repeatable")] = [],  # noqa: B006
+    sets: Sets = [],  # noqa: B006
+) -> None:
+    """Train and evaluate every method of a recipe under the same conditions, then write the report."""
+    from tarazu import study
+
+    _finish(study.run(recipe, out, method, sets).path)
+
+
+@app.command()
+def resume(folder: Annotated[str, typer.Argument(metavar="DIR", help="a run folder")]) -> None:
+    """Go on exactly where a study stopped."""
+    from tarazu import study
+
+    _finish(study.resume(folder).path)
+
+
+@app.command()
+def report(folder: Annotated[str, typer.Argument(metavar="DIR", help="a run folder")]) -> None:
+    """Write report.html, results.csv and figures/ from a run folder."""
+    from tarazu.report.build import build
+    from tarazu.run_folder import find_study
+
+    print(build(find_study(folder).path))
+
+
+@app.command()
+def chat(
+    runs: Annotated[list[str], typer.Argument(metavar="DIR/METHOD...", help="a tuned model; several with --compare")],
+    compare: Annotated[bool, typer.Option("--compare", help="answer with every model, one after the other")] = False,
+    prompt: Annotated[str, typer.Option("--prompt", help="ask this once and leave")] = "",
+    system: Annotated[str, typer.Option(help="a system message")] = "",
+    temperature: Annotated[float, typer.Option(min=0, max=2, help="0 is greedy")] = 0.0,
+    most: Annotated[int, typer.Option("--max-new-tokens", min=1, help="longest answer")] = 256,
+) -> None:
+    """Talk to a tuned model in the terminal."""
+    from tarazu.chat import terminal
+
+    terminal.talk(runs, compare, prompt, system, temperature, most)
+
+
+@app.command()
+def caption(
+    run: Annotated[str, typer.Argument(metavar="DIR/METHOD", help="a trained captioning model")],
+    images: Annotated[list[str], typer.Argument(metavar="IMAGE...", help="image files")],
+    beam: Annotated[int, typer.Option(min=1, max=50, help="beam width; 1 is greedy")] = 3,
+    heatmap: Annotated[str, typer.Option(metavar="OUT.png", help="write where the model looked, word by word")] = "",
+    json: Json = False,
+) -> None:
+    """Describe images."""
+    from tarazu.captions import caption as work
+
+    work.caption(run, images, beam, heatmap or None, json)
+
+
+@app.command()
+def export(
+    run: Annotated[str, typer.Argument(metavar="DIR/METHOD", help="a finished run")],
+    to: Annotated[str, typer.Option("--to", metavar="FOLDER", help="a new folder")],
+    form: Annotated[str, typer.Option("--form", help="merged, peft or onnx; default: what the method can be")] = "",
+) -> None:
+    """Write a model that other tools load: a merged model, a PEFT adapter, or ONNX."""
+    from tarazu import export as work
+
+    print(work.export(run, to, form))
+
+
+@app.command()
+def doctor(json: Json = False) -> None:
+    """Say what this machine can do."""
+    from tarazu import doctor as work
+
+    work.doctor(json)
+
+
+@app.command()
+def schema() -> None:
+    """Print the JSON schema of a recipe, for editors."""
+    from tarazu.recipe import json_schema
+
+    print(json_schema())
+
+
+def _finish(folder: Path) -> None:
+    """Report and table after a study."""
+    from tarazu import table
+    from tarazu.report.build import build
+
+    page = build(folder)
+    table.show(folder)
+    print(page)
+
+
+def main() -> None:
+    """The console script: named errors become one message and an exit code."""
+    try:
+        app(standalone_mode=False)
+    except TarazuError as error:
+        print(f"tarazu: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except typer.Exit as leave:
+        sys.exit(leave.exit_code)
+    except (KeyboardInterrupt, typer.Abort):
+        print("tarazu: stopped", file=sys.stderr)
+        sys.exit(130)
+    except BrokenPipeError:
+        sys.exit(1)
+    except Exception as error:
+        if type(error).__module__.startswith(("click", "typer")):
+            error.show()
+            sys.exit(2)
+        raise

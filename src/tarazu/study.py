@@ -1,0 +1,161 @@
+"""A study: every method of a recipe trained under the same conditions, each run in its own folder, then gathered.
+
+Each run is: build, fingerprint, train, fingerprint again, prove, evaluate. A run that is done is never repeated.
+"""
+
+from __future__ import annotations
+
+import gc
+import importlib
+import shutil
+from datetime import UTC, datetime
+from pathlib import Path
+
+import torch
+
+from tarazu import environment
+from tarazu.engine import fingerprint, loop
+from tarazu.engine.ledger import Ledger
+from tarazu.engine.progress import note
+from tarazu.engine.signals import StopSignals
+from tarazu.errors import BadInput, Stopped, TarazuError
+from tarazu.recipe import Recipe, dump_yaml, load, parse_yaml, validate
+from tarazu.run_folder import Run, RunFolder, find_study, write_aside, write_json
+
+TASKS = {"chat": "tarazu.chat.task:Chat", "captions": "tarazu.captions.task:Captions"}
+
+
+def run(recipe_path: str, out: str, methods: list[str] = (), sets: list[str] = ()) -> RunFolder:
+    """`tarazu run`: a new study in `out`. Raises `BadInput` if the folder already holds one."""
+    recipe = load(recipe_path, sets)
+    unknown = [name for name in methods if name not in recipe.methods]
+    if unknown:
+        raise BadInput(f"no method {unknown[0]!r} in this recipe", where="--method", todo=f"one of: {', '.join(recipe.methods)}")
+    if methods:
+        recipe.methods = {name: recipe.methods[name] for name in recipe.methods if name in methods}
+    folder = RunFolder(Path(out))
+    if folder.path.exists() and (not folder.path.is_dir() or any(folder.path.iterdir())):
+        raise BadInput("this folder is not empty; a run folder is never overwritten", where=out, todo=f"`tarazu resume {out}`, or another --out")
+    with folder.lock():
+        shutil.copyfile(recipe_path, folder.path / "recipe.yaml")
+        write_json(folder.path / "order.json", {"methods": list(recipe.methods)})
+        write_json(folder.path / "environment.json", environment.describe(recipe, pick_device(recipe)))
+        write_aside(folder.path / "resolved.yaml", dump_yaml(recipe).encode())
+        return work(recipe, folder)
+
+
+def resume(out: str) -> RunFolder:
+    """`tarazu resume`: goes on exactly where the study stopped. Finished runs are left alone."""
+    folder = find_study(out)
+    path = folder.path / "resolved.yaml"
+    with folder.lock():
+        return work(validate(parse_yaml(path.read_text(encoding="utf-8"), str(path)), str(path)), folder)
+
+
+def work(recipe: Recipe, folder: RunFolder) -> RunFolder:
+    """Runs what is not done yet, gathers the results and writes the report."""
+    device, task = pick_device(recipe), make_task(recipe.task)
+    torch.set_float32_matmul_precision("high" if device.type == "cuda" else "highest")
+    with StopSignals(str(folder.path)) as stop:
+        before = (folder.read_json("data.json") or {}).get("sha256")
+        data = task.prepare(recipe, folder, device)
+        after = folder.read_json("data.json").get("sha256")
+        if before and before != after:
+            raise BadInput(f"the data changed since this study began (sha256 {before[:12]} is now {after[:12]})", where=str(folder.path), todo="bring the old data back, or start a new study with --out")
+        failures = []
+        for seed in recipe.seeds:
+            for name in recipe.methods:
+                if recipe.methods[name].kind == "base" and seed != recipe.seeds[0]:
+                    continue  # nothing in it depends on the seed
+                one = folder.run(name, seed)
+                if not one.done():
+                    failures += _guarded(task, recipe, name, data, one, device, stop, folder)
+                    gather(task, recipe, folder)
+        gather(task, recipe, folder)
+    if failures:
+        raise TarazuError("; ".join(failures), where=str(folder.path), todo="the other methods are done; `tarazu resume` tries again")
+    return folder
+
+
+def _guarded(task, recipe, name, data, one: Run, device, stop, folder) -> list[str]:
+    """Runs one method; what fails is written down, so that the others still run."""
+    try:
+        run_one(task, recipe, name, data, one, device, stop, folder)
+        return []
+    except Stopped:
+        one.update(status="stopped")
+        raise
+    except (TarazuError, torch.OutOfMemoryError) as error:
+        one.update(status="failed", error=str(error))
+        note(f"{name}: {error}")
+        if isinstance(error, BadInput):
+            raise
+        return [f"{name} seed {one.seed}: {error}"]
+    finally:
+        gc.collect()
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
+
+
+def run_one(task, recipe: Recipe, name: str, data, one: Run, device: torch.device, stop: StopSignals, folder: RunFolder) -> None:
+    """One method with one seed, from loading to metrics."""
+    method, ledger = recipe.methods[name], Ledger(device)
+    one.update(name=name, kind=method.kind, seed=one.seed, settings=method.model_dump(mode="json"), status="running", error=None)
+    with ledger.phase("load"):
+        trainee = task.build(recipe, name, data, one.seed, device, folder)
+    trained = sum(p.numel() for p in trainee.trainable().values())
+    total = sum(p.numel() for p in trainee.module.parameters())
+    one.update(trained_parameters=trained, total_parameters=total, targets=task.targets(trainee))
+    if trainee.may_change:
+        with ledger.phase("fingerprint"):
+            before = fingerprint.fingerprint(trainee.module)
+        loop.fit(task, trainee, data, recipe, method, one, one.seed, ledger, stop)
+        with ledger.phase("fingerprint"):
+            proof = fingerprint.compare(before, fingerprint.fingerprint(trainee.module), trainee.may_change)
+        write_json(one.path / "fingerprint.json", proof)
+        fingerprint.demand(proof, str(one.path))
+    trainee.module.eval()
+    note(f"{name}: evaluating on the test split")
+    with torch.no_grad(), loop.autocast(recipe.budget, device):
+        metrics = task.evaluate(trainee, data, recipe, one.path, ledger)
+    ledger.paths = task.paths(trainee, data)
+    size = one.weights.stat().st_size if one.weights.exists() else 0
+    write_json(one.path / "ledger.json", {**ledger.as_json(), "trained_parameters": trained, "total_parameters": total, "weights_bytes": size})
+    write_json(one.path / "metrics.json", metrics)
+    one.update(status="done")
+    shutil.rmtree(one.path / "checkpoint", ignore_errors=True)  # the weights are saved and proven: nothing goes back to it
+
+
+def gather(task, recipe: Recipe, folder: RunFolder) -> None:
+    """Writes results.json: one flat row per method and seed."""
+    rows = []
+    for one in folder.runs():
+        state, ledger, metrics = (one.read_json(f"{name}.json") or {} for name in ("run", "ledger", "metrics"))
+        trained, total = state.get("trained_parameters"), state.get("total_parameters")
+        row = {"method": one.name, "kind": state.get("kind"), "seed": one.seed, "status": state.get("status"), "trained_parameters": trained}
+        row["trained_share"] = trained / total if total else None
+        if ledger:
+            memory = ledger["train_memory"]
+            row |= {"train_seconds": ledger["seconds"].get("train"), "train_memory": memory["allocated"] or memory["resident"]}
+            row |= {"tokens_per_second": ledger["tokens_per_second"], "weights_bytes": ledger["weights_bytes"]}
+        rows.append(row | (task.summary(metrics) if metrics else {}))
+    write_json(folder.path / "results.json", {"task": recipe.task, "rows": rows, "generated": datetime.now(UTC).isoformat(timespec="seconds")})
+
+
+def pick_device(recipe: Recipe) -> torch.device:
+    """The recipe's device; auto takes a GPU where there is one."""
+    if recipe.device == "auto":
+        return torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(recipe.device)
+    except RuntimeError:
+        raise BadInput(f"unknown device {recipe.device!r}", where="device", todo="auto, cpu, cuda or cuda:N") from None
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise BadInput("this machine has no usable CUDA device", where="device", todo="device: auto, or cpu")
+    return torch.device("cuda:0") if device == torch.device("cuda") else device
+
+
+def make_task(name: str):
+    """The task object of a recipe's `task`."""
+    module, _, attribute = TASKS[name].partition(":")
+    return getattr(importlib.import_module(module), attribute)()
