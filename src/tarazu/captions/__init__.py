@@ -1,0 +1,1 @@
+"""Image captioning: a second task on the same engine."""

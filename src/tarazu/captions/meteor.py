@@ -1,0 +1,65 @@
+"""METEOR 1.5 (Denkowski and Lavie 2014), by the Java program that pycocoevalcap carries; optional.
+
+It aligns words by form, stem, synonym and paraphrase, so it needs tables that only come with the jar. The jar is spoken to
+over its `-stdio` protocol: a SCORE line per caption gives statistics, one EVAL line gives the scores of them all.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import shutil
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+
+from tarazu.errors import TarazuError
+
+TODO = "leave METEOR out, or repair Java"
+
+
+def jar() -> Path | None:
+    """Where METEOR's jar is; None without Java or without the package pycocoevalcap."""
+    package = importlib.util.find_spec("pycocoevalcap")
+    if package is None or shutil.which("java") is None:
+        return None
+    found = [Path(root) / "meteor" / "meteor-1.5.jar" for root in package.submodule_search_locations or ()]
+    return next((path for path in found if path.exists()), None)
+
+
+def meteor(candidates: Sequence[Sequence[str]], references: Sequence[Sequence[Sequence[str]]]) -> tuple[float, list[float]]:
+    """Corpus score and the score of each tokenised candidate, 0..1. Raises `TarazuError` when the program fails."""
+    path = jar()
+    if path is None:
+        raise TarazuError("METEOR needs Java and the package pycocoevalcap", todo="install both, or leave METEOR out")
+    command = ["java", "-Xmx2G", "-jar", path.name, "-", "-", "-stdio", "-l", "en", "-norm"]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+    with subprocess.Popen(command, cwd=path.parent, text=True, encoding="utf-8", **pipes) as program:
+        try:
+            statistics = [ask(program, score_line(c, r)) for c, r in zip(candidates, references, strict=True)]
+            first = ask(program, " ||| ".join(["EVAL", *statistics]))
+            scores = [float(line) for line in (first, *(read(program) for _ in candidates))]
+        except (OSError, ValueError) as error:
+            raise TarazuError(f"METEOR's Java program failed: {error}", where=str(path), todo=TODO) from None
+        finally:
+            program.kill()
+    return scores[-1], scores[:-1]
+
+
+def score_line(candidate: Sequence[str], references: Sequence[Sequence[str]]) -> str:
+    """The SCORE request of one caption. `|||` cannot be part of a token of ours: a `|` is a token of its own."""
+    return " ||| ".join(["SCORE", *(" ".join(reference) for reference in references), " ".join(candidate)])
+
+
+def ask(program: subprocess.Popen, line: str) -> str:
+    """Sends one line, returns the answer."""
+    program.stdin.write(line + "\n")
+    program.stdin.flush()
+    return read(program)
+
+
+def read(program: subprocess.Popen) -> str:
+    """One line of the program's answer; a closed pipe is an error, not an empty answer."""
+    line = program.stdout.readline()
+    if not line:
+        raise ValueError("it ended before it answered")
+    return line.strip()

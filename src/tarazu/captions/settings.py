@@ -1,0 +1,153 @@
+"""What a captions recipe may say: the data, the encoder and the methods, with their defaults. Imports no torch."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, field_validator, model_validator
+
+from tarazu.recipe import Method, Recipe, Strict
+
+Probability = Annotated[float, Field(ge=0, lt=1)]
+
+
+class Shares(Strict):
+    """A seeded split by image."""
+
+    train: PositiveFloat = 0.8
+    validation: PositiveFloat = 0.1
+    test: PositiveFloat = 0.1
+
+    @model_validator(mode="after")
+    def _whole(self) -> Shares:
+        if abs(self.train + self.validation + self.test - 1) > 1e-6:
+            raise ValueError("the shares must add up to 1")
+        return self
+
+
+class CaptionData(Strict):
+    """Where the pictures and captions are and how they are read."""
+
+    source: str = Field("drawn", description="a folder or zip with Flickr8k, a hub name, or `drawn` for the project's own scenes")
+    captions: str | None = Field(None, description="the caption file, if it is not in `source` under its usual name")
+    split: Literal["official", "karpathy"] | Shares = Field(Shares(), description="official lists, Karpathy's JSON, or shares by image")
+    split_seed: int = Field(0, description="seed of a split by shares")
+    near: NonNegativeInt = Field(24, description="bits of the 256 of a perceptual hash in which two near copies may differ")
+    min_count: PositiveInt = Field(3, description="a word enters the vocabulary when the training captions hold it so often")
+    max_length: PositiveInt = Field(24, description="words of a caption that are kept; shorter ones are filled with <pad>")
+    images: PositiveInt | None = Field(None, description="use only so many images (for trying out)")
+    scenes: PositiveInt = Field(300, description="how many scenes `drawn` draws")
+
+
+class EncoderSettings(Strict):
+    """The network that looks at the picture."""
+
+    name: str = Field("efficientnet-lite0", description="efficientnet-lite0, -lite1, -lite2, -b0, or google/efficientnet-b0")
+    file: str | None = Field(None, description="weights of this architecture: .safetensors or .pth, of transformers, torchvision, timm or lukemelas")
+    padding: Literal["auto", "same", "symmetric"] = Field("auto", description="symmetric for torchvision's and timm's own B0; auto tells by the file")
+    size: PositiveInt | None = Field(None, description="side of the input, if not the encoder's own")
+    precision: Literal["float16", "float32"] = Field("float16", description="of the cached features")
+
+
+class FineTune(Strict):
+    """Chosen encoder blocks are trained as well, once the decoder has settled."""
+
+    blocks: PositiveInt = Field(4, description="how many of the last blocks (the final convolution is one more, always included)")
+    learning_rate: PositiveFloat = 3e-5
+    from_epoch: NonNegativeInt = 5
+
+
+class SelfCritical(Strict):
+    """Late epochs trained on the CIDEr of the model's own samples (Rennie et al. 2017; baseline of Luo 2020)."""
+
+    from_epoch: NonNegativeInt = 15
+    samples: Annotated[int, Field(ge=2)] = 5
+    weight: PositiveFloat = Field(1.0, description="of the reward beside the likelihood")
+    likelihood: NonNegativeFloat = Field(0.0, description="weight of the likelihood that stays")
+
+
+class CaptionMethod(Method):
+    """What every decoder's settings have: its size and the measures against overfitting."""
+
+    learning_rate: PositiveFloat = 4e-4
+    embedding: PositiveInt = 512
+    hidden: PositiveInt = 512
+    dropout: Probability = 0.5
+    word_dropout: Probability = Field(0.0, description="chance that an input word is hidden as <unk>")
+    label_smoothing: Probability = 0.0
+    scheduled_sampling: Probability = Field(0.0, description="highest share of input words taken from the model itself; grows over the run")
+    fine_tune: FineTune | None = None
+    self_critical: SelfCritical | None = None
+
+
+class ShowAndTell(CaptionMethod):
+    """Vinyals et al. 2015: one image vector, an LSTM that writes."""
+
+    kind: Literal["show_and_tell"] = "show_and_tell"
+    image_as: Literal["state", "word", "both"] = Field("state", description="the image sets the LSTM's first state, is its first input (the paper), or both")
+    layers: PositiveInt = 1
+
+
+class ShowAttendTell(CaptionMethod):
+    """Xu et al. 2015: an LSTM that looks at the 7x7 map anew for every word."""
+
+    kind: Literal["show_attend_tell"] = "show_attend_tell"
+    attention: PositiveInt = Field(512, description="width of f(W_h h, W_a a)")
+    gate: bool = Field(True, description="the beta gate on the context")
+    mix: PositiveInt | None = Field(None, description="width of an optional Linear on [z; embedding]")
+    deep_output: bool = Field(True, description="words from h, z and the previous word together, as in the paper")
+    doubly_stochastic: NonNegativeFloat = Field(1.0, description="weight of sum_i (1 - sum_t alpha_ti)^2")
+
+
+class Transformer(CaptionMethod):
+    """A Transformer decoder over the map (Vaswani et al. 2017)."""
+
+    kind: Literal["transformer"] = "transformer"
+    dropout: Probability = 0.2
+    layers: PositiveInt = 3
+    heads: PositiveInt = 8
+    feed_forward: PositiveInt = 2048
+    positions: Literal["learned", "sinusoidal"] = "learned"
+    tie_words: bool = Field(True, description="the output layer shares the word embedding")
+
+    @model_validator(mode="after")
+    def _divides(self) -> Transformer:
+        if self.hidden % self.heads:
+            raise ValueError(f"hidden ({self.hidden}) must be a multiple of heads ({self.heads})")
+        return self
+
+
+class Ensemble(Method):
+    """Several trained methods that write together: their log-probabilities are averaged at every word. Nothing is trained."""
+
+    kind: Literal["ensemble"] = "ensemble"
+    of: list[str] = Field(min_length=2, description="methods of this recipe, as NAME (the same seed) or NAME/seed-N")
+
+
+AnyMethod = Annotated[ShowAndTell | ShowAttendTell | Transformer | Ensemble, Field(discriminator="kind")]
+
+
+class CaptionsRecipe(Recipe):
+    """A recipe with `task: captions`."""
+
+    task: Literal["captions"] = "captions"
+    data: CaptionData = CaptionData()
+    encoder: EncoderSettings = EncoderSettings()
+    extra_beams: list[PositiveInt] = Field([], description="beam widths that are scored besides greedy and beam 3")
+    length_penalty: NonNegativeFloat = Field(1.0, description="beam scores are divided by length to this power")
+    block_trigrams: bool = Field(False, description="no three words twice in one caption")
+    methods: dict[str, AnyMethod]
+
+    @field_validator("encoder", mode="before")
+    @classmethod
+    def _short(cls, value: Any) -> Any:
+        return {"name": value} if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _members(self) -> CaptionsRecipe:
+        names = list(self.methods)
+        for place, (name, method) in enumerate(self.methods.items()):
+            for member in getattr(method, "of", []):
+                if member.partition("/")[0] not in names[:place]:
+                    raise ValueError(f"the ensemble {name!r} needs {member!r}, which must be a method above it")
+        return self

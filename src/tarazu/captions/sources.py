@@ -1,0 +1,92 @@
+"""Where pictures lie: files in folders, or members of zips that are read in place and never unpacked."""
+
+from __future__ import annotations
+
+import stat
+import zipfile
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+
+from tarazu.errors import BadInput
+
+ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp")
+MOST_MEMBER_BYTES = 64_000_000
+MOST_RATIO = 200  # unpacked over packed; photographs stay near 1
+
+
+@dataclass
+class ImageStore:
+    """Pictures by file name.
+
+    `refused` names the members of zips that were passed over, with the reason.
+    """
+
+    files: dict[str, Path] = field(default_factory=dict)
+    members: dict[str, tuple[zipfile.ZipFile, zipfile.ZipInfo]] = field(default_factory=dict)
+    refused: dict[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def scan(cls, source: Path) -> ImageStore:
+        """All pictures in a folder (two levels down), in the zips of a folder, or in one zip."""
+        store = cls()
+        if source.is_file():
+            store._add_zip(source)
+            return store
+        for path in sorted([*source.glob("*"), *source.glob("*/*"), *source.glob("*/*/*")]):
+            if path.suffix.lower() in ENDINGS and path.is_file():
+                store.files.setdefault(path.name, path)
+            elif path.suffix.lower() == ".zip" and path.is_file():
+                store._add_zip(path)
+        return store
+
+    def names(self) -> list[str]:
+        return sorted(self.files.keys() | self.members.keys())
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.files or name in self.members
+
+    def read(self, name: str) -> bytes:
+        """The bytes of a picture. Raises `BadInput`."""
+        try:
+            if name in self.files:
+                return self.files[name].read_bytes()
+            archive, member = self.members[name]
+            with archive.open(member) as file:
+                return file.read(MOST_MEMBER_BYTES)
+        except (OSError, zipfile.BadZipFile, RuntimeError, EOFError) as error:  # RuntimeError: encrypted
+            raise BadInput(f"cannot be read: {error}", where=name) from None
+
+    def stamp(self, name: str) -> str:
+        """What changes when the picture's bytes change: for caches."""
+        if name in self.files:
+            status = self.files[name].stat()
+            return f"{name}:{status.st_size}:{status.st_mtime_ns}"
+        member = self.members[name][1]
+        return f"{name}:{member.file_size}:{member.CRC}"
+
+    def _add_zip(self, path: Path) -> None:
+        try:
+            archive = zipfile.ZipFile(path)
+        except (OSError, zipfile.BadZipFile) as error:
+            raise BadInput(f"not a zip that can be read: {error}", where=str(path), todo="fetch it again") from None
+        for member in archive.infolist():
+            name = PurePosixPath(member.filename).name
+            if member.is_dir() or not name.lower().endswith(ENDINGS) or "__MACOSX" in member.filename:
+                continue
+            reason = _doubt(member)
+            if reason:
+                self.refused[member.filename] = reason
+            elif name not in self:
+                self.members[name] = (archive, member)
+
+
+def _doubt(member: zipfile.ZipInfo) -> str:
+    """Why a member is not read, or nothing."""
+    parts = PurePosixPath(member.filename.replace("\\", "/")).parts
+    if ".." in parts or member.filename.startswith(("/", "\\")):
+        return "a path that leaves the archive"
+    if stat.S_ISLNK(member.external_attr >> 16):
+        return "a link"
+    if member.file_size > MOST_MEMBER_BYTES or member.file_size > MOST_RATIO * max(member.compress_size, 1):
+        return "unfolds to a suspicious size"
+    return ""

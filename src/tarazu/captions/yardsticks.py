@@ -1,0 +1,73 @@
+"""Three yardsticks that say what a caption score means on this split: a person, one constant caption, another image's caption.
+
+A model between "constant" and "human" has learnt to look; one near "constant" has learnt the language of captions only.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+
+from tarazu.captions.bleu import ngrams
+from tarazu.captions.scoring import score
+from tarazu.captions.tokens import ptb_like
+from tarazu.errors import BadInput
+
+Captions = Mapping[str, Sequence[str]]
+
+
+def yardsticks(references: Captions, training_captions: Iterable[str] = (), constant: str = "", seed: int = 0, with_meteor: bool = True) -> dict:
+    """The three, each in the form S of docs/run_folder.md, and what the constant caption was.
+
+    Args:
+        references: raw captions of the split by image; `human` uses only images that have at least two.
+        training_captions: where the constant caption is chosen from, unless `constant` gives one; else from `references`.
+    """
+    constant = constant or central(training_captions or [c for captions in references.values() for c in captions])
+    one, others = human(references, seed)
+    return {
+        "human": score(one, others, with_meteor),
+        "constant": {**score(dict.fromkeys(references, constant), references, with_meteor), "caption": constant},
+        "shuffled": score(shuffled(references, seed), references, with_meteor),
+    }
+
+
+def human(references: Captions, seed: int = 0) -> tuple[dict[str, str], dict[str, list[str]]]:
+    """One caption of each image, drawn at random, and the others, which it is scored against."""
+    draw = random.Random(seed)
+    one, others = {}, {}
+    for image, captions in references.items():
+        if len(captions) > 1:
+            chosen = draw.randrange(len(captions))
+            one[image] = captions[chosen]
+            others[image] = [caption for i, caption in enumerate(captions) if i != chosen]
+    if not one:
+        raise BadInput("no image has two captions", todo="the human yardstick needs at least two captions of an image")
+    return one, others
+
+
+def shuffled(references: Captions, seed: int = 0) -> dict[str, str]:
+    """Each image gets a caption of another image: images in one random cycle, so that none keeps its own."""
+    draw = random.Random(seed)
+    images = list(references)
+    draw.shuffle(images)
+    return {image: draw.choice(references[other]) for image, other in zip(images, images[1:] + images[:1], strict=True)}
+
+
+def central(captions: Iterable[str]) -> str:
+    """The caption nearest to all the others: largest cosine with the mean of all captions' word and bigram counts."""
+    texts = list(dict.fromkeys(captions))
+    vectors = [ngrams(ptb_like(text), 2) for text in texts]
+    mean: Counter = Counter()
+    for vector in vectors:
+        length = norm(vector)
+        mean.update({ngram: count / length for ngram, count in vector.items()})
+    nearness = [sum(count * mean[ngram] for ngram, count in vector.items()) / norm(vector) for vector in vectors]
+    return texts[max(range(len(texts)), key=nearness.__getitem__)]
+
+
+def norm(vector: Counter) -> float:
+    """Euclidean length; 1 for an empty caption, so that it stays at zero."""
+    return math.sqrt(sum(count**2 for count in vector.values())) or 1.0
