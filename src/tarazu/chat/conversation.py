@@ -106,10 +106,9 @@ class Problems:
 
 
 def marker_pattern(special_tokens: Iterable[str] = ()) -> re.Pattern:
-    """What may not stand in a row's text: the known families' marks and this tokenizer's special tokens."""
+    """What may not stand in a row's text: the known families' marks and the marks of the template in use."""
     marks = sorted({*_FAMILY_MARKERS, *filter(None, special_tokens)}, key=len, reverse=True)
-    numbered = dict.fromkeys(re.sub("[0-9]+", "[0-9]+", re.escape(mark)) for mark in marks)  # thousands of <unused17>
-    return re.compile("|".join(numbered))
+    return re.compile("|".join(map(re.escape, marks)))
 
 
 _DEFAULT_MARKERS = marker_pattern()

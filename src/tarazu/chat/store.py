@@ -14,7 +14,7 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -24,6 +24,9 @@ from tarazu.chat.conversation import Conversation, Dropped, Problems, Turn, unde
 from tarazu.chat.persian import NORMALISATION_VERSION
 from tarazu.chat.template import Template
 from tarazu.errors import BadInput
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
 
 SPLITS = ("train", "validation", "test")
 CUT = "cut at max_length"
@@ -166,11 +169,12 @@ class Store:
 
 def prepare(
     source: Source,
+    tokenizer: PreTrainedTokenizerFast,
     template: Template,
     *,
     max_length: int,
     cache: Path,
-    shares: Mapping[str, float] | None = None,
+    split: Mapping[str, float] | None = None,
     seed: int = 0,
     rows: int | None = None,
     duplicates: str = "drop",
@@ -181,7 +185,8 @@ def prepare(
 
     Args:
         source: a hub name, file or folder; a list of them; or {"train": ..., "validation": ..., "test": ...}.
-        shares: the share of each split (default 0.9/0.05/0.05); not used with three sources.
+        template: as `template.choose(tokenizer)` made it.
+        split: the share of each split (default 0.9/0.05/0.05); not used with three sources.
         rows: read at most so many usable rows (of each source, where there are three), from the start.
         duplicates: "drop" rows that repeat an earlier one, or "keep" them (in the same split).
         tell: called with the number of rows written so far.
@@ -192,16 +197,16 @@ def prepare(
     lists = {name: [s] if isinstance(s, str | Path) else list(s) for name, s in groups.items()}
     content = {name: [raw.fingerprint(s) for s in sources] for name, sources in lists.items()}
     described = template.describe()
-    tokenizer_hash = hashlib.sha256(template.tokenizer.backend_tokenizer.to_str().encode()).hexdigest()
+    tokenizer_hash = hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode()).hexdigest()
     key = _hash([content, tokenizer_hash, described, max_length, rows, NORMALISATION_VERSION, _STORE_VERSION])
     folder = Path(cache) / f"rows-{key[:20]}"
     meta = _cached(folder) or _write(folder, lists, template, max_length, rows, tell)
     names = [str(s) for sources in lists.values() for s in sources]
     only = [h for hashes in content.values() for h in hashes]
     meta |= {"source": ", ".join(names), "sha256": only[0] if len(only) == 1 else _hash(content), "note": note,
-             "tokenizer": str(template.tokenizer.name_or_path), "max_length": max_length}  # fmt: skip
+             "tokenizer": str(tokenizer.name_or_path), "max_length": max_length}  # fmt: skip
     default = {"train": 0.9, "validation": 0.05, "test": 0.05}
-    return Store(folder, template, meta).split(None if three else dict(shares or default), seed, duplicates == "keep")
+    return Store(folder, template, meta).split(None if three else dict(split or default), seed, duplicates == "keep")
 
 
 def token_texts(tokenizer, ids: list[int]) -> list[str]:

@@ -103,9 +103,11 @@ class Template:
     cut: bool = field(init=False)
 
     def __post_init__(self) -> None:
-        decoder = self.tokenizer.added_tokens_decoder
-        special = [token.content for token in decoder.values() if token.special]
-        self.markers = marker_pattern([*special, *self.tokenizer.all_special_tokens])
+        # not every special token: <mask> and the like are harmless, and some data sets mean them
+        written = self.pieces.write((Turn("system", ""), Turn("human", ""), Turn("gpt", "")))[0]
+        special = [token.content for token in self.tokenizer.added_tokens_decoder.values() if token.content in written]
+        own = (self.tokenizer.bos_token, self.tokenizer.eos_token, self.tokenizer.pad_token)
+        self.markers = marker_pattern(t for t in (*special, *own) if t and t.strip())
         self.cut = self._cutting_is_harmless()
 
     def describe(self) -> dict:
