@@ -19,7 +19,6 @@ from tarazu.chat.settings import ChatRecipe, Sources
 from tarazu.chat.trainee import ChatTrainee
 from tarazu.engine.loop import uses_bfloat16
 from tarazu.engine.task import LossSum
-from tarazu.errors import BadInput
 from tarazu.run_folder import RunFolder, write_json, write_lines
 
 if TYPE_CHECKING:
@@ -53,16 +52,14 @@ class Chat:
         tokenizer = hub.load_tokenizer(recipe.model, recipe.revision)
         chosen = template.choose(tokenizer, hub.model_type(recipe.model, recipe.revision))
         data = recipe.data
-        source = data.source.model_dump() if isinstance(data.source, Sources) else data.source
+        source = shipped(data.source.model_dump() if isinstance(data.source, Sources) else data.source)
         split = data.split.model_dump()
         made = store.prepare(
-            source, tokenizer, chosen, max_length=data.max_length, split=split, seed=data.split_seed, cache=hub.cache_folder() / "rows", rows=data.rows, duplicates=data.duplicates
+            source, tokenizer, chosen, max_length=data.max_length, split=split, seed=data.split_seed,
+            cache=hub.cache_folder() / "rows", rows=data.rows, duplicates=data.duplicates, note=data.note,
         )
-        for name in ("train", "validation", "test"):
-            if not made.size(name):
-                raise BadInput(f"no row is left for the {name} split", where=str(data.source), todo="give more rows, or a larger share in data.split")
-        designed = questions.load(sample_path(recipe.questions)) if recipe.questions else []
-        write_json(folder.path / "data.json", {**made.data_json(), "note": data.note})
+        designed = questions.load(shipped(recipe.questions)) if recipe.questions else []
+        write_json(folder.path / "data.json", made.data_json())
         packed = recipe.layout == "packed" or (recipe.layout == "auto" and device.type == "cuda")
         return Prepared(made, chosen, tokenizer, designed, packed)
 
@@ -184,8 +181,12 @@ class Chat:
         return model_card.targets(trainee)
 
 
-def sample_path(name: str) -> Path:
-    """A path, where `samples:NAME` is a file that tarazu ships."""
+def shipped(name):
+    """A path or paths, where `samples:NAME` is a file that tarazu ships."""
+    if isinstance(name, dict):
+        return {split: shipped(one) for split, one in name.items()}
+    if isinstance(name, list):
+        return [shipped(one) for one in name]
     if name.startswith("samples:"):
-        return Path(__file__).parent.parent / "samples" / name.removeprefix("samples:")
-    return Path(name)
+        return str(Path(__file__).parent.parent / "samples" / name.removeprefix("samples:"))
+    return name

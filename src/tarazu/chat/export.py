@@ -1,0 +1,39 @@
+"""A tuned language model for other tools: PEFT's own adapter format, or one merged Hugging Face folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from tarazu.chat.loading import load
+from tarazu.errors import BadInput
+
+LOW_RANK = {"lora", "rslora", "dora", "loha"}
+SOFT = {"prompt_tuning", "prefix_tuning", "p_tuning"}
+
+
+def forms(kind: str) -> list[str]:
+    """What a method can be exported as, its default first."""
+    if kind in LOW_RANK:
+        return ["merged", "peft"]
+    return ["peft"] if kind in SOFT else ["merged"]
+
+
+def export(run_path: str, to: Path, form: str = "") -> None:
+    """Writes `to/` in a form of `forms`. Raises `BadInput` for a form that this method cannot take."""
+    trainee, template, run, _ = load(run_path)
+    possible = forms(run.kind)
+    form = form or possible[0]
+    if form not in possible:
+        why = "a soft prompt is no part of the weights" if run.kind in SOFT else "this method has no adapter"
+        raise BadInput(f"{run.kind} cannot be exported as {form!r}: {why}", where=run_path, todo=f"--form {possible[0]}")
+    module = trainee.module
+    if form == "merged" and run.kind in LOW_RANK:
+        module = module.merge_and_unload()
+    if form == "merged":
+        module.generation_config.eos_token_id = template.stop_ids
+        module = module.to(torch.float32 if next(module.parameters()).dtype == torch.float32 else torch.bfloat16)
+    to.mkdir(parents=True, exist_ok=True)
+    module.save_pretrained(to)
+    template.tokenizer.save_pretrained(to)

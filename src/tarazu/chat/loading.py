@@ -1,0 +1,40 @@
+"""A finished run of chat, loaded back from its folder: for talking to it and for exporting it."""
+
+from __future__ import annotations
+
+from safetensors.torch import load_file
+
+from tarazu.chat import hub, template
+from tarazu.chat.settings import ChatRecipe
+from tarazu.chat.task import Chat, Prepared
+from tarazu.chat.trainee import ChatTrainee
+from tarazu.engine.loop import load_weights
+from tarazu.errors import BadInput
+from tarazu.recipe import parse_yaml, validate
+from tarazu.run_folder import Run, RunFolder, find_run
+from tarazu.study import pick_device
+
+
+def load(path: str) -> tuple[ChatTrainee, template.Template, Run, ChatRecipe]:
+    """The trained model of DIR/METHOD, in eval mode. Raises `BadInput` when the run is not a finished run of chat."""
+    study, run = find_run(path)
+    recipe = read_recipe(study)
+    if recipe.task != "chat":
+        raise BadInput("this is not a chat study", where=path, todo="`tarazu caption` describes images")
+    if not run.done():
+        raise BadInput("this run is not finished", where=path, todo=f"tarazu resume {study.path}")
+    device = pick_device(recipe)
+    tokenizer = hub.load_tokenizer(recipe.model, recipe.revision)
+    chosen = template.choose(tokenizer, hub.model_type(recipe.model, recipe.revision))
+    data = Prepared(None, chosen, tokenizer, [], packed=False)
+    trainee = Chat().build(recipe, run.name, data, run.seed, device)
+    if run.weights.exists():
+        load_weights(trainee, load_file(run.weights))
+    trainee.module.eval()
+    return trainee, chosen, run, recipe
+
+
+def read_recipe(study: RunFolder) -> ChatRecipe:
+    """The study's recipe with its defaults."""
+    path = study.path / "resolved.yaml"
+    return validate(parse_yaml(path.read_text(encoding="utf-8"), str(path)), str(path))

@@ -1,0 +1,22 @@
+"""`tarazu export`: a run as files that other tools load. Each task knows its own forms."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+
+from tarazu.errors import BadInput
+from tarazu.run_folder import find_run
+
+EXPORTERS = {"chat": "tarazu.chat.export", "captions": "tarazu.captions.export"}
+
+
+def export(run: str, to: str, form: str) -> Path:
+    """Writes the run at DIR/METHOD into a new folder. Raises `BadInput` when the method cannot take that form."""
+    study, _ = find_run(run)
+    target = Path(to)
+    if target.exists() and any(target.iterdir()):
+        raise BadInput("this folder is not empty", where=to, todo="give a new folder")
+    task = (study.read_json("results.json") or {}).get("task", "chat")
+    importlib.import_module(EXPORTERS[task]).export(run, target, form)
+    return target
