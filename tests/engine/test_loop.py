@@ -1,0 +1,140 @@
+"""The loop: exact under any cut into micro-batches, never applies a gradient that is not finite, resumes exactly."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from engine.toy import Toy, ToyData, train
+from safetensors.torch import load_file
+
+from tarazu.engine import checkpoint, loop
+from tarazu.engine.task import Group
+from tarazu.errors import TarazuError
+
+
+def weights(path) -> dict[str, torch.Tensor]:
+    return load_file(path / "toy" / "seed-0" / "weights.safetensors")
+
+
+def test_the_loss_falls_and_the_ledger_adds_up(tmp_path):
+    _, events, ledger = train(tmp_path, epochs=20)
+    validations = [e["loss"] for e in events if e["event"] == "validation"]
+    assert validations[-1] < validations[0] - 0.3
+    steps = [e for e in events if e["event"] == "step"]
+    assert steps[-1]["tokens"] == ledger.counts.tokens == ledger.as_json()["tokens"]["tokens"]
+    assert ledger.seconds["train"] > 0 and ledger.memory["resident"] > 0
+
+
+def test_a_step_does_not_depend_on_its_micro_batches(tmp_path):
+    train(tmp_path / "whole")
+    for limit in (1, 9, 20):
+        train(tmp_path / str(limit), micro_batch_tokens=limit)
+        a, b = weights(tmp_path / "whole"), weights(tmp_path / str(limit))
+        assert all(torch.allclose(a[name], b[name], atol=2e-5) for name in a), limit
+
+
+def test_out_of_memory_halves_the_batch_and_keeps_the_step(tmp_path):
+    task = Toy(memory=1)
+    _, events, _ = train(tmp_path / "a", task, micro_batch_tokens=64)
+    warned = [e for e in events if e["event"] == "warning" and e["kind"] == "out_of_memory"]
+    assert warned, "no warning was written"
+    train(tmp_path / "b", micro_batch_tokens=1)
+    a, b = weights(tmp_path / "a"), weights(tmp_path / "b")
+    assert all(torch.allclose(a[name], b[name], atol=2e-5) for name in a), "the effective batch changed"
+    assert sum(e["event"] == "step" for e in events) == 15
+
+
+def test_one_row_that_does_not_fit_is_an_error_that_says_what_to_do(tmp_path):
+    class TooBig(Toy):
+        def loss(self, trainee, batch):
+            if trainee.module.training:
+                raise torch.OutOfMemoryError("out of memory")
+            return super().loss(trainee, batch)
+
+    with pytest.raises(TarazuError, match="max_length"):
+        train(tmp_path, TooBig())
+
+
+def test_an_infinite_gradient_is_never_applied(tmp_path):
+    seen = []
+
+    class Watched(Toy):
+        def collate(self, trainee, data, split, rows, limit):
+            seen.append({n: p.detach().clone() for n, p in trainee.module.named_parameters()})
+            return super().collate(trainee, data, split, rows, limit)
+
+    _, events, _ = train(tmp_path, Watched(poison=(3,)))
+    skipped = [e for e in events if e["event"] == "warning" and e["kind"] == "skipped"]
+    assert [e["step"] for e in skipped] == [2]
+    assert all(torch.isfinite(t).all() for t in weights(tmp_path).values())
+    with pytest.raises(TarazuError, match="10 steps in a row"):
+        train(tmp_path / "all", Toy(poison=tuple(range(1, 99))))
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd", "rmsprop"])
+def test_a_run_cut_anywhere_ends_the_same(tmp_path, monkeypatch, optimizer):
+    """Cut at every step once, also between validations; the end is equal byte for byte, and so is the event log's length."""
+    monkeypatch.setattr(loop, "SAVE_SECONDS", 0.0)
+    _, events, _ = train(tmp_path / "whole", Toy(dropout=0.3), optimizer=optimizer)
+
+    class Cut(Exception):
+        pass
+
+    class Cutting(Toy):
+        def loss(self, trainee, batch):
+            self.left -= trainee.module.training
+            if self.left < 0:
+                raise Cut
+            return super().loss(trainee, batch)
+
+    path, task = tmp_path / "cut", Cutting(dropout=0.3)
+    for i in range(99):
+        task.left = 1 + i % 3
+        try:
+            _, again, _ = train(path, task, optimizer=optimizer)
+            break
+        except Cut:
+            continue
+    a, b = weights(tmp_path / "whole"), weights(path)
+    assert i >= 5 and all(torch.equal(a[name], b[name]) for name in a)
+    kept = [(e["event"], e.get("step"), e.get("loss")) for e in again if e["event"] != "warning"]
+    assert kept == [(e["event"], e.get("step"), e.get("loss")) for e in events if e["event"] != "warning"]
+
+
+def test_early_stop_and_best_weights(tmp_path):
+    _, events, _ = train(tmp_path, Toy(), Toy().build(rate=1.5), epochs=30, keep="best", patience=3, schedule="constant")
+    losses = [e["loss"] for e in events if e["event"] == "validation"]
+    assert any(e.get("kind") == "early_stop" for e in events) and len(losses) < 31
+    best = Toy().build()
+    loop.load_weights(best, weights(tmp_path))
+    best.module.eval()
+    assert Toy().validate(best, ToyData(), None)["loss"] == pytest.approx(min(losses), abs=1e-5)
+
+
+def test_a_group_that_begins_late_stands_still_until_then(tmp_path):
+    trainee = Toy().build(rate=0.05)
+    trainee.groups = [Group(frozenset({"0.weight"}), 0.01, from_epoch=2)]
+    start = trainee.module[0].weight.detach().clone()
+    _, events, _ = train(tmp_path / "early", Toy(), trainee, epochs=2)
+    assert torch.equal(start, trainee.module[0].weight)
+    trainee = Toy().build(rate=0.05)
+    trainee.groups = [Group(frozenset({"0.weight"}), 0.01, from_epoch=2)]
+    train(tmp_path / "late", Toy(), trainee, epochs=3)
+    assert not torch.equal(start, trainee.module[0].weight)
+
+
+def test_a_damaged_checkpoint_gives_way_to_the_one_before(tmp_path):
+    folder = tmp_path / "checkpoint"
+    for step in (1, 2, 3):
+        checkpoint.save(folder, step, {"weights": {"w": torch.full((1000,), float(step))}}, {"step": step})
+    assert sorted(p.name for p in folder.iterdir()) == ["step-00000002", "step-00000003"]
+    newest = folder / "step-00000003" / "weights.safetensors"
+    data = bytearray(newest.read_bytes())
+    data[-5] ^= 1  # safetensors itself would open this happily
+    newest.write_bytes(data)
+    tensors, state, complaints = checkpoint.load(folder)
+    assert state["step"] == 2 and tensors["weights"]["w"][0] == 2 and "sha256" in complaints[0]
+    (folder / "step-00000002" / "manifest.json").unlink()
+    with pytest.raises(TarazuError, match="no checkpoint is whole"):
+        checkpoint.load(folder)
+    assert checkpoint.load(tmp_path / "nothing") is None

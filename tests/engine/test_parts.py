@@ -1,0 +1,61 @@
+"""Order of rows, schedule, fingerprints, ledger."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from tarazu.engine.fingerprint import compare, demand, fingerprint
+from tarazu.engine.ledger import Ledger
+from tarazu.engine.order import RowOrder
+from tarazu.engine.schedule import scale
+from tarazu.errors import TarazuError
+
+
+def test_every_epoch_shows_every_row_once_in_another_order():
+    order = RowOrder(23, 5, seed=3)
+    epochs = [[row for step in range(5) for row in order.at(5 * epoch + step)] for epoch in range(2)]
+    assert sorted(epochs[0]) == sorted(epochs[1]) == list(range(23)) and epochs[0] != epochs[1]
+    assert RowOrder(23, 5, seed=3).at(7) == order.at(7), "the order must not depend on how one came to a step"
+    assert order.at(7) != RowOrder(23, 5, seed=4).at(7)
+    assert order.epoch(5) == 1.0
+
+
+def test_schedules_climb_and_fall():
+    assert scale(0.05, "cosine", 0.1) == 0.5 and scale(0.1, "cosine", 0.1) == 1
+    assert scale(1, "cosine", 0.1) == pytest.approx(0) and scale(0.55, "linear", 0.1) == pytest.approx(0.5)
+    assert scale(0.9, "constant", 0.1) == 1 and scale(0, "linear", 0.1) > 0
+
+
+def test_fingerprints_find_one_flipped_bit_and_what_stood_still():
+    module = torch.nn.Sequential(torch.nn.Linear(40, 30), torch.nn.BatchNorm1d(30))
+    before = fingerprint(module)
+    assert before == fingerprint(module)
+    module[1].running_mean[3] = math.ulp(0.0) + 1e-40  # a denormal: allclose would not see it
+    proof = compare(before, fingerprint(module), frozenset({"0.weight"}))
+    assert proof["wrongly_changed"] == ["1.running_mean"] and proof["wrongly_unchanged"] == ["0.weight"]
+    with pytest.raises(TarazuError, match=r"1\.running_mean.*0\.weight"):
+        demand(proof, "here")
+
+
+def test_shape_and_dtype_are_part_of_the_fingerprint():
+    a, b = torch.nn.Module(), torch.nn.Module()
+    a.register_buffer("x", torch.zeros(4, 2))
+    b.register_buffer("x", torch.zeros(2, 4))
+    assert fingerprint(a) != fingerprint(b)
+
+
+def test_training_memory_is_that_of_training_alone():
+    ledger = Ledger(torch.device("cpu"))
+    with ledger.phase("train"):
+        torch.ones(1_000_000)
+    quiet = ledger.memory["resident"]
+    with ledger.phase("generate"):
+        big = torch.ones(40_000_000)
+    assert ledger.memory["resident"] == quiet
+    with ledger.phase("train"):
+        torch.ones(1000)
+    assert ledger.memory["resident"] > quiet + 100 * 2**20, "what is held while training counts"
+    del big
