@@ -10,7 +10,7 @@ import random
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
-from tarazu.captions.bleu import ngrams
+from tarazu.captions.bleu import ORDERS, ngrams
 from tarazu.captions.scoring import score
 from tarazu.captions.tokens import ptb_like
 from tarazu.errors import BadInput
@@ -18,7 +18,13 @@ from tarazu.errors import BadInput
 Captions = Mapping[str, Sequence[str]]
 
 
-def yardsticks(references: Captions, training_captions: Iterable[str] = (), constant: str = "", seed: int = 0, with_meteor: bool = True) -> dict:
+def yardsticks(
+    references: Captions,
+    training_captions: Sequence[str] = (),
+    constant: str = "",
+    seed: int = 0,
+    with_meteor: bool = True,
+) -> dict:
     """The three, each in the form S of docs/run_folder.md, and what the constant caption was.
 
     Args:
@@ -57,17 +63,25 @@ def shuffled(references: Captions, seed: int = 0) -> dict[str, str]:
 
 
 def central(captions: Iterable[str]) -> str:
-    """The caption nearest to all the others: largest cosine with the mean of all captions' word and bigram counts."""
+    """The caption most like all the others: largest cosine with their mean, in CIDEr's tf-idf vectors of n-grams.
+
+    Without the idf a caption of many small words ("a ... with a ... and a ... in a ...") would win.
+    """
     texts = list(dict.fromkeys(captions))
-    vectors = [ngrams(ptb_like(text), 2) for text in texts]
+    vectors = unit_vectors([ngrams(ptb_like(text)) for text in texts])
     mean: Counter = Counter()
     for vector in vectors:
-        length = norm(vector)
-        mean.update({ngram: count / length for ngram, count in vector.items()})
-    nearness = [sum(count * mean[ngram] for ngram, count in vector.items()) / norm(vector) for vector in vectors]
+        mean.update(vector)
+    nearness = [sum(weight * mean[ngram] for ngram, weight in vector.items()) for vector in vectors]
     return texts[max(range(len(texts)), key=nearness.__getitem__)]
 
 
-def norm(vector: Counter) -> float:
-    """Euclidean length; 1 for an empty caption, so that it stays at zero."""
-    return math.sqrt(sum(count**2 for count in vector.values())) or 1.0
+def unit_vectors(counts: list[Counter]) -> list[dict]:
+    """tf-idf weights, with length 1 for each order of n-grams."""
+    frequency = Counter(ngram for vector in counts for ngram in vector)
+    unit = []
+    for vector in counts:
+        weights = {ngram: count * math.log(len(counts) / frequency[ngram]) for ngram, count in vector.items()}
+        lengths = [math.sqrt(sum(w**2 for ngram, w in weights.items() if len(ngram) == n)) for n in range(ORDERS + 1)]
+        unit.append({ngram: weight / lengths[len(ngram)] for ngram, weight in weights.items() if weight})
+    return unit
