@@ -22,13 +22,13 @@ from tarazu.chat import rows as raw
 from tarazu.chat import structure
 from tarazu.chat.conversation import Conversation, Dropped, Problems, Turn, understand
 from tarazu.chat.persian import NORMALISATION_VERSION
+from tarazu.chat.split import SPLITS, by_rank, repeated
 from tarazu.chat.template import Template
 from tarazu.errors import BadInput
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-SPLITS = ("train", "validation", "test")
 CUT = "cut at max_length"
 NOTHING_LEFT = "no answer left after cutting at max_length"
 DUPLICATE = "duplicate of an earlier row"
@@ -132,39 +132,33 @@ class Store:
     def _gather(self, name: str) -> np.ndarray:
         return np.concatenate([batch.column(name).to_numpy() for batch in self._batches])
 
-    def _drop_duplicates(self, keep_within: bool) -> np.ndarray:
-        """Indices of the rows that stay. A row that another split's source has too always goes, or the test is void."""
-        keys, groups = self._columns["key"], self._columns["group"]
-        _, first, inverse = np.unique(keys, return_index=True, return_inverse=True)
-        again = first[inverse] != np.arange(len(keys))
-        elsewhere = again & (groups[first[inverse]] != groups)
-        self.duplicates = int(again.sum())
-        for reason, which in ((IN_ANOTHER_SPLIT, elsewhere), (DUPLICATE, again & ~elsewhere & (not keep_within))):
-            lines = np.flatnonzero(which)
-            for n in lines[: self.problems.keep].tolist():
-                batch = self._batches[n // _BATCH]
-                self.problems.add("dropped", reason, json.loads(batch.column("place")[n % _BATCH].as_py()))
-            if len(lines) > self.problems.keep:
-                self.problems.counts["dropped", reason] = len(lines)
-        return np.flatnonzero(~elsewhere if keep_within else ~again)
-
     def split(self, shares: Mapping[str, float] | None, seed: int, keep_duplicates: bool) -> Store:
-        """Sets `index`: by source if there are three, else by the seeded rank of each conversation, in exact counts."""
-        kept = self._drop_duplicates(keep_duplicates)
+        """Sets `index`: by source if there are three (no shares), else by rank; see `split.py`."""
+        keys, groups = self._columns["key"], self._columns["group"]
+        within, elsewhere = repeated(keys, groups)
+        self.duplicates = int((within | elsewhere).sum())
+        self._note(IN_ANOTHER_SPLIT, elsewhere)  # these always go, or the test is void
+        if not keep_duplicates:
+            self._note(DUPLICATE, within)
+        kept = np.flatnonzero(~elsewhere if keep_duplicates else ~(within | elsewhere))
         if shares is None:
-            groups = self._columns["group"][kept]
-            self.index = {name: kept[groups == SPLITS.index(name)] for name in SPLITS}
+            self.index = {name: kept[groups[kept] == SPLITS.index(name)] for name in SPLITS}
         else:
-            keys = self._columns["key"][kept]
-            mixed = _mix(keys, seed)
-            order = np.lexsort((keys, mixed))
-            edges = _edges(keys[order], shares)
-            self.index = {name: np.sort(kept[order[a:b]]) for name, (a, b) in edges.items()}
+            self.index = {name: kept[chosen] for name, chosen in by_rank(keys[kept], shares, seed).items()}
         for name, index in self.index.items():
             if not len(index):
                 raise BadInput(f"no row for the {name} split ({len(kept)} usable rows in all)", where=self.meta["source"],
                                todo="give more rows or other shares: data.split")  # fmt: skip
         return self
+
+    def _note(self, reason: str, dropped: np.ndarray) -> None:
+        """Counts the dropped rows of a mask (rows,), with the places of the first."""
+        rows = np.flatnonzero(dropped)
+        for n in rows[: self.problems.keep].tolist():
+            place = self._batches[n // _BATCH].column("place")[n % _BATCH].as_py()
+            self.problems.add("dropped", reason, json.loads(place))
+        if len(rows):
+            self.problems.counts["dropped", reason] = len(rows)
 
 
 def prepare(
@@ -328,25 +322,3 @@ def _key(conversation: Conversation) -> int:
 
 def _hash(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
-
-
-def _mix(keys: np.ndarray, seed: int) -> np.ndarray:
-    """The keys stirred with a seed (splitmix64), so that another seed gives another order."""
-    x = keys.astype(np.uint64) + np.uint64((seed + 1) * 0x9E3779B97F4A7C15 % 2**64)
-    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
-        x = (x ^ (x >> np.uint64(shift))) * np.uint64(factor)
-    return x ^ (x >> np.uint64(31))
-
-
-def _edges(keys: np.ndarray, shares: Mapping[str, float]) -> dict[str, tuple[int, int]]:
-    """Where each split begins and ends in the ranked rows: exact counts, at least one row each, equal keys together."""
-    total = len(keys)
-    counts = {name: max(1, round(total * shares[name])) for name in ("test", "validation")}
-    edges, begin = {}, 0
-    for name, count in counts.items():
-        end = min(begin + count, total)
-        while begin < end < total and keys[end] == keys[end - 1]:
-            end += 1
-        edges[name] = (begin, end)
-        begin = end
-    return {"train": (begin, total), **{name: edges[name] for name in ("validation", "test")}}

@@ -79,6 +79,11 @@ LLAMA3 = Pieces("<|begin_of_text|>", _HEAD("user"), "<|eot_id|>", _HEAD("assista
 CHATML = Pieces("", "<|im_start|>user\n", "<|im_end|>\n", "<|im_start|>assistant\n", "<|im_end|>", "\n",
                 "<|im_start|>system\n", "<|im_end|>\n")  # fmt: skip
 
+_FAMILIES = (  # model_type begins with, name, template, what the vocabulary must have
+    ("gemma", "Gemma", GEMMA, ("<start_of_turn>", "<end_of_turn>")),
+    ("llama", "Llama 3", LLAMA3, ("<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>")),
+)
+
 
 @dataclass(frozen=True)
 class Encoded:
@@ -206,14 +211,10 @@ def choose(tokenizer: PreTrainedTokenizerFast, model_type: str | None = None) ->
             return _template(tokenizer, pieces, "tokenizer", "the tokenizer's own chat template")
         except ValueError as error:
             why_not = f"the tokenizer's own chat template cannot be used ({error})"
-    family = model_type or ""
-    if family.startswith("gemma") or not family:
-        if _has(tokenizer, "<start_of_turn>", "<end_of_turn>"):
-            return _template(tokenizer, replace(GEMMA, start=tokenizer.bos_token or ""), "gemma", f"{why_not}; Gemma's is used")
-    if family.startswith("llama") or not family:
-        if _has(tokenizer, "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"):
-            start = tokenizer.bos_token or ""
-            return _template(tokenizer, replace(LLAMA3, start=start), "llama3", f"{why_not}; Llama 3's is used")
+    for family, title, pieces, marks in _FAMILIES:
+        if (not model_type or model_type.startswith(family)) and _has(tokenizer, *marks):
+            pieces = replace(pieces, start=tokenizer.bos_token or "")
+            return _template(tokenizer, pieces, title.lower().replace(" ", ""), f"{why_not}; that of {title} is used")
     return _chatml(tokenizer, why_not)
 
 
@@ -309,4 +310,4 @@ def _chatml(tokenizer: PreTrainedTokenizerFast, why_not: str) -> Template:
         raise BadInput("the tokenizer has neither a chat template nor an end-of-text token", where=str(tokenizer.name_or_path),
                        todo="use a tokenizer that names its eos_token")  # fmt: skip
     pieces = replace(CHATML, user_close=f"{end}\n", end_of_turn=end, system_close=f"{end}\n")
-    return _template(tokenizer, pieces, "chatml", f"{why_not} and its family is not known here; ChatML is used, ending turns with {end}")
+    return _template(tokenizer, pieces, "chatml", f"{why_not}, and its vocabulary has no known family's marks; ChatML is used, ending turns with {end}")
