@@ -21,8 +21,12 @@ ROLES = {
     **dict.fromkeys(("gpt", "assistant", "model", "bot", "chatgpt", "answer"), "gpt"),
 }
 LISTS = ("conversations", "conversation", "messages", "dialogue", "turns")
-PAIRS = (("instruction", ("output", "response", "answer")), ("prompt", ("response", "completion", "output", "answer")),
-         ("question", ("answer", "response", "output")), ("query", ("response", "answer", "output")))
+PAIRS = (
+    ("instruction", ("output", "response", "answer")),
+    ("prompt", ("response", "completion", "output", "answer")),
+    ("question", ("answer", "response", "output")),
+    ("query", ("response", "answer", "output")),
+)
 
 MALFORMED = "malformed JSON"
 NOT_TEXT = "not UTF-8 text"

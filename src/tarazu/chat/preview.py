@@ -1,7 +1,7 @@
-"""What `tarazu check` shows of the data in a terminal: rows as turns, the structure, the problems, the tokens under the loss.
+"""What `tarazu check` shows of the data in a terminal: rows as turns, structure, problems, tokens under the loss.
 
-It reads `Store.data_json()` alone. Right-to-left text stands between isolates (U+2067 ... U+2069), which a terminal that
-knows bidirectional text obeys and another ignores. Texts of rows are never taken for rich's markup.
+It reads `Store.data_json()` alone. Right-to-left text stands between isolates (U+2067 ... U+2069), which a terminal
+that knows bidirectional text obeys and another ignores. Texts of rows are never taken for rich's markup.
 """
 
 from __future__ import annotations
@@ -69,6 +69,7 @@ def lengths(numbers: dict) -> Table:
 def structure(numbers: dict) -> Table:
     """The rest of T1.2: turns, roles, tokens per word, English, duplicates, truncation."""
     table = _table("structure", "", "")
+    cut = f"{numbers['truncated_rows']:,} ({_share(numbers['truncated_tokens_share'])} of tokens)"
     facts = {
         "rows": _number(numbers["rows"]),
         "exchanges per row": ", ".join(f"{n}: {count:,}" for n, count in numbers["turns_per_row"].items()),
@@ -76,7 +77,7 @@ def structure(numbers: dict) -> Table:
         "tokens per word": _number(numbers["tokens_per_word"], 2),
         "letters that are English": _share(numbers["english_share"]),
         "duplicates": _number(numbers["duplicates"]),
-        "rows cut at max_length": f"{numbers['truncated_rows']:,} ({_share(numbers['truncated_tokens_share'])} of tokens)",
+        "rows cut at max_length": cut,
     }
     for name, value in facts.items():
         table.add_row(name, _plain(value))

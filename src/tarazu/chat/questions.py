@@ -1,7 +1,7 @@
 """The designed questions: what is asked, what a good answer has, and the checks that a program can make of it.
 
-A check sees the answer normalised, with digits as 0-9 and without half-spaces, so that ways of writing do not decide; an
-empty answer passes none, not even "says nothing wrong".
+A check sees the answer normalised, with digits as 0-9 and without half-spaces, so that ways of writing do not decide;
+an empty answer passes none, not even "says nothing wrong".
 """
 
 from __future__ import annotations
@@ -138,7 +138,9 @@ def load(path: str | Path) -> list[Question]:
     try:
         lines = Path(path).read_text(encoding="utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
-        raise BadInput(f"the questions cannot be read: {error}", where=str(path), todo="give a JSON-lines file: questions") from None
+        raise BadInput(
+            f"the questions cannot be read: {error}", where=str(path), todo="give a JSON-lines file: questions"
+        ) from None
     questions: dict[str, Question] = {}
     for number, line in enumerate(lines, 1):
         if not line.strip():

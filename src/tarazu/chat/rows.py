@@ -1,8 +1,8 @@
 """Raw rows of a source, one after another, each with its place; memory does not grow with the file.
 
-A source is a local .jsonl, .json, .csv, .tsv or .parquet file (all but Parquet also as .gz), a folder of them, a file that
-ships with tarazu (`samples:NAME`), or a name on the Hugging Face hub, read as a stream: `owner/name`, `owner/name:split`,
-`owner/name@revision:split`.
+A source is a local .jsonl, .json, .csv, .tsv or .parquet file (all but Parquet also as .gz), a folder of them, a file
+that ships with tarazu (`samples:NAME`), or a name on the Hugging Face hub, read as a stream: `owner/name`,
+`owner/name:split`, `owner/name@revision:split`.
 """
 
 from __future__ import annotations
@@ -94,7 +94,9 @@ def _ending(path: Path) -> str:
 def _files(folder: Path) -> list[Path]:
     files = sorted(p for p in folder.rglob("*") if p.is_file() and _ending(p) and not p.name.startswith("."))
     if not files:
-        raise BadInput("no data file in this folder", where=str(folder), todo=f"put files there that end in {', '.join(ENDINGS)}")
+        raise BadInput(
+            "no data file in this folder", where=str(folder), todo=f"put files there that end in {', '.join(ENDINGS)}"
+        )
     return files
 
 
@@ -107,7 +109,9 @@ def _read_file(path: Path) -> Rows:
     if not path.exists():
         raise _missing(path)
     if not ending:
-        raise BadInput("this kind of file is not known", where=str(path), todo=f"use one of {', '.join(ENDINGS)} (.gz too)")
+        raise BadInput(
+            "this kind of file is not known", where=str(path), todo=f"use one of {', '.join(ENDINGS)} (.gz too)"
+        )
     if path.stat().st_size == 0:
         raise BadInput("the file is empty", where=str(path), todo="check that it was saved or downloaded completely")
     try:
@@ -272,8 +276,10 @@ def _hub_trouble(source: str, error: Exception) -> BadInput:
     kind, name = type(error).__name__, _hub_parts(source)[0]
     status = getattr(getattr(error, "response", None), "status_code", None)
     if kind == "GatedRepoError" or status == 403:
-        return BadInput("this data set is gated", where=source,
-                        todo=f"accept its terms on https://huggingface.co/datasets/{name}, then `hf auth login`")  # fmt: skip
+        page = f"https://huggingface.co/datasets/{name}"
+        return BadInput(
+            "this data set is gated", where=source, todo=f"accept its terms on {page}, then `hf auth login`"
+        )
     if status in (401, 404) or kind in ("RepositoryNotFoundError", "DatasetNotFoundError", "RevisionNotFoundError"):
         return BadInput("neither a file here nor a data set on the Hugging Face hub", where=source,
                         todo="check the name; for a private or gated one, `hf auth login` first")  # fmt: skip

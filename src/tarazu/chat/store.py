@@ -1,8 +1,8 @@
 """Rows understood, tokenised and measured once, kept in an Arrow file that is mapped, not loaded, and split exactly.
 
-The file's name is a hash of everything that decides its content: source bytes, tokenizer, template, `max_length`, and the
-version of the normalisation. The split is not in it: it is the rank of a seeded hash of what the conversation says, so the
-same conversation is never in two splits and another seed costs nothing. Memory: about 100 bytes a row, whatever its length.
+The file's name is a hash of everything that decides its content: source bytes, tokenizer, template, `max_length`, and
+the version of the normalisation. The split is not in it: it is the rank of a seeded hash of what the conversation says
+(`split.py`), so another seed costs nothing. Memory: about 100 bytes a row, whatever its length.
 """
 
 from __future__ import annotations
@@ -110,7 +110,9 @@ class Store:
     def examples(self, count: int = 5) -> list[dict]:
         """Rows from all over the training split, the shortest first and with its tokens."""
         size = self.size("train")
-        chosen = sorted({round(at) for at in np.linspace(0, size - 1, min(count, size))}, key=lambda i: self.lengths("train")[i])
+        chosen = sorted(
+            {round(at) for at in np.linspace(0, size - 1, min(count, size))}, key=lambda i: self.lengths("train")[i]
+        )
         shown = []
         for i in chosen:
             turns = [{"role": turn.role, "text": turn.text} for turn in self.conversation("train", i)]
@@ -147,8 +149,8 @@ class Store:
             self.index = {name: kept[chosen] for name, chosen in by_rank(keys[kept], shares, seed).items()}
         for name, index in self.index.items():
             if not len(index):
-                raise BadInput(f"no row for the {name} split ({len(kept)} usable rows in all)", where=self.meta["source"],
-                               todo="give more rows or other shares: data.split")  # fmt: skip
+                what = f"no row for the {name} split ({len(kept)} usable rows in all)"
+                raise BadInput(what, where=self.meta["source"], todo="give more rows or other shares: data.split")
         return self
 
     def _note(self, reason: str, dropped: np.ndarray) -> None:
@@ -276,8 +278,15 @@ def _encoded(rows: Iterator[tuple], template: Template, max_length: int, problem
             if e.cut:
                 problems.add("repaired", CUT, place)
             turns = [[turn.role, turn.text, turn.learn] for turn in conversation.turns]
-            yield {"ids": e.ids, "supervised": e.supervised, "turns": json.dumps(turns, ensure_ascii=False), "group": group,
-                   "place": json.dumps(place), "key": _key(conversation), **structure.measure(conversation, e)}  # fmt: skip
+            yield {
+                "ids": e.ids,
+                "supervised": e.supervised,
+                "turns": json.dumps(turns, ensure_ascii=False),
+                "place": json.dumps(place),
+                "key": _key(conversation),
+                "group": group,
+                **structure.measure(conversation, e),
+            }
 
 
 class _Writer:
@@ -286,7 +295,8 @@ class _Writer:
     def __init__(self, path: Path):
         import pyarrow as pa
 
-        kinds = {"ids": pa.list_(pa.int32()), "supervised": pa.list_(pa.bool_()), "turns": pa.string(), "place": pa.string(),
+        kinds = {"ids": pa.list_(pa.int32()), "supervised": pa.list_(pa.bool_()),
+                 "turns": pa.string(), "place": pa.string(),
                  "key": pa.uint64(), "group": pa.int8(), **dict.fromkeys(structure.COLUMNS, pa.int32())}  # fmt: skip
         self.schema = pa.schema(list(kinds.items()))
         self._writer = pa.ipc.new_file(str(path), self.schema)
@@ -310,8 +320,9 @@ def _nothing_usable(lists: dict[str, list], problems: Problems) -> BadInput:
         f"\n  {p['count']} x {p['reason']} (line {', '.join(map(str, p['lines'][:5]))})"
         for p in problems.as_list() if p["kind"] == "dropped"
     )  # fmt: skip
-    return BadInput(f"no usable row{': every row was dropped' + reasons if reasons else ': there is no row in it'}", where=names,
-                    todo="rows need `conversations`, `messages`, or `instruction` and `output`")  # fmt: skip
+    why = f"every row was dropped{reasons}" if reasons else "there is no row in it"
+    todo = "rows need `conversations`, `messages`, or `instruction` and `output`"
+    return BadInput(f"no usable row: {why}", where=names, todo=todo)
 
 
 def _key(conversation: Conversation) -> int:

@@ -1,7 +1,7 @@
-"""The structure of a data set in numbers (T1.2): turns, roles, lengths, tokens per word, English, duplicates, truncation.
+"""The structure of a data set in numbers (T1.2): turns, roles, lengths, English, duplicates, truncation.
 
-Every row leaves a few integers (`measure`); everything else is computed from these columns, so a million rows cost a few
-megabytes.
+Every row leaves a few integers (`measure`); everything else is computed from these columns, so a million rows cost
+some megabytes.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ BINS = 24
 def measure(conversation: Conversation, encoded: Encoded) -> dict[str, int]:
     """One row's integers, named as in `COLUMNS`.
 
-    `answers` are those under the loss; `tokens`, `answer_tokens` and `answer_bytes` what is kept, `cut` the tokens cut off.
+    `answers` are those under the loss; `tokens`, `answer_tokens` and `answer_bytes` what is kept, `cut` what is not.
     """
     turns = conversation.turns
     shares = [script_shares(turn.text) for turn in turns]
@@ -80,7 +80,14 @@ def describe(columns: dict[str, np.ndarray], duplicates: int) -> dict:
 def lengths(values: np.ndarray) -> dict:
     """Mean, quantiles and a histogram whose last bin reaches from the 99th percentile to the longest row."""
     if not len(values):
-        return {"mean": None, "p50": None, "p90": None, "p99": None, "max": None, "histogram": {"edges": [], "counts": []}}
+        return {
+            "mean": None,
+            "p50": None,
+            "p90": None,
+            "p99": None,
+            "max": None,
+            "histogram": {"edges": [], "counts": []},
+        }
     p50, p90, p99 = (float(q) for q in np.percentile(values, (50, 90, 99)))
     lowest, highest = int(values.min()), int(values.max())
     edges = np.unique(np.ceil(np.linspace(lowest, max(p99, lowest + 1), BINS)).astype(int))
