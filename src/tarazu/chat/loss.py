@@ -35,11 +35,10 @@ class ChunkedCrossEntropy(torch.autograd.Function):
             losses[part] = total - picked
             if not (need_hidden or need_weight):
                 continue
-            grad = torch.exp(capped - total[:, None])
+            slope = 1 - (capped / softcap) ** 2 if softcap else None
+            grad = capped.sub_(total[:, None]).exp_()  # in place: these are the largest tensors of a step
             grad.scatter_add_(1, labels[part, None], torch.full_like(picked, -1.0)[:, None])
-            if softcap:
-                grad *= 1 - (capped / softcap) ** 2
-            grad = grad.to(hidden.dtype)
+            grad = (grad if slope is None else grad.mul_(slope)).to(hidden.dtype)
             if need_hidden:
                 grad_hidden[part] = grad @ matrix
             if need_weight:

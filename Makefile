@@ -1,0 +1,34 @@
+# Each line is one that a person could type. Everything lives in .venv; nothing is installed elsewhere.
+PYTHON ?= python3.11
+RUN := .venv/bin
+
+.PHONY: demo test lint bench clean
+
+demo: .venv/ready                  ## the main job on the embedded model: a table, and the path of report.html
+	$(RUN)/tarazu run recipes/demo.yaml --out runs/demo-$$(date +%Y%m%d-%H%M%S)
+
+test: .venv/ready-dev              ## all tests
+	$(RUN)/pytest -n 2 --dist loadgroup
+
+lint: .venv/ready-dev              ## style
+	$(RUN)/ruff check src tests benchmarks
+
+bench: .venv/ready-dev             ## what this machine can measure
+	$(RUN)/python -m benchmarks.run
+
+.venv/torch:
+	command -v $(PYTHON) >/dev/null || { echo "make: $(PYTHON) is needed (or: make PYTHON=python3.12 ...)"; exit 1; }
+	$(PYTHON) -m venv .venv
+	$(RUN)/pip install --quiet --disable-pip-version-check -c constraints.txt torch==2.13.0
+	touch $@
+
+.venv/ready: .venv/torch pyproject.toml constraints.txt
+	$(RUN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[demo,captions]'
+	touch $@
+
+.venv/ready-dev: .venv/ready
+	$(RUN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[demo,captions,onnx,dev]'
+	touch $@
+
+clean:                             ## remove the environment and the caches of tools (not the runs)
+	rm -rf .venv build dist .pytest_cache .ruff_cache
