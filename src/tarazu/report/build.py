@@ -1,0 +1,76 @@
+"""`tarazu report DIR`: from a run folder to report.html, results.csv and figures/. Reads the folder; never imports torch."""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+from pathlib import Path
+
+from tarazu.report.assignment import items_of, numbers_by_section
+from tarazu.report.comparing import compare
+from tarazu.report.figures import Gallery
+from tarazu.report.measures import measures
+from tarazu.report.page import render
+from tarazu.report.reading import StudyView, dig, read_study, records
+from tarazu.report.sections.base import Context, Section
+from tarazu.report.text import say
+from tarazu.report.verdict import judge
+from tarazu.run_folder import write_aside
+
+_PERSIAN = re.compile("[\u0600-\u06ff]")
+_LATIN = re.compile("[A-Za-z]")
+
+
+def build(folder: Path) -> Path:
+    """Writes the report of the study in `folder` and returns its path. A stopped or failed study gets one that says so."""
+    study = read_study(Path(folder))
+    comparison = compare(study)
+    context = Context(study, comparison, judge(study, comparison), Gallery(study.path / "figures"))
+    sections = _sections(context)
+    items = items_of(study)
+    page = render(
+        "report.html", title=say(f"page.title_{'captions' if study.task == 'captions' else 'chat'}"), language=language_of(study), sections=sections,
+        items=items, section_items=numbers_by_section(items, [s.anchor for s in sections]),
+    )  # fmt: skip
+    write_aside(study.path / "results.csv", _csv(study).encode("utf-8-sig", "replace"))
+    path = study.path / "report.html"
+    write_aside(path, page.encode("utf-8"))
+    return path
+
+
+def _sections(context: Context) -> list[Section]:
+    from tarazu.report.sections.comparison import comparison_section
+    from tarazu.report.sections.how import how_section
+    from tarazu.report.sections.overview import overview_section
+    from tarazu.report.sections.recommendation import recommendation_section
+
+    if context.study.task == "captions":
+        from tarazu.report.sections import captions_task as task
+    else:
+        from tarazu.report.sections import chat_task as task
+    middle = [make(context) for make in task.SECTIONS]
+    return [overview_section(context), *middle, comparison_section(context), recommendation_section(context), how_section(context)]
+
+
+def language_of(study: StudyView) -> str:
+    """The language that the page opens in: the recipe's, else Persian where the data is Persian."""
+    if study.settings.get("language") in ("fa", "en"):
+        return study.settings["language"]
+    texts = [str(turn.get("text")) for example in records(study.data.get("examples")) for turn in records(example.get("turns"))]
+    texts += [str(c) for example in records(study.data.get("examples")) for c in dig(example, "captions", default=[])]
+    text = " ".join(texts)
+    return "fa" if len(_PERSIAN.findall(text)) > len(_LATIN.findall(text)) else "en"
+
+
+def _csv(study: StudyView) -> str:
+    """One row per method and seed, every figure as it was measured."""
+    known = measures(study.task)
+    out = io.StringIO()
+    writer = csv.writer(out)
+    writer.writerow(["method", "kind", "seed", "status", *known])
+    for arm in ([study.base] if study.base else []) + study.arms:
+        for run in arm.runs:
+            values = [measure.of(run) for measure in known.values()]
+            writer.writerow([run.name, run.kind, run.seed, run.status, *["" if v is None else v for v in values]])
+    return out.getvalue()

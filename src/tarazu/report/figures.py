@@ -1,0 +1,74 @@
+"""Charts as files and as inline SVG: drawn once per language, readable without scripts, in the page's own colours."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import altair as alt
+import vl_convert
+from markupsafe import Markup, escape
+
+from tarazu.report.charts import FONT, GRID, INK
+from tarazu.report.text import Both
+
+_CONFIG = {
+    "background": "white", "font": FONT, "view": {"stroke": None},
+    "axis": {"labelColor": INK, "titleColor": INK, "domainColor": INK, "tickColor": INK, "gridColor": GRID, "labelFontSize": 12, "titleFontSize": 12, "titleFontWeight": "normal"},
+    "legend": {"labelColor": INK, "titleColor": INK, "labelFontSize": 12}, "text": {"color": INK, "fontSize": 11},
+}  # fmt: skip
+_NOISE = re.compile(r'\s(?:role|aria-[a-z]+|style|class)="[^"]*"')
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One figure of the page: `svg` in both languages, its caption, the files that its numbers came from."""
+
+    name: str
+    svg: Both
+    caption: Both
+    sources: list[str]
+    data: dict | None = None  # what the page's own script draws: the same points, to hover, zoom and hide
+
+
+@dataclass
+class Gallery:
+    """Where figures are written: `figures/NAME.svg` and `.png` in English, `NAME.fa.svg` and `.png` in Persian."""
+
+    folder: Path
+    names: list[str] = field(default_factory=list)
+
+    def add(self, name: str, caption: Both, make: Callable[[str], alt.Chart], sources: list[str], data: dict | None = None) -> Figure:
+        """Draws `make(language)` for both languages, writes the files, and returns what the page shows."""
+        if name in self.names:
+            raise ValueError(f"two figures named {name!r}")
+        self.names.append(name)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        sides = {}
+        for language in ("fa", "en"):
+            svg = draw(make(language))
+            stem = name if language == "en" else f"{name}.fa"
+            (self.folder / f"{stem}.svg").write_text(svg, encoding="utf-8")
+            (self.folder / f"{stem}.png").write_bytes(vl_convert.svg_to_png(svg, scale=2))
+            sides[language] = inline(svg, f"{name}-{language}", caption.plain(language))
+        return Figure(name, Both(**sides), caption, sources, data)
+
+
+def draw(chart: alt.Chart) -> str:
+    """The chart as SVG text."""
+    spec = chart.to_dict()
+    spec["config"] = {**spec.get("config", {}), **_CONFIG}
+    return vl_convert.vegalite_to_svg(spec)
+
+
+def inline(svg: str, identity: str, label: str) -> Markup:
+    """SVG for the page: its own ids, no background, ink in the page's colour, one accessible name, no style attributes."""
+    svg = re.sub(r"\bclip(\d+)", rf"{identity}-clip\1", _NOISE.sub("", svg))
+    svg = re.sub(r'<rect width="[\d.]+" height="[\d.]+" fill="white"/>', "", svg, count=1)
+    svg = svg.replace(f'stroke="{GRID}"', 'stroke="currentColor" stroke-opacity="0.15"')
+    svg = svg.replace(f'"{INK}"', '"currentColor"')
+    found = re.search(r'width="([\d.]+)" height="([\d.]+)"', svg)
+    size = f'width="{found[1]}" height="{found[2]}"' if found else ""
+    return Markup(svg.replace("<svg ", f'<svg role="img" aria-label="{escape(label)}" ', 1).replace(size, size, 1))

@@ -1,0 +1,148 @@
+"""What is compared: each figure's name, which way is better, and the file and keys that it comes from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from tarazu.report.reading import Arm, RunView, as_number, dig, records
+
+
+@dataclass(frozen=True)
+class Measure:
+    """One figure of a run. `paths` are tried in turn: the first that holds a number counts."""
+
+    key: str
+    better: str  # "low" or "high"
+    form: str
+    file: str
+    paths: tuple[tuple, ...]
+    cost: bool = False
+
+    def of(self, run: RunView) -> float | None:
+        tree = {"metrics.json": run.metrics, "ledger.json": run.ledger, "run.json": run.facts}[self.file]
+        return next((value for path in self.paths if (value := as_number(dig(tree, *path))) is not None), None)
+
+    def gain(self, value: float, beside: float) -> float:
+        """How much better `value` is than `beside`: positive is better whichever way the measure runs."""
+        return beside - value if self.better == "low" else value - beside
+
+    @property
+    def signed(self) -> str:
+        return "signed_points" if self.form == "points" else "signed"
+
+
+def _generated(key: str, better: str, form: str, part: str = "test") -> Measure:
+    other = "questions" if part == "test" else "test"
+    paths = (("generation", part, key),) if key == "checks_passed" else (("generation", part, key), ("generation", other, key))
+    return Measure(key, better, form, "metrics.json", paths)
+
+
+def _decoded(key: str, *path) -> Measure:
+    return Measure(key, "high", "points", "metrics.json", (("decoding", "beam3", *path), ("decoding", "greedy", *path)))
+
+
+def _cost(key: str, form: str, *paths: tuple) -> Measure:
+    return Measure(key, "low", form, "ledger.json", paths, cost=True)
+
+
+COSTS = [
+    _cost("train_seconds", "seconds", ("seconds", "train")),
+    _cost("train_memory", "bytes", ("train_memory", "allocated"), ("train_memory", "reserved"), ("train_memory", "resident")),
+    _cost("trained_parameters", "count", ("trained_parameters",)),
+    _cost("weights_bytes", "bytes", ("weights_bytes",)),
+]
+SPEED = Measure("tokens_per_second", "high", "count", "ledger.json", (("tokens_per_second",),))
+ENERGY = Measure("energy_joules", "low", "count", "ledger.json", (("energy_joules",),))
+QUALITY = {
+    "chat": [
+        Measure("loss", "low", "loss", "metrics.json", (("loss",),)),
+        Measure("perplexity", "low", "two", "metrics.json", (("perplexity",),)),
+        Measure("bits_per_byte", "low", "loss", "metrics.json", (("bits_per_byte",),)),
+        _generated("chrf", "high", "points"),
+        _generated("rouge_l", "high", "points"),
+        _generated("checks_passed", "high", "percent", "questions"),
+        _generated("exact_match", "high", "percent"),
+        _generated("token_f1", "high", "percent"),
+        _generated("repetition", "low", "percent"),
+        _generated("wrong_script", "low", "percent"),
+        _generated("unfinished", "low", "percent"),
+        _generated("echo", "low", "percent"),
+    ],
+    "captions": [
+        _decoded("cider", "cider"),
+        *[_decoded(f"bleu{n}", "bleu", n - 1) for n in (1, 2, 3, 4)],
+        _decoded("rouge_l", "rouge_l"),
+        _decoded("meteor", "meteor"),
+        Measure("loss", "low", "loss", "metrics.json", (("loss",),)),
+        Measure("perplexity", "low", "two", "metrics.json", (("perplexity",),)),
+    ],
+}
+TESTED = {"chat": ["loss", "chrf", "checks_passed"], "captions": ["cider", "bleu4"]}
+
+
+def measures(task: str) -> dict[str, Measure]:
+    return {m.key: m for m in [*QUALITY.get(task, QUALITY["chat"]), *COSTS, SPEED, ENERGY]}
+
+
+def primary(task: str) -> Measure:
+    """The figure that "quality" means: loss on unseen answers for chat, CIDEr for captions."""
+    return QUALITY.get(task, QUALITY["chat"])[0]
+
+
+def mean_over_seeds(arm: Arm, measure: Measure) -> float | None:
+    """The mean over the seeds that have the figure."""
+    values = [value for run in arm.runs if (value := measure.of(run)) is not None]
+    return float(np.mean(values)) if values else None
+
+
+def over_seeds(arm: Arm, measure: Measure) -> list[float]:
+    return [value for run in arm.runs if (value := measure.of(run)) is not None]
+
+
+@dataclass(frozen=True)
+class Rows:
+    """One figure row by row: values (seeds, rows), weights (rows,) or None, and the rows' ids."""
+
+    values: np.ndarray
+    weights: np.ndarray | None
+    ids: tuple
+
+
+def row_values(arm: Arm, key: str) -> Rows | None:
+    """The figure `key` of each test row (or question, or image), for the seeds that answered the same rows."""
+    found = [rows for run in arm.measured if (rows := _of_run(run, key)) is not None]
+    if not found:
+        return None
+    same = [rows for rows in found if rows[0] == found[0][0]]
+    return Rows(np.array([values for _, values, _ in same]), found[0][2], found[0][0])
+
+
+def _of_run(run: RunView, key: str) -> tuple[tuple, list[float], np.ndarray | None] | None:
+    if key == "loss":
+        rows = run.metrics.get("row_losses")
+        good = isinstance(rows, list) and rows and all(isinstance(r, list) and len(r) >= 2 and as_number(r[0]) is not None and r[1] for r in rows)
+        if not good:
+            return None
+        return tuple(range(len(rows))), [r[0] for r in rows], np.array([r[1] for r in rows], dtype=float)
+    scored = [(s.get("id"), value) for s in run.samples if (value := sample_score(s, key)) is not None]
+    if len(scored) < 2:
+        return None
+    scored.sort(key=lambda pair: str(pair[0]))
+    ids, values = zip(*scored, strict=True)
+    return ids, list(values), None
+
+
+def sample_score(sample: dict, key: str) -> float | None:
+    """One answer's score: the share of its checks passed (x100), or the named score; chrF only on test rows."""
+    if key == "checks_passed":
+        checks = sample.get("checks")
+        return 100 * float(np.mean([bool(v) for v in checks.values()])) if isinstance(checks, dict) and checks else None
+    if key == "chrf" and sample.get("from") not in (None, "test"):
+        return None
+    return as_number(dig(sample, "scores", key))
+
+
+def by_id(run: RunView) -> dict[str, dict]:
+    return {str(sample.get("id")): sample for sample in records(run.samples)}

@@ -1,0 +1,45 @@
+"""The page: templates, one style sheet and one script, sealed by a content policy that lets nothing else run."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from pathlib import Path
+from urllib.parse import quote
+
+import jinja2
+from markupsafe import Markup
+
+from tarazu.report.text import number, say, visible
+
+HERE = Path(__file__).parent
+
+
+def render(template: str, **view) -> str:
+    """The page as one offline HTML text. Every value is escaped unless it is Markup made in this package."""
+    style, script = _asset("report.css"), _asset("charts.js") + _asset("report.js")
+    environment = jinja2.Environment(loader=jinja2.FileSystemLoader(HERE / "templates"), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.globals |= {"say": say, "num": number, "file_link": file_link}
+    page = environment.get_template(template).render(style=Markup(style), script=Markup(script), policy=policy(style, script), **view)
+    return page.encode("utf-8", "replace").decode("utf-8")
+
+
+def policy(style: str, script: str) -> str:
+    """Nothing from anywhere: only this very style, this very script, and pictures inside the file."""
+    return f"default-src 'none'; script-src '{_hash(script)}'; style-src '{_hash(style)}'; img-src data:; base-uri 'none'; form-action 'none'"
+
+
+def file_link(file: str) -> str:
+    """A relative link to a file of the folder; `./` before it, so that no name can be a scheme."""
+    return "./" + quote(visible(file))
+
+
+def _hash(text: str) -> str:
+    return "sha256-" + base64.b64encode(hashlib.sha256(text.encode("utf-8")).digest()).decode()
+
+
+def _asset(name: str) -> str:
+    text = (HERE / "assets" / name).read_text(encoding="utf-8")
+    if "</s" in text.lower():
+        raise ValueError(f"{name} would close its own element")
+    return text

@@ -1,0 +1,170 @@
+"""A study as the report sees it: every file of a run folder read once, with whatever is missing or broken noted, not raised."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from tarazu.errors import BadInput
+from tarazu.run_folder import Run, RunFolder
+
+
+def dig(tree: Any, *keys: Any, default: Any = None) -> Any:
+    """`tree[k1][k2]...`, or `default` where the path ends early or holds null."""
+    for key in keys:
+        if isinstance(tree, dict):
+            tree = tree.get(key)
+        elif isinstance(tree, list) and isinstance(key, int) and -len(tree) <= key < len(tree):
+            tree = tree[key]
+        else:
+            return default
+    return default if tree is None else tree
+
+
+def as_number(value: Any) -> float | None:
+    """`value` if it is a finite number, else None. Booleans are not numbers here."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        return None
+    return value
+
+
+def records(value: Any) -> list[dict]:
+    """The dictionaries in a list; nothing where it is no list."""
+    return [item for item in value if isinstance(item, dict)] if isinstance(value, list) else []
+
+
+@dataclass
+class RunView:
+    """One method with one seed. Absent files are empty; `problems` names those that could not be read."""
+
+    name: str
+    kind: str
+    seed: int
+    folder: str  # relative to the study: "lora/seed-0"
+    facts: dict = field(default_factory=dict)
+    events: list[dict] = field(default_factory=list)
+    ledger: dict = field(default_factory=dict)
+    fingerprint: dict = field(default_factory=dict)
+    metrics: dict = field(default_factory=dict)
+    samples: list[dict] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+
+    def file(self, name: str) -> str:
+        return f"{self.folder}/{name}"
+
+    @property
+    def status(self) -> str:
+        if self.kind == "base" and not self.facts:
+            return "done" if self.metrics else "stopped"
+        return str(self.facts.get("status", "stopped"))
+
+    def of_kind(self, event: str) -> list[dict]:
+        return [e for e in self.events if e.get("event") == event]
+
+
+@dataclass
+class Arm:
+    """One method of the recipe with all its seeds."""
+
+    name: str
+    kind: str
+    runs: list[RunView]
+
+    @property
+    def first(self) -> RunView:
+        """The run whose curves and outputs are shown: the first that came to its end, else the first."""
+        return next((run for run in self.runs if run.metrics), self.runs[0])
+
+    @property
+    def measured(self) -> list[RunView]:
+        return [run for run in self.runs if run.metrics]
+
+
+@dataclass
+class StudyView:
+    """The whole folder."""
+
+    path: Path
+    task: str
+    settings: dict
+    environment: dict
+    data: dict
+    model: dict
+    extras: dict
+    arms: list[Arm]
+    base: Arm | None
+    problems: list[str]
+
+    @property
+    def prefer(self) -> str:
+        value = self.settings.get("prefer")
+        return value if value in ("quality", "memory", "speed", "size") else "quality"
+
+    def arm(self, name: str) -> Arm | None:
+        return next((arm for arm in self.arms if arm.name == name), None)
+
+
+def read_study(folder: Path) -> StudyView:
+    """Everything in `folder`. Raises `BadInput` only where there is no folder at all."""
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise BadInput("no such run folder", where=str(folder), todo="give the folder that `tarazu run --out` wrote")
+    root, problems = RunFolder(folder), []
+    files = {name: _dict(root, f"{name}.json", problems) for name in ("environment", "data", "model", "results", "search", "verify", "study", "judge")}
+    settings = _settings(folder / "resolved.yaml", problems)
+    views = [_run(run, folder) for run in root.runs()]
+    arms: dict[str, Arm] = {}
+    for view in views:
+        arms.setdefault(view.name, Arm(view.name, view.kind, [])).runs.append(view)
+    base = next((arm for arm in arms.values() if arm.kind == "base"), None)
+    task = settings.get("task") or files["results"].get("task") or ("captions" if "encoder" in files["model"] else "chat")
+    return StudyView(
+        folder, str(task), settings, files["environment"], files["data"], files["model"],
+        {name: files[name] for name in ("results", "search", "verify", "study", "judge")},
+        [arm for arm in arms.values() if arm.kind != "base"], base, problems + [p for v in views for p in v.problems],
+    )  # fmt: skip
+
+
+def _run(run: Run, folder: Path) -> RunView:
+    problems: list[str] = []
+    place = run.path.relative_to(folder).as_posix()
+    parts = {name: _dict(run, f"{name}.json", problems, place) for name in ("run", "ledger", "fingerprint", "metrics")}
+    lines = {name: _lines(run, f"{name}.jsonl", problems, place) for name in ("events", "samples")}
+    kind = str(parts["run"].get("kind") or run.name)
+    return RunView(
+        run.name, kind, run.seed, place, parts["run"], lines["events"], parts["ledger"], parts["fingerprint"],
+        parts["metrics"], lines["samples"], problems,
+    )  # fmt: skip
+
+
+def _dict(holder: Run | RunFolder, name: str, problems: list[str], place: str = "") -> dict:
+    try:
+        value = holder.read_json(name)
+    except (BadInput, OSError, ValueError):
+        problems.append(f"{place}/{name}".lstrip("/"))
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def _lines(run: Run, name: str, problems: list[str], place: str) -> list[dict]:
+    try:
+        return records(run.read_lines(name))
+    except (BadInput, OSError, ValueError):
+        problems.append(f"{place}/{name}")
+        return []
+
+
+def _settings(path: Path, problems: list[str]) -> dict:
+    if not path.exists():
+        return {}
+    try:
+        value = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, YAMLError):
+        problems.append(path.name)
+        return {}
+    return value if isinstance(value, dict) else {}

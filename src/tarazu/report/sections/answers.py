@@ -1,0 +1,108 @@
+"""Answers as the page shows them: what was asked, what a good answer has, what each method said, and its score."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tarazu.report.measures import by_id, sample_score
+from tarazu.report.reading import Arm, StudyView, dig
+from tarazu.report.sections.data import turns_view
+from tarazu.report.text import Both, code, data_text, number, say, say_or
+
+ANSWER, QUESTION = 900, 700
+SHOWN_BESIDE = 4  # improved and worse answers per method
+ALL_TEST = 12  # test rows in the side-by-side list; every designed question is in it
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One method's answer to one question."""
+
+    who: Both | str
+    text: object
+    score: Both | None
+    finished: bool
+    failed: list  # checks that it did not pass
+    passed: list
+
+
+def answer_view(arm: Arm, sample: dict, limit: int = ANSWER) -> Answer:
+    text = sample.get("output")
+    score = sample_score(sample, score_key(sample))
+    checks = sample.get("checks") if isinstance(sample.get("checks"), dict) else {}
+    source = arm.first.file("samples.jsonl")
+    return Answer(
+        who=arm_name(arm),
+        text=data_text(text, limit) if text else say("answers.empty"),
+        score=None if score is None else say(f"answers.{score_key(sample)}", score=number(score, "points", source)),
+        finished=sample.get("finished") is not False,
+        failed=[data_text(c) for c, ok in checks.items() if not ok],
+        passed=[data_text(c) for c, ok in checks.items() if ok],
+    )
+
+
+def score_key(sample: dict) -> str:
+    """Designed questions are scored by their checks, test rows by chrF against the reference."""
+    return "checks_passed" if sample.get("checks") else "chrf"
+
+
+def arm_name(arm: Arm) -> Both:
+    return say("method.base") if arm.kind == "base" else Both(code(arm.name), code(arm.name))
+
+
+def question_view(sample: dict) -> dict:
+    """What was asked, without any method's answer."""
+    ability = sample.get("ability")
+    return {
+        "id": code(sample.get("id")),
+        "ability": str(ability or sample.get("from") or ""),
+        "label": say_or(f"ability.{ability}", ability) if ability else say("answers.from_test"),
+        "turns": turns_view(sample.get("turns"), QUESTION),
+        "good": data_text(sample["good"], QUESTION) if sample.get("good") else None,
+        "reference": data_text(sample["reference"], QUESTION) if sample.get("reference") else None,
+    }
+
+
+def side_by_side(study: StudyView) -> list[dict]:
+    """Every designed question and some test rows with all methods' answers."""
+    arms = ([study.base] if study.base else []) + study.arms
+    answers = {arm.name: by_id(arm.first) for arm in arms}
+    ids = list(dict.fromkeys(key for found in answers.values() for key in found))
+    any_of = {key: next(found[key] for found in answers.values() if key in found) for key in ids}
+    questions = [key for key in ids if any_of[key].get("from") != "test"]
+    tests = [key for key in ids if any_of[key].get("from") == "test"][:ALL_TEST]
+    limit = max(200, min(ANSWER, 500_000 // max(1, len(arms) * (len(questions) + len(tests)))))
+    return [
+        {**question_view(any_of[key]), "answers": [answer_view(arm, answers[arm.name][key], limit) for arm in arms if key in answers[arm.name]]}
+        for key in [*questions, *tests]
+    ]
+
+
+def changes(base: Arm | None, arm: Arm) -> dict[str, list[dict]]:
+    """The answers that gained and lost most beside the untouched model's, by score."""
+    if base is None:
+        return {"improved": [], "worse": []}
+    before, after = by_id(base.first), by_id(arm.first)
+    scored = []
+    for key in after:
+        key_of = score_key(after[key])
+        old, new = sample_score(before.get(key, {}), key_of), sample_score(after[key], key_of)
+        if old is not None and new is not None:
+            scored.append((new - old, key))
+    scored.sort(key=lambda pair: (-pair[0], pair[1]))
+    picked = {"improved": [k for d, k in scored if d > 0][:SHOWN_BESIDE], "worse": [k for d, k in reversed(scored) if d < 0][:SHOWN_BESIDE]}
+    view = {
+        name: [{**question_view(after[k]), "answers": [answer_view(base, before[k]), answer_view(arm, after[k])]} for k in keys]
+        for name, keys in picked.items()
+    }
+    counts = {"better": sum(d > 0 for d, _ in scored), "worse": sum(d < 0 for d, _ in scored), "same": sum(d == 0 for d, _ in scored)}
+    return {**view, "counts": counts if scored else None}
+
+
+def abilities(arm: Arm) -> list[tuple[str, float, int]]:
+    """(ability, share of checks passed, questions) in the file's order."""
+    found = dig(arm.first.metrics, "abilities", default={})
+    if not isinstance(found, dict):
+        return []
+    rows = [(name, dig(value, "checks_passed"), dig(value, "n", default=0)) for name, value in found.items()]
+    return [(name, share, n) for name, share, n in rows if isinstance(share, (int, float)) and not isinstance(share, bool)]

@@ -1,0 +1,99 @@
+"""Section 5 for chat: each method's idea, settings, proof, curves, troubles, and answers beside the untouched model's."""
+
+from __future__ import annotations
+
+from tarazu.report.blocks import Cell, Table, figure_cell, text_cell
+from tarazu.report.explain import explain, explain_kind
+from tarazu.report.measures import QUALITY, Measure, mean_over_seeds
+from tarazu.report.reading import Arm
+from tarazu.report.sections.answers import changes
+from tarazu.report.sections.base import Context, Section
+from tarazu.report.sections.curves import curve_sentences, loss_figure
+from tarazu.report.sections.proof import proof_view, settings_table, targets_table, troubles
+from tarazu.report.text import Both, code, number, say, say_or
+
+FAMILIES = {
+    "soft": (("prompt_tuning", "prefix_tuning", "p_tuning"), ("soft-prompts",)),
+    "low_rank": (("lora", "rslora", "dora", "loha"), ("which-layers-for-lora",)),
+    "layers": (("layers",), ()),
+    "other": ((), ()),
+}
+
+
+def family_of(kind: str) -> str:
+    return next((name for name, (kinds, _) in FAMILIES.items() if kind in kinds), "other")
+
+
+def methods_section(context: Context) -> Section:
+    told: set[str] = set()
+    families = []
+    for name, (_, pages) in FAMILIES.items():
+        arms = [arm for arm in context.study.arms if family_of(arm.kind) == name]
+        if arms:
+            view = {"name": name, "title": say(f"family.{name}"), "explanations": explain(*pages), "arms": [_arm(context, arm, told) for arm in arms]}
+            families.append(view)
+    view = {"families": families, "missing": not families}
+    return Section("methods", say("section.methods"), "methods.html", view, explain("fingerprints", "curves"))
+
+
+def _arm(context: Context, arm: Arm, told: set[str]) -> dict:
+    first = arm.kind not in told
+    told.add(arm.kind)
+    return {
+        "name": code(arm.name),
+        "anchor": f"method-{arm.name}",
+        "kind": say_or(f"kind.{arm.kind}", arm.kind),
+        "explanations": explain_kind(arm.kind) if first else [],
+        "settings": settings_table(arm),
+        "targets": targets_table(arm),
+        "proofs": [(run.seed, view) for run in arm.runs if (view := proof_view(run))],
+        "figure": loss_figure(context, arm),
+        "analysis": curve_sentences(context, arm),
+        "troubles": troubles(arm),
+        "beside_base": beside_base(context, arm),
+        "figures": _against_base(context, arm),
+        "changes": changes(context.study.base, arm),
+    }
+
+
+def beside_base(context: Context, arm: Arm) -> list[Both]:
+    """What the tests say of this method against the untouched model, figure by figure."""
+    base, found = context.study.base, []
+    if base is None:
+        return []
+    for key in context.comparison.pairs:
+        pair = context.comparison.pair(key, base.name, arm.name)
+        if pair is None:
+            continue
+        sign = 1 if pair.a == arm.name else -1
+        ends = sorted((sign * pair.found.low, sign * pair.found.high))
+        form = pair.measure.signed if key != "checks_passed" else "signed_points"
+        values = {"figure": say(f"measure.{key}"), "mean": number(sign * pair.found.mean, form), "low": number(ends[0], form), "high": number(ends[1], form), "p": number(pair.p, "p")}
+        outcome = "none" if not pair.sure else "better" if pair.winner == arm.name else "worse"
+        found.append(say(f"beside.{outcome}", **values, detectable=number(pair.found.detectable, form.removeprefix("signed_").replace("signed", "loss"))))
+    return found
+
+
+def _against_base(context: Context, arm: Arm) -> Table:
+    """Every quality figure before and after, with the gain."""
+    base, rows = context.study.base, []
+    for measure in QUALITY["chat"]:
+        after = mean_over_seeds(arm, measure)
+        before = mean_over_seeds(base, measure) if base else None
+        if after is None:
+            continue
+        change = None if before is None else after - before
+        form = "signed_points" if measure.form == "points" else "signed_percent" if measure.form == "percent" else "signed"
+        source = arm.first.file("metrics.json")
+        rows.append([
+            text_cell(say(f"measure.{measure.key}")), figure_cell(before, measure.form, base.first.file("metrics.json") if base else ""), figure_cell(after, measure.form, source),
+            figure_cell(change, form, source), _direction(measure, change),
+        ])  # fmt: skip
+    columns = [say("common.what"), say("method.before"), say("method.after"), say("method.change"), say("method.outcome")]
+    return Table(say("method.figures"), columns, rows, [run.file("metrics.json") for run in arm.measured])
+
+
+def _direction(measure: Measure, change: float | None) -> Cell:
+    if change is None or change == 0:
+        return text_cell(say("method.same"))
+    return text_cell(say("method.better" if (change < 0) == (measure.better == "low") else "method.worse"))

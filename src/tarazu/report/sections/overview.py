@@ -1,0 +1,55 @@
+"""Section 1: what was compared, on what, who won under which preference, how sure, and one picture."""
+
+from __future__ import annotations
+
+from tarazu.report.measures import COSTS
+from tarazu.report.reading import as_number, dig
+from tarazu.report.sections.base import Context, Section
+from tarazu.report.sections.comparison import trade_figure
+from tarazu.report.sections.recommendation import choice_sentences
+from tarazu.report.text import Both, code, data_text, joined, number, say
+
+
+def overview_section(context: Context) -> Section:
+    study = context.study
+    view = {
+        "compared": _compared(context),
+        "budget": _budget(study.settings),
+        "prefer": say(f"prefer.{study.prefer}"),
+        "verdict": choice_sentences(context, context.verdict.choices[study.prefer]),
+        "figure": next((f for cost in COSTS if (f := trade_figure(context, cost, "verdict")) is not None), None),
+        "note": data_text(study.data["note"]) if study.data.get("note") else None,
+        "unfinished": _unfinished(context),
+        "broken": joined([code(p) for p in study.problems]) if study.problems else None,
+    }
+    return Section("verdict", say("section.verdict"), "overview.html", view)
+
+
+def _compared(context: Context) -> Both:
+    study = context.study
+    names = joined([code(arm.name) for arm in study.arms])
+    if study.task == "captions":
+        model = dig(study.model, "encoder", "name") or study.settings.get("encoder") or "?"
+        images = number(dig(study.data, "splits", "train", "images"), "count", "data.json")
+        return say("overview.captions", methods=names, model=code(model), images=images, source=code(study.data.get("source", "?")))
+    model = study.model.get("name") or study.settings.get("model") or "?"
+    rows = number(dig(study.data, "splits", "train", "rows"), "count", "data.json")
+    return say("overview.chat", methods=names, model=code(model), rows=rows, source=code(study.data.get("source", "?")))
+
+
+def _budget(settings: dict) -> Both | None:
+    tokens, epochs = as_number(dig(settings, "budget", "tokens")), as_number(dig(settings, "budget", "epochs"))
+    if tokens:
+        return say("overview.budget_tokens", tokens=number(tokens, "count", "resolved.yaml"))
+    return say("overview.budget_epochs", epochs=number(epochs, "number", "resolved.yaml")) if epochs else None
+
+
+def _unfinished(context: Context) -> list[Both]:
+    """Runs that did not come to their end, so that nobody reads half a study as a whole one."""
+    found = []
+    for arm in context.study.arms:
+        for run in arm.runs:
+            if run.status != "done":
+                status = run.status if run.status in ("failed", "stopped", "running") else "stopped"
+                found.append(say(f"overview.{status}", method=code(arm.name), seed=number(run.seed, "count")))
+    return found

@@ -1,0 +1,151 @@
+"""Section 7: the rule, what it picks under each preference, and pros and cons as sentences with their numbers."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from tarazu.report.blocks import Cell, Table, text_cell
+from tarazu.report.explain import explain
+from tarazu.report.measures import COSTS, QUALITY, Measure, mean_over_seeds, measures
+from tarazu.report.reading import Arm
+from tarazu.report.sections.base import Context, Section
+from tarazu.report.text import Both, code, joined, number, say
+from tarazu.report.verdict import KEEP, Choice
+
+RATES = ("repetition", "wrong_script", "unfinished", "echo")
+ORDER = ("quality", "memory", "speed", "size")
+
+
+def recommendation_section(context: Context) -> Section:
+    verdict, prefer = context.verdict, context.study.prefer
+    view = {
+        "none": verdict.best is None,
+        "rule": say(f"rule.{prefer}", keep=number(KEEP, "percent"), quality=say(f"measure.{verdict.measure.key}")),
+        "reason": choice_sentences(context, verdict.choices[prefer]),
+        "choices": choices_table(context),
+        "fronts": front_sentences(context),
+        "methods": [{"name": code(arm.name), "anchor": f"method-{arm.name}", **dict(zip(("pros", "cons"), pros_and_cons(context, arm), strict=True))} for arm in context.study.arms],
+        "changes": would_change(context),
+    }
+    return Section("recommendation", say("section.recommendation"), "recommendation.html", view, explain("pareto"))
+
+
+def choice_sentences(context: Context, choice: Choice) -> list[Both]:
+    """What one preference picks, why, and how sure that is."""
+    verdict = context.verdict
+    if choice.name is None:
+        return [say("choice.none")]
+    one, measure = verdict.contender(choice.name), verdict.measure
+    source = context.study.arm(choice.name).first.file("metrics.json")
+    shown = {"method": code(choice.name), "figure": say(f"measure.{measure.key}"), "value": number(one.quality, measure.form, source)}
+    found = [say("choice.pick", **shown)]
+    if one.gain is not None:
+        key = "choice.gain" if one.gain > 0 else "choice.no_gain"
+        found.append(say(f"{key}{'' if context.study.base else '_constant'}", gain=number(abs(one.gain), measure.form), base=number(verdict.baseline, measure.form)))
+    if choice.by:
+        cost = measures(context.study.task)[choice.by]
+        found.append(say("choice.by_cost", cost=say(f"measure.{cost.key}"), value=number(one.costs[cost.key], cost.form, context.study.arm(choice.name).first.file("ledger.json")), n=number(len(choice.allowed), "count")))
+    if choice.ties:
+        found.append(say("choice.ties", best=code(verdict.best.name), others=joined([code(n) for n in choice.ties])))
+    if choice.name in verdict.not_better:
+        found.append(say("choice.not_better"))
+    return found
+
+
+def choices_table(context: Context) -> Table:
+    """All four preferences at once: the verdict does not hide what another wish would pick."""
+    rows = []
+    for name in ORDER:
+        choice = context.verdict.choices[name]
+        mark = name == context.study.prefer
+        picked = Cell(code(choice.name) if choice.name else say("choice.none"), choice.name, best=mark)
+        rows.append([text_cell(say(f"prefer.{name}")), picked, Cell(joined([code(n) for n in choice.allowed])), text_cell(say(f"rule.{name}", keep=number(KEEP, "percent"), quality=say(f"measure.{context.verdict.measure.key}")))])
+    return Table(say("choice.table"), [say("choice.preference"), say("choice.picked"), say("choice.among"), say("choice.rule")], rows)
+
+
+def front_sentences(context: Context) -> list[Both]:
+    """Who stands on each Pareto front."""
+    found = []
+    for cost in COSTS:
+        names = context.verdict.fronts[cost.key]
+        if names:
+            found.append(say("front.names", cost=say(f"measure.{cost.key}"), names=joined([code(n) for n in names])))
+    return found
+
+
+def pros_and_cons(context: Context, arm: Arm) -> tuple[list[Both], list[Both]]:
+    """Sentences from the numbers: best and worst in each cost, the gain, rates that rose or fell, over-fitting, failures."""
+    pros: list[Both] = []
+    cons: list[Both] = []
+    _on_quality(context, arm, pros, cons)
+    for cost in COSTS:
+        _on_cost(context, arm, cost, pros, cons)
+    _on_side_effects(context, arm, pros, cons)
+    if any(run.status != "done" for run in arm.runs):
+        cons.append(say("con.unfinished_run", n=number(sum(run.status != "done" for run in arm.runs), "count")))
+    return pros, cons
+
+
+def _on_quality(context: Context, arm: Arm, pros: list, cons: list) -> None:
+    verdict = context.verdict
+    one, measure = verdict.contender(arm.name), verdict.measure
+    if one is None:
+        cons.append(say("con.no_quality"))
+        return
+    shape = partial(number, form=measure.form, source=arm.first.file("metrics.json"))
+    figure = say(f"measure.{measure.key}")
+    if verdict.best and one.name == verdict.best.name and len(verdict.contenders) > 1:
+        pros.append(say("pro.best", figure=figure, value=shape(one.quality)))
+    elif verdict.best and context.comparison.differ(measure.key, one.name, verdict.best.name) is False:
+        pros.append(say("pro.tied", figure=figure, value=shape(one.quality), best=code(verdict.best.name)))
+    elif verdict.best and one.name != verdict.best.name:
+        cons.append(say("con.behind", figure=figure, value=shape(one.quality), best=code(verdict.best.name), top=shape(verdict.best.quality)))
+    if arm.name in verdict.not_better:
+        cons.append(say("con.not_better", figure=figure))
+    elif one.gain is not None and one.gain > 0 and verdict.baseline:
+        pros.append(say("pro.gain" if context.study.base else "pro.gain_constant", figure=figure, share=number(one.gain / abs(verdict.baseline), "percent"), before=shape(verdict.baseline), after=shape(one.quality)))
+
+
+def _on_cost(context: Context, arm: Arm, cost: Measure, pros: list, cons: list) -> None:
+    values = {a.name: v for a in context.study.arms if (v := mean_over_seeds(a, cost)) is not None}
+    if arm.name not in values or len(values) < 2 or len(set(values.values())) == 1:
+        return
+    mine, shape = values[arm.name], partial(number, form=cost.form, source=arm.first.file("ledger.json"))
+    least, most = min(values.values()), max(values.values())
+    if mine == least:
+        pros.append(say("pro.least", cost=say(f"measure.{cost.key}"), value=shape(mine), most=shape(most)))
+    elif mine == most:
+        times = number(mine / least, "number") if least else number(None)
+        cons.append(say("con.most", cost=say(f"measure.{cost.key}"), value=shape(mine), times=times))
+
+
+def _on_side_effects(context: Context, arm: Arm, pros: list, cons: list) -> None:
+    base = context.study.base
+    for measure in QUALITY["chat"]:
+        if base is None or measure.key not in RATES:
+            continue
+        before, after = mean_over_seeds(base, measure), mean_over_seeds(arm, measure)
+        if before is None or after is None or abs(after - before) < 0.05:
+            continue
+        values = {"rate": say(f"measure.{measure.key}"), "before": number(before, "percent", base.first.file("metrics.json")), "after": number(after, "percent", arm.first.file("metrics.json"))}
+        (pros if after < before else cons).append(say("pro.rate_fell" if after < before else "con.rate_rose", **values))
+
+
+def would_change(context: Context) -> list[Both]:
+    """What another wish, or more data, would change."""
+    chosen, found = context.verdict.choices[context.study.prefer], []
+    for name in ORDER:
+        other = context.verdict.choices[name]
+        if other.name and chosen.name and other.name != chosen.name:
+            found.append(say("change.prefer", preference=say(f"prefer.{name}"), method=code(other.name)))
+    best, key = context.verdict.best, context.verdict.measure.key
+    for tie in context.verdict.choices["quality"].ties:
+        pair = context.comparison.pair(key, best.name, tie)
+        if pair:
+            found.append(say("change.tie", a=code(best.name), b=code(tie), detectable=number(pair.found.detectable, context.verdict.measure.form), rows=number(pair.found.rows, "count")))
+    seeds = {len(arm.measured) for arm in context.study.arms}
+    if seeds == {1}:
+        found.append(say("change.seeds"))
+    return found or [say("change.nothing")]
+
+

@@ -1,0 +1,125 @@
+"""Text in two languages at once: Persian and English stand side by side in the page, and the page shows one of them.
+
+Everything that comes from a run folder passes `data_text`: it can never become markup, nor turn the text around it.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from markupsafe import Markup, escape
+
+STRINGS = Path(__file__).parent / "strings"
+# Bidi embeddings, overrides and isolates, control characters, lone surrogates: shown by their number, never obeyed.
+_HIDDEN = re.compile("[\u202a-\u202e\u2066-\u2069\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\ufeff\ud800-\udfff]")
+
+
+@dataclass(frozen=True)
+class Both:
+    """One text in both languages; in a template it becomes two elements of which the page shows one."""
+
+    fa: Markup
+    en: Markup
+
+    def __html__(self) -> str:
+        if self.fa == self.en:
+            return self.en
+        return Markup('<span class="fa" lang="fa" dir="rtl">{}</span><span class="en" lang="en" dir="ltr">{}</span>').format(self.fa, self.en)
+
+    def plain(self, language: str) -> str:
+        """The text without its markup, for figures and attributes."""
+        return getattr(self, language).striptags()
+
+
+def visible(value: Any) -> str:
+    """`value` as text in which hidden control characters are shown by their code point."""
+    return _HIDDEN.sub(lambda found: f"⟨U+{ord(found.group()):04X}⟩", str(value))
+
+
+def data_text(value: Any, limit: int | None = None) -> Markup:
+    """Text from the folder, isolated from the direction of what surrounds it; cut at `limit` characters, saying so."""
+    text = visible(value)
+    if limit is not None and len(text) > limit:
+        cut = say("common.cut", shown=number(limit, "count"), total=number(len(text), "count"))
+        return Markup('<bdi dir="auto">{}</bdi> <small class="cut">{}</small>').format(text[:limit] + " …", cut)
+    return Markup('<bdi dir="auto">{}</bdi>').format(text)
+
+
+def code(value: Any) -> Markup:
+    """A name, path or setting: left to right in both languages."""
+    return Markup('<code dir="ltr">{}</code>').format(visible(value))
+
+
+def pick(value: Any, language: str) -> Markup:
+    """The side of `value` that `language` reads."""
+    if isinstance(value, Both):
+        return getattr(value, language)
+    return value if isinstance(value, Markup) else data_text(value)
+
+
+def say(key: str, **values: Any) -> Both:
+    """The string `key` in both languages with `values` put in. Raises KeyError for a string that is not there."""
+    fa, en = strings()[key]
+    return Both(*(Markup(escape(text)).format(**{k: pick(v, lang) for k, v in values.items()}) for text, lang in ((fa, "fa"), (en, "en"))))
+
+
+def say_or(key: str, fallback: Any) -> Both:
+    """As `say`, with `fallback` where there is no such string (a new kind of method, a new event)."""
+    return say(key) if key in strings() else Both(code(fallback), code(fallback))
+
+
+def has(key: str) -> bool:
+    return key in strings()
+
+
+def spaced(*parts: Any) -> Both:
+    """The parts with a space between them."""
+    return Both(*(Markup(" ").join(pick(part, lang) for part in parts) for lang in ("fa", "en")))
+
+
+def joined(parts: list, both: str = "common.and") -> Both:
+    """`a, b and c` in both languages."""
+    if not parts:
+        return say("common.none")
+    sides = []
+    for lang, comma in (("fa", "، "), ("en", ", ")):
+        items = [pick(part, lang) for part in parts]
+        last = Markup(" {} ").format(pick(say(both), lang))
+        sides.append(items[0] if len(items) == 1 else Markup(comma).join(items[:-1]) + last + items[-1])
+    return Both(*sides)
+
+
+def number(value: Any, form: str = "number", source: str = "") -> Both:
+    """A figure with its unit in both languages, and the file that it came from as its title.
+
+    Forms: number (4 significant digits), count (thousands), percent, points (1 decimal), loss (3 decimals), bytes,
+    seconds, signed, signed_points, rate (scientific).
+    """
+    from tarazu.report.numbers import shaped  # the shapes need `Both`'s strings: imported late
+
+    text, unit = shaped(value, form)
+    if text is None:
+        return say("common.unknown")
+    attributes = Markup(' title="{0}" data-source="{0}"').format(visible(source)) if source else Markup("")
+    figure = Markup('<bdi class="n" dir="ltr"{}>{}</bdi>').format(attributes, text)
+    if not unit:
+        return Both(figure, figure)
+    names = say(f"unit.{unit}")
+    return Both(*(Markup("{}{}{}").format(figure, "" if unit == "percent" else " ", pick(names, lang)) for lang in ("fa", "en")))
+
+
+@lru_cache(maxsize=1)
+def strings() -> dict[str, tuple[str, str]]:
+    """Every interface string: key -> (fa, en), from `strings/*.json`."""
+    found: dict[str, tuple[str, str]] = {}
+    for path in sorted(STRINGS.glob("*.json")):
+        for key, (fa, en) in json.loads(path.read_text(encoding="utf-8")).items():
+            if key in found:
+                raise ValueError(f"{path.name}: {key!r} is there twice")
+            found[key] = (fa, en)
+    return found

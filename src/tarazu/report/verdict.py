@@ -1,0 +1,119 @@
+"""Which method is best for these conditions: a rule that is stated, a Pareto front, and honesty where methods tie."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tarazu.report.comparing import Comparison
+from tarazu.report.measures import COSTS, Measure, mean_over_seeds, primary
+from tarazu.report.reading import StudyView
+
+KEEP = 0.9  # "nearly as good": at least this share of the best method's gain
+PREFERENCES = {"quality": None, "memory": "train_memory", "speed": "train_seconds", "size": "weights_bytes"}
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A method with its quality, its gain over the baseline (positive is better) and its costs; None: not measured."""
+
+    name: str
+    kind: str
+    quality: float
+    gain: float | None
+    costs: dict[str, float | None]
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What one preference picks, and among whom. `ties` are the others that the tests cannot tell from the best."""
+
+    preference: str
+    name: str | None
+    allowed: list[str]
+    ties: list[str]
+    by: str | None  # the cost that decided, or None when quality alone did
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The verdict of a study under each preference."""
+
+    measure: Measure
+    baseline: float | None
+    contenders: list[Contender]
+    best: Contender | None
+    choices: dict[str, Choice]
+    fronts: dict[str, list[str]]
+    not_better: list[str]
+
+    def contender(self, name: str | None) -> Contender | None:
+        return next((c for c in self.contenders if c.name == name), None)
+
+
+def judge(study: StudyView, comparison: Comparison) -> Verdict:
+    """The verdict from the numbers alone."""
+    measure = primary(study.task)
+    baseline = _baseline(study, measure)
+    contenders = []
+    for arm in study.arms:
+        quality = mean_over_seeds(arm, measure)
+        if quality is not None:
+            gain = None if baseline is None else measure.gain(quality, baseline)
+            costs = {cost.key: mean_over_seeds(arm, cost) for cost in COSTS}
+            contenders.append(Contender(arm.name, arm.kind, quality, gain, costs))
+    contenders.sort(key=lambda c: -measure.gain(c.quality, 0.0))
+    best = contenders[0] if contenders else None
+    choices = {name: _choose(name, cost, contenders, measure, comparison) for name, cost in PREFERENCES.items()}
+    fronts = {cost.key: pareto(contenders, measure, cost.key) for cost in COSTS}
+    worse = [c.name for c in contenders if not _better_than_base(c, study, comparison, measure)]
+    return Verdict(measure, baseline, contenders, best, choices, fronts, worse)
+
+
+def pareto(contenders: list[Contender], measure: Measure, cost: str) -> list[str]:
+    """The methods that no other beats on quality and on `cost` at once, cheapest first."""
+    known = [c for c in contenders if c.costs.get(cost) is not None]
+    known.sort(key=lambda c: (c.costs[cost], -measure.gain(c.quality, 0.0)))
+    front: list[Contender] = []
+    for one in known:
+        if not front or measure.gain(one.quality, front[-1].quality) > 0:
+            front.append(one)
+    return [c.name for c in front]
+
+
+def _baseline(study: StudyView, measure: Measure) -> float | None:
+    """The untouched model's figure; for captions the constant caption's, the weakest yardstick that still speaks."""
+    if study.base:
+        return mean_over_seeds(study.base, measure)
+    from tarazu.report.yardsticks import constant_score
+
+    return constant_score(study, measure.key)
+
+
+def _choose(preference: str, cost: str | None, contenders: list[Contender], measure: Measure, comparison: Comparison) -> Choice:
+    if not contenders:
+        return Choice(preference, None, [], [], None)
+    best = contenders[0]
+    ties = [c.name for c in contenders[1:] if comparison.differ(measure.key, best.name, c.name) is False]
+    if cost is None:
+        return _cheapest(preference, "train_seconds", [best, *[c for c in contenders if c.name in ties]], ties) if ties else Choice(
+            preference, best.name, [best.name], [], None
+        )
+    if best.gain is not None and best.gain > 0:
+        allowed = [c for c in contenders if c.gain is not None and c.gain >= KEEP * best.gain]
+    else:
+        allowed = [best, *[c for c in contenders if c.name in ties]]
+    return _cheapest(preference, cost, allowed, ties)
+
+
+def _cheapest(preference: str, cost: str, allowed: list[Contender], ties: list[str]) -> Choice:
+    known = [c for c in allowed if c.costs.get(cost) is not None]
+    names = [c.name for c in allowed]
+    if not known:
+        return Choice(preference, allowed[0].name, names, ties, None)
+    return Choice(preference, min(known, key=lambda c: c.costs[cost]).name, names, ties, cost)
+
+
+def _better_than_base(one: Contender, study: StudyView, comparison: Comparison, measure: Measure) -> bool:
+    if one.gain is None or one.gain <= 0:
+        return one.gain is None
+    return not study.base or comparison.differ(measure.key, study.base.name, one.name) is not False
