@@ -1,0 +1,81 @@
+"""Persian text: what normalising changes and what it must leave alone."""
+
+from __future__ import annotations
+
+import random
+import unicodedata
+
+import pytest
+
+from tarazu.chat import persian
+from tarazu.chat.persian import english_share, fold_for_match, normalise, script_shares, words
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "repair"),
+    [
+        ("كتاب علي", "کتاب علی", persian.LETTERS),
+        ("موسى", "موسی", persian.LETTERS),
+        ("٤٥٦", "۴۵۶", persian.LETTERS),
+        ("ﻛﺘﺎﺏ ﻻﻟﻪ", "کتاب لاله", persian.LETTERS),  # presentation forms, as PDFs give them
+        ("الف\u0000ب\u0007", "الفب", persian.CONTROLS),
+        ("\ufeffسلام\u200b", "سلام", persian.CONTROLS),
+        ("سلام\u202eدنیا\u202c\u200f", "سلامدنیا", persian.BIDI),
+        ("درست\ud83d", "درست", persian.SURROGATES),
+        ("ا\u0653ن", "آن", persian.FORM),
+        ("یک  دو\u00a0سه\t چهار ", "یک دو سه چهار", persian.SPACES),
+        ("یک\r\nدو\u2028سه", "یک\nدو\nسه", persian.SPACES),
+        ("می\u200c\u200cروم", "می\u200cروم", persian.HALF_SPACES),
+        ("می\u200c روم\u200c", "می روم", persian.HALF_SPACES),
+    ],
+)
+def test_repairs(before: str, after: str, repair: str) -> None:
+    assert normalise(before) == (after, {repair})
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "می‌روم؛ کتاب‌های «نو» را ۱۲٫۵ درصد ارزان‌تر خریدم.",
+        "مسئله‌ای تأثیرگذار، مؤمن و خانهٔ ما",  # hamza on its seats stays
+        "def f(x):\n    if x:\n\treturn 1\n\n\nprint(f(2))",  # indentation and blank lines are meaning
+        "😀 👨‍👩‍👧 é 中文",
+    ],
+)
+def test_good_text_is_left_alone(text: str) -> None:
+    assert normalise(text) == (text, set())
+
+
+def test_arabic_ye_with_hamza_composes_before_it_is_replaced() -> None:
+    assert normalise("مس\u064a\u0654ول")[0] == "مسئول"
+
+
+def test_normalising_twice_changes_nothing() -> None:
+    pieces = [*"يىكةۀأ٤۴اب \n\t\r\u200c\u200d\u00a0\u202e\ufeff\x00\x85", "\ud800", "\u0653", "\u0654", "ﻻ", "😀", "A", "́"]
+    draw = random.Random(0)
+    for _ in range(3000):
+        text = "".join(draw.choice(pieces) for _ in range(draw.randint(0, 12)))
+        once, _ = normalise(text)
+        assert normalise(once) == (once, set())
+        once.encode("utf-8")
+        assert unicodedata.is_normalized("NFC", once)
+        assert not any(unicodedata.category(c) == "Cc" and c not in "\n\t" for c in once)
+
+
+def test_words_are_joined_by_half_spaces() -> None:
+    assert words("می‌روم، کتاب‌هایشان؟ (۱۲) don't e-mail") == ["می‌روم", "کتاب‌هایشان", "۱۲", "don't", "e-mail"]
+    assert words("  ... «»،؛ \n") == []
+    assert words("مُهَندِس آمد") == ["مُهَندِس", "آمد"]
+
+
+def test_folding_makes_equal_answers_equal() -> None:
+    same = ["مي‌روم به خانۀ ۱۲", "میروم به خانه 12!", "«میروم»، بهِ خانه   ۱۲."]
+    assert {fold_for_match(text) for text in same} == {"میروم به خانه 12"}
+    assert fold_for_match("Tehran") == fold_for_match("TEHRAN")
+    assert fold_for_match("12") != fold_for_match("21") and fold_for_match("علی") != fold_for_match("علیه")
+
+
+def test_shares_of_scripts() -> None:
+    shares = script_shares("سلام ABC ёё ۱۲۳ ...!")
+    assert (shares.arabic, shares.latin, shares.other) == (4, 3, 2)
+    assert english_share("سلام abcd") == 0.5 and english_share("۱۲۳") == 0.0 == english_share("")
