@@ -70,7 +70,6 @@ class CaptionMethod(Method):
     """What every decoder's settings have: its size and the measures against overfitting."""
 
     learning_rate: PositiveFloat = 4e-4
-    embedding: PositiveInt = 512
     hidden: PositiveInt = 512
     dropout: Probability = 0.5
     word_dropout: Probability = Field(0.0, description="chance that an input word is hidden as <unk>")
@@ -84,6 +83,7 @@ class ShowAndTell(CaptionMethod):
     """Vinyals et al. 2015: one image vector, an LSTM that writes."""
 
     kind: Literal["show_and_tell"] = "show_and_tell"
+    embedding: PositiveInt = 512
     image_as: Literal["state", "word", "both"] = Field("state", description="the image sets the LSTM's first state, is its first input (the paper), or both")
     layers: PositiveInt = 1
 
@@ -92,11 +92,12 @@ class ShowAttendTell(CaptionMethod):
     """Xu et al. 2015: an LSTM that looks at the 7x7 map anew for every word."""
 
     kind: Literal["show_attend_tell"] = "show_attend_tell"
+    embedding: PositiveInt = 512
     attention: PositiveInt = Field(512, description="width of f(W_h h, W_a a)")
     gate: bool = Field(True, description="the beta gate on the context")
     mix: PositiveInt | None = Field(None, description="width of an optional Linear on [z; embedding]")
     deep_output: bool = Field(True, description="words from h, z and the previous word together, as in the paper")
-    doubly_stochastic: NonNegativeFloat = Field(1.0, description="weight of sum_i (1 - sum_t alpha_ti)^2")
+    doubly_stochastic: NonNegativeFloat = Field(0.25, description="weight of sum_i (1 - sum_t alpha_ti)^2")
 
 
 class Transformer(CaptionMethod):
@@ -108,7 +109,7 @@ class Transformer(CaptionMethod):
     heads: PositiveInt = 8
     feed_forward: PositiveInt = 2048
     positions: Literal["learned", "sinusoidal"] = "learned"
-    tie_words: bool = Field(True, description="the output layer shares the word embedding")
+    tie_words: bool = Field(False, description="the output layer shares the word embedding")
 
     @model_validator(mode="after")
     def _divides(self) -> Transformer:

@@ -1,0 +1,52 @@
+"""Decoders: each is one file, and each is two verbs.
+
+    forward(features, tokens) -> logits          training: every place of the sentence at once
+    start(features) -> state                     decoding: the picture is looked at once,
+    step(state, token) -> logits, state, alpha   and words come one by one
+
+Greedy, beam search, heat maps and ONNX know nothing else of a decoder. A state is a tuple of tensors whose first dimension
+is the batch, so that a beam can be chosen, copied and dropped without knowing what is in it.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from tarazu.captions.settings import CaptionMethod
+
+State = tuple[Tensor, ...]
+
+
+class Decoder(nn.Module):
+    """What every decoder offers. B images, P places, D channels, T words, V words in the vocabulary."""
+
+    looks_at = "map"  # or "pooled", where the mean over the places is all that is used
+
+    def teach(self, features: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor | None]:
+        """features (B, P, D), tokens (B, T) from <sos> on -> logits (B, T, V) and attention (B, T, P), if it has any."""
+        raise TypeError(f"{type(self).__name__} does not say how it is taught")
+
+    def forward(self, features: Tensor, tokens: Tensor) -> Tensor:
+        """features (B, P, D), tokens (B, T) -> logits (B, T, V): position t says what follows token t."""
+        return self.teach(features, tokens)[0]
+
+    def start(self, features: Tensor) -> State:
+        """features (B, P, D) -> the state before the first word."""
+        raise TypeError(f"{type(self).__name__} does not say how it starts")
+
+    def step(self, state: State, token: Tensor) -> tuple[Tensor, State, Tensor | None]:
+        """state, token (B,) -> logits (B, V) for what follows it, the new state, and attention (B, P) or None."""
+        raise TypeError(f"{type(self).__name__} does not say how it steps")
+
+
+def make(method: CaptionMethod, words: int, channels: int, places: int) -> Decoder:
+    """The decoder of a method's settings, freshly initialised."""
+    from tarazu.captions.decoders.show_and_tell import ShowAndTellDecoder
+    from tarazu.captions.decoders.show_attend_tell import ShowAttendTellDecoder
+    from tarazu.captions.decoders.transformer import TransformerDecoder
+
+    kinds = {"show_and_tell": ShowAndTellDecoder, "show_attend_tell": ShowAttendTellDecoder, "transformer": TransformerDecoder}
+    return kinds[method.kind](method, words, channels, places)

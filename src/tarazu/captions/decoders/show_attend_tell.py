@@ -1,0 +1,69 @@
+"""Show, Attend and Tell (Xu et al. 2015, arXiv:1502.03044): soft attention over the map, anew for every word.
+
+    e_i = w . tanh(W_h h_{t-1} + W_a a_i)      alpha = softmax(e)      z_t = sum_i alpha_i a_i      (gate: z_t *= sigmoid(W_b h_{t-1}))
+    h_t, c_t = LSTM([z_t ; E y_{t-1}], ...)    p(y_t) = softmax(L_o (E y_{t-1} + L_h h_t + L_z z_t))     (deep output)
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from tarazu.captions.decoders import Decoder, State
+from tarazu.captions.settings import ShowAttendTell
+
+
+class ShowAttendTellDecoder(Decoder):
+    def __init__(self, settings: ShowAttendTell, words: int, channels: int, places: int):
+        super().__init__()
+        hidden, embedding = settings.hidden, settings.embedding
+        self.embedding = nn.Embedding(words, embedding)
+        self.keys = nn.Linear(channels, settings.attention)
+        self.query = nn.Linear(hidden, settings.attention, bias=False)  # the keys have a bias already
+        self.score = nn.Linear(settings.attention, 1, bias=False)  # softmax would not notice one
+        self.gate = nn.Linear(hidden, 1) if settings.gate else None
+        self.first = nn.Linear(channels, 2 * hidden)
+        self.mix = nn.Linear(channels + embedding, settings.mix) if settings.mix else nn.Identity()
+        self.cell = nn.LSTMCell(settings.mix or channels + embedding, hidden)
+        self.deep = settings.deep_output
+        if self.deep:
+            self.from_hidden, self.from_context = nn.Linear(hidden, embedding), nn.Linear(channels, embedding, bias=False)
+        self.dropout = nn.Dropout(settings.dropout)
+        self.output = nn.Linear(embedding if self.deep else hidden, words)
+        nn.init.uniform_(self.embedding.weight, -0.1, 0.1)
+
+    def teach(self, features: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """Word by word, as h_{t-1} decides where to look; only the output layer can wait for all words at once."""
+        state = self.start(features)
+        words = self.dropout(self.embedding(tokens))
+        hs, zs, alphas = [], [], []
+        for t in range(tokens.shape[1]):
+            state, z, alpha = self._advance(state, words[:, t])
+            hs.append(state[0]), zs.append(z), alphas.append(alpha)
+        return self._words(words, torch.stack(hs, 1), torch.stack(zs, 1)), torch.stack(alphas, 1)
+
+    def start(self, features: Tensor) -> State:
+        """The state is (h, c, a, W_a a): (B, hidden) twice, (B, P, D), (B, P, attention)."""
+        features = features.to(self.embedding.weight.dtype)
+        h, c = torch.tanh(self.first(self.dropout(features.mean(1)))).chunk(2, 1)
+        return h, c, features, self.keys(features)
+
+    def step(self, state: State, token: Tensor) -> tuple[Tensor, State, Tensor]:
+        word = self.embedding(token)
+        state, z, alpha = self._advance(state, word)
+        return self._words(word, state[0], z), state, alpha
+
+    def _advance(self, state: State, word: Tensor) -> tuple[State, Tensor, Tensor]:
+        h, c, features, keys = state
+        energy = self.score(torch.tanh(keys + self.query(h).unsqueeze(1))).squeeze(2)
+        alpha = torch.softmax(energy.float(), 1)
+        z = torch.bmm(alpha.to(features.dtype).unsqueeze(1), features).squeeze(1)
+        if self.gate is not None:
+            z = z * torch.sigmoid(self.gate(h))
+        h, c = self.cell(self.mix(torch.cat([z.to(word.dtype), word], 1)), (h, c))
+        return (h, c, features, keys), z, alpha
+
+    def _words(self, word: Tensor, h: Tensor, z: Tensor) -> Tensor:
+        if not self.deep:
+            return self.output(self.dropout(h))
+        return self.output(self.dropout(word + self.from_hidden(self.dropout(h)) + self.from_context(z)))

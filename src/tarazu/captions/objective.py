@@ -1,0 +1,95 @@
+"""What a decoder is trained on: the likelihood of a person's next word, and what keeps it from learning the captions by heart.
+
+Label smoothing, hidden words, scheduled sampling and the doubly stochastic penalty are options, and so are late epochs on
+the CIDEr of the model's own sentences. The loss that is reported stays the plain likelihood throughout.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from tarazu.captions import decoding
+from tarazu.captions.cider import Cider
+from tarazu.captions.model import ImageCaptioningModel
+from tarazu.captions.settings import CaptionMethod, SelfCritical
+from tarazu.captions.vocabulary import EOS, PAD, SOS, UNK, Vocabulary
+from tarazu.engine.task import LossSum
+
+END = "endofsentence"  # rewarded like a word, or sentences would learn to break off ("... in front of a")
+
+
+def likelihood(model: ImageCaptioningModel, pictures: Tensor, tokens: Tensor, method: CaptionMethod, fraction: float) -> LossSum:
+    """tokens (B, T + 1), `<sos>` words `<eos>` `<pad>`: every word given those before it; padding counts for nothing.
+
+    fraction: share of the budget used, 0..1; scheduled sampling grows with it.
+    """
+    inputs, targets = tokens[:, :-1], tokens[:, 1:]
+    if model.training:
+        inputs = _disturb(model, pictures, inputs, method, fraction)
+    logits, alphas = model.teach(pictures, inputs)
+    logits = logits.float()
+    total = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=PAD, reduction="sum")
+    extra = _extras(logits, alphas, targets, method, total) if model.training else None
+    return LossSum(total, 0, extra)
+
+
+def _extras(logits: Tensor, alphas: Tensor | None, targets: Tensor, method: CaptionMethod, total: Tensor) -> Tensor | None:
+    """What is trained on besides the likelihood."""
+    real = targets != PAD
+    extra = None
+    if method.label_smoothing:  # (1 - s) nll + s * mean over words; `total` already has the nll once
+        uniform = -(torch.log_softmax(logits, 2).mean(2) * real).sum()
+        extra = method.label_smoothing * (uniform - total)
+    weight = getattr(method, "doubly_stochastic", 0.0)
+    if weight and alphas is not None:  # every place should be looked at once in all
+        looked = (alphas.float() * real.unsqueeze(2)).sum(1)
+        penalty = weight * (1 - looked).square().sum()
+        extra = penalty if extra is None else extra + penalty
+    return extra
+
+
+def _disturb(model: ImageCaptioningModel, pictures: Tensor, inputs: Tensor, method: CaptionMethod, fraction: float) -> Tensor:
+    """Some input words replaced by the model's own (scheduled sampling) or hidden (word dropout)."""
+    keep = (inputs == SOS) | (inputs == PAD)
+    share = method.scheduled_sampling * min(1.0, fraction)
+    if share > 0:
+        with torch.no_grad():  # two passes instead of one word at a time (Mihaylova and Martins 2019)
+            own = model.teach(pictures, inputs)[0].float()
+            own[:, :, [PAD, SOS]] = float("-inf")
+            drawn = torch.distributions.Categorical(logits=own[:, :-1]).sample()
+        chosen = (torch.rand(inputs.shape, device=inputs.device) < share) & ~keep
+        chosen[:, 1:] &= drawn != EOS  # a sentence that has ended could not go on
+        inputs = torch.where(chosen, torch.cat([inputs[:, :1], drawn], 1), inputs)
+    if method.word_dropout:
+        hidden = torch.rand(inputs.shape, device=inputs.device) < method.word_dropout
+        inputs = torch.where(hidden & ~keep, UNK, inputs)
+    return inputs
+
+
+def self_critical(model: ImageCaptioningModel, pictures: Tensor, tokens: Tensor, images: list[str], cider: Cider, words: Vocabulary, settings: SelfCritical) -> LossSum:
+    """The gradient of the expected CIDEr: each sampled sentence against the mean of the image's other samples.
+
+    images: the name of each picture; cider: over references that end with `END`. Sentences of one image are drawn together; the loss that is reported stays the likelihood
+    of the person's caption.
+    """
+    count = settings.samples
+    features = model.see(pictures)
+    with decoding.without_dropout(model):
+        many = features.repeat_interleave(count, 0)
+        drawn = decoding.sample(model, many.detach(), words.max_length)
+        texts = [" ".join([*words.decode(line), END]) for line in drawn.tolist()]
+        rewards = cider.rewards([name for name in images for _ in range(count)], texts)
+        rewards = torch.as_tensor(rewards, dtype=torch.float32, device=drawn.device).view(-1, count)
+        others = (rewards.sum(1, keepdim=True) - rewards) / (count - 1)
+        advantage = (rewards - others).view(-1, 1)
+        drawn = drawn[:, : int((drawn != PAD).sum(1).max())]
+        logits = model.teach(many, drawn[:, :-1])[0].float()
+        targets = drawn[:, 1:]
+        logp = -F.cross_entropy(logits.transpose(1, 2), targets, ignore_index=PAD, reduction="none")
+        policy = -(advantage * logp).sum() / count
+        with torch.set_grad_enabled(settings.likelihood > 0):
+            plain = model.teach(features, tokens[:, :-1])[0].float()
+            total = F.cross_entropy(plain.flatten(0, 1), tokens[:, 1:].flatten(), ignore_index=PAD, reduction="sum")
+    return LossSum(total, 0, settings.weight * policy + (settings.likelihood - 1) * total)

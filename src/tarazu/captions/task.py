@@ -1,0 +1,142 @@
+"""Image captioning, as the engine sees it: pictures and captions in, losses, sentences and scores out."""
+
+from __future__ import annotations
+
+import copy
+import math
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors.torch import load_file
+
+from tarazu.captions import data as prepared
+from tarazu.captions import evaluation, objective
+from tarazu.captions.data import Prepared
+from tarazu.captions.settings import CaptionsRecipe
+from tarazu.captions.trainee import CaptionBatch, CaptionTrainee, together, trainee_of
+from tarazu.captions.vocabulary import PAD
+from tarazu.engine.loop import load_weights
+from tarazu.engine.task import Counts, LossSum
+from tarazu.errors import BadInput
+from tarazu.run_folder import RunFolder, write_json
+
+if TYPE_CHECKING:
+    from tarazu.engine.ledger import Ledger
+
+
+class Captions:
+    """See `engine.task.Task`."""
+
+    name = "captions"
+
+    def prepare(self, recipe: CaptionsRecipe, folder: RunFolder, device: torch.device) -> Prepared:
+        data = prepared.prepare(recipe, folder, device)
+        tunes = [getattr(method, "fine_tune", None) for method in recipe.methods.values()]
+        began = time.perf_counter()
+        if any(tune is None or tune.from_epoch for tune in tunes):
+            data.maps.rows  # noqa: B018 (extracts what is not in the cache)
+        if any(tunes):
+            data.pixels.rows  # noqa: B018
+        write_json(folder.path / "model.json", {"encoder": data.encoder.describe(), "extraction_seconds": time.perf_counter() - began})
+        return data
+
+    def build(self, recipe: CaptionsRecipe, name: str, data: Prepared, seed: int, device: torch.device, folder: RunFolder | None = None) -> CaptionTrainee:
+        method = recipe.methods[name]
+        if method.kind == "ensemble":
+            members = [self._trained(recipe, member, data, seed, device) for member in method.of]
+            return together(members, data)
+        encoder = replace(data.encoder, module=copy.deepcopy(data.encoder.module))  # each method may change its own
+        trainee = trainee_of(recipe, name, encoder, data.vocabulary, seed, data)
+        trainee.module.to(device)
+        return trainee
+
+    def collate(self, trainee: CaptionTrainee, data: Prepared, split: str, rows: list[int], limit: int) -> list[CaptionBatch]:
+        tokens, places = data.tokens[split], data.places[split]
+        lengths = {row: int((tokens[row] != PAD).sum()) for row in rows}
+        longest = max(lengths.values())
+        if len(rows) * longest > limit:  # several batches: rows of like length together need the least padding
+            rows = sorted(rows, key=lambda row: lengths[row])
+        batches, start = [], 0
+        while start < len(rows):
+            count = max(1, limit // longest)
+            chosen = rows[start : start + count]
+            width = max(lengths[row] for row in chosen)
+            real = sum(lengths[row] - 1 for row in chosen)
+            counts = Counts(len(chosen), real, real, len(chosen) * (width - 1) - real)
+            batches.append(CaptionBatch(torch.from_numpy(tokens[chosen, :width]), torch.from_numpy(places[chosen]), counts))
+            start += count
+        return batches
+
+    def loss(self, trainee: CaptionTrainee, batch: CaptionBatch) -> LossSum:
+        method, pictures = trainee.method, trainee.look(batch.pictures)
+        late = method.self_critical if method and trainee.module.training else None
+        if late and trainee.epoch >= late.from_epoch:
+            images = [trainee.data.all_names[place] for place in batch.pictures.tolist()]
+            found = objective.self_critical(trainee.module, pictures, batch.tokens, images, trainee.cider, trainee.data.vocabulary, late)
+        else:
+            found = objective.likelihood(trainee.module, pictures, batch.tokens, method, trainee.fraction)
+        return LossSum(found.total, batch.counts.supervised, found.extra)
+
+    def validate(self, trainee: CaptionTrainee, data: Prepared, recipe: CaptionsRecipe) -> dict[str, float]:
+        loss = self.mean_loss(trainee, data, "validation", recipe.budget.micro_batch_tokens)
+        written = evaluation.write(trainee, data, "validation", recipe, beams=1)
+        return {"loss": loss, **evaluation.scorer(data, "validation").quick(evaluation.texts(written, data))}
+
+    def mean_loss(self, trainee: CaptionTrainee, data: Prepared, split: str, limit: int) -> float:
+        """Nats per word over all of a split's captions."""
+        total, count = torch.zeros((), device=data.device, dtype=torch.float64), 0
+        for batch in self.collate(trainee, data, split, list(range(data.size(split))), limit):
+            found = self.loss(trainee, batch.to(data.device))
+            total, count = total + found.total.double(), count + found.count
+        return float(total) / count
+
+    def sample(self, trainee: CaptionTrainee, data: Prepared, recipe: CaptionsRecipe, final: bool) -> list[dict]:
+        names = data.names["test"] if final else data.names["test"][:1]
+        written = evaluation.write(trainee, data, "test", recipe, beams=1, names=names)
+        return [{"id": name, "image": data.keep_image(name) if not final else None, "output": text} for name, text in evaluation.texts(written, data).items()]
+
+    def evaluate(self, trainee: CaptionTrainee, data: Prepared, recipe: CaptionsRecipe, folder: Path, ledger: Ledger) -> dict:
+        with ledger.phase("evaluate"), torch.autocast(data.device.type, enabled=False):
+            loss = self.mean_loss(trainee, data, "test", recipe.budget.micro_batch_tokens)
+        found = evaluation.evaluate(trainee, data, recipe, folder, ledger)
+        return {"split": "test", "loss": loss, "perplexity": math.exp(min(loss, 700)), "images": len(data.names["test"]), **found}
+
+    def summary(self, metrics: dict) -> dict[str, Any]:
+        """The figures of one run that the comparison table shows: beam 3, and greedy beside it."""
+        beam, plain = metrics["decoding"]["beam3"], metrics["decoding"]["greedy"]
+        figures = {"loss": metrics["loss"], "perplexity": metrics["perplexity"]}
+        figures |= {f"bleu{n}": value for n, value in enumerate(beam["bleu"], 1)}
+        figures |= {name: beam[name] for name in ("cider", "rouge_l", "meteor")}
+        figures |= {"bleu4_low": beam["intervals"]["bleu4"][0], "bleu4_high": beam["intervals"]["bleu4"][1]}
+        figures |= {"cider_low": beam["intervals"]["cider"][0], "cider_high": beam["intervals"]["cider"][1]}
+        return figures | {"bleu4_greedy": plain["bleu"][3], "cider_greedy": plain["cider"]}
+
+    def weights(self, trainee: CaptionTrainee) -> dict[str, torch.Tensor]:
+        return {name: parameter.data for name, parameter in trainee.trainable().items()}
+
+    def targets(self, trainee: CaptionTrainee) -> list[dict]:
+        """Names and shapes of what is trained."""
+        return [{"name": name, "shape": list(parameter.shape)} for name, parameter in trainee.trainable().items()][:400]
+
+    def paths(self, trainee: CaptionTrainee, data: Prepared) -> dict[str, str]:
+        """Which code ran, for the ledger."""
+        return {"attention": "own", "layout": "padded", "pictures": "pixels" if trainee.tuned else f"features kept in {data.precision}"}
+
+    def export(self, trainee: CaptionTrainee, to: Path, form: str) -> None:
+        """ONNX: see `captions.export`, which `tarazu export` calls with a finished run."""
+        from tarazu.captions.export import write_onnx
+
+        write_onnx(trainee.module, trainee.data.encoder, trainee.data.vocabulary, to)
+
+    def _trained(self, recipe: CaptionsRecipe, member: str, data: Prepared, seed: int, device: torch.device) -> CaptionTrainee:
+        """A finished method of the same study: NAME, or NAME/seed-N."""
+        name, _, other = member.partition("/")
+        run = data.folder.run(name, int(other.removeprefix("seed-")) if other else seed)
+        if not run.weights.exists():
+            raise BadInput("a member of the ensemble is not trained yet", where=str(run.path), todo="let it stand above the ensemble in the recipe, with the same seed")
+        trainee = self.build(recipe, name, data, seed, device)
+        load_weights(trainee, load_file(run.weights))
+        return trainee

@@ -1,0 +1,98 @@
+"""One captioning method with all that it needs while it trains: the model, its settings and the pictures' rows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from tarazu.captions import decoders
+from tarazu.captions.cider import Cider
+from tarazu.captions.decoding import Ensemble
+from tarazu.captions.model import ImageCaptioningModel
+from tarazu.captions.objective import END
+from tarazu.captions.pretrained import Pretrained
+from tarazu.captions.settings import CaptionMethod, CaptionsRecipe
+from tarazu.captions.vocabulary import Vocabulary
+from tarazu.engine.task import Counts, Group, Trainee
+from tarazu.errors import BadInput
+
+if TYPE_CHECKING:
+    from tarazu.captions.data import Prepared
+
+
+@dataclass
+class CaptionBatch:
+    """Rows (image, caption): tokens (B, T + 1) from `<sos>` to the longest row's end, pictures (B,) as places in the data."""
+
+    tokens: torch.Tensor
+    pictures: torch.Tensor
+    counts: Counts
+
+    def to(self, device: torch.device) -> CaptionBatch:
+        return CaptionBatch(self.tokens.to(device, non_blocking=True), self.pictures.to(device, non_blocking=True), self.counts)
+
+
+@dataclass
+class CaptionTrainee(Trainee):
+    """Args:
+    method: its settings; None for an ensemble, which is not trained.
+    data: where its pictures' rows come from; None for a model that is only used.
+    tuned: whether the encoder's own weights may differ from the pretrained ones: then only pixels will do.
+    """
+
+    method: CaptionMethod | None = None
+    data: Prepared | None = None
+    tuned: bool = False
+    pooled: bool = False
+    cider: Cider | None = None
+
+    def look(self, pictures: torch.Tensor) -> torch.Tensor:
+        """Places in the data (B,) -> what the model is given: pixels, maps, or means of maps."""
+        if self.reads_pixels():
+            return self.data.pixels.take(pictures)
+        return (self.data.means if self.pooled else self.data.maps).take(pictures)
+
+    def reads_pixels(self) -> bool:
+        """Until its blocks thaw, a fine-tuned encoder sees what the frozen one saw."""
+        waiting = self.module.training and self.method is not None and self.method.fine_tune and self.epoch < self.method.fine_tune.from_epoch
+        return self.tuned and not waiting
+
+
+def model_of(method: CaptionMethod, encoder: Pretrained, words: int) -> ImageCaptioningModel:
+    """The whole model of a method's settings; the decoder is freshly initialised from torch's current seed."""
+    return ImageCaptioningModel(encoder.module, decoders.make(method, words, encoder.module.width, encoder.side**2))
+
+
+def trainee_of(recipe: CaptionsRecipe, name: str, encoder: Pretrained, vocabulary: Vocabulary, seed: int, data: Prepared | None = None) -> CaptionTrainee:
+    """A method of the recipe, ready to be trained, or to be given its weights."""
+    method = recipe.methods[name]
+    torch.manual_seed(seed)
+    model = model_of(method, encoder, len(vocabulary))
+    names = {f"decoder.{n}" for n, _ in model.decoder.named_parameters()}
+    groups = []
+    if method.fine_tune:
+        groups = [Group(frozenset(f"encoder.{n}" for n in _thawed(method, encoder)), method.fine_tune.learning_rate, method.fine_tune.from_epoch)]
+        names |= groups[0].names
+    for parameter_name, parameter in model.named_parameters():
+        parameter.requires_grad_(parameter_name in names)
+    cider = None
+    if method.self_critical and data is not None:
+        cider = Cider({image: [f"{text} {END}" for text in texts] for image, texts in data.references("train").items()})
+    pooled = model.decoder.looks_at == "pooled"
+    return CaptionTrainee(model, frozenset(names), method.learning_rate, groups, method=method, data=data, tuned=bool(groups), pooled=pooled, cider=cider)
+
+
+def together(members: list[CaptionTrainee], data: Prepared | None) -> CaptionTrainee:
+    """Trained members as one that is not trained itself."""
+    module = Ensemble([member.module for member in members])
+    module.requires_grad_(False)
+    return CaptionTrainee(module, frozenset(), data=data, tuned=any(m.tuned for m in members), pooled=all(m.pooled for m in members))
+
+
+def _thawed(method: CaptionMethod, encoder: Pretrained) -> frozenset[str]:
+    try:
+        return encoder.module.last_blocks(method.fine_tune.blocks)
+    except ValueError as error:
+        raise BadInput(str(error), where="fine_tune.blocks", todo="fewer blocks") from None
