@@ -140,7 +140,9 @@ def clean(text: str, markers: re.Pattern = _DEFAULT_MARKERS) -> tuple[str, set[s
     while markers.search(text):  # again, because removing one may join the halves of another
         text = markers.sub("", text)
         repairs.add(MARKERS)
-    return normalise(text.strip())[0].strip(), repairs
+    if MARKERS in repairs:  # what stood on both sides now meets
+        text = normalise(text)[0]
+    return text.strip(), repairs
 
 
 def _raw_turns(row: Any) -> list[tuple[str, str, bool]]:

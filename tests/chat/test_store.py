@@ -1,0 +1,202 @@
+"""Prepared rows: what was tokenised, how it is split, what was counted, and that the cache is only used when it fits."""
+
+from __future__ import annotations
+
+import json
+import tracemalloc
+from pathlib import Path
+
+import numpy as np
+import pytest
+from chat import spelling
+
+from tarazu.chat import store as stores
+from tarazu.chat.conversation import NO_ANSWER, Conversation
+from tarazu.chat.store import Store, prepare
+from tarazu.chat.template import choose
+from tarazu.errors import BadInput
+
+TOKENIZER = spelling.gemma()
+TEMPLATE = choose(TOKENIZER, "gemma2")
+SPLIT = {"train": 0.8, "validation": 0.1, "test": 0.1}
+
+
+def row(i: int, answer: str = "پاسخ") -> dict:
+    return {"conversations": [{"from": "human", "value": f"پرسش {i}"}, {"from": "gpt", "value": f"{answer} {i}"}]}
+
+
+def write(path: Path, rows: list) -> Path:
+    lines = (item if isinstance(item, str) else json.dumps(item, ensure_ascii=False) for item in rows)
+    path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    return path
+
+
+def made(source, tmp_path: Path, max_length: int = 64, split: dict | None = SPLIT, **more) -> Store:
+    return prepare(source, TOKENIZER, TEMPLATE, max_length=max_length, split=split, cache=tmp_path / "cache", **more)
+
+
+def said(store: Store, split: str) -> list[str]:
+    return [store.conversation(split, i)[-1].text for i in range(store.size(split))]
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    return write(tmp_path / "rows.jsonl", [row(i) for i in range(50)])
+
+
+def test_a_row_is_what_the_template_encodes(source: Path, tmp_path: Path) -> None:
+    store = made(source, tmp_path)
+    for split in stores.SPLITS:
+        for i, (ids, supervised) in enumerate(store.iterate(split)):
+            turns = store.conversation(split, i)
+            expected = TEMPLATE.encode(Conversation(tuple(turns)))
+            assert ids.dtype == np.int32 and supervised.dtype == bool
+            assert ids.tolist() == expected.ids.tolist() and supervised.tolist() == expected.supervised.tolist()
+            assert store.lengths(split)[i] == len(ids)
+            assert store.answer_bytes(split, i) == expected.answer_bytes == len(turns[-1].text.encode())
+            assert turns[-1].text == f"پاسخ {store.place(split, i) - 1}"
+
+
+def test_splits_are_exact_disjoint_and_seeded(source: Path, tmp_path: Path) -> None:
+    store = made(source, tmp_path)
+    assert [store.size(split) for split in stores.SPLITS] == [40, 5, 5]
+    parts = [set(said(store, split)) for split in stores.SPLITS]
+    assert len(set.union(*parts)) == 50 == sum(map(len, parts))
+    again, other = made(source, tmp_path), made(source, tmp_path, seed=1)
+    assert said(again, "test") == said(store, "test") != said(other, "test")
+    assert len(list((tmp_path / "cache").iterdir())) == 1  # another seed tokenises nothing
+
+
+def test_the_order_of_the_file_does_not_decide_the_split(source: Path, tmp_path: Path) -> None:
+    turned = write(tmp_path / "turned.jsonl", [row(i) for i in reversed(range(50))])
+    assert set(said(made(source, tmp_path), "test")) == set(said(made(turned, tmp_path), "test"))
+
+
+def test_duplicates_are_dropped_or_kept_together(tmp_path: Path) -> None:
+    rows = [row(i % 20) for i in range(60)]
+    source = write(tmp_path / "rows.jsonl", [*rows, {"instruction": "پرسش 3", "output": "پاسخ  3"}])
+    dropped = made(source, tmp_path)
+    assert sum(dropped.size(split) for split in stores.SPLITS) == 20 and dropped.duplicates == 41
+    problem = next(p for p in dropped.problems.as_list() if p["reason"] == stores.DUPLICATE)
+    assert problem["count"] == 41 and problem["lines"] == list(range(21, 41)) and problem["kind"] == "dropped"
+    kept = made(source, tmp_path, duplicates="keep")
+    parts = [set(said(kept, split)) for split in stores.SPLITS]
+    assert sum(kept.size(split) for split in stores.SPLITS) == 61
+    assert len(set.union(*parts)) == 20 == sum(map(len, parts))
+
+
+def test_three_sources_and_a_row_of_the_test_in_training(tmp_path: Path) -> None:
+    names = {"train": range(0, 20), "validation": range(19, 25), "test": range(24, 30)}
+    sources = {name: str(write(tmp_path / f"{name}.jsonl", [row(i) for i in r])) for name, r in names.items()}
+    for duplicates in ("drop", "keep"):
+        store = made(sources, tmp_path, split=None, duplicates=duplicates)
+        assert [store.size(split) for split in stores.SPLITS] == [19, 5, 6]  # 19 and 24 stay where they test
+        assert {p["reason"]: p["count"] for p in store.problems.as_list()} == {stores.IN_ANOTHER_SPLIT: 2}
+    data = store.data_json()
+    assert data["source"].count(".jsonl") == 3 and len(data["sha256"]) == 64
+
+
+def test_a_list_of_sources_and_the_first_rows_only(source: Path, tmp_path: Path) -> None:
+    other = write(tmp_path / "more.jsonl", [row(i) for i in range(100, 120)])
+    store = made([str(source), str(other)], tmp_path)
+    assert sum(store.size(split) for split in stores.SPLITS) == 70
+    assert {store.place("train", i).split(":")[0] for i in range(store.size("train"))} == {"rows.jsonl", "more.jsonl"}
+    few = made(source, tmp_path, rows=10)
+    assert sorted(few.place(split, i) for split in stores.SPLITS for i in range(few.size(split))) == list(range(1, 11))
+
+
+def test_truncation_is_counted_and_a_row_without_an_answer_left_is_dropped(tmp_path: Path) -> None:
+    rows = [row(i) for i in range(20)]
+    rows[4] = row(4, "پاسخ بلند " * 40)
+    rows[7] = {"instruction": "پرسش بلند " * 100, "output": "پاسخ"}
+    store = made(write(tmp_path / "rows.jsonl", rows), tmp_path)
+    problems = {p["reason"]: p for p in store.problems.as_list()}
+    assert problems[stores.CUT]["lines"] == [5] and problems[stores.CUT]["kind"] == "repaired"
+    assert problems[stores.NOTHING_LEFT]["lines"] == [8] and problems[stores.NOTHING_LEFT]["kind"] == "dropped"
+    structure = store.data_json()["structure"]
+    assert structure["truncated_rows"] == 1 and structure["rows"] == 19
+    assert max(int(store.lengths(split).max()) for split in stores.SPLITS) == 64
+    lost = structure["lengths"]["tokens"]["max"] - 64
+    whole = sum(int(store.lengths(split).sum()) for split in stores.SPLITS) + lost
+    assert structure["truncated_tokens_share"] == pytest.approx(lost / whole)
+
+
+def test_problems_have_their_line_numbers(tmp_path: Path) -> None:
+    rows = [row(i) for i in range(30)]
+    rows[2:2] = ["{broken", json.dumps({"conversations": [{"from": "human", "value": "بی‌پاسخ"}]}), json.dumps(row(99)).replace("99", "٩\\u0000")]
+    store = made(write(tmp_path / "rows.jsonl", rows), tmp_path)
+    found = {(p["kind"], p["reason"]): p["lines"] for p in store.problems.as_list()}
+    assert found["dropped", "malformed JSON"] == [3] and found["dropped", NO_ANSWER] == [4]
+    assert found["repaired", "control characters removed"] == [5]
+    cached = made(tmp_path / "rows.jsonl", tmp_path)
+    assert cached.problems.as_list() == store.problems.as_list()
+
+
+@pytest.mark.parametrize(
+    ("rows", "reasons"),
+    [
+        (["not json", '{"text": "x"}', '{"text": "y"}'], ["1 x malformed JSON (line 1)", "2 x no known schema (line 2, 3)"]),
+        (["", "  "], ["no row in it"]),
+        ([{"instruction": "x " * 500, "output": "y"}], [stores.NOTHING_LEFT]),
+    ],
+)
+def test_a_source_without_a_usable_row_says_why_and_leaves_nothing(rows: list, reasons: list, tmp_path: Path) -> None:
+    source = write(tmp_path / "rows.jsonl", rows)
+    with pytest.raises(BadInput) as error:
+        made(source, tmp_path)
+    assert all(reason in str(error.value) for reason in reasons) and error.value.where == str(source)
+    assert list((tmp_path / "cache").iterdir()) == []
+
+
+def test_too_few_rows_for_three_splits(tmp_path: Path) -> None:
+    source = write(tmp_path / "rows.jsonl", [row(1), row(2)])
+    with pytest.raises(BadInput, match="no row for the train split"):
+        made(source, tmp_path)
+
+
+def test_the_cache_is_used_only_for_the_same_rows_tokens_and_length(source: Path, tmp_path: Path, monkeypatch) -> None:
+    written = []
+    monkeypatch.setattr(stores, "_write", lambda *a, original=stores._write: written.append(1) or original(*a))
+    made(source, tmp_path)
+    made(source, tmp_path)
+    assert len(written) == 1
+    made(source, tmp_path, max_length=32)
+    other = spelling.llama3()
+    prepare(source, other, choose(other), max_length=64, split=SPLIT, cache=tmp_path / "cache")
+    write(source, [row(i) for i in range(51)])
+    store = made(source, tmp_path)
+    assert len(written) == 4 and sum(store.size(split) for split in stores.SPLITS) == 51
+    arrow = max((tmp_path / "cache").glob("*/rows.arrow"), key=lambda p: p.stat().st_mtime)
+    arrow.write_bytes(arrow.read_bytes()[:-100])  # a disk that was full
+    assert made(source, tmp_path).size("train") == store.size("train") and len(written) == 5
+
+
+def test_data_json_says_what_the_contract_wants(source: Path, tmp_path: Path) -> None:
+    data = made(source, tmp_path, note="stands in for SlimOrca").data_json()
+    assert json.loads(json.dumps(data, allow_nan=False)) == data
+    assert set(data) == {"source", "sha256", "note", "tokenizer", "template", "max_length", "splits", "structure", "problems", "examples"}
+    assert data["template"]["name"] == "gemma" and data["note"] == "stands in for SlimOrca" and data["max_length"] == 64
+    assert data["splits"]["train"]["rows"] == 40
+    assert data["splits"]["train"]["tokens"] > data["splits"]["train"]["supervised"] > 40
+    assert len(data["examples"]) == 5
+    tokens = data["examples"][0]["tokens"]
+    answer = data["examples"][0]["turns"][-1]["text"]
+    assert "".join(text for text, loss in tokens if loss) == f"{answer}<end_of_turn>"
+    assert all("tokens" not in example for example in data["examples"][1:])
+
+
+def test_memory_does_not_grow_with_the_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Five times the rows cost Python at most 100 bytes for each more (one row is 400 bytes of text and 60 tokens)."""
+    monkeypatch.setattr(stores, "_BATCH", 64)
+
+    def peak(count: int) -> int:
+        source = write(tmp_path / f"{count}.jsonl", [row(i, "پاسخ بلند " * 20) for i in range(count)])
+        tracemalloc.start()
+        store = made(source, tmp_path)
+        assert sum(len(ids) for ids, _ in store.iterate("train")) == store.lengths("train").sum()
+        most = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return most
+
+    peak(70)  # imports
+    assert peak(1000) - peak(200) < 800 * 100 + 50_000
