@@ -45,11 +45,12 @@ def run(
     out: Annotated[str, typer.Option("--out", metavar="DIR", help="a new folder for the study")],
     method: Annotated[list[str], typer.Option("--method", metavar="M", help="only this method; repeatable")] = [],  # noqa: B006
     sets: Sets = [],  # noqa: B006
+    extend: Annotated[bool, typer.Option("--extend", help="add this recipe's new methods or seeds to the study in DIR")] = False,
 ) -> None:
     """Train and evaluate every method of a recipe under the same conditions, then write the report."""
     from tarazu import study
 
-    _finish(study.run(recipe, out, method, sets).path)
+    _finish((study.extend(recipe, out, sets) if extend else study.run(recipe, out, method, sets)).path)
 
 
 @app.command()

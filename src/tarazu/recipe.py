@@ -13,7 +13,16 @@ import json
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveFloat, PositiveInt, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    PositiveFloat,
+    PositiveInt,
+    ValidationError,
+    model_validator,
+)
 from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 from ruamel.yaml.tokens import AliasToken
@@ -66,12 +75,32 @@ class Budget(Strict):
         return self
 
 
+class Search(Strict):
+    """A search of each method's settings before its runs: the same tokens for every method, judged on validation loss."""
+
+    tokens: PositiveInt = Field(description="training tokens that each method's search may use in all")
+    learning_rate: list[PositiveFloat] = []
+    rank: list[PositiveInt] = []
+    virtual_tokens: list[PositiveInt] = []
+
+    def grid(self) -> dict[str, list]:
+        """The settings that are searched, and their values."""
+        return {name: values for name in ("learning_rate", "rank", "virtual_tokens") if (values := getattr(self, name))}
+
+    @model_validator(mode="after")
+    def _something(self) -> Search:
+        if not self.grid():
+            raise ValueError("nothing to search: give learning_rate, rank or virtual_tokens a list")
+        return self
+
+
 class Recipe(Strict):
     """What every task's recipe has. `methods` maps the name of an arm to its settings; `kind` defaults to the name."""
 
     task: str
     budget: Budget
     methods: dict[str, Any]
+    search: Search | None = None
     seeds: list[int] = Field([0], min_length=1)
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
     language: Literal["auto", "fa", "en"] = Field("auto", description="the language that the report opens in")

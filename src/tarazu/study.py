@@ -8,19 +8,20 @@ from __future__ import annotations
 import gc
 import importlib
 import shutil
+import time
 from datetime import UTC, datetime
 from pathlib import Path
 
 import torch
 
 from tarazu import environment
-from tarazu.engine import fingerprint, loop
+from tarazu.engine import fingerprint, loop, search
 from tarazu.engine.ledger import Ledger
 from tarazu.engine.progress import note
 from tarazu.engine.signals import StopSignals
 from tarazu.errors import BadInput, Stopped, TarazuError
-from tarazu.recipe import Recipe, dump_yaml, load, parse_yaml, validate
-from tarazu.run_folder import Run, RunFolder, find_study, write_aside, write_json
+from tarazu.recipe import Budget, Method, Recipe, dump_yaml, load, parse_yaml, validate
+from tarazu.run_folder import Run, RunFolder, find_study, read_json, write_aside, write_json
 
 TASKS = {"chat": "tarazu.chat.task:Chat", "captions": "tarazu.captions.task:Captions"}
 
@@ -44,12 +45,33 @@ def run(recipe_path: str, out: str, methods: list[str] = (), sets: list[str] = (
         return work(recipe, folder)
 
 
+def extend(recipe_path: str, out: str, sets: list[str] = ()) -> RunFolder:
+    """`tarazu run --extend`: adds methods or seeds to a study. Raises `BadInput` if anything else differs."""
+    recipe, folder = load(recipe_path, sets), find_study(out)
+    old = read_recipe(folder)
+    changed = [key for key in type(old).model_fields if key not in ("methods", "seeds") and getattr(old, key) != getattr(recipe, key)]
+    changed += [f"methods.{name}" for name in old.methods if name in recipe.methods and old.methods[name] != recipe.methods[name]]
+    if changed:
+        raise BadInput(f"the study was made with another {', '.join(changed)}", where=out, todo="only methods and seeds can be added; start a new study for the rest")
+    recipe.methods = {**old.methods, **recipe.methods}
+    recipe.seeds = [*old.seeds, *(seed for seed in recipe.seeds if seed not in old.seeds)]
+    with folder.lock():
+        write_json(folder.path / "order.json", {"methods": list(recipe.methods)})
+        write_aside(folder.path / "resolved.yaml", dump_yaml(recipe).encode())
+        return work(recipe, folder)
+
+
 def resume(out: str) -> RunFolder:
     """`tarazu resume`: goes on exactly where the study stopped. Finished runs are left alone."""
     folder = find_study(out)
-    path = folder.path / "resolved.yaml"
     with folder.lock():
-        return work(validate(parse_yaml(path.read_text(encoding="utf-8"), str(path)), str(path)), folder)
+        return work(read_recipe(folder), folder)
+
+
+def read_recipe(folder: RunFolder) -> Recipe:
+    """The recipe of a study, with its defaults."""
+    path = folder.path / "resolved.yaml"
+    return validate(parse_yaml(path.read_text(encoding="utf-8"), str(path)), str(path))
 
 
 def work(recipe: Recipe, folder: RunFolder) -> RunFolder:
@@ -99,6 +121,9 @@ def _guarded(task, recipe, name, data, one: Run, device, stop, folder) -> list[s
 
 def run_one(task, recipe: Recipe, name: str, data, one: Run, device: torch.device, stop: StopSignals, folder: RunFolder) -> None:
     """One method with one seed, from loading to metrics."""
+    found = searched(task, recipe, name, data, device, stop, folder)
+    if found:
+        recipe = recipe.model_copy(update={"methods": {**recipe.methods, name: recipe.methods[name].model_copy(update=found["winner"])}})
     method, ledger = recipe.methods[name], Ledger(device)
     one.update(name=name, kind=method.kind, seed=one.seed, settings=method.model_dump(mode="json"), status="running", error=None)
     with ledger.phase("load"):
@@ -120,10 +145,38 @@ def run_one(task, recipe: Recipe, name: str, data, one: Run, device: torch.devic
         metrics = task.evaluate(trainee, data, recipe, one.path, ledger)
     ledger.paths = task.paths(trainee, data)
     size = one.weights.stat().st_size if one.weights.exists() else 0
+    if found:
+        ledger.seconds["search"] = found["seconds"]
     write_json(one.path / "ledger.json", {**ledger.as_json(), "trained_parameters": trained, "total_parameters": total, "weights_bytes": size})
     write_json(one.path / "metrics.json", metrics)
     one.update(status="done")
     shutil.rmtree(one.path / "checkpoint", ignore_errors=True)  # the weights are saved and proven: nothing goes back to it
+
+
+def searched(task, recipe: Recipe, name: str, data, device: torch.device, stop: StopSignals, folder: RunFolder) -> dict | None:
+    """The result of the method's search, made now if it is not there; None for the base model or without `search:`."""
+    method, path = recipe.methods[name], folder.path / name / "search.json"
+    if recipe.search is None or method.kind == "base" or not search.candidates(recipe.search, method):
+        return None
+    if not path.exists():
+        began = time.monotonic()
+
+        def train(tried: Method, budget: Budget, trial: Run) -> float | None:
+            changed = recipe.model_copy(update={"budget": budget, "methods": {**recipe.methods, name: tried}})
+            trainee = task.build(changed, name, data, trial.seed, device)
+            try:
+                loop.fit(task, trainee, data, changed, tried, trial, trial.seed, Ledger(device), stop)
+            except Stopped:
+                raise
+            except TarazuError as error:  # a rate that never gives a finite gradient has lost
+                note(f"{name}: {error}")
+                return None
+            return [event["loss"] for event in trial.read_lines("events.jsonl") if event["event"] == "validation"][-1]
+
+        place = Run(folder.path / name / "search" / f"seed-{recipe.seeds[0]}")
+        result = search.halve(recipe.search, method, recipe.budget, place, train)
+        write_json(path, {**result, "seconds": time.monotonic() - began})
+    return read_json(path)
 
 
 def gather(task, recipe: Recipe, folder: RunFolder) -> None:

@@ -35,7 +35,7 @@ def start(code: str, *arguments: str, **options) -> subprocess.Popen:
 
 
 def test_killed_while_saving_the_newest_whole_checkpoint_is_there(tmp_path):
-    for attempt in range(4):
+    for _ in range(4):
         process = start(SAVER, str(tmp_path))
         time.sleep(0.2 + random.random() * 0.3)
         process.send_signal(signal.SIGKILL)

@@ -10,9 +10,8 @@ from tarazu.chat.task import Chat, Prepared
 from tarazu.chat.trainee import ChatTrainee
 from tarazu.engine.loop import load_weights
 from tarazu.errors import BadInput
-from tarazu.recipe import parse_yaml, validate
-from tarazu.run_folder import Run, RunFolder, find_run
-from tarazu.study import pick_device
+from tarazu.run_folder import Run, find_run
+from tarazu.study import pick_device, read_recipe
 
 
 def load(path: str) -> tuple[ChatTrainee, template.Template, Run, ChatRecipe]:
@@ -32,9 +31,3 @@ def load(path: str) -> tuple[ChatTrainee, template.Template, Run, ChatRecipe]:
         load_weights(trainee, load_file(run.weights))
     trainee.module.eval()
     return trainee, chosen, run, recipe
-
-
-def read_recipe(study: RunFolder) -> ChatRecipe:
-    """The study's recipe with its defaults."""
-    path = study.path / "resolved.yaml"
-    return validate(parse_yaml(path.read_text(encoding="utf-8"), str(path)), str(path))

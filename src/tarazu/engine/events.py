@@ -15,7 +15,7 @@ class Events:
     def __init__(self, path: Path, size: int = 0):
         """Opens the log cut back to `size` bytes: what was written after the checkpoint will happen again."""
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = open(path, "ab")  # noqa: SIM115 (closed by `close`)
+        self._file = open(path, "ab")
         self._file.truncate(min(size, os.path.getsize(path)))
 
     def write(self, event: str, **fields) -> None:

@@ -18,7 +18,8 @@ import torch
 from safetensors.torch import load_file
 from safetensors.torch import save as tensor_bytes
 
-from tarazu.engine import checkpoint, optimizer as optim
+from tarazu.engine import checkpoint
+from tarazu.engine import optimizer as optim
 from tarazu.engine.events import Events
 from tarazu.engine.ledger import Ledger
 from tarazu.engine.order import RowOrder

@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
-    import torch
-
     from pathlib import Path
+
+    import torch
 
     from tarazu.engine.ledger import Ledger
     from tarazu.run_folder import RunFolder
