@@ -20,7 +20,7 @@ LABELS = {"system": "system", "human": "question", "gpt": "answer"}
 STYLES = {"system": "yellow", "human": "cyan", "gpt": "green"}
 LONGEST_TEXT = 600  # characters of a turn
 MOST_TOKENS = 160
-NEWLINE, HALF_SPACE = "⏎", "ZWNJ"
+NEWLINE, HALF_SPACE, NO_BREAK, SEPARATOR = "⏎", "ZWNJ", "\u00a0", " · "  # lines of tokens break at separators only
 _RTL, _LTR, _END = "\u2067", "\u2066", "\u2069"
 
 
@@ -104,11 +104,11 @@ def problems(rows: list[dict]) -> Table | Text:
 
 
 def tokens(row: list[list], brackets: bool) -> Text:
-    """The tokens of a row in their order, those under the loss marked; `·` stands between, so that each can be seen."""
+    """The tokens of a row in their order, those under the loss marked, with a dot between them."""
     text = _plain("")
     for i, (token, supervised) in enumerate(row[:MOST_TOKENS]):
-        shown = HALF_SPACE if token == ZWNJ else isolate(token.replace("\n", NEWLINE))
-        text.append("·" if i else "", style="dim")
+        shown = HALF_SPACE if token == ZWNJ else isolate(token.replace("\n", NEWLINE).replace(" ", NO_BREAK))
+        text.append(SEPARATOR if i else "", style="dim")
         text.append(f"[{shown}]" if brackets and supervised else shown, style="bold green" if supervised else "dim")
     if len(row) > MOST_TOKENS:
         text.append(f" … and {len(row) - MOST_TOKENS} more")
