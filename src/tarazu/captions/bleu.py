@@ -2,8 +2,8 @@
 
     BLEU-n = penalty * (p_1 ... p_n)^(1/n)      penalty = exp(min(0, 1 - reference length / candidate length))
 
-A corpus score needs only sums over images of ten counts (lengths, and matches and totals of four orders), so the counts are
-kept as an array: any resample of the images is one matrix product. The reference length of an image is that of its
+A corpus score needs only sums over images of ten counts (lengths, and matches and totals of four orders), so the counts
+are kept as an array: any resample of the images is one matrix product. The reference length of an image is that of its
 closest reference, the shorter of two equally close. The papers' `multi-bleu` script ran with the penalty fixed to 1.
 """
 
@@ -26,7 +26,7 @@ def ngrams(tokens: Sequence[str], orders: int = ORDERS) -> Counter[tuple[str, ..
 
 
 class References:
-    """One image's references, counted once: the most often that any single reference has each n-gram, and the lengths."""
+    """One image's references, counted once: the most that any single one has of each n-gram, and their lengths."""
 
     def __init__(self, references: Sequence[Sequence[str]]):
         self.lengths = [len(reference) for reference in references]
@@ -52,7 +52,7 @@ def brevity_penalty(counts: np.ndarray) -> np.ndarray:
 
 
 def precisions_mean(counts: np.ndarray) -> np.ndarray:
-    """Geometric means of the first 1..4 precisions: BLEU without its penalty. `counts` (..., 10) -> (..., 4) in 0..1."""
+    """Geometric means of the first 1..4 precisions: BLEU without penalty. `counts` (..., 10) -> (..., 4) in 0..1."""
     matches, totals = counts[..., 2 : 2 + ORDERS], counts[..., 2 + ORDERS :]
     products = np.cumprod((matches + TINY) / (totals + SMALL), axis=-1)
     return products ** (1 / np.arange(1, ORDERS + 1))

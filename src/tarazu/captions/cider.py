@@ -1,11 +1,12 @@
-"""CIDEr: similarity of tf-idf weighted n-grams, averaged over references (Vedantam et al. 2015), as pycocoevalcap's `Cider`.
+"""CIDEr: likeness of tf-idf weighted n-grams, averaged over references (Vedantam et al. 2015), as pycocoevalcap has it.
 
     score = 10 * mean over n = 1..4, over references, of
-            exp(-(length difference)^2 / (2 * 6^2)) * sum min(candidate, reference) * reference / (|candidate| |reference|)
+            exp(-(length difference)^2 / (2 * 6^2)) * sum(min(candidate, reference) * reference)
+            / (|candidate| * |reference|)
 
 with the weight of an n-gram = its count * (log N - log df), df = the images (of N) whose references have it. Words that
-most captions share weigh little: that is why a constant caption scores near 0 here, but not in BLEU. This is the class
-that COCO tables call CIDEr: it has the clipping and the Gaussian of CIDEr-D, but counts n-grams over the evaluated split.
+most captions share weigh little: that is why a constant caption scores near 0 here, but not in BLEU. What COCO's tables
+call CIDEr is this: the clipping and the Gaussian are those of CIDEr-D, the frequencies those of the evaluated split.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from tarazu.errors import BadInput
 
 SIGMA = 6.0
 Ngram = tuple[str, ...]
+Weighed = tuple[dict[Ngram, list[tuple[int, float]]], list[tuple[list[float], int]]]
 
 
 class Cider:
@@ -38,14 +40,14 @@ class Cider:
             self.counts[image] = [ngrams(ptb_like(caption)) for caption in captions]
             self.frequency.update({ngram for counts in self.counts[image] for ngram in counts})
         self.log_images = math.log(max(1, len(self.counts)))
-        self.weighed: dict[str, tuple[dict, list]] = {}  # filled as images are asked for
+        self.weighed: dict[str, Weighed] = {}  # filled as images are asked for
 
     def scores(self, candidates: Mapping[str, str]) -> np.ndarray:
         """CIDEr of each candidate, in its order. (len(candidates),), 0..10; the corpus score is the mean."""
         return self.rewards(list(candidates), list(candidates.values()))
 
     def rewards(self, images: Sequence[str], candidates: Sequence[str]) -> np.ndarray:
-        """CIDEr of each (image, candidate) pair; an image may come many times. Raises `BadInput` for an unknown image."""
+        """CIDEr of each (image, candidate) pair, images in any order and number. Raises `BadInput` for an unknown image."""
         return np.array([self.score(image, ptb_like(text)) for image, text in zip(images, candidates, strict=True)])
 
     def score(self, image: str, tokens: Sequence[str]) -> float:
@@ -74,7 +76,7 @@ class Cider:
             squares[len(ngram) - 1] += (count * self.idf(ngram)) ** 2
         return [math.sqrt(square) for square in squares]
 
-    def weigh_references(self, image: str) -> tuple[dict[Ngram, list[tuple[int, float]]], list[tuple[list[float], int]]]:
+    def weigh_references(self, image: str) -> Weighed:
         """n-gram -> [(reference, weight)], and each reference's (norms, length). Kept, so it is done once per image."""
         if image not in self.weighed:
             if not self.counts.get(image):

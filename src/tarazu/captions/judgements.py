@@ -2,10 +2,10 @@
 
     python -m tarazu.captions.judgements FOLDER [--json FILE] [--no-meteor]
 
-FOLDER holds Flickr8k.token.txt and ExpertAnnotations.txt, plain or gzipped. Three experts gave each pair of an image and a
-caption (mostly another image's) 1 to 4 points (Hodosh et al. 2013). The protocol is that of the CLIPScore paper (Hessel et
-al. 2021, appendix A), which follows SPICE: each expert's score is one data point, the metric is tau-c, the references are the
-image's own five captions, and pairs whose caption is one of these are left out.
+FOLDER holds Flickr8k.token.txt and ExpertAnnotations.txt, plain or gzipped. Three experts gave each pair of an image and
+a caption (mostly another image's) 1 to 4 points (Hodosh et al. 2013). The protocol is that of the CLIPScore paper (Hessel
+et al. 2021, appendix A), which follows SPICE: each expert's score is one data point, the figure is tau-c, the references
+are the image's own five captions, and pairs whose caption is one of these are left out.
 """
 
 from __future__ import annotations
@@ -28,7 +28,16 @@ from tarazu.errors import BadInput, TarazuError
 from tarazu.run_folder import write_json
 
 # Tau-c x100, Flickr8K-Expert column of table 1 in Hessel et al. 2021. SPICE and the CLIP scores are not computed here.
-PUBLISHED = {"bleu1": 32.3, "bleu4": 30.8, "rouge_l": 32.3, "meteor": 41.8, "cider": 43.9, "spice": 44.9, "clip_s": 51.2, "ref_clip_s": 53.0}
+PUBLISHED = {
+    "bleu1": 32.3,
+    "bleu4": 30.8,
+    "rouge_l": 32.3,
+    "meteor": 41.8,
+    "cider": 43.9,
+    "spice": 44.9,
+    "clip_s": 51.2,
+    "ref_clip_s": 53.0,
+}
 EXPERTS = 3
 
 
@@ -84,7 +93,8 @@ def find(folder: Path, name: str) -> Path:
     """`name` in `folder`, plain or gzipped."""
     found = [path for path in (folder / name, folder / f"{name}.gz") if path.is_file()]
     if not found:
-        raise BadInput(f"no {name} (nor {name}.gz) here", where=str(folder), todo="give the folder of Flickr8k's text files")
+        todo = "give the folder of Flickr8k's text files"
+        raise BadInput(f"no {name} (nor {name}.gz) here", where=str(folder), todo=todo)
     return found[0]
 
 
@@ -95,54 +105,59 @@ def read_text(path: Path) -> str:
     return read(path)
 
 
-def metric_scores(judged: Sequence[Judged], references: dict[str, list[str]], with_meteor: bool = True) -> dict[str, np.ndarray]:
+def metric_scores(judged: Sequence[Judged], references: dict[str, list[str]], with_meteor: bool = True) -> dict:
     """Each metric's score of each pair (pairs,), sentence by sentence."""
     tokens = {image: [ptb_like(caption) for caption in captions] for image, captions in references.items()}
     candidates = [ptb_like(pair.caption) for pair in judged]
     kept = {image: References(captions) for image, captions in tokens.items()}
-    bleus = bleu(np.array([kept[pair.image].counts(words) for pair, words in zip(judged, candidates, strict=True)]))
+    pairs = [(pair.image, words) for pair, words in zip(judged, candidates, strict=True)]
+    bleus = bleu(np.array([kept[image].counts(words) for image, words in pairs]))
     scores = {f"bleu{n}": bleus[:, n - 1] for n in (1, 2, 3, 4)}
-    scores["rouge_l"] = np.array([rouge_l(words, tokens[pair.image]) for pair, words in zip(judged, candidates, strict=True)])
+    scores["rouge_l"] = np.array([rouge_l(words, tokens[image]) for image, words in pairs])
     if with_meteor and meteor.jar():
-        scores["meteor"] = np.array(meteor.meteor(candidates, [tokens[pair.image] for pair in judged])[1])
+        scores["meteor"] = np.array(meteor.meteor(candidates, [tokens[image] for image, _ in pairs])[1])
     scores["cider"] = Cider(references).rewards([pair.image for pair in judged], [pair.caption for pair in judged])
     return scores
 
 
+def kendall(a: np.ndarray, b: np.ndarray, variant: str) -> float:
+    """Kendall's tau, x100. Variant "c" of Stuart suits scales of different lengths, "b" corrects for ties."""
+    try:
+        from scipy.stats import kendalltau
+    except ImportError:
+        raise TarazuError("Kendall's tau needs scipy", todo="pip install scipy") from None
+    return float(100 * kendalltau(a, b, variant=variant).statistic)
+
+
 def agreement(scores: np.ndarray, judged: Sequence[Judged]) -> dict[str, float]:
     """Kendall's tau-c and tau-b, x100, of one score per pair (pairs,) with every expert's points."""
-    from scipy.stats import kendalltau
-
     points = np.array([pair.points for pair in judged]).ravel()
-    repeated = np.repeat(scores, EXPERTS)
-    return {f"tau_{variant}": float(100 * kendalltau(repeated, points, variant=variant).statistic) for variant in "cb"}
+    return {f"tau_{variant}": kendall(np.repeat(scores, EXPERTS), points, variant) for variant in "cb"}
 
 
 def experts_agreement(judged: Sequence[Judged]) -> float:
     """Mean tau-b (x100) of one expert with another: how well people agree among themselves."""
-    from scipy.stats import kendalltau
-
     points = np.array([pair.points for pair in judged])
-    pairs = [(a, b) for a in range(EXPERTS) for b in range(a)]
-    return float(100 * np.mean([kendalltau(points[:, a], points[:, b], variant="b").statistic for a, b in pairs]))
+    return float(np.mean([kendall(points[:, a], points[:, b], "b") for a in range(EXPERTS) for b in range(a)]))
 
 
 def compare(folder: Path, with_meteor: bool = True) -> dict:
     """The whole comparison, JSON-able: {"metrics": {name: {"tau_c", "tau_b", "published_tau_c"}}, counts, how}."""
     judged, references, left_out = read_folder(folder)
     scores = metric_scores(judged, references, with_meteor)
-    metrics = {name: {**agreement(values, judged), "published_tau_c": PUBLISHED.get(name)} for name, values in scores.items()}
     return {
-        "metrics": metrics,
-        "published_only": {name: value for name, value in PUBLISHED.items() if name not in metrics},
+        "metrics": {
+            name: {**agreement(values, judged), "published_tau_c": PUBLISHED.get(name)} for name, values in scores.items()
+        },
+        "published_only": {name: value for name, value in PUBLISHED.items() if name not in scores},
         "experts_tau_b": experts_agreement(judged),
         "pairs": len(judged),
         "pairs_left_out": left_out,
         "judgements": EXPERTS * len(judged),
         "images": len(references),
         "tokenizer": TOKENIZER,
-        "how": "python -m tarazu.captions.judgements FOLDER --json FILE; sentence scores against the image's own captions, "
-        "each expert's points one data point, pairs whose caption is one of the image's own left out, x100",
+        "how": "python -m tarazu.captions.judgements FOLDER --json FILE; sentence scores against the image's own five "
+        "captions, each expert's points one data point, pairs whose caption is one of the image's own left out, x100",
         "published_source": "Hessel et al. 2021, CLIPScore, table 1 (Flickr8K-Expert, tau-c)",
     }
 
@@ -154,7 +169,8 @@ def table(result: dict) -> str:
         published = "-" if row["published_tau_c"] is None else f"{row['published_tau_c']:.1f}"
         lines.append(f"{name:<10}{row['tau_c']:>8.1f}{published:>11}{row['tau_b']:>8.1f}")
     lines += [f"{name:<10}{'-':>8}{value:>11.1f}{'-':>8}" for name, value in result["published_only"].items()]
-    lines.append(f"{result['judgements']} judgements of {result['pairs']} pairs; {result['pairs_left_out']} pairs left out (own caption)")
+    left_out = f"{result['pairs_left_out']} pairs left out (the image's own caption)"
+    lines.append(f"{result['judgements']} judgements of {result['pairs']} pairs; {left_out}")
     lines.append(f"one expert with another: tau-b {result['experts_tau_b']:.1f}")
     return "\n".join(lines)
 
@@ -162,9 +178,9 @@ def table(result: dict) -> str:
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m tarazu.captions.judgements", description=__doc__.split("\n", 1)[0])
-    parser.add_argument("folder", type=Path, help="folder with Flickr8k.token.txt and ExpertAnnotations.txt, or their .gz")
+    parser.add_argument("folder", type=Path, help="with Flickr8k.token.txt and ExpertAnnotations.txt, or their .gz")
     parser.add_argument("--json", type=Path, help="also write the result here")
-    parser.add_argument("--no-meteor", action="store_true", help="leave METEOR out even where Java is (it takes a minute)")
+    parser.add_argument("--no-meteor", action="store_true", help="leave METEOR out, though Java is there")
     options = parser.parse_args(arguments)
     try:
         result = compare(options.folder, with_meteor=not options.no_meteor)

@@ -1,7 +1,7 @@
 """METEOR 1.5 (Denkowski and Lavie 2014), by the Java program that pycocoevalcap carries; optional.
 
-It aligns words by form, stem, synonym and paraphrase, so it needs tables that only come with the jar. The jar is spoken to
-over its `-stdio` protocol: a SCORE line per caption gives statistics, one EVAL line gives the scores of them all.
+It aligns words by form, stem, synonym and paraphrase, so it needs tables that only come with the jar. The jar is spoken
+to over its `-stdio` protocol: a SCORE line per caption gives statistics, one EVAL line gives the scores of them all.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from pathlib import Path
 
 from tarazu.errors import TarazuError
 
+Tokens = Sequence[str]
 TODO = "leave METEOR out, or repair Java"
 
 
@@ -26,7 +27,7 @@ def jar() -> Path | None:
     return next((path for path in found if path.exists()), None)
 
 
-def meteor(candidates: Sequence[Sequence[str]], references: Sequence[Sequence[Sequence[str]]]) -> tuple[float, list[float]]:
+def meteor(candidates: Sequence[Tokens], references: Sequence[Sequence[Tokens]]) -> tuple[float, list[float]]:
     """Corpus score and the score of each tokenised candidate, 0..1. Raises `TarazuError` when the program fails."""
     path = jar()
     if path is None:
@@ -45,7 +46,7 @@ def meteor(candidates: Sequence[Sequence[str]], references: Sequence[Sequence[Se
     return scores[-1], scores[:-1]
 
 
-def score_line(candidate: Sequence[str], references: Sequence[Sequence[str]]) -> str:
+def score_line(candidate: Tokens, references: Sequence[Tokens]) -> str:
     """The SCORE request of one caption. `|||` cannot be part of a token of ours: a `|` is a token of its own."""
     return " ||| ".join(["SCORE", *(" ".join(reference) for reference in references), " ".join(candidate)])
 

@@ -1,6 +1,6 @@
-"""All scores of a set of captions, as `metrics.json` holds them: BLEU, CIDEr, ROUGE-L, METEOR, with intervals. All x100.
+"""All scores of a set of captions, as `metrics.json` holds them, x100: BLEU, CIDEr, ROUGE-L, METEOR, with intervals.
 
-Intervals are percentile bootstraps over images (95%): each resample draws as many images as there are, with replacement.
+Intervals are percentile bootstraps over images (95%): a resample draws as many images as there are, with replacement.
 CIDEr's document frequencies stay those of the whole split, as they belong to the metric, not to the sample.
 """
 
@@ -31,7 +31,7 @@ class Scorer:
     def __init__(self, references: Mapping[str, Sequence[str]]):
         bare = [image for image, captions in references.items() if not captions]
         if bare or not references:
-            raise BadInput("no reference captions to score against", where=", ".join(bare[:3]), todo="leave such images out")
+            raise BadInput("no references to score against", where=", ".join(bare[:3]), todo="leave such images out")
         self.tokens = {image: [ptb_like(caption) for caption in captions] for image, captions in references.items()}
         self.bleu = {image: References(tokens) for image, tokens in self.tokens.items()}
         self.cider = Cider(references)
@@ -39,17 +39,17 @@ class Scorer:
     def counts(self, candidates: Mapping[str, str]) -> np.ndarray:
         """BLEU's ten counts per candidate. (images, 10)"""
         self.check(candidates)
-        return np.array([self.bleu[image].counts(ptb_like(text)) for image, text in candidates.items()], dtype=np.float64)
+        return np.array([self.bleu[image].counts(ptb_like(text)) for image, text in candidates.items()], dtype=float)
 
     def quick(self, candidates: Mapping[str, str]) -> dict[str, float]:
         """Corpus BLEU-4 and CIDEr (x100), for validation after every epoch."""
-        counts = self.counts(candidates)
-        return {"bleu4": float(100 * bleu(counts.sum(0))[-1]), "cider": float(100 * self.cider.scores(candidates).mean())}
+        bleus = bleu(self.counts(candidates).sum(0))
+        return {"bleu4": float(100 * bleus[-1]), "cider": float(100 * self.cider.scores(candidates).mean())}
 
     def per_image(self, candidates: Mapping[str, str]) -> dict[str, dict[str, float]]:
         """Each image's own BLEU-4 (as the COCO scorer has it, near 0 without a common 4-gram) and CIDEr, x100."""
-        bleus, ciders = 100 * bleu(self.counts(candidates))[:, -1], 100 * self.cider.scores(candidates)
-        return {image: {"bleu4": float(b), "cider": float(c)} for image, b, c in zip(candidates, bleus, ciders, strict=True)}
+        rows = zip(candidates, bleu(self.counts(candidates))[:, -1], self.cider.scores(candidates), strict=True)
+        return {image: {"bleu4": float(100 * b), "cider": float(100 * c)} for image, b, c in rows}
 
     def score(self, candidates: Mapping[str, str], with_meteor: bool = True, seed: int = 0) -> dict:
         """Every score of one set of captions, in the form S of docs/run_folder.md, and the tokenizer's name."""
@@ -81,7 +81,7 @@ class Scorer:
             raise BadInput(what, where=", ".join(unknown[:3]), todo="caption the images of the split that is scored")
 
 
-def intervals(counts: np.ndarray, ciders: np.ndarray, seed: int = 0, resamples: int = RESAMPLES) -> dict[str, list[float]]:
+def intervals(counts: np.ndarray, ciders: np.ndarray, seed: int = 0, resamples: int = RESAMPLES) -> dict:
     """95% bootstrap intervals of corpus BLEU-4 and CIDEr (x100) from per-image counts (n, 10) and CIDEr (n,)."""
     n = len(counts)
     drawn = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=resamples).astype(np.float64)

@@ -1,4 +1,4 @@
-"""Three yardsticks that say what a caption score means on this split: a person, one constant caption, another image's caption.
+"""Three yardsticks that say what a score means on this split: a person, one constant caption, another image's caption.
 
 A model between "constant" and "human" has learnt to look; one near "constant" has learnt the language of captions only.
 """
@@ -29,7 +29,7 @@ def yardsticks(
 
     Args:
         references: raw captions of the split by image; `human` uses only images that have at least two.
-        training_captions: where the constant caption is chosen from, unless `constant` gives one; else from `references`.
+        training_captions: where the constant caption is chosen from, else from `references`; `constant` gives one.
     """
     constant = constant or central(training_captions or [c for captions in references.values() for c in captions])
     one, others = human(references, seed)
