@@ -10,6 +10,7 @@ from __future__ import annotations
 import torch
 from transformers import PretrainedConfig
 
+from tarazu.chat import flex
 from tarazu.chat.layout import PAD, SHARED
 
 
@@ -33,7 +34,7 @@ def visible(q_segments, k_segments, q_positions, k_positions, window: int | None
 
 
 def masks(config: PretrainedConfig, dtype: torch.dtype, *grid: torch.Tensor) -> torch.Tensor | dict[str, torch.Tensor]:
-    """The mask(s) that the model's layers take: (B, 1, Q, K), bool for SDPA, additive for eager attention.
+    """The mask(s) that the model's layers take: (B, 1, Q, K), bool for SDPA, additive for eager, blocks for flex attention.
 
     Args:
         config: of the model; says whether its layers are of several types.
@@ -41,7 +42,12 @@ def masks(config: PretrainedConfig, dtype: torch.dtype, *grid: torch.Tensor) -> 
         grid: q_segments, k_segments, q_positions, k_positions as in `visible`.
     """
 
+    q_segments, k_segments = grid[:2]
+    blocks = config._attn_implementation == flex.NAME and flex.fits(q_segments.shape[1], k_segments.shape[1], q_segments.device)
+
     def ready(window: int | None) -> torch.Tensor:
+        if blocks:
+            return flex.block_mask(*grid, window)
         seen = visible(*grid, window)[:, None]
         if config._attn_implementation != "eager":
             return seen

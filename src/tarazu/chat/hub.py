@@ -22,6 +22,7 @@ from transformers import (
 )
 from transformers import logging as transformers_logging
 
+from tarazu.chat import flex
 from tarazu.engine.progress import note
 from tarazu.errors import BadInput
 
@@ -51,7 +52,7 @@ def load_model(name: str, revision: str | None, dtype: torch.dtype, device: torc
 
     Args:
         name: hub name, local folder, GGUF file, or a name in `EMBEDDED`.
-        attention: an implementation of transformers; "auto" picks what the model can do on the device.
+        attention: auto, flex, sdpa or eager; "auto" picks what the model can do on the device.
 
     Raises:
         BadInput: there is no such model, it is gated, or the hub cannot be reached.
@@ -61,16 +62,18 @@ def load_model(name: str, revision: str | None, dtype: torch.dtype, device: torc
     with _named_errors(name):
         place = resolve(name)
         config = AutoConfig.from_pretrained(place, revision=revision)
-        chosen = pick_attention(config.model_type, attention)
+        chosen = pick_attention(config.model_type, attention, device)
         model = AutoModelForCausalLM.from_pretrained(place, revision=revision, dtype=dtype, attn_implementation=chosen)
     return model.to(device).eval()
 
 
-def pick_attention(model_type: str, wanted: str = "auto") -> str:
-    """SDPA, except for Gemma 2: its softcapping needs eager (or flex) attention."""
-    if wanted != "auto":
-        return wanted
-    return "eager" if model_type == "gemma2" else "sdpa"
+def pick_attention(model_type: str, wanted: str, device: torch.device) -> str:
+    """SDPA on a CPU, except for Gemma 2, whose softcapping needs eager arithmetic; block-wise flex attention on a GPU."""
+    if wanted == "flex" or (wanted == "auto" and device.type == "cuda"):
+        return flex.NAME
+    if wanted == "auto":
+        return "eager" if model_type == "gemma2" else "sdpa"
+    return wanted
 
 
 def variant(name: str) -> str:

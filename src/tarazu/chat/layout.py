@@ -109,6 +109,8 @@ def group(rows: list[Row], limit: int, virtual: int, packed: bool) -> list[list[
             else:
                 batches.append([row])
         return [[[row] for row in batch] for batch in batches]
+    total = sum(len(row.ids) + virtual for row in rows)
+    limit = min(limit, -(-total // -(-total // limit)) + len(rows[0].ids) + virtual if rows else limit)  # bins of like size
     bins: list[tuple[int, list[Row]]] = []
     for row in rows:
         size = len(row.ids) + virtual
@@ -119,3 +121,10 @@ def group(rows: list[Row], limit: int, virtual: int, packed: bool) -> list[list[
         else:
             bins.append((size, [row]))
     return [[line] for _, line in bins]
+
+
+def packed_width(lines: list[list[Row]], virtual: int, limit: int) -> int:
+    """The width of a packed line: one of eight, in whole blocks, so that few shapes have to be compiled."""
+    size = sum(virtual + len(row.ids) for row in lines[0])
+    step = max(128, limit // 8 // 128 * 128)
+    return -(-size // step) * step

@@ -53,6 +53,28 @@ class Generation(Strict):
     during_training: NonNegativeInt = Field(1, description="questions answered at every validation")
 
 
+class Forgetting(Strict):
+    """Plain text on which the loss is measured before and after, to see what a method forgets."""
+
+    english: str | None = Field("samples:forgetting_en.txt", description="a .txt file of paragraphs, rows with `text`, or a hub name")
+    persian: str | None = Field("samples:forgetting_fa.txt", description="the same for Persian; null to skip")
+    max_length: int = Field(256, ge=2, description="most tokens of a passage; the rest is not read")
+    rows: PositiveInt = Field(200, description="most passages of each, from the start")
+
+
+class Reading(Strict):
+    """Questions about a passage with short references: exact match and F1."""
+
+    source: str = Field(description="hub name, file or folder, of any schema that `data` takes")
+    rows: PositiveInt = Field(64, description="so many questions, drawn by hash")
+    max_new_tokens: PositiveInt = 24
+    seed: int = 0
+    unanswerable: list[str] = Field(
+        ["پاسخ این پرسش در متن نیامده است", "پاسخ در متن نیست", "پاسخ در متن نیامده است"],
+        description="what a reference or an answer says when the passage does not have it",
+    )  # fmt: skip
+
+
 class ChatBudget(Budget):
     """The budget, and how many rows a validation reads."""
 
@@ -69,6 +91,8 @@ class ChatRecipe(Recipe):
     budget: ChatBudget
     questions: str | None = Field("samples:questions_fa.jsonl", description="designed questions, JSON lines")
     generation: Generation = Generation()
-    attention: Literal["auto", "sdpa", "eager", "flex_attention"] = "auto"
+    forgetting: Forgetting | None = Field(Forgetting(), description="null to skip")
+    reading: Reading | None = Field(None, description="reading comprehension with right answers")
+    attention: Literal["auto", "flex", "sdpa", "eager"] = "auto"
     layout: Literal["auto", "packed", "padded"] = Field("auto", description="how rows share a batch; auto: packed on a GPU")
     methods: dict[str, Annotated[AnyMethod, Field(discriminator="kind")]]

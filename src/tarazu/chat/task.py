@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from tarazu.chat import generation, hub, model_card, questions, scoring, store, template
+from tarazu.chat import forgetting, generation, hub, model_card, questions, reading, scoring, store, template
 from tarazu.chat.forward import hidden_states
-from tarazu.chat.layout import ChatBatch, Row, group, lay_out
+from tarazu.chat.layout import ChatBatch, Row, group, lay_out, packed_width
 from tarazu.chat.loss import token_losses
 from tarazu.chat.persian import english_share
 from tarazu.chat.settings import ChatRecipe, Sources
 from tarazu.chat.trainee import ChatTrainee
 from tarazu.engine.loop import uses_bfloat16
 from tarazu.engine.task import LossSum
+from tarazu.errors import BadInput
 from tarazu.run_folder import RunFolder, write_json, write_lines
 
 if TYPE_CHECKING:
@@ -38,6 +39,8 @@ class Prepared:
     tokenizer: PreTrainedTokenizerBase
     questions: list[questions.Question]
     packed: bool
+    forgetting: dict[str, forgetting.Passages] = field(default_factory=dict)
+    reading: list[dict] = field(default_factory=list)
 
     def size(self, split: str) -> int:
         return self.store.size(split)
@@ -59,9 +62,15 @@ class Chat:
             cache=hub.cache_folder() / "rows", rows=data.rows, duplicates=data.duplicates, note=data.note,
         )
         designed = questions.load(shipped(recipe.questions)) if recipe.questions else []
-        write_json(folder.path / "data.json", made.data_json())
+        passages = forgetting.prepare(recipe.forgetting, chosen) if recipe.forgetting else {}
+        read = reading.prepare(recipe.reading, chosen) if recipe.reading else []
+        extra = {"forgetting": {language: found.describe() for language, found in passages.items()}}
+        if recipe.reading:
+            extra["reading"] = reading.describe(recipe.reading, read)
+        demand_the_same(folder, extra)
+        write_json(folder.path / "data.json", {**made.data_json(), **extra})
         packed = recipe.layout == "packed" or (recipe.layout == "auto" and device.type == "cuda")
-        return Prepared(made, chosen, tokenizer, designed, packed)
+        return Prepared(made, chosen, tokenizer, designed, packed, passages, read)
 
     def build(self, recipe: ChatRecipe, name: str, data: Prepared, seed: int, device: torch.device, folder: RunFolder | None = None) -> ChatTrainee:
         method = recipe.methods[name]
@@ -80,10 +89,13 @@ class Chat:
         return trainee
 
     def collate(self, trainee: ChatTrainee, data: Prepared, split: str, rows: list[int], limit: int) -> list[ChatBatch]:
+        return self.lay_out(trainee, data, [Row(*data.store.row(split, i), index=i) for i in rows], limit)
+
+    def lay_out(self, trainee: ChatTrainee, data: Prepared, rows: list[Row], limit: int) -> list[ChatBatch]:
+        """Any rows as batches, with the method's virtual tokens before each."""
         prefix = trainee.virtual if trainee.prefix else 0
         virtual = trainee.virtual - prefix
-        made = [Row(*data.store.row(split, i), index=i) for i in rows]
-        return [lay_out(lines, virtual, prefix) for lines in group(made, limit, virtual, data.packed)]
+        return [lay_out(lines, virtual, prefix) for lines in group(rows, limit, virtual, data.packed)]
 
     def loss(self, trainee: ChatTrainee, batch: ChatBatch) -> LossSum:
         return LossSum(self.losses(trainee, batch).sum(), len(batch.labels))
@@ -101,13 +113,18 @@ class Chat:
     def row_losses(self, trainee: ChatTrainee, data: Prepared, split: str, limit: int, most: int | None = None) -> list[list[float]]:
         """[nats, supervised tokens, answer bytes] of each row of a split."""
         chosen = list(range(min(most or data.size(split), data.size(split))))
+        sums = self.sums(trainee, self.collate(trainee, data, split, chosen, limit))
+        return [[*sums[i], data.store.answer_bytes(split, i)] for i in chosen]
+
+    def sums(self, trainee: ChatTrainee, batches: list[ChatBatch]) -> dict[int, list[float]]:
+        """[nats, supervised tokens] of each row, by its index."""
         sums: dict[int, list[float]] = defaultdict(lambda: [0.0, 0])
-        for batch in self.collate(trainee, data, split, chosen, limit):
+        for batch in batches:
             losses = self.losses(trainee, batch.to(trainee.base.device)).cpu()
             for row, nats in zip(batch.rows.tolist(), losses.tolist(), strict=True):
                 sums[row][0] += nats
                 sums[row][1] += 1
-        return [[*sums[i], data.store.answer_bytes(split, i)] for i in chosen]
+        return sums
 
     def sample(self, trainee: ChatTrainee, data: Prepared, recipe: ChatRecipe, final: bool) -> list[dict]:
         asked = self.asked(data, recipe)
@@ -125,13 +142,13 @@ class Chat:
             out.append({"id": f"test-{i:04d}", "from": "test", "ability": None, "turns": shown, "reference": turns[last].text, "good": None})
         return out
 
-    def answer(self, trainee: ChatTrainee, data: Prepared, recipe: ChatRecipe, asked: list[dict]) -> list[dict]:
-        """`asked` with outputs, checks and scores."""
+    def answer(self, trainee: ChatTrainee, data: Prepared, recipe: ChatRecipe, asked: list[dict], most: int | None = None) -> list[dict]:
+        """`asked` with outputs (of at most `most` tokens; default: the recipe's), checks and scores."""
         if not asked:
             return []
         prompts = [data.template.encode_prompt([template.Turn(t["role"], t["text"]) for t in a["turns"]]) for a in asked]
         settings = recipe.generation
-        answers = generation.generate(trainee, prompts, set(data.template.stop_ids), settings.max_new_tokens, settings.batch_rows)
+        answers = generation.generate(trainee, prompts, set(data.template.stop_ids), most or settings.max_new_tokens, settings.batch_rows)
         by_id = {question.id: question for question in data.questions}
         out = []
         for a, answer in zip(asked, answers, strict=True):
@@ -146,9 +163,11 @@ class Chat:
     def evaluate(self, trainee: ChatTrainee, data: Prepared, recipe: ChatRecipe, folder: Path, ledger: Ledger) -> dict:
         with ledger.phase("evaluate"):
             rows = self.row_losses(trainee, data, "test", recipe.budget.micro_batch_tokens)
+            kept = forgetting.measure(data.forgetting, lambda plain: self.nats(trainee, data, plain, recipe.budget.micro_batch_tokens))
         with ledger.phase("generate"):
             samples = self.sample(trainee, data, recipe, final=True)
-        write_lines(folder / "samples.jsonl", samples)
+            read = self.read(trainee, data, recipe)
+        write_lines(folder / "samples.jsonl", samples + read)
         nats, tokens, size = (sum(column) for column in zip(*rows, strict=True))
         asked = [s for s in samples if s["from"] == "questions"]
         abilities = dict.fromkeys(s["ability"] for s in asked)
@@ -161,14 +180,33 @@ class Chat:
             "row_losses": rows,
             "generation": {"test": scoring.gather([s for s in samples if s["from"] == "test"]), "questions": scoring.gather(asked)},
             "abilities": {ability: scoring.gather([s for s in asked if s["ability"] == ability]) for ability in abilities},
+            **({"forgetting": kept} if kept else {}),
+            **({"reading": reading.gather([s["scores"] for s in read])} if read else {}),
         }
+
+    def nats(self, trainee: ChatTrainee, data: Prepared, rows: list[Row], limit: int) -> list[float]:
+        """The summed loss of each of the rows, which are numbered from 0."""
+        sums = self.sums(trainee, self.lay_out(trainee, data, rows, limit))
+        return [sums[row.index][0] for row in rows]
+
+    def read(self, trainee: ChatTrainee, data: Prepared, recipe: ChatRecipe) -> list[dict]:
+        """Reading comprehension: the questions answered, with exact match and F1 among their scores."""
+        if not data.reading:
+            return []
+        answered = self.answer(trainee, data, recipe, data.reading, recipe.reading.max_new_tokens)
+        for sample in answered:
+            sample["scores"] |= reading.score(sample["output"], sample["reference"], recipe.reading.unanswerable)
+        return answered
 
     def summary(self, metrics: dict) -> dict[str, Any]:
         """The figures of one run that the comparison table shows."""
         test, designed = metrics["generation"]["test"], metrics["generation"]["questions"]
         figures = {name: metrics[name] for name in ("loss", "perplexity", "bits_per_byte")}
         figures |= {name: test[name] for name in ("chrf", "rouge_l", "repetition", "wrong_script", "unfinished", "echo", "answer_words")}
-        return figures | {"checks_passed": designed["checks_passed"]}
+        figures["wrong_script"] = scoring.pooled([test, designed], "wrong_script")
+        figures["checks_passed"] = designed["checks_passed"]
+        figures |= {f"{language}_bits_per_byte": found["bits_per_byte"] for language, found in metrics.get("forgetting", {}).items()}
+        return figures | {f"reading_{name}": metrics["reading"][name] for name in ("exact_match", "f1") if "reading" in metrics}
 
     def weights(self, trainee: ChatTrainee) -> dict[str, torch.Tensor]:
         return {name: parameter.data for name, parameter in trainee.trainable().items()}
@@ -179,6 +217,14 @@ class Chat:
 
     def targets(self, trainee: ChatTrainee) -> list[dict]:
         return model_card.targets(trainee)
+
+
+def demand_the_same(folder: RunFolder, extra: dict[str, dict]) -> None:
+    """Refuses to go on when what the finished methods were measured on has changed. Raises `BadInput`."""
+    before = folder.read_json("data.json") or {}
+    for name, described in extra.items():
+        if before.get(name, described) != described:
+            raise BadInput(f"the text of `{name}` changed since this study began", where=str(folder.path), todo="bring the old text back, or start a new study with --out")
 
 
 def shipped(name):
