@@ -74,6 +74,7 @@ def test_repairs_are_named(row: dict, repair: str, expected: list) -> None:
         (turns(("human", 5), ("gpt", "ب")), c.WRONG_TYPE),
         (turns(("human", ["x"]), ("gpt", "ب")), c.WRONG_TYPE),
         ({"conversations": "[{"}, c.MALFORMED),
+        ({"conversations": "سلام"}, c.WRONG_TYPE),
         ({"conversations": {"from": "human"}}, c.WRONG_TYPE),
         ({"conversations": ["متن"]}, c.WRONG_TYPE),
         ({"text": "متن"}, c.UNKNOWN_SCHEMA),

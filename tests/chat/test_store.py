@@ -12,6 +12,8 @@ from chat import spelling
 
 from tarazu.chat import store as stores
 from tarazu.chat.conversation import NO_ANSWER, Conversation
+from tarazu.chat.persian import normalise
+from tarazu.chat.rows import local
 from tarazu.chat.store import Store, prepare
 from tarazu.chat.template import choose
 from tarazu.errors import BadInput
@@ -86,7 +88,7 @@ def test_duplicates_are_dropped_or_kept_together(tmp_path: Path) -> None:
 
 
 def test_three_sources_and_a_row_of_the_test_in_training(tmp_path: Path) -> None:
-    names = {"train": range(0, 20), "validation": range(19, 25), "test": range(24, 30)}
+    names = {"train": range(20), "validation": range(19, 25), "test": range(24, 30)}
     sources = {name: str(write(tmp_path / f"{name}.jsonl", [row(i) for i in r])) for name, r in names.items()}
     for duplicates in ("drop", "keep"):
         store = made(sources, tmp_path, split=None, duplicates=duplicates)
@@ -183,6 +185,26 @@ def test_data_json_says_what_the_contract_wants(source: Path, tmp_path: Path) ->
     answer = data["examples"][0]["turns"][-1]["text"]
     assert "".join(text for text, loss in tokens if loss) == f"{answer}<end_of_turn>"
     assert all("tokens" not in example for example in data["examples"][1:])
+
+
+def test_hostile_rows_are_all_accounted_for_and_none_gets_through(tmp_path: Path) -> None:
+    """Every line of the shipped hostile file is used or dropped with a reason; what is used is clean text, whole turns."""
+    source = local("samples:hostile.jsonl")
+    lines = [n for n, line in enumerate(source.read_bytes().split(b"\n"), 1) if line.strip()]
+    store = made("samples:hostile.jsonl", tmp_path, max_length=128)
+    used = {store.place(split, i): (split, i) for split in stores.SPLITS for i in range(store.size(split))}
+    dropped = [line for p in store.problems.as_list() if p["kind"] == "dropped" for line in p["lines"]]
+    assert sorted([*used, *dropped]) == lines and len(used) > 10 and len(dropped) > 10
+    end = TOKENIZER.convert_tokens_to_ids("<end_of_turn>")
+    for line, (split, i) in used.items():
+        turns, (ids, supervised) = store.conversation(split, i), store.row(split, i)
+        assert [t.role for t in turns if t.role != "system"] == ["human", "gpt"] * (len(turns) // 2), line
+        for turn in turns:
+            assert turn.text == turn.text.strip() != "" and normalise(turn.text) == (turn.text, set()), line
+            assert not TEMPLATE.markers.search(turn.text), line
+        assert supervised.any() and (ids == TOKENIZER.bos_token_id).sum() == 1
+        assert (ids == end).sum() <= sum(t.role != "system" for t in turns), line
+    json.dumps(store.data_json(), ensure_ascii=False, allow_nan=False).encode("utf-8")
 
 
 def test_memory_does_not_grow_with_the_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -161,7 +161,7 @@ def _raw_turns(row: Any) -> list[tuple[str, str, bool]]:
 
 
 def _list(value: Any) -> list:
-    if isinstance(value, str):  # a CSV cell holds the list as JSON
+    if isinstance(value, str) and value.lstrip().startswith("["):  # a CSV cell holds the list as JSON
         try:
             value = json.loads(value)
         except (ValueError, RecursionError):
