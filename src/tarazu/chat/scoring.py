@@ -92,6 +92,12 @@ def gather(samples: Sequence[dict]) -> dict:
     }
 
 
+def pooled(parts: Sequence[dict], name: str) -> float | None:
+    """A mean of `gather` over several groups together, each weighing as many answers as it has."""
+    known = [(part["n"], part[name]) for part in parts if part[name] is not None]
+    return sum(n * value for n, value in known) / sum(n for n, _ in known) if known else None
+
+
 def _common(a: list[str], b: list[str]) -> int:
     """Length of the longest common subsequence."""
     row = [0] * (len(b) + 1)
