@@ -48,7 +48,7 @@ def lines(series: list[Series], x: Both, y: Both, language: str, width: int = 56
     scale = alt.Scale(domain=names, range=[PALETTE[one.color % len(PALETTE)] for one in series])
     dashes = alt.Scale(domain=names, range=[DASHES[one.dash % len(DASHES)] for one in series])
     legend = alt.Legend(title=None, orient="bottom", columns=3, labelLimit=260, symbolStrokeWidth=3)
-    return alt.Chart(_data(rows)).mark_line(strokeWidth=2, point={"size": 12, "filled": True}).encode(
+    return alt.Chart(_data(rows)).mark_line(strokeWidth=2, point={"size": 14, "filled": True} if max(map(len, (one.x for one in series))) <= 40 else False).encode(
         x=alt.X("x:Q", title=_title(x, language), axis=alt.Axis(format="~s")),
         y=alt.Y("y:Q", title=_title(y, language), scale=alt.Scale(zero=False)),
         color=alt.Color("s:N", scale=scale, legend=legend, sort=names),
@@ -99,12 +99,12 @@ def histogram(edges: list[float], counts: list[int], x: Both, y: Both, language:
     ).properties(width=width, height=150)  # fmt: skip
 
 
-def dots(series: list[Series], x: Both, y: Both, language: str, width: int = 560) -> alt.Chart:
+def dots(series: list[Series], x: Both, y: Both, language: str, width: int = 560, size: int = 45) -> alt.Chart:
     """Points, one colour and shape per series."""
     names = [words(one.name, language) for one in series]
     rows = [{"x": a, "y": b, "s": name} for one, name in zip(series, names, strict=True) for a, b in zip(one.x, one.y, strict=True)]
     legend = alt.Legend(title=None, orient="bottom")
-    return alt.Chart(_data(rows)).mark_point(filled=True, size=45, opacity=0.85).encode(
+    return alt.Chart(_data(rows)).mark_point(filled=True, size=size, opacity=0.85 if size > 20 else 0.35).encode(
         x=alt.X("x:Q", title=_title(x, language)), y=alt.Y("y:Q", title=_title(y, language)),
         color=alt.Color("s:N", sort=names, scale=alt.Scale(domain=names, range=PALETTE[: len(names)]), legend=legend),
         shape=alt.Shape("s:N", sort=names, legend=legend),

@@ -19,7 +19,9 @@ _CONFIG = {
     "axis": {"labelColor": INK, "titleColor": INK, "domainColor": INK, "tickColor": INK, "gridColor": GRID, "labelFontSize": 12, "titleFontSize": 12, "titleFontWeight": "normal"},
     "legend": {"labelColor": INK, "titleColor": INK, "labelFontSize": 12}, "text": {"color": INK, "fontSize": 11},
 }  # fmt: skip
-_NOISE = re.compile(r'\s(?:role|aria-[a-z]+|style|class)="[^"]*"')
+_NOISE = re.compile(r'\s(?:role|aria-[a-z]+|style|class|pointer-events|font-family|stroke-miterlimit)="[^"]*"| opacity="1"')
+_EMPTY = re.compile(r'<path d="(?:M0,0h0v0h0Z)?"(?: display="none")?/>')
+_DECIMALS = re.compile(r"(\d\.\d\d)\d+")
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,7 @@ class Gallery:
 
 def draw(chart: alt.Chart) -> str:
     """The chart as SVG text."""
-    spec = chart.to_dict()
+    spec = chart.to_dict(validate=False)
     spec["config"] = {**spec.get("config", {}), **_CONFIG}
     return vl_convert.vegalite_to_svg(spec)
 
@@ -67,8 +69,8 @@ def inline(svg: str, identity: str, label: str) -> Markup:
     """SVG for the page: its own ids, no background, ink in the page's colour, one accessible name, no style attributes."""
     svg = re.sub(r"\bclip(\d+)", rf"{identity}-clip\1", _NOISE.sub("", svg))
     svg = re.sub(r'<rect width="[\d.]+" height="[\d.]+" fill="white"/>', "", svg, count=1)
+    svg = _EMPTY.sub("", svg)
+    svg = _DECIMALS.sub(r"\1", svg)
     svg = svg.replace(f'stroke="{GRID}"', 'stroke="currentColor" stroke-opacity="0.15"')
     svg = svg.replace(f'"{INK}"', '"currentColor"')
-    found = re.search(r'width="([\d.]+)" height="([\d.]+)"', svg)
-    size = f'width="{found[1]}" height="{found[2]}"' if found else ""
-    return Markup(svg.replace("<svg ", f'<svg role="img" aria-label="{escape(label)}" ', 1).replace(size, size, 1))
+    return Markup(svg.replace("<svg ", f'<svg role="img" aria-label="{escape(label)}" ', 1))

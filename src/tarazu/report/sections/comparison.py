@@ -13,14 +13,16 @@ from tarazu.report.measures import COSTS, ENERGY, QUALITY, SPEED, Measure, mean_
 from tarazu.report.reading import Arm, StudyView
 from tarazu.report.sections.answers import arm_name, side_by_side
 from tarazu.report.sections.base import Context, Section
+from tarazu.report.sections.captions_comparison import captions_extras
 from tarazu.report.sections.curves import axis_of, line_figure
 from tarazu.report.text import Both, code, joined, number, say, spaced
 
 
 def comparison_section(context: Context) -> Section:
-    study = context.study
-    samples = side_by_side(study)
+    study, captions = context.study, context.study.task == "captions"
+    samples = [] if captions else side_by_side(study)
     view = {
+        "extras": captions_extras(context) if captions else None,
         "quality": quality_table(context),
         "costs": cost_table(study),
         "curves": validation_figure(context),
@@ -32,7 +34,8 @@ def comparison_section(context: Context) -> Section:
         "samples": samples,
         "abilities": list(dict.fromkeys((s["ability"], s["label"]) for s in samples)),
     }
-    return Section("comparison", say("section.comparison"), "comparison.html", view, explain("fairness", "memory-and-time"))
+    pages = ("bleu", "caption-metrics", "fairness", "memory-and-time") if captions else ("fairness", "memory-and-time")
+    return Section("comparison", say("section.comparison"), "comparison.html", view, explain(*pages))
 
 
 def all_arms(study: StudyView) -> list[Arm]:
