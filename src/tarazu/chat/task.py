@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from tarazu.chat import forgetting, generation, hub, model_card, questions, reading, scoring, store, template
+from tarazu.chat import flops, forgetting, generation, hub, model_card, questions, reading, scoring, store, template
 from tarazu.chat.forward import hidden_states
 from tarazu.chat.layout import ChatBatch, Row, group, lay_out, packed_width
 from tarazu.chat.loss import token_losses
@@ -207,6 +207,13 @@ class Chat:
         figures["checks_passed"] = designed["checks_passed"]
         figures |= {f"{language}_bits_per_byte": found["bits_per_byte"] for language, found in metrics.get("forgetting", {}).items()}
         return figures | {f"reading_{name}": metrics["reading"][name] for name in ("exact_match", "f1") if "reading" in metrics}
+
+    def flops_per_token(self, trainee: ChatTrainee, data: Prepared, recipe: ChatRecipe) -> float:
+        """Model FLOPs of training per real token of the recipe's rows."""
+        lengths, supervised = data.store.lengths("train"), data.store.column("train", "answer_tokens")
+        share = float(supervised.sum() / lengths.sum())
+        a_pass = min(recipe.budget.micro_batch_tokens, recipe.budget.batch_rows * float(lengths.mean()))
+        return flops.per_token(flops.work_of(trainee), trainee, lengths, share, a_pass)
 
     def weights(self, trainee: ChatTrainee) -> dict[str, torch.Tensor]:
         return {name: parameter.data for name, parameter in trainee.trainable().items()}

@@ -1,0 +1,147 @@
+"""Model FLOPs of a chat method, from the loaded model and from what autograd says it must go back through.
+
+Each linear layer costs 2 in out per position forward, as much again for the gradient of its input if something below is
+trained, and as much again for its weight if that is. Which of these a method needs is not guessed from its name: one small
+forward pass shows which inputs require a gradient. Attention costs 4 heads size per position and visible key forward, and
+twice that backward. The head runs at supervised tokens only.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import nn
+
+from tarazu.chat.forward import hidden_states
+from tarazu.chat.layout import Row, lay_out
+from tarazu.chat.trainee import ChatTrainee
+from tarazu.engine.flops import linear_flops
+
+LENGTH = 5  # tokens of the small pass: few, so that no layer of a model is so narrow
+
+
+@dataclass
+class Work:
+    """FLOPs of training.
+
+    Args:
+        position: for each place of a row, virtual or not.
+        keys: for each layer, FLOPs per position and visible key, and its window (None: sees everything before it).
+        supervised: for each token under the loss.
+        batch: for each forward pass, however long: products of weights with weights (DoRA, LoHa).
+    """
+
+    position: float = 0.0
+    keys: list[tuple[float, int | None]] = field(default_factory=list)
+    supervised: float = 0.0
+    batch: float = 0.0
+
+    def of(self, lengths: np.ndarray, supervised: float, batches: float, virtual: int = 0, prefix: int = 0) -> float:
+        """FLOPs of rows of these lengths, each behind `virtual` prompt places or `prefix` keys, in so many passes."""
+        places = lengths + virtual
+        attention = sum(each * visible_pairs(places, prefix, window).sum() for each, window in self.keys)
+        return float(self.position * places.sum() + attention + self.supervised * supervised + self.batch * batches)
+
+
+def visible_pairs(places: np.ndarray, prefix: int, window: int | None) -> np.ndarray:
+    """For rows of `places` positions, how many pairs of a query and a key that it sees (causal, within the window)."""
+
+    def upto(n):
+        m = np.minimum(n, window) if window else n
+        return m * (m + 1) / 2 + (n - m) * m
+
+    return upto(places + prefix) - upto(np.full_like(places, prefix))
+
+
+def work_of(trainee: ChatTrainee) -> Work:
+    """Counts one small forward pass, in train mode; works on the meta device too."""
+    work, base = Work(), trainee.base
+    prefix = trainee.virtual if trainee.prefix else 0
+    handles = _watch(trainee, work, LENGTH + trainee.virtual - prefix)
+    training = trainee.module.training
+    trainee.module.train()
+    row = Row(np.full(LENGTH, 1), np.zeros(LENGTH, bool))
+    batch = lay_out([[row]], trainee.virtual - prefix, prefix).to(base.device)
+    try:
+        with torch.random.fork_rng(), torch.enable_grad():
+            hidden = hidden_states(trainee, batch)
+    finally:
+        for handle in handles:
+            handle.remove()
+        trainee.module.train(training)
+    head = base.get_output_embeddings().weight
+    forward = linear_flops(1, head.shape[1], head.shape[0])
+    work.supervised = forward * (1 + hidden.requires_grad + head.requires_grad)
+    return work
+
+
+def per_token(work: Work, trainee: ChatTrainee, lengths: np.ndarray, supervised_share: float, tokens_per_pass: float) -> float:
+    """FLOPs per real token of rows like these, virtual tokens' work included.
+
+    Args:
+        lengths: tokens of a sample of rows.
+        supervised_share: of the tokens.
+        tokens_per_pass: real tokens in one forward pass, on average.
+    """
+    prefix = trainee.virtual if trainee.prefix else 0
+    tokens = int(lengths.sum())
+    return work.of(lengths, supervised_share * tokens, tokens / tokens_per_pass, trainee.virtual - prefix, prefix) / tokens
+
+
+def _watch(trainee: ChatTrainee, work: Work, places: int) -> list:
+    """Hooks that add up what each module needs."""
+    head = trainee.base.get_output_embeddings()
+    encoders = getattr(trainee.module, "prompt_encoder", nn.Module())
+    written = [m for m in encoders.modules() if isinstance(m, nn.Linear)]  # a network that writes the prompt, once a pass
+    handles = [m.register_forward_pre_hook(lambda m, args: _encoder(work, m, args[0])) for m in written]
+    for module in trainee.base.modules():
+        if isinstance(module, nn.Linear) and module is not head:
+            handles.append(module.register_forward_pre_hook(lambda m, args: _linear(work, m, args[0], places)))
+        if hasattr(module, "hada_w1_a"):
+            handles.append(module.register_forward_pre_hook(lambda m, args: _hadamard(work, m, args[0])))
+        if type(module).__name__ == "DoraLinearLayer":
+            handles.append(module.register_forward_pre_hook(lambda m, args, kwargs: _again(work, args[0], kwargs), with_kwargs=True))
+        if hasattr(module, "layer_idx") and hasattr(module, "head_dim"):
+            handles.append(module.register_forward_hook(lambda m, args, out: _attention(work, trainee, m, out)))
+    return handles
+
+
+def _encoder(work: Work, module: nn.Linear, x: torch.Tensor) -> None:
+    rows = x.numel() // module.in_features
+    work.batch += linear_flops(rows, module.in_features, module.out_features) * (1 + x.requires_grad + module.weight.requires_grad)
+
+
+def _linear(work: Work, module: nn.Linear, x: torch.Tensor, places: int) -> None:
+    rows = x.numel() // module.in_features
+    once = linear_flops(1, module.in_features, module.out_features)
+    if rows == places:
+        work.position += once * (1 + x.requires_grad + module.weight.requires_grad)
+    else:  # DoRA sends an identity matrix through its adapter to learn the product; nothing goes back through that
+        work.batch += once * rows
+
+
+def _hadamard(work: Work, module: nn.Module, x: torch.Tensor) -> None:
+    """LoHa writes out the whole update, (B1 A1) * (B2 A2), and multiplies by it: as dear as a second dense layer."""
+    for first in module.hada_w1_a.values():
+        rank, base = first.shape[1], module.get_base_layer()
+        size = linear_flops(1, base.in_features, base.out_features)
+        work.position += size * (2 + x.requires_grad)
+        work.batch += size * rank * 8  # two products forward; those again and four more backward
+
+
+def _again(work: Work, x: torch.Tensor, kwargs: dict) -> None:
+    """DoRA with dropout runs the base layer a second time, on what dropout left."""
+    if kwargs.get("base_result") is None:
+        base = kwargs["base_layer"]
+        work.position += linear_flops(1, base.in_features, base.out_features) * (1 + x.requires_grad)
+
+
+def _attention(work: Work, trainee: ChatTrainee, module: nn.Module, out: tuple | torch.Tensor) -> None:
+    config, value = trainee.base.config, out[0] if isinstance(out, tuple) else out
+    forward = 4 * config.num_attention_heads * module.head_dim
+    types = getattr(config, "layer_types", None)
+    slides = types[module.layer_idx] == "sliding_attention" if types else bool(getattr(config, "use_sliding_window", True))
+    window = getattr(config, "sliding_window", None) if slides else None
+    work.keys.append((forward * (3 if value.requires_grad else 1), window))

@@ -1,0 +1,78 @@
+"""How much arithmetic training is, and how much of the device it uses.
+
+Model FLOPs are what the method itself needs: forward, and backward only as deep as something is trained. Padding and
+recomputing are not in it, so wasted work lowers the utilisation (PaLM, Chowdhery et al. 2022, appendix B).
+"""
+
+from __future__ import annotations
+
+import time
+from functools import cache
+from typing import Any
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from tarazu.engine.ledger import Ledger
+from tarazu.engine.loop import uses_bfloat16
+from tarazu.engine.task import Data, Task, Trainee
+from tarazu.recipe import Recipe
+
+
+def figures(task: Task, trainee: Trainee, data: Data, recipe: Recipe, ledger: Ledger) -> dict[str, float | None]:
+    """The part of `ledger.json` about arithmetic; null where it is not known, or where nothing was trained.
+
+    A task may know its own `flops_per_token(trainee, data, recipe)`; else one real batch is counted.
+    """
+    names = ("flops_per_token", "model_flops", "utilisation", "device_matmul_flops")
+    seconds = ledger.seconds.get("train")
+    if not (trainee.may_change and seconds and ledger.counts.tokens):
+        return dict.fromkeys(names)
+    with torch.enable_grad():
+        own = getattr(task, "flops_per_token", None)
+        each = own(trainee, data, recipe) if own else counted(task, trainee, data, recipe)
+    rate = device_rate(ledger.device, torch.bfloat16 if uses_bfloat16(recipe.budget, ledger.device) else torch.float32)
+    total = each * ledger.counts.tokens
+    return dict(zip(names, (each, total, total / seconds / rate if rate else None, rate), strict=True))
+
+
+def counted(task: Task, trainee: Trainee, data: Data, recipe: Recipe) -> float:
+    """FLOPs per token of one real batch, forward and backward, as torch's own counter sees them (padding included)."""
+    rows = list(range(min(recipe.budget.batch_rows, data.size("train"))))
+    training, tokens = trainee.module.training, 0
+    trainee.module.eval()  # no running statistic may move
+    with FlopCounterMode(display=False) as counter, torch.backends.cudnn.flags(enabled=False):  # cuDNN's LSTM trains in train mode only
+        for batch in task.collate(trainee, data, "train", rows, recipe.budget.micro_batch_tokens):
+            tokens += batch.counts.tokens
+            task.loss(trainee, batch.to(next(trainee.module.parameters()).device)).total.backward()
+    trainee.module.zero_grad(set_to_none=True)
+    trainee.module.train(training)
+    return counter.get_total_flops() / tokens
+
+
+@cache
+def device_rate(device: torch.device, dtype: torch.dtype) -> float | None:
+    """`matmul_rate`, measured once a process; None where there is no room for it."""
+    try:
+        return matmul_rate(device, dtype)
+    except RuntimeError:
+        return None
+
+
+def matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
+    """FLOP/s of a large square product of random numbers, the best of several."""
+    size = 8192 if device.type == "cuda" else 1024
+    a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+    best = float("inf")
+    for _ in range(6):
+        start = time.perf_counter()
+        a @ b
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        best = min(best, time.perf_counter() - start)
+    return 2 * size**3 / best
+
+
+def linear_flops(rows: Any, into: int, out: int) -> Any:
+    """Of `rows` vectors of `into` numbers through an (out, into) matrix: a multiplication and an addition each."""
+    return 2 * rows * into * out
