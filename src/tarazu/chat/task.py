@@ -95,7 +95,9 @@ class Chat:
         """Any rows as batches, with the method's virtual tokens before each."""
         prefix = trainee.virtual if trainee.prefix else 0
         virtual = trainee.virtual - prefix
-        return [lay_out(lines, virtual, prefix) for lines in group(rows, limit, virtual, data.packed)]
+        blocks = data.packed and trainee.base.config._attn_implementation == "flex_attention"  # compiled for each width
+        lines = group(rows, limit, virtual, data.packed)
+        return [lay_out(some, virtual, prefix, width=packed_width(some, virtual, limit) if blocks else None) for some in lines]
 
     def loss(self, trainee: ChatTrainee, batch: ChatBatch) -> LossSum:
         return LossSum(self.losses(trainee, batch).sum(), len(batch.labels))
