@@ -1,0 +1,66 @@
+"""The yardsticks: a person stays above a constant, and a caption of another image is never the image's own."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from captions.written_captions import REFERENCES
+
+from tarazu.captions import flickr8k
+from tarazu.captions.judgements import find, read_tokens
+from tarazu.captions.scoring import score
+from tarazu.captions.yardsticks import central, human, shuffled, yardsticks
+from tarazu.errors import BadInput
+
+FLICKR8K = os.environ.get("TARAZU_FLICKR8K", "")  # the folder with Flickr8k's text files
+CONSTANT = "a man in a blue shirt is standing in front of a crowd"
+
+
+def test_one_caption_against_exactly_the_others():
+    one, others = human(REFERENCES)
+    for image, captions in REFERENCES.items():
+        assert sorted([one[image], *others[image]]) == sorted(captions)
+    assert human({**REFERENCES, "single.jpg": ["a dog"]})[0].keys() == REFERENCES.keys()
+    with pytest.raises(BadInput, match="two captions"):
+        human({"single.jpg": ["a dog"]})
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_nobody_keeps_the_own_caption(seed):
+    captions = shuffled(REFERENCES, seed)
+    assert captions.keys() == REFERENCES.keys()
+    assert all(caption not in REFERENCES[image] for image, caption in captions.items())
+
+
+def test_the_central_caption_is_the_one_most_like_the_rest():
+    captions = ["a dog runs on the beach", "a dog runs on the grass", "a dog runs on the wet grass", "two men sit at a table"]
+    assert central(captions) == "a dog runs on the grass"
+    assert central(["", "a dog"]) in ("", "a dog")
+
+
+def test_order_of_the_three_and_their_form():
+    training = ["a man sits on a bench", "a man in a hat sits on a bench", "two cows"]
+    found = yardsticks(REFERENCES, training, with_meteor=False)
+    assert found["human"]["cider"] > found["constant"]["cider"] > 0
+    assert found["human"]["bleu"][0] > found["shuffled"]["bleu"][0]
+    assert found["constant"]["caption"] in training
+    assert yardsticks(REFERENCES, training, with_meteor=False) == found
+    assert yardsticks(REFERENCES, training, "two cows", with_meteor=False)["constant"]["caption"] == "two cows"
+
+
+@pytest.mark.skipif(not FLICKR8K, reason="set TARAZU_FLICKR8K to the folder with Flickr8k's text files")
+def test_known_figures_on_flickr8k():
+    folder = Path(FLICKR8K)
+    references: dict[str, list[str]] = {}
+    for name, caption in read_tokens(find(folder, "Flickr8k.token.txt")).items():
+        references.setdefault(name.rpartition("#")[0], []).append(caption)
+    test = {image: references[image] for image in flickr8k.read_text(folder / "Flickr_8k.testImages.txt").split()}
+    # From an earlier measurement with the COCO scorers and the Java tokenizer; human depends on which caption is drawn.
+    constant = score(dict.fromkeys(test, CONSTANT), test, with_meteor=False)
+    assert constant["bleu"] == pytest.approx([42.4, 24.1, 13.8, 8.7], abs=0.1)
+    assert constant["cider"] == pytest.approx(9.6, abs=0.3)
+    person = score(*human(test), with_meteor=False)
+    assert person["bleu"] == pytest.approx([64.8, 45.8, 31.5, 21.5], abs=1)
+    assert person["cider"] == pytest.approx(83.1, abs=1.5)
