@@ -56,7 +56,7 @@ def test_tokens_under_the_loss_are_in_brackets_or_green(data: dict) -> None:
     green = "".join(styled.plain[span.start : span.end] for span in styled.spans if "green" in str(span.style))
     for one in ("\u2066", "\u2067", "\u2069"):
         green = green.replace(one, "")
-    assert green == "".join(token for token, loss in tokens if loss).replace("\n", preview.NEWLINE).replace(" ", preview.NO_BREAK)
+    assert green == "".join(token for token, loss in tokens if loss).replace("\n", preview.NEWLINE).replace(" ", preview.SPACE)
     assert "in brackets" in shown(data, terminal=False) and "\x1b[1;32m" in shown(data, terminal=True)
 
 

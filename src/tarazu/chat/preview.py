@@ -20,7 +20,7 @@ LABELS = {"system": "system", "human": "question", "gpt": "answer"}
 STYLES = {"system": "yellow", "human": "cyan", "gpt": "green"}
 LONGEST_TEXT = 600  # characters of a turn
 MOST_TOKENS = 160
-NEWLINE, HALF_SPACE, NO_BREAK, SEPARATOR = "⏎", "ZWNJ", "\u00a0", " · "  # lines of tokens break at separators only
+NEWLINE, HALF_SPACE, SPACE, SEPARATOR = "⏎", "ZWNJ", "␣", " · "  # lines of tokens break at separators only
 _RTL, _LTR, _END = "\u2067", "\u2066", "\u2069"
 
 
@@ -68,7 +68,7 @@ def lengths(numbers: dict) -> Table:
 
 def structure(numbers: dict) -> Table:
     """The rest of T1.2: turns, roles, tokens per word, English, duplicates, truncation."""
-    table = _table("structure", "", "")
+    table = _table("structure", "", "", left=2)
     cut = f"{numbers['truncated_rows']:,} ({_share(numbers['truncated_tokens_share'])} of tokens)"
     facts = {
         "rows": _number(numbers["rows"]),
@@ -96,7 +96,7 @@ def problems(rows: list[dict]) -> Table | Text:
     """What was repaired and dropped, with the first line numbers."""
     if not rows:
         return _plain("no row had to be repaired or dropped")
-    table = _table("repaired and dropped rows", "", "", "rows", "first lines")
+    table = _table("repaired and dropped rows", "", "", "rows", "first lines", left=2)
     for row in rows:
         lines = ", ".join(map(str, row["lines"][:5])) + (", …" if row["count"] > 5 else "")
         table.add_row(row["kind"], row["reason"], f"{row['count']:,}", _plain(lines))
@@ -107,7 +107,7 @@ def tokens(row: list[list], brackets: bool) -> Text:
     """The tokens of a row in their order, those under the loss marked, with a dot between them."""
     text = _plain("")
     for i, (token, supervised) in enumerate(row[:MOST_TOKENS]):
-        shown = HALF_SPACE if token == ZWNJ else isolate(token.replace("\n", NEWLINE).replace(" ", NO_BREAK))
+        shown = HALF_SPACE if token == ZWNJ else isolate(token.replace("\n", NEWLINE).replace(" ", SPACE))
         text.append(SEPARATOR if i else "", style="dim")
         text.append(f"[{shown}]" if brackets and supervised else shown, style="bold green" if supervised else "dim")
     if len(row) > MOST_TOKENS:
@@ -123,12 +123,12 @@ def isolate(text: str) -> str:
     return f"{_RTL if shares.arabic * 2 >= shares.letters else _LTR}{text}{_END}"
 
 
-def _table(title: str, *columns: str) -> Table:
+def _table(title: str, *columns: str, left: int = 1) -> Table:
     from rich.table import Table
 
     table = Table(title=title, title_justify="left", header_style="bold")
     for i, name in enumerate(columns):
-        table.add_column(name, justify="left" if i == 0 else "right")
+        table.add_column(name, justify="left" if i < left else "right")
     return table
 
 
