@@ -112,6 +112,25 @@ def export(
 
 
 @app.command()
+def judge(
+    folder: Annotated[str, typer.Argument(metavar="DIR", help="a run folder of chat")],
+    endpoint: Annotated[str, typer.Option(metavar="URL", help="an OpenAI-compatible API, such as http://localhost:8000/v1")],
+    model: Annotated[str, typer.Option(metavar="NAME", help="the judge's name at that endpoint")],
+    key: Annotated[str, typer.Option("--api-key-env", metavar="VAR", help="the environment variable that holds the key")] = "",
+    against: Annotated[str, typer.Option(metavar="M", help="the method that the others are held against")] = "base",
+    method: Annotated[list[str], typer.Option("--method", metavar="M", help="only this method; repeatable")] = [],  # noqa: B006
+    limit: Annotated[int, typer.Option(min=1, help="only the first so many questions")] = None,
+    timeout: Annotated[float, typer.Option(min=1, help="seconds to wait for one reply")] = 120,
+) -> None:
+    """Let another language model compare the answers, in both orders. Optional; nothing else needs it."""
+    from tarazu.chat import judge as work
+    from tarazu.chat.endpoint import Endpoint
+
+    server = Endpoint(endpoint, model, work.key_from(key), timeout)
+    print(work.table(work.judge(folder, server, against, method, limit)))
+
+
+@app.command()
 def doctor(json: Json = False) -> None:
     """Say what this machine can do."""
     from tarazu import doctor as work
