@@ -1,19 +1,28 @@
 """Three yardsticks that say what a score means on this split: a person, one constant caption, another image's caption.
 
 A model between "constant" and "human" has learnt to look; one near "constant" has learnt the language of captions only.
+
+    python -m tarazu.captions.yardsticks FOLDER [--json FILE]      on Flickr8k's official test images
 """
 
 from __future__ import annotations
 
+import argparse
 import math
 import random
+import sys
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 
 from tarazu.captions.bleu import ORDERS, ngrams
+from tarazu.captions.errors import analyse
+from tarazu.captions.flickr8k import LISTS
+from tarazu.captions.judgements import find, read_text, read_tokens
 from tarazu.captions.scoring import score
 from tarazu.captions.tokens import ptb_like
-from tarazu.errors import BadInput
+from tarazu.errors import BadInput, TarazuError
+from tarazu.run_folder import write_json
 
 Captions = Mapping[str, Sequence[str]]
 
@@ -85,3 +94,40 @@ def unit_vectors(counts: list[Counter]) -> list[dict]:
         lengths = [math.sqrt(sum(w**2 for ngram, w in weights.items() if len(ngram) == n)) for n in range(ORDERS + 1)]
         unit.append({ngram: weight / lengths[len(ngram)] for ngram, weight in weights.items() if weight})
     return unit
+
+
+def of_flickr8k(folder: Path) -> dict:
+    """The yardsticks of the official test split, and the error analysis of the human captions: the ceiling for a model."""
+    references: dict[str, list[str]] = {}
+    for name, caption in read_tokens(find(folder, "Flickr8k.token.txt")).items():
+        references.setdefault(name.rpartition("#")[0], []).append(caption)
+    test = {image: references.get(image, []) for image in read_text(find(folder, LISTS["test"])).split()}
+    training = [c for image in read_text(find(folder, LISTS["train"])).split() for c in references.get(image, [])]
+    analysis = analyse(*human(test), training)
+    ceiling = {name: analysis[name] for name in ("categories", "objects_by_kind", "invented", "missed", "diversity")}
+    how = "python -m tarazu.captions.yardsticks FOLDER --json FILE; human: one caption drawn per image (seed 0) against the rest"
+    return {**yardsticks(test, training), "human_errors": ceiling, "images": len(test), "how": how}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m tarazu.captions.yardsticks", description=__doc__.split("\n", 1)[0])
+    parser.add_argument("folder", type=Path, help="with Flickr8k.token.txt and the official split lists, or their .gz")
+    parser.add_argument("--json", type=Path, help="also write the result here")
+    options = parser.parse_args(arguments)
+    try:
+        result = of_flickr8k(options.folder)
+        if options.json:
+            write_json(options.json, result)
+    except TarazuError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    for name in ("human", "constant", "shuffled"):
+        figures = result[name]
+        bleus = " ".join(f"{b:5.1f}" for b in figures["bleu"])
+        print(f"{name:<10} BLEU {bleus}   CIDEr {figures['cider']:5.1f}   ROUGE-L {figures['rouge_l']:5.1f}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
