@@ -109,13 +109,18 @@ def sample(writer: Writer, pictures: Tensor, most_words: int) -> Tensor:
 def without_dropout(module: nn.Module) -> Iterator[None]:
     """Dropout off, while all else keeps its mode (cuDNN's LSTM has no backward pass in eval mode)."""
     active = [part for part in module.modules() if isinstance(part, nn.Dropout) and part.training]
+    between = {part: part.dropout for part in module.modules() if isinstance(part, nn.LSTM)}  # its own, between its layers
     for part in active:
         part.eval()
+    for part in between:
+        part.dropout = 0.0
     try:
         yield
     finally:
         for part in active:
             part.train()
+        for part, share in between.items():
+            part.dropout = share
 
 
 class _Hunt:

@@ -37,6 +37,7 @@ class Shape:
     padding: str = "same"
     epsilon: float = 1e-3
     expand_epsilon: float = 1e-3
+    stages: tuple[tuple[int, ...], ...] = STAGES
 
 
 SHAPES = {
@@ -109,8 +110,8 @@ class EfficientNet(nn.Module):
         stem = 32 if shape.lite else _channels(32, shape.width)
         self.stem = Conv(3, stem, 3, shape, stride=2)
         blocks, inside = [], stem
-        for number, (repeats, kernel, stride, expansion, channels) in enumerate(STAGES):
-            fixed = shape.lite and number in (0, len(STAGES) - 1)
+        for number, (repeats, kernel, stride, expansion, channels) in enumerate(shape.stages):
+            fixed = shape.lite and number in (0, len(shape.stages) - 1)
             for i in range(repeats if fixed else math.ceil(repeats * shape.depth)):
                 outside = _channels(channels, shape.width)
                 blocks.append(Block(inside, outside, kernel, stride if i == 0 else 1, expansion, shape))

@@ -17,7 +17,7 @@ from tarazu.captions.scoring import Scorer
 from tarazu.captions.settings import CaptionsRecipe
 from tarazu.captions.trainee import CaptionTrainee
 from tarazu.captions.vocabulary import PAD, SOS
-from tarazu.run_folder import write_lines
+from tarazu.run_folder import Run, write_json, write_lines
 
 if TYPE_CHECKING:
     from tarazu.engine.ledger import Ledger
@@ -65,7 +65,19 @@ def evaluate(trainee: CaptionTrainee, data: Prepared, recipe: CaptionsRecipe, fo
         alphas = attention(trainee, data, written["beam3"])
         analysis = errors.analyse(said["beam3"], data.references("test"), [text for texts in data.references("train").values() for text in texts])
         write_lines(folder / "samples.jsonl", samples(said, alphas, judge, analysis, data))
+        compare_errors(data, Run(folder), analysis)
     return {"decoding": decoded, "yardsticks": _yardsticks(data), "diversity": analysis["diversity"], "errors": analysis["errors"], "entropy": entropy(alphas, said["beam3"])}
+
+
+def compare_errors(data: Prepared, run: Run, analysis: dict) -> None:
+    """errors.json: the errors of all methods with this seed that are done, on the same pictures; grows with every method."""
+    found = {run.name: {"categories": analysis["errors"]["categories"], "per_image": analysis["per_image"]}}
+    for other in data.folder.runs():
+        if other.seed == run.seed and other.name != run.name and other.done():
+            per_image = {line["id"]: line["errors"] for line in other.read_lines("samples.jsonl")}
+            found[other.name] = {"categories": other.read_json("metrics.json")["errors"]["categories"], "per_image": per_image}
+    if len(found) > 1:
+        write_json(data.folder.path / "errors.json", {"seed": run.seed, **errors.compare(found)})
 
 
 def attention(trainee: CaptionTrainee, data: Prepared, written: dict[str, Sentence]) -> dict[str, np.ndarray] | None:

@@ -28,7 +28,7 @@ from tarazu.errors import BadInput, TarazuError
 from tarazu.run_folder import write_aside
 
 AT_ONCE = {"cpu": 16, "cuda": 128}  # pictures through the encoder together
-SAVE_EVERY = 1024  # pictures between two notes of how far it is
+SAVE_EVERY = 256  # pictures between two notes of how far it is
 SHARE_OF_GPU = 0.4  # of the free memory that a bank may take to live there
 
 
@@ -55,8 +55,10 @@ class RowCache:
             path = self.folder / "rows.bin"
             with open(path, "ab") as self._file:
                 self._file.truncate(len(self.rows) * self.row_bytes)  # what was written after the last note
-                yield
-                self._note()
+                try:
+                    yield
+                finally:  # also when a signal ends it
+                    self._note()
 
     def append(self, keys: list[str], rows: np.ndarray) -> None:
         """Adds rows (n, *shape). Raises `TarazuError` when the disk is full."""

@@ -57,7 +57,7 @@ def _disturb(model: ImageCaptioningModel, pictures: Tensor, inputs: Tensor, meth
     if share > 0:
         with torch.no_grad():  # two passes instead of one word at a time (Mihaylova and Martins 2019)
             own = model.teach(pictures, inputs)[0].float()
-            own[:, :, [PAD, SOS]] = float("-inf")
+            own[:, :, [PAD, SOS, UNK]] = float("-inf")
             drawn = torch.distributions.Categorical(logits=own[:, :-1]).sample()
         chosen = (torch.rand(inputs.shape, device=inputs.device) < share) & ~keep
         chosen[:, 1:] &= drawn != EOS  # a sentence that has ended could not go on

@@ -1,0 +1,91 @@
+"""A finished run, loaded to be used: its model, its words, and the way its pictures are prepared."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from tarazu.captions import pretrained
+from tarazu.captions.images import pixels
+from tarazu.captions.pretrained import Pretrained
+from tarazu.captions.settings import CaptionsRecipe
+from tarazu.captions.trainee import CaptionTrainee, together, trainee_of
+from tarazu.captions.vocabulary import Vocabulary
+from tarazu.engine.loop import load_weights
+from tarazu.errors import BadInput
+from tarazu.recipe import parse_yaml, validate
+from tarazu.run_folder import Run, RunFolder, find_run
+
+
+@dataclass(frozen=True)
+class Saved:
+    """A trained captioning model in eval mode, on `device`."""
+
+    trainee: CaptionTrainee
+    encoder: Pretrained
+    vocabulary: Vocabulary
+    recipe: CaptionsRecipe
+    device: torch.device
+
+    @property
+    def model(self) -> nn.Module:
+        return self.trainee.module
+
+    def pixels(self, picture: Image.Image) -> np.ndarray:
+        """The picture as the model sees it, uint8 (S, S, 3)."""
+        return pixels(picture, self.encoder.size, self.encoder.resample)
+
+    def tensor(self, pictures: list[np.ndarray]) -> Tensor:
+        """Pictures as `pixels` gives them -> (B, S, S, 3) on the device."""
+        return torch.from_numpy(np.stack(pictures)).to(self.device)
+
+
+def load(path: str | Path, device: str = "auto") -> Saved:
+    """The run at DIR/METHOD or DIR/METHOD/seed-N. Raises `BadInput` when it is not a finished captioning run."""
+    study, run = find_run(path)
+    where = str(study.path / "resolved.yaml")
+    recipe = validate(parse_yaml((study.path / "resolved.yaml").read_text(encoding="utf-8"), where), where)
+    if recipe.task != "captions" or run.name not in recipe.methods:
+        raise BadInput("not a captioning run", where=str(path), todo="`tarazu chat` talks to chat models")
+    words = study.path / "vocabulary.json"
+    if not words.exists():
+        raise BadInput("the vocabulary is missing", where=str(words), todo="`tarazu resume` writes it again")
+    vocabulary = Vocabulary.from_json(words.read_text(encoding="utf-8"), str(words))
+    encoder = pretrained.load(recipe.encoder)
+    _same_encoder(study, encoder)
+    place = torch.device("cuda" if device == "auto" and torch.cuda.is_available() else "cpu" if device == "auto" else device)
+    trainee = _trained(recipe, study, run, encoder, vocabulary)
+    trainee.module.to(place).eval()
+    return Saved(trainee, encoder, vocabulary, recipe, place)
+
+
+def _trained(recipe: CaptionsRecipe, study: RunFolder, run: Run, encoder: Pretrained, vocabulary: Vocabulary) -> CaptionTrainee:
+    method = recipe.methods[run.name]
+    if method.kind == "ensemble":
+        members = []
+        for member in method.of:
+            name, _, seed = member.partition("/seed-")
+            fresh = replace(encoder, module=pretrained.load(recipe.encoder).module)  # a member may have tuned its own
+            members.append(_trained(recipe, study, study.run(name, int(seed) if seed else run.seed), fresh, vocabulary))
+        return together(members, None)
+    if not run.weights.exists():
+        raise BadInput("this run has no weights yet", where=str(run.path), todo="let `tarazu run` or `tarazu resume` finish it")
+    trainee = trainee_of(recipe, run.name, encoder, vocabulary, run.seed)
+    try:
+        load_weights(trainee, load_file(run.weights))
+    except SafetensorError as error:
+        raise BadInput(f"the weights cannot be read: {error}", where=str(run.weights)) from None
+    return trainee
+
+
+def _same_encoder(study: RunFolder, encoder: Pretrained) -> None:
+    told = ((study.read_json("model.json") or {}).get("encoder") or {}).get("sha256")
+    if told and told != encoder.sha256:
+        raise BadInput("the encoder's weights are not those that this run was trained on", where=str(study.path), todo="set encoder.file in resolved.yaml to the weights with sha256 " + told[:12])

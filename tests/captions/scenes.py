@@ -1,0 +1,37 @@
+"""Small things that the captions tests share: a drawn data set, tiny decoders, a model that always says the same."""
+
+from __future__ import annotations
+
+import torch
+
+from tarazu.captions.decoders import make
+from tarazu.captions.settings import ShowAndTell, ShowAttendTell, Transformer
+
+KINDS = {
+    "show_and_tell": ShowAndTell(embedding=12, hidden=16, dropout=0.3),
+    "first_word": ShowAndTell(embedding=12, hidden=16, image_as="word", layers=2, dropout=0.0),
+    "both": ShowAndTell(embedding=12, hidden=16, image_as="both"),
+    "show_attend_tell": ShowAttendTell(embedding=12, hidden=16, attention=10, dropout=0.3),
+    "plain_attention": ShowAttendTell(embedding=12, hidden=16, attention=10, gate=False, mix=14, deep_output=False),
+    "transformer": Transformer(hidden=16, layers=2, heads=2, feed_forward=24, dropout=0.3),
+    "sinusoidal": Transformer(hidden=16, layers=1, heads=4, feed_forward=24, positions="sinusoidal", tie_words=True),
+}
+WORDS, CHANNELS, PLACES = 11, 20, 6
+
+
+def decoder(kind: str, seed: int = 0):
+    torch.manual_seed(seed)
+    return make(KINDS[kind], WORDS, CHANNELS, PLACES).eval()
+
+
+class Table:
+    """A writer whose next word depends on the last two words only, by a table of log-probabilities."""
+
+    def __init__(self, words: int, seed: int):
+        self.logits = torch.randn(words, words, words, generator=torch.Generator().manual_seed(seed)) * 2
+
+    def start(self, pictures):
+        return (torch.ones(len(pictures), dtype=torch.long),)
+
+    def step(self, state, token):
+        return self.logits[state[0], token], (token,), None

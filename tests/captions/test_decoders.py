@@ -1,0 +1,105 @@
+"""What must hold of every decoder, whatever it is made of."""
+
+import pytest
+import torch
+from scenes import CHANNELS, KINDS, PLACES, WORDS, decoder
+
+from tarazu.captions.decoders.transformer import masks, padding_mask, sinusoids
+from tarazu.captions.vocabulary import EOS, PAD, SOS
+
+every = pytest.mark.parametrize("kind", KINDS)
+
+
+def inputs(seed=0, batch=3, length=7):
+    torch.manual_seed(seed)
+    tokens = torch.randint(4, WORDS, (batch, length))
+    tokens[:, 0] = SOS
+    return torch.randn(batch, PLACES, CHANNELS), tokens
+
+
+@every
+def test_teaching_at_once_equals_stepping_word_by_word(kind):
+    model, (features, tokens) = decoder(kind), inputs()
+    logits, alphas = model.teach(features, tokens)
+    state = model.start(features)
+    for t in range(tokens.shape[1]):
+        step, state, alpha = model.step(state, tokens[:, t])
+        torch.testing.assert_close(step, logits[:, t], atol=1e-5, rtol=1e-4)
+        if alphas is not None:
+            torch.testing.assert_close(alpha, alphas[:, t], atol=1e-5, rtol=1e-4)
+        assert all(len(tensor) == len(tokens) for tensor in state)
+    assert torch.equal(model(features, tokens), logits) and logits.shape == (*tokens.shape, WORDS)
+
+
+@every
+def test_a_later_word_changes_nothing_before_it(kind):
+    model, (features, tokens) = decoder(kind), inputs()
+    changed = tokens.clone()
+    changed[:, 4:] = torch.randint(4, WORDS, changed[:, 4:].shape)
+    assert not torch.equal(changed, tokens)
+    a, b = model(features, tokens), model(features, changed)
+    assert torch.equal(a[:, :4], b[:, :4]) and not torch.allclose(a[:, 4:], b[:, 4:])
+
+
+@every
+def test_a_row_does_not_see_its_neighbours_nor_the_padding_they_need(kind):
+    model, (features, tokens) = decoder(kind), inputs()
+    padded = torch.cat([tokens[:1, :4], torch.full((1, 3), PAD)], 1)
+    together = model(features, torch.cat([padded, tokens[1:]]))
+    torch.testing.assert_close(together[:1, :4], model(features[:1], tokens[:1, :4]), atol=1e-5, rtol=1e-4)
+
+
+@every
+def test_the_picture_matters(kind):
+    model, (features, tokens) = decoder(kind), inputs()
+    assert (model(features, tokens) - model(features + 1, tokens)).abs().max() > 1e-3
+
+
+@every
+def test_attention_is_a_distribution_over_places(kind):
+    model, (features, tokens) = decoder(kind), inputs()
+    alphas = model.teach(features, tokens)[1]
+    if model.looks_at == "pooled":
+        assert alphas is None
+        return
+    assert alphas.shape == (*tokens.shape, PLACES) and alphas.min() >= 0
+    torch.testing.assert_close(alphas.sum(2), torch.ones(tokens.shape), atol=1e-5, rtol=0)
+
+
+@every
+def test_every_parameter_learns(kind):
+    """A parameter that the loss cannot reach (a bias before a softmax, say) would fail the proof of what changed."""
+    model, (features, tokens) = decoder(kind).train(), inputs(batch=4)
+    for part in model.modules():
+        if isinstance(part, torch.nn.Dropout):
+            part.p = 0.0
+    loss = torch.nn.functional.cross_entropy(model(features, tokens)[:, :-1].flatten(0, 1), tokens[:, 1:].flatten())
+    loss.backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None and parameter.grad.abs().max() > 1e-9, name
+
+
+@every
+def test_it_can_learn_by_heart(kind):
+    model, (features, tokens) = decoder(kind).train(), inputs(batch=4, length=6)
+    for part in model.modules():
+        if isinstance(part, torch.nn.Dropout):
+            part.p = 0.0
+    optimizer = torch.optim.AdamW(model.parameters(), 1e-2)
+    for _ in range(150):
+        loss = torch.nn.functional.cross_entropy(model(features, tokens[:, :-1]).flatten(0, 1), tokens[:, 1:].flatten())
+        optimizer.zero_grad(), loss.backward(), optimizer.step()
+    assert loss < 0.1
+
+
+def test_masks_are_true_where_one_may_not_look():
+    tokens = torch.tensor([[SOS, 5, EOS, PAD]])
+    assert padding_mask(tokens).tolist() == [[False, False, False, True]]
+    expected = [[0, 1, 1, 1], [0, 0, 1, 1], [0, 0, 0, 1], [0, 0, 0, 1]]
+    assert masks(tokens)[0, 0].int().tolist() == expected
+
+
+def test_sinusoids_are_the_papers():
+    table = sinusoids(10, 8)
+    assert table.shape == (10, 8) and torch.equal(table[0], torch.tensor([0.0, 1.0] * 4))
+    torch.testing.assert_close(table[3, 2], torch.sin(torch.tensor(3 / 10000 ** (2 / 8))))

@@ -1,0 +1,126 @@
+"""Beam search against all there is, and what no decoding may do."""
+
+import itertools
+
+import pytest
+import torch
+from scenes import CHANNELS, KINDS, PLACES, Table, decoder
+
+from tarazu.captions.decoding import Ensemble, beam_search, greedy, sample
+from tarazu.captions.vocabulary import EOS, PAD, SOS
+
+PICTURES = torch.zeros(3, 1)
+
+
+def everything(table: Table, most_words: int, power: float):
+    """Every sentence of a tiny language with its score, best first."""
+    words = range(4, table.logits.shape[0])
+    logp = torch.log_softmax(table.logits, 2)
+    found = []
+    for length in range(1, most_words + 1):
+        for sentence in itertools.product(words, repeat=length):
+            line = (SOS, SOS, *sentence, EOS)
+            first = logp[1, SOS, line[2]]  # the table starts as if <sos> had come before <sos>
+            rest = sum(logp[line[i - 2] if i > 3 else SOS, line[i - 1], line[i]] for i in range(3, len(line)))
+            found.append((float(first + rest) / (length + 1) ** power, list(sentence)))
+    return sorted(found, reverse=True)
+
+
+@pytest.mark.parametrize("power", [0.0, 0.7, 1.0])
+@pytest.mark.parametrize("seed", range(4))
+def test_a_wide_beam_finds_what_exhaustive_search_finds(seed, power):
+    table = Table(7, seed)
+    best = everything(table, 4, power)
+    found = beam_search(table, PICTURES, 3**4 + 3**3 + 3**2 + 3, 4, power)
+    assert len(found) == 3
+    for hypotheses in found:
+        assert [h.words for h in hypotheses] == [words for _, words in best]
+        assert [h.score for h in hypotheses] == pytest.approx([score for score, _ in best], abs=1e-4)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_greedy_is_argmax(seed):
+    table = Table(9, seed)
+    before, token, words = torch.tensor([1]), torch.tensor([SOS]), []
+    for place in range(6):
+        logits = table.logits[before, token].clone()[0]
+        logits[[PAD, SOS, 3] + ([EOS] if place == 0 else [])] = float("-inf")
+        before, token = token, logits.argmax().view(1)
+        if token == EOS:
+            break
+        words.append(int(token))
+    assert [s.words for s in greedy(table, PICTURES, 6)] == [words] * 3
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_sentences_are_never_empty_and_never_hold_special_tokens(kind):
+    model, features = decoder(kind), torch.randn(5, PLACES, CHANNELS)
+    with torch.no_grad():
+        model.output.bias[:4] += 50  # a model that wants nothing but special tokens
+    for hypotheses in beam_search(model, features, 4, 6):
+        assert 1 <= len(hypotheses) <= 4 and len({tuple(h.words) for h in hypotheses}) == len(hypotheses)
+        assert all(1 <= len(h.words) <= 6 and min(h.words) > 3 for h in hypotheses)
+        assert [h.score for h in hypotheses] == sorted((h.score for h in hypotheses), reverse=True)
+
+
+def test_dead_beams_are_not_repeated():
+    """One word in the language: there is exactly one sentence of each length, however wide the beam."""
+    hypotheses = beam_search(Table(5, 0), PICTURES, 8, 3)[0]
+    assert sorted(h.words for h in hypotheses) == [[4], [4, 4], [4, 4, 4]]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("beams", [1, 3])
+def test_a_picture_is_described_alike_alone_and_in_company(kind, beams):
+    model, features = decoder(kind), torch.randn(6, PLACES, CHANNELS)
+    together = beam_search(model, features, beams, 8)
+    for i in range(6):
+        alone = beam_search(model, features[i : i + 1], beams, 8)[0]
+        assert [h.words for h in alone] == [h.words for h in together[i]]
+
+
+def test_a_wider_beam_finds_likelier_sentences_on_the_whole():
+    scores = {beams: 0.0 for beams in (1, 3, 10)}
+    for seed in range(12):
+        for beams in scores:
+            scores[beams] += beam_search(Table(12, seed), PICTURES[:1], beams, 6)[0][0].score
+    assert scores[1] < scores[3] < scores[10]
+
+
+def test_no_three_words_twice():
+    loop = Table(7, 3)
+    loop.logits[:, :, EOS] = -20.0
+    assert any(len({tuple(s.words[i : i + 3]) for i in range(8)}) < 8 for s in greedy(loop, PICTURES, 10))
+    for hypotheses in beam_search(loop, PICTURES, 3, 30, block_trigrams=True):
+        for h in hypotheses:
+            triples = [tuple(h.words[i : i + 3]) for i in range(len(h.words) - 2)]
+            assert len(set(triples)) == len(triples)
+
+
+def test_an_ensemble_of_one_model_twice_is_that_model():
+    model, features = decoder("show_attend_tell"), torch.randn(4, PLACES, CHANNELS)
+    both = beam_search(Ensemble([model, model]), features, 3, 8)
+    assert [[h.words for h in hs] for hs in both] == [[h.words for h in hs] for hs in beam_search(model, features, 3, 8)]
+
+
+def test_an_ensemble_averages_log_probabilities():
+    members, features = [decoder(kind) for kind in ("show_and_tell", "show_attend_tell", "transformer")], torch.randn(2, PLACES, CHANNELS)
+    whole = Ensemble(members)
+    logp, _, alpha = whole.step(whole.start(features), torch.full((2,), SOS))
+    alone = [torch.log_softmax(m.step(m.start(features), torch.full((2,), SOS))[0], 1) for m in members]
+    torch.testing.assert_close(logp, torch.stack(alone).mean(0))
+    torch.testing.assert_close(alpha.sum(1), torch.ones(2))
+    torch.testing.assert_close(whole.teach(features, torch.full((2, 1), SOS))[0][:, 0], logp)
+
+
+def test_samples_follow_the_model():
+    table = Table(6, 1)
+    torch.manual_seed(0)
+    drawn = sample(table, torch.zeros(20_000, 1), 3)
+    assert (drawn[:, 0] == SOS).all() and ((drawn == EOS).sum(1) == 1).all()
+    chances = torch.softmax(table.logits[1, SOS], 0)
+    chances[[PAD, SOS, EOS, 3]] = 0
+    shares = torch.bincount(drawn[:, 1], minlength=6) / len(drawn)
+    torch.testing.assert_close(shares, chances / chances.sum(), atol=0.02, rtol=0)
+    after = (drawn == EOS).int().cumsum(1).bool() & (drawn != EOS)
+    assert (drawn[after] == PAD).all()

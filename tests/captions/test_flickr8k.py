@@ -1,0 +1,164 @@
+"""The three layouts, what is dropped and named, splits, copies."""
+
+import csv
+import gzip
+import json
+import zipfile
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tarazu.captions import drawn, duplicates, flickr8k, splits
+from tarazu.captions.settings import CaptionData, Shares
+from tarazu.captions.sources import ImageStore
+from tarazu.errors import BadInput
+
+NAMES = [f"{i}.jpg" for i in range(10)]
+
+
+def picture(folder, name, seed):
+    folder.mkdir(parents=True, exist_ok=True)
+    values = np.random.default_rng(seed).integers(0, 255, (20, 20, 3), dtype=np.uint8)
+    Image.fromarray(values).resize((160, 160), Image.Resampling.BICUBIC).save(folder / name, quality=90)
+
+
+def official(tmp_path, gz=True, zipped=True):
+    for i, name in enumerate(NAMES):
+        picture(tmp_path / "pictures", name, i)
+    lines = "".join(f"{name}#{n}\tA thing number {n} , here .\n" for name in [*NAMES, "ghost.jpg"] for n in range(5))
+    (tmp_path / "Flickr8k.token.txt").write_text(lines)
+    if gz:
+        (tmp_path / "Flickr8k.token.txt.gz").write_bytes(gzip.compress(lines.encode()))
+        (tmp_path / "Flickr8k.token.txt").unlink()
+    if zipped:
+        with zipfile.ZipFile(tmp_path / "images.zip", "w") as archive:
+            for path in sorted((tmp_path / "pictures").iterdir()):
+                archive.write(path, f"Images/{path.name}")
+                path.unlink()
+    for split, part in (("train", NAMES[:6]), ("dev", NAMES[6:7]), ("test", NAMES[7:9])):
+        (tmp_path / f"Flickr_8k.{split}Images.txt").write_text("\n".join(part))
+    return tmp_path
+
+
+def reasons(collection):
+    return {problem["reason"].split(" (")[0]: problem["names"] for problem in collection.problems}
+
+
+@pytest.mark.parametrize("gz", [True, False])
+@pytest.mark.parametrize("zipped", [True, False])
+def test_official(tmp_path, gz, zipped):
+    found = flickr8k.read(official(tmp_path, gz, zipped))
+    assert found.layout == "official" and sorted(found.captions) == NAMES
+    assert all(len(texts) == 5 for texts in found.captions.values())
+    assert reasons(found) == {"captions without an image file": ["ghost.jpg"]}
+    parts = splits.split(found, [], CaptionData(split="official"))
+    assert {split: len(images) for split, images in parts.items()} == {"train": 6, "validation": 1, "test": 2}
+    assert reasons(found)["images in no split list"] == ["9.jpg"]
+
+
+def test_kaggle_keeps_commas(tmp_path):
+    for i, name in enumerate(NAMES[:3]):
+        picture(tmp_path / "Images", name, i)
+    with open(tmp_path / "captions.txt", "w", newline="") as file:
+        rows = csv.writer(file)
+        rows.writerow(["image", "caption"])
+        rows.writerows([name, "A dog , a cat , and a man ."] for name in NAMES[:2])
+    with open(tmp_path / "captions.txt", "a") as file:
+        file.write("2.jpg,unquoted , commas stay\n2.jpg,\n")
+    found = flickr8k.read(tmp_path)
+    assert found.layout == "kaggle" and found.captions["0.jpg"] == ["A dog , a cat , and a man ."]
+    assert found.captions["2.jpg"] == ["unquoted , commas stay"] and reasons(found)["empty captions"] == ["2.jpg"]
+
+
+def test_karpathy(tmp_path):
+    images = []
+    for i, (name, split) in enumerate(zip(NAMES[:4], ["train", "restval", "val", "test"], strict=True)):
+        picture(tmp_path / "Images", name, i)
+        images.append({"filename": name, "split": split, "sentences": [{"raw": f"A thing {i}."}]})
+    (tmp_path / "dataset_flickr8k.json").write_text(json.dumps({"images": images, "dataset": "flickr8k"}))
+    found = flickr8k.read(tmp_path)
+    parts = splits.split(found, [], CaptionData(source=str(tmp_path), split="karpathy"))
+    assert parts == {"train": ["0.jpg", "1.jpg"], "validation": ["2.jpg"], "test": ["3.jpg"]}
+    with pytest.raises(BadInput, match="official split lists"):
+        splits.split(found, [], CaptionData(source=str(tmp_path), split="official"))
+
+
+def test_copies_never_stand_in_two_splits(tmp_path):
+    folder = tmp_path / "Images"
+    for i, name in enumerate(NAMES):
+        picture(folder, name, i)
+    (folder / "exact.jpg").write_bytes((folder / "3.jpg").read_bytes())
+    Image.open(folder / "4.jpg").resize((150, 120)).save(folder / "near.jpg", quality=60)
+    store = ImageStore.scan(tmp_path)
+    looks = duplicates.look(store, store.names(), tmp_path)
+    copies = duplicates.pairs(looks, CaptionData().near)
+    assert sorted((pair["a"], pair["b"], pair["kind"]) for pair in copies) == [("3.jpg", "exact.jpg", "exact"), ("4.jpg", "near.jpg", "near")]
+    for seed in range(20):
+        parts = splits.by_shares(duplicates.groups(store.names(), copies), Shares(train=0.5, validation=0.25, test=0.25), seed)
+        assert sorted(sum(parts.values(), [])) == store.names()
+        for pair in copies:
+            assert sum({pair["a"], pair["b"]} <= set(images) for images in parts.values()) == 1
+    assert parts == splits.by_shares(duplicates.groups(store.names(), copies), Shares(train=0.5, validation=0.25, test=0.25), 19)
+
+
+def test_published_lists_stay_but_train_loses_its_copies_of_test(tmp_path):
+    found = flickr8k.read(official(tmp_path))
+    parts = splits.split(found, [{"a": "0.jpg", "b": "8.jpg", "kind": "near"}], CaptionData(split="official"))
+    assert parts["test"] == ["7.jpg", "8.jpg"] and "0.jpg" not in parts["train"]
+    assert reasons(found)["train images that are copies of validation or test images"] == ["0.jpg"]
+
+
+def test_unreadable_pictures_are_named(tmp_path):
+    for i, name in enumerate(NAMES[:3]):
+        picture(tmp_path, name, i)
+    (tmp_path / "1.jpg").write_bytes((tmp_path / "1.jpg").read_bytes()[:200])
+    store = ImageStore.scan(tmp_path)
+    looks = duplicates.look(store, store.names(), tmp_path / "cache")
+    assert list(looks.unreadable) == ["1.jpg"] and sorted(looks.sha256) == ["0.jpg", "2.jpg"]
+    picture(tmp_path, "1.jpg", 1)  # mended: the cache must not remember
+    assert not duplicates.look(store, store.names(), tmp_path / "cache").unreadable
+
+
+def test_hostile_zips(tmp_path):
+    picture(tmp_path, "good.jpg", 0)
+    data = (tmp_path / "good.jpg").read_bytes()
+    (tmp_path / "good.jpg").unlink()
+    with zipfile.ZipFile(tmp_path / "a.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("Images/good.jpg", data)
+        archive.writestr("../../evil.jpg", data)
+        archive.writestr("bomb.jpg", b"\0" * 50_000_000)
+        link = zipfile.ZipInfo("link.jpg")
+        link.external_attr = 0o120777 << 16
+        archive.writestr(link, "/etc/passwd")
+    store = ImageStore.scan(tmp_path)
+    assert store.names() == ["good.jpg"] and store.read("good.jpg") == data
+    assert set(store.refused) == {"../../evil.jpg", "bomb.jpg", "link.jpg"}
+    (tmp_path / "b.zip").write_bytes(b"PK\x03\x04 not a zip")
+    with pytest.raises(BadInput, match="not a zip"):
+        ImageStore.scan(tmp_path)
+
+
+@pytest.mark.parametrize("name, text", [("Flickr8k.token.txt", "a.jpg#0\tok\nno tab here\n"), ("captions.txt", "a,b\n1,2\n"), ("dataset_flickr8k.json", "[]"), ("captions.txt", "")])
+def test_bad_caption_files(tmp_path, name, text):
+    picture(tmp_path / "Images", "a.jpg", 0)
+    (tmp_path / name).write_text(text)
+    with pytest.raises(BadInput):
+        flickr8k.read(tmp_path)
+
+
+def test_nothing_there(tmp_path):
+    with pytest.raises(BadInput, match="no such folder"):
+        flickr8k.read(tmp_path / "nowhere")
+    with pytest.raises(BadInput, match="no captions"):
+        flickr8k.read(tmp_path)
+
+
+def test_scenes_are_drawn_alike_from_the_same_seed(tmp_path):
+    one, two, other = (drawn.write(tmp_path / str(i), 12, seed) for i, seed in enumerate((0, 0, 1)))
+    texts = [(folder / "captions.txt").read_text() for folder in (one, two, other)]
+    assert texts[0] == texts[1] != texts[2]
+    found = flickr8k.read(one)
+    assert len(found.captions) == 12 and all(len(set(lines)) == 5 for lines in found.captions.values())
+    same = [(folder / "Images" / "scene_0_0003.png").read_bytes() for folder in (one, two)]
+    assert same[0] == same[1]

