@@ -60,7 +60,7 @@ def patterns(names: Iterable[str]) -> list[tuple[str, int]]:
 
 def best_index(values: list[float | None], better: str) -> int | None:
     """Where the best figure stands; None when fewer than two are known or all are alike."""
-    known = [(v, i) for i, v in enumerate(values) if v is not None]
+    known = [(float(f"{v:.9g}"), i) for i, v in enumerate(values) if v is not None]
     if len(known) < 2 or len({v for v, _ in known}) == 1:
         return None
     return min(known)[1] if better == "low" else max(known)[1]

@@ -28,10 +28,6 @@ class Measure:
         """How much better `value` is than `beside`: positive is better whichever way the measure runs."""
         return beside - value if self.better == "low" else value - beside
 
-    @property
-    def signed(self) -> str:
-        return "signed_points" if self.form == "points" else "signed"
-
 
 def _generated(key: str, better: str, form: str, part: str = "test") -> Measure:
     other = "questions" if part == "test" else "test"
@@ -63,12 +59,14 @@ QUALITY = {
         _generated("chrf", "high", "points"),
         _generated("rouge_l", "high", "points"),
         _generated("checks_passed", "high", "percent", "questions"),
-        _generated("exact_match", "high", "percent"),
-        _generated("token_f1", "high", "percent"),
         _generated("repetition", "low", "percent"),
         _generated("wrong_script", "low", "percent"),
         _generated("unfinished", "low", "percent"),
         _generated("echo", "low", "percent"),
+        Measure("reading_exact_match", "high", "percent", "metrics.json", (("reading", "exact_match"),)),
+        Measure("reading_f1", "high", "percent", "metrics.json", (("reading", "f1"),)),
+        Measure("persian_bits_per_byte", "low", "loss", "metrics.json", (("forgetting", "persian", "bits_per_byte"),)),
+        Measure("english_bits_per_byte", "low", "loss", "metrics.json", (("forgetting", "english", "bits_per_byte"),)),
     ],
     "captions": [
         _decoded("cider", "cider"),
@@ -79,11 +77,13 @@ QUALITY = {
         Measure("perplexity", "low", "two", "metrics.json", (("perplexity",),)),
     ],
 }
-TESTED = {"chat": ["loss", "chrf", "checks_passed"], "captions": ["cider", "bleu4"]}
+UTILISATION = Measure("utilisation", "high", "percent", "ledger.json", (("utilisation",),))
+FORGETTING = ("english_bits_per_byte", "persian_bits_per_byte")
+TESTED = {"chat": ["loss", "chrf", "checks_passed", "reading_f1", *FORGETTING], "captions": ["cider", "bleu4"]}
 
 
 def measures(task: str) -> dict[str, Measure]:
-    return {m.key: m for m in [*QUALITY.get(task, QUALITY["chat"]), *COSTS, SPEED, ENERGY]}
+    return {m.key: m for m in [*QUALITY.get(task, QUALITY["chat"]), *COSTS, SPEED, ENERGY, UTILISATION]}
 
 
 def primary(task: str) -> Measure:
@@ -121,11 +121,9 @@ def row_values(arm: Arm, key: str) -> Rows | None:
 
 def _of_run(run: RunView, key: str) -> tuple[tuple, list[float], np.ndarray | None] | None:
     if key == "loss":
-        rows = run.metrics.get("row_losses")
-        good = isinstance(rows, list) and rows and all(isinstance(r, list) and len(r) >= 2 and as_number(r[0]) is not None and r[1] for r in rows)
-        if not good:
-            return None
-        return tuple(range(len(rows))), [r[0] for r in rows], np.array([r[1] for r in rows], dtype=float)
+        return _summed(run.metrics.get("row_losses"), 1)
+    if key in FORGETTING:
+        return _summed(dig(run.metrics, "forgetting", key.partition("_")[0], "row_losses"), 2)
     scored = [(s.get("id"), value) for s in run.samples if (value := sample_score(s, key)) is not None]
     if len(scored) < 2:
         return None
@@ -134,11 +132,23 @@ def _of_run(run: RunView, key: str) -> tuple[tuple, list[float], np.ndarray | No
     return ids, list(values), None
 
 
+def _summed(rows, by: int) -> tuple[tuple, list[float], np.ndarray] | None:
+    """Nats of each row over its tokens (`by` 1), or its bits over its bytes (`by` 2)."""
+    good = isinstance(rows, list) and rows and all(isinstance(r, list) and len(r) > by and as_number(r[0]) is not None and as_number(r[by]) for r in rows)
+    if not good:
+        return None
+    unit = 1.0 if by == 1 else float(np.log(2))
+    return tuple(range(len(rows))), [r[0] / unit for r in rows], np.array([r[by] for r in rows], dtype=float)
+
+
 def sample_score(sample: dict, key: str) -> float | None:
     """One answer's score: the share of its checks passed (x100), or the named score; chrF only on test rows."""
     if key == "checks_passed":
         checks = sample.get("checks")
         return 100 * float(np.mean([bool(v) for v in checks.values()])) if isinstance(checks, dict) and checks else None
+    if key == "reading_f1":
+        value = as_number(dig(sample, "scores", "f1")) if sample.get("from") == "reading" else None
+        return None if value is None else 100 * value
     if key == "chrf" and sample.get("from") not in (None, "test"):
         return None
     return as_number(dig(sample, "scores", key))
@@ -146,3 +156,12 @@ def sample_score(sample: dict, key: str) -> float | None:
 
 def by_id(run: RunView) -> dict[str, dict]:
     return {str(sample.get("id")): sample for sample in records(run.samples)}
+
+
+def signed_form(measure: Measure) -> str:
+    """How a difference in the figure is written: row scores run from 0 to 100, losses do not."""
+    return "signed" if measure.form in ("loss", "two") else "signed_points"
+
+
+def unsigned(form: str) -> str:
+    return "loss" if form == "signed" else "points"

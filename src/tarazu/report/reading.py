@@ -74,6 +74,7 @@ class Arm:
     name: str
     kind: str
     runs: list[RunView]
+    search: dict = field(default_factory=dict)
 
     @property
     def first(self) -> RunView:
@@ -115,17 +116,19 @@ def read_study(folder: Path) -> StudyView:
     if not folder.is_dir():
         raise BadInput("no such run folder", where=str(folder), todo="give the folder that `tarazu run --out` wrote")
     root, problems = RunFolder(folder), []
-    files = {name: _dict(root, f"{name}.json", problems) for name in ("environment", "data", "model", "results", "search", "verify", "study", "judge")}
+    files = {name: _dict(root, f"{name}.json", problems) for name in ("environment", "data", "model", "results", "verify", "judge")}
     settings = _settings(folder / "resolved.yaml", problems)
     views = [_run(run, folder) for run in root.runs()]
     arms: dict[str, Arm] = {}
     for view in views:
         arms.setdefault(view.name, Arm(view.name, view.kind, [])).runs.append(view)
+    for arm in arms.values():
+        arm.search = _dict(root, f"{arm.name}/search.json", problems)
     base = next((arm for arm in arms.values() if arm.kind == "base"), None)
     task = settings.get("task") or files["results"].get("task") or ("captions" if "encoder" in files["model"] else "chat")
     return StudyView(
         folder, str(task), settings, files["environment"], files["data"], files["model"],
-        {name: files[name] for name in ("results", "search", "verify", "study", "judge")},
+        {name: files[name] for name in ("verify", "judge")},
         [arm for arm in arms.values() if arm.kind != "base"], base, problems + [p for v in views for p in v.problems],
     )  # fmt: skip
 

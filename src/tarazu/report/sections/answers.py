@@ -11,7 +11,7 @@ from tarazu.report.text import Both, code, data_text, number, say, say_or
 
 ANSWER, QUESTION = 900, 700
 SHOWN_BESIDE = 4  # improved and worse answers per method
-ALL_TEST = 12  # test rows in the side-by-side list; every designed question is in it
+ALL_TEST, ALL_READING = 12, 6  # test rows in the side-by-side list; every designed question is in it
 
 
 @dataclass(frozen=True)
@@ -42,8 +42,8 @@ def answer_view(arm: Arm, sample: dict, limit: int = ANSWER) -> Answer:
 
 
 def score_key(sample: dict) -> str:
-    """Designed questions are scored by their checks, test rows by chrF against the reference."""
-    return "checks_passed" if sample.get("checks") else "chrf"
+    """Designed questions are scored by their checks, reading by F1, test rows by chrF against the reference."""
+    return "checks_passed" if sample.get("checks") else "reading_f1" if sample.get("from") == "reading" else "chrf"
 
 
 def arm_name(arm: Arm) -> Both:
@@ -56,7 +56,7 @@ def question_view(sample: dict) -> dict:
     return {
         "id": code(sample.get("id")),
         "ability": str(ability or sample.get("from") or ""),
-        "label": say_or(f"ability.{ability}", ability) if ability else say("answers.from_test"),
+        "label": say_or(f"ability.{ability}", ability) if ability else say("answers.from_reading" if sample.get("from") == "reading" else "answers.from_test"),
         "turns": turns_view(sample.get("turns"), QUESTION),
         "good": data_text(sample["good"], QUESTION) if sample.get("good") else None,
         "reference": data_text(sample["reference"], QUESTION) if sample.get("reference") else None,
@@ -69,12 +69,12 @@ def side_by_side(study: StudyView) -> list[dict]:
     answers = {arm.name: by_id(arm.first) for arm in arms}
     ids = list(dict.fromkeys(key for found in answers.values() for key in found))
     any_of = {key: next(found[key] for found in answers.values() if key in found) for key in ids}
-    questions = [key for key in ids if any_of[key].get("from") != "test"]
-    tests = [key for key in ids if any_of[key].get("from") == "test"][:ALL_TEST]
-    limit = max(200, min(ANSWER, 500_000 // max(1, len(arms) * (len(questions) + len(tests)))))
+    kinds = {kind: [key for key in ids if any_of[key].get("from") == kind] for kind in ("test", "reading")}
+    chosen = [key for key in ids if any_of[key].get("from") not in kinds] + kinds["test"][:ALL_TEST] + kinds["reading"][:ALL_READING]
+    limit = max(200, min(ANSWER, 400_000 // max(1, len(arms) * len(chosen))))
     return [
         {**question_view(any_of[key]), "answers": [answer_view(arm, answers[arm.name][key], limit) for arm in arms if key in answers[arm.name]]}
-        for key in [*questions, *tests]
+        for key in chosen
     ]
 
 

@@ -23,7 +23,7 @@ def before_section(context: Context) -> Section:
     if base and base.measured:
         source = base.first.file("metrics.json")
         strong, weak = strengths(base)
-        answers = [{**question_view(s), "answers": [answer_view(base, s)]} for s in by_id(base.first).values() if s.get("from") != "test"]
+        answers = [{**question_view(s), "answers": [answer_view(base, s)]} for s in by_id(base.first).values() if s.get("from") not in ("test", "reading")]
         view |= {
             "abilities": ability_table(base), "figure": _figure(context, base), "figures": figures_table(base), "strengths": strong,
             "weaknesses": weak, "answers": answers, "file": base.first.file("samples.jsonl"), "source": source,

@@ -14,6 +14,7 @@ from tarazu.report.sections.attention import entropy_sentences, heat_maps
 from tarazu.report.sections.base import Context, Section
 from tarazu.report.sections.curves import curve_sentences, line_figure, loss_figure
 from tarazu.report.sections.proof import proof_view, settings_table, targets_table, troubles
+from tarazu.report.sections.searching import search_view
 from tarazu.report.text import code, data_text, number, say, say_or
 
 PAGES = {"show_and_tell": ("overfitting-measures",), "show_attend_tell": ("attention-maps",), "transformer": ("masking", "positions")}
@@ -37,6 +38,7 @@ def _arm(context: Context, arm: Arm, told: set[str]) -> dict:
         "explanations": [*explain_kind(arm.kind), *explain(*PAGES.get(arm.kind, ()))] if first else [],
         "settings": settings_table(arm),
         "targets": targets_table(arm),
+        "search": search_view(context, arm),
         "proofs": [(run.seed, view) for run in arm.runs if (view := proof_view(run))],
         "figure": loss_figure(context, arm),
         "scores_figure": _scores_figure(context, arm),

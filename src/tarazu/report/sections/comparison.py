@@ -9,8 +9,8 @@ from tarazu.report.blocks import Cell, Table, best_index, figure_cell, text_cell
 from tarazu.report.curve_analysis import curve
 from tarazu.report.explain import explain
 from tarazu.report.figures import Figure
-from tarazu.report.measures import COSTS, ENERGY, QUALITY, SPEED, Measure, mean_over_seeds, over_seeds, primary
-from tarazu.report.reading import Arm, StudyView
+from tarazu.report.measures import COSTS, ENERGY, FORGETTING, QUALITY, SPEED, UTILISATION, Measure, mean_over_seeds, over_seeds, primary, signed_form, unsigned
+from tarazu.report.reading import Arm, StudyView, dig
 from tarazu.report.sections.answers import arm_name, side_by_side
 from tarazu.report.sections.base import Context, Section
 from tarazu.report.sections.captions_comparison import captions_extras
@@ -31,9 +31,11 @@ def comparison_section(context: Context) -> Section:
         "pairs": [pair_table(context, key) for key in context.comparison.pairs if context.comparison.pairs[key]],
         "findings": pair_findings(context),
         "rows_differ": joined([code(n) for n in context.comparison.rows_differ]) if context.comparison.rows_differ else None,
+        "judge": judge_table(study),
         "samples": samples,
         "abilities": list(dict.fromkeys((s["ability"], s["label"]) for s in samples)),
     }
+    view["judge_model"] = code(study.extras["judge"].get("model", "?")) if study.extras["judge"] else None
     pages = ("bleu", "caption-metrics", "fairness", "memory-and-time") if captions else ("fairness", "memory-and-time")
     return Section("comparison", say("section.comparison"), "comparison.html", view, explain(*pages))
 
@@ -72,7 +74,7 @@ def _with_interval(context: Context, arm: Arm, measure: Measure, best: bool) -> 
     if found is not None and measure.key in ("loss", "cider"):
         shown = spaced(shown, say("compare.interval", low=number(found.low, measure.form), high=number(found.high, measure.form)))
     several = over_seeds(arm, measure)
-    if len(several) > 1:
+    if len(several) > 1 and measure is primary(context.study.task):
         shown = spaced(shown, say("compare.spread", low=number(min(several), measure.form), high=number(max(several), measure.form)))
     return Cell(shown, value, best)
 
@@ -80,7 +82,7 @@ def _with_interval(context: Context, arm: Arm, measure: Measure, best: bool) -> 
 def cost_table(study: StudyView) -> Table:
     """What every method cost: the mean over its seeds."""
     arms = study.arms
-    known = [m for m in [*COSTS, SPEED, ENERGY] if any(mean_over_seeds(a, m) is not None for a in arms)]
+    known = [m for m in [*COSTS, SPEED, ENERGY, UTILISATION] if any(mean_over_seeds(a, m) is not None for a in arms)]
     best = {m.key: best_index([mean_over_seeds(a, m) for a in arms], m.better) for m in known}
     rows = []
     for i, arm in enumerate(arms):
@@ -146,10 +148,10 @@ def pair_table(context: Context, key: str) -> Table:
     """Every pair on one figure: difference, interval, corrected p, effect size, and what that says."""
     rows = []
     for pair in context.comparison.pairs[key]:
-        form = "signed_points" if key != "loss" else "signed"
+        form = signed_form(pair.measure)
         found = pair.found
         span = say("compare.interval", low=number(found.low, form), high=number(found.high, form))
-        says = say("pair.winner", method=_name(context, pair.winner)) if pair.winner else say("pair.none", detectable=number(found.detectable, form.replace("signed_points", "points").replace("signed", "loss")))
+        says = say("pair.winner", method=_name(context, pair.winner)) if pair.winner else say("pair.none", detectable=number(found.detectable, unsigned(form)))
         rows.append([
             Cell(spaced(_name(context, pair.a), say("pair.against"), _name(context, pair.b)), f"{pair.a} {pair.b}"), figure_cell(found.mean, form), Cell(span, found.low),
             figure_cell(pair.p, "p"), figure_cell(found.effect, "two"), text_cell(says),
@@ -157,7 +159,7 @@ def pair_table(context: Context, key: str) -> Table:
     columns = [say("pair.pair"), say("pair.difference"), say("pair.interval"), say("pair.p"), say("pair.effect"), say("pair.says")]
     first = context.comparison.pairs[key][0].found
     caption = say("pair.caption", figure=say(f"measure.{key}"), rows=number(first.rows, "count"), seeds=number(first.seeds, "count"))
-    file = "metrics.json" if key == "loss" else "samples.jsonl"
+    file = "metrics.json" if key in ("loss", *FORGETTING) else "samples.jsonl"
     return Table(caption, columns, rows, [run.file(file) for arm in all_arms(context.study) for run in arm.measured], sortable=True)
 
 
@@ -174,3 +176,17 @@ def pair_findings(context: Context) -> list[Both]:
             sure = sum(p.sure for p in pairs)
             found.append(say("pair.summary", figure=say(f"measure.{key}"), pairs=number(len(pairs), "count"), sure=number(sure, "count"), none=number(len(pairs) - sure, "count")))
     return found
+
+
+def judge_table(study: StudyView) -> Table | None:
+    """What a judge model preferred, where `tarazu judge` was run."""
+    found = study.extras["judge"].get("methods")
+    if not isinstance(found, dict) or not found:
+        return None
+    rows = []
+    for name, one in found.items():
+        low, high = dig(one, "interval", 0), dig(one, "interval", 1)
+        rate = spaced(number(dig(one, "win_rate"), "percent", "judge.json"), say("compare.interval", low=number(low, "percent"), high=number(high, "percent")))
+        rows.append([Cell(code(name), name), Cell(rate, dig(one, "win_rate")), *[figure_cell(dig(one, k), "count", "judge.json") for k in ("win", "tie", "loss", "inconsistent", "no_verdict")]])
+    columns = [say("compare.method"), say("judge.rate"), *[say(f"judge.{k}") for k in ("win", "tie", "loss", "inconsistent", "no_verdict")]]
+    return Table(say("judge.table"), columns, rows, ["judge.json"], sortable=True)

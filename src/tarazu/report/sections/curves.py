@@ -9,7 +9,7 @@ from tarazu.report.curve_analysis import analyse, curve, thinned
 from tarazu.report.figures import Figure
 from tarazu.report.reading import Arm
 from tarazu.report.sections.base import Context
-from tarazu.report.text import Both, code, number, pick, say
+from tarazu.report.text import Both, code, number, say
 
 
 def axis_of(context: Context) -> tuple[str, Both, str]:
@@ -42,15 +42,16 @@ def loss_figure(context: Context, arm: Arm) -> Figure | None:
 def line_figure(context: Context, name: str, caption: Both, series: list[charts.Series], x: Both, y: Both, sources: list[str]) -> Figure:
     """Lines as a figure that the page's script can also draw."""
     data = {
-        "x": _sides(x), "y": _sides(y),
-        "series": [{"name": _sides(s.name), "x": s.x, "y": s.y, "color": charts.PALETTE[s.color % len(charts.PALETTE)], "dash": charts.DASHES[s.dash % 4]} for s in series],
+        "x": sides(x), "y": sides(y),
+        "series": [{"name": sides(s.name), "x": s.x, "y": s.y, "color": charts.PALETTE[s.color % len(charts.PALETTE)], "dash": charts.DASHES[s.dash % 4]} for s in series],
     }  # fmt: skip
     make = partial(charts.lines, series, x, y)
     return context.gallery.add(name, caption, make, sources, data)
 
 
-def _sides(text) -> dict[str, str]:
-    return {lang: pick(text, lang).striptags() for lang in ("fa", "en")}
+def sides(text: Both | str) -> dict[str, str]:
+    """A label in both languages, for the page's script."""
+    return {language: charts.words(text, language) for language in ("fa", "en")}
 
 
 def curve_sentences(context: Context, arm: Arm) -> list[Both]:
@@ -72,8 +73,9 @@ def curve_sentences(context: Context, arm: Arm) -> list[Both]:
     if facts.gap is not None:
         found.append(say("curve.gap" if facts.gap > 0 else "curve.gap_negative", gap=loss(abs(facts.gap))))
     if facts.validation_first is not None:
-        key = "curve.overfit" if facts.overfit else "curve.not_overfit"
-        found.append(say(key, rise=loss((facts.validation_last or 0) - (facts.validation_best or 0)), at=at(facts.best_at)))
+        rise = facts.validation_last - facts.validation_best
+        key = "curve.overfit" if facts.overfit else "curve.not_overfit" if rise > 0 else "curve.lowest_last"
+        found.append(say(key, rise=loss(rise), at=at(facts.best_at)))
         if facts.validation_last > facts.validation_first:
             found.append(say("curve.worse_than_start", first=loss(facts.validation_first), last=loss(facts.validation_last)))
     if facts.train_first is not None:

@@ -102,9 +102,12 @@ def caveats(context: Context) -> list[Both]:
     size = next((i.rows for i in context.comparison.intervals.values()), None)
     if size is not None and size < SMALL_TEST:
         found.append(say("caveat.small_test", rows=number(size, "count")))
+    edges = [arm.name for arm in study.arms if arm.search.get("edges")]
+    if edges:
+        found.append(say("caveat.edges", methods=joined([code(n) for n in edges])))
     if context.comparison.rows_differ:
         found.append(say("caveat.rows_differ", methods=joined([code(n) for n in context.comparison.rows_differ])))
-    if not study.settings.get("search") and not study.extras.get("search"):
+    if not any(arm.search for arm in study.arms):
         found.append(say("caveat.no_search"))
     if dig(study.environment, "device", "type") == "cpu":
         found.append(say("caveat.cpu"))

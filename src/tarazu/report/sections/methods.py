@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from tarazu.report.blocks import Cell, Table, figure_cell, text_cell
 from tarazu.report.explain import explain, explain_kind
-from tarazu.report.measures import QUALITY, Measure, mean_over_seeds
+from tarazu.report.measures import QUALITY, Measure, mean_over_seeds, signed_form, unsigned
 from tarazu.report.reading import Arm
 from tarazu.report.sections.answers import changes
 from tarazu.report.sections.base import Context, Section
 from tarazu.report.sections.curves import curve_sentences, loss_figure
 from tarazu.report.sections.proof import proof_view, settings_table, targets_table, troubles
+from tarazu.report.sections.searching import search_view
 from tarazu.report.text import Both, code, number, say, say_or
 
 FAMILIES = {
@@ -46,6 +47,7 @@ def _arm(context: Context, arm: Arm, told: set[str]) -> dict:
         "explanations": explain_kind(arm.kind) if first else [],
         "settings": settings_table(arm),
         "targets": targets_table(arm),
+        "search": search_view(context, arm),
         "proofs": [(run.seed, view) for run in arm.runs if (view := proof_view(run))],
         "figure": loss_figure(context, arm),
         "analysis": curve_sentences(context, arm),
@@ -67,10 +69,10 @@ def beside_base(context: Context, arm: Arm) -> list[Both]:
             continue
         sign = 1 if pair.a == arm.name else -1
         ends = sorted((sign * pair.found.low, sign * pair.found.high))
-        form = pair.measure.signed if key != "checks_passed" else "signed_points"
+        form = signed_form(pair.measure)
         values = {"figure": say(f"measure.{key}"), "mean": number(sign * pair.found.mean, form), "low": number(ends[0], form), "high": number(ends[1], form), "p": number(pair.p, "p")}
         outcome = "none" if not pair.sure else "better" if pair.winner == arm.name else "worse"
-        found.append(say(f"beside.{outcome}", **values, detectable=number(pair.found.detectable, form.removeprefix("signed_").replace("signed", "loss"))))
+        found.append(say(f"beside.{outcome}", **values, detectable=number(pair.found.detectable, unsigned(form))))
     return found
 
 
@@ -83,7 +85,7 @@ def _against_base(context: Context, arm: Arm) -> Table:
         if after is None:
             continue
         change = None if before is None else after - before
-        form = "signed_points" if measure.form == "points" else "signed_percent" if measure.form == "percent" else "signed"
+        form = "signed_percent" if measure.form == "percent" else signed_form(measure)
         source = arm.first.file("metrics.json")
         rows.append([
             text_cell(say(f"measure.{measure.key}")), figure_cell(before, measure.form, base.first.file("metrics.json") if base else ""), figure_cell(after, measure.form, source),
@@ -94,6 +96,6 @@ def _against_base(context: Context, arm: Arm) -> Table:
 
 
 def _direction(measure: Measure, change: float | None) -> Cell:
-    if change is None or change == 0:
+    if change is None or abs(change) < 1e-9:
         return text_cell(say("method.same"))
     return text_cell(say("method.better" if (change < 0) == (measure.better == "low") else "method.worse"))

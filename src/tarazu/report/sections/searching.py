@@ -1,0 +1,54 @@
+"""What the search for a method's settings tried, what it cost and what it chose."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from tarazu.report import charts
+from tarazu.report.blocks import Table, code_cell, figure_cell
+from tarazu.report.reading import Arm, as_number, dig, records
+from tarazu.report.sections.base import Context
+from tarazu.report.text import code, joined, number, say
+
+
+def search_view(context: Context, arm: Arm) -> dict | None:
+    """Sentences, the curve of loss against learning rate, and every candidate; None where nothing was searched."""
+    found, source = arm.search, f"{arm.name}/search.json"
+    if not found:
+        return None
+    sentences = [say("search.how", tokens=number(found.get("tokens"), "count", source), winner=code(_settings(found.get("winner"))), loss=number(found.get("loss"), "loss", source))]
+    edges = found.get("edges")
+    if isinstance(edges, list) and edges:
+        sentences.append(say("search.edge", names=joined([code(e) for e in edges])))
+    return {"sentences": sentences, "figure": _figure(context, arm, source), "table": _table(arm, source)}
+
+
+def _settings(settings) -> str:
+    return ", ".join(f"{k} = {v:g}" if as_number(v) is not None else f"{k} = {v}" for k, v in settings.items()) if isinstance(settings, dict) else "?"
+
+
+def _table(arm: Arm, source: str) -> Table:
+    rows = []
+    for candidate in records(arm.search.get("candidates")):
+        for one in records(candidate.get("rounds")):
+            rows.append([code_cell(_settings(candidate.get("settings"))), figure_cell(one.get("tokens"), "count", source), figure_cell(one.get("loss"), "loss", source)])
+    return Table(say("search.table"), [say("search.settings"), say("search.tokens"), say("axis.validation_loss")], rows, [source], sortable=True)
+
+
+def _figure(context: Context, arm: Arm, source: str):
+    """One line per round: what is left of the candidates after so many tokens."""
+    rounds: dict[float, list[tuple[float, float]]] = {}
+    for candidate in records(arm.search.get("candidates")):
+        rate = as_number(dig(candidate, "settings", "learning_rate"))
+        for one in records(candidate.get("rounds")):
+            loss, tokens = as_number(one.get("loss")), as_number(one.get("tokens"))
+            if None not in (rate, loss, tokens):
+                rounds.setdefault(tokens, []).append((rate, loss))
+    series = []
+    for i, (tokens, points) in enumerate(sorted(rounds.items())):
+        points.sort()
+        series.append(charts.Series(say("search.round", tokens=number(tokens, "count")), [p[0] for p in points], [p[1] for p in points], i, i))
+    if not series:
+        return None
+    make = partial(charts.lines, series, say("axis.learning_rate"), say("axis.validation_loss"), log=True)
+    return context.gallery.add(f"search-{arm.name}", say("search.figure", method=code(arm.name)), lambda language: make(language=language), [source])
