@@ -116,7 +116,9 @@ def metric_scores(judged: Sequence[Judged], references: dict[str, list[str]], wi
     scores["rouge_l"] = np.array([rouge_l(words, tokens[image]) for image, words in pairs])
     if with_meteor and meteor.jar():
         scores["meteor"] = np.array(meteor.meteor(candidates, [tokens[image] for image, _ in pairs])[1])
-    scores["cider"] = Cider(references).rewards([pair.image for pair in judged], [pair.caption for pair in judged])
+    # As in that protocol the pairs are CIDEr's documents: an image counts as often as it was judged.
+    by_pair = Cider({str(i): references[pair.image] for i, pair in enumerate(judged)})
+    scores["cider"] = by_pair.scores({str(i): pair.caption for i, pair in enumerate(judged)})
     return scores
 
 
