@@ -87,7 +87,7 @@ def _byte_level(split: str, specials: list[str], template: str | None) -> PreTra
     tokenizer.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(vocab_size=900, special_tokens=specials, initial_alphabet=alphabet, show_progress=False)
-    tokenizer.train_from_iterator(texts(), trainer)
+    tokenizer.train_from_iterator([*texts(), *["one\n\n\ntwo\n\n"] * 50], trainer)  # blank lines become one token
     begin = specials[0] if len(specials) > 1 else None
     if begin:
         tokenizer.post_processor = processors.TemplateProcessing(f"{begin} $A", None, [(begin, tokenizer.token_to_id(begin))])
