@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 
 from tarazu.chat.loading import load
+from tarazu.chat.portable import chat_template
 from tarazu.errors import BadInput
 
 LOW_RANK = {"lora", "rslora", "dora", "loha"}
@@ -36,4 +37,6 @@ def export(run_path: str, to: Path, form: str = "") -> None:
         module = module.to(torch.float32 if next(module.parameters()).dtype == torch.float32 else torch.bfloat16)
     to.mkdir(parents=True, exist_ok=True)
     module.save_pretrained(to)
+    if template.name != "tokenizer":  # trained with another template than the tokenizer's own, if it has one
+        template.tokenizer.chat_template = chat_template(template)
     template.tokenizer.save_pretrained(to)

@@ -1,0 +1,37 @@
+"""What transformers writes with the exported template are the very tokens that tarazu trains on and asks with."""
+
+from __future__ import annotations
+
+import pytest
+from chat import spelling
+
+from tarazu.chat import portable
+from tarazu.chat.conversation import Conversation, Turn
+from tarazu.chat.template import choose
+
+TURNS = (Turn("human", "سلام، «خوبی»؟"), Turn("gpt", "درود! {{ x }} \"y\"\nبله"), Turn("human", "باز هم"), Turn("gpt", "باشد"))
+CASES = {
+    "llama3": (lambda: spelling.llama3(None), "llama", "llama3"),
+    "gemma": (spelling.gemma, "gemma2", "gemma"),
+    "chatml with its own end": (lambda: spelling.plain("<|im_end|>"), "gpt2", "chatml"),
+    "chatml behind a beginning token": (spelling.gemma, "mistral", "chatml"),
+}
+
+
+@pytest.mark.parametrize("system", [(), (Turn("system", "کوتاه بنویس."),)], ids=["no system", "system"])
+@pytest.mark.parametrize("case", CASES)
+def test_the_same_tokens(case, system):
+    make, family, name = CASES[case]
+    tokenizer = make()
+    template = choose(tokenizer, family)
+    assert template.name == name
+    turns = (*system, *TURNS)
+    roles = {"system": "system", "human": "user", "gpt": "assistant"}
+    messages = [{"role": roles[turn.role], "content": f" {turn.text} "} for turn in turns]
+    jinja = portable.chat_template(template)
+
+    def theirs(messages, prompt):
+        return tokenizer.apply_chat_template(messages, chat_template=jinja, add_generation_prompt=prompt, return_dict=True)["input_ids"]
+
+    assert theirs(messages, False) == template.encode(Conversation(turns)).ids.tolist()
+    assert theirs(messages[:-1], True) == template.encode_prompt(turns[:-1])
