@@ -9,6 +9,7 @@ import gc
 import importlib
 import shutil
 import time
+import traceback
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -107,11 +108,12 @@ def _guarded(task, recipe, name, data, one: Run, device, stop, folder) -> list[s
     except Stopped:
         one.update(status="stopped")
         raise
-    except (TarazuError, torch.OutOfMemoryError) as error:
+    except BadInput as error:
         one.update(status="failed", error=str(error))
-        note(f"{name}: {error}")
-        if isinstance(error, BadInput):
-            raise
+        raise
+    except Exception as error:  # whatever it is, the other methods' hours are not lost with it
+        one.update(status="failed", error=f"{type(error).__name__}: {error}")
+        note(str(error) if isinstance(error, TarazuError) else traceback.format_exc())
         return [f"{name} seed {one.seed}: {error}"]
     finally:
         gc.collect()
@@ -147,7 +149,8 @@ def run_one(task, recipe: Recipe, name: str, data, one: Run, device: torch.devic
     size = one.weights.stat().st_size if one.weights.exists() else 0
     if found:
         ledger.seconds["search"] = found["seconds"]
-    arithmetic = flops.figures(task, trainee, data, recipe, ledger)
+    with loop.autocast(recipe.budget, device):
+        arithmetic = flops.figures(task, trainee, data, recipe, ledger)
     write_json(one.path / "ledger.json", {**ledger.as_json(), **arithmetic, "trained_parameters": trained, "total_parameters": total, "weights_bytes": size})
     write_json(one.path / "metrics.json", metrics)
     one.update(status="done")
@@ -166,7 +169,7 @@ def searched(task, recipe: Recipe, name: str, data, device: torch.device, stop: 
             changed = recipe.model_copy(update={"budget": budget, "methods": {**recipe.methods, name: tried}})
             trainee = task.build(changed, name, data, trial.seed, device)
             try:
-                loop.fit(task, trainee, data, changed, tried, trial, trial.seed, Ledger(device), stop)
+                loop.fit(task, trainee, data, changed, tried, trial, trial.seed, Ledger(device), stop, sampled=False)
             except Stopped:
                 raise
             except TarazuError as error:  # a rate that never gives a finite gradient has lost

@@ -108,6 +108,9 @@ def test_generation_in_a_batch_equals_alone(name, family):
     prompts = [row.ids.tolist() for row in rows((3, 11, 7))]
     together = generate(trainee, prompts, set(), 12)
     assert together == [generate(trainee, [p], set(), 12)[0] for p in prompts]
+    assert together == generate(trainee, prompts, set(), 12, replayed=True), "the fast path writes something else"
+    stop = {together[1].ids[4]}
+    assert generate(trainee, prompts, stop, 12) == generate(trainee, prompts, stop, 12, replayed=True)
     prefix = trainee.virtual if trainee.prefix else 0
     for prompt, answer in zip(prompts, together, strict=True):
         ids = np.array(prompt + answer.ids)

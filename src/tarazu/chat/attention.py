@@ -30,7 +30,7 @@ def visible(q_segments, k_segments, q_positions, k_positions, window: int | None
         seen &= q_positions - k_positions < window
     queries, keys = seen.shape[1:]
     itself = torch.arange(keys, device=seen.device) == torch.arange(keys - queries, keys, device=seen.device)[:, None]
-    return seen | itself  # padding looks at itself: a softmax over nothing would be NaN
+    return seen | (itself & (q_segments == PAD))  # padding looks at itself: a softmax over nothing would be NaN
 
 
 def masks(config: PretrainedConfig, dtype: torch.dtype, *grid: torch.Tensor) -> torch.Tensor | dict[str, torch.Tensor]:

@@ -31,7 +31,7 @@ def block_mask(q_segments, k_segments, q_positions, k_positions, window: int | N
         seen = (same | (k_segments[b, k] == SHARED)) & (back >= 0)
         if window is not None:
             seen = seen & (back < window)
-        return seen | (k == q + ahead)
+        return seen | ((k == q + ahead) & (q_segments[b, q] == PAD))
 
     return create_block_mask(rule, lines, None, queries, keys, device=q_segments.device, BLOCK_SIZE=BLOCK)
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
+from tarazu.chat import replay
 from tarazu.chat.forward import Past, hidden_states
 from tarazu.chat.layout import ChatBatch, Row, lay_out
 from tarazu.chat.loss import logits_of
@@ -34,30 +35,38 @@ class Sampling:
 
 
 @torch.no_grad()
-def generate(trainee: ChatTrainee, prompts: list[list[int]], stop: set[int], most: int, batch_rows: int = 16, sampling: Sampling = Sampling()) -> list[Answer]:
-    """Answers to `prompts` (token ids), in their order, of at most `most` tokens. Prompts of like length run together."""
+def generate(
+    trainee: ChatTrainee, prompts: list[list[int]], stop: set[int], most: int, batch_rows: int = 16, sampling: Sampling = Sampling(), replayed: bool | None = None
+) -> list[Answer]:
+    """Answers to `prompts` (token ids), in their order, of at most `most` tokens. Prompts of like length run together.
+
+    `replayed` chooses the fast path of `replay.py` (greedy only); by default on a GPU.
+    """
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
+    fast = (trainee.base.device.type == "cuda" if replayed is None else replayed) and sampling.temperature <= 0
     answers: dict[int, Answer] = {}
     for start in range(0, len(order), batch_rows):
         chosen = order[start : start + batch_rows]
-        answers.update(zip(chosen, _generate_batch(trainee, [prompts[i] for i in chosen], stop, most, sampling), strict=True))
+        asked = [prompts[i] for i in chosen]
+        written = _replay_batch(trainee, asked, stop, most) if fast else _generate_batch(trainee, asked, stop, most, sampling)
+        answers.update(zip(chosen, written, strict=True))
     return [answers[i] for i in range(len(prompts))]
 
 
 def stream(trainee: ChatTrainee, prompt: list[int], stop: set[int], most: int, sampling: Sampling):
     """Yields one prompt's answer token by token, for a chat."""
-    batch, past = _begin(trainee, [prompt])
+    batch, past = begin(trainee, [prompt])
     with torch.no_grad():
         for _ in range(most):
             token = _pick(logits_of(trainee.base, hidden_states(trainee, batch, past)[:, -1]), sampling)
             if int(token) in stop:
                 return
             yield int(token)
-            batch = _next(batch, token)
+            batch = next_place(batch, token)
 
 
 def _generate_batch(trainee: ChatTrainee, prompts: list[list[int]], stop: set[int], most: int, sampling: Sampling) -> list[Answer]:
-    batch, past = _begin(trainee, prompts)
+    batch, past = begin(trainee, prompts)
     written: list[list[int]] = [[] for _ in prompts]
     finished = [False] * len(prompts)
     live = list(range(len(prompts)))
@@ -73,7 +82,7 @@ def _generate_batch(trainee: ChatTrainee, prompts: list[list[int]], stop: set[in
                 keep.append(place)
         if not keep:
             break
-        batch = _next(batch, tokens)
+        batch = next_place(batch, tokens)
         if len(keep) < len(live):
             lines = torch.tensor(keep, device=tokens.device)
             past.select(lines)
@@ -81,14 +90,23 @@ def _generate_batch(trainee: ChatTrainee, prompts: list[list[int]], stop: set[in
     return [Answer(ids, done) for ids, done in zip(written, finished, strict=True)]
 
 
-def _begin(trainee: ChatTrainee, prompts: list[list[int]]) -> tuple[ChatBatch, Past]:
+def _replay_batch(trainee: ChatTrainee, prompts: list[list[int]], stop: set[int], most: int) -> list[Answer]:
+    batch, past = begin(trainee, prompts)
+    first = logits_of(trainee.base, hidden_states(trainee, batch, past)[:, -1]).argmax(-1)
+    lines = replay.decode(replay.Steps(trainee, batch, past, first, most), stop, most)
+    ends = [next((i for i, token in enumerate(line) if token in stop), None) for line in lines]
+    return [Answer(line[:end], end is not None) for line, end in zip(lines, ends, strict=True)]
+
+
+def begin(trainee: ChatTrainee, prompts: list[list[int]]) -> tuple[ChatBatch, Past]:
+    """The prompts, left-padded, and what stands before them."""
     rows = [[Row(np.array(p), np.zeros(len(p), bool), i)] for i, p in enumerate(prompts)]
     prefix = trainee.virtual if trainee.prefix else 0
     batch = lay_out(rows, 0 if prefix else trainee.virtual, prefix, left=True).to(trainee.base.device)
     return batch, Past(trainee, batch)
 
 
-def _next(batch: ChatBatch, tokens: torch.Tensor) -> ChatBatch:
+def next_place(batch: ChatBatch, tokens: torch.Tensor) -> ChatBatch:
     """One new place a line, after the last one."""
     return replace(
         batch, ids=tokens[:, None], virtual=torch.full_like(tokens[:, None], -1), positions=batch.positions[:, -1:] + 1, segments=batch.segments[:, -1:]

@@ -49,14 +49,17 @@ class Position:
     validated: int = -1  # the step of the last validation
 
 
-def fit(task: Task, trainee: Trainee, data: Data, recipe: Recipe, method: Method, run: Run, seed: int, ledger: Ledger, stop: StopSignals) -> None:
+def fit(task: Task, trainee: Trainee, data: Data, recipe: Recipe, method: Method, run: Run, seed: int, ledger: Ledger, stop: StopSignals, sampled: bool = True) -> None:
     """Trains `trainee` in place, to the end of the budget, and leaves `weights.safetensors` in the run's folder.
+
+    `sampled` asks for outputs at every validation; a search does without.
 
     Raises:
         Stopped: after a checkpoint, when a signal came.
         TarazuError: when gradients stay infinite, one row does not fit into memory, or the disk is full.
     """
     with contextlib.closing(_Fit(task, trainee, data, recipe, method, run, seed, ledger, stop)) as work:
+        work.sampled = sampled
         work.start()
         with stop.patient():
             work.train()
@@ -76,6 +79,7 @@ class _Fit:
         self.ahead: tuple | None = None
         self.losses: deque[float] = deque(maxlen=20)
         self.last_tokens = 0
+        self.sampled = True
         self.saved_step, self.saved_time = -1, time.monotonic()
         torch.manual_seed(seed)
 
@@ -155,7 +159,7 @@ class _Fit:
             with self.ledger.phase("validate"):
                 figures = self.task.validate(self.trainee, self.data, self.recipe)
             with self.ledger.phase("generate"):
-                samples = self.task.sample(self.trainee, self.data, self.recipe, final=False)
+                samples = self.task.sample(self.trainee, self.data, self.recipe, final=False) if self.sampled else []
         self.events.write("validation", **where, **figures)
         if samples:
             self.events.write("sample", **where, samples=samples)
