@@ -131,6 +131,19 @@ def judge(
 
 
 @app.command()
+def verify(
+    target: Annotated[str, typer.Argument(metavar="RECIPE|DIR", help="a recipe, or a run folder, where verify.json is then written")],
+    sets: Sets = [],  # noqa: B006
+    json: Json = False,
+    out: Annotated[str, typer.Option("--out", metavar="FILE", help="write the result as JSON")] = "",
+) -> None:
+    """Try the invariants on this model and this machine: packed = unpacked, resumed = uninterrupted, and so on."""
+    from tarazu import verify as work
+
+    work.verify(target, sets, json, out)
+
+
+@app.command()
 def doctor(json: Json = False) -> None:
     """Say what this machine can do."""
     from tarazu import doctor as work

@@ -1,0 +1,149 @@
+"""What must hold for a chat model, whatever the method: how rows share a batch must not change what the model computes."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+
+from tarazu.chat.forward import hidden_states
+from tarazu.chat.generation import begin, generate, next_place
+from tarazu.chat.layout import Row
+from tarazu.chat.loss import logits_of
+from tarazu.chat.settings import ChatRecipe
+from tarazu.chat.task import Chat, Prepared
+from tarazu.chat.trainee import ChatTrainee
+from tarazu.engine.disturb import nudged
+from tarazu.engine.invariants import Bench, Finding, judged, not_applicable
+
+WRITTEN = 8  # tokens of each answer
+PROMPTS = 3
+Losses = dict[int, torch.Tensor]  # nats of each supervised token, by row
+
+
+def few_rows(data: Prepared, count: int) -> list[int]:
+    """Rows of many lengths among the first 64 of the training split, none longer than the median, so that it stays quick."""
+    lengths = data.store.lengths("train")[:64]
+    order = np.argsort(lengths, kind="stable")[: max(count, len(lengths) // 2)]
+    places = np.linspace(0, len(order) - 1, min(count, len(order))).round().astype(int)
+    return [int(order[place]) for place in places]
+
+
+def lighter(recipe: ChatRecipe) -> ChatRecipe:
+    """The recipe as verifying uses it: the same."""
+    return recipe
+
+
+@contextlib.contextmanager
+def steady(trainee: ChatTrainee) -> Iterator[None]:
+    """No chance in the objective besides dropout: there is none in chat."""
+    yield
+
+
+@torch.no_grad()
+def checks(bench: Bench) -> list[Finding]:
+    """The checks of one method's forward pass, in eval mode and in the recipe's precision."""
+    task, data, trainee = bench.few.task, bench.few.data, bench.trainee
+    rows = [Row(*data.store.row("train", i), index=i) for i in bench.few.rows]
+    limit = bench.recipe.budget.micro_batch_tokens
+    alone = losses(task, trainee, data, rows, 1, packed=False)
+    with nudged(trainee.module, bench.unit):
+        noise = largest(alone, losses(task, trainee, data, rows, 1, packed=False))
+    tolerance, why = bench.allowed(noise)
+    text = f"nats of {sum(map(len, alone.values()))} answer tokens of {len(rows)} rows"
+    found = []
+    for name, packed in (("padded = alone", False), ("packed = alone", True)):
+        together = losses(task, trainee, data, rows, limit, packed)
+        how = "packed into as few lines as fit" if packed else "side by side, padded"
+        found.append(judged(name, f"{text}, {how}, and each row alone", largest(alone, together), tolerance, why))
+    found.append(future_check(bench, rows, tolerance, why))
+    return found + generation_checks(bench, rows, tolerance, why)
+
+
+def future_check(bench: Bench, rows: list[Row], tolerance: float, why: str) -> Finding:
+    """Other words in the second half of a row must not change anything in its first half."""
+    task, data, words = bench.few.task, bench.few.data, bench.trainee.base.get_input_embeddings().num_embeddings
+    halves = {row.index: len(row.ids) // 2 for row in rows}
+    marked = [Row(row.ids, np.arange(len(row.ids)) < halves[row.index], row.index) for row in rows]
+    changed = [Row(np.where(row.supervised, row.ids, (row.ids + 1) % words), row.supervised, row.index) for row in marked]
+    before, after = (losses(task, bench.trainee, data, some, 1, packed=False) for some in (marked, changed))
+    text = f"nats of the first halves of {len(rows)} rows, before and after every later word was replaced"
+    return judged("no word sees a later one", text, largest(before, after), tolerance, why)
+
+
+def losses(task: Chat, trainee: ChatTrainee, data: Prepared, rows: list[Row], limit: int, packed: bool) -> Losses:
+    """Nats of every supervised token, in the row's order."""
+    out: dict[int, list[torch.Tensor]] = {}
+    for batch in task.lay_out(trainee, dataclasses.replace(data, packed=packed), rows, limit):
+        values = task.losses(trainee, batch.to(trainee.base.device)).double().cpu()
+        for row in batch.rows.unique().tolist():
+            out.setdefault(row, []).append(values[batch.rows.cpu() == row])
+    return {row: torch.cat(parts) for row, parts in out.items()}
+
+
+def largest(a: dict[int, torch.Tensor], b: dict[int, torch.Tensor]) -> float:
+    """The largest absolute difference of two answers to the same question; infinite if they are not of one shape."""
+    if a.keys() != b.keys() or any(a[key].shape != b[key].shape for key in a):
+        return float("inf")
+    return max((float((a[key] - b[key]).abs().max()) for key in a if a[key].numel()), default=0.0)
+
+
+def generation_checks(bench: Bench, rows: list[Row], tolerance: float, why: str) -> list[Finding]:
+    """Answers written together, left-padded, with a cache; then the same words scored in three ways."""
+    trainee = bench.trainee
+    prompts = [row.ids[: int(np.flatnonzero(row.supervised)[0])].tolist() for row in rows[:: max(1, len(rows) // PROMPTS)]]
+    prompts = [prompt for prompt in prompts if prompt][:PROMPTS]
+    names = ("left-padded in a batch = alone", "cached = full forward")
+    if not prompts:
+        return [not_applicable(name, "no row has a prompt") for name in names]
+    stop = parting_word([answer.ids for answer in generate(trainee, prompts, set(), WRITTEN)])
+    answers = generate(trainee, prompts, stop, WRITTEN)
+    texts = [[*answer.ids, *stop] if answer.finished else answer.ids for answer in answers]
+    alone = {i: cached(trainee, [prompt], [text])[0] for i, (prompt, text) in enumerate(zip(prompts, texts, strict=True))}
+    full = {i: uncached(trainee, prompt, text) for i, (prompt, text) in enumerate(zip(prompts, texts, strict=True))}
+    together = dict(enumerate(cached(trainee, prompts, texts)))
+    written = {i: picked(scores, text) for (i, scores), text in zip(alone.items(), texts, strict=True)}
+    missed = max(float((scores.max(-1).values - written[i]).max()) for i, scores in alone.items())  # 0 where the word is the likeliest
+    count = sum(map(len, texts))
+    first = max(missed, largest(written, {i: picked(together[i], texts[i]) for i in together}))
+    second = largest(written, {i: picked(full[i], texts[i]) for i in full})
+    noun = f"log-probability of {count} words that {len(prompts)} answers hold ({sum(a.finished for a in answers)} end before the others)"
+    return [
+        judged(names[0], f"{noun}, written together and alone; and what each lacks to be the likeliest", first, tolerance, why),
+        judged(names[1], f"{noun}, one word at a time with a cache and all at once without", second, tolerance, why),
+    ]
+
+
+def parting_word(answers: list[list[int]]) -> set[int]:
+    """A word at which some answers would end earlier than others, so that they leave the batch; none if there is no such word."""
+    places = {word: [ids.index(word) if word in ids else len(ids) for ids in answers] for ids in answers for word in ids}
+    best = max(places, key=lambda word: (max(places[word]) - min(places[word]), min(places[word])))
+    return {best} if len(set(places[best])) > 1 else set()
+
+
+def cached(trainee: ChatTrainee, prompts: list[list[int]], texts: list[list[int]]) -> list[torch.Tensor]:
+    """Log-probabilities (words, V) before each word of the given texts, as generation computes them."""
+    batch, past = begin(trainee, prompts)
+    out: list[list[torch.Tensor]] = [[] for _ in prompts]
+    for step in range(max(map(len, texts))):
+        scores = torch.log_softmax(logits_of(trainee.base, hidden_states(trainee, batch, past)[:, -1]), -1)
+        for line, text in enumerate(texts):
+            if step < len(text):
+                out[line].append(scores[line].double().cpu())
+        words = torch.tensor([text[min(step, len(text) - 1)] for text in texts], device=batch.ids.device)
+        batch = next_place(batch, words)
+    return [torch.stack(scores) for scores in out]
+
+
+def uncached(trainee: ChatTrainee, prompt: list[int], text: list[int]) -> torch.Tensor:
+    """The same from one forward pass over prompt and text."""
+    batch, _ = begin(trainee, [prompt + text])
+    hidden = hidden_states(trainee, batch)[0, -len(text) - 1 : -1]
+    return torch.log_softmax(logits_of(trainee.base, hidden), -1).double().cpu()
+
+
+def picked(scores: torch.Tensor, text: list[int]) -> torch.Tensor:
+    return scores[torch.arange(len(text)), torch.tensor(text)]

@@ -1,0 +1,108 @@
+"""`tarazu verify` on a small chat model: everything holds, and each invariant fails when just that is broken."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import pytest
+import torch
+from chat import small
+
+from tarazu import cli
+from tarazu.chat import attention, generation, invariants
+from tarazu.chat.layout import PAD
+from tarazu.chat.task import Chat
+from tarazu.engine.disturb import shake
+from tarazu.engine.few import Few
+from tarazu.engine.invariants import Bench
+from tarazu.recipe import load
+from tarazu.run_folder import RunFolder
+
+PADDED, PACKED, FUTURE, LEFT, CACHED = "padded = alone", "packed = alone", "no word sees a later one", "left-padded in a batch = alone", "cached = full forward"
+METHODS = ("prefix_tuning", "prompt_tuning", "lora")
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def recipe_path(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("verify")
+    model = small.save_model(folder / "model")
+    data = {"source": "samples:chat_fa.jsonl", "split": {"train": 0.8, "validation": 0.1, "test": 0.1}, "max_length": 90}
+    return small.recipe(folder / "recipe.yaml", model, data=data, methods={name: small.METHODS[name] for name in METHODS})
+
+
+@pytest.fixture(scope="module")
+def benches(recipe_path, tmp_path_factory):
+    recipe, folder = load(recipe_path), tmp_path_factory.mktemp("bench")
+    data, out = Chat().prepare(recipe, RunFolder(folder), CPU), {}
+    for name in METHODS:
+        trainee = Chat().build(recipe, name, data, 0, CPU)
+        shake(trainee)
+        trainee.module.eval()
+        out[name] = Bench(Few(Chat(), data, invariants.few_rows(data, 4)), recipe, name, trainee, folder, CPU, 0)
+    return out
+
+
+def failing(bench: Bench) -> set[str]:
+    return {found.name for found in invariants.checks(bench) if found.verdict != "ok"}
+
+
+def visible(same=lambda q, k: (q == k) & (q != PAD), later=0):
+    """The rule of attention with one part of it broken."""
+
+    def broken(q_segments, k_segments, q_positions, k_positions, window):
+        seen = same(q_segments[:, :, None], k_segments[:, None, :]) | (k_segments[:, None, :] == attention.SHARED)
+        return seen & (k_positions[:, None, :] <= q_positions[:, :, None] + later) | torch.eye(k_segments.shape[1], dtype=torch.bool)[-q_segments.shape[1] :]
+
+    return broken
+
+
+BREAKS = {
+    "rows of a packed line see each other": ("visible", visible(lambda q, k: (k != PAD) & (q != PAD)), {PACKED}),
+    "padding is seen": ("visible", visible(lambda q, k: (q == k) | (k == PAD)), {PADDED, LEFT}),
+    "one word ahead is seen": ("visible", visible(later=1), {FUTURE, CACHED}),
+    "a cached word stands one place too far": ("next_place", None, {CACHED}),
+    "a finished answer's cache stays": ("select", None, {LEFT}),
+}
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_everything_holds(name, benches):
+    assert failing(benches[name]) == set()
+
+
+@pytest.mark.parametrize("what", BREAKS)
+def test_each_check_can_fail(what, benches, monkeypatch):
+    place, made, broken = BREAKS[what]
+    if place == "visible":
+        monkeypatch.setattr(attention, "visible", made)
+    elif place == "next_place":
+        right = generation.next_place
+
+        def wrong(batch, tokens):
+            after = right(batch, tokens)
+            return dataclasses.replace(after, positions=after.positions + (batch.ids.shape[1] > 1))
+
+        monkeypatch.setattr(generation, "next_place", wrong)
+        monkeypatch.setattr(invariants, "next_place", wrong)
+    else:
+        right = generation.Past.select
+        monkeypatch.setattr(generation.Past, "select", lambda past, lines: right(past, torch.arange(len(lines))))
+    found = failing(benches["lora"])
+    assert broken <= found, f"not noticed: {broken - found}"
+    assert found == broken or place == "visible"
+
+
+def test_the_command_writes_what_it_found(recipe_path, tmp_path, capsys, monkeypatch):
+    out = tmp_path / "verify.json"
+    monkeypatch.setattr("sys.argv", ["tarazu", "verify", str(recipe_path), "--set", "methods={base: {}, lora: {rank: 2, dropout: 0.1}}", "--out", str(out)])
+    cli.main()
+    assert "packed = alone" in capsys.readouterr().out
+    found = json.loads(out.read_text(encoding="utf-8"))
+    assert found["verdict"] == "ok" and found["counts"] == {"ok": 14, "failed": 0, "not applicable": 4}
+    monkeypatch.setattr(attention, "visible", BREAKS["rows of a packed line see each other"][1])
+    monkeypatch.setattr("sys.argv", ["tarazu", "verify", str(recipe_path), "--set", "methods={base: {}}"])
+    with pytest.raises(SystemExit) as left:
+        cli.main()
+    assert left.value.code == 1 and "base: packed = alone" in capsys.readouterr().err
