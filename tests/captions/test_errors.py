@@ -52,6 +52,12 @@ def test_colours_counts_and_relations():
     assert found("a white hot dog", "a white dog")["invented"] == ["food"]  # a phrase is found before its parts
 
 
+def test_drawn_scenes_are_understood():
+    parts = found("Two red circles to the left of a star.", "A star to the right of two red circles.", "Two red circles.")
+    assert parts["right"] == ["circle", "red", "star", "two"]
+    assert parts["invented"] == ["left_of"]  # the mirrored relation is another concept
+
+
 def test_every_word_names_one_concept_and_every_implication_exists():
     words = load()  # raises where a word stands in two lines
     assert set().union(*words.implied.values()) <= words.kind.keys()

@@ -2,7 +2,8 @@
 
 A mention is right when any reference mentions the concept, and a concept should be mentioned when at least two do. Five
 people leave much of a photograph unsaid, so a "wrong" mention is one that nobody confirms: give a person's captions the
-same test (`yardsticks.human`) to see the ceiling. Colours and counts are not tied to their noun.
+same test (`yardsticks.human`) to see the ceiling. Colours and counts are not tied to their noun,
+nor relations to their two.
 """
 
 from __future__ import annotations

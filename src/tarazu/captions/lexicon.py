@@ -68,6 +68,8 @@ into:
 out_of:
 towards: toward
 away_from:
+left_of: to_the_left_of on_the_left_of
+right_of: to_the_right_of on_the_right_of
 """
 ACTIONS = """
 run: ran sprint jog

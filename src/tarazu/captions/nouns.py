@@ -216,6 +216,13 @@ shirtless:
 barefoot:
 """
 THINGS = """
+circle: disk
+square:
+triangle:
+rectangle:
+star:
+heart:
+diamond:
 toy: stuffed_animal teddy doll
 stick: branch log
 rope:
