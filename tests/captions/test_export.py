@@ -15,10 +15,10 @@ from tarazu.captions.model import ImageCaptioningModel
 from tarazu.captions.pretrained import Pretrained
 from tarazu.captions.vocabulary import SPECIALS, Vocabulary
 
-SHAPE = replace(SHAPES["efficientnet-lite0"], stages=STAGES[:2])  # tracing all sixteen blocks takes a minute
+SHAPE = replace(SHAPES["efficientnet-lite0"], stages=STAGES[:1])  # tracing all sixteen blocks takes a minute
 
 
-@pytest.mark.parametrize("kind", ["both", "show_attend_tell", "transformer"])
+@pytest.mark.parametrize("kind", ["both", "show_attend_tell", "sinusoidal"])
 def test_onnxruntime_gives_the_same_caption(kind, tmp_path):
     onnxruntime = pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from tarazu.captions import drawn, duplicates, features, pretrained
-from tarazu.captions.features import Bank, RowCache
+from tarazu.captions.features import Bank, Item, RowCache
 from tarazu.captions.settings import EncoderSettings
 from tarazu.captions.sources import ImageStore
 
@@ -20,6 +20,10 @@ def scenes(tmp_path_factory):
     return store, duplicates.look(store, store.names(), folder), pretrained.load(EncoderSettings(size=64))
 
 
+def items(store):
+    return [Item(name) for name in store.names()]
+
+
 @pytest.fixture(autouse=True)
 def cache(tmp_path, monkeypatch):
     monkeypatch.setenv("TARAZU_CACHE", str(tmp_path))
@@ -28,8 +32,8 @@ def cache(tmp_path, monkeypatch):
 
 def test_features_are_what_the_encoder_sees(scenes):
     store, looks, encoder = scenes
-    bank = features.features(encoder, store, store.names(), looks, "float32", CPU)
-    pixels = features.pictures(encoder, store, store.names(), looks, CPU)
+    bank = features.features(encoder, store, items(store), looks, "float32", CPU)
+    pixels = features.pictures(encoder, store, items(store), looks, CPU)
     places = torch.tensor([4, 0, 4])
     with torch.no_grad():
         torch.testing.assert_close(bank.take(places), encoder.module(pixels.take(places)), atol=1e-4, rtol=1e-4)
@@ -45,14 +49,25 @@ def test_a_cut_extraction_goes_on_where_it_stopped(scenes, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(RowCache, "append", cut_after(4))
         with pytest.raises(KeyboardInterrupt):
-            features.features(encoder, store, store.names(), looks, "float16", CPU)
+            features.features(encoder, store, items(store), looks, "float16", CPU)
     assert sum(seen) == 6  # the third pair was seen, but not kept
-    bank = features.features(encoder, store, store.names(), looks, "float16", CPU)
+    bank = features.features(encoder, store, items(store), looks, "float16", CPU)
     assert sum(seen) == 6 + 5
     hook.remove()
     with torch.no_grad():
-        expected = encoder.module(features.pictures(encoder, store, store.names(), looks, CPU).take(torch.arange(9)))
+        expected = encoder.module(features.pictures(encoder, store, items(store), looks, CPU).take(torch.arange(9)))
     torch.testing.assert_close(bank.take(torch.arange(9)).float(), expected, atol=5e-3, rtol=1e-2)
+
+
+def test_views_are_fixed_and_have_rows_of_their_own(scenes):
+    store, looks, encoder = scenes
+    name = store.names()[0]
+    views = [Item(name), Item(name, 1, 0.5), Item(name, 2, 0.5), Item(name, 1, 0.8)]
+    bank = features.pictures(encoder, store, views, looks, CPU)
+    rows = bank.take(torch.arange(4))
+    assert len({row.numpy().tobytes() for row in rows}) == 4
+    again = features.pictures(encoder, store, views[::-1], looks, CPU).take(torch.arange(4))
+    assert torch.equal(again.flip(0), rows)
 
 
 def cut_after(count):

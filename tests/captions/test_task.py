@@ -17,7 +17,7 @@ RECIPE = """
 task: captions
 encoder: {name: efficientnet-lite0, size: 64}
 device: cpu
-data: {source: drawn, scenes: 40, min_count: 1, max_length: 16}
+data: {source: drawn, scenes: 40, min_count: 1, max_length: 16, views: 3}
 budget: {epochs: 2, batch_rows: 40, watch: cider, micro_batch_tokens: 300}
 methods:
   show_and_tell: {embedding: 16, hidden: 24, word_dropout: 0.1, label_smoothing: 0.1, scheduled_sampling: 0.2}

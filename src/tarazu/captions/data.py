@@ -12,8 +12,9 @@ import numpy as np
 import torch
 
 from tarazu.captions import drawn, duplicates, features, figures, flickr8k, hub, pretrained, splits
+from tarazu.captions.augment import SIDED
 from tarazu.captions.duplicates import Looks
-from tarazu.captions.features import Bank
+from tarazu.captions.features import Bank, Item
 from tarazu.captions.flickr8k import Collection
 from tarazu.captions.images import open_image, small_jpeg
 from tarazu.captions.pretrained import Pretrained
@@ -34,6 +35,7 @@ class Prepared:
         names: images by split.
         captions: raw captions by image, of the images in use.
         tokens: (rows, max_length + 2) per split; places: the rows' images, as positions in `all_names`.
+        views: how many views of a training picture there are (1: itself alone); crop: the least share that one keeps.
         scorers, yardsticks: what evaluation works out once for all methods.
     """
 
@@ -46,6 +48,8 @@ class Prepared:
     looks: Looks
     encoder: Pretrained
     precision: str
+    views: int
+    crop: float
     device: torch.device
     folder: RunFolder
     scorers: dict = field(default_factory=dict)
@@ -67,8 +71,10 @@ class Prepared:
 
     @cached_property
     def maps(self) -> Bank:
-        """The frozen encoder's features (N, P, D)."""
-        return features.features(self.encoder, self.collection.images, self.all_names, self.looks, self.precision, self.device)
+        """The frozen encoder's features (N, P, D): of every picture, then of the training pictures' further views, view by view."""
+        items = [Item(name) for name in self.all_names]
+        items += [Item(name, view, self.crop) for view in range(1, self.views) for name in self.names["train"]]
+        return features.features(self.encoder, self.collection.images, items, self.looks, self.precision, self.device)
 
     @cached_property
     def means(self) -> Bank:
@@ -78,7 +84,24 @@ class Prepared:
     @cached_property
     def pixels(self) -> Bank:
         """The pictures themselves (N, S, S, 3), for an encoder that is trained as well."""
-        return features.pictures(self.encoder, self.collection.images, self.all_names, self.looks, self.device)
+        return features.pictures(self.encoder, self.collection.images, [Item(name) for name in self.all_names], self.looks, self.device)
+
+    def view_rows(self, places: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+        """Rows of `maps` for a random view of each training picture; never a mirrored one for a caption with left or right."""
+        if self.views == 1:
+            return places
+        view = torch.randint(self.views, places.shape, device=places.device)
+        view = torch.where(self.sided(tokens), view - view % 2, view)
+        further = len(self.all_names) + (view - 1) * len(self.names["train"]) + places
+        return torch.where(view == 0, places, further)
+
+    def sided(self, tokens: torch.Tensor) -> torch.Tensor:
+        """tokens (B, T) -> (B,), True where the caption says left or right."""
+        numbers = [self.vocabulary.ids[word] for word in SIDED if word in self.vocabulary.ids]
+        found = torch.zeros(len(tokens), dtype=torch.bool, device=tokens.device)
+        for number in numbers:
+            found |= (tokens == number).any(1)
+        return found
 
     def keep_image(self, name: str) -> str:
         """Puts a small copy into the run folder and returns its path there."""
@@ -104,7 +127,7 @@ def prepare(recipe: CaptionsRecipe, folder: RunFolder, device: torch.device) -> 
     tokens = {split: np.array([vocabulary.encode(line) for name in images for line in words[name]], dtype=np.int64) for split, images in names.items()}
     order = {name: place for place, name in enumerate(captions)}
     places = {split: np.array([order[name] for name in images for _ in words[name]], dtype=np.int64) for split, images in names.items()}
-    data = Prepared(names, captions, vocabulary, tokens, places, collection, looks, encoder, recipe.encoder.precision, device, folder)
+    data = Prepared(names, captions, vocabulary, tokens, places, collection, looks, encoder, recipe.encoder.precision, settings.views, settings.crop, device, folder)
     _write(data, settings, copies)
     return data
 

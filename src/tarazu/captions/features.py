@@ -10,15 +10,18 @@ import fcntl
 import json
 import math
 import os
+import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from tarazu.captions.augment import view_of
 from tarazu.captions.duplicates import Looks
 from tarazu.captions.images import open_image, pixels
 from tarazu.captions.pretrained import Pretrained
@@ -28,7 +31,7 @@ from tarazu.errors import BadInput, TarazuError
 from tarazu.run_folder import write_aside
 
 AT_ONCE = {"cpu": 16, "cuda": 128}  # pictures through the encoder together
-SAVE_EVERY = 256  # pictures between two notes of how far it is
+SAVE_SECONDS = 20.0  # between two notes of how far it is
 SHARE_OF_GPU = 0.4  # of the free memory that a bank may take to live there
 
 
@@ -55,6 +58,7 @@ class RowCache:
             path = self.folder / "rows.bin"
             with open(path, "ab") as self._file:
                 self._file.truncate(len(self.rows) * self.row_bytes)  # what was written after the last note
+                self._noted = time.monotonic()
                 try:
                     yield
                 finally:  # also when a signal ends it
@@ -68,7 +72,7 @@ class RowCache:
             raise TarazuError(f"the cache cannot be written: {error.strerror}", where=str(self.folder), todo="free some disk space, or point TARAZU_CACHE elsewhere") from error
         before = len(self.rows)
         self.rows |= {key: before + i for i, key in enumerate(keys)}
-        if before // SAVE_EVERY != len(self.rows) // SAVE_EVERY:
+        if time.monotonic() - self._noted > SAVE_SECONDS:
             self._note()
 
     def array(self) -> np.ndarray:
@@ -79,6 +83,7 @@ class RowCache:
         self._file.flush()
         os.fsync(self._file.fileno())
         write_aside(self.folder / "index.json", json.dumps(self.rows).encode())
+        self._noted = time.monotonic()
 
     def _read(self) -> dict[str, int]:
         try:
@@ -89,8 +94,21 @@ class RowCache:
         return {key: row for key, row in rows.items() if (row + 1) * self.row_bytes <= size}
 
 
+@dataclass(frozen=True)
+class Item:
+    """A view of a picture: 0 is the picture itself, others are crops that keep at least `smallest` of it."""
+
+    name: str
+    view: int = 0
+    smallest: float = 1.0
+
+    def key(self, looks: Looks) -> str:
+        """What its row is filed under."""
+        return looks.sha256[self.name] + (f".{self.view}.{self.smallest:g}" if self.view else "")
+
+
 class Bank:
-    """Rows of a cache in the order of a data set's pictures; held on the GPU where they fit."""
+    """Rows of a cache in the order of a data set's items; held on the GPU where they fit."""
 
     def __init__(self, array: np.ndarray, rows: list[int], device: torch.device):
         self.array, self.rows, self.device = array, np.asarray(rows), device
@@ -118,45 +136,48 @@ class Bank:
         return torch.from_numpy(self.array[rows])  # fancy indexing copies, so the map itself stays untouched
 
 
-def features(encoder: Pretrained, store: ImageStore, names: list[str], looks: Looks, precision: str, device: torch.device) -> Bank:
-    """The encoder's maps (N, P, D) of the named pictures, computed where the cache has none."""
+def features(encoder: Pretrained, store: ImageStore, items: list[Item], looks: Looks, precision: str, device: torch.device) -> Bank:
+    """The encoder's maps (N, P, D) of the items, computed where the cache has none."""
     cache = RowCache(cache_folder() / "features" / f"{encoder.key()}-{precision}", (encoder.side**2, encoder.module.width), precision)
-    module = encoder.module.to(device)
+    module, dtype = encoder.module.to(device), getattr(torch, precision)
 
     def see(batch: np.ndarray) -> np.ndarray:
         with torch.no_grad():
-            return module(torch.from_numpy(batch).to(device)).cpu().numpy()
+            return module(torch.from_numpy(batch).to(device)).to(dtype).cpu().numpy()
 
-    _fill(cache, encoder, store, names, looks, see, "features", AT_ONCE[device.type])
-    return Bank(cache.array(), [cache.rows[looks.sha256[name]] for name in names], device)
+    return _fill(cache, encoder, store, items, looks, see, "features", device)
 
 
-def pictures(encoder: Pretrained, store: ImageStore, names: list[str], looks: Looks, device: torch.device) -> Bank:
-    """The pictures' pixels (N, S, S, 3), uint8, for an encoder that is trained as well."""
+def pictures(encoder: Pretrained, store: ImageStore, items: list[Item], looks: Looks, device: torch.device) -> Bank:
+    """The items' pixels (N, S, S, 3), uint8, for an encoder that is trained as well."""
     cache = RowCache(cache_folder() / "pixels" / f"{encoder.size}-{encoder.resample}", (encoder.size, encoder.size, 3), "uint8")
-    _fill(cache, encoder, store, names, looks, lambda batch: batch, "pixels", AT_ONCE[device.type])
-    return Bank(cache.array(), [cache.rows[looks.sha256[name]] for name in names], device)
+    return _fill(cache, encoder, store, items, looks, lambda batch: batch, "pixels", device)
 
 
-def _fill(cache: RowCache, encoder: Pretrained, store: ImageStore, names: list[str], looks: Looks, see: Callable, what: str, at_once: int) -> None:
+def _fill(cache: RowCache, encoder: Pretrained, store: ImageStore, items: list[Item], looks: Looks, see: Callable, what: str, device: torch.device) -> Bank:
     """Computes the missing rows; pictures are decoded by threads while the encoder is at work on the batch before."""
-    wanted = {looks.sha256[name]: name for name in names}
-    if all(key in cache.rows for key in wanted):
-        return
+    keys = [item.key(looks) for item in items]
+    wanted = {key: item for key, item in zip(keys, items, strict=True) if key not in cache.rows}
 
-    def decode(name: str) -> np.ndarray:
-        return pixels(open_image(store.read(name), name), encoder.size, encoder.resample)
+    def decode(item: Item) -> np.ndarray:
+        picture = view_of(open_image(store.read(item.name), item.name), looks.sha256[item.name], item.view, item.smallest)
+        return pixels(picture, encoder.size, encoder.resample)
 
-    with cache.writing(), ThreadPoolExecutor(os.cpu_count()) as pool, Bar(what) as bar:
-        keys = [key for key in wanted if key not in cache.rows]
-        batches = [keys[i : i + at_once] for i in range(0, len(keys), at_once)]
-        ahead = [pool.submit(decode, wanted[key]) for key in batches[0]] if batches else []
-        for number, batch in enumerate(batches):
-            now, ahead = ahead, [pool.submit(decode, wanted[key]) for key in (batches[number + 1] if number + 1 < len(batches) else [])]
-            try:
-                decoded = np.stack([job.result() for job in now])
-            except BadInput as error:  # it was readable a moment ago
-                raise TarazuError(f"a picture changed while it was read: {error.what}", where=error.where, todo="run again") from error
-            cache.append(batch, see(decoded))
-            done = min((number + 1) * at_once, len(keys))
-            bar.at(done / len(keys), f"{done} of {len(keys)} pictures")
+    if wanted:
+        with cache.writing(), ThreadPoolExecutor(os.cpu_count()) as pool, Bar(what) as bar:
+            missing = [key for key in wanted if key not in cache.rows]
+            batches = [missing[i : i + AT_ONCE[device.type]] for i in range(0, len(missing), AT_ONCE[device.type])]
+            ahead = [pool.submit(decode, wanted[key]) for key in (batches or [[]])[0]]
+            for number, batch in enumerate(batches):
+                now, ahead = ahead, [pool.submit(decode, wanted[key]) for key in (batches[number + 1] if number + 1 < len(batches) else [])]
+                cache.append(batch, see(_together(now)))
+                done = sum(map(len, batches[: number + 1]))
+                bar.at(done / len(missing), f"{done} of {len(missing)} pictures")
+    return Bank(cache.array(), [cache.rows[key] for key in keys], device)
+
+
+def _together(jobs: list[Future]) -> np.ndarray:
+    try:
+        return np.stack([job.result() for job in jobs])
+    except BadInput as error:  # it was readable a moment ago
+        raise TarazuError(f"a picture changed while it was read: {error.what}", where=error.where, todo="run again") from error

@@ -36,6 +36,8 @@ class CaptionData(Strict):
     min_count: PositiveInt = Field(3, description="a word enters the vocabulary when the training captions hold it so often")
     max_length: PositiveInt = Field(24, description="words of a caption that are kept; shorter ones are filled with <pad>")
     images: PositiveInt | None = Field(None, description="use only so many images (for trying out)")
+    views: PositiveInt = Field(1, description="views of each training picture: itself, and crops of which every second is mirrored")
+    crop: float = Field(0.7, gt=0.1, le=1, description="least share of a picture that a view keeps")
     scenes: PositiveInt = Field(300, description="how many scenes `drawn` draws")
 
 

@@ -71,7 +71,7 @@ class Captions:
         return batches
 
     def loss(self, trainee: CaptionTrainee, batch: CaptionBatch) -> LossSum:
-        method, pictures = trainee.method, trainee.look(batch.pictures)
+        method, pictures = trainee.method, trainee.look(batch.pictures, batch.tokens)
         late = method.self_critical if method and trainee.module.training else None
         if late and trainee.epoch >= late.from_epoch:
             images = [trainee.data.all_names[place] for place in batch.pictures.tolist()]

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from tarazu.captions import decoders
+from tarazu.captions.augment import new_view
 from tarazu.captions.cider import Cider
 from tarazu.captions.decoding import Ensemble
 from tarazu.captions.model import ImageCaptioningModel
@@ -48,11 +49,17 @@ class CaptionTrainee(Trainee):
     pooled: bool = False
     cider: Cider | None = None
 
-    def look(self, pictures: torch.Tensor) -> torch.Tensor:
-        """Places in the data (B,) -> what the model is given: pixels, maps, or means of maps."""
+    def look(self, pictures: torch.Tensor, tokens: torch.Tensor | None = None) -> torch.Tensor:
+        """Places in the data (B,) -> what the model is given: pixels, maps, or means of maps.
+
+        In training, with the rows' tokens, a random view of each picture is given.
+        """
+        vary = self.module.training and tokens is not None and self.data.views > 1
         if self.reads_pixels():
-            return self.data.pixels.take(pictures)
-        return (self.data.means if self.pooled else self.data.maps).take(pictures)
+            seen = self.data.pixels.take(pictures)
+            return new_view(seen, self.data.sided(tokens), self.data.crop) if vary else seen
+        rows = self.data.view_rows(pictures, tokens) if vary else pictures
+        return (self.data.means if self.pooled else self.data.maps).take(rows)
 
     def reads_pixels(self) -> bool:
         """Until its blocks thaw, a fine-tuned encoder sees what the frozen one saw."""
