@@ -10,8 +10,10 @@ is the batch, so that a beam can be chosen, copied and dropped without knowing w
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor, nn
 
 if TYPE_CHECKING:
@@ -40,6 +42,12 @@ class Decoder(nn.Module):
     def step(self, state: State, token: Tensor) -> tuple[Tensor, State, Tensor | None]:
         """state, token (B,) -> logits (B, V) for what follows it, the new state, and attention (B, P) or None."""
         raise TypeError(f"{type(self).__name__} does not say how it steps")
+
+
+def full_precision(x: Tensor) -> AbstractContextManager:
+    """Keeps autocast away from a recurrence: what is rounded at every word adds up, and an LSTM is small anyway."""
+    kind = x.device.type
+    return torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext()
 
 
 def make(method: CaptionMethod, words: int, channels: int, places: int) -> Decoder:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from tarazu.captions.decoders import Decoder, State
+from tarazu.captions.decoders import Decoder, State, full_precision
 from tarazu.captions.settings import ShowAndTell
 
 
@@ -32,7 +32,9 @@ class ShowAndTellDecoder(Decoder):
 
     def teach(self, features: Tensor, tokens: Tensor) -> tuple[Tensor, None]:
         h, c = self.start(features)
-        out, _ = self.lstm(self.dropout(self.embedding(tokens)), _layers_first(h, c))
+        words = self.dropout(self.embedding(tokens))
+        with full_precision(words):
+            out, _ = self.lstm(words, _layers_first(h, c))
         return self.output(self.dropout(out)), None
 
     def start(self, features: Tensor) -> State:
@@ -51,10 +53,11 @@ class ShowAndTellDecoder(Decoder):
         return self.output(out), state, None
 
     def _advance(self, state: State, x: Tensor) -> tuple[Tensor, State]:
-        out, (h, c) = self.lstm(x.unsqueeze(1), _layers_first(*state))
+        with full_precision(x):
+            out, (h, c) = self.lstm(x.float().unsqueeze(1), _layers_first(*state))
         return out[:, 0], (h.transpose(0, 1), c.transpose(0, 1))
 
 
 def _layers_first(h: Tensor, c: Tensor) -> State:
     """nn.LSTM wants (layers, B, hidden)."""
-    return h.transpose(0, 1).contiguous(), c.transpose(0, 1).contiguous().to(h.dtype)
+    return h.transpose(0, 1).contiguous().float(), c.transpose(0, 1).contiguous().float()

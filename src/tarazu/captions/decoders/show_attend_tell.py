@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from tarazu.captions.decoders import Decoder, State
+from tarazu.captions.decoders import Decoder, State, full_precision
 from tarazu.captions.settings import ShowAttendTell
 
 
@@ -60,7 +60,8 @@ class ShowAttendTellDecoder(Decoder):
         z = torch.bmm(alpha.to(features.dtype).unsqueeze(1), features).squeeze(1)
         if self.gate is not None:
             z = z * torch.sigmoid(self.gate(h))
-        h, c = self.cell(self.mix(torch.cat([z.to(word.dtype), word], 1)), (h, c))
+        with full_precision(z):
+            h, c = self.cell(self.mix(torch.cat([z.float(), word], 1)), (h.float(), c.float()))
         return (h, c, features, keys), z, alpha
 
     def _words(self, word: Tensor, h: Tensor, z: Tensor) -> Tensor:
