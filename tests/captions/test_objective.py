@@ -80,7 +80,7 @@ def test_self_critical_training_raises_the_reward():
     assert len(words) == WORDS
     wanted = {"x": ["a b c d", "a b c"], "y": ["e f g e", "e f g"], "z": ["g g b", "g g b a"]}
     cider = Cider({name: [f"{text} {END}" for text in texts] for name, texts in wanted.items()})
-    whole, settings = model("show_and_tell"), SelfCritical(from_epoch=0, samples=8)
+    whole, settings = model("show_and_tell"), SelfCritical(from_epoch=0, samples=8, share=1.0)
     optimizer = torch.optim.Adam(whole.decoder.parameters(), 0.01)
     captions = torch.tensor([words.encode(wanted[name][0].split()) for name in "xyz"])
 

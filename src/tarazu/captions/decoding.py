@@ -92,7 +92,7 @@ def beam_search(writer: Writer, pictures: Tensor, beams: int, most_words: int, l
 
 @torch.no_grad()
 def sample(writer: Writer, pictures: Tensor, most_words: int) -> Tensor:
-    """One sentence for each picture, drawn from the model: (B, most_words + 2), `<sos>` words `<eos>` `<pad>`..."""
+    """One sentence for each picture, drawn from the model: (B, at most most_words + 2), `<sos>` words `<eos>` `<pad>`..."""
     state, count = writer.start(pictures), len(pictures)
     token = torch.full((count,), SOS, device=pictures.device)
     tokens, ended = [token], torch.zeros(count, dtype=torch.bool, device=pictures.device)
@@ -102,6 +102,8 @@ def sample(writer: Writer, pictures: Tensor, most_words: int) -> Tensor:
         token = torch.multinomial(chances, 1).squeeze(1).masked_fill(ended, PAD)
         ended = ended | (token == EOS)
         tokens.append(token)
+        if place % 4 == 3 and bool(ended.all()):
+            break
     return torch.stack(tokens, 1)
 
 

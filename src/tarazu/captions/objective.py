@@ -71,25 +71,27 @@ def _disturb(model: ImageCaptioningModel, pictures: Tensor, inputs: Tensor, meth
 def self_critical(model: ImageCaptioningModel, pictures: Tensor, tokens: Tensor, images: list[str], cider: Cider, words: Vocabulary, settings: SelfCritical) -> LossSum:
     """The gradient of the expected CIDEr: each sampled sentence against the mean of the image's other samples.
 
-    images: the name of each picture; cider: over references that end with `END`. Sentences of one image are drawn together; the loss that is reported stays the likelihood
-    of the person's caption.
+    images: the name of each picture; cider: over references that end with `END`. The loss that is reported stays the
+    likelihood of the person's caption, without dropout.
     """
-    count = settings.samples
-    features = model.see(pictures)
+    used = max(1, round(settings.share * len(pictures)))
     with decoding.without_dropout(model):
-        many = features.repeat_interleave(count, 0)
-        drawn = decoding.sample(model, many.detach(), words.max_length)
-        texts = [" ".join([*words.decode(line), END]) for line in drawn.tolist()]
-        rewards = cider.rewards([name for name in images for _ in range(count)], texts)
-        rewards = torch.as_tensor(rewards, dtype=torch.float32, device=drawn.device).view(-1, count)
-        others = (rewards.sum(1, keepdim=True) - rewards) / (count - 1)
-        advantage = (rewards - others).view(-1, 1)
-        drawn = drawn[:, : int((drawn != PAD).sum(1).max())]
-        logits = model.teach(many, drawn[:, :-1])[0].float()
-        targets = drawn[:, 1:]
-        logp = -F.cross_entropy(logits.transpose(1, 2), targets, ignore_index=PAD, reduction="none")
-        policy = -(advantage * logp).sum() / count
+        features = model.see(pictures[:used]).repeat_interleave(settings.samples, 0)
+        drawn = decoding.sample(model, features.detach(), words.max_length)
+        advantage = _advantage(drawn, images[:used], cider, words, settings.samples)
+        logits = model.teach(features, drawn[:, :-1])[0].float()
+        logp = -F.cross_entropy(logits.transpose(1, 2), drawn[:, 1:], ignore_index=PAD, reduction="none")
+        policy = -(advantage * logp).sum() / settings.samples * (len(pictures) / used)
         with torch.set_grad_enabled(settings.likelihood > 0):
-            plain = model.teach(features, tokens[:, :-1])[0].float()
+            plain = model.teach(pictures, tokens[:, :-1])[0].float()
             total = F.cross_entropy(plain.flatten(0, 1), tokens[:, 1:].flatten(), ignore_index=PAD, reduction="sum")
-    return LossSum(total, 0, settings.weight * policy + (settings.likelihood - 1) * total)
+    return LossSum(total, 0, policy + (settings.likelihood - 1) * total)
+
+
+def _advantage(drawn: Tensor, images: list[str], cider: Cider, words: Vocabulary, samples: int) -> Tensor:
+    """drawn (B * samples, T) -> how much better each sentence is than the mean of its image's others, (B * samples, 1)."""
+    texts = [" ".join([*words.decode(line), END]) for line in drawn.tolist()]
+    rewards = cider.rewards([name for name in images for _ in range(samples)], texts)
+    rewards = torch.as_tensor(rewards, dtype=torch.float32, device=drawn.device).view(-1, samples)
+    others = (rewards.sum(1, keepdim=True) - rewards) / (samples - 1)
+    return (rewards - others).view(-1, 1)

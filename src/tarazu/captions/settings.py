@@ -64,8 +64,8 @@ class SelfCritical(Strict):
 
     from_epoch: NonNegativeInt = 15
     samples: Annotated[int, Field(ge=2)] = 5
-    weight: PositiveFloat = Field(1.0, description="of the reward beside the likelihood")
-    likelihood: NonNegativeFloat = Field(0.0, description="weight of the likelihood that stays")
+    share: float = Field(0.25, gt=0, le=1, description="of a step's rows that are sampled for: an image comes five times in an epoch")
+    likelihood: NonNegativeFloat = Field(0.0, description="weight of the likelihood that stays beside the reward")
 
 
 class CaptionMethod(Method):
