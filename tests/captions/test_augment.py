@@ -38,4 +38,9 @@ def test_new_views_are_crops_and_sided_captions_are_not_mirrored():
     rises = seen[:, 32, -1, 0] > seen[:, 32, 0, 0]
     assert rises[:30].all() and 5 < rises[30:].sum() < 25
     assert (seen[:, -1, 32, 1] > seen[:, 0, 32, 1]).all()
-    torch.testing.assert_close(new_view(pixels, torch.ones(60, dtype=torch.bool), 1.0)[:, 20:44, 20:44], pixels[:, 20:44, 20:44].float(), atol=30, rtol=0)
+    torch.testing.assert_close(
+        new_view(pixels, torch.ones(60, dtype=torch.bool), 1.0)[:, 20:44, 20:44],
+        pixels[:, 20:44, 20:44].float(),
+        atol=30,
+        rtol=0,
+    )

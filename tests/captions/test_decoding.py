@@ -80,7 +80,7 @@ def test_a_picture_is_described_alike_alone_and_in_company(kind, beams):
 
 
 def test_a_wider_beam_finds_likelier_sentences_on_the_whole():
-    scores = {beams: 0.0 for beams in (1, 3, 10)}
+    scores = dict.fromkeys((1, 3, 10), 0.0)
     for seed in range(12):
         for beams in scores:
             scores[beams] += beam_search(Table(12, seed), PICTURES[:1], beams, 6)[0][0].score
@@ -100,11 +100,16 @@ def test_no_three_words_twice():
 def test_an_ensemble_of_one_model_twice_is_that_model():
     model, features = decoder("show_attend_tell"), torch.randn(4, PLACES, CHANNELS)
     both = beam_search(Ensemble([model, model]), features, 3, 8)
-    assert [[h.words for h in hs] for hs in both] == [[h.words for h in hs] for hs in beam_search(model, features, 3, 8)]
+    assert [[h.words for h in hs] for hs in both] == [
+        [h.words for h in hs] for hs in beam_search(model, features, 3, 8)
+    ]
 
 
 def test_an_ensemble_averages_log_probabilities():
-    members, features = [decoder(kind) for kind in ("show_and_tell", "show_attend_tell", "transformer")], torch.randn(2, PLACES, CHANNELS)
+    members, features = (
+        [decoder(kind) for kind in ("show_and_tell", "show_attend_tell", "transformer")],
+        torch.randn(2, PLACES, CHANNELS),
+    )
     whole = Ensemble(members)
     logp, _, alpha = whole.step(whole.start(features), torch.full((2,), SOS))
     alone = [torch.log_softmax(m.step(m.start(features), torch.full((2,), SOS))[0], 1) for m in members]

@@ -30,9 +30,13 @@ def test_b0_computes_what_transformers_computes(tmp_path):
     images = torch.rand(2, 64, 64, 3) * 255
     normal = ((images - ours.module.normal[0]) / ours.module.normal[1]).permute(0, 3, 1, 2)
     with torch.no_grad():
-        torch.testing.assert_close(ours.module(images), theirs(normal).last_hidden_state.flatten(2).transpose(1, 2), atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(
+            ours.module(images), theirs(normal).last_hidden_state.flatten(2).transpose(1, 2), atol=1e-5, rtol=1e-4
+        )
     told = ours.describe()
-    assert told["name"] == "EfficientNet-B0" and told["features"] == [49, 1280] and "transformers" in told["weights_note"]
+    assert (
+        told["name"] == "EfficientNet-B0" and told["features"] == [49, 1280] and "transformers" in told["weights_note"]
+    )
 
 
 @pytest.mark.parametrize("library", ["torchvision", "timm"])
@@ -80,12 +84,16 @@ def test_training_mode_leaves_a_frozen_encoder_alone(lite):
 
 def test_last_blocks(lite):
     names = lite.module.last_blocks(1)
-    assert {name.split(".")[0] for name in names} == {"blocks", "head"} and all(name.startswith(("blocks.15.", "head.")) for name in names)
+    assert {name.split(".")[0] for name in names} == {"blocks", "head"} and all(
+        name.startswith(("blocks.15.", "head.")) for name in names
+    )
     with pytest.raises(ValueError, match="16 blocks"):
         lite.module.last_blocks(17)
 
 
-@pytest.mark.parametrize("name, parameters, places", [("efficientnet-lite1", 4_135_680, 64), ("efficientnet-lite2", 4_811_072, 81)])
+@pytest.mark.parametrize(
+    "name, parameters, places", [("efficientnet-lite1", 4_135_680, 64), ("efficientnet-lite2", 4_811_072, 81)]
+)
 def test_the_bigger_shapes(name, parameters, places):
     module = EfficientNet(SHAPES[name], (127.0,) * 3, (128.0,) * 3)
     assert sum(p.numel() for p in module.parameters()) == parameters
@@ -93,12 +101,25 @@ def test_the_bigger_shapes(name, parameters, places):
 
 
 def test_wrong_weights_are_refused(tmp_path, lite):
-    state = {name: tensor for name, tensor in lite.module.state_dict().items()}
-    save_file({name: tensor for name, tensor in state.items() if name != "blocks.3.project.bn.bias"}, tmp_path / "less.safetensors")
+    state = dict(lite.module.state_dict().items())
+    save_file(
+        {name: tensor for name, tensor in state.items() if name != "blocks.3.project.bn.bias"},
+        tmp_path / "less.safetensors",
+    )
     save_file({"x": torch.zeros(1)}, tmp_path / "other.safetensors")
     save_file(state, tmp_path / "lite0.safetensors")
     (tmp_path / "broken.safetensors").write_bytes(b"\xff" * 40)
-    assert pretrained.load(EncoderSettings(file=str(tmp_path / "lite0.safetensors"))).describe()["name"] == "EfficientNet-Lite0"
-    for name, file in (("efficientnet-lite0", "less"), ("efficientnet-lite0", "other"), ("efficientnet-b0", "lite0"), ("efficientnet-lite0", "broken"), ("efficientnet-lite0", "absent"), ("resnet", "lite0")):
+    assert (
+        pretrained.load(EncoderSettings(file=str(tmp_path / "lite0.safetensors"))).describe()["name"]
+        == "EfficientNet-Lite0"
+    )
+    for name, file in (
+        ("efficientnet-lite0", "less"),
+        ("efficientnet-lite0", "other"),
+        ("efficientnet-b0", "lite0"),
+        ("efficientnet-lite0", "broken"),
+        ("efficientnet-lite0", "absent"),
+        ("resnet", "lite0"),
+    ):
         with pytest.raises(BadInput):
             pretrained.load(EncoderSettings(name=name, file=str(tmp_path / f"{file}.safetensors")))

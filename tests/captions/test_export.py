@@ -31,8 +31,12 @@ def test_onnxruntime_gives_the_same_caption(kind, tmp_path):
     write_onnx(model, encoder, vocabulary, tmp_path)
     for seed in range(4):
         pixels = np.random.default_rng(seed).integers(0, 255, (32, 32, 3), dtype=np.uint8)
-        assert describe(tmp_path, pixels) == vocabulary.decode(greedy(model, torch.from_numpy(pixels)[None], 6)[0].words)
+        assert describe(tmp_path, pixels) == vocabulary.decode(
+            greedy(model, torch.from_numpy(pixels)[None], 6)[0].words
+        )
     session = onnxruntime.InferenceSession(tmp_path / "encoder.onnx", providers=["CPUExecutionProvider"])
     images = np.random.default_rng(9).random((5, 32, 32, 3), dtype=np.float32) * 255
     with torch.no_grad():
-        np.testing.assert_allclose(session.run(None, {"images": images})[0], model.see(torch.from_numpy(images)).numpy(), atol=1e-4, rtol=1e-3)
+        np.testing.assert_allclose(
+            session.run(None, {"images": images})[0], model.see(torch.from_numpy(images)).numpy(), atol=1e-4, rtol=1e-3
+        )

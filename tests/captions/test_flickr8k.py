@@ -93,13 +93,20 @@ def test_copies_never_stand_in_two_splits(tmp_path):
     store = ImageStore.scan(tmp_path)
     looks = duplicates.look(store, store.names(), tmp_path)
     copies = duplicates.pairs(looks, CaptionData().near)
-    assert sorted((pair["a"], pair["b"], pair["kind"]) for pair in copies) == [("3.jpg", "exact.jpg", "exact"), ("4.jpg", "near.jpg", "near")]
+    assert sorted((pair["a"], pair["b"], pair["kind"]) for pair in copies) == [
+        ("3.jpg", "exact.jpg", "exact"),
+        ("4.jpg", "near.jpg", "near"),
+    ]
     for seed in range(20):
-        parts = splits.by_shares(duplicates.groups(store.names(), copies), Shares(train=0.5, validation=0.25, test=0.25), seed)
+        parts = splits.by_shares(
+            duplicates.groups(store.names(), copies), Shares(train=0.5, validation=0.25, test=0.25), seed
+        )
         assert sorted(sum(parts.values(), [])) == store.names()
         for pair in copies:
             assert sum({pair["a"], pair["b"]} <= set(images) for images in parts.values()) == 1
-    assert parts == splits.by_shares(duplicates.groups(store.names(), copies), Shares(train=0.5, validation=0.25, test=0.25), 19)
+    assert parts == splits.by_shares(
+        duplicates.groups(store.names(), copies), Shares(train=0.5, validation=0.25, test=0.25), 19
+    )
 
 
 def test_published_lists_stay_but_train_loses_its_copies_of_test(tmp_path):
@@ -139,7 +146,15 @@ def test_hostile_zips(tmp_path):
         ImageStore.scan(tmp_path)
 
 
-@pytest.mark.parametrize("name, text", [("Flickr8k.token.txt", "a.jpg#0\tok\nno tab here\n"), ("captions.txt", "a,b\n1,2\n"), ("dataset_flickr8k.json", "[]"), ("captions.txt", "")])
+@pytest.mark.parametrize(
+    "name, text",
+    [
+        ("Flickr8k.token.txt", "a.jpg#0\tok\nno tab here\n"),
+        ("captions.txt", "a,b\n1,2\n"),
+        ("dataset_flickr8k.json", "[]"),
+        ("captions.txt", ""),
+    ],
+)
 def test_bad_caption_files(tmp_path, name, text):
     picture(tmp_path / "Images", "a.jpg", 0)
     (tmp_path / name).write_text(text)

@@ -30,10 +30,15 @@ def model(kind, train=True):
 def test_padding_counts_for_nothing(kind):
     plain = ShowAndTell()
     whole = likelihood(model(kind, False), FEATURES, TOKENS, plain, 0.0).total
-    alone = sum(likelihood(model(kind, False), FEATURES[i : i + 1], TOKENS[i : i + 1, :width], plain, 0.0).total for i, width in enumerate((5, 3, 4)))
+    alone = sum(
+        likelihood(model(kind, False), FEATURES[i : i + 1], TOKENS[i : i + 1, :width], plain, 0.0).total
+        for i, width in enumerate((5, 3, 4))
+    )
     torch.testing.assert_close(whole, alone, atol=1e-4, rtol=1e-5)
     wider = F.pad(TOKENS, (0, 4), value=PAD)
-    torch.testing.assert_close(likelihood(model(kind, False), FEATURES, wider, plain, 0.0).total, whole, atol=1e-4, rtol=1e-5)
+    torch.testing.assert_close(
+        likelihood(model(kind, False), FEATURES, wider, plain, 0.0).total, whole, atol=1e-4, rtol=1e-5
+    )
 
 
 def test_label_smoothing_is_pytorchs():
@@ -41,7 +46,9 @@ def test_label_smoothing_is_pytorchs():
     logits = model("show_and_tell")(FEATURES, TOKENS[:, :-1]).flatten(0, 1)
     smooth = F.cross_entropy(logits, TOKENS[:, 1:].flatten(), ignore_index=PAD, label_smoothing=0.2, reduction="sum")
     torch.testing.assert_close(found.total + found.extra, smooth)
-    torch.testing.assert_close(found.total, F.cross_entropy(logits, TOKENS[:, 1:].flatten(), ignore_index=PAD, reduction="sum"))
+    torch.testing.assert_close(
+        found.total, F.cross_entropy(logits, TOKENS[:, 1:].flatten(), ignore_index=PAD, reduction="sum")
+    )
 
 
 def test_doubly_stochastic_penalty_is_the_papers():
@@ -56,7 +63,9 @@ def test_nothing_is_disturbed_when_it_is_judged():
     heavy = ShowAttendTell(dropout=0.5, word_dropout=0.9, scheduled_sampling=0.9, label_smoothing=0.5)
     judged = likelihood(model("show_attend_tell", False), FEATURES, TOKENS, heavy, 1.0)
     assert judged.extra is None
-    torch.testing.assert_close(judged.total, likelihood(model("show_attend_tell", False), FEATURES, TOKENS, ShowAttendTell(), 0.0).total)
+    torch.testing.assert_close(
+        judged.total, likelihood(model("show_attend_tell", False), FEATURES, TOKENS, ShowAttendTell(), 0.0).total
+    )
 
 
 def test_hidden_words_and_the_models_own_words():
@@ -71,7 +80,9 @@ def test_hidden_words_and_the_models_own_words():
     assert torch.equal(objective._disturb(model("transformer"), features, inputs, settings, 0.0), inputs)
     own = objective._disturb(model("transformer"), features, inputs, settings, 1.0)
     assert 0.3 < (own[:, 1:6] != inputs[:, 1:6]).float().mean() < 0.5  # some of its words are the right ones
-    assert (own[:, 0] == SOS).all() and (own[:, 6] == PAD).all() and not ((own == SOS).any(1) & (own[:, 0] != SOS)).any()
+    assert (
+        (own[:, 0] == SOS).all() and (own[:, 6] == PAD).all() and not ((own == SOS).any(1) & (own[:, 0] != SOS)).any()
+    )
 
 
 def test_self_critical_training_raises_the_reward():

@@ -12,11 +12,19 @@ import torch
 from tarazu.captions.pth import read_pth
 from tarazu.errors import BadInput
 
-STATE = OrderedDict(a=torch.randn(3, 4), b=torch.arange(5), c=torch.randn(4, 6, dtype=torch.float64)[1:, ::2].T, d=torch.tensor(2.5), e=torch.randn(2, 2).half())
+STATE = OrderedDict(
+    a=torch.randn(3, 4),
+    b=torch.arange(5),
+    c=torch.randn(4, 6, dtype=torch.float64)[1:, ::2].T,
+    d=torch.tensor(2.5),
+    e=torch.randn(2, 2).half(),
+)
 
 
 def equal(found):
-    return found.keys() == STATE.keys() and all(torch.equal(found[name], STATE[name]) and found[name].dtype == STATE[name].dtype for name in STATE)
+    return found.keys() == STATE.keys() and all(
+        torch.equal(found[name], STATE[name]) and found[name].dtype == STATE[name].dtype for name in STATE
+    )
 
 
 @pytest.mark.parametrize("new", [True, False])

@@ -1,4 +1,5 @@
-"""The whole task on drawn scenes: a study from end to end, its files, fine-tuning, ensembles, captions, exact resume."""
+"""The whole task on drawn scenes: a study from end to end, its files, fine-tuning, ensembles, captions, exact
+resume."""
 
 import json
 
@@ -23,8 +24,10 @@ methods:
   show_and_tell: {embedding: 16, hidden: 24, word_dropout: 0.1, label_smoothing: 0.1, scheduled_sampling: 0.2}
   show_attend_tell: {embedding: 16, hidden: 24, attention: 16}
   transformer: {hidden: 16, layers: 1, heads: 2, feed_forward: 32}
-  tuned: {kind: show_attend_tell, embedding: 16, hidden: 24, attention: 16, fine_tune: {blocks: 1, learning_rate: 1e-3, from_epoch: 1}}
-  rewarded: {kind: transformer, hidden: 16, layers: 1, heads: 2, feed_forward: 32, self_critical: {from_epoch: 1, samples: 2}}
+  tuned:
+    {kind: show_attend_tell, embedding: 16, hidden: 24, attention: 16, fine_tune: {blocks: 1, learning_rate: 1e-3, from_epoch: 1}}
+  rewarded:
+    {kind: transformer, hidden: 16, layers: 1, heads: 2, feed_forward: 32, self_critical: {from_epoch: 1, samples: 2}}
   three: {kind: ensemble, of: [show_and_tell, show_attend_tell, tuned]}
 """
 
@@ -61,7 +64,9 @@ def test_every_method_is_trained_proven_and_scored(done):
 
 
 def test_only_what_may_change_changed(done):
-    frozen, tuned = (set(load_file(done / name / "seed-0" / "weights.safetensors")) for name in ("show_attend_tell", "tuned"))
+    frozen, tuned = (
+        set(load_file(done / name / "seed-0" / "weights.safetensors")) for name in ("show_attend_tell", "tuned")
+    )
     assert all(name.startswith("decoder.") for name in frozen)
     blocks = {name.split(".")[1] + name.split(".")[2] for name in tuned if name.startswith("encoder.")}
     assert blocks == {"blocks15", "headconv", "headbn"} and not any("running" in name for name in tuned)
@@ -111,9 +116,19 @@ def test_caption_as_json_with_heat_map_and_a_bad_picture(done, home, capsys, tmp
     pictures = sorted((home / "cache" / "drawn" / "40" / "Images").iterdir())[:2]
     (tmp_path / "bad.jpg").write_bytes(b"nothing")
     with pytest.raises(BadInput, match="1 of 3 images"):
-        caption.caption(str(done / "transformer"), [str(pictures[0]), str(tmp_path / "bad.jpg"), str(pictures[1])], 2, str(tmp_path / "heat.png"), True)
+        caption.caption(
+            str(done / "transformer"),
+            [str(pictures[0]), str(tmp_path / "bad.jpg"), str(pictures[1])],
+            2,
+            str(tmp_path / "heat.png"),
+            True,
+        )
     found = json.loads(capsys.readouterr().out)
-    assert [set(line) >= {"caption", "beams", "attention", "entropy", "heatmap"} for line in found] == [True, False, True]
+    assert [set(line) >= {"caption", "beams", "attention", "entropy", "heatmap"} for line in found] == [
+        True,
+        False,
+        True,
+    ]
     assert "not an image" in found[1]["error"] and len(found[0]["beams"]) == 2
     assert (tmp_path / f"heat-{pictures[0].stem}.png").read_bytes().startswith(b"\x89PNG")
     with pytest.raises(BadInput, match="no attention"):

@@ -34,6 +34,11 @@ def test_decode_gives_back_the_words_up_to_the_end():
 def test_json_round_trip_and_what_is_refused():
     words = Vocabulary.build([["a", "dog"]], 1, 5)
     assert Vocabulary.from_json(words.to_json()) == words
-    for text in ("{}", "[1]", '{"words": ["a"], "min_count": 1, "max_length": 2}', words.to_json().replace('"dog"', '"a"')):
+    for text in (
+        "{}",
+        "[1]",
+        '{"words": ["a"], "min_count": 1, "max_length": 2}',
+        words.to_json().replace('"dog"', '"a"'),
+    ):
         with pytest.raises(BadInput):
             Vocabulary.from_json(text)

@@ -1,4 +1,4 @@
-"""Other views of a training picture: a random crop, every second one mirrored. They keep a decoder from knowing pictures by heart.
+"""Other views of a training picture: crops, every second one mirrored, so that pictures are not learnt by heart.
 
 A frozen encoder sees a few fixed views of each picture, whose features are cached like those of the picture itself; a
 fine-tuned one sees a new view each time. A caption that says "left" or "right" is never taught with a mirrored picture.
@@ -24,7 +24,8 @@ def is_mirrored(view: int) -> bool:
 
 
 def view_of(picture: Image.Image, sha256: str, view: int, smallest: float) -> Image.Image:
-    """The `view`-th view of a picture: always the same one. `smallest` is the least share of the area that a crop keeps."""
+    """The `view`-th view of a picture: always the same one. `smallest` is the least share of the area that a crop
+    keeps."""
     if view == 0:
         return picture
     dice = np.random.default_rng([int(sha256[:12], 16), view])
@@ -32,7 +33,9 @@ def view_of(picture: Image.Image, sha256: str, view: int, smallest: float) -> Im
     width, height = (min(1.0, math.sqrt(area) * side) for side in (stretch, 1 / stretch))
     x, y = dice.uniform(0, 1 - width), dice.uniform(0, 1 - height)
     w, h = picture.size
-    picture = picture.crop((round(x * w), round(y * h), max(round((x + width) * w), 1), max(round((y + height) * h), 1)))
+    picture = picture.crop(
+        (round(x * w), round(y * h), max(round((x + width) * w), 1), max(round((y + height) * h), 1))
+    )
     return ImageOps.mirror(picture) if is_mirrored(view) else picture
 
 

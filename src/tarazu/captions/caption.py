@@ -18,7 +18,8 @@ from tarazu.run_folder import finite
 
 
 def caption(run_path: str, images: list[str], beam: int = 3, heatmap: str | None = None, as_json: bool = False) -> None:
-    """Prints a caption for each image on stdout. What cannot be read is refused by name, and the others are still described.
+    """Prints a caption for each image on stdout. What cannot be read is refused by name, and the others are still
+    described.
 
     heatmap: write where the model looked here; with several images the image's name is added. Raises `BadInput`.
     """
@@ -52,12 +53,26 @@ def describe(model: Saved, image: str | bytes | Path, beam: int = 3) -> dict:
     """
     seen = model.tensor([model.pixels(open_image(image))])
     with torch.no_grad():
-        hypotheses = decoding.beam_search(model.model, seen, beam, model.vocabulary.max_length, model.recipe.length_penalty, model.recipe.block_trigrams)[0]
+        hypotheses = decoding.beam_search(
+            model.model,
+            seen,
+            beam,
+            model.vocabulary.max_length,
+            model.recipe.length_penalty,
+            model.recipe.block_trigrams,
+        )[0]
         best = hypotheses[0].words
         alphas = model.model.teach(seen, torch.tensor([[SOS, *best[:-1]]], device=model.device))[1]
     lines = [model.vocabulary.decode(sentence.words) for sentence in hypotheses]
-    answer = {"image": image if isinstance(image, str) else None, "caption": " ".join(lines[0]), "words": lines[0], "score": hypotheses[0].score}
-    answer["beams"] = [{"caption": " ".join(line), "score": sentence.score} for line, sentence in zip(lines, hypotheses, strict=True)]
+    answer = {
+        "image": image if isinstance(image, str) else None,
+        "caption": " ".join(lines[0]),
+        "words": lines[0],
+        "score": hypotheses[0].score,
+    }
+    answer["beams"] = [
+        {"caption": " ".join(line), "score": sentence.score} for line, sentence in zip(lines, hypotheses, strict=True)
+    ]
     if alphas is not None:
         alpha = alphas[0].float().cpu().numpy()
         answer |= {"attention": np.round(alpha, 6).tolist(), "entropy": heatmaps.entropy(alpha).tolist()}
@@ -75,7 +90,11 @@ def _draw(model: Saved, image: str, answer: dict, out: str, several: bool) -> st
 def _check_heatmap(model: Saved, out: str) -> None:
     decoders = [getattr(part, "decoder", None) for part in getattr(model.model, "members", [model.model])]
     if all(decoder.looks_at == "pooled" for decoder in decoders):
-        raise BadInput("this model has no attention: it sees the picture as one vector", where="--heatmap", todo="use show_attend_tell or transformer")
+        raise BadInput(
+            "this model has no attention: it sees the picture as one vector",
+            where="--heatmap",
+            todo="use show_attend_tell or transformer",
+        )
     if Path(out).suffix.lower() not in (".png", ".svg"):
         raise BadInput("a heat map is a .png or an .svg", where=out)
     if not Path(out).resolve().parent.is_dir():

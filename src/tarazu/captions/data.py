@@ -71,7 +71,8 @@ class Prepared:
 
     @cached_property
     def maps(self) -> Bank:
-        """The frozen encoder's features (N, P, D): of every picture, then of the training pictures' further views, view by view."""
+        """The frozen encoder's features (N, P, D): of every picture, then of the training pictures' further views,
+        view by view."""
         items = [Item(name) for name in self.all_names]
         items += [Item(name, view, self.crop) for view in range(1, self.views) for name in self.names["train"]]
         return features.features(self.encoder, self.collection.images, items, self.looks, self.precision, self.device)
@@ -84,10 +85,13 @@ class Prepared:
     @cached_property
     def pixels(self) -> Bank:
         """The pictures themselves (N, S, S, 3), for an encoder that is trained as well."""
-        return features.pictures(self.encoder, self.collection.images, [Item(name) for name in self.all_names], self.looks, self.device)
+        return features.pictures(
+            self.encoder, self.collection.images, [Item(name) for name in self.all_names], self.looks, self.device
+        )
 
     def view_rows(self, places: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
-        """Rows of `maps` for a random view of each training picture; never a mirrored one for a caption with left or right."""
+        """Rows of `maps` for a random view of each training picture; never a mirrored one for a caption with left or
+        right."""
         if self.views == 1:
             return places
         view = torch.randint(self.views, places.shape, device=places.device)
@@ -121,13 +125,39 @@ def prepare(recipe: CaptionsRecipe, folder: RunFolder, device: torch.device) -> 
     names = _fewer(names, settings.images)
     captions = {name: collection.captions[name] for images in names.values() for name in images}
     words = {name: [clean(text) for text in texts] for name, texts in captions.items()}
-    vocabulary = Vocabulary.build((line for name in names["train"] for line in words[name]), settings.min_count, settings.max_length)
+    vocabulary = Vocabulary.build(
+        (line for name in names["train"] for line in words[name]), settings.min_count, settings.max_length
+    )
     if len(vocabulary) == len(SPECIALS):
-        raise BadInput(f"no word is in the training captions {settings.min_count} times", where="data.min_count", todo="a smaller min_count, or more images")
-    tokens = {split: np.array([vocabulary.encode(line) for name in images for line in words[name]], dtype=np.int64) for split, images in names.items()}
+        raise BadInput(
+            f"no word is in the training captions {settings.min_count} times",
+            where="data.min_count",
+            todo="a smaller min_count, or more images",
+        )
+    tokens = {
+        split: np.array([vocabulary.encode(line) for name in images for line in words[name]], dtype=np.int64)
+        for split, images in names.items()
+    }
     order = {name: place for place, name in enumerate(captions)}
-    places = {split: np.array([order[name] for name in images for _ in words[name]], dtype=np.int64) for split, images in names.items()}
-    data = Prepared(names, captions, vocabulary, tokens, places, collection, looks, encoder, recipe.encoder.precision, settings.views, settings.crop, device, folder)
+    places = {
+        split: np.array([order[name] for name in images for _ in words[name]], dtype=np.int64)
+        for split, images in names.items()
+    }
+    data = Prepared(
+        names,
+        captions,
+        vocabulary,
+        tokens,
+        places,
+        collection,
+        looks,
+        encoder,
+        recipe.encoder.precision,
+        settings.views,
+        settings.crop,
+        device,
+        folder,
+    )
     _write(data, settings, copies)
     return data
 
@@ -148,8 +178,15 @@ def look(collection: Collection, settings: CaptionData) -> tuple[Looks, list[dic
     """Reads every picture once. Unreadable ones are dropped, counted and named; copies are found."""
     key = hashlib.sha256(str(Path(settings.source).resolve()).encode()).hexdigest()[:16]
     with Bar("reading pictures") as bar:
-        looks = duplicates.look(collection.images, sorted(collection.captions), features.cache_folder() / "looks" / key, lambda done, of: bar.at(done / of, f"{done} of {of}"))
-    collection.problem("unreadable image files", "dropped", [f"{name}: {why}" for name, why in looks.unreadable.items()])
+        looks = duplicates.look(
+            collection.images,
+            sorted(collection.captions),
+            features.cache_folder() / "looks" / key,
+            lambda done, of: bar.at(done / of, f"{done} of {of}"),
+        )
+    collection.problem(
+        "unreadable image files", "dropped", [f"{name}: {why}" for name, why in looks.unreadable.items()]
+    )
     for name in looks.unreadable:
         del collection.captions[name]
     if not collection.captions:
@@ -167,7 +204,11 @@ def _fewer(names: dict[str, list[str]], most: int | None) -> dict[str, list[str]
 
 def _write(data: Prepared, settings: CaptionData, copies: list[dict]) -> None:
     """data.json, vocabulary.json and model.json."""
-    chosen = np.random.default_rng(0).choice(data.names["train"], min(SHOWN, len(data.names["train"])), replace=False).tolist()
+    chosen = (
+        np.random.default_rng(0)
+        .choice(data.names["train"], min(SHOWN, len(data.names["train"])), replace=False)
+        .tolist()
+    )
     for name in chosen:
         data.keep_image(name)
     used = copies if len(copies) < 200 else copies[:200]
@@ -177,7 +218,9 @@ def _write(data: Prepared, settings: CaptionData, copies: list[dict]) -> None:
         "note": _note(data, settings),
         "layout": data.collection.layout,
         "split_by": _split_by(settings),
-        "splits": {split: {"images": len(images), "captions": data.size(split)} for split, images in data.names.items()},
+        "splits": {
+            split: {"images": len(images), "captions": data.size(split)} for split, images in data.names.items()
+        },
         "structure": figures.structure(data.captions, data.names, data.vocabulary),
         "vocabulary_specials": list(SPECIALS),
         "problems": data.collection.problems,
@@ -187,23 +230,30 @@ def _write(data: Prepared, settings: CaptionData, copies: list[dict]) -> None:
     write_json(data.folder.path / "data.json", tree)
     write_aside(data.folder.path / "vocabulary.json", data.vocabulary.to_json().encode())
     write_json(data.folder.path / "model.json", {"encoder": data.encoder.describe()})
-    note(f"{len(data.all_names)} images, {sum(map(len, data.tokens.values()))} captions, {len(data.vocabulary)} words; {sum(p['count'] for p in data.collection.problems)} things dropped or repaired")
+    captions, odd = sum(map(len, data.tokens.values())), sum(problem["count"] for problem in data.collection.problems)
+    note(f"{len(data.all_names)} images, {captions} captions, {len(data.vocabulary)} words; {odd} things dropped")
 
 
 def _digest(data: Prepared) -> str:
     """Changes with any picture, caption or split in use."""
-    tree = {split: [[name, data.looks.sha256[name], data.captions[name]] for name in images] for split, images in data.names.items()}
+    tree = {
+        split: [[name, data.looks.sha256[name], data.captions[name]] for name in images]
+        for split, images in data.names.items()
+    }
     return hashlib.sha256(json.dumps(tree).encode()).hexdigest()
 
 
 def _split_by(settings: CaptionData) -> str:
     if isinstance(settings.split, Shares):
         shares = settings.split
-        return f"image, {shares.train:g}/{shares.validation:g}/{shares.test:g}, seed {settings.split_seed}; copies stay together"
+        parts = f"{shares.train:g}/{shares.validation:g}/{shares.test:g}"
+        return f"image, {parts}, seed {settings.split_seed}; copies stay together"
     return f"image, {settings.split} lists"
 
 
 def _note(data: Prepared, settings: CaptionData) -> str | None:
     if data.collection.layout == "drawn":
-        return "scenes that the project draws itself: they show that everything works, and say nothing about photographs"
+        return (
+            "scenes that the project draws itself: they show that everything works, and say nothing about photographs"
+        )
     return f"only {len(data.all_names)} images were used (data.images)" if settings.images else None

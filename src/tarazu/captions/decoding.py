@@ -1,7 +1,7 @@
-"""From a picture to words: greedy is a beam of one; beam search keeps several sentences alive, for many pictures at once.
+"""From a picture to words: greedy is a beam of one; a beam keeps several sentences alive, for many pictures at once.
 
-What is written can never hold `<pad>`, `<sos>` or `<unk>`, is never empty, and always ends. Nothing here knows what a decoder
-is made of: it needs `start` and `step`, and a state that is a tuple of tensors with the batch first.
+What is written can never hold `<pad>`, `<sos>` or `<unk>`, is never empty, and always ends. Nothing here knows what a
+decoder is made of: it needs `start` and `step`, and a state that is a tuple of tensors with the batch first.
 """
 
 from __future__ import annotations
@@ -64,7 +64,9 @@ class Ensemble(nn.Module):
         """As a decoder's: averaged log-probabilities (B, T, V) and attention (B, T, P) or None."""
         both = [member.teach(pictures, tokens) for member in self.members]
         looks = [alpha.float() for _, alpha in both if alpha is not None]
-        return torch.stack([torch.log_softmax(logits.float(), -1) for logits, _ in both]).mean(0), torch.stack(looks).mean(0) if looks else None
+        return torch.stack([torch.log_softmax(logits.float(), -1) for logits, _ in both]).mean(0), torch.stack(
+            looks
+        ).mean(0) if looks else None
 
 
 @torch.no_grad()
@@ -74,11 +76,18 @@ def greedy(writer: Writer, pictures: Tensor, most_words: int) -> list[Sentence]:
 
 
 @torch.no_grad()
-def beam_search(writer: Writer, pictures: Tensor, beams: int, most_words: int, length_penalty: float = 1.0, block_trigrams: bool = False) -> list[list[Sentence]]:
+def beam_search(
+    writer: Writer,
+    pictures: Tensor,
+    beams: int,
+    most_words: int,
+    length_penalty: float = 1.0,
+    block_trigrams: bool = False,
+) -> list[list[Sentence]]:
     """For each picture up to `beams` different finished sentences, best first; there is always at least one.
 
-    A picture is done when `beams` of its sentences have ended. A sentence of n words scores log p / (n + 1)^length_penalty.
-    A beam that is dead (no continuation is left for it) is never copied from a living one.
+    A picture is done when `beams` of its sentences have ended. A sentence of n words scores log p / (n +
+    1)^length_penalty. A beam that is dead (no continuation is left for it) is never copied from a living one.
     """
     hunt = _Hunt(len(pictures), beams, most_words, length_penalty, pictures.device)
     state = tuple(tensor.repeat_interleave(beams, 0) for tensor in writer.start(pictures))
@@ -92,7 +101,8 @@ def beam_search(writer: Writer, pictures: Tensor, beams: int, most_words: int, l
 
 @torch.no_grad()
 def sample(writer: Writer, pictures: Tensor, most_words: int) -> Tensor:
-    """One sentence for each picture, drawn from the model: (B, at most most_words + 2), `<sos>` words `<eos>` `<pad>`..."""
+    """One sentence for each picture, drawn from the model: (B, at most most_words + 2), `<sos>` words `<eos>`
+    `<pad>`..."""
     state, count = writer.start(pictures), len(pictures)
     token = torch.full((count,), SOS, device=pictures.device)
     tokens, ended = [token], torch.zeros(count, dtype=torch.bool, device=pictures.device)
@@ -111,7 +121,9 @@ def sample(writer: Writer, pictures: Tensor, most_words: int) -> Tensor:
 def without_dropout(module: nn.Module) -> Iterator[None]:
     """Dropout off, while all else keeps its mode (cuDNN's LSTM has no backward pass in eval mode)."""
     active = [part for part in module.modules() if isinstance(part, nn.Dropout) and part.training]
-    between = {part: part.dropout for part in module.modules() if isinstance(part, nn.LSTM)}  # its own, between its layers
+    between = {
+        part: part.dropout for part in module.modules() if isinstance(part, nn.LSTM)
+    }  # its own, between its layers
     for part in active:
         part.eval()
     for part in between:
@@ -169,7 +181,9 @@ class _Hunt:
     def sentences(self) -> list[list[Sentence]]:
         found = []
         for marks, words in zip(self.marks.tolist(), self.ended.tolist(), strict=True):
-            found.append([Sentence(_between(line), mark) for mark, line in zip(marks, words, strict=True) if mark > DEAD])
+            found.append(
+                [Sentence(_between(line), mark) for mark, line in zip(marks, words, strict=True) if mark > DEAD]
+            )
         return found
 
 
@@ -188,7 +202,8 @@ def _allowed(logits: Tensor, hunt: _Hunt, place: int, block_trigrams: bool) -> T
 
 
 def _ban(logits: Tensor, place: int, most_words: int) -> Tensor:
-    """Log-probabilities without special tokens, without `<eos>` before the first word, with nothing else after the last."""
+    """Log-probabilities without special tokens, without `<eos>` before the first word, with nothing else after the
+    last."""
     banned = torch.zeros(logits.shape[1], dtype=torch.bool, device=logits.device)
     banned[list(NEVER)] = True
     if place == 0:

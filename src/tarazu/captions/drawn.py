@@ -15,9 +15,24 @@ from pathlib import Path
 from PIL import Image, ImageDraw
 
 SIDE = 128
-COLOURS = {"red": "#d62728", "blue": "#1f5fbf", "yellow": "#f2c80f", "black": "#202020", "white": "#f8f8f8", "orange": "#f28a1e", "purple": "#7a3fa0", "pink": "#f49ac1"}
+COLOURS = {
+    "red": "#d62728",
+    "blue": "#1f5fbf",
+    "yellow": "#f2c80f",
+    "black": "#202020",
+    "white": "#f8f8f8",
+    "orange": "#f28a1e",
+    "purple": "#7a3fa0",
+    "pink": "#f49ac1",
+}
 SHAPES = ("circle", "square", "triangle", "star", "heart")
-GROUNDS = {"grass": ("#8fc7ee", "#5fae4b"), "sand": ("#bfe3f5", "#e2c88f"), "snow": ("#c9d6e2", "#eef3f7"), "water": ("#d9ecf7", "#2f7fb5"), "road": ("#b9c4cc", "#70757a")}
+GROUNDS = {
+    "grass": ("#8fc7ee", "#5fae4b"),
+    "sand": ("#bfe3f5", "#e2c88f"),
+    "snow": ("#c9d6e2", "#eef3f7"),
+    "water": ("#d9ecf7", "#2f7fb5"),
+    "road": ("#b9c4cc", "#70757a"),
+}
 NUMBERS = {1: "a", 2: "two", 3: "three"}
 FIVE = 5
 
@@ -47,7 +62,8 @@ class Scene:
 
 
 def write(folder: Path, scenes: int, seed: int = 0) -> Path:
-    """Draws `scenes` scenes into `folder` in Kaggle's layout (captions.txt and Images/), unless they are there already."""
+    """Draws `scenes` scenes into `folder` in Kaggle's layout (captions.txt and Images/), unless they are there
+    already."""
     listing = folder / "captions.txt"
     if listing.exists():
         return folder
@@ -70,13 +86,27 @@ def captions(scene: Scene, dice: random.Random) -> list[str]:
     one, place = scene.first, f"on the {scene.ground}"
     verb = "is" if one.count == 1 else "are"
     if scene.second is None:
-        texts = [f"{one.words()} {verb} {place}.", f"There {verb} {one.words(False)} {place}.", f"{one.words(False)} {place}.", f"{one.words()} alone {place}.", f"A picture of {one.words()} {place}.", f"{one.words(False)} above the {scene.ground} with nothing else."]
+        texts = [
+            f"{one.words()} {verb} {place}.",
+            f"There {verb} {one.words(False)} {place}.",
+            f"{one.words(False)} {place}.",
+            f"{one.words()} alone {place}.",
+            f"A picture of {one.words()} {place}.",
+            f"{one.words(False)} above the {scene.ground} with nothing else.",
+        ]
     else:
         two = scene.second
         there = "above" if scene.relation == "above" else "to the left of"
         back = "below" if scene.relation == "above" else "to the right of"
         other = "is" if two.count == 1 else "are"
-        texts = [f"{one.words()} {verb} {there} {two.words()}.", f"{one.words(False)} {there} {two.words(False)} {place}.", f"{two.words(False)} {other} {back} {one.words(False)}.", f"{one.words(False)} and {two.words(False)} {place}.", f"A picture of {one.words()} {there} {two.words(False)}.", f"{two.words()} {back} {one.words()} {place}."]
+        texts = [
+            f"{one.words()} {verb} {there} {two.words()}.",
+            f"{one.words(False)} {there} {two.words(False)} {place}.",
+            f"{two.words(False)} {other} {back} {one.words(False)}.",
+            f"{one.words(False)} and {two.words(False)} {place}.",
+            f"A picture of {one.words()} {there} {two.words(False)}.",
+            f"{two.words()} {back} {one.words()} {place}.",
+        ]
     return [text[0].upper() + text[1:] for text in dice.sample(texts, FIVE)]
 
 
@@ -103,7 +133,9 @@ def draw(scene: Scene, dice: random.Random) -> Image.Image:
 
 def _scene(dice: random.Random) -> Scene:
     def thing(colours: list[str], shapes: list[str]) -> Thing:
-        return Thing(dice.choice((1, 1, 1, 2, 3)), dice.choice(("small", "big")), dice.choice(colours), dice.choice(shapes))
+        return Thing(
+            dice.choice((1, 1, 1, 2, 3)), dice.choice(("small", "big")), dice.choice(colours), dice.choice(shapes)
+        )
 
     first = thing(list(COLOURS), list(SHAPES))
     second = None
@@ -123,7 +155,14 @@ def _place(brush: ImageDraw.ImageDraw, thing: Thing, box: tuple[int, int, int, i
         along = (i + 0.5) * step + dice.uniform(-0.08, 0.08) * step
         cx, cy = (x0 + along, (y0 + y1) / 2) if wide else ((x0 + x1) / 2, y0 + along)
         spread = max(room - radius, 0)
-        _shape(brush, thing.shape, cx + dice.uniform(-1, 1) * spread, cy + dice.uniform(-1, 1) * spread, radius, COLOURS[thing.colour])
+        _shape(
+            brush,
+            thing.shape,
+            cx + dice.uniform(-1, 1) * spread,
+            cy + dice.uniform(-1, 1) * spread,
+            radius,
+            COLOURS[thing.colour],
+        )
 
 
 def _shape(brush: ImageDraw.ImageDraw, shape: str, x: float, y: float, r: float, colour: str) -> None:
@@ -139,7 +178,10 @@ def _shape(brush: ImageDraw.ImageDraw, shape: str, x: float, y: float, r: float,
             brush.polygon(_around(x, y, [r, r * 0.42] * 5), **line)
         case "heart":
             turns = [2 * math.pi * i / 40 for i in range(40)]
-            points = [(16 * math.sin(t) ** 3, 13 * math.cos(t) - 5 * math.cos(2 * t) - 2 * math.cos(3 * t) - math.cos(4 * t)) for t in turns]
+            points = [
+                (16 * math.sin(t) ** 3, 13 * math.cos(t) - 5 * math.cos(2 * t) - 2 * math.cos(3 * t) - math.cos(4 * t))
+                for t in turns
+            ]
             brush.polygon([(x + px * r / 17, y - py * r / 17) for px, py in points], **line)
 
 

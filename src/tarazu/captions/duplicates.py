@@ -39,13 +39,18 @@ def perceptual_hash(data: bytes, where: str = "") -> str:
     return np.packbits(frequencies > np.median(frequencies[1:])).tobytes().hex()
 
 
-def look(store: ImageStore, names: list[str], cache: Path, tell: Callable[[int, int], None] = lambda done, of: None) -> Looks:
-    """Reads every picture once; what an earlier look found is taken from `cache` as long as the file has not changed."""
+def look(
+    store: ImageStore, names: list[str], cache: Path, tell: Callable[[int, int], None] = lambda done, of: None
+) -> Looks:
+    """Reads every picture once; what an earlier look found is taken from `cache` as long as the file has not
+    changed."""
     path = cache / "looks.json"
     known = _known(path)
     todo = [name for name in names if store.stamp(name) not in known]
     with ThreadPoolExecutor(os.cpu_count()) as pool:  # Pillow decodes outside the interpreter lock
-        for done, (name, found) in enumerate(zip(todo, pool.map(lambda name: _look_at(store, name), todo), strict=True), 1):
+        for done, (name, found) in enumerate(
+            zip(todo, pool.map(lambda name: _look_at(store, name), todo), strict=True), 1
+        ):
             known[store.stamp(name)] = found
             tell(done, len(todo))
     if todo:
@@ -63,7 +68,9 @@ def pairs(looks: Looks, near: int) -> list[dict]:
     names = sorted(looks.perceptual)
     if len(names) < 2:
         return []
-    bits = np.frombuffer(bytes.fromhex("".join(looks.perceptual[name] for name in names)), dtype=np.uint64).reshape(len(names), -1)
+    bits = np.frombuffer(bytes.fromhex("".join(looks.perceptual[name] for name in names)), dtype=np.uint64).reshape(
+        len(names), -1
+    )
     found = []
     for i in range(len(names) - 1):
         distances = np.bitwise_count(bits[i + 1 :] ^ bits[i]).sum(1)

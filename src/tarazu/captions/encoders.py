@@ -1,4 +1,4 @@
-"""EfficientNet, as plain PyTorch: B0 (Tan and Le 2019, arXiv:1905.11946) and the Lite variants without squeeze-and-excite.
+"""EfficientNet in plain PyTorch: B0 (Tan and Le 2019, arXiv:1905.11946), and Lite, without squeeze-and-excite.
 
     image (B, 3, S, S) ─▶ stem ─▶ blocks ─▶ head ─▶ map (B, P, 1280), P = (S/32)² places from top left, row by row
 
@@ -15,7 +15,15 @@ import torch.nn.functional as F
 from torch import nn
 
 # repeats, kernel, stride, expansion, output channels (table 1 of the paper)
-STAGES = ((1, 3, 1, 1, 16), (2, 3, 2, 6, 24), (2, 5, 2, 6, 40), (3, 3, 2, 6, 80), (3, 5, 1, 6, 112), (4, 5, 2, 6, 192), (1, 3, 1, 6, 320))
+STAGES = (
+    (1, 3, 1, 1, 16),
+    (2, 3, 2, 6, 24),
+    (2, 5, 2, 6, 40),
+    (3, 3, 2, 6, 80),
+    (3, 5, 1, 6, 112),
+    (4, 5, 2, 6, 192),
+    (1, 3, 1, 6, 320),
+)
 
 
 @dataclass(frozen=True)
@@ -51,10 +59,22 @@ SHAPES = {
 class Conv(nn.Module):
     """Convolution without bias, BatchNorm, and an activation unless `act` is None."""
 
-    def __init__(self, inside: int, outside: int, kernel: int, shape: Shape, stride: int = 1, groups: int = 1, act: bool = True, epsilon: float | None = None):
+    def __init__(
+        self,
+        inside: int,
+        outside: int,
+        kernel: int,
+        shape: Shape,
+        stride: int = 1,
+        groups: int = 1,
+        act: bool = True,
+        epsilon: float | None = None,
+    ):
         super().__init__()
         self.kernel, self.stride, self.same = kernel, stride, shape.padding == "same"
-        self.conv = nn.Conv2d(inside, outside, kernel, stride, 0 if self.same else kernel // 2, groups=groups, bias=False)
+        self.conv = nn.Conv2d(
+            inside, outside, kernel, stride, 0 if self.same else kernel // 2, groups=groups, bias=False
+        )
         self.bn = nn.BatchNorm2d(outside, eps=epsilon or shape.epsilon)
         self.act = (nn.ReLU6() if shape.lite else nn.SiLU()) if act else nn.Identity()
 
@@ -81,7 +101,8 @@ class Squeeze(nn.Module):
 
 
 class Block(nn.Module):
-    """An inverted residual: widen, look around per channel, weigh, narrow; added to its input where the shapes agree."""
+    """An inverted residual: widen, look around per channel, weigh, narrow; added to its input where the shapes
+    agree."""
 
     def __init__(self, inside: int, outside: int, kernel: int, stride: int, expansion: int, shape: Shape):
         super().__init__()

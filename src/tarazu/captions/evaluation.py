@@ -27,7 +27,14 @@ SHOWN = 8  # pictures with their attention, the same for every method
 EXTREMES = 5  # best and worst pictures of a method
 
 
-def write(trainee: CaptionTrainee, data: Prepared, split: str, recipe: CaptionsRecipe, beams: int, names: list[str] | None = None) -> dict[str, Sentence]:
+def write(
+    trainee: CaptionTrainee,
+    data: Prepared,
+    split: str,
+    recipe: CaptionsRecipe,
+    beams: int,
+    names: list[str] | None = None,
+) -> dict[str, Sentence]:
     """The best sentence for each picture of a split, in float32 whatever training uses."""
     names = names or data.names[split]
     found = {}
@@ -36,7 +43,14 @@ def write(trainee: CaptionTrainee, data: Prepared, split: str, recipe: CaptionsR
         for start in range(0, len(names), size):
             some = names[start : start + size]
             places = torch.tensor([data.place_of[name] for name in some], device=data.device)
-            sentences = decoding.beam_search(trainee.module, _seen(trainee, places), beams, data.vocabulary.max_length, recipe.length_penalty, recipe.block_trigrams)
+            sentences = decoding.beam_search(
+                trainee.module,
+                _seen(trainee, places),
+                beams,
+                data.vocabulary.max_length,
+                recipe.length_penalty,
+                recipe.block_trigrams,
+            )
             found |= {name: best[0] for name, best in zip(some, sentences, strict=True)}
     return found
 
@@ -63,19 +77,33 @@ def evaluate(trainee: CaptionTrainee, data: Prepared, recipe: CaptionsRecipe, fo
         judge = scorer(data, "test")
         decoded = {how: judge.score(lines) for how, lines in said.items()}
         alphas = attention(trainee, data, written["beam3"])
-        analysis = errors.analyse(said["beam3"], data.references("test"), [text for texts in data.references("train").values() for text in texts])
+        analysis = errors.analyse(
+            said["beam3"],
+            data.references("test"),
+            [text for texts in data.references("train").values() for text in texts],
+        )
         write_lines(folder / "samples.jsonl", samples(said, alphas, judge, analysis, data))
         compare_errors(data, Run(folder), analysis)
-    return {"decoding": decoded, "yardsticks": _yardsticks(data), "diversity": analysis["diversity"], "errors": analysis["errors"], "entropy": entropy(alphas, said["beam3"])}
+    return {
+        "decoding": decoded,
+        "yardsticks": _yardsticks(data),
+        "diversity": analysis["diversity"],
+        "errors": analysis["errors"],
+        "entropy": entropy(alphas, said["beam3"]),
+    }
 
 
 def compare_errors(data: Prepared, run: Run, analysis: dict) -> None:
-    """errors.json: the errors of all methods with this seed that are done, on the same pictures; grows with every method."""
+    """errors.json: the errors of all methods with this seed that are done, on the same pictures; grows with every
+    method."""
     found = {run.name: {"categories": analysis["errors"]["categories"], "per_image": analysis["per_image"]}}
     for other in data.folder.runs():
         if other.seed == run.seed and other.name != run.name and other.done():
             per_image = {line["id"]: line["errors"] for line in other.read_lines("samples.jsonl")}
-            found[other.name] = {"categories": other.read_json("metrics.json")["errors"]["categories"], "per_image": per_image}
+            found[other.name] = {
+                "categories": other.read_json("metrics.json")["errors"]["categories"],
+                "per_image": per_image,
+            }
     if len(found) > 1:
         write_json(data.folder.path / "errors.json", {"seed": run.seed, **errors.compare(found)})
 
@@ -93,13 +121,17 @@ def attention(trainee: CaptionTrainee, data: Prepared, written: dict[str, Senten
             alphas = trainee.module.teach(_seen(trainee, places), tokens)[1]
         if alphas is None:
             return None
-        found |= {name: alpha[: len(written[name].words)].float().cpu().numpy() for name, alpha in zip(some, alphas, strict=True)}
+        found |= {
+            name: alpha[: len(written[name].words)].float().cpu().numpy()
+            for name, alpha in zip(some, alphas, strict=True)
+        }
     return found
 
 
 def entropy(alphas: dict[str, np.ndarray] | None, said: dict[str, str]) -> dict | None:
     """How widely the model looks, in nats: 0 is one place, log P is everywhere alike; by word, and how the maps of one
-    sentence differ from their mean (total variation, 0..1): near 0 means that it looks at the same places for every word."""
+    sentence differ from their mean (total variation, 0..1): near 0 means that it looks at the same places for every
+    word."""
     if not alphas:
         return None
     by_word, differ = defaultdict(list), []
@@ -112,10 +144,18 @@ def entropy(alphas: dict[str, np.ndarray] | None, said: dict[str, str]) -> dict 
     most = math.log(next(iter(alphas.values())).shape[1])
     frequent = sorted(by_word, key=lambda word: (-len(by_word[word]), word))[:40]
     words = {word: {"nats": float(np.mean(by_word[word])), "count": len(by_word[word])} for word in frequent}
-    return {"mean": float(np.mean(everything)), "most": most, "share": float(np.mean(everything)) / most, "variation": float(np.mean(differ)), "by_word": words}
+    return {
+        "mean": float(np.mean(everything)),
+        "most": most,
+        "share": float(np.mean(everything)) / most,
+        "variation": float(np.mean(differ)),
+        "by_word": words,
+    }
 
 
-def samples(said: dict[str, dict[str, str]], alphas: dict[str, np.ndarray] | None, judge: Scorer, analysis: dict, data: Prepared) -> list[dict]:
+def samples(
+    said: dict[str, dict[str, str]], alphas: dict[str, np.ndarray] | None, judge: Scorer, analysis: dict, data: Prepared
+) -> list[dict]:
     """One object per test picture; pictures and attention for the few that a report shows."""
     own = judge.per_image(said["beam3"])
     order = sorted(own, key=lambda name: own[name]["cider"])
@@ -123,7 +163,11 @@ def samples(said: dict[str, dict[str, str]], alphas: dict[str, np.ndarray] | Non
     pictured = {*fixed, *order[:EXTREMES], *order[-EXTREMES:], data.names["test"][0]}
     lines = []
     for name in data.names["test"]:
-        line = {"id": name, "image": data.keep_image(name) if name in pictured else None, "references": data.captions[name]}
+        line = {
+            "id": name,
+            "image": data.keep_image(name) if name in pictured else None,
+            "references": data.captions[name],
+        }
         line |= {how: texts[name] for how, texts in said.items()}
         line |= {"scores": own[name], "errors": analysis["per_image"][name]}
         if name in fixed and alphas:
@@ -142,5 +186,7 @@ def _seen(trainee: CaptionTrainee, places: torch.Tensor) -> torch.Tensor:
 def _yardsticks(data: Prepared) -> dict:
     """The same for every method: computed once."""
     if not data.yardsticks:
-        data.yardsticks = yardsticks.yardsticks(data.references("test"), [text for texts in data.references("train").values() for text in texts])
+        data.yardsticks = yardsticks.yardsticks(
+            data.references("test"), [text for texts in data.references("train").values() for text in texts]
+        )
     return data.yardsticks

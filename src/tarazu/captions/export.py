@@ -2,10 +2,10 @@
 
     encoder.onnx         images (B, S, S, 3) float32, 0..255 -> features (B, P, D)
     decoder_start.onnx   features -> state_0, state_1, ...
-    decoder_step.onnx    state_0, ..., token (B,) int64 -> logits (B, V), next_state_0, ..., and attention (B, P) if it has any
+    decoder_step.onnx    state_0, ..., token (B,) int64 -> logits (B, V), next_state_0, ..., attention (B, P) if any
 
-`captions.json` says the rest: input size, special tokens, longest caption; `vocabulary.json` the words. `describe` below is all
-the code that a caption needs with them, and what the export is checked with before it is called done.
+`captions.json` says the rest: input size, special tokens, longest caption; `vocabulary.json` the words. `describe`
+below is all the code that a caption needs with them, and what the export is checked with before it is called done.
 """
 
 from __future__ import annotations
@@ -75,9 +75,21 @@ def write_onnx(model: nn.Module, encoder: Pretrained, vocabulary: Vocabulary, to
     grown = ["next_" + name for name in names] + (["attention"] if alpha is not None else [])
     _write(model.encoder, (images,), to / "encoder.onnx", ["images"], ["features"])
     _write(_Start(model.decoder), (features,), to / "decoder_start.onnx", ["features"], names)
-    _write(_Step(model.decoder), (torch.tensor([4, 5]), *state), to / "decoder_step.onnx", ["token", *names], ["logits", *grown], _growing(model, state))
+    _write(
+        _Step(model.decoder),
+        (torch.tensor([4, 5]), *state),
+        to / "decoder_step.onnx",
+        ["token", *names],
+        ["logits", *grown],
+        _growing(model, state),
+    )
     write_aside(to / "vocabulary.json", vocabulary.to_json().encode())
-    about = {"encoder": encoder.describe(), "states": names, "attention": alpha is not None, "tokens": {"pad": PAD, "sos": SOS, "eos": EOS, "unk": UNK}}
+    about = {
+        "encoder": encoder.describe(),
+        "states": names,
+        "attention": alpha is not None,
+        "tokens": {"pad": PAD, "sos": SOS, "eos": EOS, "unk": UNK},
+    }
     write_json(to / "captions.json", {**about, "max_length": vocabulary.max_length, "opset": OPSET})
 
 
@@ -87,7 +99,10 @@ def describe(folder: Path, pixels: np.ndarray) -> list[str]:
 
     about = json.loads((folder / "captions.json").read_text())
     words = json.loads((folder / "vocabulary.json").read_text())["words"]
-    encoder, start, step = (onnxruntime.InferenceSession(folder / f"{name}.onnx", providers=["CPUExecutionProvider"]) for name in ("encoder", "decoder_start", "decoder_step"))
+    encoder, start, step = (
+        onnxruntime.InferenceSession(folder / f"{name}.onnx", providers=["CPUExecutionProvider"])
+        for name in ("encoder", "decoder_start", "decoder_step")
+    )
     features = encoder.run(None, {"images": pixels[None].astype(np.float32)})[0]
     state = start.run(None, {"features": features})
     token, said, banned = SOS, [], [PAD, SOS, UNK]
@@ -101,15 +116,33 @@ def describe(folder: Path, pixels: np.ndarray) -> list[str]:
     return said
 
 
-def _write(module: nn.Module, arguments: tuple, path: Path, inputs: list[str], outputs: list[str], growing: tuple[int, ...] = ()) -> None:
+def _write(
+    module: nn.Module,
+    arguments: tuple,
+    path: Path,
+    inputs: list[str],
+    outputs: list[str],
+    growing: tuple[int, ...] = (),
+) -> None:
     """One graph. Every input's first dimension, and the word count of a `growing` state, may be of any size."""
     batch, time = torch.export.Dim("batch"), torch.export.Dim("time")
     shapes = [{0: batch} | ({2: time} if i in growing else {}) for i in range(len(arguments))]
     dynamic = tuple(shapes) if not isinstance(module, _Step) else (shapes[0], tuple(shapes[1:]))
-    logging.getLogger("torch.onnx._internal.exporter._registration").setLevel(logging.ERROR)  # it misses torchvision, we do not
+    logging.getLogger("torch.onnx._internal.exporter._registration").setLevel(
+        logging.ERROR
+    )  # it misses torchvision, we do not
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        program = torch.onnx.export(module.eval(), arguments, input_names=inputs, output_names=outputs, opset_version=OPSET, dynamic_shapes=dynamic, dynamo=True, verbose=False)
+        program = torch.onnx.export(
+            module.eval(),
+            arguments,
+            input_names=inputs,
+            output_names=outputs,
+            opset_version=OPSET,
+            dynamic_shapes=dynamic,
+            dynamo=True,
+            verbose=False,
+        )
     program.save(str(path), external_data=False)
 
 
@@ -123,7 +156,13 @@ def _growing(model: nn.Module, state: tuple[torch.Tensor, ...]) -> tuple[int, ..
 def _check(model: saved.Saved, folder: Path) -> None:
     """The runtime must say what the model says, or the export is worth nothing."""
     noise = np.random.default_rng(0).integers(0, 255, (model.encoder.size, model.encoder.size, 3), dtype=np.uint8)
-    expected = model.vocabulary.decode(decoding.greedy(model.model, model.tensor([noise]), model.vocabulary.max_length)[0].words)
+    expected = model.vocabulary.decode(
+        decoding.greedy(model.model, model.tensor([noise]), model.vocabulary.max_length)[0].words
+    )
     found = describe(folder, noise)
     if found != expected:
-        raise TarazuError(f"ONNX says {' '.join(found)!r} where the model says {' '.join(expected)!r}", where=str(folder), todo="do not use this export; please report it")
+        raise TarazuError(
+            f"ONNX says {' '.join(found)!r} where the model says {' '.join(expected)!r}",
+            where=str(folder),
+            todo="do not use this export; please report it",
+        )

@@ -1,7 +1,8 @@
 """What the encoder sees is computed once per picture and kept in a file that is mapped into memory.
 
-A cache is a folder: `rows.bin` (one row after another) and `index.json` (sha256 of the picture -> row). The folder's name is
-the hash of encoder, weights and preprocessing, so nothing stale is ever read. A run that is cut goes on where it stopped.
+A cache is a folder: `rows.bin` (one row after another) and `index.json` (sha256 of the picture -> row). The folder's
+name is the hash of encoder, weights and preprocessing, so nothing stale is ever read. A run that is cut goes on where
+it stopped.
 """
 
 from __future__ import annotations
@@ -37,7 +38,9 @@ SHARE_OF_GPU = 0.4  # of the free memory that a bank may take to live there
 
 def cache_folder() -> Path:
     """Where tarazu keeps what it can make again: TARAZU_CACHE, or the user's cache folder."""
-    return Path(os.environ.get("TARAZU_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tarazu")
+    return Path(
+        os.environ.get("TARAZU_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tarazu"
+    )
 
 
 class RowCache:
@@ -69,7 +72,11 @@ class RowCache:
         try:
             self._file.write(np.ascontiguousarray(rows, dtype=self.dtype).tobytes())
         except OSError as error:
-            raise TarazuError(f"the cache cannot be written: {error.strerror}", where=str(self.folder), todo="free some disk space, or point TARAZU_CACHE elsewhere") from error
+            raise TarazuError(
+                f"the cache cannot be written: {error.strerror}",
+                where=str(self.folder),
+                todo="free some disk space, or point TARAZU_CACHE elsewhere",
+            ) from error
         before = len(self.rows)
         self.rows |= {key: before + i for i, key in enumerate(keys)}
         if time.monotonic() - self._noted > SAVE_SECONDS:
@@ -121,7 +128,12 @@ class Bank:
 
     def mean(self) -> Bank:
         """Features (N, P, D) -> their means (N, 1, D), in float32, held in memory."""
-        means = np.concatenate([self.array[self.rows[i : i + 256]].astype(np.float32).mean(1, keepdims=True) for i in range(0, len(self.rows), 256)])
+        means = np.concatenate(
+            [
+                self.array[self.rows[i : i + 256]].astype(np.float32).mean(1, keepdims=True)
+                for i in range(0, len(self.rows), 256)
+            ]
+        )
         return Bank(means, list(range(len(means))), self.device)
 
     @cached_property
@@ -136,9 +148,13 @@ class Bank:
         return torch.from_numpy(self.array[rows])  # fancy indexing copies, so the map itself stays untouched
 
 
-def features(encoder: Pretrained, store: ImageStore, items: list[Item], looks: Looks, precision: str, device: torch.device) -> Bank:
+def features(
+    encoder: Pretrained, store: ImageStore, items: list[Item], looks: Looks, precision: str, device: torch.device
+) -> Bank:
     """The encoder's maps (N, P, D) of the items, computed where the cache has none."""
-    cache = RowCache(cache_folder() / "features" / f"{encoder.key()}-{precision}", (encoder.side**2, encoder.module.width), precision)
+    cache = RowCache(
+        cache_folder() / "features" / f"{encoder.key()}-{precision}", (encoder.side**2, encoder.module.width), precision
+    )
     module, dtype = encoder.module.to(device), getattr(torch, precision)
 
     def see(batch: np.ndarray) -> np.ndarray:
@@ -150,17 +166,30 @@ def features(encoder: Pretrained, store: ImageStore, items: list[Item], looks: L
 
 def pictures(encoder: Pretrained, store: ImageStore, items: list[Item], looks: Looks, device: torch.device) -> Bank:
     """The items' pixels (N, S, S, 3), uint8, for an encoder that is trained as well."""
-    cache = RowCache(cache_folder() / "pixels" / f"{encoder.size}-{encoder.resample}", (encoder.size, encoder.size, 3), "uint8")
+    cache = RowCache(
+        cache_folder() / "pixels" / f"{encoder.size}-{encoder.resample}", (encoder.size, encoder.size, 3), "uint8"
+    )
     return _fill(cache, encoder, store, items, looks, lambda batch: batch, "pixels", device)
 
 
-def _fill(cache: RowCache, encoder: Pretrained, store: ImageStore, items: list[Item], looks: Looks, see: Callable, what: str, device: torch.device) -> Bank:
+def _fill(
+    cache: RowCache,
+    encoder: Pretrained,
+    store: ImageStore,
+    items: list[Item],
+    looks: Looks,
+    see: Callable,
+    what: str,
+    device: torch.device,
+) -> Bank:
     """Computes the missing rows; pictures are decoded by threads while the encoder is at work on the batch before."""
     keys = [item.key(looks) for item in items]
     wanted = {key: item for key, item in zip(keys, items, strict=True) if key not in cache.rows}
 
     def decode(item: Item) -> np.ndarray:
-        picture = view_of(open_image(store.read(item.name), item.name), looks.sha256[item.name], item.view, item.smallest)
+        picture = view_of(
+            open_image(store.read(item.name), item.name), looks.sha256[item.name], item.view, item.smallest
+        )
         return pixels(picture, encoder.size, encoder.resample)
 
     if wanted:
@@ -169,7 +198,13 @@ def _fill(cache: RowCache, encoder: Pretrained, store: ImageStore, items: list[I
             batches = [missing[i : i + AT_ONCE[device.type]] for i in range(0, len(missing), AT_ONCE[device.type])]
             ahead = [pool.submit(decode, wanted[key]) for key in (batches or [[]])[0]]
             for number, batch in enumerate(batches):
-                now, ahead = ahead, [pool.submit(decode, wanted[key]) for key in (batches[number + 1] if number + 1 < len(batches) else [])]
+                now, ahead = (
+                    ahead,
+                    [
+                        pool.submit(decode, wanted[key])
+                        for key in (batches[number + 1] if number + 1 < len(batches) else [])
+                    ],
+                )
                 cache.append(batch, see(_together(now)))
                 done = sum(map(len, batches[: number + 1]))
                 bar.at(done / len(missing), f"{done} of {len(missing)} pictures")
@@ -180,4 +215,6 @@ def _together(jobs: list[Future]) -> np.ndarray:
     try:
         return np.stack([job.result() for job in jobs])
     except BadInput as error:  # it was readable a moment ago
-        raise TarazuError(f"a picture changed while it was read: {error.what}", where=error.where, todo="run again") from error
+        raise TarazuError(
+            f"a picture changed while it was read: {error.what}", where=error.where, todo="run again"
+        ) from error

@@ -43,7 +43,14 @@ def lengths(numbers: list[int]) -> dict:
     top = int(values.max())
     counts = np.bincount(values, minlength=top + 1)
     p50, p90, p99 = (float(x) for x in np.percentile(values, [50, 90, 99]))
-    return {"mean": float(values.mean()), "p50": p50, "p90": p90, "p99": p99, "max": top, "histogram": {"edges": list(range(top + 2)), "counts": counts.tolist()}}
+    return {
+        "mean": float(values.mean()),
+        "p50": p50,
+        "p90": p90,
+        "p99": p99,
+        "max": top,
+        "histogram": {"edges": list(range(top + 2)), "counts": counts.tolist()},
+    }
 
 
 def points(words: list[list[list[str]]]) -> list[list[int]]:
@@ -57,7 +64,15 @@ def examples(captions: dict[str, list[str]], names: list[str], vocabulary: Vocab
     found = []
     for name in names:
         words = [clean(text) for text in captions[name]]
-        found.append({"id": name, "image": f"images/{jpeg_name(name)}", "captions": captions[name], "processed": words, "ids": [vocabulary.encode(line) for line in words]})
+        found.append(
+            {
+                "id": name,
+                "image": f"images/{jpeg_name(name)}",
+                "captions": captions[name],
+                "processed": words,
+                "ids": [vocabulary.encode(line) for line in words],
+            }
+        )
     return found
 
 

@@ -14,7 +14,11 @@ from pathlib import Path
 from tarazu.captions.sources import ImageStore
 from tarazu.errors import BadInput
 
-LISTS = {"train": "Flickr_8k.trainImages.txt", "validation": "Flickr_8k.devImages.txt", "test": "Flickr_8k.testImages.txt"}
+LISTS = {
+    "train": "Flickr_8k.trainImages.txt",
+    "validation": "Flickr_8k.devImages.txt",
+    "test": "Flickr_8k.testImages.txt",
+}
 CAPTION_FILES = ("Flickr8k.token.txt", "captions.txt", "captions.csv", "dataset_flickr8k.json", "dataset.json")
 KARPATHY_SPLITS = {"train": "train", "restval": "train", "val": "validation", "test": "test"}
 MOST_TEXT = 500_000_000
@@ -46,10 +50,16 @@ def read(source: Path, caption_file: Path | None = None) -> Collection:
     """
     folder = source if source.is_dir() else source.parent
     if not source.exists():
-        raise BadInput("no such folder", where=str(source), todo="set data.source to the folder with Flickr8k, or to `drawn`")
+        raise BadInput(
+            "no such folder", where=str(source), todo="set data.source to the folder with Flickr8k, or to `drawn`"
+        )
     path = caption_file or _find(folder, CAPTION_FILES)
     if path is None or not path.is_file():
-        raise BadInput("no captions here", where=str(path or source), todo=f"put one of {', '.join(CAPTION_FILES)} (or .gz) there, or set data.captions")
+        raise BadInput(
+            "no captions here",
+            where=str(path or source),
+            todo=f"put one of {', '.join(CAPTION_FILES)} (or .gz) there, or set data.captions",
+        )
     layout, captions, lists = _parse(path)
     store = ImageStore.scan(source)
     if layout != "karpathy":
@@ -63,7 +73,11 @@ def karpathy_lists(folder: Path, given: Path | None = None) -> dict[str, list[st
     """The split of Karpathy and Fei-Fei 2015, from their `dataset_flickr8k.json`. Raises `BadInput` without it."""
     path = given or _find(folder, ("dataset_flickr8k.json", "dataset.json"))
     if path is None:
-        raise BadInput("Karpathy's dataset_flickr8k.json is not here", where=str(folder), todo="put it there, or use split: official")
+        raise BadInput(
+            "Karpathy's dataset_flickr8k.json is not here",
+            where=str(folder),
+            todo="put it there, or use split: official",
+        )
     return _parse_karpathy(read_text(path), str(path))[1]
 
 
@@ -150,9 +164,15 @@ def _settle(collection: Collection) -> None:
     """Drops what cannot be used, and says so."""
     captions, images = collection.captions, collection.images
     if not images.names():
-        raise BadInput("no pictures here", where="data.source", todo="put the folder Images/ or the zips beside the captions")
-    collection.problem("captions without an image file (phantom)", "dropped", [name for name in captions if name not in images])
-    collection.problem("image files without captions", "dropped", [name for name in images.names() if name not in captions])
+        raise BadInput(
+            "no pictures here", where="data.source", todo="put the folder Images/ or the zips beside the captions"
+        )
+    collection.problem(
+        "captions without an image file (phantom)", "dropped", [name for name in captions if name not in images]
+    )
+    collection.problem(
+        "image files without captions", "dropped", [name for name in images.names() if name not in captions]
+    )
     collection.problem("refused members of zips", "dropped", [f"{name}: {why}" for name, why in images.refused.items()])
     collection.problem("empty captions", "dropped", [name for name, texts in captions.items() if not all(texts)])
     for name in list(captions):
@@ -160,4 +180,8 @@ def _settle(collection: Collection) -> None:
         if name not in images or not captions[name]:
             del captions[name]
     if not captions:
-        raise BadInput("no picture has a caption", where="data.source", todo="the names in the caption file must be the files' names")
+        raise BadInput(
+            "no picture has a caption",
+            where="data.source",
+            todo="the names in the caption file must be the files' names",
+        )

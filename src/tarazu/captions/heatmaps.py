@@ -1,6 +1,7 @@
 """Where the model looked, word by word: the attention over the map, drawn over the picture that the model saw.
 
-The map is enlarged bilinearly, and one scale serves all words: a faint panel is one in which the model looked everywhere.
+The map is enlarged bilinearly, and one scale serves all words: a faint panel is one in which the model looked
+everywhere.
 """
 
 from __future__ import annotations
@@ -53,5 +54,7 @@ def draw(picture: np.ndarray, words: list[str], alpha: np.ndarray, path: Path | 
         panel.set_title(f"{word}\n{value:.2f} nats", fontsize=9)
     bar = figure.colorbar(shown, ax=panels.tolist(), shrink=0.6, pad=0.01)
     bar.set_label("attention (the same scale for every word)", fontsize=8)
-    figure.suptitle(f"{' '.join(words)}   (looking everywhere alike would be {math.log(alpha.shape[1]):.2f} nats)", fontsize=10)
+    figure.suptitle(
+        f"{' '.join(words)}   (looking everywhere alike would be {math.log(alpha.shape[1]):.2f} nats)", fontsize=10
+    )
     figure.savefig(path)

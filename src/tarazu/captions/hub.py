@@ -36,7 +36,11 @@ def _fetch(name: str, home: Path) -> None:
     try:
         parts = load_dataset(name)
     except Exception as error:  # no network, no such name, a script that may not run: all end the same way for the user
-        raise BadInput(f"{name} cannot be had from the hub: {str(error).splitlines()[0][:200]}", where="data.source", todo="give a folder with Flickr8k, or `drawn`") from None
+        raise BadInput(
+            f"{name} cannot be had from the hub: {str(error).splitlines()[0][:200]}",
+            where="data.source",
+            todo="give a folder with Flickr8k, or `drawn`",
+        ) from None
     rows = [["image", "caption"]]
     for part, table in parts.items():
         columns = [c for c in table.column_names if c.startswith(CAPTION_COLUMNS)]
@@ -45,7 +49,9 @@ def _fetch(name: str, home: Path) -> None:
         for number, row in enumerate(table.cast_column("image", Image(decode=False))):
             file = Path(row["image"].get("path") or f"{part}_{number:05d}.jpg").name
             write_aside(home / "Images" / file, row["image"]["bytes"])
-            texts = [text for column in columns for text in (row[column] if isinstance(row[column], list) else [row[column]])]
+            texts = [
+                text for column in columns for text in (row[column] if isinstance(row[column], list) else [row[column]])
+            ]
             rows += [[file, text] for text in texts]
     out = io.StringIO()
     csv.writer(out, lineterminator="\n").writerows(rows)

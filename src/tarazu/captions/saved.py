@@ -60,13 +60,17 @@ def load(path: str | Path, device: str = "auto") -> Saved:
     vocabulary = Vocabulary.from_json(words.read_text(encoding="utf-8"), str(words))
     encoder = pretrained.load(recipe.encoder)
     _same_encoder(study, encoder)
-    place = torch.device("cuda" if device == "auto" and torch.cuda.is_available() else "cpu" if device == "auto" else device)
+    place = torch.device(
+        "cuda" if device == "auto" and torch.cuda.is_available() else "cpu" if device == "auto" else device
+    )
     trainee = _trained(recipe, study, run, encoder, vocabulary)
     trainee.module.to(place).eval()
     return Saved(trainee, encoder, vocabulary, recipe, place)
 
 
-def _trained(recipe: CaptionsRecipe, study: RunFolder, run: Run, encoder: Pretrained, vocabulary: Vocabulary) -> CaptionTrainee:
+def _trained(
+    recipe: CaptionsRecipe, study: RunFolder, run: Run, encoder: Pretrained, vocabulary: Vocabulary
+) -> CaptionTrainee:
     method = recipe.methods[run.name]
     if method.kind == "ensemble":
         members = []
@@ -76,7 +80,9 @@ def _trained(recipe: CaptionsRecipe, study: RunFolder, run: Run, encoder: Pretra
             members.append(_trained(recipe, study, study.run(name, int(seed) if seed else run.seed), fresh, vocabulary))
         return together(members, None)
     if not run.weights.exists():
-        raise BadInput("this run has no weights yet", where=str(run.path), todo="let `tarazu run` or `tarazu resume` finish it")
+        raise BadInput(
+            "this run has no weights yet", where=str(run.path), todo="let `tarazu run` or `tarazu resume` finish it"
+        )
     trainee = trainee_of(recipe, run.name, encoder, vocabulary, run.seed)
     try:
         load_weights(trainee, load_file(run.weights))
@@ -88,4 +94,8 @@ def _trained(recipe: CaptionsRecipe, study: RunFolder, run: Run, encoder: Pretra
 def _same_encoder(study: RunFolder, encoder: Pretrained) -> None:
     told = ((study.read_json("model.json") or {}).get("encoder") or {}).get("sha256")
     if told and told != encoder.sha256:
-        raise BadInput("the encoder's weights are not those that this run was trained on", where=str(study.path), todo="set encoder.file in resolved.yaml to the weights with sha256 " + told[:12])
+        raise BadInput(
+            "the encoder's weights are not those that this run was trained on",
+            where=str(study.path),
+            todo="set encoder.file in resolved.yaml to the weights with sha256 " + told[:12],
+        )

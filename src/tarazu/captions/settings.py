@@ -4,7 +4,15 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, field_validator, model_validator
+from pydantic import (
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    field_validator,
+    model_validator,
+)
 
 from tarazu.recipe import Method, Recipe, Strict
 
@@ -28,15 +36,27 @@ class Shares(Strict):
 class CaptionData(Strict):
     """Where the pictures and captions are and how they are read."""
 
-    source: str = Field("drawn", description="a folder or zip with Flickr8k, a hub name, or `drawn` for the project's own scenes")
+    source: str = Field(
+        "drawn", description="a folder or zip with Flickr8k, a hub name, or `drawn` for the project's own scenes"
+    )
     captions: str | None = Field(None, description="the caption file, if it is not in `source` under its usual name")
-    split: Literal["official", "karpathy"] | Shares = Field(Shares(), description="official lists, Karpathy's JSON, or shares by image")
+    split: Literal["official", "karpathy"] | Shares = Field(
+        Shares(), description="official lists, Karpathy's JSON, or shares by image"
+    )
     split_seed: int = Field(0, description="seed of a split by shares")
-    near: NonNegativeInt = Field(24, description="bits of the 256 of a perceptual hash in which two near copies may differ")
-    min_count: PositiveInt = Field(3, description="a word enters the vocabulary when the training captions hold it so often")
-    max_length: PositiveInt = Field(24, description="words of a caption that are kept; shorter ones are filled with <pad>")
+    near: NonNegativeInt = Field(
+        24, description="bits of the 256 of a perceptual hash in which two near copies may differ"
+    )
+    min_count: PositiveInt = Field(
+        3, description="a word enters the vocabulary when the training captions hold it so often"
+    )
+    max_length: PositiveInt = Field(
+        24, description="words of a caption that are kept; shorter ones are filled with <pad>"
+    )
     images: PositiveInt | None = Field(None, description="use only so many images (for trying out)")
-    views: PositiveInt = Field(1, description="views of each training picture: itself, and crops of which every second is mirrored")
+    views: PositiveInt = Field(
+        1, description="views of each training picture: itself, and crops of which every second is mirrored"
+    )
     crop: float = Field(0.7, gt=0.1, le=1, description="least share of a picture that a view keeps")
     scenes: PositiveInt = Field(300, description="how many scenes `drawn` draws")
 
@@ -44,9 +64,16 @@ class CaptionData(Strict):
 class EncoderSettings(Strict):
     """The network that looks at the picture."""
 
-    name: str = Field("efficientnet-lite0", description="efficientnet-lite0, -lite1, -lite2, -b0, or google/efficientnet-b0")
-    file: str | None = Field(None, description="weights of this architecture: .safetensors or .pth, of transformers, torchvision, timm or lukemelas")
-    padding: Literal["auto", "same", "symmetric"] = Field("auto", description="symmetric for torchvision's and timm's own B0; auto tells by the file")
+    name: str = Field(
+        "efficientnet-lite0", description="efficientnet-lite0, -lite1, -lite2, -b0, or google/efficientnet-b0"
+    )
+    file: str | None = Field(
+        None,
+        description="its weights: .safetensors or .pth, of transformers, torchvision, timm or lukemelas",
+    )
+    padding: Literal["auto", "same", "symmetric"] = Field(
+        "auto", description="symmetric for torchvision's and timm's own B0; auto tells by the file"
+    )
     size: PositiveInt | None = Field(None, description="side of the input, if not the encoder's own")
     precision: Literal["float16", "float32"] = Field("float16", description="of the cached features")
 
@@ -54,7 +81,9 @@ class EncoderSettings(Strict):
 class FineTune(Strict):
     """Chosen encoder blocks are trained as well, once the decoder has settled."""
 
-    blocks: PositiveInt = Field(4, description="how many of the last blocks (the final convolution is one more, always included)")
+    blocks: PositiveInt = Field(
+        4, description="how many of the last blocks (the final convolution is one more, always included)"
+    )
     learning_rate: PositiveFloat = 3e-5
     from_epoch: NonNegativeInt = 5
 
@@ -64,7 +93,9 @@ class SelfCritical(Strict):
 
     from_epoch: NonNegativeInt = 15
     samples: Annotated[int, Field(ge=2)] = 5
-    share: float = Field(0.25, gt=0, le=1, description="of a step's rows that are sampled for: an image comes five times in an epoch")
+    share: float = Field(
+        0.25, gt=0, le=1, description="of a step's rows that are sampled for: an image comes five times in an epoch"
+    )
     likelihood: NonNegativeFloat = Field(0.0, description="weight of the likelihood that stays beside the reward")
 
 
@@ -76,7 +107,9 @@ class CaptionMethod(Method):
     dropout: Probability = 0.5
     word_dropout: Probability = Field(0.0, description="chance that an input word is hidden as <unk>")
     label_smoothing: Probability = 0.0
-    scheduled_sampling: Probability = Field(0.0, description="highest share of input words taken from the model itself; grows over the run")
+    scheduled_sampling: Probability = Field(
+        0.0, description="highest share of input words taken from the model itself; grows over the run"
+    )
     fine_tune: FineTune | None = None
     self_critical: SelfCritical | None = None
 
@@ -86,7 +119,9 @@ class ShowAndTell(CaptionMethod):
 
     kind: Literal["show_and_tell"] = "show_and_tell"
     embedding: PositiveInt = 512
-    image_as: Literal["state", "word", "both"] = Field("state", description="the image sets the LSTM's first state, is its first input (the paper), or both")
+    image_as: Literal["state", "word", "both"] = Field(
+        "state", description="the image sets the LSTM's first state, is its first input (the paper), or both"
+    )
     layers: PositiveInt = 1
 
 
@@ -121,7 +156,8 @@ class Transformer(CaptionMethod):
 
 
 class Ensemble(Method):
-    """Several trained methods that write together: their log-probabilities are averaged at every word. Nothing is trained."""
+    """Several trained methods that write together: their log-probabilities are averaged at every word. Nothing is
+    trained."""
 
     kind: Literal["ensemble"] = "ensemble"
     of: list[str] = Field(min_length=2, description="methods of this recipe, as NAME (the same seed) or NAME/seed-N")

@@ -48,8 +48,12 @@ def by_lists(collection: Collection, copies: list[dict], lists: dict[str, list[s
         twice = sorted({name for name in named if named.count(name) > 1})[:3]
         raise BadInput(f"in two splits at once: {', '.join(twice)}", where="data.split", todo="repair the split lists")
     known = collection.captions
-    collection.problem("images in no split list (not used)", "dropped", [name for name in known if name not in set(named)])
-    collection.problem("in a split list, but without image or captions", "dropped", [name for name in named if name not in known])
+    collection.problem(
+        "images in no split list (not used)", "dropped", [name for name in known if name not in set(named)]
+    )
+    collection.problem(
+        "in a split list, but without image or captions", "dropped", [name for name in named if name not in known]
+    )
     found = {name: [image for image in lists[name] if image in known] for name in SPLITS}
     for loser, winners in (("train", ("validation", "test")), ("validation", ("test",))):
         kept = {image for name in winners for image in found[name]}
@@ -67,5 +71,9 @@ def _lists(collection: Collection, settings: CaptionData) -> dict[str, list[str]
         return collection.lists if collection.layout == "karpathy" else flickr8k.karpathy_lists(folder, given)
     if collection.layout == "karpathy" or not collection.lists:
         wanted = ", ".join(flickr8k.LISTS.values())
-        raise BadInput("the official split lists are not here", where=str(folder), todo=f"put {wanted} there, or use shares: split: {{train: 0.8, validation: 0.1, test: 0.1}}")
+        raise BadInput(
+            "the official split lists are not here",
+            where=str(folder),
+            todo=f"put {wanted} there, or use shares: split: {{train: 0.8, validation: 0.1, test: 0.1}}",
+        )
     return collection.lists

@@ -40,10 +40,21 @@ class Captions:
             data.maps.rows  # noqa: B018 (extracts what is not in the cache)
         if any(tunes):
             data.pixels.rows  # noqa: B018
-        write_json(folder.path / "model.json", {"encoder": data.encoder.describe(), "extraction_seconds": time.perf_counter() - began})
+        write_json(
+            folder.path / "model.json",
+            {"encoder": data.encoder.describe(), "extraction_seconds": time.perf_counter() - began},
+        )
         return data
 
-    def build(self, recipe: CaptionsRecipe, name: str, data: Prepared, seed: int, device: torch.device, folder: RunFolder | None = None) -> CaptionTrainee:
+    def build(
+        self,
+        recipe: CaptionsRecipe,
+        name: str,
+        data: Prepared,
+        seed: int,
+        device: torch.device,
+        folder: RunFolder | None = None,
+    ) -> CaptionTrainee:
         method = recipe.methods[name]
         if method.kind == "ensemble":
             members = [self._trained(recipe, member, data, seed, device) for member in method.of]
@@ -53,7 +64,9 @@ class Captions:
         trainee.module.to(device)
         return trainee
 
-    def collate(self, trainee: CaptionTrainee, data: Prepared, split: str, rows: list[int], limit: int) -> list[CaptionBatch]:
+    def collate(
+        self, trainee: CaptionTrainee, data: Prepared, split: str, rows: list[int], limit: int
+    ) -> list[CaptionBatch]:
         tokens, places = data.tokens[split], data.places[split]
         lengths = {row: int((tokens[row] != PAD).sum()) for row in rows}
         longest = max(lengths.values())
@@ -66,7 +79,9 @@ class Captions:
             width = max(lengths[row] for row in chosen)
             real = sum(lengths[row] - 1 for row in chosen)
             counts = Counts(len(chosen), real, real, len(chosen) * (width - 1) - real)
-            batches.append(CaptionBatch(torch.from_numpy(tokens[chosen, :width]), torch.from_numpy(places[chosen]), counts))
+            batches.append(
+                CaptionBatch(torch.from_numpy(tokens[chosen, :width]), torch.from_numpy(places[chosen]), counts)
+            )
             start += count
         return batches
 
@@ -75,7 +90,9 @@ class Captions:
         late = method.self_critical if method and trainee.module.training else None
         if late and trainee.epoch >= late.from_epoch:
             images = [trainee.data.all_names[place] for place in batch.pictures.tolist()]
-            found = objective.self_critical(trainee.module, pictures, batch.tokens, images, trainee.cider, trainee.data.vocabulary, late)
+            found = objective.self_critical(
+                trainee.module, pictures, batch.tokens, images, trainee.cider, trainee.data.vocabulary, late
+            )
         else:
             found = objective.likelihood(trainee.module, pictures, batch.tokens, method, trainee.fraction)
         return LossSum(found.total, batch.counts.supervised, found.extra)
@@ -96,13 +113,24 @@ class Captions:
     def sample(self, trainee: CaptionTrainee, data: Prepared, recipe: CaptionsRecipe, final: bool) -> list[dict]:
         names = data.names["test"] if final else data.names["test"][:1]
         written = evaluation.write(trainee, data, "test", recipe, beams=1, names=names)
-        return [{"id": name, "image": data.keep_image(name) if not final else None, "output": text} for name, text in evaluation.texts(written, data).items()]
+        return [
+            {"id": name, "image": data.keep_image(name) if not final else None, "output": text}
+            for name, text in evaluation.texts(written, data).items()
+        ]
 
-    def evaluate(self, trainee: CaptionTrainee, data: Prepared, recipe: CaptionsRecipe, folder: Path, ledger: Ledger) -> dict:
+    def evaluate(
+        self, trainee: CaptionTrainee, data: Prepared, recipe: CaptionsRecipe, folder: Path, ledger: Ledger
+    ) -> dict:
         with ledger.phase("evaluate"), torch.autocast(data.device.type, enabled=False):
             loss = self.mean_loss(trainee, data, "test", recipe.budget.micro_batch_tokens)
         found = evaluation.evaluate(trainee, data, recipe, folder, ledger)
-        return {"split": "test", "loss": loss, "perplexity": math.exp(min(loss, 700)), "images": len(data.names["test"]), **found}
+        return {
+            "split": "test",
+            "loss": loss,
+            "perplexity": math.exp(min(loss, 700)),
+            "images": len(data.names["test"]),
+            **found,
+        }
 
     def summary(self, metrics: dict) -> dict[str, Any]:
         """The figures of one run that the comparison table shows: beam 3, and greedy beside it."""
@@ -123,7 +151,11 @@ class Captions:
 
     def paths(self, trainee: CaptionTrainee, data: Prepared) -> dict[str, str]:
         """Which code ran, for the ledger."""
-        return {"attention": "own", "layout": "padded", "pictures": "pixels" if trainee.tuned else f"features kept in {data.precision}"}
+        return {
+            "attention": "own",
+            "layout": "padded",
+            "pictures": "pixels" if trainee.tuned else f"features kept in {data.precision}",
+        }
 
     def export(self, trainee: CaptionTrainee, to: Path, form: str) -> None:
         """ONNX: see `captions.export`, which `tarazu export` calls with a finished run."""
@@ -131,12 +163,18 @@ class Captions:
 
         write_onnx(trainee.module, trainee.data.encoder, trainee.data.vocabulary, to)
 
-    def _trained(self, recipe: CaptionsRecipe, member: str, data: Prepared, seed: int, device: torch.device) -> CaptionTrainee:
+    def _trained(
+        self, recipe: CaptionsRecipe, member: str, data: Prepared, seed: int, device: torch.device
+    ) -> CaptionTrainee:
         """A finished method of the same study: NAME, or NAME/seed-N."""
         name, _, other = member.partition("/")
         run = data.folder.run(name, int(other.removeprefix("seed-")) if other else seed)
         if not run.weights.exists():
-            raise BadInput("a member of the ensemble is not trained yet", where=str(run.path), todo="let it stand above the ensemble in the recipe, with the same seed")
+            raise BadInput(
+                "a member of the ensemble is not trained yet",
+                where=str(run.path),
+                todo="let it stand above the ensemble in the recipe, with the same seed",
+            )
         trainee = self.build(recipe, name, data, seed, device)
         load_weights(trainee, load_file(run.weights))
         return trainee

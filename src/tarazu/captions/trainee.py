@@ -25,14 +25,17 @@ if TYPE_CHECKING:
 
 @dataclass
 class CaptionBatch:
-    """Rows (image, caption): tokens (B, T + 1) from `<sos>` to the longest row's end, pictures (B,) as places in the data."""
+    """Rows (image, caption): tokens (B, T + 1) from `<sos>` to the longest row's end, pictures (B,) as places in the
+    data."""
 
     tokens: torch.Tensor
     pictures: torch.Tensor
     counts: Counts
 
     def to(self, device: torch.device) -> CaptionBatch:
-        return CaptionBatch(self.tokens.to(device, non_blocking=True), self.pictures.to(device, non_blocking=True), self.counts)
+        return CaptionBatch(
+            self.tokens.to(device, non_blocking=True), self.pictures.to(device, non_blocking=True), self.counts
+        )
 
 
 @dataclass
@@ -63,7 +66,12 @@ class CaptionTrainee(Trainee):
 
     def reads_pixels(self) -> bool:
         """Until its blocks thaw, a fine-tuned encoder sees what the frozen one saw."""
-        waiting = self.module.training and self.method is not None and self.method.fine_tune and self.epoch < self.method.fine_tune.from_epoch
+        waiting = (
+            self.module.training
+            and self.method is not None
+            and self.method.fine_tune
+            and self.epoch < self.method.fine_tune.from_epoch
+        )
         return self.tuned and not waiting
 
 
@@ -72,7 +80,14 @@ def model_of(method: CaptionMethod, encoder: Pretrained, words: int) -> ImageCap
     return ImageCaptioningModel(encoder.module, decoders.make(method, words, encoder.module.width, encoder.side**2))
 
 
-def trainee_of(recipe: CaptionsRecipe, name: str, encoder: Pretrained, vocabulary: Vocabulary, seed: int, data: Prepared | None = None) -> CaptionTrainee:
+def trainee_of(
+    recipe: CaptionsRecipe,
+    name: str,
+    encoder: Pretrained,
+    vocabulary: Vocabulary,
+    seed: int,
+    data: Prepared | None = None,
+) -> CaptionTrainee:
     """A method of the recipe, ready to be trained, or to be given its weights."""
     method = recipe.methods[name]
     torch.manual_seed(seed)
@@ -80,7 +95,13 @@ def trainee_of(recipe: CaptionsRecipe, name: str, encoder: Pretrained, vocabular
     names = {f"decoder.{n}" for n, _ in model.decoder.named_parameters()}
     groups = []
     if method.fine_tune:
-        groups = [Group(frozenset(f"encoder.{n}" for n in _thawed(method, encoder)), method.fine_tune.learning_rate, method.fine_tune.from_epoch)]
+        groups = [
+            Group(
+                frozenset(f"encoder.{n}" for n in _thawed(method, encoder)),
+                method.fine_tune.learning_rate,
+                method.fine_tune.from_epoch,
+            )
+        ]
         names |= groups[0].names
     for parameter_name, parameter in model.named_parameters():
         parameter.requires_grad_(parameter_name in names)
@@ -88,14 +109,26 @@ def trainee_of(recipe: CaptionsRecipe, name: str, encoder: Pretrained, vocabular
     if method.self_critical and data is not None:
         cider = Cider({image: [f"{text} {END}" for text in texts] for image, texts in data.references("train").items()})
     pooled = model.decoder.looks_at == "pooled"
-    return CaptionTrainee(model, frozenset(names), method.learning_rate, groups, method=method, data=data, tuned=bool(groups), pooled=pooled, cider=cider)
+    return CaptionTrainee(
+        model,
+        frozenset(names),
+        method.learning_rate,
+        groups,
+        method=method,
+        data=data,
+        tuned=bool(groups),
+        pooled=pooled,
+        cider=cider,
+    )
 
 
 def together(members: list[CaptionTrainee], data: Prepared | None) -> CaptionTrainee:
     """Trained members as one that is not trained itself."""
     module = Ensemble([member.module for member in members])
     module.requires_grad_(False)
-    return CaptionTrainee(module, frozenset(), data=data, tuned=any(m.tuned for m in members), pooled=all(m.pooled for m in members))
+    return CaptionTrainee(
+        module, frozenset(), data=data, tuned=any(m.tuned for m in members), pooled=all(m.pooled for m in members)
+    )
 
 
 def _thawed(method: CaptionMethod, encoder: Pretrained) -> frozenset[str]:

@@ -28,7 +28,8 @@ def clean(caption: str) -> list[str]:
 class Vocabulary:
     """Words by number: the four special tokens first, then by how often training holds them.
 
-    `<pad>` fills a caption up to the fixed length, `<sos>` starts it, `<eos>` ends it, `<unk>` stands for any other word.
+    `<pad>` fills a caption up to the fixed length, `<sos>` starts it, `<eos>` ends it, `<unk>` stands for any other
+    word.
     """
 
     words: tuple[str, ...]
@@ -39,7 +40,9 @@ class Vocabulary:
     def build(cls, captions: Iterable[list[str]], min_count: int, max_length: int) -> Vocabulary:
         """From the cleaned captions of the training split, and of no other."""
         counts = Counter(word for caption in captions for word in caption)
-        kept = sorted((word for word, count in counts.items() if count >= min_count), key=lambda word: (-counts[word], word))
+        kept = sorted(
+            (word for word, count in counts.items() if count >= min_count), key=lambda word: (-counts[word], word)
+        )
         return cls(SPECIALS + tuple(kept), min_count, max_length)
 
     @cached_property
@@ -68,7 +71,12 @@ class Vocabulary:
         return words
 
     def to_json(self) -> str:
-        tree = {"specials": list(SPECIALS), "min_count": self.min_count, "max_length": self.max_length, "words": list(self.words)}
+        tree = {
+            "specials": list(SPECIALS),
+            "min_count": self.min_count,
+            "max_length": self.max_length,
+            "words": list(self.words),
+        }
         return json.dumps(tree, ensure_ascii=False, indent=0)
 
     @classmethod
@@ -77,7 +85,11 @@ class Vocabulary:
         try:
             tree = json.loads(text)
             words = tuple(tree["words"])
-            if words[:4] != SPECIALS or len(set(words)) != len(words) or not all(isinstance(word, str) for word in words):
+            if (
+                words[:4] != SPECIALS
+                or len(set(words)) != len(words)
+                or not all(isinstance(word, str) for word in words)
+            ):
                 raise ValueError("the special tokens are not the first four words, or a word is there twice")
             return cls(words, int(tree["min_count"]), int(tree["max_length"]))
         except (ValueError, KeyError, TypeError) as error:

@@ -4,8 +4,8 @@
     start(features) -> state                     decoding: the picture is looked at once,
     step(state, token) -> logits, state, alpha   and words come one by one
 
-Greedy, beam search, heat maps and ONNX know nothing else of a decoder. A state is a tuple of tensors whose first dimension
-is the batch, so that a beam can be chosen, copied and dropped without knowing what is in it.
+Greedy, beam search, heat maps and ONNX know nothing else of a decoder. A state is a tuple of tensors whose first
+dimension is the batch, so that a beam can be chosen, copied and dropped without knowing what is in it.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ class Decoder(nn.Module):
     looks_at = "map"  # or "pooled", where the mean over the places is all that is used
 
     def teach(self, features: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor | None]:
-        """features (B, P, D), tokens (B, T) from <sos> on -> logits (B, T, V) and attention (B, T, P), if it has any."""
+        """features (B, P, D), tokens (B, T) from <sos> on -> logits (B, T, V) and attention (B, T, P), if it has
+        any."""
         raise TypeError(f"{type(self).__name__} does not say how it is taught")
 
     def forward(self, features: Tensor, tokens: Tensor) -> Tensor:
@@ -56,5 +57,9 @@ def make(method: CaptionMethod, words: int, channels: int, places: int) -> Decod
     from tarazu.captions.decoders.show_attend_tell import ShowAttendTellDecoder
     from tarazu.captions.decoders.transformer import TransformerDecoder
 
-    kinds = {"show_and_tell": ShowAndTellDecoder, "show_attend_tell": ShowAttendTellDecoder, "transformer": TransformerDecoder}
+    kinds = {
+        "show_and_tell": ShowAndTellDecoder,
+        "show_attend_tell": ShowAttendTellDecoder,
+        "transformer": TransformerDecoder,
+    }
     return kinds[method.kind](method, words, channels, places)

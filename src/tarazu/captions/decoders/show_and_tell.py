@@ -1,6 +1,6 @@
 """Show and Tell (Vinyals et al. 2015, arXiv:1411.4555): the picture is one vector, and an LSTM tells it.
 
-    v = mean of the map      h0, c0 = tanh(W v)      h_t, c_t = LSTM(E y_{t-1}, h_{t-1}, c_{t-1})      p(y_t) = softmax(W_o h_t)
+    v = mean of the map    h0, c0 = tanh(W v)    h_t, c_t = LSTM(E y_{t-1}, h_{t-1}, c_{t-1})    p(y_t) = softmax(W_o h_t)
 
 The paper feeds v as the first input instead (`image_as: word`); "both" does the two.
 """
@@ -21,7 +21,13 @@ class ShowAndTellDecoder(Decoder):
         super().__init__()
         self.layers, self.hidden, self.image_as = settings.layers, settings.hidden, settings.image_as
         self.embedding = nn.Embedding(words, settings.embedding)
-        self.lstm = nn.LSTM(settings.embedding, settings.hidden, settings.layers, batch_first=True, dropout=settings.dropout if settings.layers > 1 else 0.0)
+        self.lstm = nn.LSTM(
+            settings.embedding,
+            settings.hidden,
+            settings.layers,
+            batch_first=True,
+            dropout=settings.dropout if settings.layers > 1 else 0.0,
+        )
         if self.image_as != "word":
             self.first = nn.Linear(channels, 2 * settings.layers * settings.hidden)
         if self.image_as != "state":

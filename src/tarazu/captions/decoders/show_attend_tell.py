@@ -1,7 +1,7 @@
 """Show, Attend and Tell (Xu et al. 2015, arXiv:1502.03044): soft attention over the map, anew for every word.
 
-    e_i = w . tanh(W_h h_{t-1} + W_a a_i)      alpha = softmax(e)      z_t = sum_i alpha_i a_i      (gate: z_t *= sigmoid(W_b h_{t-1}))
-    h_t, c_t = LSTM([z_t ; E y_{t-1}], ...)    p(y_t) = softmax(L_o (E y_{t-1} + L_h h_t + L_z z_t))     (deep output)
+e_i = w . tanh(W_h h_{t-1} + W_a a_i)    alpha = softmax(e)    z_t = sum_i alpha_i a_i  (gate: z_t *= sigmoid(W_b h_{t-1}))
+h_t, c_t = LSTM([z_t ; E y_{t-1}], ...)    p(y_t) = softmax(L_o (E y_{t-1} + L_h h_t + L_z z_t))     (deep output)
 """
 
 from __future__ import annotations
@@ -27,7 +27,10 @@ class ShowAttendTellDecoder(Decoder):
         self.cell = nn.LSTMCell(settings.mix or channels + embedding, hidden)
         self.deep = settings.deep_output
         if self.deep:
-            self.from_hidden, self.from_context = nn.Linear(hidden, embedding), nn.Linear(channels, embedding, bias=False)
+            self.from_hidden, self.from_context = (
+                nn.Linear(hidden, embedding),
+                nn.Linear(channels, embedding, bias=False),
+            )
         self.dropout = nn.Dropout(settings.dropout)
         self.output = nn.Linear(embedding if self.deep else hidden, words)
         nn.init.uniform_(self.embedding.weight, -0.1, 0.1)

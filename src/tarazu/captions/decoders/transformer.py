@@ -1,9 +1,9 @@
 """A Transformer decoder over the map (Vaswani et al. 2017, arXiv:1706.03762), normalised before each part.
 
-    x = E y + position      each layer: x += self-attention(x, before and here)      x += cross-attention(x, map)      x += MLP(x)
+    x = E y + position    each layer: x += self-attention(x, before and here)    x += cross-attention(x, map)    x += MLP(x)
 
-The layer is our own because `nn.TransformerDecoderLayer` hides its cross-attention weights, which are what a heat map shows.
-Masks follow PyTorch: True = may not be looked at.
+The layer is our own because `nn.TransformerDecoderLayer` hides its cross-attention weights, which are what a heat map
+shows. Masks follow PyTorch: True = may not be looked at.
 """
 
 from __future__ import annotations
@@ -26,11 +26,17 @@ class Attention(nn.Module):
     def __init__(self, width: int, heads: int, dropout: float):
         super().__init__()
         self.heads = heads
-        self.q, self.k, self.v, self.out = nn.Linear(width, width), nn.Linear(width, width, bias=False), nn.Linear(width, width), nn.Linear(width, width)
+        self.q, self.k, self.v, self.out = (
+            nn.Linear(width, width),
+            nn.Linear(width, width, bias=False),
+            nn.Linear(width, width),
+            nn.Linear(width, width),
+        )
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor, keys: Tensor, values: Tensor, ignore: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """x (B, T, W); keys and values (B, S, W), projected already; ignore (B or 1, 1, T, S) -> (B, T, W), weights (B, T, S)."""
+        """x (B, T, W); keys and values (B, S, W), projected already; ignore (B or 1, 1, T, S) -> (B, T, W), weights
+        (B, T, S)."""
         q, k, v = (part.unflatten(2, (self.heads, -1)).transpose(1, 2) for part in (self.q(x), keys, values))
         energy = (q @ k.transpose(2, 3)).float() / math.sqrt(q.shape[-1])
         if ignore is not None:
@@ -48,11 +54,19 @@ class Layer(nn.Module):
         width = settings.hidden
         self.own, self.cross = (Attention(width, settings.heads, settings.dropout) for _ in range(2))
         self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(3))
-        self.mlp = nn.Sequential(nn.Linear(width, settings.feed_forward), nn.GELU(), nn.Dropout(settings.dropout), nn.Linear(settings.feed_forward, width))
+        self.mlp = nn.Sequential(
+            nn.Linear(width, settings.feed_forward),
+            nn.GELU(),
+            nn.Dropout(settings.dropout),
+            nn.Linear(settings.feed_forward, width),
+        )
         self.dropout = nn.Dropout(settings.dropout)
 
-    def forward(self, x: Tensor, past: tuple[Tensor, Tensor] | None, memory: tuple[Tensor, Tensor], ignore: Tensor | None) -> tuple[Tensor, tuple[Tensor, Tensor], Tensor]:
-        """x (B, T, W), keys and values of earlier words or None, those of the map -> x, keys and values so far, weights (B, T, P)."""
+    def forward(
+        self, x: Tensor, past: tuple[Tensor, Tensor] | None, memory: tuple[Tensor, Tensor], ignore: Tensor | None
+    ) -> tuple[Tensor, tuple[Tensor, Tensor], Tensor]:
+        """x (B, T, W), keys and values of earlier words or None, those of the map -> x, keys and values so far,
+        weights (B, T, P)."""
         y = self.norms[0](x)
         keys, values = self.own.k(y), self.own.v(y)
         if past is not None:
