@@ -79,20 +79,26 @@ def chat_folder(path: Path, seeds=(0,), hostile: bool = False) -> Path:
     for name, (kind, level, trained, seconds) in names.items():
         for seed in (0,) if name == "base" else seeds:
             folder = path / name / f"seed-{seed}"
-            noise = random.Random(f"{name}{seed}")
+            noise = random.Random(f"{name} {seed}")
             rows = [[t * (base * level / 3.2 + noise.gauss(0, 0.01)), t, t * 6] for t, base in base_rows]
             loss = sum(r[0] for r in rows) / sum(row_tokens)
             generation = {"n": 20, "chrf": 30 + 10 * (3.2 - level), "rouge_l": 20 + 8 * (3.2 - level), "repetition": 0.1, "wrong_script": 0.02,
                           "unfinished": 0.3, "echo": 0.2, "answer_words": 40.0, "checks_passed": 0.2 + 0.4 * (3.2 - level)}  # fmt: skip
             abilities = {a: {"n": 3, "checks_passed": min(1.0, (i + 1) / 10 + 0.3 * (3.2 - level))} for i, a in enumerate(ABILITIES)}
+            plain = {"loss": 3.0, "bits_per_byte": 1.0, "rows": 8, "row_losses": [[90 + noise.gauss(0, 3), 30, 120] for _ in range(8)]}
+            reading = {"n": 6, "exact_match": 0.2, "f1": 0.4, "abstained": 0.1}
             write(folder / "metrics.json", {
-                "split": "test", "loss": loss, "perplexity": math.exp(loss), "bits_per_byte": loss / 6 / math.log(2), "rows": 20,
+                "forgetting": {"english": plain, "persian": plain}, "reading": reading, "split": "test", "loss": loss, "perplexity": math.exp(loss), "bits_per_byte": loss / 6 / math.log(2), "rows": 20,
                 "row_losses": rows, "generation": {"test": generation, "questions": generation}, "abilities": abilities})  # fmt: skip
             write(folder / "samples.jsonl", chat_samples(noise, level, say))
             write(folder / "ledger.json", ledger(seconds, trained))
             if name != "base":
                 write_training(folder, name, kind, seed, level, trained, noise, say if hostile else None)
     write(path / "order.json", {"methods": list(names)})
+    tried = [{"settings": {"learning_rate": rate}, "rounds": [{"tokens": 5000, "loss": loss}]} for rate, loss in ((1e-4, 3.0), (1e-3, 2.6), (1e-2, None))]
+    write(path / "lora" / "search.json", {"tokens": 15_000, "seconds": 30.0, "candidates": tried, "winner": {"learning_rate": 1e-3}, "loss": 2.6, "edges": []})
+    judged = {"seed": 0, "questions": 20, "win": 12, "tie": 5, "loss": 3, "no_verdict": 0, "inconsistent": 4, "identical": 1, "win_rate": 0.72, "interval": [0.5, 0.87], "first_rate": 0.5}
+    write(path / "judge.json", {"model": say(0) if hostile else "some-judge", "against": "base", "methods": {"lora": judged}})
     return path
 
 
@@ -106,6 +112,9 @@ def chat_samples(rng: random.Random, level: float, say) -> list[dict]:
             "good": say(i + 2) if question else None, "output": say(i + int(level * 10)), "finished": i % 3 > 0, "tokens": 40,
             "checks": {"names Tehran": rng.random() > level / 4, "one sentence": True} if question else {},
             "scores": {"chrf": 60 - 10 * level + rng.gauss(0, 6), "rouge_l": 20.0, "repetition": 0.1, "wrong_script": 0.0, "echo": 0.1}})  # fmt: skip
+    for i in range(4):
+        found.append({"id": f"reading-{i:04d}", "from": "reading", "ability": None, "turns": [{"role": "human", "text": say(i)}], "reference": say(i), "good": None,
+                      "output": say(i + 1), "finished": True, "tokens": 5, "checks": {}, "scores": {"f1": rng.random(), "exact_match": 0.0, "answerable": True}})  # fmt: skip
     return found
 
 
@@ -170,11 +179,11 @@ def captions_folder(path: Path, hostile: bool = False) -> Path:
     write(path / "data.json", {
         "source": "drawn", "sha256": "2" * 64, "note": None, "layout": "drawn", "split_by": "image", "vocabulary_specials": ["<pad>", "<sos>", "<eos>", "<unk>"],
         "splits": {s: {"images": n, "captions": n * 5} for s, n in (("train", 240), ("validation", 30), ("test", 30))},
-        "structure": {"images": 300, "captions": 1500, "lengths": {"words": lengths(rng, 20)}, "lengths_per_split": words,
+        "structure": {"images": 300, "captions": 1500, "lengths": lengths(rng, 20), "lengths_per_split": words, "length_points": [[i, 5 + i % 9] for i in range(40)],
                       "top_words": [[say(1) if hostile and i == 0 else f"word{i}", 500 - 20 * i] for i in range(20)], "vocabulary": 60, "min_count": 2,
                       "max_length": 20, "unknown_test_share": 0.01, "size_by_min_count": {"1": 80, "2": 60}},
         "problems": [], "duplicates": [{"a": ids[0], "b": ids[1], "kind": "near"}],
-        "examples": [{"image": f"images/{n}", "captions": [say(i)] * 5, "processed": [["a", "red", "circle"]] * 5, "ids": [1, 5, 6, 7, 2, 0, 0]} for i, n in enumerate(ids[:5])]})  # fmt: skip
+        "examples": [{"id": n, "image": f"images/{n}", "captions": [say(i)] * 5, "processed": [["a", "red", "circle"]] * 5, "ids": [[1, 5, 6, 7, 2, 0, 0]] * 5} for i, n in enumerate(ids[:5])]})  # fmt: skip
     write(path / "model.json", {"encoder": {
         "name": "EfficientNet-Lite0", "source": "PyPI", "sha256": "3" * 64, "parameters": 3_400_000, "input": [3, 224, 224], "mean": [0.5] * 3, "std": [0.5] * 3,
         "features": [49, 1280], "map": [7, 7], "pooled": 1280, "weights_note": "made up"}})  # fmt: skip
@@ -201,12 +210,13 @@ def caption_run(folder: Path, name: str, level: float, ids: list[str], say) -> N
     write(folder / "ledger.json", ledger(level * 3, 5_000_000))
     write(folder / "fingerprint.json", {"algorithm": "sha256", "tensors": 300, "may_change": 10, "changed": [f"decoder.{i}" for i in range(10)], "unchanged": 290,
                                         "wrongly_changed": [], "wrongly_unchanged": [], "verdict": "ok", "digest_before": "b" * 64, "digest_after": "b" * 64})  # fmt: skip
-    errors = {"objects": {"precision": 0.6, "recall": 0.4}, "colours": {"precision": 0.5, "recall": 0.3}, "invented": [["dog", 4]], "missed": [["ball", 3]]}
+    rate = {"precision": 0.6, "recall": 0.4, "f1": 0.48, "mentions": 20, "expected": 30}
+    errors = {"categories": {"objects": rate, "colours": rate, "counts": {**rate, "precision": None, "f1": None}}, "invented": [["dog", 4]], "missed": [["ball", 3]]}
     write(folder / "metrics.json", {
         "split": "test", "loss": 2.5, "perplexity": 12.0, "images": 12, "decoding": {"greedy": scores(level - 2), "beam3": scores(level)},
         "yardsticks": {"human": scores(83.0), "constant": scores(9.6), "shuffled": scores(4.5)}, "errors": errors,
         "diversity": {"vocabulary_used": 40, "new_share": 0.8, "distinct_share": 0.7, "words_mean": 9.1},
-        "entropy": None if name == "show_and_tell" else {"mean": 2.9, "maximum": math.log(49)}})  # fmt: skip
+        "entropy": None if name == "show_and_tell" else {"mean": 2.9, "most": math.log(49), "variation": 0.3}})  # fmt: skip
     write(folder / "samples.jsonl", [
         {"id": n, "image": f"images/{n}", "references": [say(i)] * 5, "greedy": say(i), "beam3": say(i + 1), "scores": {"bleu4": rng.random() * 40, "cider": level + rng.gauss(0, 20)},
          "errors": {"invented": ["dog"], "missed": ["ball"]}, **({"words": ["a", "red", "circle", "<eos>"], "attention": attention} if i < 2 and name != "show_and_tell" else {})}

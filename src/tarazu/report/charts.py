@@ -95,7 +95,7 @@ def histogram(edges: list[float], counts: list[int], x: Both, y: Both, language:
     """Counts between edges."""
     rows = [{"a": a, "b": b, "c": c} for a, b, c in zip(edges, edges[1:], counts, strict=False)]
     return alt.Chart(_data(rows)).mark_bar(color=PALETTE[0], stroke="white", strokeWidth=0.5).encode(
-        x=alt.X("a:Q", title=words(x, language), axis=alt.Axis(format="~s")), x2="b:Q", y=alt.Y("c:Q", title=words(y, language)),
+        x=alt.X("a:Q", title=words(x, language), axis=alt.Axis(format="~s")), x2="b:Q", y=alt.Y("c:Q", title=words(y, language)), y2=alt.datum(0),
     ).properties(width=width, height=150)  # fmt: skip
 
 
@@ -103,7 +103,7 @@ def dots(series: list[Series], x: Both, y: Both, language: str, width: int = 560
     """Points, one colour and shape per series."""
     names = [words(one.name, language) for one in series]
     rows = [{"x": a, "y": b, "s": name} for one, name in zip(series, names, strict=True) for a, b in zip(one.x, one.y, strict=True)]
-    legend = alt.Legend(title=None, orient="bottom")
+    legend = alt.Legend(title=None, orient="bottom") if len(names) > 1 else None
     return alt.Chart(_data(rows)).mark_point(filled=True, size=size, opacity=0.85 if size > 20 else 0.35).encode(
         x=alt.X("x:Q", title=words(x, language)), y=alt.Y("y:Q", title=words(y, language)),
         color=alt.Color("s:N", sort=names, scale=alt.Scale(domain=names, range=PALETTE[: len(names)]), legend=legend),

@@ -104,7 +104,8 @@ def number(value: Any, form: str = "number", source: str = "") -> Both:
 
     text, unit = shaped(value, form)
     if text is None:
-        return say("common.unknown")
+        dash = Markup('<span aria-hidden="true">—</span><span class="sr">{}</span>')
+        return Both(*(dash.format(pick(say("common.unknown"), lang)) for lang in ("fa", "en")))
     attributes = Markup(' title="{0}" data-source="{0}"').format(visible(source)) if source else Markup("")
     figure = Markup('<bdi class="n" dir="ltr"{}>{}</bdi>').format(attributes, text)
     if not unit:

@@ -49,5 +49,5 @@
     }
   });
 
-  addEventListener("beforeprint", () => { for (const details of document.querySelectorAll("main details")) details.open = true; });
+  addEventListener("beforeprint", () => { for (const details of document.querySelectorAll("main .explain, main .fold")) details.open = true; });
 })();

@@ -82,7 +82,7 @@ def _where(word: str, row: list[float]) -> Both:
 def entropy_sentences(arm: Arm) -> list[Both]:
     """The whole test split: mean entropy, and how much the maps of one sentence differ."""
     found, source = dig(arm.first.metrics, "entropy", default={}), arm.first.file("metrics.json")
-    mean, most = as_number(dig(found, "mean")), as_number(dig(found, "most")) or as_number(dig(found, "maximum"))
+    mean, most = as_number(dig(found, "mean")), as_number(dig(found, "most"))
     if mean is None or not most:
         return []
     sentences = [say("attention.mean", mean=number(mean, "two", source), most=number(most, "two", source), share=number(mean / most, "percent", source))]

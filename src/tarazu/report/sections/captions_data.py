@@ -115,8 +115,8 @@ def _scatter(context: Context) -> Figure | None:
 
 
 def _histogram(context: Context) -> Figure | None:
-    edges = dig(context.study.data, "structure", "lengths", "histogram", "edges") or dig(context.study.data, "structure", "lengths", "words", "histogram", "edges", default=[])
-    counts = dig(context.study.data, "structure", "lengths", "histogram", "counts") or dig(context.study.data, "structure", "lengths", "words", "histogram", "counts", default=[])
+    edges = dig(context.study.data, "structure", "lengths", "histogram", "edges", default=[])
+    counts = dig(context.study.data, "structure", "lengths", "histogram", "counts", default=[])
     if len(edges) < 2 or not counts:
         return None
     make = partial(charts.histogram, edges, counts, say("length.words"), say("data.captions"))
@@ -127,7 +127,7 @@ def _top_words(context: Context) -> Figure | None:
     words = [w for w in dig(context.study.data, "structure", "top_words", default=[]) if isinstance(w, list) and len(w) == 2 and as_number(w[1]) is not None][:20]
     if not words:
         return None
-    make = partial(charts.bars, [str(w)[:40] for w, _ in words], [n for _, n in words], say("axis.occurrences"), form=",")
+    make = partial(charts.bars, [str(w)[:40] for w, _ in words], [n for _, n in words], say("axis.occurrences"), form=",d")
     return context.gallery.add("top-words", say("cdata.top_words", n=number(len(words), "count")), lambda language: make(language=language), [FILE])
 
 
@@ -137,5 +137,5 @@ def _sizes(context: Context) -> Figure | None:
     pairs = [(f"≥ {n}", size) for n, size in sizes.items() if as_number(size) is not None] if isinstance(sizes, dict) else []
     if not pairs:
         return None
-    make = partial(charts.bars, [p[0] for p in pairs], [p[1] for p in pairs], say("axis.vocabulary"), form=",")
+    make = partial(charts.bars, [p[0] for p in pairs], [p[1] for p in pairs], say("axis.vocabulary"), form=",d")
     return context.gallery.add("vocabulary-size", say("cdata.sizes"), lambda language: make(language=language), [FILE])

@@ -119,9 +119,8 @@ def _extremes(context: Context, arm: Arm) -> dict:
 
 
 def categories(arm: Arm) -> dict[str, dict]:
-    """Precision and recall by category, wherever the file keeps them."""
-    errors = dig(arm.first.metrics, "errors", default={})
-    found = dig(errors, "categories", default=None) or {k: v for k, v in errors.items() if isinstance(v, dict) and "precision" in v} if isinstance(errors, dict) else {}
+    """Precision and recall by category: objects, colours, counts, relations, actions."""
+    found = dig(arm.first.metrics, "errors", "categories", default={})
     return {name: value for name, value in found.items() if isinstance(value, dict)} if isinstance(found, dict) else {}
 
 

@@ -1,0 +1,86 @@
+"""The page in a real Chromium, where there is one: nothing of the data runs, and it works with scripts and without."""
+
+from __future__ import annotations
+
+import shutil
+
+import pytest
+
+playwright = pytest.importorskip("playwright.sync_api")
+CHROMIUM = next((path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None)
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with playwright.sync_playwright() as p:
+        found = p.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
+        yield found
+        found.close()
+
+
+def opened(browser, report, **options):
+    page = browser.new_context(**options).new_page()
+    said = []
+    page.on("console", lambda message: said.append(message.text))
+    page.on("pageerror", lambda error: said.append(str(error)))
+    page.on("request", lambda request: said.append(request.url) if not request.url.startswith(("file:", "data:")) else None)
+    page.goto(report[1].as_uri())
+    return page, said
+
+
+@pytest.mark.parametrize("name", ["chat", "captions", "hostile chat", "hostile captions"])
+@pytest.mark.parametrize("width", [390, 1200])
+def test_nothing_is_said_asked_for_or_wider_than_the_screen(browser, reports, name, width):
+    page, said = opened(browser, reports[name], viewport={"width": width, "height": 900})
+    assert said == [] and page.title().startswith(("tarazu report", "گزارش ترازو"))
+    for language in ("fa", "en"):
+        page.evaluate(f"document.getElementById('show-{language}').click()")
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+        assert page.evaluate("document.documentElement.dir") == ("rtl" if language == "fa" else "ltr")
+
+
+def test_without_scripts_both_languages_and_all_figures_are_there(browser, reports):
+    page, _ = opened(browser, reports["chat"], java_script_enabled=False)
+    assert page.locator(".static svg:visible").count() >= 10
+    heading = page.locator("#verdict-title")
+    assert "نتیجه" in heading.inner_text()
+    page.locator("label[for=show-en]").click()
+    assert "Verdict" in heading.inner_text() and "نتیجه" not in heading.inner_text()
+
+
+def test_a_table_sorts_with_what_is_not_measured_last(browser, reports):
+    page, _ = opened(browser, reports["chat"])
+    head = page.locator("#comparison table.sortable").first.locator("th button").nth(2)
+    cells = "[...document.querySelector('#comparison table.sortable').tBodies[0].rows].map(r => Number(r.cells[2].dataset.sort))"
+    head.click()
+    up = page.evaluate(cells)
+    head.click()
+    assert up == sorted(up) and page.evaluate(cells) == up[::-1]
+
+
+def test_a_curve_tells_its_values_and_hides_its_lines(browser, reports):
+    page, _ = opened(browser, reports["chat"])
+    figure = page.locator("#figure-curves-lora")
+    figure.scroll_into_view_if_needed()
+    box = figure.locator(".live svg").bounding_box()
+    page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+    assert any(digit in figure.locator(".tip").inner_text() for digit in "0123456789")
+    lines = figure.locator(".live polyline").count()
+    figure.locator(".legend button").first.click()
+    assert figure.locator(".live polyline").count() == lines - 1
+    before = figure.locator(".live text").all_inner_texts()
+    page.mouse.move(box["x"] + box["width"] * 0.5, box["y"] + 80)
+    page.mouse.down()
+    page.mouse.move(box["x"] + box["width"] * 0.8, box["y"] + 90, steps=4)
+    page.mouse.up()
+    assert figure.locator(".live text").all_inner_texts() != before
+
+
+def test_answers_filter_by_ability_and_digits_turn_persian(browser, reports):
+    page, _ = opened(browser, reports["chat"])
+    page.locator(".filters button[data-filter=facts]").click()
+    shown = page.locator(".samples > .sample:visible")
+    assert shown.count() == 3
+    page.locator("#digits").click()
+    assert set("0123456789").isdisjoint(page.locator("#comparison table .n").all_inner_texts()[3])

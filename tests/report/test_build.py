@@ -1,0 +1,206 @@
+"""The report as a file: offline, sealed, small, whole in both languages, and there even when the study is not."""
+
+from __future__ import annotations
+
+import base64
+import csv
+import hashlib
+import json
+import re
+import subprocess
+import sys
+import xml.etree.ElementTree as ET
+from html.parser import HTMLParser
+
+import pytest
+from folders import captions_folder, chat_folder
+
+from tarazu.errors import BadInput
+from tarazu.report.build import build
+
+VOID = {"meta", "input", "br", "img", "link", "hr"}
+
+
+class Page(HTMLParser):
+    """What a browser would make of the page: elements, attributes, and the text of scripts."""
+
+    def __init__(self, text: str):
+        super().__init__(convert_charrefs=True)
+        self.elements, self.open, self.scripts, self.ids, self.text = [], [], [], [], []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        attributes = dict(attrs)
+        self.elements.append((tag, attributes))
+        self.ids += [attributes["id"]] if "id" in attributes else []
+        if tag not in VOID:
+            self.open.append(tag)
+        if tag == "script":
+            self.scripts.append([attributes, ""])
+
+    def handle_startendtag(self, tag, attrs):
+        self.elements.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag):
+        assert self.open and self.open[-1] == tag, f"</{tag}> closes <{self.open[-1] if self.open else None}>"
+        self.open.pop()
+
+    def handle_data(self, data):
+        if self.open and self.open[-1] == "script":
+            self.scripts[-1][1] += data
+        self.text.append(data)
+
+    def named(self, tag):
+        return [attributes for name, attributes in self.elements if name == tag]
+
+
+@pytest.fixture(params=["chat", "captions", "hostile chat", "hostile captions"])
+def made(request, reports):
+    folder, path = reports[request.param]
+    return folder, path.read_text(encoding="utf-8"), request.param
+
+
+def test_nothing_comes_from_outside_and_nothing_else_runs(made):
+    folder, text, _ = made
+    page = Page(text)
+    assert page.open == []
+    assert len(text.encode()) < 3_000_000
+    policy = next(a["content"] for a in page.named("meta") if a.get("http-equiv") == "Content-Security-Policy")
+    running = [content for attributes, content in page.scripts if attributes.get("type") != "application/json"]
+    assert len(running) == 1
+    digest = base64.b64encode(hashlib.sha256(running[0].encode()).digest()).decode()
+    assert policy.startswith("default-src 'none'") and f"'sha256-{digest}'" in policy and "unsafe" not in policy
+    allowed = {"html", "head", "meta", "title", "style", "body", "script"}
+    for tag, attributes in page.elements:
+        assert not [a for a in attributes if a.startswith("on")], (tag, attributes)
+        assert tag in allowed or tag not in ("iframe", "object", "embed", "base", "form", "link"), tag
+        assert "style" not in attributes, (tag, attributes)
+        link = attributes.get("href") or attributes.get("src") or ""
+        assert re.match(r"(#|\./|figures/|https://arxiv\.org/|data:image/jpeg;base64,|$)", link), link
+
+
+def test_every_anchor_leads_somewhere_and_ids_are_unique(made):
+    page = Page(made[1])
+    assert len(page.ids) == len(set(page.ids))
+    missing = {a["href"][1:] for a in page.named("a") if a.get("href", "").startswith("#")} - set(page.ids)
+    assert not missing
+
+
+def test_links_to_files_lead_to_files(made):
+    folder, text, kind = made
+    links = {a["href"] for a in Page(text).named("a") if a.get("href", "").startswith(("./", "figures/"))}
+    assert len(links) > 20
+    assert not [link for link in links if not (folder / link).exists() and "vocabulary.json" not in link]
+
+
+def test_figures_are_files_and_well_formed(made):
+    folder, text, _ = made
+    drawings = sorted((folder / "figures").glob("*.svg"))
+    assert len(drawings) >= 20
+    for path in drawings:
+        assert {node.tag.rpartition("}")[2] for node in ET.fromstring(path.read_text(encoding="utf-8")).iter()} <= {"svg", "g", "path", "rect", "line", "text", "tspan", "defs", "clipPath", "title"}
+        assert path.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_hostile_text_is_text(made):
+    _, text, kind = made
+    page = Page(text)
+    assert len(page.named("script")) == len([s for s in page.scripts if s[0].get("type") == "application/json"]) + 1
+    assert not [a for a in page.named("img") if not a["src"].startswith("data:image/jpeg;base64,")]
+    assert not re.search("[\u202a-\u202e\x00-\x08]", text)
+    shown = "".join(page.text)
+    if kind.startswith("hostile"):
+        assert "document.title='owned'" in shown and "{{ 7*7 }}" in shown  # it is there, to be read
+    if kind == "hostile chat":
+        assert "of 20,000 characters" in shown and "(empty answer)" in shown
+
+
+def test_both_languages_are_whole(made):
+    page = Page(made[1])
+    sides = {language: sum(a.get("lang") == language for _, a in page.elements) for language in ("fa", "en")}
+    assert min(sides.values()) > 300
+    spans = {language: sum(a.get("class") == language for _, a in page.elements) for language in ("fa", "en")}
+    assert spans["fa"] == spans["en"] > 300
+
+
+def test_it_opens_in_the_language_of_the_data(tmp_path, undrawn):
+    chat_folder(tmp_path / "fa")
+    captions_folder(tmp_path / "en")
+    assert '<html lang="fa" dir="rtl">' in build(tmp_path / "fa").read_text(encoding="utf-8")
+    assert '<html lang="en" dir="ltr">' in build(tmp_path / "en").read_text(encoding="utf-8")
+
+
+def test_results_csv_has_a_row_for_every_run(tmp_path, undrawn):
+    chat_folder(tmp_path, seeds=(0, 1))
+    build(tmp_path)
+    rows = list(csv.DictReader((tmp_path / "results.csv").read_text(encoding="utf-8-sig").splitlines()))
+    assert len(rows) == 9 and {row["method"] for row in rows} == {"base", "prompt_tuning", "lora", "lora_high_rank", "layers"}
+    metrics = json.loads((tmp_path / "lora/seed-1/metrics.json").read_text())
+    assert float(next(r for r in rows if r["method"] == "lora" and r["seed"] == "1")["loss"]) == metrics["loss"]
+
+
+FILES = ["resolved.yaml", "environment.json", "data.json", "model.json", "lora/search.json", "base/seed-0/metrics.json", "base/seed-0/samples.jsonl", "base/seed-0/ledger.json"]
+FILES += [f"lora/seed-0/{name}" for name in ("run.json", "events.jsonl", "ledger.json", "fingerprint.json", "metrics.json", "samples.jsonl")]
+
+
+@pytest.mark.parametrize("harm", ["missing", "broken", "null"])
+def test_any_file_may_be_missing_broken_or_empty(tmp_path, harm, undrawn):
+    for i, name in enumerate(FILES):
+        folder = chat_folder(tmp_path / str(i))
+        if harm == "missing":
+            (folder / name).unlink()
+        else:
+            (folder / name).write_text("{ not json" if harm == "broken" else "null")
+        page = build(folder).read_text(encoding="utf-8")
+        assert "lora" in page, name
+        if harm == "broken" and not name.endswith(".jsonl"):
+            assert "could not be read" in page and name in page, name
+
+
+def test_null_numbers_are_said_to_be_not_measured(tmp_path, undrawn):
+    folder = chat_folder(tmp_path)
+    path = folder / "lora/seed-0/metrics.json"
+    metrics = json.loads(path.read_text())
+    metrics |= {"loss": None, "row_losses": None, "perplexity": None, "generation": {"test": {"chrf": None}}, "abilities": None}
+    path.write_text(json.dumps(metrics))
+    assert "not measured" in build(folder).read_text(encoding="utf-8")
+
+
+def test_a_failed_run_says_so(tmp_path, undrawn):
+    folder = chat_folder(tmp_path)
+    facts = json.loads((folder / "lora/seed-0/run.json").read_text())
+    (folder / "lora/seed-0/run.json").write_text(json.dumps({**facts, "status": "failed", "error": "out of memory at step 7"}))
+    for name in ("metrics.json", "fingerprint.json", "ledger.json", "samples.jsonl"):
+        (folder / f"lora/seed-0/{name}").unlink()
+    page = build(folder).read_text(encoding="utf-8")
+    assert "out of memory at step 7" in page and "so there is no proof" in page and "با خطا متوقف شد" in page
+
+
+def test_a_failed_proof_is_an_alarm(tmp_path, undrawn):
+    folder = chat_folder(tmp_path)
+    path = folder / "lora/seed-0/fingerprint.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "verdict": "failed", "wrongly_changed": ["model.embed.weight"]}))
+    page = build(folder).read_text(encoding="utf-8")
+    assert "model.embed.weight" in page and "which is not what should have happened" in page
+
+
+def test_an_empty_folder_still_gives_a_report(tmp_path, undrawn):
+    assert "nothing can be recommended" in build(tmp_path).read_text(encoding="utf-8")
+    with pytest.raises(BadInput, match="no such run folder"):
+        build(tmp_path / "nowhere")
+
+
+def test_a_picture_outside_the_folder_is_not_shown(tmp_path, undrawn):
+    folder = captions_folder(tmp_path / "study")
+    (tmp_path / "secret.jpg").write_bytes((folder / "images/drawn-000.jpg").read_bytes())
+    samples = [json.loads(line) for line in (folder / "transformer/seed-0/samples.jsonl").read_text().splitlines()]
+    for sample in samples:
+        sample["image"] = "../secret.jpg"
+    (folder / "transformer/seed-0/samples.jsonl").write_text("".join(json.dumps(s) + "\n" for s in samples))
+    page = build(folder).read_text(encoding="utf-8")
+    assert "picture not in the folder" in page
+
+
+def test_the_report_needs_no_torch():
+    probe = "import sys; import tarazu.report.build, tarazu.report.sections.chat_task, tarazu.report.sections.captions_task; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", probe], check=False).returncode == 0

@@ -1,0 +1,73 @@
+"""Both languages say the same things: every key, every placeholder, every explanation."""
+
+from __future__ import annotations
+
+import re
+import string
+from pathlib import Path
+
+import pytest
+
+import tarazu.report
+from tarazu.report.assignment import CAPTIONS, CHAT
+from tarazu.report.explain import FOLDER, explain
+from tarazu.report.text import data_text, number, say, strings
+
+ROOT = Path(tarazu.report.__file__).parent
+LITERAL = re.compile(r"""\bsay\(\s*["']([a-z_]+\.[\w.-]+)["']""")
+
+
+def fields(text: str) -> set[str]:
+    return {name for _, name, _, _ in string.Formatter().parse(text) if name}
+
+
+@pytest.mark.parametrize("key", sorted(strings()))
+def test_both_languages_have_the_same_places_to_fill(key):
+    fa, en = strings()[key]
+    assert fields(fa) == fields(en) and fa.strip() and en.strip()
+
+
+def test_every_string_that_the_code_names_is_there():
+    named = {key for path in [*ROOT.rglob("*.py"), *ROOT.rglob("*.html")] for key in LITERAL.findall(path.read_text(encoding="utf-8"))}
+    assert len(named) > 150 and named <= set(strings())
+
+
+def test_every_item_of_the_assignment_has_a_title():
+    assert {f"item.{number}" for number in [*CHAT, *CAPTIONS]} <= set(strings())
+
+
+def test_persian_uses_persian_letters():
+    """Arabic ye and kaf look alike and sort and search apart."""
+    texts = [fa for fa, _ in strings().values()] + [p.read_text(encoding="utf-8") for p in (FOLDER / "fa").glob("*.md")]
+    assert not [text[:60] for text in texts if re.search("[\u064a\u0643\u0649]", text)]
+
+
+@pytest.mark.parametrize("name", sorted(p.stem for p in (FOLDER / "en").glob("*.md")))
+def test_an_explanation_is_short_and_in_both_languages(name):
+    (page,) = explain(name)
+    for language in ("fa", "en"):
+        words = len(page.body.plain(language).split())
+        assert 70 <= words <= 230, f"{language}/{name}: {words} words"
+    assert len(re.findall("[\u0600-\u06ff]", page.body.plain("fa"))) > 200
+    arxiv = [set(re.findall(r"\d{4}\.\d{5}", page.body.plain(language))) for language in ("fa", "en")]
+    assert arxiv[0] == arxiv[1]
+
+
+def test_data_is_never_markup_and_never_turns_what_is_around_it():
+    shown = data_text("<b>\u202ex\u0000\ud800</b>")
+    assert shown == '<bdi dir="auto">&lt;b&gt;⟨U+202E⟩x⟨U+0000⟩⟨U+D800⟩&lt;/b&gt;</bdi>'
+    assert "‌" in data_text("می‌شود")  # the half-space stays
+
+
+def test_numbers_carry_their_unit_and_their_source():
+    assert number(0.1234, "percent", "a/metrics.json").plain("fa") == "12.3٪"
+    assert 'data-source="a/metrics.json"' in number(1, "count", "a/metrics.json").en
+    assert number(90, "seconds").plain("en") == "90 s" and number(3 * 3600, "seconds").plain("fa") == "3.0 ساعت"
+    assert number(2_400_000_000, "bytes").plain("en") == "2.4 GB"
+    assert number(-0.5, "signed").plain("en") == "−0.500"
+    for nothing in (None, float("nan"), "7", True, [1]):
+        assert "—" in number(nothing).en
+
+
+def test_values_are_escaped_inside_sentences():
+    assert "<i>" not in say("common.in_brackets", what="<i>").en

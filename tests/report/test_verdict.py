@@ -1,0 +1,68 @@
+"""The recommendation: what each preference picks, and that ties are called ties."""
+
+from __future__ import annotations
+
+import json
+
+from folders import chat_folder
+
+from tarazu.report.comparing import compare
+from tarazu.report.measures import primary
+from tarazu.report.reading import read_study
+from tarazu.report.verdict import Contender, judge, pareto
+
+
+def verdict_of(folder):
+    study = read_study(folder)
+    comparison = compare(study)
+    return judge(study, comparison), comparison
+
+
+def test_the_best_is_tied_with_its_twin_and_cost_decides(tmp_path):
+    verdict, comparison = verdict_of(chat_folder(tmp_path))
+    assert verdict.best.name in ("lora", "lora_high_rank")
+    assert comparison.differ("loss", "lora", "lora_high_rank") is False
+    assert comparison.differ("loss", "lora", "layers") is True
+    choice = verdict.choices["quality"]
+    assert choice.name == "lora" and choice.by == "train_seconds"  # 100 s beside 130 s
+
+
+def test_each_preference_picks_the_cheapest_of_the_good_ones(tmp_path):
+    verdict, _ = verdict_of(chat_folder(tmp_path))
+    assert set(verdict.choices["memory"].allowed) == {"lora", "lora_high_rank"}  # layers keeps 81% of the gain only
+    assert verdict.choices["memory"].name == "lora"
+    assert all(choice.name != "prompt_tuning" for choice in verdict.choices.values())
+
+
+def test_a_method_that_learnt_nothing_is_not_better_than_the_base(tmp_path):
+    folder = chat_folder(tmp_path)
+    base = json.loads((folder / "base/seed-0/metrics.json").read_text())
+    (folder / "layers/seed-0/metrics.json").write_text(json.dumps(base))
+    verdict, _ = verdict_of(folder)
+    assert verdict.not_better == ["layers"]
+
+
+def test_other_test_rows_are_not_compared(tmp_path):
+    folder = chat_folder(tmp_path)
+    path = folder / "layers/seed-0/metrics.json"
+    metrics = json.loads(path.read_text())
+    metrics["row_losses"] = metrics["row_losses"][:-1]
+    path.write_text(json.dumps(metrics))
+    _, comparison = verdict_of(folder)
+    assert comparison.rows_differ == ["layers"] and comparison.differ("loss", "lora", "layers") is None
+
+
+def test_pareto_front_is_what_nobody_beats():
+    measure = primary("chat")
+    points = {"a": (2.5, 10), "b": (2.4, 20), "c": (2.6, 15), "d": (2.4, 30), "e": (2.3, 40)}
+    contenders = [Contender(n, "lora", q, None, {"train_seconds": s}) for n, (q, s) in points.items()]
+    front = pareto(contenders, measure, "train_seconds")
+    assert front == ["a", "b", "e"]
+    for one in points:
+        beaten = any(q <= points[one][0] and s <= points[one][1] and (q, s) != points[one] for q, s in points.values())
+        assert (one in front) is not beaten
+
+
+def test_captions_are_judged_by_cider_upwards():
+    contenders = [Contender("a", "x", 50.0, None, {"train_seconds": 10}), Contender("b", "x", 60.0, None, {"train_seconds": 5})]
+    assert pareto(contenders, primary("captions"), "train_seconds") == ["b"]
