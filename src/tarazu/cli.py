@@ -32,11 +32,20 @@ def new(name: Annotated[str, typer.Argument(help="a shipped recipe to copy here"
 
 
 @app.command()
-def check(recipe: RecipeArgument, sets: Sets = [], rows: Annotated[int, typer.Option(min=0, help="rows to show")] = 3, json: Json = False) -> None:  # noqa: B006
-    """Read a recipe and its data; show rows, their structure, and which tokens carry loss. Trains nothing."""
+def check(
+    recipe: RecipeArgument,
+    sets: Sets = [],  # noqa: B006
+    rows: Annotated[int, typer.Option(min=0, help="rows to show")] = 3,
+    measure: Annotated[bool, typer.Option(help="take three steps of each method; without: a range from the model's shape")] = True,
+    on: Annotated[str, typer.Option("--on", metavar="GPU", help="estimate for another device (H100, A100, T4, ...); measures nothing")] = "",
+    compare: Annotated[str, typer.Option("--compare", metavar="DIR", help="put the runs of a finished study beside the estimate")] = "",
+    out: Annotated[str, typer.Option("--out", metavar="FILE", help="write the result as JSON")] = "",
+    json: Json = False,
+) -> None:
+    """Read a recipe and its data, show which tokens carry loss, say what will work here and what it will take."""
     from tarazu import check as work
 
-    work.check(recipe, sets, rows, json)
+    work.check(recipe, sets, rows, json, measure, on, compare, out)
 
 
 @app.command()

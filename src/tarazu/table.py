@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 from rich.console import Console
@@ -30,6 +31,51 @@ def show(folder: Path) -> None:
         cells += [form.format(row[key]) if row.get(key) is not None else "-" for key, _, form in columns]
         table.add_row(name if row["status"] == "done" else f"{name} ({row['status']})", *cells)
     Console(width=None if Console().is_terminal else 140).print(table)
+
+
+def estimate(found: dict) -> None:
+    """Prints what `tarazu check` expects of each method, and of the whole study."""
+    title = "measured on three steps and a few answers here" if found["how"] == "measured" else f"told from the model's shape, on {found['device']}; not measured"
+    table = Table(title=f"what it will take: {title}", title_justify="left")
+    table.add_column("method")
+    table.add_column("works")
+    for name in ("training", "in all, per run", "tokens/s", "memory", "disk while training"):
+        table.add_column(name, justify="right")
+    for method in found["methods"]:
+        seconds, spread = method["seconds"] or {}, method["range"] or {}
+        speed = method["tokens_per_second"]
+        cells = [_seconds(seconds.get("train")), _span(spread.get("seconds"), _duration), "-" if speed is None else f"{speed:,.0f}"]
+        cells += [_span(spread.get("memory"), _bytes), _span(spread.get("disk"), _bytes)]
+        table.add_row(method["method"], "yes" if method["works"] else "no", *cells)
+    console = Console(width=None if Console().is_terminal else 140)
+    console.print(table)
+    whole = found["total"]
+    console.print(f"all methods and seeds: {_span(whole['seconds'], _duration)}, and {_span(whole['disk'], _bytes)} of disk at most")
+
+
+def comparison(rows: list[dict]) -> None:
+    """Prints an estimate beside what happened."""
+    table = Table(title="estimated and happened", title_justify="left")
+    for name, side in (("method", "left"), ("figure", "left"), ("estimated", "right"), ("happened", "right"), ("happened / estimated", "right")):
+        table.add_column(name, justify=side)
+    for row in rows:
+        numbers = ["-" if row[key] is None else f"{row[key]:,.1f}" for key in ("estimated", "happened")]
+        table.add_row(row["method"], row["figure"], *numbers, "-" if row["ratio"] is None else f"{row['ratio']:.2f}")
+    Console(width=None if Console().is_terminal else 140).print(table)
+
+
+def _span(pair: list | None, form: Callable[[float], str]) -> str:
+    """One number where both ends are the same."""
+    if not pair or pair[0] is None:
+        return "-"
+    low, high = form(pair[0]), form(pair[1])
+    return low if low == high else f"{low} to {high}"
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
 def _count(value: int | None) -> str:

@@ -14,7 +14,7 @@ import torch
 from tarazu import environment
 from tarazu.engine.disturb import shake
 from tarazu.engine.few import Few
-from tarazu.engine.invariants import Bench, Finding, shared
+from tarazu.engine.invariants import Bench, Finding, not_applicable, shared
 from tarazu.engine.loop import autocast, uses_bfloat16
 from tarazu.engine.progress import note
 from tarazu.errors import TarazuError
@@ -71,6 +71,8 @@ def examine(recipe: Recipe) -> dict:
 def examine_method(task, recipe: Recipe, name: str, data, device: torch.device, folder: Path) -> list[Finding]:
     """Every invariant of one method. Its files go under `folder`."""
     known, seed = importlib.import_module(f"tarazu.{recipe.task}.invariants"), recipe.seeds[0]
+    if why := known.put_off(recipe, name):
+        return [not_applicable("everything", why)]
     trainee = task.build(recipe, name, data, seed, device)
     shake(trainee)
     bench = Bench(Few(task, data, known.few_rows(data, ROWS)), recipe, name, trainee, folder, device, seed)

@@ -8,14 +8,14 @@ twice that backward. The head runs at supervised tokens only.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 
 import numpy as np
 import torch
 from torch import nn
 
 from tarazu.chat.forward import hidden_states
-from tarazu.chat.layout import Row, lay_out
+from tarazu.chat.layout import ChatBatch, Row, lay_out
 from tarazu.chat.trainee import ChatTrainee
 from tarazu.engine.flops import linear_flops
 
@@ -37,6 +37,11 @@ class Work:
     keys: list[tuple[float, int | None]] = field(default_factory=list)
     supervised: float = 0.0
     batch: float = 0.0
+    backward: bool = True
+
+    def times(self, into: bool, weight: bool) -> int:
+        """How often a product is computed: forward, and backward for its input and its weight where they need a gradient."""
+        return 1 + (into + weight) * self.backward
 
     def of(self, lengths: np.ndarray, supervised: float, batches: float, virtual: int = 0, prefix: int = 0) -> float:
         """FLOPs of rows of these lengths, each behind `virtual` prompt places or `prefix` keys, in so many passes."""
@@ -55,17 +60,17 @@ def visible_pairs(places: np.ndarray, prefix: int, window: int | None) -> np.nda
     return upto(places + prefix) - upto(np.full_like(places, prefix))
 
 
-def work_of(trainee: ChatTrainee) -> Work:
-    """Counts one small forward pass, in train mode; works on the meta device too."""
-    work, base = Work(), trainee.base
+def work_of(trainee: ChatTrainee, backward: bool = True) -> Work:
+    """Counts one small forward pass, in train mode; works on the meta device too. Without `backward`: evaluation's work."""
+    work, base = Work(backward=backward), trainee.base
     prefix = trainee.virtual if trainee.prefix else 0
     handles = _watch(trainee, work, LENGTH + trainee.virtual - prefix)
     training = trainee.module.training
     trainee.module.train()
     row = Row(np.full(LENGTH, 1), np.zeros(LENGTH, bool))
-    batch = lay_out([[row]], trainee.virtual - prefix, prefix).to(base.device)
+    batch = _on(lay_out([[row]], trainee.virtual - prefix, prefix), base.device)
     try:
-        with torch.random.fork_rng(), torch.enable_grad():
+        with torch.random.fork_rng(), torch.set_grad_enabled(backward):
             hidden = hidden_states(trainee, batch)
     finally:
         for handle in handles:
@@ -73,7 +78,7 @@ def work_of(trainee: ChatTrainee) -> Work:
         trainee.module.train(training)
     head = base.get_output_embeddings().weight
     forward = linear_flops(1, head.shape[1], head.shape[0])
-    work.supervised = forward * (1 + hidden.requires_grad + head.requires_grad)
+    work.supervised = forward * work.times(hidden.requires_grad, head.requires_grad)
     return work
 
 
@@ -88,6 +93,13 @@ def per_token(work: Work, trainee: ChatTrainee, lengths: np.ndarray, supervised_
     prefix = trainee.virtual if trainee.prefix else 0
     tokens = int(lengths.sum())
     return work.of(lengths, supervised_share * tokens, tokens / tokens_per_pass, trainee.virtual - prefix, prefix) / tokens
+
+
+def _on(batch: ChatBatch, device: torch.device) -> ChatBatch:
+    """`batch.to`, for the meta device too, which no pinned memory reaches."""
+    if device.type != "meta":
+        return batch.to(device)
+    return replace(batch, **{f.name: getattr(batch, f.name).to(device) for f in fields(batch) if f.name != "counts"})
 
 
 def _watch(trainee: ChatTrainee, work: Work, places: int) -> list:
@@ -110,14 +122,14 @@ def _watch(trainee: ChatTrainee, work: Work, places: int) -> list:
 
 def _encoder(work: Work, module: nn.Linear, x: torch.Tensor) -> None:
     rows = x.numel() // module.in_features
-    work.batch += linear_flops(rows, module.in_features, module.out_features) * (1 + x.requires_grad + module.weight.requires_grad)
+    work.batch += linear_flops(rows, module.in_features, module.out_features) * work.times(x.requires_grad, module.weight.requires_grad)
 
 
 def _linear(work: Work, module: nn.Linear, x: torch.Tensor, places: int) -> None:
     rows = x.numel() // module.in_features
     once = linear_flops(1, module.in_features, module.out_features)
     if rows == places:
-        work.position += once * (1 + x.requires_grad + module.weight.requires_grad)
+        work.position += once * work.times(x.requires_grad, module.weight.requires_grad)
     else:  # DoRA sends an identity matrix through its adapter to learn the product; nothing goes back through that
         work.batch += once * rows
 
@@ -127,15 +139,15 @@ def _hadamard(work: Work, module: nn.Module, x: torch.Tensor) -> None:
     for first in module.hada_w1_a.values():
         rank, base = first.shape[1], module.get_base_layer()
         size = linear_flops(1, base.in_features, base.out_features)
-        work.position += size * (2 + x.requires_grad)
-        work.batch += size * rank * 8  # two products forward; those again and four more backward
+        work.position += size * work.times(x.requires_grad, True)
+        work.batch += size * rank * (8 if work.backward else 2)  # two products forward; those again and four more backward
 
 
 def _again(work: Work, x: torch.Tensor, kwargs: dict) -> None:
     """DoRA with dropout runs the base layer a second time, on what dropout left."""
     if kwargs.get("base_result") is None:
         base = kwargs["base_layer"]
-        work.position += linear_flops(1, base.in_features, base.out_features) * (1 + x.requires_grad)
+        work.position += linear_flops(1, base.in_features, base.out_features) * work.times(x.requires_grad, False)
 
 
 def _attention(work: Work, trainee: ChatTrainee, module: nn.Module, out: tuple | torch.Tensor) -> None:

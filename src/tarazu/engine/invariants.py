@@ -54,6 +54,13 @@ def not_applicable(name: str, why: str) -> Finding:
     return Finding(name, "", None, None, why, "not applicable")
 
 
+def largest(a: dict[int, torch.Tensor], b: dict[int, torch.Tensor]) -> float:
+    """The largest absolute difference of two answers to the same question; infinite if they are not of one shape."""
+    if a.keys() != b.keys() or any(a[key].shape != b[key].shape for key in a):
+        return float("inf")
+    return max((float((a[key] - b[key]).abs().max()) for key in a if a[key].numel()), default=0.0)
+
+
 @dataclass
 class Bench:
     """What the checks work on: one method of a recipe, its few rows, and a folder that is thrown away."""

@@ -1,0 +1,172 @@
+"""What a chat method takes: timed on a few real rows and prompts and multiplied out, or told from the model's shape."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from tarazu.chat import hub
+from tarazu.chat.flops import Work, per_token, work_of
+from tarazu.chat.generation import generate
+from tarazu.chat.loss import CHUNK_BYTES
+from tarazu.chat.settings import ChatRecipe
+from tarazu.chat.task import NO_CHECKPOINTING, Chat, Prepared
+from tarazu.chat.template import Turn
+from tarazu.chat.trainee import ChatTrainee
+from tarazu.engine.loop import uses_bfloat16
+from tarazu.foresight import Outline
+
+SOME = 4  # steps of writing that are timed
+PASSAGES = 2
+
+
+def put_off(recipe: ChatRecipe, name: str) -> str | None:
+    """Why a method cannot be built before the study has run; None where it can."""
+    return None
+
+
+def heaviest(data: Prepared, rows: list[int]) -> list[int]:
+    """A step's rows with the longest row of the training split among them: what needs the most memory."""
+    longest = int(data.store.lengths("train").argmax())
+    return [longest, *[row for row in rows if row != longest][: len(rows) - 1]]
+
+
+def parts(task: Chat, trainee: ChatTrainee, data: Prepared, recipe: ChatRecipe) -> dict[str, float]:
+    """Seconds of one validation, of its sampled answers, and of the final evaluation and generation."""
+    limit = recipe.budget.micro_batch_tokens
+    lengths = {split: data.store.lengths(split) for split in ("validation", "test")}
+    few = min(8, data.size("test"))
+    spent = timed(trainee, lambda: task.row_losses(trainee, data, "test", limit, few))
+    each = spent / float(lengths["test"][:few].sum())
+    evaluate = each * float(lengths["test"].sum())
+    for passages in data.forgetting.values():
+        some = passages.rows[:PASSAGES]
+        spent = timed(trainee, lambda rows=some: task.nats(trainee, data, rows, limit))
+        evaluate += spent * sum(len(row.ids) for row in passages.rows) / sum(len(row.ids) for row in some)
+    asked = [a for a in task.asked(data, recipe) if a["from"] == "questions"][: recipe.generation.during_training]
+    final = writing(task, trainee, data, recipe, task.asked(data, recipe), recipe.generation.max_new_tokens)
+    if data.reading:
+        final += writing(task, trainee, data, recipe, data.reading, recipe.reading.max_new_tokens)
+    sample = writing(task, trainee, data, recipe, asked, recipe.generation.max_new_tokens)
+    return {"validate": each * float(lengths["validation"][: recipe.budget.validation_rows].sum()), "sample": sample, "evaluate": evaluate, "generate": final}
+
+
+def writing(task: Chat, trainee: ChatTrainee, data: Prepared, recipe: ChatRecipe, asked: list[dict], most: int) -> float:
+    """Seconds of answering all of `asked` to the end: the first word and some more of the middle batch are timed."""
+    if not asked:
+        return 0.0
+    prompts = sorted((data.template.encode_prompt([Turn(t["role"], t["text"]) for t in a["turns"]]) for a in asked), key=len)
+    size = recipe.generation.batch_rows
+    batches = [prompts[start : start + size] for start in range(0, len(prompts), size)]
+    middle = batches[len(batches) // 2 if len(batches[-1]) == size else max(0, (len(batches) - 1) // 2)]
+    first = timed(trainee, lambda: generate(trainee, middle, set(), 1, size))
+    step = max(0.0, timed(trainee, lambda: generate(trainee, middle, set(), 1 + SOME, size)) - first) / SOME
+    places = [len(batch) * len(batch[-1]) for batch in batches]
+    of_middle = len(middle) * len(middle[-1])
+    together = trainee.base.device.type == "cuda"  # there a small batch takes as long as a large one
+    steps = sum(1 if together else len(batch) / len(middle) for batch in batches) * (most - 1)
+    return first * sum(places) / of_middle + step * steps
+
+
+def timed(trainee: ChatTrainee, work: Callable[[], object]) -> float:
+    """Seconds of the second run where the first may compile, of the first on a CPU."""
+    cuda = trainee.base.device.type == "cuda"
+    if cuda:
+        work()
+        torch.cuda.synchronize()
+    began = time.perf_counter()
+    work()
+    if cuda:
+        torch.cuda.synchronize()
+    return time.perf_counter() - began
+
+
+def outline(task: Chat, recipe: ChatRecipe, name: str, data: Prepared, device: torch.device) -> Outline:
+    """The method on a model without weights: its FLOPs and bytes. Raises what building the method raises."""
+    method, low = recipe.methods[name], torch.bfloat16 if uses_bfloat16(recipe.budget, device) else torch.float32
+    model = shell(recipe, device, low)
+    size = sum(p.numel() for p in model.parameters())
+    with torch.device("meta"):
+        trainee = method.attach(model, data.tokenizer)
+    trained = sum(p.numel() for p in trainee.trainable().values())
+    lengths, supervised = data.store.lengths("train"), data.store.column("train", "answer_tokens")
+    share = float(supervised.sum() / lengths.sum())
+    train, plain = work_of(trainee), work_of(trainee, backward=False)
+    in_pass = min(recipe.budget.micro_batch_tokens, (method.batch_rows or recipe.budget.batch_rows) * float(lengths.mean()))
+    each = per_token(train, trainee, lengths, share, in_pass)
+    tokens = recipe.budget.tokens or recipe.budget.epochs * float(lengths.sum())
+    forward = per_token(plain, trainee, lengths, share, in_pass)
+    steps, rows = _decoding(recipe, data)
+    return Outline(
+        train_flops=each * tokens if trained else 0.0,
+        evaluate_flops=forward * float(data.store.lengths("test").sum()) + _passages(plain, data),
+        decode_steps=steps,
+        decode_flops=rows * (plain.position + plain.supervised),
+        decode_bytes=size * low.itemsize,
+        fixed_bytes=_process(device) + size * low.itemsize + 16 * trained,  # float32 weights, gradients and Adam's two
+        activation_bytes=_activations(trainee, train, recipe, lengths, low) if trained else CHUNK_BYTES,
+        disk_bytes=4 * trained * (1 + 2 * 3),  # the weights, and two checkpoints of weights and Adam's two
+        flops_per_token=each if trained else None,
+        notes=_notes(recipe, name, lengths),
+    )
+
+
+def shell(recipe: ChatRecipe, device: torch.device, dtype: torch.dtype) -> torch.nn.Module:
+    """The model's structure on the meta device. Raises `BadInput` or `ValueError` where it cannot be."""
+    place = hub.resolve(recipe.model)
+    config = AutoConfig.from_pretrained(place, revision=recipe.revision)
+    with torch.device("meta"):
+        chosen = hub.pick_attention(config.model_type, recipe.attention, device)
+        return AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=chosen).eval()
+
+
+def _notes(recipe: ChatRecipe, name: str, lengths: np.ndarray) -> tuple[str, ...]:
+    """What works, but not as one might think."""
+    notes = []
+    if recipe.budget.gradient_checkpointing and recipe.methods[name].kind in NO_CHECKPOINTING:
+        notes.append("trains without gradient checkpointing: transformers drops the cache, and the prefix with it")
+    long = int((lengths > recipe.budget.micro_batch_tokens).sum())
+    if long:
+        notes.append(f"{long} rows are longer than micro_batch_tokens and will stand alone")
+    return tuple(notes)
+
+
+def _decoding(recipe: ChatRecipe, data: Prepared) -> tuple[float, float]:
+    """Steps of writing in one run, and rows in each, on average."""
+    settings = recipe.generation
+    asked = len(data.questions) + min(settings.test_rows, data.size("test"))
+    kinds = [(asked, settings.max_new_tokens)]
+    if recipe.reading:
+        kinds.append((len(data.reading), recipe.reading.max_new_tokens))
+    steps = sum(-(-count // settings.batch_rows) * most for count, most in kinds)
+    return steps, sum(count * most for count, most in kinds) / max(1, steps)
+
+
+def _passages(plain: Work, data: Prepared) -> float:
+    rows = [row for passages in data.forgetting.values() for row in passages.rows]
+    lengths = np.array([len(row.ids) for row in rows], dtype=np.int64)
+    return plain.of(lengths, float(sum(row.supervised.sum() for row in rows)), 0) if rows else 0.0
+
+
+def _activations(trainee: ChatTrainee, work: Work, recipe: ChatRecipe, lengths: np.ndarray, dtype: torch.dtype) -> float:
+    """Bytes kept for the backward pass of the largest micro-batch, as the shape of a gated block tells them."""
+    config = trainee.base.config
+    head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    heads = head * (4 * config.num_attention_heads + 4 * config.num_key_value_heads)
+    block = 6 * config.hidden_size + heads + 4 * config.intermediate_size
+    if recipe.budget.gradient_checkpointing:
+        block = config.hidden_size
+    deep = sum(each > 4 * config.num_attention_heads * head for each, _ in work.keys)  # layers that are gone back through
+    places = max(recipe.budget.micro_batch_tokens, int(lengths.max()))
+    return places * block * deep * dtype.itemsize + 3 * min(CHUNK_BYTES, places * config.vocab_size * 4)
+
+
+def _process(device: torch.device) -> int:
+    """What the program itself takes where its memory is the device's."""
+    import psutil
+
+    return psutil.Process().memory_info().rss if device.type == "cpu" else 0

@@ -1,0 +1,190 @@
+"""What will work here, and what it will take: time, memory and disk of every method of a recipe, before it is run.
+
+A throwaway model of each method takes three real steps and writes a few real answers, and the rest is multiplied out. With
+`measure=False` nothing is loaded: FLOPs come from the model's shape and speed from a table of devices, as a range.
+"""
+
+from __future__ import annotations
+
+import gc
+import importlib
+import math
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+from tarazu.engine import fingerprint, search
+from tarazu.engine.few import Few, fit, silence
+from tarazu.engine.ledger import Ledger
+from tarazu.engine.loop import MEMORY_ERRORS, SAVE_SECONDS, autocast
+from tarazu.engine.order import RowOrder
+from tarazu.engine.progress import note
+from tarazu.engine.task import Trainee
+from tarazu.errors import TarazuError
+from tarazu.foresight import foresee
+from tarazu.recipe import Budget, Recipe
+from tarazu.run_folder import Run
+from tarazu.study import make_task
+
+STEPS = 3
+NEVER = 10**12  # tokens between validations
+
+
+def estimate(recipe: Recipe, data, device: torch.device, measure: bool = True, on: str | None = None) -> dict:
+    """What `tarazu check --json` calls "estimate": one entry for each method, and the total over methods and seeds.
+
+    Args:
+        measure: take steps here; else only what the model's shape tells.
+        on: a device of `foresight.DEVICES` to foresee for, instead of this one.
+    """
+    task, methods = make_task(recipe.task), []
+    for name in recipe.methods:
+        entry = foresee(task, recipe, name, data, device, on)
+        why = importlib.import_module(f"tarazu.{recipe.task}.estimate").put_off(recipe, name)
+        if why:
+            entry["notes"] = [why]
+        elif measure and entry["works"]:
+            note(f"{name}: measuring {STEPS} steps")
+            entry = measured(task, recipe, name, data, device, entry)
+        methods.append({"method": name, "kind": recipe.methods[name].kind, **entry})
+    return {"device": on or str(device), "how": "measured" if measure else "foreseen", "methods": methods, "total": total(recipe, methods)}
+
+
+def total(recipe: Recipe, methods: list[dict]) -> dict:
+    """Over all methods and seeds (the untouched model runs once), as [least, most] seconds and bytes."""
+    known = [(1 if m["kind"] == "base" else len(recipe.seeds), m) for m in methods if m["works"] and m["range"]]
+    low, high = (sum(times * m["range"]["seconds"][side] for times, m in known) for side in (0, 1))
+    disk = [sum(times * m["range"]["disk"][side] for times, m in known) for side in (0, 1)]
+    return {"seconds": [low, high], "disk": disk, "methods": len(known)}
+
+
+def measured(task, recipe: Recipe, name: str, data, device: torch.device, entry: dict) -> dict:
+    """The entry with what three real steps showed; a method that breaks says how."""
+    try:
+        with tempfile.TemporaryDirectory() as scratch, silence():
+            return {**entry, **_measure(task, recipe, name, data, device, Path(scratch))}
+    except (TarazuError, RuntimeError, ValueError, TypeError, AttributeError) as error:  # whatever a model's code raises
+        return {**entry, "works": False, "reasons": [*entry["reasons"], explain(error)], "seconds": None}
+    finally:
+        gc.collect()
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
+
+
+def explain(error: Exception) -> str:
+    """Why a method does not work here, in one line."""
+    if isinstance(error, TarazuError):
+        return error.what
+    text = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    if any(mark in str(error) for mark in MEMORY_ERRORS):
+        return f"does not fit into memory: {text}"
+    return f"fails with this model and attention: {type(error).__name__}: {text}"
+
+
+def _measure(task, recipe: Recipe, name: str, data, device: torch.device, scratch: Path) -> dict:
+    known, method, seed = importlib.import_module(f"tarazu.{recipe.task}.estimate"), recipe.methods[name], recipe.seeds[0]
+    ledger = Ledger(device)
+    with ledger.phase("load"):
+        trainee = task.build(recipe, name, data, seed, device)
+    seconds, memory, speed, disk = {"load": ledger.seconds["load"]}, None, None, 0
+    if trainee.may_change:
+        began = time.perf_counter()
+        fingerprint.fingerprint(trainee.module)
+        seconds["fingerprint"] = 2 * (time.perf_counter() - began)
+        order = RowOrder(data.size("train"), method.batch_rows or recipe.budget.batch_rows, seed)
+        train_few(task, recipe, name, data, trainee, known.heaviest(data, order.at(0)), scratch / "heaviest", ledger)
+        memory = ledger.memory["allocated"] or ledger.memory["resident"]
+        warm = Ledger(device)
+        rows = [row for step in range(STEPS) for row in order.at(step)]
+        run = train_few(task, recipe, name, data, trainee, rows, scratch / "steps", warm)
+        memory = max(memory, warm.memory["allocated"] or warm.memory["resident"])
+        saves, disk = shape_of_saves(run)
+        steps = training_steps(recipe.budget, order, warm)
+        each = warm.seconds["train"] / warm.steps
+        speed = warm.counts.tokens / warm.seconds["train"]
+        seconds["train"] = steps * each
+        count = validations(recipe.budget)
+        seconds["checkpoint"] = warm.seconds["checkpoint"] * (count - 1 + seconds["train"] // SAVE_SECONDS)
+    trainee.module.eval()
+    with torch.no_grad(), autocast(recipe.budget, device):
+        parts = known.parts(task, trainee, data, recipe)
+    if trainee.may_change:
+        seconds |= {"validate": count * parts["validate"], "generate": parts["generate"] + count * parts["sample"], "evaluate": parts["evaluate"]}
+        seconds |= searching(recipe, name, seconds, speed, parts["validate"])
+    else:
+        seconds |= {"generate": parts["generate"], "evaluate": parts["evaluate"]}
+    spent = sum(seconds.values())
+    return {
+        "how": "measured", "seconds": {**seconds, "total": spent}, "tokens_per_second": speed, "memory": memory, "disk": disk,
+        "range": {"seconds": [spent, spent], "disk": [disk, disk], "memory": [memory, memory]},
+    }  # fmt: skip
+
+
+def train_few(task, recipe: Recipe, name: str, data, trainee: Trainee, rows: list[int], where: Path, ledger: Ledger) -> Run:
+    """One pass of the real loop over the rows, in steps of the method's own size, without validations between."""
+    per_step = recipe.methods[name].batch_rows or recipe.budget.batch_rows
+    budget = recipe.budget.model_copy(update={"tokens": None, "epochs": 1.0, "batch_rows": per_step, "evaluate_every": NEVER, "keep": "last", "patience": None, "watch": "loss"})
+    recipe = recipe.model_copy(update={"budget": budget})
+    return fit(Few(task, data, rows), trainee, recipe, recipe.methods[name], Run(where / name / f"seed-{recipe.seeds[0]}"), ledger)
+
+
+def shape_of_saves(run: Run) -> tuple[int, int]:
+    """Checkpoints written by a short run, and the most bytes that a whole run keeps on disk: two of them and the weights."""
+    checkpoints = [folder for folder in (run.path / "checkpoint").iterdir() if folder.is_dir()]
+    size = sum(file.stat().st_size for file in checkpoints[-1].iterdir())
+    return len(checkpoints), 2 * size + run.weights.stat().st_size
+
+
+def training_steps(budget: Budget, order: RowOrder, warm: Ledger) -> float:
+    """Optimizer steps of the whole budget; for a budget in tokens, by what a step held here."""
+    if budget.epochs:
+        return math.ceil(budget.epochs * order.steps_per_epoch)
+    return math.ceil(budget.tokens / (warm.counts.tokens / warm.steps))
+
+
+def validations(budget: Budget) -> int:
+    """How many times a run validates: before the first step, when due, and at the end."""
+    if budget.tokens:
+        every = budget.evaluate_every or max(1, budget.tokens // 10)
+        return 1 + math.ceil(budget.tokens / every)
+    return 1 + math.ceil(budget.epochs)  # one that validates by tokens is rarer: epochs are what it is then read as
+
+
+def searching(recipe: Recipe, name: str, seconds: dict[str, float], speed: float, validate: float) -> dict[str, float]:
+    """Seconds of the method's search: its tokens, and a build and two validations for each trial of each round."""
+    method = recipe.methods[name]
+    if recipe.search is None or not (count := len(search.candidates(recipe.search, method))):
+        return {}
+    trials = sum(size for size, _ in search.plan(count, recipe.search.tokens))
+    return {"search": recipe.search.tokens / speed + trials * (seconds["load"] + 2 * validate)}
+
+
+def compared(found: dict, runs: Iterator[Run]) -> list[dict]:
+    """The estimate beside what the runs of a study took: for each run and figure, both numbers and happened / estimated."""
+    by_name, rows = {m["method"]: m for m in found["methods"]}, []
+    for run in runs:
+        ledger, guess = run.read_json("ledger.json"), by_name.get(run.name)
+        if not ledger or not guess or not guess["seconds"]:
+            continue
+        happened = {f"{phase} (s)": ledger["seconds"].get(phase) for phase in guess["seconds"] if phase != "total"}
+        happened["total (s)"] = sum(ledger["seconds"].get(phase, 0.0) for phase in guess["seconds"] if phase != "total")
+        happened["tokens/s"] = ledger["tokens_per_second"]
+        happened["memory (bytes)"] = ledger["train_memory"]["allocated"] or ledger["train_memory"]["resident"]
+        estimated = {f"{phase} (s)": value for phase, value in guess["seconds"].items()}
+        estimated |= {"tokens/s": guess["tokens_per_second"], "memory (bytes)": guess["memory"]}
+        for figure, value in estimated.items():
+            real = happened.get(figure)
+            ratio = real / value if real is not None and value else None
+            rows.append({"method": run.name, "seed": run.seed, "figure": figure, "estimated": value, "happened": real, "ratio": ratio})
+    return rows
+
+
+def disk_note(needed: float, folder: Path) -> str | None:
+    """A warning where the disk that holds `folder` has less room than needed."""
+    free = shutil.disk_usage(folder).free
+    return f"needs {needed / 2**30:.1f} GiB of disk while it trains, and {free / 2**30:.1f} GiB are free here" if needed > free else None
+
