@@ -128,12 +128,10 @@ class Bank:
 
     def mean(self) -> Bank:
         """Features (N, P, D) -> their means (N, 1, D), in float32, held in memory."""
-        means = np.concatenate(
-            [
-                self.array[self.rows[i : i + 256]].astype(np.float32).mean(1, keepdims=True)
-                for i in range(0, len(self.rows), 256)
-            ]
-        )
+        means = np.empty((len(self.rows), 1, self.array.shape[2]), np.float32)
+        for start in range(0, len(self.rows), 256):
+            some = torch.arange(start, min(start + 256, len(self.rows)))
+            means[start : start + len(some)] = self.take(some).float().mean(1, keepdim=True).cpu().numpy()
         return Bank(means, list(range(len(means))), self.device)
 
     @cached_property

@@ -70,7 +70,8 @@ class Pretrained:
     def key(self) -> str:
         """Changes whenever the features would."""
         shape = self.module.shape
-        text = f"{self.sha256} {self.size} {self.resample} {shape} {self.module.normal.tolist()} 1"
+        how = (shape.name, shape.padding, shape.epsilon, shape.expand_epsilon, self.size, self.resample)
+        text = f"{self.sha256} {how} {self.module.normal.tolist()} 1"
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def describe(self) -> dict:

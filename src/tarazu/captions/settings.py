@@ -131,6 +131,7 @@ class ShowAttendTell(CaptionMethod):
     kind: Literal["show_attend_tell"] = "show_attend_tell"
     embedding: PositiveInt = 512
     attention: PositiveInt = Field(512, description="width of f(W_h h, W_a a)")
+    project: PositiveInt | None = Field(None, description="width of an optional Linear and ReLU on the map, before all else")
     gate: bool = Field(True, description="the beta gate on the context")
     mix: PositiveInt | None = Field(None, description="width of an optional Linear on [z; embedding]")
     deep_output: bool = Field(True, description="words from h, z and the previous word together, as in the paper")

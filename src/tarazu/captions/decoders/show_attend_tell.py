@@ -18,6 +18,10 @@ class ShowAttendTellDecoder(Decoder):
         super().__init__()
         hidden, embedding = settings.hidden, settings.embedding
         self.embedding = nn.Embedding(words, embedding)
+        self.project = None
+        if settings.project:
+            self.project = nn.Sequential(nn.Linear(channels, settings.project), nn.ReLU(), nn.Dropout(settings.dropout))
+            channels = settings.project
         self.keys = nn.Linear(channels, settings.attention)
         self.query = nn.Linear(hidden, settings.attention, bias=False)  # the keys have a bias already
         self.score = nn.Linear(settings.attention, 1, bias=False)  # softmax would not notice one
@@ -46,8 +50,10 @@ class ShowAttendTellDecoder(Decoder):
         return self._words(words, torch.stack(hs, 1), torch.stack(zs, 1)), torch.stack(alphas, 1)
 
     def start(self, features: Tensor) -> State:
-        """The state is (h, c, a, W_a a): (B, hidden) twice, (B, P, D), (B, P, attention)."""
+        """The state is (h, c, a, W_a a): (B, hidden) twice, (B, P, D or project), (B, P, attention)."""
         features = features.to(self.embedding.weight.dtype)
+        if self.project is not None:
+            features = self.project(features)
         h, c = torch.tanh(self.first(self.dropout(features.mean(1)))).chunk(2, 1)
         return h, c, features, self.keys(features)
 
