@@ -14,7 +14,16 @@ from tarazu.run_folder import RunFolder, find_study, write_json
 from tarazu.study import make_task, pick_device
 
 
-def check(recipe_path: str, sets: list[str], rows: int, as_json: bool, measure: bool = True, on: str = "", compare: str = "", out: str = "") -> None:
+def check(
+    recipe_path: str,
+    sets: list[str],
+    rows: int,
+    as_json: bool,
+    measure: bool = True,
+    on: str = "",
+    compare: str = "",
+    out: str = "",
+) -> None:
     """Prints the data and the estimate (or, `as_json`, both whole, with the recipe's defaults). Raises `BadInput` as `run` would.
 
     Args:

@@ -25,7 +25,7 @@ from tarazu.engine.order import RowOrder
 from tarazu.engine.progress import note
 from tarazu.engine.task import Trainee
 from tarazu.errors import TarazuError
-from tarazu.foresight import foresee
+from tarazu.foresight import UNSEEN, foresee
 from tarazu.recipe import Budget, Recipe
 from tarazu.run_folder import Run
 from tarazu.study import make_task
@@ -51,7 +51,12 @@ def estimate(recipe: Recipe, data, device: torch.device, measure: bool = True, o
             note(f"{name}: measuring {STEPS} steps")
             entry = measured(task, recipe, name, data, device, entry)
         methods.append({"method": name, "kind": recipe.methods[name].kind, **entry})
-    return {"device": on or str(device), "how": "measured" if measure else "foreseen", "methods": methods, "total": total(recipe, methods)}
+    return {
+        "device": on or str(device),
+        "how": "measured" if measure else "foreseen",
+        "methods": methods,
+        "total": total(recipe, methods),
+    }
 
 
 def total(recipe: Recipe, methods: list[dict]) -> dict:
@@ -66,8 +71,18 @@ def measured(task, recipe: Recipe, name: str, data, device: torch.device, entry:
     """The entry with what three real steps showed; a method that breaks says how."""
     try:
         with tempfile.TemporaryDirectory() as scratch, silence():
-            return {**entry, **_measure(task, recipe, name, data, device, Path(scratch))}
-    except (TarazuError, RuntimeError, ValueError, TypeError, AttributeError) as error:  # whatever a model's code raises
+            return {
+                **entry,
+                "notes": [n for n in entry["notes"] if n != UNSEEN],
+                **_measure(task, recipe, name, data, device, Path(scratch)),
+            }
+    except (
+        TarazuError,
+        RuntimeError,
+        ValueError,
+        TypeError,
+        AttributeError,
+    ) as error:  # whatever a model's code raises
         return {**entry, "works": False, "reasons": [*entry["reasons"], explain(error)], "seconds": None}
     finally:
         gc.collect()
@@ -86,7 +101,11 @@ def explain(error: Exception) -> str:
 
 
 def _measure(task, recipe: Recipe, name: str, data, device: torch.device, scratch: Path) -> dict:
-    known, method, seed = importlib.import_module(f"tarazu.{recipe.task}.estimate"), recipe.methods[name], recipe.seeds[0]
+    known, method, seed = (
+        importlib.import_module(f"tarazu.{recipe.task}.estimate"),
+        recipe.methods[name],
+        recipe.seeds[0],
+    )
     ledger = Ledger(device)
     with ledger.phase("load"):
         trainee = task.build(recipe, name, data, seed, device)
@@ -113,7 +132,11 @@ def _measure(task, recipe: Recipe, name: str, data, device: torch.device, scratc
     with torch.no_grad(), autocast(recipe.budget, device):
         parts = known.parts(task, trainee, data, recipe)
     if trainee.may_change:
-        seconds |= {"validate": count * parts["validate"], "generate": parts["generate"] + count * parts["sample"], "evaluate": parts["evaluate"]}
+        seconds |= {
+            "validate": count * parts["validate"],
+            "generate": parts["generate"] + count * parts["sample"],
+            "evaluate": parts["evaluate"],
+        }
         seconds |= searching(recipe, name, seconds, speed, parts["validate"])
     else:
         seconds |= {"generate": parts["generate"], "evaluate": parts["evaluate"]}
@@ -124,12 +147,31 @@ def _measure(task, recipe: Recipe, name: str, data, device: torch.device, scratc
     }  # fmt: skip
 
 
-def train_few(task, recipe: Recipe, name: str, data, trainee: Trainee, rows: list[int], where: Path, ledger: Ledger) -> Run:
+def train_few(
+    task, recipe: Recipe, name: str, data, trainee: Trainee, rows: list[int], where: Path, ledger: Ledger
+) -> Run:
     """One pass of the real loop over the rows, in steps of the method's own size, without validations between."""
     per_step = recipe.methods[name].batch_rows or recipe.budget.batch_rows
-    budget = recipe.budget.model_copy(update={"tokens": None, "epochs": 1.0, "batch_rows": per_step, "evaluate_every": NEVER, "keep": "last", "patience": None, "watch": "loss"})
+    budget = recipe.budget.model_copy(
+        update={
+            "tokens": None,
+            "epochs": 1.0,
+            "batch_rows": per_step,
+            "evaluate_every": NEVER,
+            "keep": "last",
+            "patience": None,
+            "watch": "loss",
+        }
+    )
     recipe = recipe.model_copy(update={"budget": budget})
-    return fit(Few(task, data, rows), trainee, recipe, recipe.methods[name], Run(where / name / f"seed-{recipe.seeds[0]}"), ledger)
+    return fit(
+        Few(task, data, rows),
+        trainee,
+        recipe,
+        recipe.methods[name],
+        Run(where / name / f"seed-{recipe.seeds[0]}"),
+        ledger,
+    )
 
 
 def shape_of_saves(run: Run) -> tuple[int, int]:
@@ -179,12 +221,24 @@ def compared(found: dict, runs: Iterator[Run]) -> list[dict]:
         for figure, value in estimated.items():
             real = happened.get(figure)
             ratio = real / value if real is not None and value else None
-            rows.append({"method": run.name, "seed": run.seed, "figure": figure, "estimated": value, "happened": real, "ratio": ratio})
+            rows.append(
+                {
+                    "method": run.name,
+                    "seed": run.seed,
+                    "figure": figure,
+                    "estimated": value,
+                    "happened": real,
+                    "ratio": ratio,
+                }
+            )
     return rows
 
 
 def disk_note(needed: float, folder: Path) -> str | None:
     """A warning where the disk that holds `folder` has less room than needed."""
     free = shutil.disk_usage(folder).free
-    return f"needs {needed / 2**30:.1f} GiB of disk while it trains, and {free / 2**30:.1f} GiB are free here" if needed > free else None
-
+    return (
+        f"needs {needed / 2**30:.1f} GiB of disk while it trains, and {free / 2**30:.1f} GiB are free here"
+        if needed > free
+        else None
+    )

@@ -31,8 +31,12 @@ DEVICES = {
     "RTX 4090": (165e12, 24e9, 1.0e12),
     "RTX 3090": (71e12, 24e9, 0.94e12),
 }
-REACHED = {"cuda": (0.08, 0.40), "cpu": (0.15, 0.90)}  # share of that (on a CPU: of a measured large product) that training reaches
+REACHED = {
+    "cuda": (0.08, 0.40),
+    "cpu": (0.15, 0.90),
+}  # share of that (on a CPU: of a measured large product) that training reaches
 STREAMED = (0.05, 0.60)  # share of the memory's speed that writing one token at a time reaches
+UNSEEN = "nothing is foreseen for this task without measuring"
 SPREAD = (0.6, 2.0)  # activations, around what the shape tells
 
 
@@ -67,21 +71,45 @@ class Outline:
 
 def foresee(task, recipe: Recipe, name: str, data, device: torch.device, on: str | None = None) -> dict:
     """The entry of one method: whether it works, why not, and ranges of time and memory where the task can tell them."""
-    entry = {"works": True, "reasons": [], "notes": [], "how": "foreseen", "seconds": None, "tokens_per_second": None, "memory": None, "disk": None}
+    entry = {
+        "works": True,
+        "reasons": [],
+        "notes": [],
+        "how": "foreseen",
+        "seconds": None,
+        "tokens_per_second": None,
+        "memory": None,
+        "disk": None,
+    }
     entry |= {"range": None, "flops_per_token": None}
     known = importlib.import_module(f"tarazu.{recipe.task}.estimate")
     try:
         outline = known.outline(task, recipe, name, data, device_kind(device, on))
-    except (TarazuError, RuntimeError, ValueError, TypeError, AttributeError) as error:  # whatever a model's code raises
-        reason = error.what if isinstance(error, TarazuError) else f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"
+    except (
+        TarazuError,
+        RuntimeError,
+        ValueError,
+        TypeError,
+        AttributeError,
+    ) as error:  # whatever a model's code raises
+        reason = (
+            error.what
+            if isinstance(error, TarazuError)
+            else f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"
+        )
         return {**entry, "works": False, "reasons": [reason]}
     if outline is None:
-        return {**entry, "notes": ["nothing is foreseen for this task without measuring"]}
+        return {**entry, "notes": [UNSEEN]}
     machine = describe(recipe, device, on)
     found = ranges(outline, machine)
     entry |= {"range": found, "flops_per_token": outline.flops_per_token, "notes": list(outline.notes)}
     if found["memory"][0] > machine.memory:
-        entry |= {"works": False, "reasons": [f"needs at least {found['memory'][0] / 2**30:.1f} GiB of memory; {machine.memory / 2**30:.1f} GiB are there"]}
+        entry |= {
+            "works": False,
+            "reasons": [
+                f"needs at least {found['memory'][0] / 2**30:.1f} GiB of memory; {machine.memory / 2**30:.1f} GiB are there"
+            ],
+        }
     return entry
 
 

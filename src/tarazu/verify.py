@@ -36,9 +36,18 @@ def verify(target: str, sets: list[str], as_json: bool, out: str) -> None:
         print(json.dumps(found, ensure_ascii=False, indent=1))
     else:
         show(found)
-    failed = [f"{method['method']}: {check['name']}" for method in found["methods"] for check in method["checks"] if check["verdict"] == "failed"]
+    failed = [
+        f"{method['method']}: {check['name']}"
+        for method in found["methods"]
+        for check in method["checks"]
+        if check["verdict"] == "failed"
+    ]
     if failed:
-        raise TarazuError(f"{len(failed)} invariants do not hold: {'; '.join(failed)}", where=target, todo="do not trust runs of these methods here")
+        raise TarazuError(
+            f"{len(failed)} invariants do not hold: {'; '.join(failed)}",
+            where=target,
+            todo="do not trust runs of these methods here",
+        )
 
 
 def examine(recipe: Recipe) -> dict:
@@ -51,7 +60,9 @@ def examine(recipe: Recipe) -> dict:
         data = task.prepare(recipe, RunFolder(Path(scratch)), device)
         for name in recipe.methods:
             note(f"verifying {name}")
-            checks = [check.as_json() for check in examine_method(task, recipe, name, data, device, Path(scratch) / name)]
+            checks = [
+                check.as_json() for check in examine_method(task, recipe, name, data, device, Path(scratch) / name)
+            ]
             methods.append({"method": name, "kind": recipe.methods[name].kind, "checks": checks})
     verdicts = [check["verdict"] for method in methods for check in method["checks"]]
     return {
@@ -93,13 +104,26 @@ def show(found: dict) -> None:
 
     console = Console(width=None if Console().is_terminal else 160)
     for method in found["methods"]:
-        table = Table(title=f"{method['method']} · {found['device']['name']} · {found['precision']}", title_justify="left")
-        for column, justify in (("invariant", "left"), ("", "left"), ("differs by", "right"), ("allowed", "right"), ("what was compared; why so much is allowed", "left")):
+        table = Table(
+            title=f"{method['method']} · {found['device']['name']} · {found['precision']}", title_justify="left"
+        )
+        for column, justify in (
+            ("invariant", "left"),
+            ("", "left"),
+            ("differs by", "right"),
+            ("allowed", "right"),
+            ("what was compared; why so much is allowed", "left"),
+        ):
             table.add_column(column, justify=justify)
         for check in method["checks"]:
             numbers = ["-" if check[key] is None else f"{check[key]:.2g}" for key in ("difference", "tolerance")]
             text = "; ".join(part for part in (check["compared"], check["why"]) if part)
-            table.add_row(check["name"], check["verdict"].upper() if check["verdict"] == "failed" else check["verdict"], *numbers, text)
+            table.add_row(
+                check["name"],
+                check["verdict"].upper() if check["verdict"] == "failed" else check["verdict"],
+                *numbers,
+                text,
+            )
         console.print(table)
     counts = found["counts"]
     console.print(f"{counts['ok']} hold, {counts['failed']} fail, {counts['not applicable']} do not apply")

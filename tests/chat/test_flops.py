@@ -36,25 +36,35 @@ def counted(trainee) -> int:
     batch = lay_out([[row] for row in rows], trainee.virtual - prefix, prefix)
     trainee.module.train()
     with FlopCounterMode(display=False) as counter:
-        token_losses(trainee.base, hidden_states(trainee, batch).flatten(0, 1)[batch.sources], batch.labels).sum().backward()
+        token_losses(
+            trainee.base, hidden_states(trainee, batch).flatten(0, 1)[batch.sources], batch.labels
+        ).sum().backward()
     return counter.get_total_flops()
 
 
-@pytest.mark.parametrize(("name", "family"), [(n, "gemma3") for n in METHODS if n != "base"] + [(n, "llama") for n in MORE])
+@pytest.mark.parametrize(
+    ("name", "family"), [(n, "gemma3") for n in METHODS if n != "base"] + [(n, "llama") for n in MORE]
+)
 def test_as_torchs_counter_sees_it(name, family):
     torch.manual_seed(0)
     trainee = {**METHODS, **MORE}[name].attach(model(family, attention="eager"), Words())
     work = work_of(trainee)
     prefix = trainee.virtual if trainee.prefix else 0
     places = LENGTHS + trainee.virtual - prefix
-    attention = sum(each for each, _ in work.keys) * float((places * (places + prefix)).sum())  # eager attention computes every pair
+    attention = sum(each for each, _ in work.keys) * float(
+        (places * (places + prefix)).sum()
+    )  # eager attention computes every pair
     ours = work.position * places.sum() + attention + work.supervised * 60 + work.batch
     assert ours == pytest.approx(counted(trainee), rel=0.03)
 
 
 def test_where_training_starts_decides_the_cost():
     """Four times the parameters in the first layers alone, six in full, and less the later the first trained layer is."""
-    position = {name: work_of(METHOD.attach(model("llama"), Words())).position for name, METHOD in MORE.items() if name in ("full", "first", "last")}
+    position = {
+        name: work_of(METHOD.attach(model("llama"), Words())).position
+        for name, METHOD in MORE.items()
+        if name in ("full", "first", "last")
+    }
     blocks = sum(p.numel() for n, p in model("llama").named_parameters() if "proj" in n)
     assert position["full"] == pytest.approx(6 * blocks, rel=0.1)
     assert position["last"] < position["first"] < position["full"]

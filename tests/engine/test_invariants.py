@@ -15,11 +15,18 @@ from tarazu.engine.invariants import Bench, judged, shared
 from tarazu.engine.task import LossSum
 from tarazu.recipe import Budget, Method, Recipe
 
-GRADIENT, TENSORS, RESUMED, LOADED = "gradient = whatever the cut", "only the named tensors change", "resumed = uninterrupted", "saved = loaded"
+GRADIENT, TENSORS, RESUMED, LOADED = (
+    "gradient = whatever the cut",
+    "only the named tensors change",
+    "resumed = uninterrupted",
+    "saved = loaded",
+)
 
 
 def verdicts(task: Toy, folder, steady=lambda trainee: contextlib.nullcontext()) -> dict[str, str]:
-    recipe = Recipe(task="toy", budget=Budget(epochs=1), methods={"toy": {}}).model_copy(update={"methods": {"toy": Method(kind="toy")}})
+    recipe = Recipe(task="toy", budget=Budget(epochs=1), methods={"toy": {}}).model_copy(
+        update={"methods": {"toy": Method(kind="toy")}}
+    )
     trainee = task.build(frozen=True)
     shake(trainee)
     bench = Bench(Few(task, ToyData(), [0, 3, 5, 8, 9, 11]), recipe, "toy", trainee, folder, CPU, 0)
@@ -59,7 +66,10 @@ def test_a_sound_task_passes_even_with_dropout(tmp_path):
     assert list(found) == [GRADIENT, TENSORS, RESUMED, LOADED] and not failing(found)
 
 
-@pytest.mark.parametrize(("task", "broken"), [(Averaging(), {GRADIENT}), (Leaking(), {TENSORS, GRADIENT, RESUMED, LOADED}), (Forgetful(), {LOADED})])
+@pytest.mark.parametrize(
+    ("task", "broken"),
+    [(Averaging(), {GRADIENT}), (Leaking(), {TENSORS, GRADIENT, RESUMED, LOADED}), (Forgetful(), {LOADED})],
+)
 def test_each_check_can_fail(task, broken, tmp_path):
     found = failing(verdicts(task, tmp_path))
     assert found <= broken and found & broken and (TENSORS in found) == (TENSORS in broken)

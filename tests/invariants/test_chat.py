@@ -19,7 +19,13 @@ from tarazu.engine.invariants import Bench
 from tarazu.recipe import load
 from tarazu.run_folder import RunFolder
 
-PADDED, PACKED, FUTURE, LEFT, CACHED = "padded = alone", "packed = alone", "no word sees a later one", "left-padded in a batch = alone", "cached = full forward"
+PADDED, PACKED, FUTURE, LEFT, CACHED = (
+    "padded = alone",
+    "packed = alone",
+    "no word sees a later one",
+    "left-padded in a batch = alone",
+    "cached = full forward",
+)
 METHODS = ("prefix_tuning", "prompt_tuning", "lora")
 CPU = torch.device("cpu")
 
@@ -28,8 +34,14 @@ CPU = torch.device("cpu")
 def recipe_path(tmp_path_factory):
     folder = tmp_path_factory.mktemp("verify")
     model = small.save_model(folder / "model")
-    data = {"source": "samples:chat_fa.jsonl", "split": {"train": 0.8, "validation": 0.1, "test": 0.1}, "max_length": 90}
-    return small.recipe(folder / "recipe.yaml", model, data=data, methods={name: small.METHODS[name] for name in METHODS})
+    data = {
+        "source": "samples:chat_fa.jsonl",
+        "split": {"train": 0.8, "validation": 0.1, "test": 0.1},
+        "max_length": 90,
+    }
+    return small.recipe(
+        folder / "recipe.yaml", model, data=data, methods={name: small.METHODS[name] for name in METHODS}
+    )
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +65,10 @@ def visible(same=lambda q, k: (q == k) & (q != PAD), later=0):
 
     def broken(q_segments, k_segments, q_positions, k_positions, window):
         seen = same(q_segments[:, :, None], k_segments[:, None, :]) | (k_segments[:, None, :] == attention.SHARED)
-        return seen & (k_positions[:, None, :] <= q_positions[:, :, None] + later) | torch.eye(k_segments.shape[1], dtype=torch.bool)[-q_segments.shape[1] :]
+        return (
+            seen & (k_positions[:, None, :] <= q_positions[:, :, None] + later)
+            | torch.eye(k_segments.shape[1], dtype=torch.bool)[-q_segments.shape[1] :]
+        )
 
     return broken
 
@@ -96,7 +111,18 @@ def test_each_check_can_fail(what, benches, monkeypatch):
 
 def test_the_command_writes_what_it_found(recipe_path, tmp_path, capsys, monkeypatch):
     out = tmp_path / "verify.json"
-    monkeypatch.setattr("sys.argv", ["tarazu", "verify", str(recipe_path), "--set", "methods={base: {}, lora: {rank: 2, dropout: 0.1}}", "--out", str(out)])
+    monkeypatch.setattr(
+        "sys.argv",
+        [
+            "tarazu",
+            "verify",
+            str(recipe_path),
+            "--set",
+            "methods={base: {}, lora: {rank: 2, dropout: 0.1}}",
+            "--out",
+            str(out),
+        ],
+    )
     cli.main()
     assert "packed = alone" in capsys.readouterr().out
     found = json.loads(out.read_text(encoding="utf-8"))

@@ -19,7 +19,9 @@ ROWS = 64
 
 def put_off(recipe: CaptionsRecipe, name: str) -> str | None:
     """Why a method cannot be built before the study has run; None where it can."""
-    return "an ensemble: it takes no training, and is not estimated" if recipe.methods[name].kind == "ensemble" else None
+    return (
+        "an ensemble: it takes no training, and is not estimated" if recipe.methods[name].kind == "ensemble" else None
+    )
 
 
 def heaviest(data: Prepared, rows: list[int]) -> list[int]:
@@ -36,13 +38,18 @@ def parts(task: Captions, trainee: CaptionTrainee, data: Prepared, recipe: Capti
     widths = list(dict.fromkeys([1, 3, *recipe.extra_beams]))
     written = {beams: writing(trainee, data, recipe, beams) for beams in widths}
     share = len(data.names["validation"]) / len(data.names["test"])
-    lines = {split: {name: " ".join(clean(data.captions[name][0])) for name in data.names[split]} for split in ("validation", "test")}
+    lines = {
+        split: {name: " ".join(clean(data.captions[name][0])) for name in data.names[split]}
+        for split in ("validation", "test")
+    }
     references = [text for texts in data.references("train").values() for text in texts]
     judge, quick = evaluation.scorer(data, "test"), evaluation.scorer(data, "validation")
     scored = timed(lambda: judge.score(lines["test"])) * len(widths)
     scored += timed(lambda: errors.analyse(lines["test"], data.references("test"), references))
     return {
-        "validate": losses(task, trainee, data, recipe, "validation") + written[1] * share + timed(lambda: quick.quick(lines["validation"])),
+        "validate": losses(task, trainee, data, recipe, "validation")
+        + written[1] * share
+        + timed(lambda: quick.quick(lines["validation"])),
         "sample": timed(lambda: task.sample(trainee, data, recipe, final=False)),
         "evaluate": losses(task, trainee, data, recipe, "test") + scored,
         "generate": sum(written.values()),
@@ -63,7 +70,11 @@ def losses(task: Captions, trainee: CaptionTrainee, data: Prepared, recipe: Capt
 def writing(trainee: CaptionTrainee, data: Prepared, recipe: CaptionsRecipe, beams: int) -> float:
     """Seconds of describing every test picture: as many as go together are timed."""
     names = data.names["test"][: evaluation.AT_ONCE[data.device.type]]
-    return timed(lambda: evaluation.write(trainee, data, "test", recipe, beams, names)) * len(data.names["test"]) / len(names)
+    return (
+        timed(lambda: evaluation.write(trainee, data, "test", recipe, beams, names))
+        * len(data.names["test"])
+        / len(names)
+    )
 
 
 def timed(work: Callable[[], object]) -> float:

@@ -30,7 +30,9 @@ def lighter(recipe: CaptionsRecipe) -> CaptionsRecipe:
         return method.model_copy(update={"fine_tune": tune, "self_critical": None})
 
     data = recipe.data.model_copy(update={"images": min(IMAGES, recipe.data.images or IMAGES), "views": 1})
-    return recipe.model_copy(update={"data": data, "methods": {name: plain(method) for name, method in recipe.methods.items()}})
+    return recipe.model_copy(
+        update={"data": data, "methods": {name: plain(method) for name, method in recipe.methods.items()}}
+    )
 
 
 def put_off(recipe: CaptionsRecipe, name: str) -> str | None:
@@ -64,8 +66,19 @@ def checks(bench: Bench) -> list[Finding]:
         noise = largest(alone, {i: nats(trainee, batch_of(bench, [row]))[0] for i, row in enumerate(rows)})
     tolerance, why = bench.allowed(noise)
     text = f"nats of {sum(map(len, alone.values()))} words of {len(rows)} captions"
-    padded = judged("padded = alone", f"{text}, side by side, padded, and each alone", largest(alone, dict(enumerate(nats(trainee, batch_of(bench, rows))))), tolerance, why)
-    return [padded, future_check(bench, tolerance, why), step_check(bench, text, tolerance, why), beam_check(bench, tolerance, why)]
+    padded = judged(
+        "padded = alone",
+        f"{text}, side by side, padded, and each alone",
+        largest(alone, dict(enumerate(nats(trainee, batch_of(bench, rows))))),
+        tolerance,
+        why,
+    )
+    return [
+        padded,
+        future_check(bench, tolerance, why),
+        step_check(bench, text, tolerance, why),
+        beam_check(bench, tolerance, why),
+    ]
 
 
 def batch_of(bench: Bench, rows: list[int]) -> CaptionBatch:
@@ -104,7 +117,9 @@ def step_check(bench: Bench, text: str, tolerance: float, why: str) -> Finding:
         steps.append(logits)
     taught, written = nats(trainee, batch), nats(trainee, batch, torch.stack(steps, 1))
     text = f"{text}, one at a time with a state and all at once"
-    return judged("word by word = all at once", text, largest(dict(enumerate(taught)), dict(enumerate(written))), tolerance, why)
+    return judged(
+        "word by word = all at once", text, largest(dict(enumerate(taught)), dict(enumerate(written))), tolerance, why
+    )
 
 
 def beam_check(bench: Bench, tolerance: float, why: str) -> Finding:

@@ -52,14 +52,23 @@ def parts(task: Chat, trainee: ChatTrainee, data: Prepared, recipe: ChatRecipe) 
     if data.reading:
         final += writing(task, trainee, data, recipe, data.reading, recipe.reading.max_new_tokens)
     sample = writing(task, trainee, data, recipe, asked, recipe.generation.max_new_tokens)
-    return {"validate": each * float(lengths["validation"][: recipe.budget.validation_rows].sum()), "sample": sample, "evaluate": evaluate, "generate": final}
+    return {
+        "validate": each * float(lengths["validation"][: recipe.budget.validation_rows].sum()),
+        "sample": sample,
+        "evaluate": evaluate,
+        "generate": final,
+    }
 
 
-def writing(task: Chat, trainee: ChatTrainee, data: Prepared, recipe: ChatRecipe, asked: list[dict], most: int) -> float:
+def writing(
+    task: Chat, trainee: ChatTrainee, data: Prepared, recipe: ChatRecipe, asked: list[dict], most: int
+) -> float:
     """Seconds of answering all of `asked` to the end: the first word and some more of the middle batch are timed."""
     if not asked:
         return 0.0
-    prompts = sorted((data.template.encode_prompt([Turn(t["role"], t["text"]) for t in a["turns"]]) for a in asked), key=len)
+    prompts = sorted(
+        (data.template.encode_prompt([Turn(t["role"], t["text"]) for t in a["turns"]]) for a in asked), key=len
+    )
     size = recipe.generation.batch_rows
     batches = [prompts[start : start + size] for start in range(0, len(prompts), size)]
     middle = batches[len(batches) // 2 if len(batches[-1]) == size else max(0, (len(batches) - 1) // 2)]
@@ -96,7 +105,9 @@ def outline(task: Chat, recipe: ChatRecipe, name: str, data: Prepared, device: t
     lengths, supervised = data.store.lengths("train"), data.store.column("train", "answer_tokens")
     share = float(supervised.sum() / lengths.sum())
     train, plain = work_of(trainee), work_of(trainee, backward=False)
-    in_pass = min(recipe.budget.micro_batch_tokens, (method.batch_rows or recipe.budget.batch_rows) * float(lengths.mean()))
+    in_pass = min(
+        recipe.budget.micro_batch_tokens, (method.batch_rows or recipe.budget.batch_rows) * float(lengths.mean())
+    )
     each = per_token(train, trainee, lengths, share, in_pass)
     tokens = recipe.budget.tokens or recipe.budget.epochs * float(lengths.sum())
     forward = per_token(plain, trainee, lengths, share, in_pass)
@@ -152,7 +163,9 @@ def _passages(plain: Work, data: Prepared) -> float:
     return plain.of(lengths, float(sum(row.supervised.sum() for row in rows)), 0) if rows else 0.0
 
 
-def _activations(trainee: ChatTrainee, work: Work, recipe: ChatRecipe, lengths: np.ndarray, dtype: torch.dtype) -> float:
+def _activations(
+    trainee: ChatTrainee, work: Work, recipe: ChatRecipe, lengths: np.ndarray, dtype: torch.dtype
+) -> float:
     """Bytes kept for the backward pass of the largest micro-batch, as the shape of a gated block tells them."""
     config = trainee.base.config
     head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
@@ -160,7 +173,9 @@ def _activations(trainee: ChatTrainee, work: Work, recipe: ChatRecipe, lengths: 
     block = 6 * config.hidden_size + heads + 4 * config.intermediate_size
     if recipe.budget.gradient_checkpointing:
         block = config.hidden_size
-    deep = sum(each > 4 * config.num_attention_heads * head for each, _ in work.keys)  # layers that are gone back through
+    deep = sum(
+        each > 4 * config.num_attention_heads * head for each, _ in work.keys
+    )  # layers that are gone back through
     places = max(recipe.budget.micro_batch_tokens, int(lengths.max()))
     return places * block * deep * dtype.itemsize + 3 * min(CHUNK_BYTES, places * config.vocab_size * 4)
 

@@ -82,7 +82,9 @@ def work_of(trainee: ChatTrainee, backward: bool = True) -> Work:
     return work
 
 
-def per_token(work: Work, trainee: ChatTrainee, lengths: np.ndarray, supervised_share: float, tokens_per_pass: float) -> float:
+def per_token(
+    work: Work, trainee: ChatTrainee, lengths: np.ndarray, supervised_share: float, tokens_per_pass: float
+) -> float:
     """FLOPs per real token of rows like these, virtual tokens' work included.
 
     Args:
@@ -92,7 +94,9 @@ def per_token(work: Work, trainee: ChatTrainee, lengths: np.ndarray, supervised_
     """
     prefix = trainee.virtual if trainee.prefix else 0
     tokens = int(lengths.sum())
-    return work.of(lengths, supervised_share * tokens, tokens / tokens_per_pass, trainee.virtual - prefix, prefix) / tokens
+    return (
+        work.of(lengths, supervised_share * tokens, tokens / tokens_per_pass, trainee.virtual - prefix, prefix) / tokens
+    )
 
 
 def _on(batch: ChatBatch, device: torch.device) -> ChatBatch:
@@ -106,7 +110,9 @@ def _watch(trainee: ChatTrainee, work: Work, places: int) -> list:
     """Hooks that add up what each module needs."""
     head = trainee.base.get_output_embeddings()
     encoders = getattr(trainee.module, "prompt_encoder", nn.Module())
-    written = [m for m in encoders.modules() if isinstance(m, nn.Linear)]  # a network that writes the prompt, once a pass
+    written = [
+        m for m in encoders.modules() if isinstance(m, nn.Linear)
+    ]  # a network that writes the prompt, once a pass
     handles = [m.register_forward_pre_hook(lambda m, args: _encoder(work, m, args[0])) for m in written]
     for module in trainee.base.modules():
         if isinstance(module, nn.Linear) and module is not head:
@@ -114,7 +120,11 @@ def _watch(trainee: ChatTrainee, work: Work, places: int) -> list:
         if hasattr(module, "hada_w1_a"):
             handles.append(module.register_forward_pre_hook(lambda m, args: _hadamard(work, m, args[0])))
         if type(module).__name__ == "DoraLinearLayer":
-            handles.append(module.register_forward_pre_hook(lambda m, args, kwargs: _again(work, args[0], kwargs), with_kwargs=True))
+            handles.append(
+                module.register_forward_pre_hook(
+                    lambda m, args, kwargs: _again(work, args[0], kwargs), with_kwargs=True
+                )
+            )
         if hasattr(module, "layer_idx") and hasattr(module, "head_dim"):
             handles.append(module.register_forward_hook(lambda m, args, out: _attention(work, trainee, m, out)))
     return handles
@@ -122,7 +132,9 @@ def _watch(trainee: ChatTrainee, work: Work, places: int) -> list:
 
 def _encoder(work: Work, module: nn.Linear, x: torch.Tensor) -> None:
     rows = x.numel() // module.in_features
-    work.batch += linear_flops(rows, module.in_features, module.out_features) * work.times(x.requires_grad, module.weight.requires_grad)
+    work.batch += linear_flops(rows, module.in_features, module.out_features) * work.times(
+        x.requires_grad, module.weight.requires_grad
+    )
 
 
 def _linear(work: Work, module: nn.Linear, x: torch.Tensor, places: int) -> None:
@@ -140,7 +152,9 @@ def _hadamard(work: Work, module: nn.Module, x: torch.Tensor) -> None:
         rank, base = first.shape[1], module.get_base_layer()
         size = linear_flops(1, base.in_features, base.out_features)
         work.position += size * work.times(x.requires_grad, True)
-        work.batch += size * rank * (8 if work.backward else 2)  # two products forward; those again and four more backward
+        work.batch += (
+            size * rank * (8 if work.backward else 2)
+        )  # two products forward; those again and four more backward
 
 
 def _again(work: Work, x: torch.Tensor, kwargs: dict) -> None:
@@ -154,6 +168,8 @@ def _attention(work: Work, trainee: ChatTrainee, module: nn.Module, out: tuple |
     config, value = trainee.base.config, out[0] if isinstance(out, tuple) else out
     forward = 4 * config.num_attention_heads * module.head_dim
     types = getattr(config, "layer_types", None)
-    slides = types[module.layer_idx] == "sliding_attention" if types else bool(getattr(config, "use_sliding_window", True))
+    slides = (
+        types[module.layer_idx] == "sliding_attention" if types else bool(getattr(config, "use_sliding_window", True))
+    )
     window = getattr(config, "sliding_window", None) if slides else None
     work.keys.append((forward * (3 if value.requires_grad else 1), window))

@@ -73,7 +73,9 @@ def future_check(bench: Bench, rows: list[Row], tolerance: float, why: str) -> F
     task, data, words = bench.few.task, bench.few.data, bench.trainee.base.get_input_embeddings().num_embeddings
     halves = {row.index: len(row.ids) // 2 for row in rows}
     marked = [Row(row.ids, np.arange(len(row.ids)) < halves[row.index], row.index) for row in rows]
-    changed = [Row(np.where(row.supervised, row.ids, (row.ids + 1) % words), row.supervised, row.index) for row in marked]
+    changed = [
+        Row(np.where(row.supervised, row.ids, (row.ids + 1) % words), row.supervised, row.index) for row in marked
+    ]
     before, after = (losses(task, bench.trainee, data, some, 1, packed=False) for some in (marked, changed))
     text = f"nats of the first halves of {len(rows)} rows, before and after every later word was replaced"
     return judged("no word sees a later one", text, largest(before, after), tolerance, why)
@@ -92,7 +94,9 @@ def losses(task: Chat, trainee: ChatTrainee, data: Prepared, rows: list[Row], li
 def generation_checks(bench: Bench, rows: list[Row], tolerance: float, why: str) -> list[Finding]:
     """Answers written together, left-padded, with a cache; then the same words scored in three ways."""
     trainee = bench.trainee
-    prompts = [row.ids[: int(np.flatnonzero(row.supervised)[0])].tolist() for row in rows[:: max(1, len(rows) // PROMPTS)]]
+    prompts = [
+        row.ids[: int(np.flatnonzero(row.supervised)[0])].tolist() for row in rows[:: max(1, len(rows) // PROMPTS)]
+    ]
     prompts = [prompt for prompt in prompts if prompt][:PROMPTS]
     names = ("left-padded in a batch = alone", "cached = full forward")
     if not prompts:
@@ -100,24 +104,36 @@ def generation_checks(bench: Bench, rows: list[Row], tolerance: float, why: str)
     stop = parting_word([answer.ids for answer in generate(trainee, prompts, set(), WRITTEN)])
     answers = generate(trainee, prompts, stop, WRITTEN)
     texts = [[*answer.ids, *stop] if answer.finished else answer.ids for answer in answers]
-    alone = {i: cached(trainee, [prompt], [text])[0] for i, (prompt, text) in enumerate(zip(prompts, texts, strict=True))}
+    alone = {
+        i: cached(trainee, [prompt], [text])[0] for i, (prompt, text) in enumerate(zip(prompts, texts, strict=True))
+    }
     full = {i: uncached(trainee, prompt, text) for i, (prompt, text) in enumerate(zip(prompts, texts, strict=True))}
     together = dict(enumerate(cached(trainee, prompts, texts)))
     written = {i: picked(scores, text) for (i, scores), text in zip(alone.items(), texts, strict=True)}
-    missed = max(float((scores.max(-1).values - written[i]).max()) for i, scores in alone.items())  # 0 where the word is the likeliest
+    missed = max(
+        float((scores.max(-1).values - written[i]).max()) for i, scores in alone.items()
+    )  # 0 where the word is the likeliest
     count = sum(map(len, texts))
     first = max(missed, largest(written, {i: picked(together[i], texts[i]) for i in together}))
     second = largest(written, {i: picked(full[i], texts[i]) for i in full})
     noun = f"log-probability of {count} words that {len(prompts)} answers hold ({sum(a.finished for a in answers)} end before the others)"
     return [
-        judged(names[0], f"{noun}, written together and alone; and what each lacks to be the likeliest", first, tolerance, why),
+        judged(
+            names[0],
+            f"{noun}, written together and alone; and what each lacks to be the likeliest",
+            first,
+            tolerance,
+            why,
+        ),
         judged(names[1], f"{noun}, one word at a time with a cache and all at once without", second, tolerance, why),
     ]
 
 
 def parting_word(answers: list[list[int]]) -> set[int]:
     """A word at which some answers would end earlier than others, so that they leave the batch; none if there is no such word."""
-    places = {word: [ids.index(word) if word in ids else len(ids) for ids in answers] for ids in answers for word in ids}
+    places = {
+        word: [ids.index(word) if word in ids else len(ids) for ids in answers] for ids in answers for word in ids
+    }
     best = max(places, key=lambda word: (max(places[word]) - min(places[word]), min(places[word])))
     return {best} if len(set(places[best])) > 1 else set()
 

@@ -36,7 +36,9 @@ def caught_gradients(trainee: Trainee) -> Iterator[dict[str, torch.Tensor]]:
     caught: dict[str, torch.Tensor] = {}
 
     def keep(_optimizer, _args, _kwargs) -> None:
-        caught.update({name: p.grad.detach().cpu().clone() for name, p in trainee.trainable().items() if p.grad is not None})
+        caught.update(
+            {name: p.grad.detach().cpu().clone() for name, p in trainee.trainable().items() if p.grad is not None}
+        )
 
     handle = register_optimizer_step_pre_hook(keep)
     try:

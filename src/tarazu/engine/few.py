@@ -50,7 +50,9 @@ class Few:
     def mean_loss(self, trainee: Trainee, rows: list[int], limit: int) -> float:
         """Mean loss per supervised token of some of the rows, in the module's current mode."""
         device = next(trainee.module.parameters()).device
-        sums = [self.task.loss(trainee, batch.to(device)) for batch in self.collate(trainee, self, "train", rows, limit)]
+        sums = [
+            self.task.loss(trainee, batch.to(device)) for batch in self.collate(trainee, self, "train", rows, limit)
+        ]
         return float(sum(s.total.double() for s in sums)) / max(1, sum(s.count for s in sums))
 
     def sample(self, trainee: Trainee, data: Data, recipe: Recipe, final: bool) -> list[dict]:

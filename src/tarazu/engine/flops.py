@@ -6,7 +6,10 @@ recomputing are not in it, so wasted work lowers the utilisation (PaLM, Chowdher
 
 from __future__ import annotations
 
+import contextlib
 import time
+import warnings
+from collections.abc import Iterator
 from functools import cache
 from typing import Any
 
@@ -41,13 +44,22 @@ def counted(task: Task, trainee: Trainee, data: Data, recipe: Recipe) -> float:
     rows = list(range(min(recipe.budget.batch_rows, data.size("train"))))
     training, tokens = trainee.module.training, 0
     trainee.module.eval()  # no running statistic may move
-    with FlopCounterMode(display=False) as counter, torch.backends.cudnn.flags(enabled=False):  # cuDNN's LSTM trains in train mode only
+    with _plain_products(), FlopCounterMode(display=False) as counter:
         for batch in task.collate(trainee, data, "train", rows, recipe.budget.micro_batch_tokens):
             tokens += batch.counts.tokens
             task.loss(trainee, batch.to(next(trainee.module.parameters()).device)).total.backward()
     trainee.module.zero_grad(set_to_none=True)
     trainee.module.train(training)
     return counter.get_total_flops() / tokens
+
+
+@contextlib.contextmanager
+def _plain_products() -> Iterator[None]:
+    """Without the libraries' own LSTMs, whose products torch's counter does not see (and cuDNN's trains in train mode only)."""
+    with warnings.catch_warnings(), torch.backends.cudnn.flags(enabled=False):
+        warnings.simplefilter("ignore")
+        with torch.backends.mkldnn.flags(enabled=False):
+            yield
 
 
 @cache

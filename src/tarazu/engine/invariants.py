@@ -76,7 +76,14 @@ class Bench:
     def budget(self, **changes) -> Budget:
         """Four steps of two rows, one row at a time, with a validation and a checkpoint after each."""
         epochs = STEPS * PER_STEP / self.few.size("train")
-        base = {"tokens": None, "epochs": epochs, "batch_rows": PER_STEP, "micro_batch_tokens": 1, "evaluate_every": 1, "watch": "loss"}
+        base = {
+            "tokens": None,
+            "epochs": epochs,
+            "batch_rows": PER_STEP,
+            "micro_batch_tokens": 1,
+            "evaluate_every": 1,
+            "watch": "loss",
+        }
         base |= {"keep": "last", "patience": None, "warmup": 0.0, "schedule": "constant"}
         return self.recipe.budget.model_copy(update={**base, **changes})
 
@@ -84,7 +91,9 @@ class Bench:
         few = Few(self.few.task, self.few.data, self.few.rows, cut_after)
         method = self.recipe.methods[self.name].model_copy(update={"batch_rows": None})
         recipe = self.recipe.model_copy(update={"budget": budget})
-        return fit(few, self.trainee, recipe, method, Run(self.folder / where / f"seed-{self.seed}"), Ledger(self.device))
+        return fit(
+            few, self.trainee, recipe, method, Run(self.folder / where / f"seed-{self.seed}"), Ledger(self.device)
+        )
 
     @torch.no_grad()
     def mean_loss(self, trainee: Trainee) -> float:
@@ -109,7 +118,12 @@ class Bench:
 
 def shared(bench: Bench, rebuild: Callable[[], Trainee], steady: Callable) -> list[Finding]:
     """The checks of training itself, in an order that needs two builds of the model. `bench.trainee` is used up."""
-    names = ("gradient = whatever the cut", "only the named tensors change", "resumed = uninterrupted", "saved = loaded")
+    names = (
+        "gradient = whatever the cut",
+        "only the named tensors change",
+        "resumed = uninterrupted",
+        "saved = loaded",
+    )
     if not bench.trainee.may_change:
         return [not_applicable(name, "nothing is trained") for name in names]
     start = {name: p.detach().clone() for name, p in bench.trainee.trainable().items()}
@@ -131,7 +145,12 @@ def gradient_check(bench: Bench, name: str, steady: Callable) -> Finding:
     found = []
     for limit, unit in ((1, 0.0), (bench.recipe.budget.micro_batch_tokens, 0.0), (1, bench.unit)):
         budget = bench.budget(epochs=1.0, batch_rows=rows, micro_batch_tokens=limit, clip=1e30, evaluate_every=10**12)
-        with caught_gradients(bench.trainee) as caught, without_dropout(bench.trainee.module), steady(bench.trainee), nudged(bench.trainee.module, unit):
+        with (
+            caught_gradients(bench.trainee) as caught,
+            without_dropout(bench.trainee.module),
+            steady(bench.trainee),
+            nudged(bench.trainee.module, unit),
+        ):
             start = {key: p.detach().clone() for key, p in bench.trainee.trainable().items()}
             bench.fit(f"gradient-{len(found)}", budget)
             put(bench.trainee, start)
@@ -147,7 +166,10 @@ def apart(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> float:
     if a.keys() != b.keys() or not a:
         return math.inf
     total = math.sqrt(sum(float(t.double().square().sum()) for t in a.values()) / len(a))
-    return max(float((a[key].double() - b[key].double()).norm()) / max(float(a[key].double().norm()), 1e-2 * total, 1e-30) for key in a)
+    return max(
+        float((a[key].double() - b[key].double()).norm()) / max(float(a[key].double().norm()), 1e-2 * total, 1e-30)
+        for key in a
+    )
 
 
 def tensors_check(name: str, proof: dict) -> Finding:
@@ -171,7 +193,10 @@ def resume_check(bench: Bench, name: str, whole: Run, start: dict[str, torch.Ten
     if bench.device.type == "cuda":
         put(bench.trainee, start)
         again = apart_from(start, load_file(whole.weights), load_file(bench.fit("again", bench.budget()).weights))
-        tolerance, why = max(MARGIN * again, 1e-3), f"{MARGIN} times what two unbroken runs differ by here ({again:.2g}), at least a thousandth"
+        tolerance, why = (
+            max(MARGIN * again, 1e-3),
+            f"{MARGIN} times what two unbroken runs differ by here ({again:.2g}), at least a thousandth",
+        )
     text = f"{len(start)} trained tensors after {STEPS} steps, cut inside step {CUT_AFTER // PER_STEP + 1} and resumed; as a share of how far they moved"
     return judged(name, text, path, tolerance, why)
 
@@ -181,7 +206,9 @@ def apart_from(start: dict[str, torch.Tensor], a: dict[str, torch.Tensor], b: di
     if all(torch.equal(a[key], b[key]) for key in a):
         return 0.0
     moved = math.sqrt(sum(float((a[key].double() - start[key].cpu().double()).square().sum()) for key in start))
-    return math.sqrt(sum(float((a[key].double() - b[key].double()).square().sum()) for key in start)) / max(moved, 1e-30)
+    return math.sqrt(sum(float((a[key].double() - b[key].double()).square().sum()) for key in start)) / max(
+        moved, 1e-30
+    )
 
 
 def load_check(bench: Bench, name: str, whole: Run, kept: float, fresh: Trainee) -> Finding:
@@ -191,4 +218,10 @@ def load_check(bench: Bench, name: str, whole: Run, kept: float, fresh: Trainee)
     difference = abs(bench.mean_loss(fresh) - kept)
     text = f"mean loss of {len(bench.few.rows)} rows in the trained model and in a new one with its weights (without them it differs by {abs(before - kept):.2g})"
     cuda = bench.device.type == "cuda"
-    return judged(name, text, difference, 1e-5 if cuda else 0.0, "the GPU may add in another order" if cuda else "exact: the same arithmetic in the same order")
+    return judged(
+        name,
+        text,
+        difference,
+        1e-5 if cuda else 0.0,
+        "the GPU may add in another order" if cuda else "exact: the same arithmetic in the same order",
+    )

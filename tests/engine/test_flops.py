@@ -1,0 +1,62 @@
+"""Arithmetic counted on a batch, and the share of the device that it is."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from engine.toy import CPU, SYMBOLS, Toy, ToyData
+
+from tarazu.engine import flops
+from tarazu.engine.ledger import Ledger
+from tarazu.engine.task import Counts
+from tarazu.recipe import Budget, Recipe
+
+RECIPE = Recipe(task="toy", budget=Budget(epochs=1, batch_rows=4), methods={"toy": {}})
+
+
+class Recurrent(Toy):
+    """With an LSTM between, whose products the libraries' own kernels hide from torch's counter."""
+
+    def build(self, **options):
+        trainee = super().build(**options)
+        trainee.module = torch.nn.Sequential(trainee.module[0], torch.nn.LSTM(8, 8), First(), trainee.module[2])
+        return trainee
+
+
+class First(torch.nn.Module):
+    def forward(self, pair):
+        return pair[0]
+
+
+def places() -> tuple[int, int]:
+    rows = [len(row) for row in ToyData().rows[:4]]
+    return sum(rows) - len(rows), sum(rows)
+
+
+def test_a_linear_layer_is_counted_forward_and_twice_backward():
+    task = Toy()
+    trainee = task.build()
+    predicted, tokens = places()
+    assert flops.counted(task, trainee, ToyData(), RECIPE) == pytest.approx(3 * 2 * 8 * SYMBOLS * predicted / tokens)
+    assert all(p.grad is None for p in trainee.module.parameters()) and trainee.module.training
+
+
+def test_an_lstm_is_not_overlooked():
+    task = Recurrent()
+    predicted, tokens = places()
+    gates = 3 * 2 * 32 * (8 + 8) * predicted / tokens
+    assert flops.counted(task, task.build(), ToyData(), RECIPE) == pytest.approx(
+        gates + 3 * 2 * 8 * SYMBOLS * predicted / tokens, rel=0.1
+    )
+
+
+def test_the_figures_of_a_run():
+    task, ledger = Toy(), Ledger(CPU)
+    ledger.seconds["train"], ledger.counts = 2.0, Counts(tokens=1000)
+    found = flops.figures(task, task.build(), ToyData(), RECIPE, ledger)
+    assert found["model_flops"] == pytest.approx(1000 * found["flops_per_token"])
+    assert found["utilisation"] == pytest.approx(found["model_flops"] / 2 / found["device_matmul_flops"])
+    assert 1e8 < found["device_matmul_flops"] < 1e16
+    untrained = task.build()
+    untrained.may_change = frozenset()
+    assert set(flops.figures(task, untrained, ToyData(), RECIPE, ledger).values()) == {None}

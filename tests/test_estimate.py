@@ -1,0 +1,165 @@
+"""What `tarazu check` foresees: what cannot work and why, from shape alone, and from real steps beside a real run."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import pytest
+import torch
+from chat import small
+from chat.tiny import model as tiny
+
+from tarazu import cli, estimate, foresight
+from tarazu.chat import estimate as chat_estimate
+from tarazu.chat.task import Chat
+from tarazu.errors import BadInput
+from tarazu.recipe import Budget, Search, load
+from tarazu.run_folder import RunFolder, read_json
+
+CPU = torch.device("cpu")
+METHODS = {
+    "base": {},
+    "prefix_tuning": {"virtual_tokens": 4},
+    "lora": {"rank": 2},
+    "misspelt": {"kind": "lora", "targets": ["q_prog"]},
+    "too_many": {"kind": "layers", "first": 9},
+}
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("estimate")
+    small.save_model(folder / "model")
+    tiny("gemma2").save_pretrained(folder / "gemma2")
+    small.tokenizer().save_pretrained(folder / "gemma2")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def recipe(home):
+    data = {
+        "source": "samples:chat_fa.jsonl",
+        "split": {"train": 0.8, "validation": 0.1, "test": 0.1},
+        "max_length": 90,
+    }
+    budget = {
+        "tokens": 4_000,
+        "batch_rows": 8,
+        "micro_batch_tokens": 400,
+        "evaluate_every": 1_500,
+        "validation_rows": 4,
+        "gradient_checkpointing": True,
+    }
+    return small.recipe(
+        home / "recipe.yaml", home / "model", methods=METHODS, data=data, budget=budget, forgetting=None
+    )
+
+
+@pytest.fixture(scope="module")
+def data(recipe, tmp_path_factory):
+    return Chat().prepare(load(recipe), RunFolder(tmp_path_factory.mktemp("data")), CPU)
+
+
+def by_name(found: dict) -> dict[str, dict]:
+    return {method["method"]: method for method in found["methods"]}
+
+
+def test_what_cannot_work_is_said_without_loading_anything(recipe, data, monkeypatch):
+    monkeypatch.setattr("tarazu.chat.hub.load_model", None)
+    found = by_name(estimate.estimate(load(recipe), data, CPU, measure=False))
+    assert [name for name, method in found.items() if not method["works"]] == ["misspelt", "too_many"]
+    assert "q_prog" in found["misspelt"]["reasons"][0] and "4 layers" in found["too_many"]["reasons"][0]
+    assert "gradient checkpointing" in found["prefix_tuning"]["notes"][0] and not found["lora"]["notes"]
+
+
+def test_gemma_2_with_sdpa_and_tied_heads_are_refused(home, recipe, data):
+    changed = load(recipe, [f"model={home / 'gemma2'}", "attention=sdpa", "methods={lora: {rank: 2}}"])
+    assert (
+        "scaled_dot_product_attention"
+        in by_name(estimate.estimate(changed, data, CPU, measure=False))["lora"]["reasons"][0]
+    )
+    changed = load(recipe, [f"model={home / 'gemma2'}", "methods={layers: {first: 1, last: 1, head: true}}"])
+    assert "tied" in by_name(estimate.estimate(changed, data, CPU, measure=False))["layers"]["reasons"][0]
+
+
+def test_a_model_too_large_for_the_memory_is_refused_and_never_built(recipe, data, monkeypatch):
+    monkeypatch.setattr(foresight, "free_memory", lambda _: 1000)
+    monkeypatch.setattr("tarazu.chat.hub.load_model", None)
+    found = by_name(estimate.estimate(load(recipe, ["methods={lora: {rank: 2}}"]), data, CPU))
+    assert not found["lora"]["works"] and "GiB of memory" in found["lora"]["reasons"][0]
+
+
+def test_a_device_of_the_table(recipe, data):
+    slow, fast = (
+        by_name(estimate.estimate(load(recipe), data, CPU, False, on))["lora"]["range"]["seconds"]
+        for on in ("T4", "h100")
+    )
+    assert 0 < fast[0] < fast[1] and fast[0] < slow[0]
+    with pytest.raises(BadInput, match="H200"):
+        estimate.estimate(load(recipe), data, CPU, False, "abacus")
+
+
+def test_a_method_that_breaks_says_how(recipe, data, monkeypatch):
+    def broken(self, trainee, batch):
+        raise RuntimeError("no such kernel\nstack")
+
+    monkeypatch.setattr(Chat, "loss", broken)
+    found = by_name(estimate.estimate(load(recipe, ["methods={lora: {rank: 2}}"]), data, CPU))
+    assert not found["lora"]["works"] and found["lora"]["reasons"] == [
+        "fails with this model and attention: RuntimeError: no such kernel"
+    ]
+    assert estimate.explain(RuntimeError("CUDA out of memory. Tried to")).startswith("does not fit into memory")
+
+
+def test_the_number_of_validations_is_that_of_a_run():
+    assert estimate.validations(Budget(tokens=12_000, evaluate_every=4_000)) == 4
+    assert estimate.validations(Budget(tokens=12_000)) == 11
+    assert estimate.validations(Budget(epochs=3)) == 4
+
+
+def test_the_heaviest_step_holds_the_longest_row(data):
+    lengths = data.store.lengths("train")
+    rows = chat_estimate.heaviest(data, [0, 1, 2])
+    assert len(rows) == 3 and max(lengths[rows]) == lengths.max()
+
+
+def test_a_search_costs_its_tokens_and_its_trials(recipe):
+    changed = load(recipe).model_copy(update={"search": Search(tokens=1000, learning_rate=[1e-4, 1e-3])})
+    found = estimate.searching(changed, "lora", {"load": 2.0}, 100.0, 1.0)
+    assert found["search"] == pytest.approx(10 + 2 * (2 + 2 * 1))
+    assert estimate.searching(load(recipe), "lora", {"load": 2.0}, 100.0, 1.0) == {}
+
+
+def test_measured_beside_what_happened(recipe, home, capsys, monkeypatch, tmp_path):
+    out, sets = home / "run", ["--set", "methods={base: {}, lora: {rank: 2}}"]
+    for command in (
+        ["run", str(recipe), "--out", str(out), *sets],
+        ["check", str(recipe), *sets, "--rows", "0", "--compare", str(out), "--out", str(tmp_path / "check.json")],
+    ):
+        monkeypatch.setattr("sys.argv", ["tarazu", *command])
+        cli.main()
+    printed = capsys.readouterr().out
+    assert "what it will take" in printed and "happened / estimated" in printed
+    found = read_json(tmp_path / "check.json")
+    lora = by_name(found["estimate"])["lora"]
+    assert lora["how"] == "measured" and lora["memory"] > 0 and lora["flops_per_token"] > 0
+    ledger = read_json(out / "lora" / "seed-0" / "ledger.json")
+    assert ledger["utilisation"] > 0 and ledger["flops_per_token"] == pytest.approx(lora["flops_per_token"], rel=0.05)
+    rows = {(row["method"], row["figure"]): row for row in found["compared"]}
+    assert rows["lora", "train (s)"]["happened"] == ledger["seconds"]["train"]
+    assert all(
+        0.1 < rows["lora", figure]["ratio"] < 10
+        for figure in ("train (s)", "tokens/s", "memory (bytes)", "validate (s)", "evaluate (s)")
+    )
+    weights = (out / "lora" / "seed-0" / "weights.safetensors").stat().st_size
+    assert 3 * weights < lora["disk"] < 12 * weights
+    assert found["estimate"]["total"]["methods"] == 2
+
+
+def test_json_of_the_whole(recipe, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["tarazu", "check", str(recipe), "--json", "--no-measure"])
+    cli.main()
+    found = json.loads(capsys.readouterr().out)
+    assert set(found) == {"recipe", "data", "estimate"} and found["estimate"]["how"] == "foreseen"
+    assert dataclasses.is_dataclass(foresight.Device)
