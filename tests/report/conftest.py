@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import pytest
-from folders import captions_folder, chat_folder
+from caption_folders import captions_folder
+from folders import chat_folder
+from markupsafe import Markup
 
 from tarazu.report.build import build
+from tarazu.report.figures import Gallery
+from tarazu.report.text import Both
 
 
 @pytest.fixture(scope="session")
@@ -21,5 +25,6 @@ def reports(tmp_path_factory):
 @pytest.fixture
 def undrawn(monkeypatch):
     """Charts become empty pictures."""
-    monkeypatch.setattr("tarazu.report.figures.draw", lambda chart: '<svg xmlns="http://www.w3.org/2000/svg" width="1" height="1"></svg>')
-    monkeypatch.setattr("vl_convert.svg_to_png", lambda svg, scale: b"")
+    monkeypatch.setattr(
+        Gallery, "drawn", lambda self, name, caption, make: Both(Markup("<svg></svg>"), Markup("<svg></svg>"))
+    )

@@ -13,7 +13,8 @@ import xml.etree.ElementTree as ET
 from html.parser import HTMLParser
 
 import pytest
-from folders import captions_folder, chat_folder
+from caption_folders import captions_folder
+from folders import chat_folder
 
 from tarazu.errors import BadInput
 from tarazu.report.build import build
@@ -98,7 +99,18 @@ def test_figures_are_files_and_well_formed(made):
     drawings = sorted((folder / "figures").glob("*.svg"))
     assert len(drawings) >= 20
     for path in drawings:
-        assert {node.tag.rpartition("}")[2] for node in ET.fromstring(path.read_text(encoding="utf-8")).iter()} <= {"svg", "g", "path", "rect", "line", "text", "tspan", "defs", "clipPath", "title"}
+        assert {node.tag.rpartition("}")[2] for node in ET.fromstring(path.read_text(encoding="utf-8")).iter()} <= {
+            "svg",
+            "g",
+            "path",
+            "rect",
+            "line",
+            "text",
+            "tspan",
+            "defs",
+            "clipPath",
+            "title",
+        }
         assert path.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -134,19 +146,37 @@ def test_results_csv_has_a_row_for_every_run(tmp_path, undrawn):
     chat_folder(tmp_path, seeds=(0, 1))
     build(tmp_path)
     rows = list(csv.DictReader((tmp_path / "results.csv").read_text(encoding="utf-8-sig").splitlines()))
-    assert len(rows) == 9 and {row["method"] for row in rows} == {"base", "prompt_tuning", "lora", "lora_high_rank", "layers"}
+    assert len(rows) == 9 and {row["method"] for row in rows} == {
+        "base",
+        "prompt_tuning",
+        "lora",
+        "lora_high_rank",
+        "layers",
+    }
     metrics = json.loads((tmp_path / "lora/seed-1/metrics.json").read_text())
     assert float(next(r for r in rows if r["method"] == "lora" and r["seed"] == "1")["loss"]) == metrics["loss"]
 
 
-FILES = ["resolved.yaml", "environment.json", "data.json", "model.json", "lora/search.json", "base/seed-0/metrics.json", "base/seed-0/samples.jsonl", "base/seed-0/ledger.json"]
-FILES += [f"lora/seed-0/{name}" for name in ("run.json", "events.jsonl", "ledger.json", "fingerprint.json", "metrics.json", "samples.jsonl")]
+FILES = [
+    "resolved.yaml",
+    "environment.json",
+    "data.json",
+    "model.json",
+    "lora/search.json",
+    "base/seed-0/metrics.json",
+    "base/seed-0/samples.jsonl",
+    "base/seed-0/ledger.json",
+]
+FILES += [
+    f"lora/seed-0/{name}"
+    for name in ("run.json", "events.jsonl", "ledger.json", "fingerprint.json", "metrics.json", "samples.jsonl")
+]
 
 
 @pytest.mark.parametrize("harm", ["missing", "broken", "null"])
 def test_any_file_may_be_missing_broken_or_empty(tmp_path, harm, undrawn):
     for i, name in enumerate(FILES):
-        folder = chat_folder(tmp_path / str(i))
+        folder = chat_folder(tmp_path / str(i), methods=("lora", "layers"))
         if harm == "missing":
             (folder / name).unlink()
         else:
@@ -161,7 +191,13 @@ def test_null_numbers_are_said_to_be_not_measured(tmp_path, undrawn):
     folder = chat_folder(tmp_path)
     path = folder / "lora/seed-0/metrics.json"
     metrics = json.loads(path.read_text())
-    metrics |= {"loss": None, "row_losses": None, "perplexity": None, "generation": {"test": {"chrf": None}}, "abilities": None}
+    metrics |= {
+        "loss": None,
+        "row_losses": None,
+        "perplexity": None,
+        "generation": {"test": {"chrf": None}},
+        "abilities": None,
+    }
     path.write_text(json.dumps(metrics))
     assert "not measured" in build(folder).read_text(encoding="utf-8")
 
@@ -169,7 +205,9 @@ def test_null_numbers_are_said_to_be_not_measured(tmp_path, undrawn):
 def test_a_failed_run_says_so(tmp_path, undrawn):
     folder = chat_folder(tmp_path)
     facts = json.loads((folder / "lora/seed-0/run.json").read_text())
-    (folder / "lora/seed-0/run.json").write_text(json.dumps({**facts, "status": "failed", "error": "out of memory at step 7"}))
+    (folder / "lora/seed-0/run.json").write_text(
+        json.dumps({**facts, "status": "failed", "error": "out of memory at step 7"})
+    )
     for name in ("metrics.json", "fingerprint.json", "ledger.json", "samples.jsonl"):
         (folder / f"lora/seed-0/{name}").unlink()
     page = build(folder).read_text(encoding="utf-8")
@@ -179,7 +217,9 @@ def test_a_failed_run_says_so(tmp_path, undrawn):
 def test_a_failed_proof_is_an_alarm(tmp_path, undrawn):
     folder = chat_folder(tmp_path)
     path = folder / "lora/seed-0/fingerprint.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), "verdict": "failed", "wrongly_changed": ["model.embed.weight"]}))
+    path.write_text(
+        json.dumps({**json.loads(path.read_text()), "verdict": "failed", "wrongly_changed": ["model.embed.weight"]})
+    )
     page = build(folder).read_text(encoding="utf-8")
     assert "model.embed.weight" in page and "which is not what should have happened" in page
 

@@ -28,7 +28,11 @@ def test_both_languages_have_the_same_places_to_fill(key):
 
 
 def test_every_string_that_the_code_names_is_there():
-    named = {key for path in [*ROOT.rglob("*.py"), *ROOT.rglob("*.html")] for key in LITERAL.findall(path.read_text(encoding="utf-8"))}
+    named = {
+        key
+        for path in [*ROOT.rglob("*.py"), *ROOT.rglob("*.html")]
+        for key in LITERAL.findall(path.read_text(encoding="utf-8"))
+    }
     assert len(named) > 150 and named <= set(strings())
 
 

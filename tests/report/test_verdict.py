@@ -64,5 +64,8 @@ def test_pareto_front_is_what_nobody_beats():
 
 
 def test_captions_are_judged_by_cider_upwards():
-    contenders = [Contender("a", "x", 50.0, None, {"train_seconds": 10}), Contender("b", "x", 60.0, None, {"train_seconds": 5})]
+    contenders = [
+        Contender("a", "x", 50.0, None, {"train_seconds": 10}),
+        Contender("b", "x", 60.0, None, {"train_seconds": 5}),
+    ]
     assert pareto(contenders, primary("captions"), "train_seconds") == ["b"]

@@ -9,18 +9,52 @@ from tarazu.report.text import Both, say
 
 SOFT, LOW_RANK = ("prompt_tuning", "prefix_tuning", "p_tuning"), ("lora", "rslora", "dora", "loha")
 CHAT = {
-    "T1.1": "data", "T1.2": "data-structure", "T1.3": "explain-slimorca-format", "T1.4": "model", "T1.5": "data-tokens", "T1.6": "before",
-    "T2.1": "family-soft", "T2.2": "family-soft", "T2.3": "family-soft", "T2.4": "family-soft", "T2.5": "family-soft", "T2.6": "family-soft",
-    "T3.1": "family-low_rank", "T3.2": "family-low_rank", "T3.3": "family-low_rank", "T4.1": "model-structure", "T4.2": "family-layers", "T4.3": "family-layers",
-    "T5.1": "comparison", "T5.2": "recommendation",
-}  # fmt: skip
+    "T1.1": "data",
+    "T1.2": "data-structure",
+    "T1.3": "explain-slimorca-format",
+    "T1.4": "model",
+    "T1.5": "data-tokens",
+    "T1.6": "before",
+    "T2.1": "family-soft",
+    "T2.2": "family-soft",
+    "T2.3": "family-soft",
+    "T2.4": "family-soft",
+    "T2.5": "family-soft",
+    "T2.6": "family-soft",
+    "T3.1": "family-low_rank",
+    "T3.2": "family-low_rank",
+    "T3.3": "family-low_rank",
+    "T4.1": "model-structure",
+    "T4.2": "family-layers",
+    "T4.3": "family-layers",
+    "T5.1": "comparison",
+    "T5.2": "recommendation",
+}
 CAPTIONS = {
-    "C1.1": "data", "C1.2": "data-images", "C1.3": "data-words", "C1.4": "data-vocabulary", "C1.5": "data-vocabulary", "C1.6": "data-splits", "C1.7": "data-figures",
-    "C2.1": "model", "C2.2": "method-kind-show_and_tell", "C2.3": "method-kind-show_and_tell", "C2.4": "method-kind-show_and_tell", "C2.5": "method-kind-show_and_tell",
-    "C2.6": "method-kind-show_and_tell", "C3.1": "model", "C3.2": "method-kind-show_attend_tell", "C3.3": "method-kind-show_attend_tell",
-    "C4.1": "explain-masking", "C4.2": "model", "C4.3": "method-kind-transformer", "C4.4": "method-kind-transformer",
-    "C5.1": "explain-caption-metrics", "C5.2": "comparison-bleu", "C5.3": "before",
-}  # fmt: skip
+    "C1.1": "data",
+    "C1.2": "data-images",
+    "C1.3": "data-words",
+    "C1.4": "data-vocabulary",
+    "C1.5": "data-vocabulary",
+    "C1.6": "data-splits",
+    "C1.7": "data-figures",
+    "C2.1": "model",
+    "C2.2": "method-kind-show_and_tell",
+    "C2.3": "method-kind-show_and_tell",
+    "C2.4": "method-kind-show_and_tell",
+    "C2.5": "method-kind-show_and_tell",
+    "C2.6": "method-kind-show_and_tell",
+    "C3.1": "model",
+    "C3.2": "method-kind-show_attend_tell",
+    "C3.3": "method-kind-show_attend_tell",
+    "C4.1": "explain-masking",
+    "C4.2": "model",
+    "C4.3": "method-kind-transformer",
+    "C4.4": "method-kind-transformer",
+    "C5.1": "explain-caption-metrics",
+    "C5.2": "comparison-bleu",
+    "C5.3": "before",
+}
 NEEDS = {"family-soft": SOFT, "family-low_rank": LOW_RANK, "family-layers": ("layers",)}
 
 
@@ -39,7 +73,9 @@ def items_of(study: StudyView) -> list[Item]:
     kinds = {arm.kind for arm in study.arms}
     found = []
     for number, anchor in (CAPTIONS if study.task == "captions" else CHAT).items():
-        needs = NEEDS.get(anchor) or ((anchor.removeprefix("method-kind-"),) if anchor.startswith("method-kind-") else ())
+        needs = NEEDS.get(anchor) or (
+            (anchor.removeprefix("method-kind-"),) if anchor.startswith("method-kind-") else ()
+        )
         if number == "C4.1":
             needs = ("transformer",)
         there = not needs or bool(kinds & set(needs))
@@ -49,11 +85,20 @@ def items_of(study: StudyView) -> list[Item]:
 
 def numbers_by_section(items: list[Item], anchors: list[str]) -> dict[str, list[str]]:
     """The items that each section answers, for its heading."""
-    homes = {"family": "methods", "method": "methods", "explain": None, "model": "model", "data": "data", "comparison": "comparison"}
+    homes = {
+        "family": "methods",
+        "method": "methods",
+        "explain": None,
+        "model": "model",
+        "data": "data",
+        "comparison": "comparison",
+    }
     named = {"explain-slimorca-format": "data", "explain-masking": "methods", "explain-caption-metrics": "comparison"}
     found: dict[str, list[str]] = {anchor: [] for anchor in anchors}
     for item in items:
-        home = item.anchor if item.anchor in found else named.get(item.anchor) or homes.get(item.anchor.partition("-")[0])
+        home = (
+            item.anchor if item.anchor in found else named.get(item.anchor) or homes.get(item.anchor.partition("-")[0])
+        )
         if home in found:
             found[home].append(item.number)
     return found

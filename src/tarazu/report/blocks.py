@@ -36,7 +36,10 @@ def figure_cell(value: Any, form: str, source: str = "", best: bool = False) -> 
 
 
 def text_cell(value: Any) -> Cell:
-    return Cell(value if hasattr(value, "__html__") else data_text(value), value.plain("en") if isinstance(value, Both) else str(value))
+    return Cell(
+        value if hasattr(value, "__html__") else data_text(value),
+        value.plain("en") if isinstance(value, Both) else str(value),
+    )
 
 
 def code_cell(value: Any) -> Cell:
@@ -45,7 +48,11 @@ def code_cell(value: Any) -> Cell:
 
 def pairs_table(caption: Both, pairs: Iterable[tuple[Both, Any]], columns: list[Both], sources: list[str]) -> Table:
     """Two columns: what, and how much. Pairs whose value is None are left out."""
-    rows = [[text_cell(name), value if isinstance(value, Cell) else text_cell(value)] for name, value in pairs if value is not None]
+    rows = [
+        [text_cell(name), value if isinstance(value, Cell) else text_cell(value)]
+        for name, value in pairs
+        if value is not None
+    ]
     return Table(caption, columns, rows, sources)
 
 

@@ -1,4 +1,4 @@
-"""`tarazu report DIR`: from a run folder to report.html, results.csv and figures/. Reads the folder; never imports torch."""
+"""`tarazu report DIR`: from a run folder to report.html, results.csv and figures/. Never imports torch."""
 
 from __future__ import annotations
 
@@ -23,16 +23,20 @@ _LATIN = re.compile("[A-Za-z]")
 
 
 def build(folder: Path) -> Path:
-    """Writes the report of the study in `folder` and returns its path. A stopped or failed study gets one that says so."""
+    """Writes the report of the study in `folder` and returns its path. A failed study gets one that says so."""
     study = read_study(Path(folder))
     comparison = compare(study)
     context = Context(study, comparison, judge(study, comparison), Gallery(study.path / "figures"))
     sections = _sections(context)
     items = items_of(study)
     page = render(
-        "report.html", title=say(f"page.title_{'captions' if study.task == 'captions' else 'chat'}"), language=language_of(study), sections=sections,
-        items=items, section_items=numbers_by_section(items, [s.anchor for s in sections]),
-    )  # fmt: skip
+        "report.html",
+        title=say(f"page.title_{'captions' if study.task == 'captions' else 'chat'}"),
+        language=language_of(study),
+        sections=sections,
+        items=items,
+        section_items=numbers_by_section(items, [s.anchor for s in sections]),
+    )
     write_aside(study.path / "results.csv", _csv(study).encode("utf-8-sig", "replace"))
     path = study.path / "report.html"
     write_aside(path, page.encode("utf-8"))
@@ -50,14 +54,24 @@ def _sections(context: Context) -> list[Section]:
     else:
         from tarazu.report.sections import chat_task as task
     middle = [make(context) for make in task.SECTIONS]
-    return [overview_section(context), *middle, comparison_section(context), recommendation_section(context), how_section(context)]
+    return [
+        overview_section(context),
+        *middle,
+        comparison_section(context),
+        recommendation_section(context),
+        how_section(context),
+    ]
 
 
 def language_of(study: StudyView) -> str:
     """The language that the page opens in: the recipe's, else Persian where the data is Persian."""
     if study.settings.get("language") in ("fa", "en"):
         return study.settings["language"]
-    texts = [str(turn.get("text")) for example in records(study.data.get("examples")) for turn in records(example.get("turns"))]
+    texts = [
+        str(turn.get("text"))
+        for example in records(study.data.get("examples"))
+        for turn in records(example.get("turns"))
+    ]
     texts += [str(c) for example in records(study.data.get("examples")) for c in dig(example, "captions", default=[])]
     text = " ".join(texts)
     return "fa" if len(_PERSIAN.findall(text)) > len(_LATIN.findall(text)) else "en"

@@ -32,7 +32,7 @@ class Series:
 
 
 def words(value: Both | str, language: str) -> str:
-    """A label as plain text. Persian stands between isolates (U+2067, U+2069): a figure's own direction is left to right."""
+    """A label as plain text; Persian stands between isolates (U+2067, U+2069), for a figure runs left to right."""
     text = value.plain(language) if isinstance(value, Both) else visible(value)
     return f"\u2067{text}\u2069" if language == "fa" and _RTL.search(text) else text
 
@@ -41,19 +41,36 @@ def _data(rows: list[dict]) -> alt.Data:
     return alt.Data(values=rows)
 
 
-def lines(series: list[Series], x: Both, y: Both, language: str, width: int = 560, height: int = 260, log: bool = False) -> alt.Chart:
+def lines(
+    series: list[Series], x: Both, y: Both, language: str, width: int = 560, height: int = 260, log: bool = False
+) -> alt.Chart:
     """Curves on one pair of axes; a legend names them."""
     names = [words(one.name, language) for one in series]
-    rows = [{"x": a, "y": b, "s": name} for one, name in zip(series, names, strict=True) for a, b in zip(one.x, one.y, strict=True)]
+    rows = [
+        {"x": a, "y": b, "s": name}
+        for one, name in zip(series, names, strict=True)
+        for a, b in zip(one.x, one.y, strict=True)
+    ]
     scale = alt.Scale(domain=names, range=[PALETTE[one.color % len(PALETTE)] for one in series])
     dashes = alt.Scale(domain=names, range=[DASHES[one.dash % len(DASHES)] for one in series])
     legend = alt.Legend(title=None, orient="bottom", columns=3, labelLimit=260, symbolStrokeWidth=3)
-    return alt.Chart(_data(rows)).mark_line(strokeWidth=2, point={"size": 14, "filled": True} if max(map(len, (one.x for one in series))) <= 40 else False).encode(
-        x=alt.X("x:Q", title=words(x, language), axis=alt.Axis(format="~e" if log else "~s"), scale=alt.Scale(type="log" if log else "linear")),
-        y=alt.Y("y:Q", title=words(y, language), scale=alt.Scale(zero=False)),
-        color=alt.Color("s:N", scale=scale, legend=legend, sort=names),
-        strokeDash=alt.StrokeDash("s:N", scale=dashes, legend=legend, sort=names),
-    ).properties(width=width, height=height)  # fmt: skip
+    few = max(len(one.x) for one in series) <= 40
+    return (
+        alt.Chart(_data(rows))
+        .mark_line(strokeWidth=2, point={"size": 14} if few else False)
+        .encode(
+            x=alt.X(
+                "x:Q",
+                title=words(x, language),
+                axis=alt.Axis(format="~e" if log else "~s"),
+                scale=alt.Scale(type="log" if log else "linear"),
+            ),
+            y=alt.Y("y:Q", title=words(y, language), scale=alt.Scale(zero=False)),
+            color=alt.Color("s:N", scale=scale, legend=legend, sort=names),
+            strokeDash=alt.StrokeDash("s:N", scale=dashes, legend=legend, sort=names),
+        )
+        .properties(width=width, height=height)
+    )
 
 
 def bars(labels: list, values: list[float], x: Both, language: str, form: str = "~s", width: int = 420) -> alt.Chart:
@@ -61,7 +78,9 @@ def bars(labels: list, values: list[float], x: Both, language: str, form: str = 
     names = [f"{words(label, language)}" for label in labels]
     rows = [{"n": i, "l": name, "v": v} for i, (name, v) in enumerate(zip(names, values, strict=True))]
     chart = alt.Chart(_data(rows)).encode(
-        y=alt.Y("l:N", title=None, sort=alt.EncodingSortField("n"), axis=alt.Axis(labelLimit=240, ticks=False, domain=False)),
+        y=alt.Y(
+            "l:N", title=None, sort=alt.EncodingSortField("n"), axis=alt.Axis(labelLimit=240, ticks=False, domain=False)
+        ),
         x=alt.X("v:Q", title=words(x, language), axis=alt.Axis(format=form)),
     )
     text = chart.mark_text(align="left", dx=4).encode(text=alt.Text("v:Q", format=form))
@@ -70,58 +89,117 @@ def bars(labels: list, values: list[float], x: Both, language: str, form: str = 
 
 def grouped(rows: list[tuple], groups: list[str], x: Both, language: str, width: int = 420) -> alt.Chart:
     """Bars of several figures side by side. rows: (label, group, value)."""
-    values = [{"l": words(label, language), "g": visible(group), "v": value, "n": i} for i, (label, group, value) in enumerate(rows)]
+    values = [
+        {"l": words(label, language), "g": visible(group), "v": value, "n": i}
+        for i, (label, group, value) in enumerate(rows)
+    ]
     labels = list(dict.fromkeys(row["l"] for row in values))
-    return alt.Chart(_data(values)).mark_bar().encode(
-        y=alt.Y("l:N", title=None, sort=labels, axis=alt.Axis(labelLimit=240)),
-        yOffset=alt.YOffset("g:N", sort=groups),
-        x=alt.X("v:Q", title=words(x, language)),
-        color=alt.Color("g:N", sort=groups, scale=alt.Scale(domain=groups, range=PALETTE[: len(groups)]), legend=alt.Legend(title=None, orient="bottom")),
-    ).properties(width=width, height={"step": 12, "for": "offset"} if len(groups) > 1 else {"step": 22})  # fmt: skip
+    return (
+        alt.Chart(_data(values))
+        .mark_bar()
+        .encode(
+            y=alt.Y("l:N", title=None, sort=labels, axis=alt.Axis(labelLimit=240)),
+            yOffset=alt.YOffset("g:N", sort=groups),
+            x=alt.X("v:Q", title=words(x, language)),
+            color=alt.Color(
+                "g:N",
+                sort=groups,
+                scale=alt.Scale(domain=groups, range=PALETTE[: len(groups)]),
+                legend=alt.Legend(title=None, orient="bottom"),
+            ),
+        )
+        .properties(width=width, height={"step": 12, "for": "offset"} if len(groups) > 1 else {"step": 22})
+    )
 
 
 def stacked(rows: list[tuple], x: Both, language: str, width: int = 420) -> alt.Chart:
     """One bar per label, cut into parts. rows: (label, part, value)."""
     values = [{"l": words(label, language), "p": words(part, language), "v": value} for label, part, value in rows]
     parts, labels = list(dict.fromkeys(r["p"] for r in values)), list(dict.fromkeys(r["l"] for r in values))
-    return alt.Chart(_data(values)).mark_bar(height={"band": 0.7}).encode(
-        y=alt.Y("l:N", title=None, sort=labels, axis=alt.Axis(labelLimit=240)),
-        x=alt.X("v:Q", title=words(x, language)),
-        color=alt.Color("p:N", sort=parts, scale=alt.Scale(domain=parts, range=PALETTE[: len(parts)]), legend=alt.Legend(title=None, orient="bottom", columns=4)),
-    ).properties(width=width, height={"step": 26})  # fmt: skip
+    return (
+        alt.Chart(_data(values))
+        .mark_bar(height={"band": 0.7})
+        .encode(
+            y=alt.Y("l:N", title=None, sort=labels, axis=alt.Axis(labelLimit=240)),
+            x=alt.X("v:Q", title=words(x, language)),
+            color=alt.Color(
+                "p:N",
+                sort=parts,
+                scale=alt.Scale(domain=parts, range=PALETTE[: len(parts)]),
+                legend=alt.Legend(title=None, orient="bottom", columns=4),
+            ),
+        )
+        .properties(width=width, height={"step": 26})
+    )
 
 
 def histogram(edges: list[float], counts: list[int], x: Both, y: Both, language: str, width: int = 250) -> alt.Chart:
     """Counts between edges."""
     rows = [{"a": a, "b": b, "c": c} for a, b, c in zip(edges, edges[1:], counts, strict=False)]
-    return alt.Chart(_data(rows)).mark_bar(color=PALETTE[0], stroke="white", strokeWidth=0.5).encode(
-        x=alt.X("a:Q", title=words(x, language), axis=alt.Axis(format="~s")), x2="b:Q", y=alt.Y("c:Q", title=words(y, language)), y2=alt.datum(0),
-    ).properties(width=width, height=150)  # fmt: skip
+    return (
+        alt.Chart(_data(rows))
+        .mark_bar(color=PALETTE[0], stroke="white", strokeWidth=0.5)
+        .encode(
+            x=alt.X("a:Q", title=words(x, language), axis=alt.Axis(format="~s")),
+            x2="b:Q",
+            y=alt.Y("c:Q", title=words(y, language)),
+            y2=alt.datum(0),
+        )
+        .properties(width=width, height=150)
+    )
 
 
 def dots(series: list[Series], x: Both, y: Both, language: str, width: int = 560, size: int = 45) -> alt.Chart:
     """Points, one colour and shape per series."""
     names = [words(one.name, language) for one in series]
-    rows = [{"x": a, "y": b, "s": name} for one, name in zip(series, names, strict=True) for a, b in zip(one.x, one.y, strict=True)]
+    rows = [
+        {"x": a, "y": b, "s": name}
+        for one, name in zip(series, names, strict=True)
+        for a, b in zip(one.x, one.y, strict=True)
+    ]
     legend = alt.Legend(title=None, orient="bottom") if len(names) > 1 else None
-    return alt.Chart(_data(rows)).mark_point(filled=True, size=size, opacity=0.85 if size > 20 else 0.35).encode(
-        x=alt.X("x:Q", title=words(x, language)), y=alt.Y("y:Q", title=words(y, language)),
-        color=alt.Color("s:N", sort=names, scale=alt.Scale(domain=names, range=PALETTE[: len(names)]), legend=legend),
-        shape=alt.Shape("s:N", sort=names, legend=legend),
-    ).properties(width=width, height=220)  # fmt: skip
+    return (
+        alt.Chart(_data(rows))
+        .mark_point(filled=True, size=size, opacity=0.85 if size > 20 else 0.35)
+        .encode(
+            x=alt.X("x:Q", title=words(x, language)),
+            y=alt.Y("y:Q", title=words(y, language)),
+            color=alt.Color(
+                "s:N", sort=names, scale=alt.Scale(domain=names, range=PALETTE[: len(names)]), legend=legend
+            ),
+            shape=alt.Shape("s:N", sort=names, legend=legend),
+        )
+        .properties(width=width, height=220)
+    )
 
 
-def trade(points: list[dict], front: list[str], x: Both, y: Both, language: str, log: bool, width: int = 420) -> alt.Chart:
-    """Quality against a cost. points: {name, x, y, low?, high?}; the front is joined by a line, its points are filled."""
+def trade(
+    points: list[dict], front: list[str], x: Both, y: Both, language: str, log: bool, width: int = 420
+) -> alt.Chart:
+    """Quality against a cost. points: {name, x, y, low?, high?}; the front is a line, its points are filled."""
     rows = [{**p, "name": visible(p["name"]), "front": p["name"] in front} for p in points]
     axes = {
-        "x": alt.X("x:Q", title=words(x, language), scale=alt.Scale(type="log" if log else "linear", zero=False, padding=30), axis=alt.Axis(format="~s", labelOverlap=True)),
+        "x": alt.X(
+            "x:Q",
+            title=words(x, language),
+            scale=alt.Scale(type="log" if log else "linear", zero=False, padding=30),
+            axis=alt.Axis(format="~s", labelOverlap=True),
+        ),
         "y": alt.Y("y:Q", title=words(y, language), scale=alt.Scale(zero=False, padding=16)),
     }
     on_front = sorted((r for r in rows if r["front"]), key=lambda r: r["x"])
     line = alt.Chart(_data(on_front)).mark_line(color=PALETTE[2], strokeDash=[5, 3]).encode(**axes)
-    bars_ = alt.Chart(_data([r for r in rows if r.get("low") is not None])).mark_rule(color=INK, opacity=0.5).encode(x=axes["x"], y="low:Q", y2="high:Q")
-    kinds = [alt.Chart(_data([r for r in rows if r["front"] is on])).mark_point(size=80, filled=on, color=PALETTE[2] if on else PALETTE[0]).encode(**axes) for on in (True, False)]
+    bars_ = (
+        alt.Chart(_data([r for r in rows if r.get("low") is not None]))
+        .mark_rule(color=INK, opacity=0.5)
+        .encode(x=axes["x"], y="low:Q", y2="high:Q")
+    )
+    kinds = [
+        alt.Chart(_data([r for r in rows if r["front"] is on]))
+        .mark_point(size=80, filled=on, color=PALETTE[2] if on else PALETTE[0])
+        .encode(**axes)
+        for on in (True, False)
+    ]
     names = alt.Chart(_data(rows)).mark_text(align="left", dx=8, dy=-6).encode(text="name:N", **axes)
     return alt.layer(line, bars_, *kinds, names).properties(width=width, height=260)
 
@@ -131,6 +209,15 @@ def forest(rows: list[dict], x: Both, language: str, width: int = 420) -> alt.Ch
     values = [{**r, "name": words(r["name"], language)} for r in rows]
     y = alt.Y("name:N", title=None, sort=[r["name"] for r in values], axis=alt.Axis(labelLimit=260))
     zero = alt.Chart(_data([{"z": 0}])).mark_rule(strokeDash=[4, 3], color=INK).encode(x="z:Q")
-    spans = alt.Chart(_data(values)).mark_rule(strokeWidth=2, color=INK).encode(x=alt.X("low:Q", title=words(x, language)), x2="high:Q", y=y)
-    kinds = [alt.Chart(_data([r for r in values if r["sure"] is on])).mark_point(size=70, filled=on, color=PALETTE[0], opacity=1).encode(x="mean:Q", y=y) for on in (True, False)]
+    spans = (
+        alt.Chart(_data(values))
+        .mark_rule(strokeWidth=2, color=INK)
+        .encode(x=alt.X("low:Q", title=words(x, language)), x2="high:Q", y=y)
+    )
+    kinds = [
+        alt.Chart(_data([r for r in values if r["sure"] is on]))
+        .mark_point(size=70, filled=on, color=PALETTE[0], opacity=1)
+        .encode(x="mean:Q", y=y)
+        for on in (True, False)
+    ]
     return alt.layer(zero, spans, *kinds).properties(width=width, height={"step": 26})

@@ -75,7 +75,9 @@ def _same_rows(arms: list[Arm], key: str) -> tuple[dict[str, Rows], list[str]]:
     signs = {name: (rows.ids, None if rows.weights is None else rows.weights.tobytes()) for name, rows in found.items()}
     tally = list(signs.values())
     common = max(tally, key=tally.count)
-    return {name: rows for name, rows in found.items() if signs[name] == common}, [n for n in found if signs[n] != common]
+    return {name: rows for name, rows in found.items() if signs[name] == common}, [
+        n for n in found if signs[n] != common
+    ]
 
 
 def _test(measure: Measure, rows: dict[str, Rows]) -> list[Pair]:

@@ -1,4 +1,4 @@
-"""What a pair of loss curves says: where it began and ended, where it flattened, whether it memorised, where it jumped."""
+"""What a pair of loss curves says: where it began, ended and flattened, whether it memorised, where it jumped."""
 
 from __future__ import annotations
 
@@ -79,7 +79,9 @@ def analyse(run: RunView, x: str = "tokens") -> CurveFacts:
         overfit=bool(validation) and best < len(validation.y) - 1 and last > lowest * (1 + OVERFIT),
         still_falling=_still_falling(validation),
         spikes=_spikes(run),
-        largest_gradient=max((g for e in run.of_kind("step") if (g := as_number(e.get("grad_norm"))) is not None), default=None),
+        largest_gradient=max(
+            (g for e in run.of_kind("step") if (g := as_number(e.get("grad_norm"))) is not None), default=None
+        ),
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 
 from markdown_it import MarkdownIt
@@ -13,10 +13,18 @@ from tarazu.report.text import Both
 
 FOLDER = Path(__file__).parent / "explanations"
 OF_KIND = {
-    "prompt_tuning": "prompt-tuning", "prefix_tuning": "prefix-tuning", "p_tuning": "p-tuning", "lora": "lora", "rslora": "rslora",
-    "dora": "dora", "loha": "loha", "layers": "layers", "show_and_tell": "show-and-tell", "show_attend_tell": "show-attend-tell",
+    "prompt_tuning": "prompt-tuning",
+    "prefix_tuning": "prefix-tuning",
+    "p_tuning": "p-tuning",
+    "lora": "lora",
+    "rslora": "rslora",
+    "dora": "dora",
+    "loha": "loha",
+    "layers": "layers",
+    "show_and_tell": "show-and-tell",
+    "show_attend_tell": "show-attend-tell",
     "transformer": "cnn-transformer",
-}  # fmt: skip
+}
 
 
 @dataclass(frozen=True)
@@ -38,7 +46,7 @@ def explain_kind(kind: str) -> list[Explanation]:
     return explain(OF_KIND[kind]) if kind in OF_KIND else []
 
 
-@lru_cache(maxsize=None)
+@cache
 def _load(name: str) -> Explanation:
     sides = {language: _read(FOLDER / language / f"{name}.md") for language in ("fa", "en")}
     return Explanation(name, Both(sides["fa"][0], sides["en"][0]), Both(sides["fa"][1], sides["en"][1]))

@@ -15,11 +15,25 @@ from tarazu.report.charts import FONT, GRID, INK
 from tarazu.report.text import Both
 
 _CONFIG = {
-    "background": "white", "font": FONT, "view": {"stroke": None},
-    "axis": {"labelColor": INK, "titleColor": INK, "domainColor": INK, "tickColor": INK, "gridColor": GRID, "labelFontSize": 12, "titleFontSize": 12, "titleFontWeight": "normal"},
-    "legend": {"labelColor": INK, "titleColor": INK, "labelFontSize": 12}, "text": {"color": INK, "fontSize": 11},
-}  # fmt: skip
-_NOISE = re.compile(r'\s(?:role|aria-[a-z]+|style|class|pointer-events|font-family|stroke-miterlimit)="[^"]*"| opacity="1"')
+    "background": "white",
+    "font": FONT,
+    "view": {"stroke": None},
+    "axis": {
+        "labelColor": INK,
+        "titleColor": INK,
+        "domainColor": INK,
+        "tickColor": INK,
+        "gridColor": GRID,
+        "labelFontSize": 12,
+        "titleFontSize": 12,
+        "titleFontWeight": "normal",
+    },
+    "legend": {"labelColor": INK, "titleColor": INK, "labelFontSize": 12},
+    "text": {"color": INK, "fontSize": 11},
+}
+_NOISE = re.compile(
+    r'\s(?:role|aria-[a-z]+|style|class|pointer-events|font-family|stroke-miterlimit)="[^"]*"| opacity="1"'
+)
 _EMPTY = re.compile(r'<path d="(?:M0,0h0v0h0Z)?"(?: display="none")?/>')
 _DECIMALS = re.compile(r"(\d\.\d\d)\d+")
 
@@ -42,11 +56,17 @@ class Gallery:
     folder: Path
     names: list[str] = field(default_factory=list)
 
-    def add(self, name: str, caption: Both, make: Callable[[str], alt.Chart], sources: list[str], data: dict | None = None) -> Figure:
+    def add(
+        self, name: str, caption: Both, make: Callable[[str], alt.Chart], sources: list[str], data: dict | None = None
+    ) -> Figure:
         """Draws `make(language)` for both languages, writes the files, and returns what the page shows."""
         if name in self.names:
             raise ValueError(f"two figures named {name!r}")
         self.names.append(name)
+        return Figure(name, self.drawn(name, caption, make), caption, sources, data)
+
+    def drawn(self, name: str, caption: Both, make: Callable[[str], alt.Chart]) -> Both:
+        """The files of one figure, and its SVG for the page."""
         self.folder.mkdir(parents=True, exist_ok=True)
         sides = {}
         for language in ("fa", "en"):
@@ -55,7 +75,7 @@ class Gallery:
             (self.folder / f"{stem}.svg").write_text(svg, encoding="utf-8")
             (self.folder / f"{stem}.png").write_bytes(vl_convert.svg_to_png(svg, scale=2))
             sides[language] = inline(svg, f"{name}-{language}", caption.plain(language))
-        return Figure(name, Both(**sides), caption, sources, data)
+        return Both(**sides)
 
 
 def draw(chart: alt.Chart) -> str:
@@ -66,7 +86,7 @@ def draw(chart: alt.Chart) -> str:
 
 
 def inline(svg: str, identity: str, label: str) -> Markup:
-    """SVG for the page: its own ids, no background, ink in the page's colour, one accessible name, no style attributes."""
+    """SVG for the page: its own ids, ink in the page's colour, one accessible name, no style attributes."""
     svg = re.sub(r"\bclip(\d+)", rf"{identity}-clip\1", _NOISE.sub("", svg))
     svg = re.sub(r'<rect width="[\d.]+" height="[\d.]+" fill="white"/>', "", svg, count=1)
     svg = _EMPTY.sub("", svg)

@@ -31,7 +31,11 @@ class Measure:
 
 def _generated(key: str, better: str, form: str, part: str = "test") -> Measure:
     other = "questions" if part == "test" else "test"
-    paths = (("generation", part, key),) if key == "checks_passed" else (("generation", part, key), ("generation", other, key))
+    paths = (
+        (("generation", part, key),)
+        if key == "checks_passed"
+        else (("generation", part, key), ("generation", other, key))
+    )
     return Measure(key, better, form, "metrics.json", paths)
 
 
@@ -45,7 +49,13 @@ def _cost(key: str, form: str, *paths: tuple) -> Measure:
 
 COSTS = [
     _cost("train_seconds", "seconds", ("seconds", "train")),
-    _cost("train_memory", "bytes", ("train_memory", "allocated"), ("train_memory", "reserved"), ("train_memory", "resident")),
+    _cost(
+        "train_memory",
+        "bytes",
+        ("train_memory", "allocated"),
+        ("train_memory", "reserved"),
+        ("train_memory", "resident"),
+    ),
     _cost("trained_parameters", "count", ("trained_parameters",)),
     _cost("weights_bytes", "bytes", ("weights_bytes",)),
 ]
@@ -134,7 +144,11 @@ def _of_run(run: RunView, key: str) -> tuple[tuple, list[float], np.ndarray | No
 
 def _summed(rows, by: int) -> tuple[tuple, list[float], np.ndarray] | None:
     """Nats of each row over its tokens (`by` 1), or its bits over its bytes (`by` 2)."""
-    good = isinstance(rows, list) and rows and all(isinstance(r, list) and len(r) > by and as_number(r[0]) is not None and as_number(r[by]) for r in rows)
+    good = (
+        isinstance(rows, list)
+        and rows
+        and all(isinstance(r, list) and len(r) > by and as_number(r[0]) is not None and as_number(r[by]) for r in rows)
+    )
     if not good:
         return None
     unit = 1.0 if by == 1 else float(np.log(2))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+from functools import lru_cache
 from pathlib import Path
 from urllib.parse import quote
 
@@ -18,15 +19,28 @@ HERE = Path(__file__).parent
 def render(template: str, **view) -> str:
     """The page as one offline HTML text. Every value is escaped unless it is Markup made in this package."""
     style, script = _asset("report.css"), _asset("charts.js") + _asset("report.js")
-    environment = jinja2.Environment(loader=jinja2.FileSystemLoader(HERE / "templates"), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.globals |= {"say": say, "num": number, "file_link": file_link}
-    page = environment.get_template(template).render(style=Markup(style), script=Markup(script), policy=policy(style, script), **view)
+    page = (
+        _environment()
+        .get_template(template)
+        .render(style=Markup(style), script=Markup(script), policy=policy(style, script), **view)
+    )
     return page.encode("utf-8", "replace").decode("utf-8")
+
+
+@lru_cache(maxsize=1)
+def _environment() -> jinja2.Environment:
+    loader = jinja2.FileSystemLoader(HERE / "templates")
+    environment = jinja2.Environment(
+        loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.globals |= {"say": say, "num": number, "file_link": file_link}
+    return environment
 
 
 def policy(style: str, script: str) -> str:
     """Nothing from anywhere: only this very style, this very script, and pictures inside the file."""
-    return f"default-src 'none'; script-src '{_hash(script)}'; style-src '{_hash(style)}'; img-src data:; base-uri 'none'; form-action 'none'"
+    sources = f"script-src '{_hash(script)}'; style-src '{_hash(style)}'; img-src data:"
+    return f"default-src 'none'; {sources}; base-uri 'none'; form-action 'none'"
 
 
 def file_link(file: str) -> str:

@@ -19,7 +19,7 @@ HOT = np.array([255, 64, 0], dtype=np.float32)
 
 @lru_cache(maxsize=64)
 def _opened(path: Path, side: int) -> Image.Image | None:
-    """The picture at most `side` pixels wide and high; None where it is missing, outside the folder's images, or broken."""
+    """The picture at most `side` pixels wide and high; None where it is missing, huge or broken."""
     try:
         with Image.open(path) as image:
             if image.width * image.height > 40_000_000:
@@ -62,7 +62,9 @@ def blend(image: Image.Image, weights: list[float], top: float) -> Image.Image |
     side = int(round(len(weights) ** 0.5))
     if side * side != len(weights) or side == 0 or top <= 0:
         return None
-    grid = Image.fromarray((np.clip(np.array(weights, dtype=np.float32).reshape(side, side) / top, 0, 1) * 255).astype(np.uint8))
+    grid = Image.fromarray(
+        (np.clip(np.array(weights, dtype=np.float32).reshape(side, side) / top, 0, 1) * 255).astype(np.uint8)
+    )
     heat = np.asarray(grid.resize(image.size, Image.Resampling.BILINEAR), dtype=np.float32)[..., None] / 255
     pixels = np.asarray(image, dtype=np.float32) * (0.45 + 0.55 * heat)
     return Image.fromarray(np.clip(pixels * (1 - 0.45 * heat) + HOT * 0.45 * heat, 0, 255).astype(np.uint8))
@@ -99,4 +101,6 @@ def _img(image: Image.Image, alt: str) -> Markup:
     out = io.BytesIO()
     image.save(out, "JPEG", quality=72, optimize=True)
     data = base64.b64encode(out.getvalue()).decode()
-    return Markup('<img class="photo" width="{}" height="{}" alt="{}" src="data:image/jpeg;base64,{}">').format(image.width, image.height, visible(alt)[:300], data)
+    return Markup('<img class="photo" width="{}" height="{}" alt="{}" src="data:image/jpeg;base64,{}">').format(
+        image.width, image.height, visible(alt)[:300], data
+    )

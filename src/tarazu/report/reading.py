@@ -1,4 +1,4 @@
-"""A study as the report sees it: every file of a run folder read once, with whatever is missing or broken noted, not raised."""
+"""A study as the report sees it: every file of a run folder read once; what is missing or broken is noted, not raised."""
 
 from __future__ import annotations
 
@@ -116,7 +116,10 @@ def read_study(folder: Path) -> StudyView:
     if not folder.is_dir():
         raise BadInput("no such run folder", where=str(folder), todo="give the folder that `tarazu run --out` wrote")
     root, problems = RunFolder(folder), []
-    files = {name: _dict(root, f"{name}.json", problems) for name in ("environment", "data", "model", "results", "verify", "judge")}
+    files = {
+        name: _dict(root, f"{name}.json", problems)
+        for name in ("environment", "data", "model", "results", "verify", "judge")
+    }
     settings = _settings(folder / "resolved.yaml", problems)
     views = [_run(run, folder) for run in root.runs()]
     arms: dict[str, Arm] = {}
@@ -125,12 +128,21 @@ def read_study(folder: Path) -> StudyView:
     for arm in arms.values():
         arm.search = _dict(root, f"{arm.name}/search.json", problems)
     base = next((arm for arm in arms.values() if arm.kind == "base"), None)
-    task = settings.get("task") or files["results"].get("task") or ("captions" if "encoder" in files["model"] else "chat")
+    task = (
+        settings.get("task") or files["results"].get("task") or ("captions" if "encoder" in files["model"] else "chat")
+    )
     return StudyView(
-        folder, str(task), settings, files["environment"], files["data"], files["model"],
+        folder,
+        str(task),
+        settings,
+        files["environment"],
+        files["data"],
+        files["model"],
         {name: files[name] for name in ("verify", "judge")},
-        [arm for arm in arms.values() if arm.kind != "base"], base, problems + [p for v in views for p in v.problems],
-    )  # fmt: skip
+        [arm for arm in arms.values() if arm.kind != "base"],
+        base,
+        problems + [p for v in views for p in v.problems],
+    )
 
 
 def _run(run: Run, folder: Path) -> RunView:
@@ -140,9 +152,18 @@ def _run(run: Run, folder: Path) -> RunView:
     lines = {name: _lines(run, f"{name}.jsonl", problems, place) for name in ("events", "samples")}
     kind = str(parts["run"].get("kind") or run.name)
     return RunView(
-        run.name, kind, run.seed, place, parts["run"], lines["events"], parts["ledger"], parts["fingerprint"],
-        parts["metrics"], lines["samples"], problems,
-    )  # fmt: skip
+        run.name,
+        kind,
+        run.seed,
+        place,
+        parts["run"],
+        lines["events"],
+        parts["ledger"],
+        parts["fingerprint"],
+        parts["metrics"],
+        lines["samples"],
+        problems,
+    )
 
 
 def _dict(holder: Run | RunFolder, name: str, problems: list[str], place: str = "") -> dict:

@@ -1,7 +1,7 @@
 """How sure a number is: bootstrap over rows and seeds, Holm's correction, effect sizes, what could have been found.
 
 Every method answers the same rows, so differences are taken row by row (Koehn 2004, "Statistical significance tests for
-machine translation evaluation"); seeds are resampled above the rows, so that the luck of one start is not taken for skill.
+machine translation evaluation"); seeds are resampled above the rows, so the luck of one start is not taken for skill.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ class Interval:
 class Difference:
     """`a - b` on the same rows.
 
-    `effect` is Cohen's d of the row differences (mean over standard deviation), `lower` the share of rows on which `a` is
-    below `b`, `detectable` the smallest difference that this many rows and seeds would have shown four times out of five.
+    `effect` is Cohen's d of the row differences (mean over standard deviation), `lower` the share of rows on which `a`
+    is below `b`, `detectable` the smallest difference that so many rows and seeds would show four times out of five.
     """
 
     mean: float
@@ -60,14 +60,19 @@ def interval(values: np.ndarray, weights: np.ndarray | None = None, draws: int =
 
 
 def difference(
-    a: np.ndarray, b: np.ndarray, weights: np.ndarray | None = None, draws: int = DRAWS, seed: int = 0, comparisons: int = 1
+    a: np.ndarray,
+    b: np.ndarray,
+    weights: np.ndarray | None = None,
+    draws: int = DRAWS,
+    seed: int = 0,
+    comparisons: int = 1,
 ) -> Difference:
     """`a - b`: rows are resampled together (paired), the seeds of each side apart.
 
     Args:
         a, b: (rows,) or (seeds, rows) of the same rows; the number of seeds may differ.
         weights: (rows,), as in `interval`.
-        comparisons: how many pairs are tested together: `detectable` then uses level / comparisons, as Holm's first step.
+        comparisons: how many pairs are tested together: `detectable` then uses level / comparisons, as Holm does first.
     """
     a, shared = _shaped(a, weights)
     b, _ = _shaped(b, weights)
@@ -81,9 +86,16 @@ def difference(
     normal = NormalDist()
     reach = normal.inv_cdf(1 - (1 - LEVEL) / 2 / comparisons) + normal.inv_cdf(0.8)
     return Difference(
-        centre, low, high, _two_sided(drawn), float(rows.mean() / spread) if spread > 0 else 0.0,
-        float((rows < 0).mean()), float(reach * drawn.std()), a.shape[1], min(a.shape[0], b.shape[0]),
-    )  # fmt: skip
+        centre,
+        low,
+        high,
+        _two_sided(drawn),
+        float(rows.mean() / spread) if spread > 0 else 0.0,
+        float((rows < 0).mean()),
+        float(reach * drawn.std()),
+        a.shape[1],
+        min(a.shape[0], b.shape[0]),
+    )
 
 
 def holm(p_values: list[float]) -> list[float]:

@@ -29,7 +29,9 @@ class Both:
     def __html__(self) -> str:
         if self.fa == self.en:
             return self.en
-        return Markup('<span class="fa" lang="fa" dir="rtl">{}</span><span class="en" lang="en" dir="ltr">{}</span>').format(self.fa, self.en)
+        return Markup(
+            '<span class="fa" lang="fa" dir="rtl">{}</span><span class="en" lang="en" dir="ltr">{}</span>'
+        ).format(self.fa, self.en)
 
     def plain(self, language: str) -> str:
         """The text without its markup, for figures and attributes."""
@@ -65,7 +67,12 @@ def pick(value: Any, language: str) -> Markup:
 def say(key: str, **values: Any) -> Both:
     """The string `key` in both languages with `values` put in. Raises KeyError for a string that is not there."""
     fa, en = strings()[key]
-    return Both(*(Markup(escape(text)).format(**{k: pick(v, lang) for k, v in values.items()}) for text, lang in ((fa, "fa"), (en, "en"))))
+    return Both(
+        *(
+            Markup(escape(text)).format(**{k: pick(v, lang) for k, v in values.items()})
+            for text, lang in ((fa, "fa"), (en, "en"))
+        )
+    )
 
 
 def say_or(key: str, fallback: Any) -> Both:
@@ -111,7 +118,9 @@ def number(value: Any, form: str = "number", source: str = "") -> Both:
     if not unit:
         return Both(figure, figure)
     names = say(f"unit.{unit}")
-    return Both(*(Markup("{}{}{}").format(figure, "" if unit == "percent" else " ", pick(names, lang)) for lang in ("fa", "en")))
+    return Both(
+        *(Markup("{}{}{}").format(figure, "" if unit == "percent" else " ", pick(names, lang)) for lang in ("fa", "en"))
+    )
 
 
 @lru_cache(maxsize=1)

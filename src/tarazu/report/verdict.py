@@ -89,14 +89,18 @@ def _baseline(study: StudyView, measure: Measure) -> float | None:
     return constant_score(study, measure.key)
 
 
-def _choose(preference: str, cost: str | None, contenders: list[Contender], measure: Measure, comparison: Comparison) -> Choice:
+def _choose(
+    preference: str, cost: str | None, contenders: list[Contender], measure: Measure, comparison: Comparison
+) -> Choice:
     if not contenders:
         return Choice(preference, None, [], [], None)
     best = contenders[0]
     ties = [c.name for c in contenders[1:] if comparison.differ(measure.key, best.name, c.name) is False]
     if cost is None:
-        return _cheapest(preference, "train_seconds", [best, *[c for c in contenders if c.name in ties]], ties) if ties else Choice(
-            preference, best.name, [best.name], [], None
+        return (
+            _cheapest(preference, "train_seconds", [best, *[c for c in contenders if c.name in ties]], ties)
+            if ties
+            else Choice(preference, best.name, [best.name], [], None)
         )
     if best.gain is not None and best.gain > 0:
         allowed = [c for c in contenders if c.gain is not None and c.gain >= KEEP * best.gain]

@@ -1,11 +1,16 @@
-"""The three yardsticks of captioning: what a person, one fixed sentence and a stranger's caption score on the same images."""
+"""The three yardsticks of captioning: what a person, one fixed sentence and another image's caption score."""
 
 from __future__ import annotations
 
 from tarazu.report.reading import StudyView, as_number, dig
 
 NAMES = ("human", "constant", "shuffled")
-_PLACES = {"cider": ("cider",), "rouge_l": ("rouge_l",), "meteor": ("meteor",), **{f"bleu{n}": ("bleu", n - 1) for n in (1, 2, 3, 4)}}
+_PLACES = {
+    "cider": ("cider",),
+    "rouge_l": ("rouge_l",),
+    "meteor": ("meteor",),
+    **{f"bleu{n}": ("bleu", n - 1) for n in (1, 2, 3, 4)},
+}
 
 
 def yardsticks(study: StudyView) -> tuple[dict[str, dict], str]:
@@ -14,7 +19,9 @@ def yardsticks(study: StudyView) -> tuple[dict[str, dict], str]:
         for run in arm.measured:
             found = dig(run.metrics, "yardsticks", default={})
             if isinstance(found, dict) and found:
-                return {name: found[name] for name in NAMES if isinstance(found.get(name), dict)}, run.file("metrics.json")
+                return {name: found[name] for name in NAMES if isinstance(found.get(name), dict)}, run.file(
+                    "metrics.json"
+                )
     return {}, ""
 
 

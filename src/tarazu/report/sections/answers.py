@@ -50,13 +50,19 @@ def arm_name(arm: Arm) -> Both:
     return say("method.base") if arm.kind == "base" else Both(code(arm.name), code(arm.name))
 
 
+def all_arms(study: StudyView) -> list[Arm]:
+    return ([study.base] if study.base else []) + study.arms
+
+
 def question_view(sample: dict) -> dict:
     """What was asked, without any method's answer."""
     ability = sample.get("ability")
     return {
         "id": code(sample.get("id")),
         "ability": str(ability or sample.get("from") or ""),
-        "label": say_or(f"ability.{ability}", ability) if ability else say("answers.from_reading" if sample.get("from") == "reading" else "answers.from_test"),
+        "label": say_or(f"ability.{ability}", ability)
+        if ability
+        else say("answers.from_reading" if sample.get("from") == "reading" else "answers.from_test"),
         "turns": turns_view(sample.get("turns"), QUESTION),
         "good": data_text(sample["good"], QUESTION) if sample.get("good") else None,
         "reference": data_text(sample["reference"], QUESTION) if sample.get("reference") else None,
@@ -65,15 +71,22 @@ def question_view(sample: dict) -> dict:
 
 def side_by_side(study: StudyView) -> list[dict]:
     """Every designed question and some test rows with all methods' answers."""
-    arms = ([study.base] if study.base else []) + study.arms
+    arms = all_arms(study)
     answers = {arm.name: by_id(arm.first) for arm in arms}
     ids = list(dict.fromkeys(key for found in answers.values() for key in found))
     any_of = {key: next(found[key] for found in answers.values() if key in found) for key in ids}
     kinds = {kind: [key for key in ids if any_of[key].get("from") == kind] for kind in ("test", "reading")}
-    chosen = [key for key in ids if any_of[key].get("from") not in kinds] + kinds["test"][:ALL_TEST] + kinds["reading"][:ALL_READING]
+    chosen = (
+        [key for key in ids if any_of[key].get("from") not in kinds]
+        + kinds["test"][:ALL_TEST]
+        + kinds["reading"][:ALL_READING]
+    )
     limit = max(200, min(ANSWER, 400_000 // max(1, len(arms) * len(chosen))))
     return [
-        {**question_view(any_of[key]), "answers": [answer_view(arm, answers[arm.name][key], limit) for arm in arms if key in answers[arm.name]]}
+        {
+            **question_view(any_of[key]),
+            "answers": [answer_view(arm, answers[arm.name][key], limit) for arm in arms if key in answers[arm.name]],
+        }
         for key in chosen
     ]
 
@@ -90,12 +103,22 @@ def changes(base: Arm | None, arm: Arm) -> dict[str, list[dict]]:
         if old is not None and new is not None:
             scored.append((new - old, key))
     scored.sort(key=lambda pair: (-pair[0], pair[1]))
-    picked = {"improved": [k for d, k in scored if d > 0][:SHOWN_BESIDE], "worse": [k for d, k in reversed(scored) if d < 0][:SHOWN_BESIDE]}
+    picked = {
+        "improved": [k for d, k in scored if d > 0][:SHOWN_BESIDE],
+        "worse": [k for d, k in reversed(scored) if d < 0][:SHOWN_BESIDE],
+    }
     view = {
-        name: [{**question_view(after[k]), "answers": [answer_view(base, before[k]), answer_view(arm, after[k])]} for k in keys]
+        name: [
+            {**question_view(after[k]), "answers": [answer_view(base, before[k]), answer_view(arm, after[k])]}
+            for k in keys
+        ]
         for name, keys in picked.items()
     }
-    counts = {"better": sum(d > 0 for d, _ in scored), "worse": sum(d < 0 for d, _ in scored), "same": sum(d == 0 for d, _ in scored)}
+    counts = {
+        "better": sum(d > 0 for d, _ in scored),
+        "worse": sum(d < 0 for d, _ in scored),
+        "same": sum(d == 0 for d, _ in scored),
+    }
     return {**view, "counts": counts if scored else None}
 
 
@@ -105,4 +128,6 @@ def abilities(arm: Arm) -> list[tuple[str, float, int]]:
     if not isinstance(found, dict):
         return []
     rows = [(name, dig(value, "checks_passed"), dig(value, "n", default=0)) for name, value in found.items()]
-    return [(name, share, n) for name, share, n in rows if isinstance(share, (int, float)) and not isinstance(share, bool)]
+    return [
+        (name, share, n) for name, share, n in rows if isinstance(share, (int, float)) and not isinstance(share, bool)
+    ]

@@ -22,7 +22,9 @@ def heat_maps(context: Context, arm: Arm) -> list[dict]:
         words, rows = sample.get("words"), sample.get("attention")
         if len(found) == IMAGES or not _sound(words, rows) or not sample.get("image"):
             continue
-        view = _view(context, arm, sample, [str(w) for w in words][:WORDS], rows[:WORDS], f"heatmap-{arm.name}-{len(found) + 1}")
+        view = _view(
+            context, arm, sample, [str(w) for w in words][:WORDS], rows[:WORDS], f"heatmap-{arm.name}-{len(found) + 1}"
+        )
         if view:
             found.append(view)
     return found
@@ -30,18 +32,36 @@ def heat_maps(context: Context, arm: Arm) -> list[dict]:
 
 def _sound(words, rows) -> bool:
     """Whether there is a row of finite weights for each word."""
-    return isinstance(words, list) and isinstance(rows, list) and bool(words) and len(rows) >= len(words) and all(
-        isinstance(row, list) and len(row) == len(rows[0]) > 0 and all(as_number(v) is not None for v in row) for row in rows
-    )  # fmt: skip
+    return (
+        isinstance(words, list)
+        and isinstance(rows, list)
+        and bool(words)
+        and len(rows) >= len(words)
+        and all(
+            isinstance(row, list) and len(row) == len(rows[0]) > 0 and all(as_number(v) is not None for v in row)
+            for row in rows
+        )
+    )
 
 
-def _view(context: Context, arm: Arm, sample: dict, words: list[str], rows: list[list[float]], name: str) -> dict | None:
+def _view(
+    context: Context, arm: Arm, sample: dict, words: list[str], rows: list[list[float]], name: str
+) -> dict | None:
     top = scale(rows)
-    maps = [(data_text(word, 30), overlay(context.study.path, sample["image"], row, top, f"{word}")) for word, row in zip(words, rows, strict=False)]
+    maps = [
+        (data_text(word, 30), overlay(context.study.path, sample["image"], row, top, f"{word}"))
+        for word, row in zip(words, rows, strict=False)
+    ]
     if not maps or any(image is None for _, image in maps):
         return None
     drawn = sheet(context.study.path, sample["image"], words, rows, context.study.path / "figures" / f"{name}.png")
-    return {"maps": maps, "id": code(sample.get("id", "?")), "analysis": analysis(arm, words, rows), "file": f"figures/{name}.png" if drawn else None, "source": arm.first.file("samples.jsonl")}
+    return {
+        "maps": maps,
+        "id": code(sample.get("id", "?")),
+        "analysis": analysis(arm, words, rows),
+        "file": f"figures/{name}.png" if drawn else None,
+        "source": arm.first.file("samples.jsonl"),
+    }
 
 
 def entropy(row: list[float]) -> float:
@@ -66,17 +86,32 @@ def analysis(arm: Arm, words: list[str], rows: list[list[float]]) -> list[Both]:
     most = math.log(len(rows[0]))
     found = [
         say("attention.sharp", words=joined([_where(word, row) for _, word, row in sharp]), most=number(most, "two")),
-        say("attention.wide", word=data_text(max(spread, key=lambda item: item[0])[1], 30), nats=number(max(spread, key=lambda item: item[0])[0], "two", source), most=number(most, "two")),
+        say(
+            "attention.wide",
+            word=data_text(max(spread, key=lambda item: item[0])[1], 30),
+            nats=number(max(spread, key=lambda item: item[0])[0], "two", source),
+            most=number(most, "two"),
+        ),
     ]
     mean = [sum(column) / len(rows) for column in zip(*rows, strict=True)]
     differ = sum(sum(abs(v - m) for v, m in zip(row, mean, strict=True)) / 2 for row in rows) / len(rows)
-    found.append(say("attention.same" if differ < NEAR_EQUAL else "attention.differ", share=number(differ, "percent", source)))
+    found.append(
+        say("attention.same" if differ < NEAR_EQUAL else "attention.differ", share=number(differ, "percent", source))
+    )
     return found
 
 
 def _where(word: str, row: list[float]) -> Both:
     vertical, horizontal = place(row)
-    return spaced(Markup("«{}»").format(data_text(word, 30)), say("attention.at", vertical=say(f"place.{vertical}"), horizontal=say(f"place.{horizontal}"), nats=number(entropy(row), "two")))
+    return spaced(
+        Markup("«{}»").format(data_text(word, 30)),
+        say(
+            "attention.at",
+            vertical=say(f"place.{vertical}"),
+            horizontal=say(f"place.{horizontal}"),
+            nats=number(entropy(row), "two"),
+        ),
+    )
 
 
 def entropy_sentences(arm: Arm) -> list[Both]:
@@ -85,8 +120,20 @@ def entropy_sentences(arm: Arm) -> list[Both]:
     mean, most = as_number(dig(found, "mean")), as_number(dig(found, "most"))
     if mean is None or not most:
         return []
-    sentences = [say("attention.mean", mean=number(mean, "two", source), most=number(most, "two", source), share=number(mean / most, "percent", source))]
+    sentences = [
+        say(
+            "attention.mean",
+            mean=number(mean, "two", source),
+            most=number(most, "two", source),
+            share=number(mean / most, "percent", source),
+        )
+    ]
     variation = as_number(dig(found, "variation"))
     if variation is not None:
-        sentences.append(say("attention.same" if variation < NEAR_EQUAL else "attention.differ", share=number(variation, "percent", source)))
+        sentences.append(
+            say(
+                "attention.same" if variation < NEAR_EQUAL else "attention.differ",
+                share=number(variation, "percent", source),
+            )
+        )
     return sentences

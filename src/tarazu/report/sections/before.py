@@ -23,12 +23,24 @@ def before_section(context: Context) -> Section:
     if base and base.measured:
         source = base.first.file("metrics.json")
         strong, weak = strengths(base)
-        answers = [{**question_view(s), "answers": [answer_view(base, s)]} for s in by_id(base.first).values() if s.get("from") not in ("test", "reading")]
+        answers = [
+            {**question_view(s), "answers": [answer_view(base, s)]}
+            for s in by_id(base.first).values()
+            if s.get("from") not in ("test", "reading")
+        ]
         view |= {
-            "abilities": ability_table(base), "figure": _figure(context, base), "figures": figures_table(base), "strengths": strong,
-            "weaknesses": weak, "answers": answers, "file": base.first.file("samples.jsonl"), "source": source,
-        }  # fmt: skip
-    return Section("before", say("section.before"), "before.html", view, explain("perplexity-and-bits-per-byte", "chrf-and-rouge"))
+            "abilities": ability_table(base),
+            "figure": _figure(context, base),
+            "figures": figures_table(base),
+            "strengths": strong,
+            "weaknesses": weak,
+            "answers": answers,
+            "file": base.first.file("samples.jsonl"),
+            "source": source,
+        }
+    return Section(
+        "before", say("section.before"), "before.html", view, explain("perplexity-and-bits-per-byte", "chrf-and-rouge")
+    )
 
 
 def ability_name(name: str) -> Both:
@@ -38,14 +50,26 @@ def ability_name(name: str) -> Both:
 def ability_table(arm: Arm) -> Table:
     """The share of checks passed, ability by ability."""
     source = arm.first.file("metrics.json")
-    rows = [[text_cell(ability_name(a)), figure_cell(n, "count", source), figure_cell(share, "percent", source)] for a, share, n in abilities(arm)]
-    return Table(say("before.abilities"), [say("before.ability"), say("before.questions"), say("measure.checks_passed")], rows, [source])
+    rows = [
+        [text_cell(ability_name(a)), figure_cell(n, "count", source), figure_cell(share, "percent", source)]
+        for a, share, n in abilities(arm)
+    ]
+    return Table(
+        say("before.abilities"),
+        [say("before.ability"), say("before.questions"), say("measure.checks_passed")],
+        rows,
+        [source],
+    )
 
 
 def figures_table(arm: Arm) -> Table:
     """Every quality figure of one method."""
     source = arm.first.file("metrics.json")
-    rows = [[text_cell(say(f"measure.{m.key}")), figure_cell(value, m.form, source)] for m in QUALITY["chat"] if (value := m.of(arm.first)) is not None]
+    rows = [
+        [text_cell(say(f"measure.{m.key}")), figure_cell(value, m.form, source)]
+        for m in QUALITY["chat"]
+        if (value := m.of(arm.first)) is not None
+    ]
     return Table(say("before.figures"), [say("common.what"), say("common.value")], rows, [source])
 
 
@@ -55,11 +79,16 @@ def _figure(context: Context, base: Arm):
         return None
     labels, values = [ability_name(a) for a, _, _ in found], [share for _, share, _ in found]
     make = partial(charts.bars, labels, values, say("measure.checks_passed"), form=".0%")
-    return context.gallery.add("base-abilities", say("before.figure"), lambda language: make(language=language), [base.first.file("metrics.json")])
+    return context.gallery.add(
+        "base-abilities",
+        say("before.figure"),
+        lambda language: make(language=language),
+        [base.first.file("metrics.json")],
+    )
 
 
 def strengths(arm: Arm) -> tuple[list[Both], list[Both]]:
-    """Sentences: abilities at or above the mean are strengths, those below it weaknesses, three of each; then the rates."""
+    """Sentences: abilities at or above the mean are strengths, the others weaknesses, three of each; then rates."""
     source = arm.first.file("metrics.json")
     found = sorted(abilities(arm), key=lambda row: -row[1])
     strong, weak = [], []
@@ -69,7 +98,12 @@ def strengths(arm: Arm) -> tuple[list[Both], list[Both]]:
         below = [row for row in reversed(found) if row[1] < mean or row[1] == 0][:3]
         for rows, key, sentences in ((above, "before.strong", strong), (below, "before.weak", weak)):
             if rows:
-                named = joined([spaced(ability_name(a), say("common.in_brackets", what=number(s, "percent", source))) for a, s, _ in rows])
+                named = joined(
+                    [
+                        spaced(ability_name(a), say("common.in_brackets", what=number(s, "percent", source)))
+                        for a, s, _ in rows
+                    ]
+                )
                 sentences.append(say(key, abilities=named, mean=number(mean, "percent", source)))
     for measure in QUALITY["chat"]:
         value = measure.of(arm.first) if measure.key in RATES else None

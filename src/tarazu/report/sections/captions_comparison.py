@@ -1,4 +1,4 @@
-"""What the comparison of captioning models adds: BLEU with and without its penalty, errors side by side, the same images."""
+"""What the comparison of captioning models adds: BLEU with and without penalty, errors and images side by side."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections import Counter
 from functools import partial
 
 from tarazu.report import charts
-from tarazu.report.blocks import Table, code_cell, figure_cell, text_cell
+from tarazu.report.blocks import Table, figure_cell, text_cell
 from tarazu.report.figures import Figure
 from tarazu.report.measures import by_id
 from tarazu.report.pictures import photo
@@ -39,30 +39,70 @@ def bleu_table(context: Context) -> Table:
         for how, scores in sorted(dig(arm.first.metrics, "decoding", default={}).items()):
             cells = [figure_cell(dig(scores, "bleu", n - 1), "points", source) for n in ORDERS]
             cells += [figure_cell(dig(scores, "bleu_no_penalty", n - 1), "points", source) for n in ORDERS]
-            cells += [figure_cell(dig(scores, "brevity_penalty"), "two", source), *[figure_cell(dig(scores, k), "points", source) for k in ("cider", "rouge_l", "meteor")]]
+            cells += [
+                figure_cell(dig(scores, "brevity_penalty"), "two", source),
+                *[figure_cell(dig(scores, k), "points", source) for k in ("cider", "rouge_l", "meteor")],
+            ]
             rows.append([text_cell(arm_name(arm)), text_cell(decoding(how)), *cells])
     found, source = yardsticks(context.study)
     for name, scores in found.items():
-        cells = [figure_cell(dig(scores, part, n - 1), "points", source) for part in ("bleu", "bleu_no_penalty") for n in ORDERS]
-        rows.append([text_cell(say(f"yardstick.{name}")), text_cell(say("yardstick.is")), *cells, figure_cell(dig(scores, "brevity_penalty"), "two", source), *[figure_cell(dig(scores, k), "points", source) for k in ("cider", "rouge_l", "meteor")]])
-    columns = [say("compare.method"), say("bleu.decoding"), *[say(f"measure.bleu{n}") for n in ORDERS], *[say("bleu.without", n=str(n)) for n in ORDERS], say("bleu.penalty"), say("measure.cider"), say("measure.rouge_l"), say("measure.meteor")]
-    return Table(say("bleu.table"), columns, rows, [arm.first.file("metrics.json") for arm in context.study.arms], sortable=True)
+        cells = [
+            figure_cell(dig(scores, part, n - 1), "points", source)
+            for part in ("bleu", "bleu_no_penalty")
+            for n in ORDERS
+        ]
+        rows.append(
+            [
+                text_cell(say(f"yardstick.{name}")),
+                text_cell(say("yardstick.is")),
+                *cells,
+                figure_cell(dig(scores, "brevity_penalty"), "two", source),
+                *[figure_cell(dig(scores, k), "points", source) for k in ("cider", "rouge_l", "meteor")],
+            ]
+        )
+    columns = [
+        say("compare.method"),
+        say("bleu.decoding"),
+        *[say(f"measure.bleu{n}") for n in ORDERS],
+        *[say("bleu.without", n=str(n)) for n in ORDERS],
+        say("bleu.penalty"),
+        say("measure.cider"),
+        say("measure.rouge_l"),
+        say("measure.meteor"),
+    ]
+    return Table(
+        say("bleu.table"), columns, rows, [arm.first.file("metrics.json") for arm in context.study.arms], sortable=True
+    )
 
 
 def decoding(how: str) -> Both:
     """greedy, or beams with how many."""
-    return say("bleu.beam", n=number(int(how[4:]), "count")) if how.startswith("beam") and how[4:].isdigit() else say_or(f"bleu.{how}", how)
+    return (
+        say("bleu.beam", n=number(int(how[4:]), "count"))
+        if how.startswith("beam") and how[4:].isdigit()
+        else say_or(f"bleu.{how}", how)
+    )
 
 
 def bleu_figure(context: Context) -> Figure | None:
     """BLEU-1..4 of the models (beam 3) and the yardsticks."""
     named = [(arm.name, dig(arm.first.metrics, "decoding", "beam3", default={})) for arm in context.study.arms]
     named += [(say(f"yardstick.{name}"), scores) for name, scores in yardsticks(context.study)[0].items()]
-    rows = [(label, f"BLEU-{n}", value) for label, scores in named for n in ORDERS if (value := as_number(dig(scores, "bleu", n - 1))) is not None]
+    rows = [
+        (label, f"BLEU-{n}", value)
+        for label, scores in named
+        for n in ORDERS
+        if (value := as_number(dig(scores, "bleu", n - 1))) is not None
+    ]
     if not rows:
         return None
     make = partial(charts.grouped, rows, [f"BLEU-{n}" for n in ORDERS], say("axis.score"))
-    return context.gallery.add("bleu", say("bleu.figure"), lambda language: make(language=language), [arm.first.file("metrics.json") for arm in context.study.arms])
+    return context.gallery.add(
+        "bleu",
+        say("bleu.figure"),
+        lambda language: make(language=language),
+        [arm.first.file("metrics.json") for arm in context.study.arms],
+    )
 
 
 def errors_side_by_side(context: Context) -> Table:
@@ -71,9 +111,16 @@ def errors_side_by_side(context: Context) -> Table:
     names = list(dict.fromkeys(name for arm in arms for name in categories(arm)))
     rows = []
     for name in names:
-        cells = [figure_cell(dig(categories(arm).get(name), k), "percent", arm.first.file("metrics.json")) for arm in arms for k in ("precision", "recall")]
+        cells = [
+            figure_cell(dig(categories(arm).get(name), k), "percent", arm.first.file("metrics.json"))
+            for arm in arms
+            for k in ("precision", "recall")
+        ]
         rows.append([text_cell(say_or(f"category.{name}", name)), *cells])
-    columns = [say("errors.category"), *[say(f"errors.{k}_of", model=code(arm.name)) for arm in arms for k in ("precision", "recall")]]
+    columns = [
+        say("errors.category"),
+        *[say(f"errors.{k}_of", model=code(arm.name)) for arm in arms for k in ("precision", "recall")],
+    ]
     return Table(say("errors.side_by_side"), columns, rows, [arm.first.file("metrics.json") for arm in arms])
 
 
@@ -83,7 +130,10 @@ def _own_errors(arm: Arm) -> dict[str, dict[str, set]]:
     for key, sample in by_id(arm.first).items():
         errors = sample.get("errors")
         if isinstance(errors, dict):
-            found[key] = {part: {str(w) for w in errors.get(part) or []} if isinstance(errors.get(part), list) else set() for part in ("invented", "missed")}
+            found[key] = {
+                part: {str(w) for w in errors.get(part) or []} if isinstance(errors.get(part), list) else set()
+                for part in ("invented", "missed")
+            }
     return found
 
 
@@ -96,11 +146,20 @@ def error_findings(context: Context) -> list[Both]:
     sentences = []
     for part in ("invented", "missed"):
         means = {name: sum(len(found[i][part]) for i in shared) / len(shared) for name, found in errors.items()}
-        listed = joined([say("errors.each", model=code(name), mean=number(value, "two")) for name, value in means.items()])
+        listed = joined(
+            [say("errors.each", model=code(name), mean=number(value, "two")) for name, value in means.items()]
+        )
         sentences.append(say(f"errors.{part}_mean", images=number(len(shared), "count"), models=listed))
-        common = Counter(word for i in shared for word in set.intersection(*(found[i][part] for found in errors.values())))
+        common = Counter(
+            word for i in shared for word in set.intersection(*(found[i][part] for found in errors.values()))
+        )
         if common:
-            words = joined([say("errors.word_count", word=data_text(w, 40), count=number(n, "count")) for w, n in common.most_common(6)])
+            words = joined(
+                [
+                    say("errors.word_count", word=data_text(w, 40), count=number(n, "count"))
+                    for w, n in common.most_common(6)
+                ]
+            )
             sentences.append(say(f"errors.{part}_by_all", words=words))
     return sentences
 
@@ -109,13 +168,30 @@ def gallery(context: Context) -> list[dict]:
     """The same images with every model's caption."""
     arms = [arm for arm in context.study.arms if arm.measured]
     captions = {arm.name: by_id(arm.first) for arm in arms}
-    ids = [str(s.get("id")) for s in (pictured(arms[0]) if arms else []) if all(str(s.get("id")) in found for found in captions.values())]
+    ids = [
+        str(s.get("id"))
+        for s in (pictured(arms[0]) if arms else [])
+        if all(str(s.get("id")) in found for found in captions.values())
+    ]
     views = []
     for key in ids[:SIDE_BY_SIDE]:
         first = captions[arms[0].name][key]
         lines = [
-            {"who": arm_name(arm), "text": data_text(captions[arm.name][key].get("beam3") or "", 300), "score": number(dig(captions[arm.name][key], "scores", "cider"), "points", arm.first.file("samples.jsonl"))}
+            {
+                "who": arm_name(arm),
+                "text": data_text(captions[arm.name][key].get("beam3") or "", 300),
+                "score": number(
+                    dig(captions[arm.name][key], "scores", "cider"), "points", arm.first.file("samples.jsonl")
+                ),
+            }
             for arm in arms
-        ]  # fmt: skip
-        views.append({"id": code(key), "photo": photo(context.study.path, first.get("image"), str(dig(first, "references", 0, default=""))), "references": [data_text(r, 300) for r in dig(first, "references", default=[])[:2]], "lines": lines})
+        ]
+        views.append(
+            {
+                "id": code(key),
+                "photo": photo(context.study.path, first.get("image"), str(dig(first, "references", 0, default=""))),
+                "references": [data_text(r, 300) for r in dig(first, "references", default=[])[:2]],
+                "lines": lines,
+            }
+        )
     return views

@@ -1,4 +1,4 @@
-"""Section 5 for captions: each model's idea, settings, proof, curves, captions by epoch, final images, errors, heat maps."""
+"""Section 5 for captions: each model's idea, settings, proof, curves, captions, errors and heat maps."""
 
 from __future__ import annotations
 
@@ -17,14 +17,24 @@ from tarazu.report.sections.proof import proof_view, settings_table, targets_tab
 from tarazu.report.sections.searching import search_view
 from tarazu.report.text import code, data_text, number, say, say_or
 
-PAGES = {"show_and_tell": ("overfitting-measures",), "show_attend_tell": ("attention-maps",), "transformer": ("masking", "positions")}
+PAGES = {
+    "show_and_tell": ("overfitting-measures",),
+    "show_attend_tell": ("attention-maps",),
+    "transformer": ("masking", "positions"),
+}
 FINAL, EXTREMES = 5, 3
 
 
 def methods_section(context: Context) -> Section:
     told: set[str] = set()
     view = {"arms": [_arm(context, arm, told) for arm in context.study.arms]}
-    return Section("methods", say("section.methods"), "captions_methods.html", view, explain("fingerprints", "curves", "beam-search"))
+    return Section(
+        "methods",
+        say("section.methods"),
+        "captions_methods.html",
+        view,
+        explain("fingerprints", "curves", "beam-search"),
+    )
 
 
 def _arm(context: Context, arm: Arm, told: set[str]) -> dict:
@@ -58,10 +68,22 @@ def _arm(context: Context, arm: Arm, told: set[str]) -> dict:
 def _scores_figure(context: Context, arm: Arm) -> Figure | None:
     """Validation BLEU-4 and CIDEr by epoch, from real generation."""
     found = [(key, curve(arm.first, "validation", "epoch", key)) for key in ("bleu4", "cider")]
-    series = [charts.Series(say(f"measure.{key}"), points.x, points.y, i, i) for i, (key, points) in enumerate(found) if points]
+    series = [
+        charts.Series(say(f"measure.{key}"), points.x, points.y, i, i)
+        for i, (key, points) in enumerate(found)
+        if points
+    ]
     if not series:
         return None
-    return line_figure(context, f"scores-{arm.name}", say("cmethod.scores", method=code(arm.name)), series, say("axis.epoch"), say("axis.score"), [arm.first.file("events.jsonl")])
+    return line_figure(
+        context,
+        f"scores-{arm.name}",
+        say("cmethod.scores", method=code(arm.name)),
+        series,
+        say("axis.epoch"),
+        say("axis.score"),
+        [arm.first.file("events.jsonl")],
+    )
 
 
 def _by_epoch(context: Context, arm: Arm) -> dict | None:
@@ -71,11 +93,18 @@ def _by_epoch(context: Context, arm: Arm) -> dict | None:
     if not found:
         return None
     source = arm.first.file("events.jsonl")
-    rows = [[figure_cell(e.get("epoch"), "two", source), text_cell(data_text(sample.get("output", ""), 300))] for e, sample in found]
+    rows = [
+        [figure_cell(e.get("epoch"), "two", source), text_cell(data_text(sample.get("output", ""), 300))]
+        for e, sample in found
+    ]
     identity = str(found[-1][1].get("id", ""))
     own = by_id(arm.first).get(identity, {})
     name = next((s.get("image") for _, s in found if s.get("image")), None) or own.get("image") or f"images/{identity}"
-    return {"photo": photo(context.study.path, name, _alt(own)), "id": code(identity), "table": Table(say("cmethod.by_epoch"), [say("axis.epoch"), say("cmethod.caption")], rows, [source])}
+    return {
+        "photo": photo(context.study.path, name, _alt(own)),
+        "id": code(identity),
+        "table": Table(say("cmethod.by_epoch"), [say("axis.epoch"), say("cmethod.caption")], rows, [source]),
+    }
 
 
 def _alt(sample: dict) -> str:
@@ -91,8 +120,12 @@ def picture_view(context: Context, arm: Arm, sample: dict) -> dict:
         "caption": data_text(sample.get("beam3") or sample.get("greedy") or "", 300),
         "score": say("cmethod.score", cider=number(dig(sample, "scores", "cider"), "points", source)),
         "references": [data_text(r, 300) for r in dig(sample, "references", default=[])[:2]],
-        "invented": data_text(", ".join(map(str, dig(sample, "errors", "invented", default=[])))) if dig(sample, "errors", "invented") else None,
-        "missed": data_text(", ".join(map(str, dig(sample, "errors", "missed", default=[])))) if dig(sample, "errors", "missed") else None,
+        "invented": data_text(", ".join(map(str, dig(sample, "errors", "invented", default=[]))))
+        if dig(sample, "errors", "invented")
+        else None,
+        "missed": data_text(", ".join(map(str, dig(sample, "errors", "missed", default=[]))))
+        if dig(sample, "errors", "missed")
+        else None,
     }
 
 
@@ -101,7 +134,7 @@ def pictured(arm: Arm) -> list[dict]:
 
 
 def _final(context: Context, arm: Arm) -> list[dict]:
-    """Five images, the same for every model: those with attention first drawn at random by the run, else the first ones."""
+    """Five images, the same for every model: those that every model has a picture for, else the first ones."""
     shared = [s for s in pictured(arm) if _in_all(context, str(s.get("id")))]
     return [picture_view(context, arm, s) for s in (shared or pictured(arm))[:FINAL]]
 
@@ -112,10 +145,16 @@ def _in_all(context: Context, identity: str) -> bool:
 
 def _extremes(context: Context, arm: Arm) -> dict:
     """The best and the worst of the images that are kept, by CIDEr."""
-    scored = sorted((s for s in pictured(arm) if as_number(dig(s, "scores", "cider")) is not None), key=lambda s: s["scores"]["cider"])
+    scored = sorted(
+        (s for s in pictured(arm) if as_number(dig(s, "scores", "cider")) is not None),
+        key=lambda s: s["scores"]["cider"],
+    )
     if len(scored) < 2 * EXTREMES:
         return {"best": [], "worst": []}
-    return {"best": [picture_view(context, arm, s) for s in reversed(scored[-EXTREMES:])], "worst": [picture_view(context, arm, s) for s in scored[:EXTREMES]]}
+    return {
+        "best": [picture_view(context, arm, s) for s in reversed(scored[-EXTREMES:])],
+        "worst": [picture_view(context, arm, s) for s in scored[:EXTREMES]],
+    }
 
 
 def categories(arm: Arm) -> dict[str, dict]:
@@ -128,10 +167,21 @@ def errors_table(arm: Arm) -> Table:
     """Objects, colours, counts and relations against the five references."""
     source = arm.first.file("metrics.json")
     rows = [
-        [text_cell(say_or(f"category.{name}", name)), *[figure_cell(dig(value, k), "percent", source) for k in ("precision", "recall", "f1")], *[figure_cell(dig(value, k), "count", source) for k in ("mentions", "expected")]]
+        [
+            text_cell(say_or(f"category.{name}", name)),
+            *[figure_cell(dig(value, k), "percent", source) for k in ("precision", "recall", "f1")],
+            *[figure_cell(dig(value, k), "count", source) for k in ("mentions", "expected")],
+        ]
         for name, value in categories(arm).items()
-    ]  # fmt: skip
-    columns = [say("errors.category"), say("errors.precision"), say("errors.recall"), say("errors.f1"), say("errors.mentions"), say("errors.expected")]
+    ]
+    columns = [
+        say("errors.category"),
+        say("errors.precision"),
+        say("errors.recall"),
+        say("errors.f1"),
+        say("errors.mentions"),
+        say("errors.expected"),
+    ]
     return Table(say("errors.table"), columns, rows, [source])
 
 
@@ -139,7 +189,9 @@ def error_words(arm: Arm) -> list[Table]:
     """The words most often invented and missed."""
     tables, source = [], arm.first.file("metrics.json")
     for part in ("invented", "missed"):
-        pairs = [p for p in dig(arm.first.metrics, "errors", part, default=[]) if isinstance(p, list) and len(p) == 2][:12]
+        pairs = [p for p in dig(arm.first.metrics, "errors", part, default=[]) if isinstance(p, list) and len(p) == 2][
+            :12
+        ]
         if pairs:
             rows = [[code_cell(word), figure_cell(count, "count", source)] for word, count in pairs]
             tables.append(Table(say(f"errors.{part}"), [say("errors.word"), say("data.images")], rows, [source]))
@@ -148,6 +200,16 @@ def error_words(arm: Arm) -> list[Table]:
 
 def _diversity(arm: Arm) -> Table:
     source = arm.first.file("metrics.json")
-    forms = {"vocabulary_used": "count", "new_share": "percent", "distinct_share": "percent", "words_mean": "points", "repeated_phrase_share": "percent"}
-    rows = [[text_cell(say(f"diversity.{key}")), figure_cell(dig(arm.first.metrics, "diversity", key), form, source)] for key, form in forms.items() if dig(arm.first.metrics, "diversity", key) is not None]
+    forms = {
+        "vocabulary_used": "count",
+        "new_share": "percent",
+        "distinct_share": "percent",
+        "words_mean": "points",
+        "repeated_phrase_share": "percent",
+    }
+    rows = [
+        [text_cell(say(f"diversity.{key}")), figure_cell(dig(arm.first.metrics, "diversity", key), form, source)]
+        for key, form in forms.items()
+        if dig(arm.first.metrics, "diversity", key) is not None
+    ]
     return Table(say("diversity.table"), [say("common.what"), say("common.value")], rows, [source])

@@ -14,14 +14,23 @@ FILE = "model.json"
 
 def model_section(context: Context) -> Section:
     encoder = dig(context.study.model, "encoder", default={})
-    view = {"facts": _facts(encoder), "shapes": _shapes(encoder), "words": _words(encoder), "note": data_text(encoder["weights_note"]) if dig(encoder, "weights_note") else None}
+    view = {
+        "facts": _facts(encoder),
+        "shapes": _shapes(encoder),
+        "words": _words(encoder),
+        "note": data_text(encoder["weights_note"]) if dig(encoder, "weights_note") else None,
+    }
     return Section("model", say("section.model"), "captions_model.html", view, explain("embedding-vs-one-hot"))
 
 
 def _facts(encoder: dict) -> Table:
     def listed(key: str):
         values = dig(encoder, key)
-        return code_cell(", ".join(f"{v:g}" if as_number(v) is not None else str(v) for v in values)) if isinstance(values, list) else None
+        return (
+            code_cell(", ".join(f"{v:g}" if as_number(v) is not None else str(v) for v in values))
+            if isinstance(values, list)
+            else None
+        )
 
     pairs = [
         (say("model.name"), code_cell(encoder["name"]) if encoder.get("name") else None),
@@ -49,7 +58,13 @@ def _words(encoder: dict):
     grid, pooled, features = dig(encoder, "map", 0), as_number(dig(encoder, "pooled")), dig(encoder, "features", 0)
     if None in (as_number(grid), pooled, as_number(features)):
         return None
-    return say("encoder.words", places=number(features, "count", FILE), grid=number(grid, "count", FILE), width=number(pooled, "count", FILE), side=number(dig(encoder, "input", 1), "count", FILE))
+    return say(
+        "encoder.words",
+        places=number(features, "count", FILE),
+        grid=number(grid, "count", FILE),
+        width=number(pooled, "count", FILE),
+        side=number(dig(encoder, "input", 1), "count", FILE),
+    )
 
 
 def yardsticks_section(context: Context) -> Section:
@@ -68,7 +83,12 @@ def yardstick_table(context: Context) -> Table:
 
 
 def score_columns() -> list:
-    return [*[say(f"measure.bleu{n}") for n in (1, 2, 3, 4)], say("measure.cider"), say("measure.rouge_l"), say("measure.meteor")]
+    return [
+        *[say(f"measure.bleu{n}") for n in (1, 2, 3, 4)],
+        say("measure.cider"),
+        say("measure.rouge_l"),
+        say("measure.meteor"),
+    ]
 
 
 def score_cells(scores: dict, source: str) -> list[Cell]:

@@ -14,7 +14,11 @@ from tarazu.report.text import Both, code, number, say
 
 def axis_of(context: Context) -> tuple[str, Both, str]:
     """(event field, axis title, number form): captions count epochs, chat counts tokens."""
-    return ("epoch", say("axis.epoch"), "two") if context.study.task == "captions" else ("tokens", say("axis.tokens"), "count")
+    return (
+        ("epoch", say("axis.epoch"), "two")
+        if context.study.task == "captions"
+        else ("tokens", say("axis.tokens"), "count")
+    )
 
 
 def loss_figure(context: Context, arm: Arm) -> Figure | None:
@@ -30,21 +34,43 @@ def loss_figure(context: Context, arm: Arm) -> Figure | None:
     for i, run in enumerate(run for run in arm.runs if run is not arm.first):
         other = curve(run, "validation", field)
         if other:
-            series.append(charts.Series(say("curve.validation_seed", seed=number(run.seed, "count")), other.x, other.y, 2 + i, 2))
+            series.append(
+                charts.Series(say("curve.validation_seed", seed=number(run.seed, "count")), other.x, other.y, 2 + i, 2)
+            )
     if not series:
         return None
     caption = say("curve.caption", method=code(arm.name))
     if size > 1:
         caption = say("curve.caption_thinned", method=code(arm.name), size=number(size, "count"))
-    return line_figure(context, f"curves-{arm.name}", caption, series, title, say("axis.loss"), [run.file("events.jsonl") for run in arm.runs])
+    return line_figure(
+        context,
+        f"curves-{arm.name}",
+        caption,
+        series,
+        title,
+        say("axis.loss"),
+        [run.file("events.jsonl") for run in arm.runs],
+    )
 
 
-def line_figure(context: Context, name: str, caption: Both, series: list[charts.Series], x: Both, y: Both, sources: list[str]) -> Figure:
+def line_figure(
+    context: Context, name: str, caption: Both, series: list[charts.Series], x: Both, y: Both, sources: list[str]
+) -> Figure:
     """Lines as a figure that the page's script can also draw."""
     data = {
-        "x": sides(x), "y": sides(y),
-        "series": [{"name": sides(s.name), "x": s.x, "y": s.y, "color": charts.PALETTE[s.color % len(charts.PALETTE)], "dash": charts.DASHES[s.dash % 4]} for s in series],
-    }  # fmt: skip
+        "x": sides(x),
+        "y": sides(y),
+        "series": [
+            {
+                "name": sides(s.name),
+                "x": s.x,
+                "y": s.y,
+                "color": charts.PALETTE[s.color % len(charts.PALETTE)],
+                "dash": charts.DASHES[s.dash % 4],
+            }
+            for s in series
+        ],
+    }
     make = partial(charts.lines, series, x, y)
     return context.gallery.add(name, caption, make, sources, data)
 
@@ -64,7 +90,12 @@ def curve_sentences(context: Context, arm: Arm) -> list[Both]:
     if facts.train_first is not None:
         found.append(say("curve.train_fell", first=loss(facts.train_first), last=loss(facts.train_last)))
     if facts.validation_first is not None:
-        values = {"first": loss(facts.validation_first), "best": loss(facts.validation_best), "last": loss(facts.validation_last), "at": at(facts.best_at)}
+        values = {
+            "first": loss(facts.validation_first),
+            "best": loss(facts.validation_best),
+            "last": loss(facts.validation_last),
+            "at": at(facts.best_at),
+        }
         found.append(say(f"curve.validation_{field}", **values))
     if facts.flat_at is not None:
         found.append(say(f"curve.flat_{field}", at=at(facts.flat_at), end=at(facts.end_at)))
@@ -77,10 +108,16 @@ def curve_sentences(context: Context, arm: Arm) -> list[Both]:
         key = "curve.overfit" if facts.overfit else "curve.not_overfit" if rise > 0 else "curve.lowest_last"
         found.append(say(key, rise=loss(rise), at=at(facts.best_at)))
         if facts.validation_last > facts.validation_first:
-            found.append(say("curve.worse_than_start", first=loss(facts.validation_first), last=loss(facts.validation_last)))
+            found.append(
+                say("curve.worse_than_start", first=loss(facts.validation_first), last=loss(facts.validation_last))
+            )
     if facts.train_first is not None:
         steps = ", ".join(str(s) for s in facts.spikes[:8])
-        found.append(say("curve.spikes", n=number(len(facts.spikes), "count", source), steps=code(steps)) if facts.spikes else say("curve.no_spikes"))
+        found.append(
+            say("curve.spikes", n=number(len(facts.spikes), "count", source), steps=code(steps))
+            if facts.spikes
+            else say("curve.no_spikes")
+        )
     if facts.largest_gradient is not None:
         found.append(say("curve.gradient", norm=number(facts.largest_gradient, "number", source)))
     return found or [say("curve.none")]

@@ -31,7 +31,9 @@ def data_section(context: Context) -> Section:
         "note": data_text(data["note"]) if data.get("note") else None,
         "file": FILE,
     }
-    return Section("data", say("section.data"), "data.html", view, explain("slimorca-format", "chat-template-and-loss-mask"))
+    return Section(
+        "data", say("section.data"), "data.html", view, explain("slimorca-format", "chat-template-and-loss-mask")
+    )
 
 
 def _facts(data: dict) -> Table:
@@ -43,7 +45,10 @@ def _facts(data: dict) -> Table:
         (say("data.tokenizer"), code_cell(data["tokenizer"]) if data.get("tokenizer") else None),
         (say("data.template"), Cell(code(template)) if template else None),
         (say("data.template_reason"), text_cell(reason) if reason else None),
-        (say("data.max_length"), figure_cell(data.get("max_length"), "count", FILE) if data.get("max_length") else None),
+        (
+            say("data.max_length"),
+            figure_cell(data.get("max_length"), "count", FILE) if data.get("max_length") else None,
+        ),
     ]
     return pairs_table(say("data.facts"), pairs, [say("common.what"), say("common.value")], [FILE])
 
@@ -57,14 +62,27 @@ def splits_table(data: dict, columns: list[str]) -> Table:
     for name in [s for s in ("train", "validation", "test") if s in splits]:
         size = as_number(dig(splits, name, first))
         share = size / total if size is not None and total else None
-        rows.append([text_cell(say(f"split.{name}")), *[figure_cell(dig(splits, name, c), "count", FILE) for c in columns], figure_cell(share, "percent", FILE)])
-    return Table(say("data.splits"), [say("data.split"), *[say(f"data.{c}") for c in columns], say("data.share")], rows, [FILE])
+        rows.append(
+            [
+                text_cell(say(f"split.{name}")),
+                *[figure_cell(dig(splits, name, c), "count", FILE) for c in columns],
+                figure_cell(share, "percent", FILE),
+            ]
+        )
+    return Table(
+        say("data.splits"), [say("data.split"), *[say(f"data.{c}") for c in columns], say("data.share")], rows, [FILE]
+    )
 
 
 def _structure(data: dict) -> Table:
     structure = data.get("structure") if isinstance(data.get("structure"), dict) else {}
-    roles = [spaced(number(n, "count", FILE), say_or(f"role.{role}", role)) for role, n in _items(structure.get("roles"))]
-    turns = [say("data.turns_times", turns=data_text(turns), count=number(n, "count", FILE)) for turns, n in _items(structure.get("turns_per_row"))]
+    roles = [
+        spaced(number(n, "count", FILE), say_or(f"role.{role}", role)) for role, n in _items(structure.get("roles"))
+    ]
+    turns = [
+        say("data.turns_times", turns=data_text(turns), count=number(n, "count", FILE))
+        for turns, n in _items(structure.get("turns_per_row"))
+    ]
     pairs = [
         (say("data.rows"), figure_cell(structure.get("rows"), "count", FILE)),
         (say("data.roles"), Cell(joined(roles)) if roles else None),
@@ -89,7 +107,12 @@ def lengths_table(data: dict, keys: tuple) -> Table:
     for key in keys:
         values = dig(data, "structure", "lengths", key, default={})
         if values:
-            rows.append([text_cell(say(f"length.{key}")), *[figure_cell(dig(values, c), "points" if c == "mean" else "count", FILE) for c in columns]])
+            rows.append(
+                [
+                    text_cell(say(f"length.{key}")),
+                    *[figure_cell(dig(values, c), "points" if c == "mean" else "count", FILE) for c in columns],
+                ]
+            )
     return Table(say("data.lengths"), [say("data.counted_in"), *[say(f"length.{c}") for c in columns]], rows, [FILE])
 
 
@@ -113,14 +136,27 @@ def problems_table(data: dict) -> Table:
         lines = problem.get("lines") or problem.get("names") or []
         shown = ", ".join(str(line) for line in lines[:20]) if isinstance(lines, list) else ""
         kind = say_or(f"problem.{problem.get('kind')}", problem.get("kind"))
-        rows.append([text_cell(problem.get("reason", "")), text_cell(kind), figure_cell(problem.get("count"), "count", FILE), code_cell(shown)])
-    return Table(say("data.problems"), [say("data.reason"), say("data.done"), say("data.count"), say("data.lines")], rows, [FILE])
+        rows.append(
+            [
+                text_cell(problem.get("reason", "")),
+                text_cell(kind),
+                figure_cell(problem.get("count"), "count", FILE),
+                code_cell(shown),
+            ]
+        )
+    return Table(
+        say("data.problems"), [say("data.reason"), say("data.done"), say("data.count"), say("data.lines")], rows, [FILE]
+    )
 
 
 def turns_view(turns, limit: int = TURN_CHARACTERS) -> list[dict]:
     """Turns for the template: who speaks, and what."""
     return [
-        {"role": say_or(f"role.{t.get('role')}", t.get("role")), "kind": t.get("role") if t.get("role") in ("system", "human", "gpt") else "other", "text": data_text(t.get("text") or "", limit)}
+        {
+            "role": say_or(f"role.{t.get('role')}", t.get("role")),
+            "kind": t.get("role") if t.get("role") in ("system", "human", "gpt") else "other",
+            "text": data_text(t.get("text") or "", limit),
+        }
         for t in records(turns)
     ]
 
@@ -133,4 +169,7 @@ def _tokens(data: dict) -> list[dict]:
     """The first example that has tokens, token by token."""
     example = next((e for e in records(data.get("examples")) if e.get("tokens")), None)
     pairs = [t for t in (example or {}).get("tokens", []) if isinstance(t, list) and len(t) == 2]
-    return [{"text": data_text(str(text).replace("\n", "⏎").replace(" ", "␣") or "∅"), "loss": bool(on)} for text, on in pairs[:TOKENS_SHOWN]]
+    return [
+        {"text": data_text(str(text).replace("\n", "⏎").replace(" ", "␣") or "∅"), "loss": bool(on)}
+        for text, on in pairs[:TOKENS_SHOWN]
+    ]

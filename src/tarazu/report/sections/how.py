@@ -7,9 +7,8 @@ from functools import partial
 from tarazu.report import charts
 from tarazu.report.blocks import Table, code_cell, figure_cell, pairs_table, text_cell
 from tarazu.report.reading import StudyView, as_number, dig, records
-from tarazu.report.sections.answers import arm_name
+from tarazu.report.sections.answers import all_arms, arm_name
 from tarazu.report.sections.base import Context, Section
-from tarazu.report.sections.comparison import all_arms
 from tarazu.report.text import Both, code, data_text, joined, number, say
 
 PHASES = ("load", "tokenise", "train", "validate", "generate", "evaluate", "checkpoint", "fingerprint")
@@ -25,7 +24,9 @@ def how_section(context: Context) -> Section:
         "ledger": ledger_table(study),
         "tokens": token_table(study),
         "figure": _figure(context),
-        "seeds": joined([number(s, "count") for s in dict.fromkeys(run.seed for arm in study.arms for run in arm.runs)]),
+        "seeds": joined(
+            [number(s, "count") for s in dict.fromkeys(run.seed for arm in study.arms for run in arm.runs)]
+        ),
         "caveats": caveats(context),
         "command": code(study.environment["command"]) if study.environment.get("command") else None,
         "verify": _verify(study),
@@ -36,7 +37,10 @@ def how_section(context: Context) -> Section:
 def _environment(study: StudyView) -> Table:
     env, file = study.environment, "environment.json"
     device = dig(env, "device", default={})
-    pairs = [(say(f"how.{key}"), code_cell(env[key]) if env.get(key) else None) for key in ("tarazu", "commit", "started", "python", "platform", "recipe_sha256")]
+    pairs = [
+        (say(f"how.{key}"), code_cell(env[key]) if env.get(key) else None)
+        for key in ("tarazu", "commit", "started", "python", "platform", "recipe_sha256")
+    ]
     pairs += [
         (say("how.device"), code_cell(dig(device, "name") or dig(device, "type") or "?")),
         (say("how.memory"), figure_cell(dig(device, "memory"), "bytes", file)),
@@ -49,7 +53,9 @@ def _environment(study: StudyView) -> Table:
 
 def _packages(study: StudyView) -> Table:
     found = dig(study.environment, "packages", default={})
-    rows = [[code_cell(name), code_cell(version)] for name, version in (found.items() if isinstance(found, dict) else ())]
+    rows = [
+        [code_cell(name), code_cell(version)] for name, version in (found.items() if isinstance(found, dict) else ())
+    ]
     return Table(say("how.packages"), [say("how.package"), say("how.version")], rows, ["environment.json"])
 
 
@@ -58,21 +64,41 @@ def ledger_table(study: StudyView) -> Table:
     runs = [(arm, run) for arm in all_arms(study) for run in arm.runs if run.ledger]
     phases = [p for p in PHASES if any(as_number(dig(run.ledger, "seconds", p)) is not None for _, run in runs)]
     rows = [
-        [text_cell(arm_name(arm)), figure_cell(run.seed, "count"), *[figure_cell(dig(run.ledger, "seconds", p), "seconds", run.file("ledger.json")) for p in phases]]
+        [
+            text_cell(arm_name(arm)),
+            figure_cell(run.seed, "count"),
+            *[figure_cell(dig(run.ledger, "seconds", p), "seconds", run.file("ledger.json")) for p in phases],
+        ]
         for arm, run in runs
     ]
-    return Table(say("how.ledger"), [say("compare.method"), say("how.seed"), *[say(f"phase.{p}") for p in phases]], rows, [run.file("ledger.json") for _, run in runs], sortable=True)
+    return Table(
+        say("how.ledger"),
+        [say("compare.method"), say("how.seed"), *[say(f"phase.{p}") for p in phases]],
+        rows,
+        [run.file("ledger.json") for _, run in runs],
+        sortable=True,
+    )
 
 
 def token_table(study: StudyView) -> Table:
     """Tokens with and without padding and virtual tokens: the budget counts the real ones."""
     runs = [(arm, run) for arm in study.arms for run in arm.runs if dig(run.ledger, "tokens")]
     rows = [
-        [text_cell(arm_name(arm)), figure_cell(run.seed, "count"), *[figure_cell(dig(run.ledger, "tokens", t), "count", run.file("ledger.json")) for t in TOKENS],
-         code_cell(", ".join(f"{k}: {v}" for k, v in dig(run.ledger, "paths", default={}).items()))]
+        [
+            text_cell(arm_name(arm)),
+            figure_cell(run.seed, "count"),
+            *[figure_cell(dig(run.ledger, "tokens", t), "count", run.file("ledger.json")) for t in TOKENS],
+            code_cell(", ".join(f"{k}: {v}" for k, v in dig(run.ledger, "paths", default={}).items())),
+        ]
         for arm, run in runs
-    ]  # fmt: skip
-    return Table(say("how.tokens"), [say("compare.method"), say("how.seed"), *[say(f"tokens.{t}") for t in TOKENS], say("how.paths")], rows, [run.file("ledger.json") for _, run in runs], sortable=True)
+    ]
+    return Table(
+        say("how.tokens"),
+        [say("compare.method"), say("how.seed"), *[say(f"tokens.{t}") for t in TOKENS], say("how.paths")],
+        rows,
+        [run.file("ledger.json") for _, run in runs],
+        sortable=True,
+    )
 
 
 def _figure(context: Context):
@@ -85,7 +111,12 @@ def _figure(context: Context):
     if not rows:
         return None
     make = partial(charts.stacked, rows, say("axis.seconds"))
-    return context.gallery.add("time-by-phase", say("how.figure"), lambda language: make(language=language), [arm.first.file("ledger.json") for arm in all_arms(context.study)])
+    return context.gallery.add(
+        "time-by-phase",
+        say("how.figure"),
+        lambda language: make(language=language),
+        [arm.first.file("ledger.json") for arm in all_arms(context.study)],
+    )
 
 
 def caveats(context: Context) -> list[Both]:
@@ -122,5 +153,17 @@ def _verify(study: StudyView) -> Table | None:
     """What `tarazu verify` found, where it was run."""
     rows = []
     for check in records(study.extras.get("verify", {}).get("checks")):
-        rows.append([text_cell(check.get("name", "")), text_cell(say("common.yes" if check.get("ok") else "common.no")), text_cell(check.get("difference", check.get("text", "")))])
-    return Table(say("how.verify"), [say("how.invariant"), say("how.holds"), say("pair.difference")], rows, ["verify.json"]) if rows else None
+        rows.append(
+            [
+                text_cell(check.get("name", "")),
+                text_cell(say("common.yes" if check.get("ok") else "common.no")),
+                text_cell(check.get("difference", check.get("text", ""))),
+            ]
+        )
+    return (
+        Table(
+            say("how.verify"), [say("how.invariant"), say("how.holds"), say("pair.difference")], rows, ["verify.json"]
+        )
+        if rows
+        else None
+    )

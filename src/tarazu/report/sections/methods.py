@@ -1,4 +1,4 @@
-"""Section 5 for chat: each method's idea, settings, proof, curves, troubles, and answers beside the untouched model's."""
+"""Section 5 for chat: each method's idea, settings, proof, curves, troubles, and answers beside the base's."""
 
 from __future__ import annotations
 
@@ -31,7 +31,12 @@ def methods_section(context: Context) -> Section:
     for name, (_, pages) in FAMILIES.items():
         arms = [arm for arm in context.study.arms if family_of(arm.kind) == name]
         if arms:
-            view = {"name": name, "title": say(f"family.{name}"), "explanations": explain(*pages), "arms": [_arm(context, arm, told) for arm in arms]}
+            view = {
+                "name": name,
+                "title": say(f"family.{name}"),
+                "explanations": explain(*pages),
+                "arms": [_arm(context, arm, told) for arm in arms],
+            }
             families.append(view)
     view = {"families": families, "missing": not families}
     return Section("methods", say("section.methods"), "methods.html", view, explain("fingerprints", "curves"))
@@ -70,7 +75,13 @@ def beside_base(context: Context, arm: Arm) -> list[Both]:
         sign = 1 if pair.a == arm.name else -1
         ends = sorted((sign * pair.found.low, sign * pair.found.high))
         form = signed_form(pair.measure)
-        values = {"figure": say(f"measure.{key}"), "mean": number(sign * pair.found.mean, form), "low": number(ends[0], form), "high": number(ends[1], form), "p": number(pair.p, "p")}
+        values = {
+            "figure": say(f"measure.{key}"),
+            "mean": number(sign * pair.found.mean, form),
+            "low": number(ends[0], form),
+            "high": number(ends[1], form),
+            "p": number(pair.p, "p"),
+        }
         outcome = "none" if not pair.sure else "better" if pair.winner == arm.name else "worse"
         found.append(say(f"beside.{outcome}", **values, detectable=number(pair.found.detectable, unsigned(form))))
     return found
@@ -87,11 +98,22 @@ def _against_base(context: Context, arm: Arm) -> Table:
         change = None if before is None else after - before
         form = "signed_percent" if measure.form == "percent" else signed_form(measure)
         source = arm.first.file("metrics.json")
-        rows.append([
-            text_cell(say(f"measure.{measure.key}")), figure_cell(before, measure.form, base.first.file("metrics.json") if base else ""), figure_cell(after, measure.form, source),
-            figure_cell(change, form, source), _direction(measure, change),
-        ])  # fmt: skip
-    columns = [say("common.what"), say("method.before"), say("method.after"), say("method.change"), say("method.outcome")]
+        rows.append(
+            [
+                text_cell(say(f"measure.{measure.key}")),
+                figure_cell(before, measure.form, base.first.file("metrics.json") if base else ""),
+                figure_cell(after, measure.form, source),
+                figure_cell(change, form, source),
+                _direction(measure, change),
+            ]
+        )
+    columns = [
+        say("common.what"),
+        say("method.before"),
+        say("method.after"),
+        say("method.change"),
+        say("method.outcome"),
+    ]
     return Table(say("method.figures"), columns, rows, [run.file("metrics.json") for run in arm.measured])
 
 

@@ -33,7 +33,10 @@ def model_section(context: Context) -> Section:
 
 def _facts(model: dict) -> Table:
     pairs = [(say(f"model.{key}"), code_cell(model[key]) if model.get(key) else None) for key in NAMES]
-    pairs += [(say(f"model.{key}"), figure_cell(model.get(key), "count", FILE) if model.get(key) is not None else None) for key in COUNTS]
+    pairs += [
+        (say(f"model.{key}"), figure_cell(model.get(key), "count", FILE) if model.get(key) is not None else None)
+        for key in COUNTS
+    ]
     if isinstance(model.get("tied_embeddings"), bool):
         pairs.append((say("model.tied"), Cell(say("common.yes" if model["tied_embeddings"] else "common.no"))))
     return pairs_table(say("model.facts"), pairs, [say("common.what"), say("common.value")], [FILE])
@@ -53,7 +56,9 @@ def _parts(context: Context, model: dict):
         return None
     labels, values = [part_name(p.get("name")) for p in parts], [p["parameters"] for p in parts]
     make = partial(charts.bars, labels, values, say("model.parameters_axis"), form=".3~s")
-    return context.gallery.add("parameters-by-part", say("model.parts"), lambda language: make(language=language), [FILE])
+    return context.gallery.add(
+        "parameters-by-part", say("model.parts"), lambda language: make(language=language), [FILE]
+    )
 
 
 def part_name(name):
@@ -68,5 +73,7 @@ def _tensors(model: dict) -> Table:
     rows = []
     for tensor in records(model.get("tensors")):
         shape = " × ".join(str(n) for n in tensor.get("shape") or [])
-        rows.append([code_cell(tensor.get("name", "")), code_cell(shape), figure_cell(tensor.get("parameters"), "count", FILE)])
+        rows.append(
+            [code_cell(tensor.get("name", "")), code_cell(shape), figure_cell(tensor.get("parameters"), "count", FILE)]
+        )
     return Table(say("model.tensors"), [say("model.tensor"), say("model.shape"), say("model.parameters")], rows, [FILE])

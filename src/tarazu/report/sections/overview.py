@@ -31,7 +31,13 @@ def _compared(context: Context) -> Both:
     if study.task == "captions":
         model = dig(study.model, "encoder", "name") or study.settings.get("encoder") or "?"
         images = number(dig(study.data, "splits", "train", "images"), "count", "data.json")
-        return say("overview.captions", methods=names, model=code(model), images=images, source=code(study.data.get("source", "?")))
+        return say(
+            "overview.captions",
+            methods=names,
+            model=code(model),
+            images=images,
+            source=code(study.data.get("source", "?")),
+        )
     model = study.model.get("name") or study.settings.get("model") or "?"
     rows = number(dig(study.data, "splits", "train", "rows"), "count", "data.json")
     return say("overview.chat", methods=names, model=code(model), rows=rows, source=code(study.data.get("source", "?")))

@@ -24,7 +24,14 @@ def recommendation_section(context: Context) -> Section:
         "reason": choice_sentences(context, verdict.choices[prefer]),
         "choices": choices_table(context),
         "fronts": front_sentences(context),
-        "methods": [{"name": code(arm.name), "anchor": f"method-{arm.name}", **dict(zip(("pros", "cons"), pros_and_cons(context, arm), strict=True))} for arm in context.study.arms],
+        "methods": [
+            {
+                "name": code(arm.name),
+                "anchor": f"method-{arm.name}",
+                **dict(zip(("pros", "cons"), pros_and_cons(context, arm), strict=True)),
+            }
+            for arm in context.study.arms
+        ],
         "changes": would_change(context),
     }
     return Section("recommendation", say("section.recommendation"), "recommendation.html", view, explain("pareto"))
@@ -37,14 +44,31 @@ def choice_sentences(context: Context, choice: Choice) -> list[Both]:
         return [say("choice.none")]
     one, measure = verdict.contender(choice.name), verdict.measure
     source = context.study.arm(choice.name).first.file("metrics.json")
-    shown = {"method": code(choice.name), "figure": say(f"measure.{measure.key}"), "value": number(one.quality, measure.form, source)}
+    shown = {
+        "method": code(choice.name),
+        "figure": say(f"measure.{measure.key}"),
+        "value": number(one.quality, measure.form, source),
+    }
     found = [say("choice.pick", **shown)]
     if one.gain is not None:
         key = "choice.gain" if one.gain > 0 else "choice.no_gain"
-        found.append(say(f"{key}{'' if context.study.base else '_constant'}", gain=number(abs(one.gain), measure.form), base=number(verdict.baseline, measure.form)))
+        found.append(
+            say(
+                f"{key}{'' if context.study.base else '_constant'}",
+                gain=number(abs(one.gain), measure.form),
+                base=number(verdict.baseline, measure.form),
+            )
+        )
     if choice.by:
         cost = measures(context.study.task)[choice.by]
-        found.append(say("choice.by_cost", cost=say(f"measure.{cost.key}"), value=number(one.costs[cost.key], cost.form, context.study.arm(choice.name).first.file("ledger.json")), n=number(len(choice.allowed), "count")))
+        found.append(
+            say(
+                "choice.by_cost",
+                cost=say(f"measure.{cost.key}"),
+                value=number(one.costs[cost.key], cost.form, context.study.arm(choice.name).first.file("ledger.json")),
+                n=number(len(choice.allowed), "count"),
+            )
+        )
     if choice.ties:
         found.append(say("choice.ties", best=code(verdict.best.name), others=joined([code(n) for n in choice.ties])))
     if choice.name in verdict.not_better:
@@ -59,8 +83,25 @@ def choices_table(context: Context) -> Table:
         choice = context.verdict.choices[name]
         mark = name == context.study.prefer
         picked = Cell(code(choice.name) if choice.name else say("choice.none"), choice.name, best=mark)
-        rows.append([text_cell(say(f"prefer.{name}")), picked, Cell(joined([code(n) for n in choice.allowed])), text_cell(say(f"rule.{name}", keep=number(KEEP, "percent"), quality=say(f"measure.{context.verdict.measure.key}")))])
-    return Table(say("choice.table"), [say("choice.preference"), say("choice.picked"), say("choice.among"), say("choice.rule")], rows)
+        rows.append(
+            [
+                text_cell(say(f"prefer.{name}")),
+                picked,
+                Cell(joined([code(n) for n in choice.allowed])),
+                text_cell(
+                    say(
+                        f"rule.{name}",
+                        keep=number(KEEP, "percent"),
+                        quality=say(f"measure.{context.verdict.measure.key}"),
+                    )
+                ),
+            ]
+        )
+    return Table(
+        say("choice.table"),
+        [say("choice.preference"), say("choice.picked"), say("choice.among"), say("choice.rule")],
+        rows,
+    )
 
 
 def front_sentences(context: Context) -> list[Both]:
@@ -74,7 +115,7 @@ def front_sentences(context: Context) -> list[Both]:
 
 
 def pros_and_cons(context: Context, arm: Arm) -> tuple[list[Both], list[Both]]:
-    """Sentences from the numbers: best and worst in each cost, the gain, rates that rose or fell, over-fitting, failures."""
+    """Sentences from the numbers: best and worst in each cost, the gain, rates that rose or fell, failures."""
     pros: list[Both] = []
     cons: list[Both] = []
     _on_quality(context, arm, pros, cons)
@@ -99,11 +140,27 @@ def _on_quality(context: Context, arm: Arm, pros: list, cons: list) -> None:
     elif verdict.best and context.comparison.differ(measure.key, one.name, verdict.best.name) is False:
         pros.append(say("pro.tied", figure=figure, value=shape(one.quality), best=code(verdict.best.name)))
     elif verdict.best and one.name != verdict.best.name:
-        cons.append(say("con.behind", figure=figure, value=shape(one.quality), best=code(verdict.best.name), top=shape(verdict.best.quality)))
+        cons.append(
+            say(
+                "con.behind",
+                figure=figure,
+                value=shape(one.quality),
+                best=code(verdict.best.name),
+                top=shape(verdict.best.quality),
+            )
+        )
     if arm.name in verdict.not_better:
         cons.append(say("con.not_better", figure=figure))
     elif one.gain is not None and one.gain > 0 and verdict.baseline:
-        pros.append(say("pro.gain" if context.study.base else "pro.gain_constant", figure=figure, share=number(one.gain / abs(verdict.baseline), "percent"), before=shape(verdict.baseline), after=shape(one.quality)))
+        pros.append(
+            say(
+                "pro.gain" if context.study.base else "pro.gain_constant",
+                figure=figure,
+                share=number(one.gain / abs(verdict.baseline), "percent"),
+                before=shape(verdict.baseline),
+                after=shape(one.quality),
+            )
+        )
 
 
 def _on_cost(context: Context, arm: Arm, cost: Measure, pros: list, cons: list) -> None:
@@ -127,7 +184,11 @@ def _on_side_effects(context: Context, arm: Arm, pros: list, cons: list) -> None
         before, after = mean_over_seeds(base, measure), mean_over_seeds(arm, measure)
         if before is None or after is None or abs(after - before) < 0.05:
             continue
-        values = {"rate": say(f"measure.{measure.key}"), "before": number(before, "percent", base.first.file("metrics.json")), "after": number(after, "percent", arm.first.file("metrics.json"))}
+        values = {
+            "rate": say(f"measure.{measure.key}"),
+            "before": number(before, "percent", base.first.file("metrics.json")),
+            "after": number(after, "percent", arm.first.file("metrics.json")),
+        }
         (pros if after < before else cons).append(say("pro.rate_fell" if after < before else "con.rate_rose", **values))
 
 
@@ -142,10 +203,16 @@ def would_change(context: Context) -> list[Both]:
     for tie in context.verdict.choices["quality"].ties:
         pair = context.comparison.pair(key, best.name, tie)
         if pair:
-            found.append(say("change.tie", a=code(best.name), b=code(tie), detectable=number(pair.found.detectable, context.verdict.measure.form), rows=number(pair.found.rows, "count")))
+            found.append(
+                say(
+                    "change.tie",
+                    a=code(best.name),
+                    b=code(tie),
+                    detectable=number(pair.found.detectable, context.verdict.measure.form),
+                    rows=number(pair.found.rows, "count"),
+                )
+            )
     seeds = {len(arm.measured) for arm in context.study.arms}
     if seeds == {1}:
         found.append(say("change.seeds"))
     return found or [say("change.nothing")]
-
-

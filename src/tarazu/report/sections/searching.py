@@ -16,7 +16,14 @@ def search_view(context: Context, arm: Arm) -> dict | None:
     found, source = arm.search, f"{arm.name}/search.json"
     if not found:
         return None
-    sentences = [say("search.how", tokens=number(found.get("tokens"), "count", source), winner=code(_settings(found.get("winner"))), loss=number(found.get("loss"), "loss", source))]
+    sentences = [
+        say(
+            "search.how",
+            tokens=number(found.get("tokens"), "count", source),
+            winner=code(_settings(found.get("winner"))),
+            loss=number(found.get("loss"), "loss", source),
+        )
+    ]
     edges = found.get("edges")
     if isinstance(edges, list) and edges:
         sentences.append(say("search.edge", names=joined([code(e) for e in edges])))
@@ -24,15 +31,31 @@ def search_view(context: Context, arm: Arm) -> dict | None:
 
 
 def _settings(settings) -> str:
-    return ", ".join(f"{k} = {v:g}" if as_number(v) is not None else f"{k} = {v}" for k, v in settings.items()) if isinstance(settings, dict) else "?"
+    return (
+        ", ".join(f"{k} = {v:g}" if as_number(v) is not None else f"{k} = {v}" for k, v in settings.items())
+        if isinstance(settings, dict)
+        else "?"
+    )
 
 
 def _table(arm: Arm, source: str) -> Table:
     rows = []
     for candidate in records(arm.search.get("candidates")):
         for one in records(candidate.get("rounds")):
-            rows.append([code_cell(_settings(candidate.get("settings"))), figure_cell(one.get("tokens"), "count", source), figure_cell(one.get("loss"), "loss", source)])
-    return Table(say("search.table"), [say("search.settings"), say("search.tokens"), say("axis.validation_loss")], rows, [source], sortable=True)
+            rows.append(
+                [
+                    code_cell(_settings(candidate.get("settings"))),
+                    figure_cell(one.get("tokens"), "count", source),
+                    figure_cell(one.get("loss"), "loss", source),
+                ]
+            )
+    return Table(
+        say("search.table"),
+        [say("search.settings"), say("search.tokens"), say("axis.validation_loss")],
+        rows,
+        [source],
+        sortable=True,
+    )
 
 
 def _figure(context: Context, arm: Arm, source: str):
@@ -47,8 +70,21 @@ def _figure(context: Context, arm: Arm, source: str):
     series = []
     for i, (tokens, points) in enumerate(sorted(rounds.items())):
         points.sort()
-        series.append(charts.Series(say("search.round", tokens=number(tokens, "count")), [p[0] for p in points], [p[1] for p in points], i, i))
+        series.append(
+            charts.Series(
+                say("search.round", tokens=number(tokens, "count")),
+                [p[0] for p in points],
+                [p[1] for p in points],
+                i,
+                i,
+            )
+        )
     if not series:
         return None
     make = partial(charts.lines, series, say("axis.learning_rate"), say("axis.validation_loss"), log=True)
-    return context.gallery.add(f"search-{arm.name}", say("search.figure", method=code(arm.name)), lambda language: make(language=language), [source])
+    return context.gallery.add(
+        f"search-{arm.name}",
+        say("search.figure", method=code(arm.name)),
+        lambda language: make(language=language),
+        [source],
+    )
