@@ -60,3 +60,13 @@ def test_the_figures_of_a_run():
     untrained = task.build()
     untrained.may_change = frozenset()
     assert set(flops.figures(task, untrained, ToyData(), RECIPE, ledger).values()) == {None}
+
+
+def test_a_model_that_cannot_be_counted_does_not_lose_its_run():
+    class Strange(Toy):
+        def flops_per_token(self, trainee, data, recipe):
+            raise TypeError("a forward of its own")
+
+    ledger = Ledger(CPU)
+    ledger.seconds["train"], ledger.counts = 2.0, Counts(tokens=1000)
+    assert set(flops.figures(Strange(), Strange().build(), ToyData(), RECIPE, ledger).values()) == {None}

@@ -17,7 +17,8 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from tarazu.engine.ledger import Ledger
-from tarazu.engine.loop import uses_bfloat16
+from tarazu.engine.loop import autocast, uses_bfloat16
+from tarazu.engine.progress import note
 from tarazu.engine.task import Data, Task, Trainee
 from tarazu.recipe import Recipe
 
@@ -31,9 +32,13 @@ def figures(task: Task, trainee: Trainee, data: Data, recipe: Recipe, ledger: Le
     seconds = ledger.seconds.get("train")
     if not (trainee.may_change and seconds and ledger.counts.tokens):
         return dict.fromkeys(names)
-    with torch.enable_grad():
-        own = getattr(task, "flops_per_token", None)
-        each = own(trainee, data, recipe) if own else counted(task, trainee, data, recipe)
+    try:
+        with torch.enable_grad(), autocast(recipe.budget, ledger.device):
+            own = getattr(task, "flops_per_token", None)
+            each = own(trainee, data, recipe) if own else counted(task, trainee, data, recipe)
+    except (RuntimeError, TypeError, AttributeError) as error:  # a finished training is worth more than this figure
+        note(f"the arithmetic was not counted: {type(error).__name__}: {error}")
+        return dict.fromkeys(names)
     rate = device_rate(ledger.device, torch.bfloat16 if uses_bfloat16(recipe.budget, ledger.device) else torch.float32)
     total = each * ledger.counts.tokens
     return dict(zip(names, (each, total, total / seconds / rate if rate else None, rate), strict=True))
