@@ -20,7 +20,8 @@ from tarazu.chat.trainee import ChatTrainee
 from tarazu.engine.loop import uses_bfloat16
 from tarazu.foresight import Outline
 
-SOME = 4  # steps of writing that are timed
+BEGIN = {"cpu": 1, "cuda": 8}  # words that are timed together with reading the prompt (a GPU captures a graph among them)
+SOME = {"cpu": 4, "cuda": 48}  # words after them, timed apart
 PASSAGES = 2
 
 
@@ -72,12 +73,14 @@ def writing(
     size = recipe.generation.batch_rows
     batches = [prompts[start : start + size] for start in range(0, len(prompts), size)]
     middle = batches[len(batches) // 2 if len(batches[-1]) == size else max(0, (len(batches) - 1) // 2)]
-    first = timed(trainee, lambda: generate(trainee, middle, set(), 1, size))
-    step = max(0.0, timed(trainee, lambda: generate(trainee, middle, set(), 1 + SOME, size)) - first) / SOME
+    begin, some = BEGIN[trainee.base.device.type], SOME[trainee.base.device.type]
+    first = timed(trainee, lambda: generate(trainee, middle, set(), begin, size))
+    more = timed(trainee, lambda: generate(trainee, middle, set(), begin + some, size))
+    step = max(0.0, more - first) / some
     places = [len(batch) * len(batch[-1]) for batch in batches]
     of_middle = len(middle) * len(middle[-1])
     together = trainee.base.device.type == "cuda"  # there a small batch takes as long as a large one
-    steps = sum(1 if together else len(batch) / len(middle) for batch in batches) * (most - 1)
+    steps = sum(1 if together else len(batch) / len(middle) for batch in batches) * max(0, most - begin)
     return first * sum(places) / of_middle + step * steps
 
 
