@@ -68,7 +68,8 @@ class Chat:
         if recipe.reading:
             extra["reading"] = reading.describe(recipe.reading, read)
         demand_the_same(folder, extra)
-        write_json(folder.path / "data.json", {**made.data_json(), **extra})
+        named = {"tokenizer": recipe.model, "source": written(data.source)}  # as the recipe says it, not where it lies here
+        write_json(folder.path / "data.json", {**made.data_json(), **named, **extra})
         packed = recipe.layout == "packed" or (recipe.layout == "auto" and device.type == "cuda")
         return Prepared(made, chosen, tokenizer, designed, packed, passages, read)
 
@@ -234,6 +235,13 @@ def demand_the_same(folder: RunFolder, extra: dict[str, dict]) -> None:
     for name, described in extra.items():
         if before.get(name, described) != described:
             raise BadInput(f"the text of `{name}` changed since this study began", where=str(folder.path), todo="bring the old text back, or start a new study with --out")
+
+
+def written(source: str | list[str] | Sources) -> str:
+    """A source in one line."""
+    if isinstance(source, Sources):
+        return ", ".join(f"{split}: {one}" for split, one in source.model_dump().items())
+    return source if isinstance(source, str) else ", ".join(source)
 
 
 def shipped(name):

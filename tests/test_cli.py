@@ -1,0 +1,82 @@
+"""The command line as a user meets it: help at once, named errors, exit codes."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import tarazu
+from tarazu.errors import BadInput
+from tarazu.recipe import json_schema, load
+from tarazu.recipes import shipped
+
+SOURCE = str(Path(tarazu.__file__).parents[1])
+
+
+def run(*arguments: str, **options) -> subprocess.CompletedProcess:
+    return subprocess.run([sys.executable, "-m", "tarazu", *arguments], capture_output=True, text=True, timeout=120, env={**os.environ, "PYTHONPATH": SOURCE}, **options)
+
+
+def test_help_needs_no_torch():
+    code = "import sys, tarazu.cli as c\ntry:\n    c.app(['--help'])\nexcept SystemExit:\n    pass\nassert 'torch' not in sys.modules and 'pydantic' not in sys.modules"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, "PYTHONPATH": SOURCE})
+    assert done.returncode == 0, done.stderr
+    for command in ("run", "resume", "check", "report", "chat", "caption", "export", "doctor", "new", "verify"):
+        assert command in done.stdout
+
+
+def test_bad_input_has_exit_code_2_and_no_traceback(tmp_path):
+    done = run("run", str(tmp_path / "none.yaml"), "--out", str(tmp_path / "o"))
+    assert done.returncode == 2 and "no such recipe" in done.stderr and "what to do" in done.stderr and "Traceback" not in done.stderr
+    assert run("run").returncode == 2 and run("resume", str(tmp_path)).returncode == 2
+
+
+def test_new_lists_and_copies_a_recipe(tmp_path):
+    assert "demo" in run("new", cwd=tmp_path).stdout
+    assert run("new", "demo", cwd=tmp_path).returncode == 0 and load(tmp_path / "demo.yaml").task == "chat"
+    assert run("new", "demo", cwd=tmp_path).returncode == 2, "an existing file is kept"
+
+
+@pytest.mark.parametrize("path", shipped().values(), ids=lambda p: p.stem)
+def test_every_shipped_recipe_is_valid(path):
+    assert load(path).methods
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("task: chat\nmodel: x\ndata: {source: a}\nbudget: {tokens: 5}\nmethods: {lora: {rnak: 4}}\n", r"r.yaml:5:\d+: .*unknown key 'rnak'"),
+        ("task: chat\nmodel: x\ndata: {source: a}\nbudget:\n  tokens: -5\nmethods: {lora: {}}\n", "r.yaml:5:3"),
+        ("task: chat\nmodel: x\ndata: {source: a}\nbudget: {}\nmethods: {lora: {}}\n", "either `tokens` or `epochs`"),
+        ("task: caht\n", "did you mean 'chat'"),
+        ("task: chat\ntask: chat\n", "duplicate key"),
+        ("a: &x [1]\nb: *x\n", "aliases are not used"),
+        ("task: [\n", "not valid YAML"),
+        ("- 1\n", "a mapping"),
+        ("task: chat\nmodel: x\ndata: {source: a}\nbudget: {tokens: 5}\nmethods: {'../evil': {kind: lora}}\n", "letters, digits"),
+        ("task: chat\nmodel: x\ndata: {source: a}\nbudget: {tokens: 5}\nmethods: {lroa: {}}\n", "lroa"),
+        ("task: chat\nmodel: x\ndata: {source: a}\nbudget: {tokens: 5}\nmethods: {lora: {}}\nsearch: {tokens: 5}\n", "nothing to search"),
+    ],
+)
+def test_a_recipe_error_says_where(tmp_path, text, message):
+    (tmp_path / "r.yaml").write_text(text)
+    with pytest.raises(BadInput, match=message):
+        load(tmp_path / "r.yaml")
+
+
+def test_set_overrides_and_scientific_numbers(tmp_path):
+    demo = shipped()["demo"]
+    recipe = load(demo, ["budget.tokens=123", "methods.lora.learning_rate=1e-4", "seeds=[3, 4]"])
+    assert recipe.budget.tokens == 123 and recipe.methods["lora"].learning_rate == 1e-4 and recipe.seeds == [3, 4]
+    with pytest.raises(BadInput, match="key.path=value"):
+        load(demo, ["nonsense"])
+
+
+def test_the_published_schema_is_the_codes():
+    published = Path(SOURCE).parent / "docs" / "recipe.schema.json"
+    assert json.loads(published.read_text()) == json.loads(json_schema()), "run: tarazu schema > docs/recipe.schema.json"
