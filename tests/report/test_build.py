@@ -244,3 +244,17 @@ def test_a_picture_outside_the_folder_is_not_shown(tmp_path, undrawn):
 def test_the_report_needs_no_torch():
     probe = "import sys; import tarazu.report.build, tarazu.report.sections.chat_task, tarazu.report.sections.captions_task; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", probe], check=False).returncode == 0
+
+
+def test_long_answers_make_room_for_each_other(tmp_path, undrawn, monkeypatch):
+    """However much the methods said, the page stays small: answers are cut further, and say so."""
+    folder = chat_folder(tmp_path)
+    full = len(build(folder).read_bytes())
+    monkeypatch.setattr("tarazu.report.build.MOST_BYTES", full - 1000)
+    assert len(build(folder).read_bytes()) <= full
+    for path in folder.glob("*/seed-0/samples.jsonl"):
+        samples = [{**json.loads(line), "output": "سلام " * 4000} for line in path.read_text().splitlines()]
+        path.write_text("".join(json.dumps(s) + "\n" for s in samples))
+    monkeypatch.setattr("tarazu.report.build.MOST_BYTES", 2_900_000)
+    text = build(folder).read_text(encoding="utf-8")
+    assert len(text.encode()) < 3_000_000 and "of 20,000 characters" in text

@@ -65,7 +65,7 @@ def test_data_is_never_markup_and_never_turns_what_is_around_it():
 
 def test_numbers_carry_their_unit_and_their_source():
     assert number(0.1234, "percent", "a/metrics.json").plain("fa") == "12.3٪"
-    assert 'data-source="a/metrics.json"' in number(1, "count", "a/metrics.json").en
+    assert 'title="a/metrics.json"' in number(1, "count", "a/metrics.json").en
     assert number(90, "seconds").plain("en") == "90 s" and number(3 * 3600, "seconds").plain("fa") == "3.0 ساعت"
     assert number(2_400_000_000, "bytes").plain("en") == "2.4 GB"
     assert number(-0.5, "signed").plain("en") == "−0.500"

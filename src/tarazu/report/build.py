@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import re
+from dataclasses import replace
 from pathlib import Path
 
 from tarazu.report.assignment import items_of, numbers_by_section
@@ -18,6 +19,7 @@ from tarazu.report.text import say
 from tarazu.report.verdict import judge
 from tarazu.run_folder import write_aside
 
+MOST_BYTES, LEAST_ROOM = 2_900_000, 20_000
 _PERSIAN = re.compile("[\u0600-\u06ff]")
 _LATIN = re.compile("[A-Za-z]")
 
@@ -27,20 +29,28 @@ def build(folder: Path) -> Path:
     study = read_study(Path(folder))
     comparison = compare(study)
     context = Context(study, comparison, judge(study, comparison), Gallery(study.path / "figures"))
-    sections = _sections(context)
-    items = items_of(study)
-    page = render(
+    page = _page(context)
+    while len(page) > MOST_BYTES and context.room > LEAST_ROOM:
+        context = replace(context, room=context.room // 3)
+        page = _page(context)
+    write_aside(study.path / "results.csv", _csv(study).encode("utf-8-sig", "replace"))
+    path = study.path / "report.html"
+    write_aside(path, page)
+    return path
+
+
+def _page(context: Context) -> bytes:
+    study, sections, items = context.study, _sections(context), items_of(context.study)
+    task = "captions" if study.task == "captions" else "chat"
+    text = render(
         "report.html",
-        title=say(f"page.title_{'captions' if study.task == 'captions' else 'chat'}"),
+        title=say(f"page.title_{task}"),
         language=language_of(study),
         sections=sections,
         items=items,
         section_items=numbers_by_section(items, [s.anchor for s in sections]),
     )
-    write_aside(study.path / "results.csv", _csv(study).encode("utf-8-sig", "replace"))
-    path = study.path / "report.html"
-    write_aside(path, page.encode("utf-8"))
-    return path
+    return text.encode("utf-8")
 
 
 def _sections(context: Context) -> list[Section]:

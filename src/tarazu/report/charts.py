@@ -6,6 +6,7 @@ text first, so nothing in them is obeyed.
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass
 
@@ -183,7 +184,7 @@ def trade(
             "x:Q",
             title=words(x, language),
             scale=alt.Scale(type="log" if log else "linear", zero=False, padding=30),
-            axis=alt.Axis(format="~s", labelOverlap=True),
+            axis=alt.Axis(format="~s", tickCount=5, labelOverlap="greedy"),
         ),
         "y": alt.Y("y:Q", title=words(y, language), scale=alt.Scale(zero=False, padding=16)),
     }
@@ -200,8 +201,26 @@ def trade(
         .encode(**axes)
         for on in (True, False)
     ]
-    names = alt.Chart(_data(rows)).mark_text(align="left", dx=8, dy=-6).encode(text="name:N", **axes)
-    return alt.layer(line, bars_, *kinds, names).properties(width=width, height=260)
+    names = [
+        alt.Chart(_data(some)).mark_text(align="left", dx=8, dy=shift).encode(text="name:N", **axes)
+        for shift, some in _apart(rows, log).items()
+    ]
+    return alt.layer(line, bars_, *kinds, *names).properties(width=width, height=260)
+
+
+def _apart(rows: list[dict], log: bool) -> dict[int, list[dict]]:
+    """Rows by how many pixels their name stands below their point, so that names of near points do not cover each other."""
+    place = {r["name"]: (math.log(r["x"]) if log else r["x"], r["y"]) for r in rows}
+    widths = [max(v) - min(v) or 1.0 for v in zip(*place.values(), strict=True)]
+    found: dict[int, list[dict]] = {}
+    for row in sorted(rows, key=lambda r: r["x"]):
+        mine = place[row["name"]]
+        for shift in (-7, 9, -21, 23, -35, 37):
+            others = [place[other["name"]] for other in found.get(shift, [])]
+            if not any(abs(mine[0] - x) < 0.25 * widths[0] and abs(mine[1] - y) < 0.06 * widths[1] for x, y in others):
+                break
+        found.setdefault(shift, []).append(row)
+    return found
 
 
 def forest(rows: list[dict], x: Both, language: str, width: int = 420) -> alt.Chart:

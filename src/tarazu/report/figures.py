@@ -54,16 +54,15 @@ class Gallery:
     """Where figures are written: `figures/NAME.svg` and `.png` in English, `NAME.fa.svg` and `.png` in Persian."""
 
     folder: Path
-    names: list[str] = field(default_factory=list)
+    made: dict[str, Figure] = field(default_factory=dict)
 
     def add(
         self, name: str, caption: Both, make: Callable[[str], alt.Chart], sources: list[str], data: dict | None = None
     ) -> Figure:
         """Draws `make(language)` for both languages, writes the files, and returns what the page shows."""
-        if name in self.names:
-            raise ValueError(f"two figures named {name!r}")
-        self.names.append(name)
-        return Figure(name, self.drawn(name, caption, make), caption, sources, data)
+        if name not in self.made:  # a page that came out too large is put together again, with the same figures
+            self.made[name] = Figure(name, self.drawn(name, caption, make), caption, sources, data)
+        return self.made[name]
 
     def drawn(self, name: str, caption: Both, make: Callable[[str], alt.Chart]) -> Both:
         """The files of one figure, and its SVG for the page."""

@@ -12,7 +12,7 @@ from statistics import NormalDist
 
 import numpy as np
 
-DRAWS = 4000
+DRAWS, MOST_CELLS = 10_000, 10_000_000  # resamples; and the most rows x resamples that are held at once
 LEVEL = 0.95
 
 
@@ -113,7 +113,7 @@ def _row_counts(rows: int, draws: int, seed: int) -> np.ndarray:
     """(draws, rows): how often each row is drawn. The same for both sides of a pair: that is what pairing means."""
     rng = np.random.default_rng([seed, rows])
     picks = rng.integers(0, rows, (draws, rows)) + np.arange(draws)[:, None] * rows
-    return np.bincount(picks.ravel(), minlength=draws * rows).reshape(draws, rows).astype(np.float64)
+    return np.bincount(picks.ravel(), minlength=draws * rows).reshape(draws, rows).astype(np.float32)
 
 
 def _drawn(values: np.ndarray, weights: np.ndarray, draws: int, seed: int, side: int = 0) -> np.ndarray:
@@ -124,10 +124,14 @@ def _drawn(values: np.ndarray, weights: np.ndarray, draws: int, seed: int, side:
     seeds, rows = values.shape
     if rows == 1:
         return np.full(draws, _mean(values, weights))
+    draws = min(draws, max(1000, MOST_CELLS // rows))
     counts = _row_counts(rows, draws, seed)
-    per_seed = (counts @ values.T) / np.maximum(counts @ weights, 1e-12)[:, None]
     centres = values.sum(1) / weights.sum()
-    per_seed = centres + (per_seed - centres) * np.sqrt(rows / (rows - 1))
+    apart = (values - centres[:, None] * weights).T.astype(
+        np.float32
+    )  # from the centre: float32 loses nothing that counts
+    away = (counts @ apart) / np.maximum(counts @ weights.astype(np.float32), 1e-12)[:, None]
+    per_seed = centres + away.astype(np.float64) * np.sqrt(rows / (rows - 1))
     middle = per_seed.mean(1)
     if seeds == 1:
         return middle

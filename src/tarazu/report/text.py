@@ -89,6 +89,11 @@ def spaced(*parts: Any) -> Both:
     return Both(*(Markup(" ").join(pick(part, lang) for part in parts) for lang in ("fa", "en")))
 
 
+def aside(part: Both) -> Both:
+    """A smaller remark that is not broken over lines: an interval."""
+    return Both(*(Markup('<small class="span">{}</small>').format(pick(part, lang)) for lang in ("fa", "en")))
+
+
 def joined(parts: list, both: str = "common.and") -> Both:
     """`a, b and c` in both languages."""
     if not parts:
@@ -113,7 +118,7 @@ def number(value: Any, form: str = "number", source: str = "") -> Both:
     if text is None:
         dash = Markup('<span aria-hidden="true">—</span><span class="sr">{}</span>')
         return Both(*(dash.format(pick(say("common.unknown"), lang)) for lang in ("fa", "en")))
-    attributes = Markup(' title="{0}" data-source="{0}"').format(visible(source)) if source else Markup("")
+    attributes = Markup(' title="{}"').format(visible(source)) if source else Markup("")
     figure = Markup('<bdi class="n" dir="ltr"{}>{}</bdi>').format(attributes, text)
     if not unit:
         return Both(figure, figure)

@@ -6,11 +6,12 @@ from dataclasses import dataclass
 
 from tarazu.report.measures import by_id, sample_score
 from tarazu.report.reading import Arm, StudyView, dig
+from tarazu.report.sections.base import Context
 from tarazu.report.sections.data import turns_view
 from tarazu.report.text import Both, code, data_text, number, say, say_or
 
 ANSWER, QUESTION = 900, 700
-SHOWN_BESIDE = 4  # improved and worse answers per method
+SHOWN_BESIDE = 3  # improved and worse answers per method
 ALL_TEST, ALL_READING = 12, 6  # test rows in the side-by-side list; every designed question is in it
 
 
@@ -26,7 +27,16 @@ class Answer:
     passed: list
 
 
-def answer_view(arm: Arm, sample: dict, limit: int = ANSWER) -> Answer:
+def limit_of(context: Context) -> int:
+    """Characters of each answer, so that all that are shown fit into the page's room."""
+    arms = all_arms(context.study)
+    kinds = ("test", "reading")
+    questions = max((sum(s.get("from") not in kinds for s in arm.first.samples) for arm in arms), default=0)
+    shown = questions + (questions + ALL_TEST + ALL_READING) * len(arms) + 4 * SHOWN_BESIDE * len(context.study.arms)
+    return max(80, min(ANSWER, context.room // max(1, shown)))
+
+
+def answer_view(arm: Arm, sample: dict, limit: int) -> Answer:
     text = sample.get("output")
     score = sample_score(sample, score_key(sample))
     checks = sample.get("checks") if isinstance(sample.get("checks"), dict) else {}
@@ -54,8 +64,9 @@ def all_arms(study: StudyView) -> list[Arm]:
     return ([study.base] if study.base else []) + study.arms
 
 
-def question_view(sample: dict) -> dict:
+def question_view(sample: dict, limit: int = QUESTION) -> dict:
     """What was asked, without any method's answer."""
+    limit = min(QUESTION, limit)
     ability = sample.get("ability")
     return {
         "id": code(sample.get("id")),
@@ -63,15 +74,15 @@ def question_view(sample: dict) -> dict:
         "label": say_or(f"ability.{ability}", ability)
         if ability
         else say("answers.from_reading" if sample.get("from") == "reading" else "answers.from_test"),
-        "turns": turns_view(sample.get("turns"), QUESTION),
-        "good": data_text(sample["good"], QUESTION) if sample.get("good") else None,
-        "reference": data_text(sample["reference"], QUESTION) if sample.get("reference") else None,
+        "turns": turns_view(sample.get("turns"), limit),
+        "good": data_text(sample["good"], limit) if sample.get("good") else None,
+        "reference": data_text(sample["reference"], limit) if sample.get("reference") else None,
     }
 
 
-def side_by_side(study: StudyView) -> list[dict]:
+def side_by_side(context: Context) -> list[dict]:
     """Every designed question and some test rows with all methods' answers."""
-    arms = all_arms(study)
+    arms, limit = all_arms(context.study), limit_of(context)
     answers = {arm.name: by_id(arm.first) for arm in arms}
     ids = list(dict.fromkeys(key for found in answers.values() for key in found))
     any_of = {key: next(found[key] for found in answers.values() if key in found) for key in ids}
@@ -81,20 +92,20 @@ def side_by_side(study: StudyView) -> list[dict]:
         + kinds["test"][:ALL_TEST]
         + kinds["reading"][:ALL_READING]
     )
-    limit = max(200, min(ANSWER, 400_000 // max(1, len(arms) * len(chosen))))
     return [
         {
-            **question_view(any_of[key]),
+            **question_view(any_of[key], limit),
             "answers": [answer_view(arm, answers[arm.name][key], limit) for arm in arms if key in answers[arm.name]],
         }
         for key in chosen
     ]
 
 
-def changes(base: Arm | None, arm: Arm) -> dict[str, list[dict]]:
+def changes(context: Context, arm: Arm) -> dict:
     """The answers that gained and lost most beside the untouched model's, by score."""
+    base, limit = context.study.base, limit_of(context)
     if base is None:
-        return {"improved": [], "worse": []}
+        return {"improved": [], "worse": [], "counts": None}
     before, after = by_id(base.first), by_id(arm.first)
     scored = []
     for key in after:
@@ -109,7 +120,10 @@ def changes(base: Arm | None, arm: Arm) -> dict[str, list[dict]]:
     }
     view = {
         name: [
-            {**question_view(after[k]), "answers": [answer_view(base, before[k]), answer_view(arm, after[k])]}
+            {
+                **question_view(after[k], limit),
+                "answers": [answer_view(base, before[k], limit), answer_view(arm, after[k], limit)],
+            }
             for k in keys
         ]
         for name, keys in picked.items()

@@ -21,6 +21,7 @@ class Context:
     comparison: Comparison
     verdict: Verdict
     gallery: Gallery
+    room: int = 350_000  # characters of answers that the page may show in all
 
 
 @dataclass

@@ -15,7 +15,7 @@ from tarazu.report.sections.base import Context, Section
 from tarazu.report.sections.data import FILE, problems_table, splits_table
 from tarazu.report.text import code, data_text, number, say, say_or
 
-SPECIALS = ("pad", "sos", "eos", "unk")
+MOST_POINTS = 700
 
 
 def data_section(context: Context) -> Section:
@@ -133,10 +133,12 @@ def _scatter(context: Context) -> Figure | None:
         if isinstance(p, list) and len(p) == 2
     ]
     if points:
+        points = points[:: -(-len(points) // MOST_POINTS)]
         x, y = [p[0] for p in points], [p[1] for p in points]
         make = partial(charts.dots, [charts.Series(say("data.captions"), x, y)], say("axis.image"), say("length.words"))
+        caption = say("cdata.scatter", n=number(len(points), "count"))
         return context.gallery.add(
-            "caption-lengths-scatter", say("cdata.scatter"), lambda language: make(language=language, size=14), [FILE]
+            "caption-lengths-scatter", caption, lambda language: make(language=language, size=14), [FILE]
         )
     series = []
     for split in ("train", "validation", "test"):

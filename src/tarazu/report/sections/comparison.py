@@ -26,12 +26,12 @@ from tarazu.report.sections.base import Context, Section
 from tarazu.report.sections.captions_comparison import captions_extras
 from tarazu.report.sections.curves import axis_of, line_figure
 from tarazu.report.sections.pairs import forest_figure, pair_findings, pair_table
-from tarazu.report.text import Both, code, joined, number, say, spaced
+from tarazu.report.text import Both, aside, code, joined, number, say, spaced
 
 
 def comparison_section(context: Context) -> Section:
     study, captions = context.study, context.study.task == "captions"
-    samples = [] if captions else side_by_side(study)
+    samples = [] if captions else side_by_side(context)
     view = {
         "extras": captions_extras(context) if captions else None,
         "quality": quality_table(context),
@@ -94,13 +94,16 @@ def _with_interval(context: Context, arm: Arm, measure: Measure, best: bool) -> 
     found = context.comparison.intervals.get((arm.name, measure.key))
     if found is not None and measure.key in ("loss", "cider"):
         shown = spaced(
-            shown, say("compare.interval", low=number(found.low, measure.form), high=number(found.high, measure.form))
+            shown,
+            aside(say("compare.interval", low=number(found.low, measure.form), high=number(found.high, measure.form))),
         )
     several = over_seeds(arm, measure)
     if len(several) > 1 and measure is primary(context.study.task):
         shown = spaced(
             shown,
-            say("compare.spread", low=number(min(several), measure.form), high=number(max(several), measure.form)),
+            aside(
+                say("compare.spread", low=number(min(several), measure.form), high=number(max(several), measure.form))
+            ),
         )
     return Cell(shown, value, best)
 
@@ -194,7 +197,7 @@ def judge_table(study: StudyView) -> Table | None:
         low, high = dig(one, "interval", 0), dig(one, "interval", 1)
         rate = spaced(
             number(dig(one, "win_rate"), "percent", "judge.json"),
-            say("compare.interval", low=number(low, "percent"), high=number(high, "percent")),
+            aside(say("compare.interval", low=number(low, "percent"), high=number(high, "percent"))),
         )
         rows.append(
             [

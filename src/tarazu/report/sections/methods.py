@@ -59,7 +59,7 @@ def _arm(context: Context, arm: Arm, told: set[str]) -> dict:
         "troubles": troubles(arm),
         "beside_base": beside_base(context, arm),
         "figures": _against_base(context, arm),
-        "changes": changes(context.study.base, arm),
+        "changes": changes(context, arm),
     }
 
 
