@@ -65,6 +65,19 @@ def chat_folder(path: Path, seeds=(0,), hostile: bool = False, methods=tuple(MET
     }
     for name, file in names.items():
         write(path / f"{file}.json", made[name])
+    check = {
+        "name": say(0) if hostile else "padded = alone",
+        "compared": "x",
+        "difference": 1e-7,
+        "tolerance": 1e-5,
+        "why": "",
+        "verdict": "ok",
+    }
+    invariants = {
+        "methods": [{"method": "lora", "kind": "lora", "checks": [check]}],
+        "counts": {"ok": 1, "failed": 0, "not applicable": 0},
+    }
+    write(path / "verify.json", {**invariants, "verdict": "ok"})
     arms = {"base": ("base", 3.2, 0, 0.0), **{name: METHODS[name] for name in methods}}
     write(path / "order.json", {"methods": list(arms)})
     for name, (kind, level, trained, seconds) in arms.items():
@@ -92,6 +105,7 @@ def metrics(rng: random.Random, level: float) -> dict:
     loss, gain = sum(r[0] for r in rows) / sum(r[1] for r in rows), 3.2 - level
     rates = {"repetition": 0.1, "wrong_script": 0.02, "unfinished": 0.3, "echo": 0.2, "answer_words": 40.0}
     generation = {"n": 20, "chrf": 30 + 10 * gain, "rouge_l": 20 + 8 * gain, "checks_passed": 0.2 + 0.4 * gain, **rates}
+    read = {"exact_match": 0.2, "f1": 0.4, "abstained": 0.1}
     plain = {"loss": 3.0, "bits_per_byte": 1.0, "rows": 8}
     plain["row_losses"] = [[90 + rng.gauss(0, 3), 30, 120] for _ in range(8)]
     return {
@@ -106,7 +120,7 @@ def metrics(rng: random.Random, level: float) -> dict:
             a: {"n": 3, "checks_passed": min(1.0, (i + 1) / 10 + 0.3 * gain)} for i, a in enumerate(ABILITIES)
         },
         "forgetting": {"english": plain, "persian": plain},
-        "reading": {"n": 6, "exact_match": 0.2, "f1": 0.4, "abstained": 0.1},
+        "reading": {"n": 6, **read, "answerable": {"n": 4, **read}, "unanswerable": {"n": 2, **read}},
     }
 
 

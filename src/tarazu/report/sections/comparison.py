@@ -26,6 +26,7 @@ from tarazu.report.sections.base import Context, Section
 from tarazu.report.sections.captions_comparison import captions_extras
 from tarazu.report.sections.curves import axis_of, line_figure
 from tarazu.report.sections.pairs import forest_figure, pair_findings, pair_table
+from tarazu.report.sections.side_effects import forgetting_sentences, reading_table
 from tarazu.report.text import Both, aside, code, joined, number, say, spaced
 
 
@@ -45,11 +46,17 @@ def comparison_section(context: Context) -> Section:
         if context.comparison.rows_differ
         else None,
         "judge": judge_table(study),
+        "forgetting": forgetting_sentences(context),
+        "reading": reading_table(context),
         "samples": samples,
         "abilities": list(dict.fromkeys((s["ability"], s["label"]) for s in samples)),
     }
     view["judge_model"] = code(study.extras["judge"].get("model", "?")) if study.extras["judge"] else None
-    pages = ("bleu", "caption-metrics", "fairness", "memory-and-time") if captions else ("fairness", "memory-and-time")
+    pages = (
+        ("bleu", "caption-metrics", "fairness", "memory-and-time")
+        if captions
+        else ("fairness", "memory-and-time", "forgetting")
+    )
     return Section("comparison", say("section.comparison"), "comparison.html", view, explain(*pages))
 
 

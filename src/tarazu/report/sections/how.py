@@ -9,9 +9,9 @@ from tarazu.report.blocks import Table, code_cell, figure_cell, pairs_table, tex
 from tarazu.report.reading import StudyView, as_number, dig, records
 from tarazu.report.sections.answers import all_arms, arm_name
 from tarazu.report.sections.base import Context, Section
-from tarazu.report.text import Both, code, data_text, joined, number, say
+from tarazu.report.text import Both, code, data_text, joined, number, say, say_or
 
-PHASES = ("load", "tokenise", "train", "validate", "generate", "evaluate", "checkpoint", "fingerprint")
+PHASES = ("load", "tokenise", "search", "train", "validate", "generate", "evaluate", "checkpoint", "fingerprint")
 TOKENS = ("rows", "tokens", "supervised", "padding", "virtual")
 SMALL_TEST = 100
 
@@ -149,21 +149,28 @@ def caveats(context: Context) -> list[Both]:
     return found
 
 
-def _verify(study: StudyView) -> Table | None:
-    """What `tarazu verify` found, where it was run."""
-    rows = []
-    for check in records(study.extras.get("verify", {}).get("checks")):
-        rows.append(
-            [
-                text_cell(check.get("name", "")),
-                text_cell(say("common.yes" if check.get("ok") else "common.no")),
-                text_cell(check.get("difference", check.get("text", ""))),
-            ]
-        )
-    return (
-        Table(
-            say("how.verify"), [say("how.invariant"), say("how.holds"), say("pair.difference")], rows, ["verify.json"]
-        )
-        if rows
-        else None
-    )
+def _verify(study: StudyView) -> dict | None:
+    """What `tarazu verify` found, where it was run: each invariant, what was compared, and by how much it differed."""
+    found, rows = study.extras["verify"], []
+    if not found:
+        return None
+    for one in records(found.get("methods")):
+        for check in records(one.get("checks")):
+            verdict = str(check.get("verdict"))
+            rows.append(
+                [
+                    code_cell(one.get("method", "")),
+                    text_cell(check.get("name", "")),
+                    text_cell(say_or(f"verify.{verdict.replace(' ', '_')}", verdict)),
+                    figure_cell(check.get("difference"), "rate", "verify.json"),
+                    figure_cell(check.get("tolerance"), "rate", "verify.json"),
+                    text_cell(check.get("why") or check.get("compared", "")),
+                ]
+            )
+    counts = {
+        key: number(dig(found, "counts", key), "count", "verify.json") for key in ("ok", "failed", "not applicable")
+    }
+    sentence = say("verify.counts", ok=counts["ok"], failed=counts["failed"], other=counts["not applicable"])
+    names = ("compare.method", "how.invariant", "how.holds", "pair.difference", "verify.tolerance", "verify.compared")
+    table = Table(say("how.verify"), [say(name) for name in names], rows, ["verify.json"], sortable=True)
+    return {"sentence": sentence, "table": table, "good": found.get("verdict") == "ok"}

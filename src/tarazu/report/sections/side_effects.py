@@ -1,0 +1,73 @@
+"""What tuning did besides: forgetting of plain text, length drift, and reading comprehension with right answers."""
+
+from __future__ import annotations
+
+from tarazu.report.blocks import Table, figure_cell, text_cell
+from tarazu.report.measures import measures
+from tarazu.report.reading import Arm, as_number, dig
+from tarazu.report.sections.answers import all_arms, arm_name
+from tarazu.report.sections.base import Context
+from tarazu.report.text import Both, code, number, say
+
+DRIFT = 0.2  # a change in the mean length of answers worth telling
+
+
+def forgetting_sentences(context: Context) -> list[Both]:
+    """For each method and language, whether plain text became harder to read, as the paired test has it."""
+    base, known, found = context.study.base, measures(context.study.task), []
+    for arm in context.study.arms if base else []:
+        for language in ("persian", "english"):
+            key = f"{language}_bits_per_byte"
+            before, after = known[key].of(base.first), known[key].of(arm.first)
+            if before is None or after is None:
+                continue
+            sure = context.comparison.differ(key, base.name, arm.name)
+            outcome = "same" if not sure else "rose" if after > before else "fell"
+            values = {"before": _figure(before, base), "after": _figure(after, arm)}
+            found.append(
+                say(f"forgetting.{outcome}", method=code(arm.name), language=say(f"language.{language}"), **values)
+            )
+        found += _length(base, arm)
+    return found
+
+
+def _figure(value: float, arm: Arm) -> Both:
+    return number(value, "loss", arm.first.file("metrics.json"))
+
+
+def _length(base: Arm, arm: Arm) -> list[Both]:
+    before, after = (as_number(dig(a.first.metrics, "generation", "test", "answer_words")) for a in (base, arm))
+    if not before or after is None or abs(after / before - 1) < DRIFT:
+        return []
+    shown = {
+        name: number(v, "points", a.first.file("metrics.json"))
+        for name, v, a in (("before", before, base), ("after", after, arm))
+    }
+    return [say("forgetting.length", method=code(arm.name), **shown)]
+
+
+def reading_table(context: Context) -> Table | None:
+    """Exact match and F1; unanswerable questions are counted apart, for abstaining always would win them."""
+    rows = []
+    for arm in all_arms(context.study):
+        found, source = dig(arm.first.metrics, "reading", default={}), arm.first.file("metrics.json")
+        if not found:
+            continue
+        places = (("answerable", "exact_match"), ("answerable", "f1"), ("unanswerable", "exact_match"), ("abstained",))
+        rows.append(
+            [
+                text_cell(arm_name(arm)),
+                figure_cell(dig(found, "n"), "count", source),
+                *[figure_cell(dig(found, *p), "percent", source) for p in places],
+            ]
+        )
+    names = (
+        "compare.method",
+        "reading.questions",
+        "reading.answerable_em",
+        "reading.answerable_f1",
+        "reading.unanswerable_em",
+        "reading.abstained",
+    )
+    sources = [arm.first.file("metrics.json") for arm in all_arms(context.study)]
+    return Table(say("reading.table"), [say(n) for n in names], rows, sources, sortable=True) if rows else None
