@@ -26,7 +26,7 @@ def test_onnxruntime_gives_the_same_caption(kind, tmp_path):
     module = EfficientNet(SHAPE, (127.0,) * 3, (128.0,) * 3)
     encoder = Pretrained(module, "random", "0" * 64, 32, "bicubic", "for a test")
     vocabulary = Vocabulary(SPECIALS + tuple("abcdefg"), 1, 6)
-    decoder = make(KINDS[kind], len(vocabulary), module.width, 64)
+    decoder = make(KINDS[kind], len(vocabulary), module.width, 16 * 16)
     model = ImageCaptioningModel(module, decoder).eval()
     write_onnx(model, encoder, vocabulary, tmp_path)
     for seed in range(4):
