@@ -138,7 +138,7 @@ def run_one(task, recipe: Recipe, name: str, data, one: Run, device: torch.devic
             before = fingerprint.fingerprint(trainee.module)
         loop.fit(task, trainee, data, recipe, method, one, one.seed, ledger, stop)
         with ledger.phase("fingerprint"):
-            proof = fingerprint.compare(before, fingerprint.fingerprint(trainee.module), trainee.may_change)
+            proof = fingerprint.compare(before, fingerprint.fingerprint(trainee.module), trainee.may_change, trainee.waiting())
         write_json(one.path / "fingerprint.json", proof)
         fingerprint.demand(proof, str(one.path))
     trainee.module.eval()
@@ -154,7 +154,8 @@ def run_one(task, recipe: Recipe, name: str, data, one: Run, device: torch.devic
     write_json(one.path / "ledger.json", {**ledger.as_json(), **arithmetic, "trained_parameters": trained, "total_parameters": total, "weights_bytes": size})
     write_json(one.path / "metrics.json", metrics)
     one.update(status="done")
-    shutil.rmtree(one.path / "checkpoint", ignore_errors=True)  # the weights are saved and proven: nothing goes back to it
+    shutil.rmtree(one.path / "checkpoint", ignore_errors=True)  # the weights are saved and proven: nothing goes back to these
+    (one.path / "best.safetensors").unlink(missing_ok=True)
 
 
 def searched(task, recipe: Recipe, name: str, data, device: torch.device, stop: StopSignals, folder: RunFolder) -> dict | None:

@@ -116,11 +116,19 @@ def test_a_group_that_begins_late_stands_still_until_then(tmp_path):
     trainee.groups = [Group(frozenset({"0.weight"}), 0.01, from_epoch=2)]
     start = trainee.module[0].weight.detach().clone()
     _, events, _ = train(tmp_path / "early", Toy(), trainee, epochs=2)
-    assert torch.equal(start, trainee.module[0].weight)
+    assert torch.equal(start, trainee.module[0].weight) and trainee.waiting() == {"0.weight"}
     trainee = Toy().build(rate=0.05)
     trainee.groups = [Group(frozenset({"0.weight"}), 0.01, from_epoch=2)]
     train(tmp_path / "late", Toy(), trainee, epochs=3)
-    assert not torch.equal(start, trainee.module[0].weight)
+    assert not torch.equal(start, trainee.module[0].weight) and not trainee.waiting()
+
+
+def test_best_weights_from_before_a_group_began_say_so(tmp_path):
+    """The proof must not ask that tensors moved whose turn came after the weights that were kept."""
+    trainee = Toy().build(rate=0.02)
+    trainee.groups = [Group(frozenset({"0.weight"}), 50.0, from_epoch=2)]  # from then on it only gets worse
+    train(tmp_path, Toy(), trainee, epochs=4, keep="best", schedule="constant")
+    assert trainee.waiting() == {"0.weight"}
 
 
 def test_a_damaged_checkpoint_gives_way_to_the_one_before(tmp_path):

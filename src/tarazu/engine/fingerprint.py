@@ -25,11 +25,14 @@ def hash_tensor(tensor: torch.Tensor) -> str:
     return digest.hexdigest()[:32]
 
 
-def compare(before: dict[str, str], after: dict[str, str], may_change: frozenset[str]) -> dict:
-    """What `fingerprint.json` holds. `verdict` is "failed" when a frozen tensor moved or a trained one did not."""
+def compare(before: dict[str, str], after: dict[str, str], may_change: frozenset[str], waiting: frozenset[str] = frozenset()) -> dict:
+    """What `fingerprint.json` holds. `verdict` is "failed" when a frozen tensor moved or a trained one did not.
+
+    `waiting` are trained tensors whose turn had not come at the weights that were kept.
+    """
     changed = sorted(name for name in before if before[name] != after.get(name))
     wrongly = sorted(set(changed) - may_change | (set(before) ^ set(after)))
-    still = sorted(may_change - set(changed))
+    still = sorted(may_change - waiting - set(changed))
     return {
         "algorithm": "sha256",
         "tensors": len(before),

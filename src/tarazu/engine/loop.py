@@ -47,6 +47,8 @@ class Position:
     best: float | None = None
     stale: int = 0
     validated: int = -1  # the step of the last validation
+    epoch: int = 0  # of the last step
+    best_epoch: int = 0  # of the step that made the best weights
 
 
 def fit(task: Task, trainee: Trainee, data: Data, recipe: Recipe, method: Method, run: Run, seed: int, ledger: Ledger, stop: StopSignals, sampled: bool = True) -> None:
@@ -172,7 +174,7 @@ class _Fit:
             raise TarazuError(f"budget.watch is {self.budget.watch!r}, which no validation measures", todo=f"one of: {', '.join(figures)}")
         value = figures[self.budget.watch] * (1 if self.budget.watch == "loss" else -1)
         if self.at.best is None or value < self.at.best:
-            self.at.best, self.at.stale = value, 0
+            self.at.best, self.at.stale, self.at.best_epoch = value, 0, self.at.epoch
             if self.budget.keep == "best" and self.at.step:
                 write_aside(self.run.path / "best.safetensors", tensor_bytes(self.task.weights(self.trainee)))
             return
@@ -182,11 +184,12 @@ class _Fit:
 
     def finish(self) -> None:
         best = self.run.path / "best.safetensors"
+        self.trainee.epoch = self.at.epoch
         if self.budget.keep == "best" and best.exists():
             load_weights(self.trainee, load_file(best))
+            self.trainee.epoch = self.at.best_epoch
         weights = {name: tensor.detach().contiguous() for name, tensor in self.task.weights(self.trainee).items()}
         write_aside(self.run.weights, tensor_bytes(weights))
-        best.unlink(missing_ok=True)
 
     def warn(self, kind: str, text: str) -> None:
         note(f"{self.run.name}: {text}")
@@ -216,6 +219,7 @@ class _Fit:
 
     def advance(self, counts: Counts) -> None:
         self.at.step += 1
+        self.at.epoch = self.trainee.epoch
         self.at.tokens += counts.tokens
         self.last_tokens = counts.tokens
         self.ledger.counts = self.ledger.counts + counts

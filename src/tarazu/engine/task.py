@@ -75,7 +75,7 @@ class Trainee:
             Parameters outside it have `requires_grad` False. Must not be empty for a trained method.
         learning_rate: the peak learning rate of every parameter that no group names.
         groups: parameters with their own rate.
-        progress: written by the engine before each step (fraction of the budget used, and the epoch).
+        fraction, epoch: written by the engine before each step; after training, `epoch` is that of the kept weights.
     """
 
     module: torch.nn.Module
@@ -88,6 +88,10 @@ class Trainee:
     def trainable(self) -> dict[str, torch.nn.Parameter]:
         """The parameters under `may_change`, by name, in the module's order."""
         return {name: p for name, p in self.module.named_parameters() if name in self.may_change}
+
+    def waiting(self) -> frozenset[str]:
+        """Parameters of groups that had not begun at the weights' epoch: these may stand still."""
+        return frozenset().union(*(group.names for group in self.groups if group.from_epoch > self.epoch))
 
 
 class Data(Protocol):
