@@ -69,6 +69,7 @@ def test_numbers_carry_their_unit_and_their_source():
     assert number(90, "seconds").plain("en") == "90 s" and number(3 * 3600, "seconds").plain("fa") == "3.0 ساعت"
     assert number(2_400_000_000, "bytes").plain("en") == "2.4 GB"
     assert number(-0.5, "signed").plain("en") == "−0.500"
+    assert number(-0.00001, "signed").plain("en") == "0.000"  # no "−0.000"
     for nothing in (None, float("nan"), "7", True, [1]):
         assert "—" in number(nothing).en
 

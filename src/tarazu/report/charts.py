@@ -64,9 +64,9 @@ def lines(
                 "x:Q",
                 title=words(x, language),
                 axis=alt.Axis(format="~e" if log else "~s"),
-                scale=alt.Scale(type="log" if log else "linear"),
+                scale=alt.Scale(type="log", nice=False) if log else alt.Scale(),
             ),
-            y=alt.Y("y:Q", title=words(y, language), scale=alt.Scale(zero=False)),
+            y=alt.Y("y:Q", title=words(y, language), axis=alt.Axis(format=".4~f"), scale=alt.Scale(zero=False)),
             color=alt.Color("s:N", scale=scale, legend=legend, sort=names),
             strokeDash=alt.StrokeDash("s:N", scale=dashes, legend=legend, sort=names),
         )

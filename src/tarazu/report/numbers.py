@@ -24,7 +24,10 @@ def shaped(value: Any, form: str) -> tuple[str | None, str]:
         share = value * 100
         return (f"{share:.1f}" if abs(share) >= 1 else f"{share:.3g}"), "percent"
     writer = WRITERS.get(form, _significant)
-    return writer(value).replace("-", "\u2212"), ""
+    text = writer(value)
+    if text[:1] in "+-" and not text.strip("+-0."):
+        text = text[1:]  # a change that rounds to nothing has no sign
+    return text.replace("-", "\u2212"), ""
 
 
 def _significant(value: float) -> str:

@@ -88,7 +88,7 @@ def sheet(folder: Path, name, words: list[str], attention: list[list[float]], to
         page.paste(blended, (x, y + 20))
         pen.text((x + 4, y + 4), visible(word)[:24].encode("ascii", "replace").decode(), fill="black")
     to.parent.mkdir(parents=True, exist_ok=True)
-    page.save(to, "PNG", optimize=True)
+    page.quantize(96).save(to, "PNG", optimize=True)
     return True
 
 
