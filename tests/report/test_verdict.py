@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
 
+from caption_folders import captions_folder
 from folders import chat_folder
 
 from tarazu.report.comparing import compare
@@ -69,3 +71,16 @@ def test_captions_are_judged_by_cider_upwards():
         Contender("b", "x", 60.0, None, {"train_seconds": 5}),
     ]
     assert pareto(contenders, primary("captions"), "train_seconds") == ["b"]
+
+
+def test_an_ensemble_may_win_on_quality_but_has_no_costs_to_win_with(tmp_path):
+    folder = captions_folder(tmp_path)
+    shutil.copytree(folder / "show_attend_tell", folder / "together")
+    run, metrics = folder / "together/seed-0/run.json", folder / "together/seed-0/metrics.json"
+    run.write_text(json.dumps(json.loads(run.read_text()) | {"kind": "ensemble", "trained_parameters": 0}))
+    found = json.loads(metrics.read_text())
+    found["decoding"]["beam3"]["cider"] += 10
+    metrics.write_text(json.dumps(found))
+    verdict, _ = verdict_of(folder)
+    assert verdict.best.name == "together"
+    assert "together" not in {verdict.choices[wish].name for wish in ("memory", "speed", "size")}

@@ -102,7 +102,9 @@ def primary(task: str) -> Measure:
 
 
 def mean_over_seeds(arm: Arm, measure: Measure) -> float | None:
-    """The mean over the seeds that have the figure."""
+    """The mean over the seeds that have the figure; a method that trains nothing has no costs of its own."""
+    if measure.cost and arm.untrained:
+        return None
     values = [value for run in arm.runs if (value := measure.of(run)) is not None]
     return float(np.mean(values)) if values else None
 

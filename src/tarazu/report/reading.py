@@ -82,6 +82,11 @@ class Arm:
         return next((run for run in self.runs if run.metrics), self.runs[0])
 
     @property
+    def untrained(self) -> bool:
+        """Whether it trains nothing of its own (an ensemble of other methods): its costs are theirs."""
+        return self.kind != "base" and all(run.facts.get("trained_parameters") == 0 for run in self.runs)
+
+    @property
     def measured(self) -> list[RunView]:
         return [run for run in self.runs if run.metrics]
 

@@ -102,10 +102,12 @@ def _choose(
             if ties
             else Choice(preference, best.name, [best.name], [], None)
         )
-    if best.gain is not None and best.gain > 0:
-        allowed = [c for c in contenders if c.gain is not None and c.gain >= KEEP * best.gain]
+    known = [c for c in contenders if c.costs.get(cost) is not None] or contenders
+    top = known[0]
+    if top.gain is not None and top.gain > 0:
+        allowed = [c for c in known if c.gain is not None and c.gain >= KEEP * top.gain]
     else:
-        allowed = [best, *[c for c in contenders if c.name in ties]]
+        allowed = [top, *[c for c in known if c.name in ties]]
     return _cheapest(preference, cost, allowed, ties)
 
 

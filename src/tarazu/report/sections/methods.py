@@ -53,6 +53,7 @@ def _arm(context: Context, arm: Arm, told: set[str]) -> dict:
         "settings": settings_table(arm),
         "targets": targets_table(arm),
         "search": search_view(context, arm),
+        "untrained": arm.untrained,
         "proofs": [(run.seed, view) for run in arm.runs if (view := proof_view(run))],
         "figure": loss_figure(context, arm),
         "analysis": curve_sentences(context, arm),
