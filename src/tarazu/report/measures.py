@@ -59,6 +59,8 @@ COSTS = [
     _cost("trained_parameters", "count", ("trained_parameters",)),
     _cost("weights_bytes", "bytes", ("weights_bytes",)),
 ]
+FORGOT = Measure("english_bits_per_byte", "low", "loss", "metrics.json", (("forgetting", "english", "bits_per_byte"),))
+FRONTS = [*COSTS, FORGOT]  # what quality is weighed against
 SPEED = Measure("tokens_per_second", "high", "count", "ledger.json", (("tokens_per_second",),))
 ENERGY = Measure("energy_joules", "low", "count", "ledger.json", (("energy_joules",),))
 QUALITY = {
@@ -76,7 +78,7 @@ QUALITY = {
         Measure("reading_exact_match", "high", "percent", "metrics.json", (("reading", "exact_match"),)),
         Measure("reading_f1", "high", "percent", "metrics.json", (("reading", "f1"),)),
         Measure("persian_bits_per_byte", "low", "loss", "metrics.json", (("forgetting", "persian", "bits_per_byte"),)),
-        Measure("english_bits_per_byte", "low", "loss", "metrics.json", (("forgetting", "english", "bits_per_byte"),)),
+        FORGOT,
     ],
     "captions": [
         _decoded("cider", "cider"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from tarazu.report.comparing import Comparison
-from tarazu.report.measures import COSTS, Measure, mean_over_seeds, primary
+from tarazu.report.measures import FRONTS, Measure, mean_over_seeds, primary
 from tarazu.report.reading import StudyView
 
 KEEP = 0.9  # "nearly as good": at least this share of the best method's gain
@@ -59,12 +59,12 @@ def judge(study: StudyView, comparison: Comparison) -> Verdict:
         quality = mean_over_seeds(arm, measure)
         if quality is not None:
             gain = None if baseline is None else measure.gain(quality, baseline)
-            costs = {cost.key: mean_over_seeds(arm, cost) for cost in COSTS}
+            costs = {cost.key: mean_over_seeds(arm, cost) for cost in FRONTS}
             contenders.append(Contender(arm.name, arm.kind, quality, gain, costs))
     contenders.sort(key=lambda c: -measure.gain(c.quality, 0.0))
     best = contenders[0] if contenders else None
     choices = {name: _choose(name, cost, contenders, measure, comparison) for name, cost in PREFERENCES.items()}
-    fronts = {cost.key: pareto(contenders, measure, cost.key) for cost in COSTS}
+    fronts = {cost.key: pareto(contenders, measure, cost.key) for cost in FRONTS}
     worse = [c.name for c in contenders if not _better_than_base(c, study, comparison, measure)]
     return Verdict(measure, baseline, contenders, best, choices, fronts, worse)
 

@@ -12,6 +12,7 @@ from tarazu.report.figures import Figure
 from tarazu.report.measures import (
     COSTS,
     ENERGY,
+    FRONTS,
     QUALITY,
     SPEED,
     UTILISATION,
@@ -38,7 +39,7 @@ def comparison_section(context: Context) -> Section:
         "quality": quality_table(context),
         "costs": cost_table(study),
         "curves": validation_figure(context),
-        "trades": [f for cost in COSTS if (f := trade_figure(context, cost)) is not None],
+        "trades": [f for cost in FRONTS if (f := trade_figure(context, cost)) is not None],
         "forest": forest_figure(context),
         "pairs": [pair_table(context, key) for key in context.comparison.pairs if context.comparison.pairs[key]],
         "findings": pair_findings(context),

@@ -6,7 +6,7 @@ from functools import partial
 
 from tarazu.report.blocks import Cell, Table, text_cell
 from tarazu.report.explain import explain
-from tarazu.report.measures import COSTS, QUALITY, Measure, mean_over_seeds, measures
+from tarazu.report.measures import COSTS, FRONTS, QUALITY, Measure, mean_over_seeds, measures
 from tarazu.report.reading import Arm
 from tarazu.report.sections.base import Context, Section
 from tarazu.report.text import Both, code, joined, number, say
@@ -107,7 +107,7 @@ def choices_table(context: Context) -> Table:
 def front_sentences(context: Context) -> list[Both]:
     """Who stands on each Pareto front."""
     found = []
-    for cost in COSTS:
+    for cost in FRONTS:
         names = context.verdict.fronts[cost.key]
         if names:
             found.append(say("front.names", cost=say(f"measure.{cost.key}"), names=joined([code(n) for n in names])))
