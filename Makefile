@@ -2,19 +2,16 @@
 PYTHON ?= python3.11
 RUN := .venv/bin
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test lint clean
 
 demo: .venv/ready                  ## the main job on the embedded model: a table, and the path of report.html
 	$(RUN)/tarazu run recipes/demo.yaml --out runs/demo-$$(date +%Y%m%d-%H%M%S)
 
 test: .venv/ready-dev              ## all tests
-	$(RUN)/pytest -n 2 --dist loadgroup
+	$(RUN)/pytest -n 2 --dist loadfile
 
 lint: .venv/ready-dev              ## style
-	$(RUN)/ruff check src tests benchmarks
-
-bench: .venv/ready-dev             ## what this machine can measure
-	$(RUN)/python -m benchmarks.run
+	$(RUN)/ruff check src tests
 
 .venv/torch:
 	command -v $(PYTHON) >/dev/null || { echo "make: $(PYTHON) is needed (or: make PYTHON=python3.12 ...)"; exit 1; }
