@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import gc
 import importlib
+import re
 import shutil
 import time
 import traceback
@@ -133,6 +134,7 @@ def run_one(task, recipe: Recipe, name: str, data, one: Run, device: torch.devic
     trained = sum(p.numel() for p in trainee.trainable().values())
     total = sum(p.numel() for p in trainee.module.parameters())
     one.update(trained_parameters=trained, total_parameters=total, targets=task.targets(trainee))
+    note(f"{name}: {trained:,} of {total:,} parameters may change ({opened(trainee.may_change)})")
     if trainee.may_change:
         with ledger.phase("fingerprint"):
             before = fingerprint.fingerprint(trainee.module)
@@ -156,6 +158,14 @@ def run_one(task, recipe: Recipe, name: str, data, one: Run, device: torch.devic
     one.update(status="done")
     shutil.rmtree(one.path / "checkpoint", ignore_errors=True)  # the weights are saved and proven: nothing goes back to these
     (one.path / "best.safetensors").unlink(missing_ok=True)
+
+
+def opened(names: frozenset[str]) -> str:
+    """The parts that hold the named tensors, in few words: blocks by number, other parts by name."""
+    blocks = sorted({int(found[1]) for name in names if (found := re.search(r"\.layers\.(\d+)\.", f".{name}"))})
+    others = sorted({name.rsplit(".", 1)[0] for name in names if not re.search(r"\.layers\.\d+\.", f".{name}")})
+    parts = [f"blocks {', '.join(map(str, blocks))}"] * bool(blocks) + others[:4] + ["..."] * (len(others) > 4)
+    return "; ".join(parts) or "nothing"
 
 
 def searched(task, recipe: Recipe, name: str, data, device: torch.device, stop: StopSignals, folder: RunFolder) -> dict | None:

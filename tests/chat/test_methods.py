@@ -211,3 +211,19 @@ def test_layers_open_what_was_asked_and_nothing_else():
 def test_unknown_targets_name_the_nearest():
     with pytest.raises(BadInput, match="q_proj"):
         LoRA(targets=["q_prog"]).attach(model("llama"), Words())
+
+
+@pytest.mark.parametrize("name", [name for name in TRAINED if not name.startswith("prefix")])
+def test_gradient_checkpointing_changes_nothing(name):
+    """Prefix tuning is left out of it by the task: transformers drops the cache, and the prefix with it, there."""
+    gradients = []
+    for checkpointed in (False, True):
+        trainee = build(name, "llama")
+        if checkpointed:
+            trainee.base.gradient_checkpointing_enable({"use_reentrant": False})
+        trainee.module.train()
+        for lines in group(rows(), 200, trainee.virtual, True):
+            batch = lay_out(lines, trainee.virtual)
+            token_losses(trainee.base, hidden_states(trainee, batch).flatten(0, 1)[batch.sources], batch.labels).sum().backward()
+        gradients.append({n: p.grad for n, p in trainee.trainable().items()})
+    assert all(torch.allclose(gradients[0][n], gradients[1][n], atol=1e-5) for n in gradients[0])
