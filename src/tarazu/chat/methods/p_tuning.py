@@ -28,7 +28,7 @@ class PTuning(ChatMethod):
     virtual_tokens: PositiveInt = 32
     encoder: Literal["MLP", "LSTM"] = "MLP"
     encoder_width: PositiveInt = Field(256, description="hidden width of the network")
-    learning_rate: PositiveFloat = 1e-3
+    learning_rate: PositiveFloat = 3e-3
 
     def attach(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> ChatTrainee:
         import peft

@@ -29,7 +29,7 @@ class PrefixTuning(ChatMethod):
     projection: bool = Field(False, description="train a network that writes the prefix (starts from random)")
     projection_width: PositiveInt = 256
     text: str | None = Field(None, description="what the prefix begins as; default: prompt tuning's text")
-    learning_rate: PositiveFloat = 5e-3
+    learning_rate: PositiveFloat = 3e-2
 
     def attach(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> ChatTrainee:
         import peft

@@ -29,7 +29,7 @@ class PromptTuning(ChatMethod):
     virtual_tokens: PositiveInt = 32
     start: Literal["text", "vocabulary"] = Field("text", description="what the vectors begin as")
     text: str = Field(INSTRUCTION, min_length=1, description="repeated or cut to the number of virtual tokens")
-    learning_rate: PositiveFloat = 1e-2
+    learning_rate: PositiveFloat = 3e-2
 
     def attach(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> ChatTrainee:
         import peft

@@ -15,7 +15,7 @@ class RsLoRA(LowRank):
     kind: Literal["rslora"] = "rslora"
     rank: PositiveInt = 64
     alpha: PositiveInt = 16
-    learning_rate: PositiveFloat = 3e-4
+    learning_rate: PositiveFloat = 1e-4
 
     def lora_settings(self) -> dict[str, Any]:
         return super().lora_settings() | {"use_rslora": True}
