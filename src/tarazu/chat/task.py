@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from tarazu.chat import flops, forgetting, generation, hub, model_card, questions, reading, scoring, store, template
+from tarazu.chat import flex, flops, forgetting, generation, hub, model_card, questions, reading, scoring, store, template
 from tarazu.chat.forward import hidden_states
 from tarazu.chat.layout import ChatBatch, Row, group, lay_out, packed_width
 from tarazu.chat.loss import token_losses
@@ -96,7 +96,7 @@ class Chat:
         """Any rows as batches, with the method's virtual tokens before each."""
         prefix = trainee.virtual if trainee.prefix else 0
         virtual = trainee.virtual - prefix
-        blocks = data.packed and trainee.base.config._attn_implementation == "flex_attention"  # compiled for each width
+        blocks = data.packed and trainee.base.config._attn_implementation == flex.NAME  # compiled for each width
         lines = group(rows, limit, virtual, data.packed)
         return [lay_out(some, virtual, prefix, width=packed_width(some, virtual, limit) if blocks else None) for some in lines]
 
