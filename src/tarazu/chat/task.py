@@ -10,7 +10,19 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from tarazu.chat import flex, flops, forgetting, generation, hub, model_card, questions, reading, scoring, store, template
+from tarazu.chat import (
+    flex,
+    flops,
+    forgetting,
+    generation,
+    hub,
+    model_card,
+    questions,
+    reading,
+    scoring,
+    store,
+    template,
+)
 from tarazu.chat.forward import hidden_states
 from tarazu.chat.layout import ChatBatch, Row, group, lay_out, packed_width
 from tarazu.chat.loss import token_losses
