@@ -25,7 +25,7 @@ from tarazu.engine.order import RowOrder
 from tarazu.engine.progress import note
 from tarazu.engine.task import Trainee
 from tarazu.errors import TarazuError
-from tarazu.foresight import UNSEEN, foresee
+from tarazu.foresight import MODEL_ERRORS, UNSEEN, foresee
 from tarazu.recipe import Budget, Recipe
 from tarazu.run_folder import Run
 from tarazu.study import make_task
@@ -76,13 +76,7 @@ def measured(task, recipe: Recipe, name: str, data, device: torch.device, entry:
                 "notes": [n for n in entry["notes"] if n != UNSEEN],
                 **_measure(task, recipe, name, data, device, Path(scratch)),
             }
-    except (
-        TarazuError,
-        RuntimeError,
-        ValueError,
-        TypeError,
-        AttributeError,
-    ) as error:  # whatever a model's code raises
+    except MODEL_ERRORS as error:
         return {**entry, "works": False, "reasons": [*entry["reasons"], explain(error)], "seconds": None}
     finally:
         gc.collect()

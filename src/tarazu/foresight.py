@@ -36,6 +36,7 @@ REACHED = {
     "cpu": (0.15, 0.90),
 }  # share of that (on a CPU: of a measured large product) that training reaches
 STREAMED = (0.05, 0.60)  # share of the memory's speed that writing one token at a time reaches
+MODEL_ERRORS = (TarazuError, RuntimeError, ValueError, TypeError, AttributeError)  # whatever a model's code raises
 UNSEEN = "nothing is foreseen for this task without measuring"
 SPREAD = (0.6, 2.0)  # activations, around what the shape tells
 
@@ -85,13 +86,7 @@ def foresee(task, recipe: Recipe, name: str, data, device: torch.device, on: str
     known = importlib.import_module(f"tarazu.{recipe.task}.estimate")
     try:
         outline = known.outline(task, recipe, name, data, device_kind(device, on))
-    except (
-        TarazuError,
-        RuntimeError,
-        ValueError,
-        TypeError,
-        AttributeError,
-    ) as error:  # whatever a model's code raises
+    except MODEL_ERRORS as error:
         reason = (
             error.what
             if isinstance(error, TarazuError)
