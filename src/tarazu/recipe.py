@@ -46,6 +46,7 @@ class Method(Strict):
     weight_decay: NonNegativeFloat = 0.0
     optimizer: Literal["adamw", "sgd", "rmsprop"] = "adamw"
     batch_rows: PositiveInt | None = Field(None, description="rows per optimizer step, if not the budget's")
+    average: float = Field(0.0, ge=0, lt=1, description="0.999: the mean of the weights over the last 1,000 steps is validated, kept and evaluated; 0: the weights themselves")
 
 
 class Budget(Strict):

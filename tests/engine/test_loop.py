@@ -71,11 +71,11 @@ def test_an_infinite_gradient_is_never_applied(tmp_path):
         train(tmp_path / "all", Toy(poison=tuple(range(1, 99))))
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "sgd", "rmsprop"])
-def test_a_run_cut_anywhere_ends_the_same(tmp_path, monkeypatch, optimizer):
+@pytest.mark.parametrize("optimizer, average", [("adamw", 0.0), ("adamw", 0.9), ("sgd", 0.0), ("rmsprop", 0.0)])
+def test_a_run_cut_anywhere_ends_the_same(tmp_path, monkeypatch, optimizer, average):
     """Cut at every step once, also between validations; the end is equal byte for byte, and so is the event log's length."""
     monkeypatch.setattr(loop, "SAVE_SECONDS", 0.0)
-    _, events, _ = train(tmp_path / "whole", Toy(dropout=0.3), optimizer=optimizer)
+    _, events, _ = train(tmp_path / "whole", Toy(dropout=0.3), optimizer=optimizer, average=average)
 
     class Cut(Exception):
         pass
@@ -91,7 +91,7 @@ def test_a_run_cut_anywhere_ends_the_same(tmp_path, monkeypatch, optimizer):
     for i in range(99):
         task.left = 1 + i % 3
         try:
-            _, again, _ = train(path, task, optimizer=optimizer)
+            _, again, _ = train(path, task, optimizer=optimizer, average=average)
             break
         except Cut:
             continue
@@ -109,6 +109,31 @@ def test_early_stop_and_best_weights(tmp_path):
     loop.load_weights(best, weights(tmp_path))
     best.module.eval()
     assert Toy().validate(best, ToyData(), None)["loss"] == pytest.approx(min(losses), abs=1e-5)
+
+
+def test_averaged_weights_are_the_mean_of_the_steps(tmp_path, monkeypatch):
+    """What is validated and kept is the mean, by hand; training itself goes on as without it."""
+    steps, step = [], loop._Fit.step
+
+    def seen(self, bar):
+        step(self, bar)
+        steps.append(self.trainee.module[2].weight.detach().clone())
+
+    monkeypatch.setattr(loop._Fit, "step", seen)
+    trainee = Toy().build()
+    mean = trainee.module[2].weight.detach().clone()
+    _, events, _ = train(tmp_path / "mean", trainee=trainee, average=0.8)
+    for number, weight in enumerate(steps, 1):
+        keep = min(0.8, (1 + number) / (10 + number))
+        mean = keep * mean + (1 - keep) * weight
+    torch.testing.assert_close(trainee.module[2].weight.detach(), mean, atol=1e-6, rtol=1e-5)
+    assert torch.equal(weights(tmp_path / "mean")["2.weight"], trainee.module[2].weight)
+    trainee.module.eval()
+    last = [e["loss"] for e in events if e["event"] == "validation"][-1]
+    assert Toy().validate(trainee, ToyData(), None)["loss"] == pytest.approx(last, abs=1e-6)
+    _, plain, _ = train(tmp_path / "plain")
+    assert [e["loss"] for e in plain if e["event"] == "step"] == [e["loss"] for e in events if e["event"] == "step"]
+    assert torch.equal(weights(tmp_path / "plain")["2.weight"], steps[-1])
 
 
 def test_a_group_that_begins_late_stands_still_until_then(tmp_path):

@@ -87,12 +87,12 @@ class Toy:
         return {name: p.data for name, p in trainee.trainable().items()}
 
 
-def train(path, task=None, trainee=None, optimizer="adamw", before=None, **budget):
-    """Trains in `path`; returns the trainee, the events and the ledger. `before` may change the fit's inputs."""
+def train(path, task=None, trainee=None, optimizer="adamw", average=0.0, **budget):
+    """Trains in `path`; returns the trainee, the events and the ledger."""
     task = task or Toy()
     budget = {"epochs": 3, "batch_rows": 5, "micro_batch_tokens": 10**6, **budget}
     recipe = Recipe(task="toy", budget=Budget(**budget), methods={"toy": {}})
     trainee, run, ledger = trainee or task.build(), Run(path / "toy" / "seed-0"), Ledger(CPU)
     with StopSignals(str(path)) as stop:
-        loop.fit(task, trainee, ToyData(), recipe, Method(kind="toy", optimizer=optimizer), run, 0, ledger, stop)
+        loop.fit(task, trainee, ToyData(), recipe, Method(kind="toy", optimizer=optimizer, average=average), run, 0, ledger, stop)
     return trainee, run.read_lines("events.jsonl"), ledger

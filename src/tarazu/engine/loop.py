@@ -20,6 +20,7 @@ from safetensors.torch import save as tensor_bytes
 
 from tarazu.engine import checkpoint
 from tarazu.engine import optimizer as optim
+from tarazu.engine.average import Average
 from tarazu.engine.events import Events
 from tarazu.engine.ledger import Ledger
 from tarazu.engine.order import RowOrder
@@ -76,6 +77,7 @@ class _Fit:
         self.order = RowOrder(data.size("train"), method.batch_rows or self.budget.batch_rows, seed)
         self.at = Position(limit=self.budget.micro_batch_tokens)
         self.optimizer = optim.build(trainee, method)
+        self.average = Average(trainee, method.average) if method.average else None
         self.events: Events | None = None
         self.thread = ThreadPoolExecutor(1)
         self.ahead: tuple | None = None
@@ -102,6 +104,8 @@ class _Fit:
             for name, parameter in self.trainee.trainable().items():
                 parameter.copy_(tensors["weights"][name])
         optim.load_state(self.optimizer, tensors.get("optimizer", {}))
+        if self.average:
+            self.average.restore(tensors["average"])
         torch.set_rng_state(tensors["random"]["cpu"])
         if self.device.type == "cuda":
             torch.cuda.set_rng_state(tensors["random"]["cuda"], self.device)
@@ -154,7 +158,11 @@ class _Fit:
         return self.at.step % self.order.steps_per_epoch == 0
 
     def validate(self) -> None:
-        """Measures, samples, and keeps the best weights. The watched figure is better when lower only if it is the loss."""
+        """Measures, samples, and keeps the best weights: the averaged ones where the method averages."""
+        with self.average.in_place() if self.average else contextlib.nullcontext():
+            self.measure()
+
+    def measure(self) -> None:
         where = {"step": self.at.step, "tokens": self.at.tokens, "epoch": self.order.epoch(self.at.step)}
         self.trainee.module.eval()
         with torch.no_grad(), self.precision():
@@ -170,6 +178,7 @@ class _Fit:
         self.judge(figures)
 
     def judge(self, figures: dict[str, float]) -> None:
+        """The watched figure is better when lower only if it is the loss."""
         if self.budget.watch not in figures:
             raise TarazuError(f"budget.watch is {self.budget.watch!r}, which no validation measures", todo=f"one of: {', '.join(figures)}")
         value = figures[self.budget.watch] * (1 if self.budget.watch == "loss" else -1)
@@ -185,6 +194,8 @@ class _Fit:
     def finish(self) -> None:
         best = self.run.path / "best.safetensors"
         self.trainee.epoch = self.at.epoch
+        if self.average:
+            self.average.put(self.average.mean)
         if self.budget.keep == "best" and best.exists():
             load_weights(self.trainee, load_file(best))
             self.trainee.epoch = self.at.best_epoch
@@ -209,6 +220,8 @@ class _Fit:
             self.skip(loss, norm)
         self.optimizer.zero_grad(set_to_none=True)
         self.advance(counts)
+        if self.average:
+            self.average.update(self.at.step)
         seconds = time.perf_counter() - began
         epoch = self.order.epoch(self.at.step)
         self.events.write(
@@ -301,6 +314,8 @@ class _Fit:
             if self.device.type == "cuda":
                 random["cuda"] = torch.cuda.get_rng_state(self.device)
             tensors = {"weights": self.trainee.trainable(), "optimizer": optim.state_tensors(self.optimizer), "random": random}
+            if self.average:
+                tensors["average"] = self.average.mean
             state = {"position": vars(self.at), "losses": list(self.losses), "events": self.events.size(), "ledger": self.ledger.as_json()}
             checkpoint.save(self.run.path / "checkpoint", self.at.step, tensors, state)
         self.saved_step, self.saved_time = self.at.step, time.monotonic()
