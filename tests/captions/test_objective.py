@@ -5,7 +5,7 @@ import torch
 from scenes import CHANNELS, KINDS, PLACES, WORDS, decoder
 from torch.nn import functional as F
 
-from tarazu.captions import objective
+from tarazu.captions import decoding, objective
 from tarazu.captions.cider import Cider
 from tarazu.captions.encoders import SHAPES, EfficientNet
 from tarazu.captions.model import ImageCaptioningModel
@@ -108,3 +108,21 @@ def test_self_critical_training_raises_the_reward():
         optimizer.step()
     assert reward() > 2 * before
     assert found.total > 0  # what is reported stays the likelihood
+
+
+def test_hidden_channels_are_the_same_at_all_places_and_only_in_training():
+    whole = ImageCaptioningModel(ENCODER, decoder("show_attend_tell"), feature_dropout=0.4)
+    ones = torch.ones(50, PLACES, CHANNELS)
+    seen = whole.train().see(ones)
+    assert torch.equal(seen, seen[:, :1].expand_as(seen))
+    assert 0.3 < (seen == 0).float().mean() < 0.5 and seen.max() == pytest.approx(1 / 0.6)
+    with decoding.without_dropout(whole):  # rewards are drawn without it
+        assert whole.see(ones) is ones
+    assert whole.eval().see(ones) is ones
+
+
+@pytest.mark.parametrize("kind", ["tied_teller", "tied_attention", "tied_plain", "sinusoidal"])
+def test_tied_words_are_one_matrix(kind):
+    found = decoder(kind)
+    assert found.output.weight is found.embedding.weight
+    assert len([name for name, p in found.named_parameters() if p.shape == (WORDS, found.embedding.embedding_dim)]) == 1

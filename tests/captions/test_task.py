@@ -25,7 +25,7 @@ methods:
   show_attend_tell: {embedding: 16, hidden: 24, attention: 16}
   transformer: {hidden: 16, layers: 1, heads: 2, feed_forward: 32}
   tuned:
-    {kind: show_attend_tell, embedding: 16, hidden: 24, attention: 16, fine_tune: {blocks: 1, learning_rate: 1e-3, from_epoch: 1}}
+    {kind: show_attend_tell, embedding: 16, hidden: 24, attention: 16, average: 0.9, feature_dropout: 0.1, fine_tune: {blocks: 1, learning_rate: 1e-3, from_epoch: 1}}
   rewarded:
     {kind: transformer, hidden: 16, layers: 1, heads: 2, feed_forward: 32, self_critical: {from_epoch: 1, samples: 2}}
   three: {kind: ensemble, of: [show_and_tell, show_attend_tell, tuned]}

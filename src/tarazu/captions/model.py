@@ -12,16 +12,20 @@ class ImageCaptioningModel(nn.Module):
     """Encoder and decoder, end to end.
 
     Pictures may come as pixels (B, S, S, 3), 0..255, or, where the encoder is frozen, as the features (B, P, D) that
-    it gave them once: the two lead to the same words.
+    it gave them once: the two lead to the same words. In training, `feature_dropout` hides whole channels of the
+    features, so that no single one can give a training picture away.
     """
 
-    def __init__(self, encoder: EfficientNet, decoder: Decoder):
+    def __init__(self, encoder: EfficientNet, decoder: Decoder, feature_dropout: float = 0.0):
         super().__init__()
-        self.encoder, self.decoder = encoder, decoder
+        self.encoder, self.decoder, self.hide = encoder, decoder, nn.Dropout(feature_dropout)
 
     def see(self, pictures: Tensor) -> Tensor:
         """Pixels or features -> features (B, P, D)."""
-        return self.encoder(pictures) if pictures.ndim == 4 else pictures
+        features = self.encoder(pictures) if pictures.ndim == 4 else pictures
+        if self.hide.training and self.hide.p:
+            features = features * self.hide(features.new_ones(len(features), 1, features.shape[2]))
+        return features
 
     def forward(self, pictures: Tensor, tokens: Tensor) -> Tensor:
         """tokens (B, T), from <sos> on -> logits (B, T, V)."""

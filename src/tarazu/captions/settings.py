@@ -106,7 +106,13 @@ class CaptionMethod(Method):
     hidden: PositiveInt = 512
     dropout: Probability = 0.5
     word_dropout: Probability = Field(0.0, description="chance that an input word is hidden as <unk>")
+    feature_dropout: Probability = Field(
+        0.0, description="chance that a channel of the encoder's map is hidden, at all places and for all words"
+    )
     label_smoothing: Probability = 0.0
+    tie_words: bool = Field(
+        False, description="the output layer shares the word embedding; the LSTMs' states are narrowed to its width"
+    )
     scheduled_sampling: Probability = Field(
         0.0, description="highest share of input words taken from the model itself; grows over the run"
     )
@@ -134,7 +140,11 @@ class ShowAttendTell(CaptionMethod):
     project: PositiveInt | None = Field(None, description="width of an optional Linear and ReLU on the map, before all else")
     gate: bool = Field(True, description="the beta gate on the context")
     mix: PositiveInt | None = Field(None, description="width of an optional Linear on [z; embedding]")
-    deep_output: bool = Field(True, description="words from h, z and the previous word together, as in the paper")
+    deep_output: bool = Field(
+        True,
+        description="words from h, z and the previous word together, as in the paper; "
+        "with tie_words without the previous word, which would vote for itself",
+    )
     doubly_stochastic: NonNegativeFloat = Field(0.25, description="weight of sum_i (1 - sum_t alpha_ti)^2")
 
 
@@ -147,7 +157,6 @@ class Transformer(CaptionMethod):
     heads: PositiveInt = 8
     feed_forward: PositiveInt = 2048
     positions: Literal["learned", "sinusoidal"] = "learned"
-    tie_words: bool = Field(False, description="the output layer shares the word embedding")
 
     @model_validator(mode="after")
     def _divides(self) -> Transformer:

@@ -77,7 +77,8 @@ class CaptionTrainee(Trainee):
 
 def model_of(method: CaptionMethod, encoder: Pretrained, words: int) -> ImageCaptioningModel:
     """The whole model of a method's settings; the decoder is freshly initialised from torch's current seed."""
-    return ImageCaptioningModel(encoder.module, decoders.make(method, words, encoder.module.width, encoder.side**2))
+    decoder = decoders.make(method, words, encoder.module.width, encoder.side**2)
+    return ImageCaptioningModel(encoder.module, decoder, method.feature_dropout)
 
 
 def trainee_of(

@@ -51,6 +51,19 @@ def full_precision(x: Tensor) -> AbstractContextManager:
     return torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext()
 
 
+def head(inside: int, embedding: nn.Embedding, tied: bool) -> tuple[nn.Module, nn.Linear]:
+    """An LSTM's way to its words: (to the width of the embedding where that is shared, the output layer).
+
+    The embedding starts small and even, as the papers' do. Sharing: Press and Wolf 2017, arXiv:1608.05859.
+    """
+    words, width = embedding.weight.shape
+    nn.init.uniform_(embedding.weight, -0.1, 0.1)
+    output = nn.Linear(width if tied else inside, words)
+    if tied:
+        output.weight = embedding.weight
+    return nn.Linear(inside, width) if tied and inside != width else nn.Identity(), output
+
+
 def make(method: CaptionMethod, words: int, channels: int, places: int) -> Decoder:
     """The decoder of a method's settings, freshly initialised."""
     from tarazu.captions.decoders.show_and_tell import ShowAndTellDecoder

@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from tarazu.captions.decoders import Decoder, State, full_precision
+from tarazu.captions.decoders import Decoder, State, full_precision, head
 from tarazu.captions.settings import ShowAndTell
 
 
@@ -33,15 +33,14 @@ class ShowAndTellDecoder(Decoder):
         if self.image_as != "state":
             self.image = nn.Linear(channels, settings.embedding)
         self.dropout = nn.Dropout(settings.dropout)
-        self.output = nn.Linear(settings.hidden, words)
-        nn.init.uniform_(self.embedding.weight, -0.1, 0.1)
+        self.narrow, self.output = head(settings.hidden, self.embedding, settings.tie_words)
 
     def teach(self, features: Tensor, tokens: Tensor) -> tuple[Tensor, None]:
         h, c = self.start(features)
         words = self.dropout(self.embedding(tokens))
         with full_precision(words):
             out, _ = self.lstm(words, _layers_first(h, c))
-        return self.output(self.dropout(out)), None
+        return self.output(self.dropout(self.narrow(out))), None
 
     def start(self, features: Tensor) -> State:
         """The state is (h, c), each (B, layers, hidden)."""
@@ -56,7 +55,7 @@ class ShowAndTellDecoder(Decoder):
 
     def step(self, state: State, token: Tensor) -> tuple[Tensor, State, None]:
         out, state = self._advance(state, self.embedding(token))
-        return self.output(out), state, None
+        return self.output(self.narrow(out)), state, None
 
     def _advance(self, state: State, x: Tensor) -> tuple[Tensor, State]:
         with full_precision(x):

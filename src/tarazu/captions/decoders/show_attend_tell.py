@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from tarazu.captions.decoders import Decoder, State, full_precision
+from tarazu.captions.decoders import Decoder, State, full_precision, head
 from tarazu.captions.settings import ShowAttendTell
 
 
@@ -29,15 +29,12 @@ class ShowAttendTellDecoder(Decoder):
         self.first = nn.Linear(channels, 2 * hidden)
         self.mix = nn.Linear(channels + embedding, settings.mix) if settings.mix else nn.Identity()
         self.cell = nn.LSTMCell(settings.mix or channels + embedding, hidden)
-        self.deep = settings.deep_output
+        self.deep, self.tied = settings.deep_output, settings.tie_words
         if self.deep:
-            self.from_hidden, self.from_context = (
-                nn.Linear(hidden, embedding),
-                nn.Linear(channels, embedding, bias=False),
-            )
+            self.from_hidden = nn.Linear(hidden, embedding)
+            self.from_context = nn.Linear(channels, embedding, bias=False)
+        self.narrow, self.output = head(embedding if self.deep else hidden, self.embedding, self.tied)
         self.dropout = nn.Dropout(settings.dropout)
-        self.output = nn.Linear(embedding if self.deep else hidden, words)
-        nn.init.uniform_(self.embedding.weight, -0.1, 0.1)
 
     def teach(self, features: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """Word by word, as h_{t-1} decides where to look; only the output layer can wait for all words at once."""
@@ -75,5 +72,6 @@ class ShowAttendTellDecoder(Decoder):
 
     def _words(self, word: Tensor, h: Tensor, z: Tensor) -> Tensor:
         if not self.deep:
-            return self.output(self.dropout(h))
-        return self.output(self.dropout(word + self.from_hidden(self.dropout(h)) + self.from_context(z)))
+            return self.output(self.dropout(self.narrow(h)))
+        found = self.from_hidden(self.dropout(h)) + self.from_context(z)
+        return self.output(self.dropout(found if self.tied else word + found))
