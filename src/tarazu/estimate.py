@@ -27,7 +27,7 @@ from tarazu.engine.task import Trainee
 from tarazu.errors import TarazuError
 from tarazu.foresight import MODEL_ERRORS, UNSEEN, foresee
 from tarazu.recipe import Budget, Recipe
-from tarazu.run_folder import Run
+from tarazu.run_folder import Run, understood
 from tarazu.study import make_task
 
 STEPS = 3
@@ -206,10 +206,11 @@ def compared(found: dict, runs: Iterator[Run]) -> list[dict]:
         ledger, guess = run.read_json("ledger.json"), by_name.get(run.name)
         if not ledger or not guess or not guess["seconds"]:
             continue
-        happened = {f"{phase} (s)": ledger["seconds"].get(phase) for phase in guess["seconds"] if phase != "total"}
-        happened["total (s)"] = sum(ledger["seconds"].get(phase, 0.0) for phase in guess["seconds"] if phase != "total")
-        happened["tokens/s"] = ledger["tokens_per_second"]
-        happened["memory (bytes)"] = ledger["train_memory"]["allocated"] or ledger["train_memory"]["resident"]
+        with understood(run.path / "ledger.json"):
+            happened = {f"{phase} (s)": ledger["seconds"].get(phase) for phase in guess["seconds"] if phase != "total"}
+            happened["total (s)"] = sum(seconds or 0.0 for seconds in happened.values())
+            happened["tokens/s"] = ledger["tokens_per_second"]
+            happened["memory (bytes)"] = ledger["train_memory"]["allocated"] or ledger["train_memory"]["resident"]
         estimated = {f"{phase} (s)": value for phase, value in guess["seconds"].items()}
         estimated |= {"tokens/s": guess["tokens_per_second"], "memory (bytes)": guess["memory"]}
         for figure, value in estimated.items():

@@ -6,7 +6,7 @@ import importlib
 from pathlib import Path
 
 from tarazu.errors import BadInput
-from tarazu.run_folder import find_run
+from tarazu.run_folder import damaged, find_run
 
 EXPORTERS = {"chat": "tarazu.chat.export", "captions": "tarazu.captions.export"}
 
@@ -18,5 +18,7 @@ def export(run: str, to: str, form: str) -> Path:
     if target.exists() and any(target.iterdir()):
         raise BadInput("this folder is not empty", where=to, todo="give a new folder")
     task = (study.read_json("results.json") or {}).get("task", "chat")
+    if task not in EXPORTERS:
+        raise damaged(study.path / "results.json", f"unknown task {task!r}")
     importlib.import_module(EXPORTERS[task]).export(run, target, form)
     return target

@@ -66,23 +66,48 @@ def finite(value: Any) -> Any:
 
 
 def read_json(path: Path, default: Any = None) -> Any:
-    """The JSON in `path`, or `default` where there is none."""
+    """The object in `path`, or `default` where there is no file (or null in it). Raises `BadInput` for a damaged one."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return default
-    except (OSError, ValueError) as error:
-        raise BadInput(f"not readable as JSON: {error}", where=str(path)) from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise damaged(path, f"not readable as JSON: {error}") from None
+    if not isinstance(value, dict) and value is not None:
+        raise damaged(path, f"holds a {type(value).__name__} where an object is expected")
+    return default if value is None else value
 
 
 def read_lines(path: Path) -> list[dict]:
     """The JSON lines in `path`; a last line that a crash cut short is left out. Empty where there is no file."""
     rows = []
     if path.exists():
-        for line in path.read_text(encoding="utf-8").split("\n"):
-            with contextlib.suppress(ValueError):
+        try:
+            lines = path.read_text(encoding="utf-8").split("\n")
+        except (OSError, ValueError) as error:
+            raise damaged(path, f"not readable as text: {error}") from None
+        for line in lines:
+            with contextlib.suppress(ValueError, RecursionError):
                 rows.append(json.loads(line))
-    return rows
+    return [row for row in rows if isinstance(row, dict)]
+
+
+def damaged(path: Path, what: str) -> BadInput:
+    """The error for a file of a run folder that does not hold what tarazu wrote, and how to get it back."""
+    of_run = path.parent.name.startswith("seed-")
+    remove, again = (path.parent, "trains this run") if of_run else (path, "writes it")
+    return BadInput(what, where=str(path), todo=f"bring it back from a copy, or remove {remove}: `tarazu resume` then {again} again")
+
+
+@contextlib.contextmanager
+def understood(*paths: Path) -> Iterator[None]:
+    """What goes wrong inside, with content of these files, is told as their damage. Raises `BadInput`."""
+    try:
+        yield
+    except (KeyError, IndexError, TypeError, AttributeError, ValueError, OverflowError) as error:
+        there = [path for path in paths if path.exists()] or list(paths)
+        names = "" if len(there) == 1 else f" ({', '.join(path.name for path in there)})"
+        raise damaged(there[0], f"does not hold what tarazu writes there{names}: {type(error).__name__} {error}") from error
 
 
 @dataclass(frozen=True)
@@ -130,9 +155,16 @@ class RunFolder:
     def run(self, name: str, seed: int) -> Run:
         return Run(self.path / name / f"seed-{seed}")
 
-    def runs(self) -> list[Run]:
-        """All runs, in the recipe's order of methods, then by seed."""
-        order = list((self.read_json("order.json") or {}).get("methods", []))
+    def order(self) -> list[str]:
+        """The methods in the recipe's order. Raises `BadInput` where the file that tells it is damaged."""
+        names = (self.read_json("order.json") or {}).get("methods", [])
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+            raise damaged(self.path / "order.json", "`methods` is not a list of names")
+        return names
+
+    def runs(self, order: list[str] | None = None) -> list[Run]:
+        """All runs, in the recipe's order of methods (or the order given), then by seed."""
+        order = self.order() if order is None else order
         found = [Run(path) for path in self.path.glob("*/seed-*") if path.name.removeprefix("seed-").isdigit()]
         rank = {name: i for i, name in enumerate(order)}
         return sorted(found, key=lambda run: (rank.get(run.name, len(rank)), run.name, run.seed))

@@ -22,8 +22,8 @@ from tarazu.engine.ledger import Ledger
 from tarazu.engine.progress import note
 from tarazu.engine.signals import StopSignals
 from tarazu.errors import BadInput, Stopped, TarazuError
-from tarazu.recipe import Budget, Method, Recipe, dump_yaml, load, parse_yaml, validate
-from tarazu.run_folder import Run, RunFolder, find_study, read_json, write_aside, write_json
+from tarazu.recipe import Budget, Method, Recipe, dump_yaml, load
+from tarazu.run_folder import Run, RunFolder, damaged, find_study, read_json, understood, write_aside, write_json
 
 TASKS = {"chat": "tarazu.chat.task:Chat", "captions": "tarazu.captions.task:Captions"}
 
@@ -67,13 +67,15 @@ def resume(out: str) -> RunFolder:
     """`tarazu resume`: goes on exactly where the study stopped. Finished runs are left alone."""
     folder = find_study(out)
     with folder.lock():
-        return work(read_recipe(folder), folder)
+        recipe = read_recipe(folder)
+        if not (folder.path / "order.json").exists():
+            write_json(folder.path / "order.json", {"methods": list(recipe.methods)})
+        return work(recipe, folder)
 
 
 def read_recipe(folder: RunFolder) -> Recipe:
-    """The recipe of a study, with its defaults."""
-    path = folder.path / "resolved.yaml"
-    return validate(parse_yaml(path.read_text(encoding="utf-8"), str(path)), str(path))
+    """The recipe of a study, with its defaults. Raises `BadInput` where it cannot be read."""
+    return load(folder.path / "resolved.yaml")
 
 
 def work(recipe: Recipe, folder: RunFolder) -> RunFolder:
@@ -84,6 +86,8 @@ def work(recipe: Recipe, folder: RunFolder) -> RunFolder:
         before = (folder.read_json("data.json") or {}).get("sha256")
         data = task.prepare(recipe, folder, device)
         after = folder.read_json("data.json").get("sha256")
+        if before is not None and not isinstance(before, str):
+            raise damaged(folder.path / "data.json", "`sha256` is not a text")
         if before and before != after:
             raise BadInput(f"the data changed since this study began (sha256 {before[:12]} is now {after[:12]})", where=str(folder.path), todo="bring the old data back, or start a new study with --out")
         failures = []
@@ -191,7 +195,18 @@ def searched(task, recipe: Recipe, name: str, data, device: torch.device, stop: 
         place = Run(folder.path / name / "search" / f"seed-{recipe.seeds[0]}")
         result = search.halve(recipe.search, method, recipe.budget, place, train)
         write_json(path, {**result, "seconds": time.monotonic() - began})
-    return read_json(path)
+    return search_result(path, method)
+
+
+def search_result(path: Path, method: Method) -> dict:
+    """What a finished search found. Raises `BadInput` where its winner is no setting of the method."""
+    found = read_json(path) or {}
+    with understood(path):
+        if not found["winner"]:
+            raise ValueError("no winner")
+        type(method).model_validate({**method.model_dump(), **found["winner"]})
+        float(found["seconds"])
+    return found
 
 
 def gather(task, recipe: Recipe, folder: RunFolder) -> None:
@@ -199,15 +214,25 @@ def gather(task, recipe: Recipe, folder: RunFolder) -> None:
     rows = []
     for one in folder.runs():
         state, ledger, metrics = (one.read_json(f"{name}.json") or {} for name in ("run", "ledger", "metrics"))
-        trained, total = state.get("trained_parameters"), state.get("total_parameters")
-        row = {"method": one.name, "kind": state.get("kind"), "seed": one.seed, "status": state.get("status"), "trained_parameters": trained}
-        row["trained_share"] = trained / total if total else None
+        with understood(one.path / "run.json"):
+            trained, total = state.get("trained_parameters"), state.get("total_parameters")
+            row = {"method": one.name, "kind": state.get("kind"), "seed": one.seed, "status": state.get("status"), "trained_parameters": trained}
+            row["trained_share"] = trained / total if total else None
         if ledger:
-            memory = ledger["train_memory"]
-            row |= {"train_seconds": ledger["seconds"].get("train"), "train_memory": memory["allocated"] or memory["resident"]}
-            row |= {"tokens_per_second": ledger["tokens_per_second"], "weights_bytes": ledger["weights_bytes"]}
-        rows.append(row | (task.summary(metrics) if metrics else {}))
+            with understood(one.path / "ledger.json"):
+                row |= costs(ledger)
+        if metrics:
+            with understood(one.path / "metrics.json"):
+                row |= task.summary(metrics)
+        rows.append(row)
     write_json(folder.path / "results.json", {"task": recipe.task, "rows": rows, "generated": datetime.now(UTC).isoformat(timespec="seconds")})
+
+
+def costs(ledger: dict) -> dict:
+    """What a run took, for its row of results.json."""
+    memory = ledger["train_memory"]
+    row = {"train_seconds": ledger["seconds"].get("train"), "train_memory": memory["allocated"] or memory["resident"]}
+    return row | {"tokens_per_second": ledger["tokens_per_second"], "weights_bytes": ledger["weights_bytes"]}
 
 
 def pick_device(recipe: Recipe) -> torch.device:

@@ -8,7 +8,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from tarazu.run_folder import read_json
+from tarazu.run_folder import read_json, understood
 
 COLUMNS = {
     "chat": [("loss", "loss", "{:.3f}"), ("bits_per_byte", "bits/byte", "{:.3f}"), ("chrf", "chrF", "{:.1f}"), ("rouge_l", "ROUGE-L", "{:.1f}"), ("checks_passed", "checks", "{:.0%}"), ("repetition", "repeats", "{:.0%}")],
@@ -18,7 +18,12 @@ COLUMNS = {
 
 def show(folder: Path) -> None:
     """Prints the table on stdout."""
-    results = read_json(folder / "results.json") or {"task": "chat", "rows": []}
+    with understood(folder / "results.json"):
+        table = _results(folder, read_json(folder / "results.json") or {"task": "chat", "rows": []})
+    Console(width=None if Console().is_terminal else 140).print(table)
+
+
+def _results(folder: Path, results: dict) -> Table:
     table = Table(title=f"{folder} · test split", title_justify="left")
     columns = COLUMNS[results["task"]]
     table.add_column("method")
@@ -30,7 +35,7 @@ def show(folder: Path) -> None:
         cells = [_count(row.get("trained_parameters")), _seconds(row.get("train_seconds")), _bytes(row.get("train_memory"))]
         cells += [form.format(row[key]) if row.get(key) is not None else "-" for key, _, form in columns]
         table.add_row(name if row["status"] == "done" else f"{name} ({row['status']})", *cells)
-    Console(width=None if Console().is_terminal else 140).print(table)
+    return table
 
 
 def estimate(found: dict) -> None:

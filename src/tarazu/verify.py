@@ -19,7 +19,7 @@ from tarazu.engine.loop import autocast, uses_bfloat16
 from tarazu.engine.progress import note
 from tarazu.errors import TarazuError
 from tarazu.recipe import Recipe, load
-from tarazu.run_folder import RunFolder, write_json
+from tarazu.run_folder import RunFolder, find_study, write_json
 from tarazu.study import make_task, pick_device, read_recipe
 
 ROWS = 6  # a handful; three steps of two rows make an epoch
@@ -28,7 +28,7 @@ ROWS = 6  # a handful; three steps of two rows make an epoch
 def verify(target: str, sets: list[str], as_json: bool, out: str) -> None:
     """Checks a recipe, or the study in a run folder (whose `verify.json` it writes). Raises `TarazuError` if a check fails."""
     folder = Path(target) if Path(target).is_dir() else None
-    recipe = read_recipe(RunFolder(folder)) if folder else load(target, sets)
+    recipe = read_recipe(find_study(folder)) if folder else load(target, sets)
     found = examine(recipe)
     for path in [folder / "verify.json"] if folder else [Path(out)] if out else []:
         write_json(path, found)

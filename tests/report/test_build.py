@@ -162,6 +162,9 @@ FILES = [
     "environment.json",
     "data.json",
     "model.json",
+    "order.json",
+    "verify.json",
+    "judge.json",
     "lora/search.json",
     "base/seed-0/metrics.json",
     "base/seed-0/samples.jsonl",
@@ -173,18 +176,33 @@ FILES += [
 ]
 
 
-@pytest.mark.parametrize("harm", ["missing", "broken", "null"])
+@pytest.mark.parametrize("harm", ["missing", "broken", "list", "null"])
 def test_any_file_may_be_missing_broken_or_empty(tmp_path, harm, undrawn):
     for i, name in enumerate(FILES):
         folder = chat_folder(tmp_path / str(i), methods=("lora", "layers"))
         if harm == "missing":
             (folder / name).unlink()
         else:
-            (folder / name).write_text("{ not json" if harm == "broken" else "null")
+            (folder / name).write_text({"broken": "{ not json", "list": "[1, 2]", "null": "null"}[harm])
         page = build(folder).read_text(encoding="utf-8")
         assert "lora" in page, name
-        if harm == "broken" and not name.endswith(".jsonl"):
+        if harm in ("broken", "list") and not name.endswith((".jsonl", ".yaml")):
             assert "could not be read" in page and name in page, name
+
+
+@pytest.mark.parametrize("make", [chat_folder, captions_folder])
+@pytest.mark.parametrize("value", [7, [["x"]], {"a": [1]}])
+def test_values_of_another_type_are_left_out(tmp_path, make, value, undrawn):
+    """Every value of every file, one file after the other, and the values one level down."""
+    folder = make(tmp_path)
+    for path in sorted(folder.rglob("*.json")):
+        whole = path.read_text(encoding="utf-8")
+        tree = json.loads(whole)
+        inner = {k: dict.fromkeys(v, value) if isinstance(v, dict) else v for k, v in tree.items()}
+        for harmed in (dict.fromkeys(tree, value), inner):
+            path.write_text(json.dumps(harmed), encoding="utf-8")
+            assert "</html>" in build(folder).read_text(encoding="utf-8")
+        path.write_text(whole, encoding="utf-8")
 
 
 def test_null_numbers_are_said_to_be_not_measured(tmp_path, undrawn):

@@ -17,7 +17,7 @@ from tarazu.captions.scoring import Scorer
 from tarazu.captions.settings import CaptionsRecipe
 from tarazu.captions.trainee import CaptionTrainee
 from tarazu.captions.vocabulary import PAD, SOS
-from tarazu.run_folder import Run, write_json, write_lines
+from tarazu.run_folder import Run, understood, write_json, write_lines
 
 if TYPE_CHECKING:
     from tarazu.engine.ledger import Ledger
@@ -99,11 +99,11 @@ def compare_errors(data: Prepared, run: Run, analysis: dict) -> None:
     found = {run.name: {"categories": analysis["errors"]["categories"], "per_image": analysis["per_image"]}}
     for other in data.folder.runs():
         if other.seed == run.seed and other.name != run.name and other.done():
-            per_image = {line["id"]: line["errors"] for line in other.read_lines("samples.jsonl")}
-            found[other.name] = {
-                "categories": other.read_json("metrics.json")["errors"]["categories"],
-                "per_image": per_image,
-            }
+            with understood(other.path / "metrics.json", other.path / "samples.jsonl"):
+                found[other.name] = {
+                    "categories": other.read_json("metrics.json")["errors"]["categories"],
+                    "per_image": {line["id"]: line["errors"] for line in other.read_lines("samples.jsonl")},
+                }
     if len(found) > 1:
         write_json(data.folder.path / "errors.json", {"seed": run.seed, **errors.compare(found)})
 

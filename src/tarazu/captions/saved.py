@@ -20,8 +20,8 @@ from tarazu.captions.trainee import CaptionTrainee, together, trainee_of
 from tarazu.captions.vocabulary import Vocabulary
 from tarazu.engine.loop import load_weights
 from tarazu.errors import BadInput
-from tarazu.recipe import parse_yaml, validate
-from tarazu.run_folder import Run, RunFolder, find_run
+from tarazu.recipe import load as load_recipe
+from tarazu.run_folder import Run, RunFolder, find_run, understood
 
 
 @dataclass(frozen=True)
@@ -50,14 +50,13 @@ class Saved:
 def load(path: str | Path, device: str = "auto") -> Saved:
     """The run at DIR/METHOD or DIR/METHOD/seed-N. Raises `BadInput` when it is not a finished captioning run."""
     study, run = find_run(path)
-    where = str(study.path / "resolved.yaml")
-    recipe = validate(parse_yaml((study.path / "resolved.yaml").read_text(encoding="utf-8"), where), where)
+    recipe = load_recipe(study.path / "resolved.yaml")
     if recipe.task != "captions" or run.name not in recipe.methods:
         raise BadInput("not a captioning run", where=str(path), todo="`tarazu chat` talks to chat models")
     words = study.path / "vocabulary.json"
     if not words.exists():
         raise BadInput("the vocabulary is missing", where=str(words), todo="`tarazu resume` writes it again")
-    vocabulary = Vocabulary.from_json(words.read_text(encoding="utf-8"), str(words))
+    vocabulary = Vocabulary.from_json(words.read_bytes(), str(words))
     encoder = pretrained.load(recipe.encoder)
     _same_encoder(study, encoder)
     place = torch.device(
@@ -92,10 +91,12 @@ def _trained(
 
 
 def _same_encoder(study: RunFolder, encoder: Pretrained) -> None:
-    told = ((study.read_json("model.json") or {}).get("encoder") or {}).get("sha256")
+    with understood(study.path / "model.json"):
+        told = ((study.read_json("model.json") or {}).get("encoder") or {}).get("sha256")
+        shown = told[:12] if told else ""
     if told and told != encoder.sha256:
         raise BadInput(
             "the encoder's weights are not those that this run was trained on",
             where=str(study.path),
-            todo="set encoder.file in resolved.yaml to the weights with sha256 " + told[:12],
+            todo="set encoder.file in resolved.yaml to the weights with sha256 " + shown,
         )

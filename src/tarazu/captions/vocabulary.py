@@ -80,7 +80,7 @@ class Vocabulary:
         return json.dumps(tree, ensure_ascii=False, indent=0)
 
     @classmethod
-    def from_json(cls, text: str, where: str = "") -> Vocabulary:
+    def from_json(cls, text: str | bytes, where: str = "") -> Vocabulary:
         """Reads back `to_json`. Raises `BadInput` when it is not a vocabulary."""
         try:
             tree = json.loads(text)
@@ -93,4 +93,5 @@ class Vocabulary:
                 raise ValueError("the special tokens are not the first four words, or a word is there twice")
             return cls(words, int(tree["min_count"]), int(tree["max_length"]))
         except (ValueError, KeyError, TypeError) as error:
-            raise BadInput(f"not a vocabulary: {error}", where=where) from None
+            todo = "bring it back from a copy, or remove it: `tarazu resume` then writes it again"
+            raise BadInput(f"not a vocabulary: {error}", where=where, todo=todo) from None

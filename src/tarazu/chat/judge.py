@@ -18,7 +18,7 @@ from pathlib import Path
 from tarazu.chat.endpoint import Endpoint, content
 from tarazu.engine.progress import note
 from tarazu.errors import BadInput, TarazuError
-from tarazu.run_folder import Run, RunFolder, find_study, read_lines, write_json, write_lines
+from tarazu.run_folder import Run, RunFolder, damaged, find_study, read_lines, write_json, write_lines
 
 JUDGED = ("questions", "test")  # reading has right answers and needs no judge
 PROMPT = """You compare two answers to the same request. Most requests and answers are in Persian.
@@ -64,6 +64,8 @@ def judge(path: str, endpoint: Endpoint, against: str = "base", methods: list[st
             found[name] = {"seed": runs[name].seed, **gather(verdicts)}
             # what an earlier command found with the same judge stays
             before = study.read_json("judge.json") or {}
+            if not isinstance(before.get("methods", {}), dict):
+                raise damaged(study.path / "judge.json", "`methods` is not an object")
             head = {"model": endpoint.model, "endpoint": endpoint.address, "against": against, "prompt": WORDING}
             same = all(before.get(key) == value for key, value in head.items())
             write_json(study.path / "judge.json", {**head, "methods": {**(before.get("methods", {}) if same else {}), **found}})
@@ -73,7 +75,7 @@ def judge(path: str, endpoint: Endpoint, against: str = "base", methods: list[st
 def compare(ours: Run, theirs: Run, endpoint: Endpoint, path: Path, limit: int | None) -> list[dict]:
     """The verdicts on `ours` beside `theirs`, each written to `path` as soon as both of its orders are known."""
     pairs = _pairs(ours, theirs)[:limit]
-    kept = {line["key"]: line for line in read_lines(path)}
+    kept = {line["key"]: line for line in read_lines(path) if "key" in line}
     path.parent.mkdir(parents=True, exist_ok=True)
     write_lines(path, list(kept.values()))  # without a last line that a crash cut short
     verdicts = []

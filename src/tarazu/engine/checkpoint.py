@@ -13,6 +13,7 @@ import shutil
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as tensor_bytes
 
@@ -53,7 +54,7 @@ def load(folder: Path) -> tuple[dict[str, dict[str, torch.Tensor]], dict, list[s
     for path in _steps(folder):
         try:
             return (*_read(path), complaints)
-        except (OSError, ValueError, KeyError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
             complaints.append(f"{path.name} is damaged ({error}); went back to the one before it")
     if complaints:
         raise TarazuError("; ".join(complaints), where=str(folder), todo="no checkpoint is whole: remove this method's folder and run again")

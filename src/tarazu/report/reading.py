@@ -15,7 +15,8 @@ from tarazu.run_folder import Run, RunFolder
 
 
 def dig(tree: Any, *keys: Any, default: Any = None) -> Any:
-    """`tree[k1][k2]...`, or `default` where the path ends early or holds null."""
+    """`tree[k1][k2]...`, or `default` where the path ends early or holds null; or, beside a default list or object,
+    anything of another type."""
     for key in keys:
         if isinstance(tree, dict):
             tree = tree.get(key)
@@ -23,7 +24,8 @@ def dig(tree: Any, *keys: Any, default: Any = None) -> Any:
             tree = tree[key]
         else:
             return default
-    return default if tree is None else tree
+    wrong = isinstance(default, (dict, list)) and not isinstance(tree, type(default))
+    return default if tree is None or wrong else tree
 
 
 def as_number(value: Any) -> float | None:
@@ -126,7 +128,7 @@ def read_study(folder: Path) -> StudyView:
         for name in ("environment", "data", "model", "results", "verify", "judge")
     }
     settings = _settings(folder / "resolved.yaml", problems)
-    views = [_run(run, folder) for run in root.runs()]
+    views = [_run(run, folder) for run in root.runs(_order(root, problems))]
     arms: dict[str, Arm] = {}
     for view in views:
         arms.setdefault(view.name, Arm(view.name, view.kind, [])).runs.append(view)
@@ -148,6 +150,15 @@ def read_study(folder: Path) -> StudyView:
         base,
         problems + [p for v in views for p in v.problems],
     )
+
+
+def _order(root: RunFolder, problems: list[str]) -> list[str]:
+    """The recipe's order of methods; by name where it cannot be read."""
+    try:
+        return root.order()
+    except (BadInput, OSError):
+        problems.append("order.json")
+        return []
 
 
 def _run(run: Run, folder: Path) -> RunView:

@@ -88,7 +88,7 @@ def side_by_side(context: Context) -> list[dict]:
     any_of = {key: next(found[key] for found in answers.values() if key in found) for key in ids}
     kinds = {kind: [key for key in ids if any_of[key].get("from") == kind] for kind in ("test", "reading")}
     chosen = (
-        [key for key in ids if any_of[key].get("from") not in kinds]
+        [key for key in ids if str(any_of[key].get("from")) not in kinds]
         + kinds["test"][:ALL_TEST]
         + kinds["reading"][:ALL_READING]
     )

@@ -21,7 +21,7 @@ from tarazu.report.measures import (
     over_seeds,
     primary,
 )
-from tarazu.report.reading import Arm, StudyView, dig
+from tarazu.report.reading import Arm, StudyView, as_number, dig
 from tarazu.report.sections.answers import all_arms, arm_name, side_by_side
 from tarazu.report.sections.base import Context, Section
 from tarazu.report.sections.captions_comparison import captions_extras
@@ -127,7 +127,9 @@ def cost_table(study: StudyView) -> Table:
         cells += [
             figure_cell(mean_over_seeds(arm, m), m.form, arm.first.file("ledger.json"), best[m.key] == i) for m in known
         ]
-        total = arm.first.ledger.get("total_parameters") or arm.first.facts.get("total_parameters")
+        total = as_number(arm.first.ledger.get("total_parameters")) or as_number(
+            arm.first.facts.get("total_parameters")
+        )
         trained = mean_over_seeds(arm, COSTS[2])
         cells.append(
             figure_cell(

@@ -133,7 +133,7 @@ def problems_table(data: dict) -> Table:
     """What was repaired or dropped, how often, and where first."""
     rows = []
     for problem in records(data.get("problems")):
-        lines = problem.get("lines") or problem.get("names") or []
+        lines = dig(problem, "lines", default=[]) or dig(problem, "names", default=[])
         shown = ", ".join(str(line) for line in lines[:20]) if isinstance(lines, list) else ""
         kind = say_or(f"problem.{problem.get('kind')}", problem.get("kind"))
         rows.append(
@@ -168,7 +168,7 @@ def _example(example: dict) -> dict:
 def _tokens(data: dict) -> list[dict]:
     """The first example that has tokens, token by token."""
     example = next((e for e in records(data.get("examples")) if e.get("tokens")), None)
-    pairs = [t for t in (example or {}).get("tokens", []) if isinstance(t, list) and len(t) == 2]
+    pairs = [t for t in dig(example, "tokens", default=[]) if isinstance(t, list) and len(t) == 2]
     return [
         {"text": data_text(str(text).replace("\n", "⏎").replace(" ", "␣") or "∅"), "loss": bool(on)}
         for text, on in pairs[:TOKENS_SHOWN]

@@ -7,7 +7,7 @@ from functools import partial
 from tarazu.report import charts
 from tarazu.report.blocks import Cell, Table, code_cell, figure_cell, pairs_table
 from tarazu.report.explain import explain
-from tarazu.report.reading import as_number, records
+from tarazu.report.reading import as_number, dig, records
 from tarazu.report.sections.base import Context, Section
 from tarazu.report.text import data_text, number, say, say_or
 
@@ -72,7 +72,7 @@ def part_name(name):
 def _tensors(model: dict) -> Table:
     rows = []
     for tensor in records(model.get("tensors")):
-        shape = " × ".join(str(n) for n in tensor.get("shape") or [])
+        shape = " × ".join(str(n) for n in dig(tensor, "shape", default=[]))
         rows.append(
             [code_cell(tensor.get("name", "")), code_cell(shape), figure_cell(tensor.get("parameters"), "count", FILE)]
         )

@@ -25,7 +25,7 @@ def settings_table(arm: Arm) -> Table:
 def targets_table(arm: Arm) -> Table:
     """Which layers the method works on: names that differ in their numbers only are one line."""
     targets = records(arm.first.facts.get("targets"))
-    shapes = {str(t.get("name")): " × ".join(str(n) for n in t.get("shape") or []) for t in targets}
+    shapes = {str(t.get("name")): " × ".join(str(n) for n in dig(t, "shape", default=[])) for t in targets}
     grouped: dict[tuple[str, str], int] = {}
     for name, shape in shapes.items():
         key = (patterns([name])[0][0], shape)

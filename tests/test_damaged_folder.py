@@ -1,0 +1,141 @@
+"""A damaged file of a run folder: a named error that says what, where and what to do, never a traceback."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+from chat import small
+
+from tarazu import study, table
+from tarazu.captions.vocabulary import Vocabulary
+from tarazu.errors import BadInput, TarazuError
+from tarazu.export import export
+from tarazu.run_folder import Run, RunFolder, read_json, read_lines
+from tarazu.verify import verify
+
+TRUNCATED, WRONG = '{"methods": ["lo', ["[1, 2]", '"text"', "7", "true"]
+
+
+@pytest.mark.parametrize("content", [TRUNCATED, *WRONG, "", "\x00", "[" * 100_000])
+def test_a_file_that_holds_no_object_is_named_with_what_to_do(tmp_path, content):
+    path = tmp_path / "lora" / "seed-0" / "ledger.json"
+    path.parent.mkdir(parents=True)
+    path.write_text(content)
+    with pytest.raises(BadInput) as caught:
+        read_json(path)
+    assert caught.value.where == str(path) and str(path.parent) in caught.value.todo and "resume" in caught.value.todo
+
+
+def test_no_file_and_null_are_nothing(tmp_path):
+    (tmp_path / "x.json").write_text("null")
+    assert read_json(tmp_path / "x.json", {}) == {} == read_json(tmp_path / "y.json", {})
+
+
+def test_lines_are_objects_and_bytes_that_are_no_text_are_told(tmp_path):
+    (tmp_path / "events.jsonl").write_text('{"a": 1}\n[2]\n3\n{"b"')
+    assert read_lines(tmp_path / "events.jsonl") == [{"a": 1}]
+    (tmp_path / "events.jsonl").write_bytes(b"\xff\xfe{}")
+    with pytest.raises(BadInput, match="not readable as text"):
+        read_lines(tmp_path / "events.jsonl")
+
+
+@pytest.mark.parametrize("content", [TRUNCATED, *WRONG, '{"methods": 3}', '{"methods": [["lora"]]}'])
+def test_a_damaged_order(tmp_path, content):
+    (tmp_path / "order.json").write_text(content)
+    with pytest.raises(BadInput, match="order.json"):
+        RunFolder(tmp_path).runs()
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A finished study of one method."""
+    root = tmp_path_factory.mktemp("finished")
+    methods = {"lora": small.METHODS["lora"]}
+    search = {"tokens": 2000, "learning_rate": [1e-3, 1e-2]}
+    recipe = small.recipe(root / "recipe.yaml", small.save_model(root / "model"), methods=methods, search=search)
+    return study.run(str(recipe), str(root / "study"), sets=["budget.tokens=3000"]).path
+
+
+@pytest.fixture
+def copied(finished, tmp_path):
+    return shutil.copytree(finished, tmp_path / "study")
+
+
+READ = ["order.json", "data.json", "lora/seed-0/run.json", "lora/seed-0/ledger.json", "lora/seed-0/metrics.json"]
+HARMS = [(name, harm) for name in READ for harm in ("truncated", "list")]
+HARMS += [(name, "wrong values") for name in ("order.json", "lora/seed-0/ledger.json", "lora/seed-0/metrics.json")]
+
+
+@pytest.mark.parametrize(("name", "harm"), HARMS)
+def test_resume_names_the_damaged_file(copied, name, harm):
+    whole = (copied / name).read_text()
+    bad = {"truncated": whole[: len(whole) // 2], "list": "[1]", "wrong values": json.dumps(dict.fromkeys(json.loads(whole), "?"))}
+    (copied / name).write_text(bad[harm])
+    with pytest.raises(BadInput) as caught:
+        study.resume(str(copied))
+    assert str(copied / name) in str(caught.value) and caught.value.todo
+
+
+def test_without_an_order_resume_writes_it_again(copied):
+    before = (copied / "order.json").read_text()
+    (copied / "order.json").unlink()
+    study.resume(str(copied))
+    assert (copied / "order.json").read_text() == before
+
+
+@pytest.mark.parametrize("content", [TRUNCATED, "[]", '{"winner": {}}', '{"winner": {"learning_rate": "fast"}, "seconds": 1}'])
+def test_a_damaged_search_is_not_taken_for_a_winner(copied, content):
+    (copied / "lora" / "search.json").write_text(content)
+    shutil.rmtree(copied / "lora" / "seed-0")
+    with pytest.raises(BadInput, match="search.json"):
+        study.resume(str(copied))
+
+
+@pytest.mark.parametrize("content", ["methods: [", "- a", "task: 7", "task: chat\nbudget: 3", "\x00"])
+def test_a_damaged_recipe_of_a_study(copied, content):
+    (copied / "resolved.yaml").write_text(content)
+    for command in (lambda: study.resume(str(copied)), lambda: verify(str(copied), [], False, "")):
+        with pytest.raises(BadInput, match="resolved.yaml"):
+            command()
+
+
+@pytest.mark.parametrize("content", [TRUNCATED, "[]", '{"task": "chess", "rows": []}', '{"task": "chat", "rows": 3}'])
+def test_damaged_results(copied, tmp_path, content):
+    (copied / "results.json").write_text(content)
+    with pytest.raises(BadInput, match="results.json"):
+        table.show(copied)
+    if "rows\": 3" not in content:
+        with pytest.raises(BadInput, match="results.json"):
+            export(str(copied / "lora"), str(tmp_path / "out"), "")
+
+
+def test_verify_wants_a_study(tmp_path):
+    with pytest.raises(BadInput, match="not a run folder"):
+        verify(str(tmp_path), [], False, "")
+
+
+@pytest.mark.parametrize("content", [b"{", b"[]", b'{"words": 3}', b'{"words": ["a"], "min_count": 1}', b"\xff\xff"])
+def test_a_damaged_vocabulary(content):
+    with pytest.raises(BadInput) as caught:
+        Vocabulary.from_json(content, "DIR/vocabulary.json")
+    assert "DIR/vocabulary.json" in str(caught.value) and "resume" in caught.value.todo
+
+
+@pytest.mark.parametrize("content", ["[]", "7", "{", '{"state.json": 3}', '{"../run.json": ["x"]}'])
+def test_a_checkpoint_whose_manifest_is_damaged_is_passed_over(tmp_path, content):
+    from tarazu.engine import checkpoint
+
+    checkpoint.save(tmp_path, 1, {}, {"a": 1})
+    checkpoint.save(tmp_path, 2, {}, {"a": 2})
+    (tmp_path / "step-00000002" / "manifest.json").write_text(content)
+    _, state, complaints = checkpoint.load(tmp_path)
+    assert state == {"a": 1} and "step-00000002 is damaged" in complaints[0]
+    (tmp_path / "step-00000001" / "manifest.json").write_text(content)
+    with pytest.raises(TarazuError, match="damaged"):
+        checkpoint.load(tmp_path)
+
+
+def test_a_run_is_found_by_its_folder(copied):
+    assert Run(copied / "lora" / "seed-0").done()
