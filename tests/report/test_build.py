@@ -259,6 +259,16 @@ def test_a_picture_outside_the_folder_is_not_shown(tmp_path, undrawn):
     assert "picture not in the folder" in page
 
 
+def test_the_scorers_tokenizer_is_named(tmp_path, undrawn):
+    folder = captions_folder(tmp_path)
+    shown = "".join(Page(build(folder).read_text(encoding="utf-8")).text)
+    assert "tokenizer is ptb_like: lower case" in shown and "واژه‌برِ سنجه‌ها ptb_like است" in shown
+    for path in folder.glob("*/seed-0/metrics.json"):
+        path.write_text(path.read_text().replace("ptb_like", path.parent.parent.name))
+    shown = "".join(Page(build(folder).read_text(encoding="utf-8")).text)
+    assert "tokenizer is show_and_tell, show_attend_tell and transformer: compare only" in shown
+
+
 def test_the_report_needs_no_torch():
     probe = "import sys; import tarazu.report.build, tarazu.report.sections.chat_task, tarazu.report.sections.captions_task; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", probe], check=False).returncode == 0

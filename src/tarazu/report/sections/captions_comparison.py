@@ -14,7 +14,7 @@ from tarazu.report.reading import Arm, as_number, dig
 from tarazu.report.sections.answers import arm_name
 from tarazu.report.sections.base import Context
 from tarazu.report.sections.captions_methods import categories, pictured
-from tarazu.report.text import Both, code, data_text, joined, number, say, say_or
+from tarazu.report.text import Both, code, data_text, has, joined, number, say, say_or
 from tarazu.report.yardsticks import yardsticks
 
 SIDE_BY_SIDE = 6
@@ -24,6 +24,7 @@ ORDERS = (1, 2, 3, 4)
 def captions_extras(context: Context) -> dict:
     return {
         "bleu": bleu_table(context),
+        "tokenizer": tokenizer_sentence(context),
         "bleu_figure": bleu_figure(context),
         "errors": errors_side_by_side(context),
         "error_findings": error_findings(context),
@@ -73,6 +74,22 @@ def bleu_table(context: Context) -> Table:
     return Table(
         say("bleu.table"), columns, rows, [arm.first.file("metrics.json") for arm in context.study.arms], sortable=True
     )
+
+
+def tokenizer_sentence(context: Context) -> Both:
+    """The tokenizer that the scores depend on, by the name that the scorers wrote down; every name, if there are several."""
+    found = [
+        dig(scores, "tokenizer")
+        for arm in context.study.arms
+        for run in arm.measured
+        for scores in dig(run.metrics, "decoding", default={}).values()
+    ]
+    names = list(dict.fromkeys(name for name in found if isinstance(name, str)))
+    if not names:
+        return say("bleu.tokenizer_unknown")
+    known = f"bleu.tokenizer_{names[0]}"
+    what = say(known if len(names) == 1 and has(known) else "bleu.tokenizer_other")
+    return say("bleu.tokenizer", names=joined([code(name) for name in names]), what=what)
 
 
 def decoding(how: str) -> Both:
