@@ -12,19 +12,45 @@ from tarazu.chat import flex
 from tarazu.chat.attention import visible
 from tarazu.chat.layout import SHARED, group, lay_out, packed_width
 
+LENGTHS = (300, 41, 9, 22, 130, 128, 260, 77)
 
-@pytest.mark.parametrize("window", [None, 7])
-@pytest.mark.parametrize(("virtual", "prefix", "packed"), [(0, 0, True), (3, 0, True), (0, 4, True), (3, 0, False)])
-def test_blocks_follow_the_same_rule(window, virtual, prefix, packed):
-    for lines in group(rows((30, 41, 9, 22)), 999, virtual, packed):
-        batch = lay_out(lines, virtual, prefix, width=128)
+
+@pytest.mark.parametrize("window", [None, 7, 150])
+@pytest.mark.parametrize("left", [False, True])
+@pytest.mark.parametrize(("virtual", "prefix", "packed"), [(0, 0, True), (3, 0, True), (0, 4, True), (3, 0, False), (0, 130, False)])
+def test_blocks_follow_the_same_rule(window, virtual, prefix, packed, left):
+    for lines in group(rows(LENGTHS), 640, virtual, packed):
+        batch = lay_out(lines, virtual, prefix, width=768, left=left)
         shared = torch.full((len(lines), prefix), SHARED)
         k_segments = torch.cat([shared, batch.segments], 1)
         k_positions = torch.cat([torch.arange(prefix).expand(shared.shape), batch.positions], 1)
-        grid = (batch.segments, k_segments, batch.positions, k_positions)
-        made = flex.block_mask(*grid, window)
-        dense = create_mask(made.mask_mod, len(lines), 1, batch.segments.shape[1], k_segments.shape[1], device="cpu")
-        assert torch.equal(dense[:, 0], visible(*grid, window))
+        expected = visible(batch.segments, k_segments, batch.positions, k_positions, window)
+        made = flex.block_mask(batch.segments, batch.positions, prefix, window)
+        places = flex.prefix_places(prefix)
+        dense = create_mask(made.mask_mod, len(lines), 1, 768, 768 + places, device="cpu")[:, 0]
+        assert not dense[:, :, prefix:places].any(), "the places that fill the prefix up are seen"
+        real = batch.segments >= 0
+        seen = torch.cat([dense[:, :, :prefix], dense[:, :, places:]], 2)
+        assert torch.equal(seen[real], expected[real])
+        assert seen.any(-1).all(), "a softmax over nothing is not a number"
+        check_blocks(made, dense)
+
+
+def check_blocks(made, dense: torch.Tensor) -> None:
+    """Blocks named whole are all seen, blocks not named are all hidden, and the backward pass has the same blocks."""
+    part, whole = (listed(*pair) for pair in ((made.kv_num_blocks, made.kv_indices), (made.full_kv_num_blocks, made.full_kv_indices)))
+    tiles = dense.unflatten(1, (-1, flex.BLOCK)).unflatten(3, (-1, flex.BLOCK)).transpose(2, 3)
+    assert tiles[whole].all() and not tiles[~(whole | part)].any() and not (whole & part).any()
+    assert torch.equal(listed(made.q_num_blocks, made.q_indices), part.transpose(1, 2))
+    assert torch.equal(listed(made.full_q_num_blocks, made.full_q_indices), whole.transpose(1, 2))
+
+
+def listed(counts: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:
+    """(B, rows, columns) bool from a block mask's lists."""
+    out = torch.zeros(indices[:, 0].shape, dtype=torch.bool)
+    for b, row in torch.cartesian_prod(torch.arange(out.shape[0]), torch.arange(out.shape[1])).tolist():
+        out[b, row, indices[b, 0, row, : counts[b, 0, row]].long()] = True
+    return out
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -36,12 +62,13 @@ def test_without_blocks_it_is_the_models_own_attention(name, family):
         assert close(expected, losses(build(name, family, attention=flex.NAME), rows(), 200, packed=True))
 
 
-def test_packed_widths_are_few():
-    widths = set()
+def test_packed_widths_are_few_and_lines_full():
+    widths, places, tokens = set(), 0, 0
     for seed in range(40):
-        lengths = torch.randint(20, 500, (16,), generator=torch.Generator().manual_seed(seed)).tolist()
+        lengths = torch.randint(20, 500, (64,), generator=torch.Generator().manual_seed(seed)).tolist()
         for lines in group(rows(lengths), 4096, 0, True):
-            width = packed_width(lines, 0, 4096)
+            width, used = packed_width(lines, 0, 4096), sum(len(row.ids) for row in lines[0])
             widths.add(width)
-            assert width >= sum(len(row.ids) for row in lines[0]) and width % 128 == 0
-    assert len(widths) <= 8
+            assert width >= used and width % 128 == 0
+            places, tokens = places + width, tokens + used
+    assert len(widths) <= 8 and tokens / places > 0.96

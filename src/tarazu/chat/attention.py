@@ -7,11 +7,15 @@ silently when a cache or a 2D mask is there.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
+from torch.nn.attention.flex_attention import BlockMask
 from transformers import PretrainedConfig
 
 from tarazu.chat import flex
-from tarazu.chat.layout import PAD, SHARED
+from tarazu.chat.layout import PAD, SHARED, ChatBatch
 
 
 def visible(q_segments, k_segments, q_positions, k_positions, window: int | None) -> torch.Tensor:
@@ -34,7 +38,7 @@ def visible(q_segments, k_segments, q_positions, k_positions, window: int | None
 
 
 def masks(config: PretrainedConfig, dtype: torch.dtype, *grid: torch.Tensor) -> torch.Tensor | dict[str, torch.Tensor]:
-    """The mask(s) that the model's layers take: (B, 1, Q, K), bool for SDPA, additive for eager, blocks for flex attention.
+    """The mask(s) that the model's layers take: (B, 1, Q, K), bool for SDPA, additive for eager.
 
     Args:
         config: of the model; says whether its layers are of several types.
@@ -42,17 +46,32 @@ def masks(config: PretrainedConfig, dtype: torch.dtype, *grid: torch.Tensor) -> 
         grid: q_segments, k_segments, q_positions, k_positions as in `visible`.
     """
 
-    q_segments, k_segments = grid[:2]
-    blocks = config._attn_implementation == flex.NAME and flex.fits(q_segments.shape[1], k_segments.shape[1], q_segments.device)
-
     def ready(window: int | None) -> torch.Tensor:
-        if blocks:
-            return flex.block_mask(*grid, window)
         seen = visible(*grid, window)[:, None]
         if config._attn_implementation != "eager":
             return seen
         return torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill(~seen, torch.finfo(dtype).min)
 
+    return _by_type(config, ready)
+
+
+def blocks(config: PretrainedConfig, batch: ChatBatch, prefix: int) -> BlockMask | dict[str, BlockMask] | None:
+    """The same rule as flex attention's blocks; None where the model or the batch is not for them."""
+    if config._attn_implementation != flex.NAME or not flex.fits(batch.ids.shape[1], batch.ids.device):
+        return None
+    made: dict[int | None, BlockMask] = {}
+
+    def ready(window: int | None) -> BlockMask:
+        beyond = None if window is None or batch.longest + prefix <= window else window  # a wide window hides nothing
+        if beyond not in made:
+            made[beyond] = flex.block_mask(batch.segments, batch.positions, prefix, beyond)
+        return made[beyond]
+
+    return _by_type(config, ready)
+
+
+def _by_type(config: PretrainedConfig, ready: Callable[[int | None], Any]) -> Any:
+    """`ready(window)` for the model, or a dict of it for each type of layer."""
     types = set(getattr(config, "layer_types", None) or [])
     window = getattr(config, "sliding_window", None)
     if len(types) > 1 or config.model_type in ("gemma2", "gemma3_text", "gemma3"):

@@ -10,43 +10,92 @@ from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
-from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
+from torch.nn.attention.flex_attention import BlockMask, flex_attention
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 
-from tarazu.chat.layout import PAD, SHARED
+from tarazu.chat.layout import PAD
 
 NAME = "tarazu_flex"
 BLOCK = 128  # places; a packed line is a multiple of this
+NOBODY = -2  # the segment of the places that fill a prefix up to whole blocks
+WIDE_HEAD = {"bwd_num_warps": 8}  # for heads over 128 numbers wide; the default of 4 warps spills registers
 
 
-def block_mask(q_segments, k_segments, q_positions, k_positions, window: int | None) -> BlockMask:
-    """The rule of `attention.visible`, (B, Q) and (B, K) grids, as blocks that are either needed or skipped."""
-    (lines, queries), keys = q_segments.shape, k_segments.shape[1]
-    ahead = keys - queries
+def prefix_places(prefix: int) -> int:
+    """How many key places a prefix takes: whole blocks, so that rows begin at a block."""
+    return -(-prefix // BLOCK) * BLOCK
+
+
+def block_mask(segments: torch.Tensor, positions: torch.Tensor, prefix: int = 0, window: int | None = None) -> BlockMask:
+    """The rule of `attention.visible` for whole lines, as blocks that are needed whole, in part or not at all.
+
+    Rows are contiguous in a line, so the blocks follow from the first and last row in each; nothing of size (T, T) is made.
+
+    Args:
+        segments, positions: (B, T), as in `ChatBatch`; T is a multiple of `BLOCK`.
+        prefix: shared positions before every row; keys are then `prefix_places(prefix)` places longer than queries.
+        window: places further back than this are hidden; None: no limit.
+    """
+    lines, width = segments.shape
+    place = torch.arange(width, device=segments.device)
+    own = torch.where(segments == PAD, width + place, segments).int()  # each padded place is a row of its own
+    ahead = prefix_places(prefix)
+    keys = F.pad(own, (ahead, 0), value=NOBODY)
+    places = positions.int()
 
     def rule(b, _head, q, k):
-        same = (q_segments[b, q] == k_segments[b, k]) & (q_segments[b, q] != PAD)
-        back = q_positions[b, q] - k_positions[b, k]
-        seen = (same | (k_segments[b, k] == SHARED)) & (back >= 0)
+        back = q + ahead - k  # within a row, places and positions move together
+        seen = (own[b, q] == keys[b, k]) & (back >= 0)
         if window is not None:
             seen = seen & (back < window)
-        return seen | ((k == q + ahead) & (q_segments[b, q] == PAD))
+        if not prefix:
+            return seen
+        shared = k < prefix
+        return seen | (shared & (places[b, q] - k < window) if window is not None else seen | shared)
 
-    return create_block_mask(rule, lines, None, queries, keys, device=q_segments.device, BLOCK_SIZE=BLOCK)
+    whole, part = _blocks(own.view(lines, -1, BLOCK), ahead // BLOCK, window, width)
+    sizes = (width, width + ahead)
+    return BlockMask.from_kv_blocks(*_listed(part), *_listed(whole), BLOCK_SIZE=BLOCK, mask_mod=rule, seq_lengths=sizes)
 
 
-def fits(queries: int, keys: int, device: torch.device) -> bool:
+def _blocks(own: torch.Tensor, before: int, window: int | None, width: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """(B, query blocks, key blocks) bool twice: seen whole, and seen in part; `before` prefix blocks come first."""
+    low, high = own.amin(-1), own.amax(-1)
+    number = torch.arange(low.shape[1], device=own.device)
+    apart = number[:, None] - number
+    meet = (low[:, :, None] <= high[:, None, :]) & (low[:, None, :] <= high[:, :, None])
+    one_row = (low == high)[:, :, None] & (low[:, :, None] == low[:, None, :]) & (high == low)[:, None, :] & (high < width)[:, :, None]
+    needed, whole = meet & (apart >= 0), one_row & (apart > 0)
+    if window is not None:
+        needed, whole = needed & ((apart - 1) * BLOCK + 1 < window), whole & ((apart + 1) * BLOCK - 1 < window)
+    return F.pad(whole, (before, 0)), F.pad(needed & ~whole, (before, 0), value=True)
+
+
+def _listed(dense: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """(B, 1, Q) counts and (B, 1, Q, K) indices, needed ones first, of a (B, Q, K) bool grid."""
+    dense = dense[:, None].int()
+    return dense.sum(-1, dtype=torch.int32), torch.argsort(dense, dim=-1, descending=True, stable=True).int().contiguous()
+
+
+def fits(queries: int, device: torch.device) -> bool:
     """Whether blocks pay: on a GPU, for whole blocks of places, more than a few."""
-    return device.type == "cuda" and queries % BLOCK == 0 and queries >= 2 * BLOCK and keys >= queries
+    return device.type == "cuda" and queries % BLOCK == 0 and queries >= 2 * BLOCK
 
 
-def attend(module, query, key, value, attention_mask, scaling=None, dropout=0.0, softcap=None, **_):
-    """transformers' attention function: (B, heads, Q, size) queries -> (B, Q, heads, size)."""
+def attend(module, query, key, value, attention_mask, scaling=None, dropout=0.0, softcap=None, prefix=None, **_):
+    """transformers' attention function: (B, heads, Q, size) queries -> (B, Q, heads, size).
+
+    `prefix`, with blocks only: keys and values (key-value heads, P, size) that stand before every line.
+    """
     if attention_mask is None:  # transformers' word for "plainly causal"
         attention_mask = torch.ones(query.shape[2], key.shape[2], dtype=torch.bool, device=query.device).tril(key.shape[2] - query.shape[2])
     if isinstance(attention_mask, BlockMask):
-        out = _compiled()(query, key, value, score_mod=_capped(softcap), block_mask=attention_mask, scale=scaling, enable_gqa=query.shape[1] != key.shape[1])
+        if prefix is not None:
+            key, value = (torch.cat([_filled(p, own), own], 2) for p, own in zip(prefix, (key, value), strict=True))
+        options = WIDE_HEAD if query.shape[-1] > 128 else None
+        attention = flex_attention if torch.compiler.is_compiling() else _compiled()
+        out = attention(query, key, value, _capped(softcap), attention_mask, scale=scaling, enable_gqa=query.shape[1] != key.shape[1], kernel_options=options)
     elif softcap is None:
         out = F.scaled_dot_product_attention(query, key, value, attention_mask, dropout if module.training else 0.0, scale=scaling, enable_gqa=query.shape[1] != key.shape[1])
     else:
@@ -56,6 +105,12 @@ def attend(module, query, key, value, attention_mask, scaling=None, dropout=0.0,
         scores = scores.masked_fill(~attention_mask, torch.finfo(scores.dtype).min)
         out = scores.float().softmax(-1).to(query.dtype) @ value
     return out.transpose(1, 2).contiguous(), None
+
+
+def _filled(prefix: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+    """A prefix (heads, P, size) as (B, heads, whole blocks, size), in the type of `rows`."""
+    wide = F.pad(prefix, (0, 0, 0, prefix_places(prefix.shape[1]) - prefix.shape[1]))
+    return wide.to(rows.dtype).expand(rows.shape[0], -1, -1, -1)
 
 
 @lru_cache

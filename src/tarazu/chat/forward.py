@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from transformers import DynamicCache
 
-from tarazu.chat.attention import masks
+from tarazu.chat.attention import blocks, masks
 from tarazu.chat.layout import SHARED, ChatBatch
 from tarazu.chat.trainee import ChatTrainee
 
@@ -13,11 +13,16 @@ from tarazu.chat.trainee import ChatTrainee
 def hidden_states(trainee: ChatTrainee, batch: ChatBatch, past: Past | None = None) -> torch.Tensor:
     """The last hidden states, (B, T, width); `past`, if given, is read and extended by this batch.
 
-    Without `past` nothing is cached, except that a prefix always enters as the start of a cache.
+    Without `past` nothing is cached, except that a prefix enters as the start of a cache where attention is not by blocks.
     """
     base = trainee.base
-    past = past or (Past(trainee, batch) if trainee.prefix else None)
     embeddings = embed(trainee, batch)
+    prefix = trainee.virtual if trainee.prefix else 0
+    if past is None and (mask := blocks(base.config, batch, prefix)) is not None:
+        start = {"prefixes": trainee.prefix()} if prefix else {}
+        out = base.get_decoder()(inputs_embeds=embeddings, attention_mask=mask, position_ids=batch.positions, use_cache=False, **start)
+        return out.last_hidden_state
+    past = past or (Past(trainee, batch) if trainee.prefix else None)
     segments, positions = (batch.segments, batch.positions) if past is None else past.extend(batch)
     mask = masks(base.config, embeddings.dtype, batch.segments, segments, batch.positions, positions)
     cache = past.cache if past else None

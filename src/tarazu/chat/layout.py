@@ -30,6 +30,7 @@ class ChatBatch:
         labels: (N,) those tokens.
         rows: (N,) the row, as an index into the rows given, that each label belongs to.
         counts: for the ledger.
+        longest: places of the longest row, virtual tokens included.
     """
 
     ids: torch.Tensor
@@ -40,11 +41,12 @@ class ChatBatch:
     labels: torch.Tensor
     rows: torch.Tensor
     counts: Counts
+    longest: int = 0
 
     def to(self, device: torch.device) -> ChatBatch:
         if device.type == "cpu":
             return self
-        moved = {f.name: getattr(self, f.name).pin_memory().to(device, non_blocking=True) for f in fields(self) if f.name != "counts"}
+        moved = {f.name: getattr(self, f.name).pin_memory().to(device, non_blocking=True) for f in fields(self) if f.name not in ("counts", "longest")}
         return replace(self, **moved)
 
 
@@ -91,13 +93,15 @@ def lay_out(lines: list[list[Row]], virtual: int = 0, prefix: int = 0, left: boo
     tokens, flat = sum(len(row.ids) for row in rows), np.concatenate
     counts = Counts(len(rows), tokens, sum(map(len, labels)), width * len(lines) - sum(sizes), (virtual + prefix) * len(rows))
     arrays = (ids, index, positions, segments, flat(sources), flat(labels).astype(np.int64), flat(owners))
-    return ChatBatch(*(torch.from_numpy(np.ascontiguousarray(a)) for a in arrays), counts)
+    longest = max((virtual + len(row.ids) for row in rows), default=0)
+    return ChatBatch(*(torch.from_numpy(np.ascontiguousarray(a)) for a in arrays), counts, longest)
 
 
 def group(rows: list[Row], limit: int, virtual: int, packed: bool) -> list[list[list[Row]]]:
     """The rows as batches of lines, no batch larger than `limit` places unless one row alone is.
 
-    Padded: rows of like length together. Packed: one line a batch, filled longest row first (first fit decreasing).
+    Padded: rows of like length together. Packed: one line a batch, filled longest row first (first fit decreasing), so that
+    all lines but the last few are full.
     """
     rows = sorted(rows, key=lambda row: -len(row.ids))
     if not packed:
@@ -109,8 +113,6 @@ def group(rows: list[Row], limit: int, virtual: int, packed: bool) -> list[list[
             else:
                 batches.append([row])
         return [[[row] for row in batch] for batch in batches]
-    total = sum(len(row.ids) + virtual for row in rows)
-    limit = min(limit, -(-total // -(-total // limit)) + len(rows[0].ids) + virtual if rows else limit)  # bins of like size
     bins: list[tuple[int, list[Row]]] = []
     for row in rows:
         size = len(row.ids) + virtual
@@ -124,7 +126,7 @@ def group(rows: list[Row], limit: int, virtual: int, packed: bool) -> list[list[
 
 
 def packed_width(lines: list[list[Row]], virtual: int, limit: int) -> int:
-    """The width of a packed line: one of eight, in whole blocks, so that few shapes have to be compiled."""
+    """The width of a packed line: one of eight, in whole blocks: padding stays small and shapes few."""
     size = sum(virtual + len(row.ids) for row in lines[0])
     step = max(128, limit // 8 // 128 * 128)
     return -(-size // step) * step

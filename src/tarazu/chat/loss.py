@@ -6,10 +6,13 @@ gradient at once and are forgotten; the head runs twice per token instead of the
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import torch
 import torch.nn.functional as F
 
-CHUNK_BYTES = 256 * 2**20  # of float32 logits
+CHUNK_BYTES = 256 * 2**20  # of logits; on a GPU larger products run faster
+CHUNK_BYTES_GPU = 1024 * 2**20
 
 
 class ChunkedCrossEntropy(torch.autograd.Function):
@@ -24,23 +27,15 @@ class ChunkedCrossEntropy(torch.autograd.Function):
         grad_hidden = torch.empty_like(hidden) if need_hidden else None
         grad_weight = torch.zeros_like(weight, dtype=torch.float32) if need_weight else None
         losses = torch.empty(len(labels), dtype=torch.float32, device=hidden.device)
-        rows = max(1, CHUNK_BYTES // (4 * weight.shape[0]))
         matrix = weight.to(hidden.dtype)
+        most = CHUNK_BYTES_GPU if hidden.is_cuda else CHUNK_BYTES
+        rows = max(1, most // (hidden.element_size() * weight.shape[0]))
+        loss_of = _fused() if hidden.is_cuda and need_hidden else loss_and_slope
         for start in range(0, len(labels), rows):
             part = slice(start, start + rows)
-            raw = (hidden[part] @ matrix.T).float()
-            capped = torch.tanh(raw / softcap) * softcap if softcap else raw
-            total = torch.logsumexp(capped, -1)
-            picked = capped.gather(1, labels[part, None])[:, 0]
-            losses[part] = total - picked
-            if not (need_hidden or need_weight):
-                continue
-            slope = 1 - (capped / softcap) ** 2 if softcap else None
-            grad = capped.sub_(total[:, None]).exp_()  # in place: these are the largest tensors of a step
-            grad.scatter_add_(1, labels[part, None], torch.full_like(picked, -1.0)[:, None])
-            grad = (grad if slope is None else grad.mul_(slope)).to(hidden.dtype)
+            losses[part], grad = loss_of(hidden[part] @ matrix.T, labels[part], softcap, need_hidden or need_weight)
             if need_hidden:
-                grad_hidden[part] = grad @ matrix
+                torch.mm(grad, matrix, out=grad_hidden[part])
             if need_weight:
                 grad_weight += grad.T.float() @ hidden[part].float()
         ctx.save_for_backward(grad_hidden, grad_weight)
@@ -51,6 +46,27 @@ class ChunkedCrossEntropy(torch.autograd.Function):
         hidden, weight = ctx.saved_tensors
         scale = grad.flatten()[0] if grad.numel() else grad.sum()
         return (None if hidden is None else hidden * scale.to(hidden.dtype)), (None if weight is None else weight * scale), None, None
+
+
+def loss_and_slope(logits: torch.Tensor, labels: torch.Tensor, softcap: float | None, sloped: bool) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Losses (N,), float32, of raw logits (N, V), and the gradient of their sum in the logits' type if it is wanted."""
+    raw = logits.float()
+    capped = torch.tanh(raw / softcap) * softcap if softcap else raw
+    total = torch.logsumexp(capped, -1)
+    picked = capped.gather(1, labels[:, None])[:, 0]
+    if not sloped:
+        return total - picked, None
+    chosen = torch.arange(logits.shape[1], device=logits.device) == labels[:, None]
+    grad = torch.exp(capped - total[:, None]) - chosen.to(torch.float32)
+    if softcap:
+        grad = grad * (1 - (capped / softcap) ** 2)
+    return total - picked, grad.to(logits.dtype)
+
+
+@lru_cache
+def _fused():
+    """`loss_and_slope` in two passes over the logits instead of a dozen."""
+    return torch.compile(loss_and_slope, dynamic=True)
 
 
 def token_losses(model, hidden: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:

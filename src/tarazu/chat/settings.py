@@ -95,4 +95,5 @@ class ChatRecipe(Recipe):
     reading: Reading | None = Field(None, description="reading comprehension with right answers")
     attention: Literal["auto", "flex", "sdpa", "eager"] = "auto"
     layout: Literal["auto", "packed", "padded"] = Field("auto", description="how rows share a batch; auto: packed on a GPU")
+    compiled: bool | None = Field(None, description="compile the decoder's layers; default: on a GPU with flex attention")
     methods: dict[str, Annotated[AnyMethod, Field(discriminator="kind")]]

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from tarazu.chat import (
+    compiled,
     flex,
     flops,
     forgetting,
@@ -35,11 +36,11 @@ from tarazu.errors import BadInput
 from tarazu.run_folder import RunFolder, write_json, write_lines
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from tarazu.engine.ledger import Ledger
 
-NO_CHECKPOINTING = {"prefix_tuning"}  # transformers drops the cache, and the prefix with it, under checkpointing
+NO_CHECKPOINTING = {"prefix_tuning"}  # but by blocks: transformers drops the cache, and the prefix with it, under checkpointing
 
 
 @dataclass
@@ -92,13 +93,22 @@ class Chat:
         if folder is not None and not (folder.path / "model.json").exists():
             write_json(folder.path / "model.json", {**model_card.describe(model, recipe.model), "variant_reason": None})
         torch.manual_seed(seed)
-        trainee = method.attach(model, data.tokenizer)
+        return self.ready(recipe, name, model, data.tokenizer)
+
+    def ready(self, recipe: ChatRecipe, name: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> ChatTrainee:
+        """A loaded model as one method of the recipe trains it."""
+        method = recipe.methods[name]
+        trainee = method.attach(model, tokenizer)
         trainee.learning_rate = method.learning_rate
-        trainee.module.to(device)
+        trainee.module.to(model.device)
         for parameter in trainee.trainable().values():
             parameter.data = parameter.data.float()  # small steps vanish in bfloat16
-        if recipe.budget.gradient_checkpointing and method.kind not in NO_CHECKPOINTING:
+        if recipe.budget.gradient_checkpointing and (method.kind not in NO_CHECKPOINTING or by_blocks(model)):
             model.gradient_checkpointing_enable({"use_reentrant": False})
+        if compiled.pays(model, recipe.compiled):
+            compiled.compile_layers(model)
+        elif by_blocks(model):
+            compiled.give_prefixes(model)
         return trainee
 
     def collate(self, trainee: ChatTrainee, data: Prepared, split: str, rows: list[int], limit: int) -> list[ChatBatch]:
@@ -108,7 +118,7 @@ class Chat:
         """Any rows as batches, with the method's virtual tokens before each."""
         prefix = trainee.virtual if trainee.prefix else 0
         virtual = trainee.virtual - prefix
-        blocks = data.packed and trainee.base.config._attn_implementation == flex.NAME  # compiled for each width
+        blocks = data.packed and by_blocks(trainee.base)
         lines = group(rows, limit, virtual, data.packed)
         return [lay_out(some, virtual, prefix, width=packed_width(some, virtual, limit) if blocks else None) for some in lines]
 
@@ -235,10 +245,16 @@ class Chat:
 
     def paths(self, trainee: ChatTrainee, data: Prepared) -> dict[str, str]:
         """Which code ran, for the ledger."""
-        return {"attention": trainee.base.config._attn_implementation, "layout": "packed" if data.packed else "padded"}
+        layers = "compiled" if compiled.is_compiled(trainee.base) else "plain"
+        return {"attention": trainee.base.config._attn_implementation, "layout": "packed" if data.packed else "padded", "layers": layers}
 
     def targets(self, trainee: ChatTrainee) -> list[dict]:
         return model_card.targets(trainee)
+
+
+def by_blocks(model: PreTrainedModel) -> bool:
+    """Whether the model's attention skips blocks where it can."""
+    return model.config._attn_implementation == flex.NAME
 
 
 def demand_the_same(folder: RunFolder, extra: dict[str, dict]) -> None:

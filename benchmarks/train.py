@@ -1,0 +1,187 @@
+"""tarazu's own training loop on a shape with random weights: the engine as users run it, on rows made here.
+
+    python -m benchmarks.train --shape gemma-2-2b --method lora
+    python -m benchmarks.train --method layers --checkpointing
+
+Rows, their order within a step and the count of tokens are those of the peers. `--plain` turns the compiled layers off.
+`--profile FILE` writes where the GPU's time goes.
+"""
+
+from __future__ import annotations
+
+from benchmarks import common  # first: its clock starts at its import
+
+# isort: split
+
+import argparse
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from benchmarks import shapes
+
+METHODS = ("base", "prompt_tuning", "prefix_tuning", "p_tuning", "lora", "rslora", "dora", "loha", "layers")
+
+
+class Rows:
+    """Rows in memory, as `chat.store.Store` gives them."""
+
+    def __init__(self, rows: list):
+        self.rows = rows
+
+    def size(self, split: str) -> int:
+        return len(self.rows) if split == "train" else 1
+
+    def row(self, _split: str, i: int) -> tuple:
+        return self.rows[i].ids, self.rows[i].supervised
+
+    def answer_bytes(self, *_) -> int:
+        return 1
+
+
+def recipe_of(args: argparse.Namespace) -> Any:
+    """The recipe that a user would write for this measurement."""
+    from tarazu.chat.settings import ChatRecipe
+
+    tokens = int((args.warm + args.steps) * args.batch_rows * shapes.MEAN)
+    return ChatRecipe.model_validate({
+        "task": "chat", "model": args.shape, "data": {"source": "benchmark"}, "methods": {args.method: {"rank": args.rank} if args.method == "rslora" and args.rank else {}},
+        "budget": {
+            "tokens": tokens, "batch_rows": args.batch_rows, "micro_batch_tokens": args.limit, "evaluate_every": 10**9, "validation_rows": 1,
+            "gradient_checkpointing": args.checkpointing,
+        },
+        "compiled": False if args.plain else None, "forgetting": None, "questions": None,
+    })  # fmt: skip
+
+
+def prepared(args: argparse.Namespace, recipe: Any) -> tuple:
+    """The trainee and its rows, on the GPU."""
+    import torch
+
+    from tarazu.chat import flex
+    from tarazu.chat.task import Chat, Prepared
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model = shapes.build(args.shape, device, flex.NAME).eval()
+    out = {"parameters": shapes.parameters(model)}
+    store = Rows(shapes.rows(args.rows, args.seed, model.config.vocab_size))
+    data = Prepared(store, None, Words(), [], packed=True)
+    task = Chat()
+    torch.manual_seed(args.seed)
+    return task, task.ready(recipe, args.method, model, Words()), data, out
+
+
+class Words:
+    """Stands for a tokenizer where a soft prompt begins from a text: one token for each word."""
+
+    def __call__(self, text: str, **_) -> dict:
+        return {"input_ids": [3 + sum(word.encode()) % 400 for word in text.split()]}
+
+    def __len__(self) -> int:
+        return 400
+
+
+def train(args: argparse.Namespace) -> dict:
+    """Runs the engine's `fit` and reads its event log."""
+    import torch
+
+    from tarazu.chat.task import Chat  # noqa: F401  (its import belongs to the start)
+    from tarazu.engine.ledger import Ledger
+    from tarazu.engine.loop import fit
+    from tarazu.engine.signals import StopSignals
+    from tarazu.run_folder import RunFolder
+
+    recipe = recipe_of(args)
+    task, trainee, data, out = prepared(args, recipe)
+    ledger = Ledger(torch.device(trainee.base.device.type))
+    watch = Watch(task, args)
+    with tempfile.TemporaryDirectory() as folder, StopSignals(folder) as stop:
+        run = RunFolder(Path(folder)).run(args.method, args.seed)
+        run.path.mkdir(parents=True)
+        with watch:
+            fit(watch, trainee, data, recipe, recipe.methods[args.method], run, args.seed, ledger, stop, sampled=False)
+        events = [json.loads(line) for line in (run.path / "events.jsonl").read_text().splitlines()]
+    steps = [event for event in events if event["event"] == "step"]
+    return {**out, "steps": steps, "first": watch.first, "paths": task.paths(trainee, data), "ledger": ledger.as_json()}
+
+
+class Watch:
+    """The task, with an eye on when the first step was done, and a profiler for the last measured steps."""
+
+    def __init__(self, task: Any, args: argparse.Namespace):
+        self.task, self.args, self.first, self.calls, self.profiler = task, args, None, 0, None
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.task, name)
+
+    def collate(self, trainee, data, split, rows, limit):
+        if split == "train":
+            self.calls += 1
+            if self.calls == 3:  # the third step is laid out when the second begins
+                common.synchronize()
+                self.first = common.since_start()
+            if self.args.profile and self.calls == self.args.warm + self.args.steps - 2:
+                self._begin()
+        return self.task.collate(trainee, data, split, rows, limit)
+
+    def __enter__(self) -> Watch:
+        return self
+
+    def __exit__(self, *_) -> None:
+        if self.profiler:
+            self.profiler.__exit__(None, None, None)
+            table = self.profiler.key_averages().table(sort_by="self_cuda_time_total", row_limit=45, max_name_column_width=90)
+            Path(self.args.profile).write_text(table)
+
+    def _begin(self) -> None:
+        import torch
+
+        self.profiler = torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA, torch.profiler.ProfilerActivity.CPU])
+        self.profiler.__enter__()
+
+
+def result(args: argparse.Namespace, measured: dict, rate: float | None) -> dict:
+    """The record of one run."""
+    kept = measured["steps"][args.warm :]
+    speed = common.spread([step["tokens_per_second"] for step in kept])
+    setting = ["packed", measured["paths"]["attention"], measured["paths"]["layers"], *["checkpointing"] * args.checkpointing, f"{args.limit} tokens a pass"]
+    return common.record(
+        "train", "tarazu", ", ".join(setting), args.shape, group=args.method + ", checkpointing" * args.checkpointing,
+        tokens_per_second=speed, peak_gib=(measured["ledger"]["train_memory"]["allocated"] or 0) / 2**30 or common.peak_gib(), first_step_seconds=measured["first"],
+        bound_share=common.bound_share(speed and speed["median"], measured["parameters"], rate), matmul_flops=rate, parameters=measured["parameters"],
+        loss=[step["loss"] for step in measured["steps"]], warm_steps=args.warm, whole_seconds=common.since_start(), step_seconds=[step["seconds"] for step in measured["steps"]],
+    )  # fmt: skip
+
+
+def arguments() -> argparse.Namespace:
+    asked = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    asked.add_argument("--shape", choices=list(shapes.SHAPES), default="gemma-2-2b")
+    asked.add_argument("--method", choices=METHODS, default="lora")
+    asked.add_argument("--out", type=Path, help="the JSON file to write")
+    asked.add_argument("--warm", type=int, default=6, help="steps that are not measured")
+    asked.add_argument("--steps", type=int, default=16, help="steps that are")
+    asked.add_argument("--limit", type=int, default=8192, help="tokens in a forward pass")
+    asked.add_argument("--batch-rows", type=int, default=32)
+    asked.add_argument("--checkpointing", action="store_true")
+    asked.add_argument("--plain", action="store_true", help="without compiled layers")
+    asked.add_argument("--profile", type=Path, help="write a table of the kernels here")
+    asked.add_argument("--rank", type=int)
+    asked.add_argument("--rows", type=int, default=2048)
+    asked.add_argument("--seed", type=int, default=0)
+    args = asked.parse_args()
+    args.out = args.out or common.RESULTS / f"train-{args.shape}-tarazu-{args.method}{'-checkpointing' * args.checkpointing}.json"
+    return args
+
+
+def main() -> None:
+    args = arguments()
+    measured = train(args)
+    common.write(args.out, result(args, measured, common.matmul_rate()))
+    made = json.loads(args.out.read_text())
+    peak = made["peak_gib"] or 0
+    print(f"{args.shape} {args.method}: {made['tokens_per_second']} tok/s, peak {peak:.1f} GiB, first step {made['first_step_seconds']:.1f} s, share {made['bound_share'] or 0:.2f}")
+
+
+if __name__ == "__main__":
+    main()

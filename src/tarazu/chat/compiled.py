@@ -1,0 +1,65 @@
+"""The decoder's layers, compiled one by one: fused elementwise work, one kernel launch where there were ten.
+
+All layers of a model are one piece of code, so it is compiled once and not once per layer ("regional compilation",
+PyTorch's recipes). The compiler's results stay in the user's cache folder. `recipe.compiled: false` is the plain path,
+which tests compare with.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch.nn.attention.flex_attention import BlockMask
+from transformers import PreTrainedModel
+
+from tarazu.chat import adapters, flex
+from tarazu.chat.hub import cache_folder
+
+
+SHAPES: bool | None = None  # None: the second packed width that comes makes the width a variable
+
+
+def pays(model: PreTrainedModel, wanted: bool | None) -> bool:
+    """Whether layers are compiled: as the recipe says, and by default on a GPU with block attention."""
+    able = model.config._attn_implementation == flex.NAME and model.device.type == "cuda"
+    return able if wanted is None else wanted
+
+
+def compile_layers(model: PreTrainedModel) -> None:
+    """Compiles every decoder layer of `model` in place, low-rank adapters included; parameters and their names stay."""
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_folder() / "compiled"))
+    torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)
+    adapters.lean(model)
+    for layer in model.get_decoder().layers:
+        if getattr(layer.self_attn, "sliding_window", None) is not None:
+            layer.self_attn.sliding_window = None  # the mask does the window; a difference between layers would compile them twice
+    give_prefixes(model, lambda forward: torch.compile(forward, dynamic=SHAPES))
+
+
+def is_compiled(model: PreTrainedModel) -> bool:
+    """Whether `compile_layers` was here."""
+    forward = model.get_decoder().layers[0].forward
+    return isinstance(forward, _Layer) and forward.prepared is not forward.plain
+
+
+def give_prefixes(model: PreTrainedModel, made: Callable = lambda function: function) -> None:
+    """Lets each decoder layer take its own part of the `prefixes` that the decoder is called with; runs `made(forward)`."""
+    for number, layer in enumerate(model.get_decoder().layers):
+        layer.forward = _Layer(layer.forward, made(layer.forward), number)
+
+
+class _Layer:
+    """One layer's forward: the prepared one for block attention, the plain one for everything else."""
+
+    def __init__(self, plain: Callable, prepared: Callable, number: int):
+        self.plain, self.prepared, self.number = plain, prepared, number
+
+    def __call__(self, *args: Any, attention_mask: Any = None, prefixes: list | None = None, **rest: Any) -> Any:
+        if not isinstance(attention_mask, BlockMask):
+            return self.plain(*args, attention_mask=attention_mask, **rest)
+        if prefixes is not None:
+            rest["prefix"] = prefixes[self.number]
+        return self.prepared(*args, attention_mask=attention_mask, **rest)
