@@ -60,9 +60,11 @@ class Ensemble(nn.Module):
             place += size
         return total / len(self.members), tuple(after), torch.stack(looks).mean(0) if looks else None
 
-    def teach(self, pictures: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor | None]:
-        """As a decoder's: averaged log-probabilities (B, T, V) and attention (B, T, P) or None."""
-        both = [member.teach(pictures, tokens) for member in self.members]
+    def teach(
+        self, pictures: Tensor, tokens: Tensor, attention: bool = True, at: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """As `Decoder.teach`: averaged log-probabilities for logits, and averaged attention."""
+        both = [member.teach(pictures, tokens, attention, at) for member in self.members]
         looks = [alpha.float() for _, alpha in both if alpha is not None]
         return torch.stack([torch.log_softmax(logits.float(), -1) for logits, _ in both]).mean(0), torch.stack(
             looks

@@ -31,9 +31,11 @@ class ImageCaptioningModel(nn.Module):
         """tokens (B, T), from <sos> on -> logits (B, T, V)."""
         return self.decoder(self.see(pictures), tokens)
 
-    def teach(self, pictures: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor | None]:
-        """As `forward`, with the attention (B, T, P) where the decoder has any."""
-        return self.decoder.teach(self.see(pictures), tokens)
+    def teach(
+        self, pictures: Tensor, tokens: Tensor, attention: bool = True, at: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """As `Decoder.teach`, from pictures."""
+        return self.decoder.teach(self.see(pictures), tokens, attention, at)
 
     def start(self, pictures: Tensor) -> State:
         return self.decoder.start(self.see(pictures))

@@ -30,25 +30,37 @@ def likelihood(
     inputs, targets = tokens[:, :-1], tokens[:, 1:]
     if model.training:
         inputs = _disturb(model, pictures, inputs, method, fraction)
-    logits, alphas = model.teach(pictures, inputs)
-    logits = logits.float()
-    total = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=PAD, reduction="sum")
-    extra = _extras(logits, alphas, targets, method, total) if model.training else None
+    logits, alphas, wanted = _taught(model, pictures, inputs, targets)
+    total = F.cross_entropy(logits, wanted, ignore_index=PAD, reduction="sum")
+    extra = _extras(logits, alphas, targets, wanted, method, total) if model.training else None
     return LossSum(total, 0, extra)
 
 
+def _taught(
+    model: ImageCaptioningModel, pictures: Tensor, inputs: Tensor, targets: Tensor
+) -> tuple[Tensor, Tensor | None, Tensor]:
+    """Logits (n, V) in float32, attention if it costs nothing, and the words (n,) that they should give.
+
+    On a CPU only of real words. A GPU does the padding as well: to find the words, the program would wait for it.
+    """
+    at = None if targets.is_cuda else (targets != PAD).flatten().nonzero().squeeze(1)
+    logits, alphas = model.teach(pictures, inputs, attention=False, at=at)
+    if at is None:
+        return logits.flatten(0, 1).float(), alphas, targets.flatten()
+    return logits.float(), alphas, targets.flatten()[at]
+
+
 def _extras(
-    logits: Tensor, alphas: Tensor | None, targets: Tensor, method: CaptionMethod, total: Tensor
+    logits: Tensor, alphas: Tensor | None, targets: Tensor, wanted: Tensor, method: CaptionMethod, total: Tensor
 ) -> Tensor | None:
-    """What is trained on besides the likelihood."""
-    real = targets != PAD
+    """What is trained on besides the likelihood: logits (n, V) that should give `wanted` (n,); targets (B, T)."""
     extra = None
     if method.label_smoothing:  # (1 - s) nll + s * mean over words; `total` already has the nll once
-        uniform = -(torch.log_softmax(logits, 2).mean(2) * real).sum()
+        uniform = -(torch.log_softmax(logits, 1).mean(1) * (wanted != PAD)).sum()
         extra = method.label_smoothing * (uniform - total)
     weight = getattr(method, "doubly_stochastic", 0.0)
     if weight and alphas is not None:  # every place should be looked at once in all
-        looked = (alphas.float() * real.unsqueeze(2)).sum(1)
+        looked = (alphas.float() * (targets != PAD).unsqueeze(2)).sum(1)
         penalty = weight * (1 - looked).square().sum()
         extra = penalty if extra is None else extra + penalty
     return extra
@@ -62,7 +74,7 @@ def _disturb(
     share = method.scheduled_sampling * min(1.0, fraction)
     if share > 0:
         with torch.no_grad():  # two passes instead of one word at a time (Mihaylova and Martins 2019)
-            own = model.teach(pictures, inputs)[0].float()
+            own = model.teach(pictures, inputs, attention=False)[0].float()
             own[:, :, [PAD, SOS, UNK]] = float("-inf")
             drawn = torch.distributions.Categorical(logits=own[:, :-1]).sample()
         chosen = (torch.rand(inputs.shape, device=inputs.device) < share) & ~keep
@@ -93,12 +105,12 @@ def self_critical(
         features = model.see(pictures[:used]).repeat_interleave(settings.samples, 0)
         drawn = decoding.sample(model, features.detach(), words.max_length)
         advantage = _advantage(drawn, images[:used], cider, words, settings.samples)
-        logits = model.teach(features, drawn[:, :-1])[0].float()
+        logits = model.teach(features, drawn[:, :-1], attention=False)[0].float()
         logp = -F.cross_entropy(logits.transpose(1, 2), drawn[:, 1:], ignore_index=PAD, reduction="none")
         policy = -(advantage * logp).sum() / settings.samples * (len(pictures) / used)
         with torch.set_grad_enabled(settings.likelihood > 0):
-            plain = model.teach(pictures, tokens[:, :-1])[0].float()
-            total = F.cross_entropy(plain.flatten(0, 1), tokens[:, 1:].flatten(), ignore_index=PAD, reduction="sum")
+            plain, _, wanted = _taught(model, pictures, tokens[:, :-1], tokens[:, 1:])
+            total = F.cross_entropy(plain, wanted, ignore_index=PAD, reduction="sum")
     return LossSum(total, 0, policy + (settings.likelihood - 1) * total)
 
 

@@ -116,6 +116,9 @@ class CaptionMethod(Method):
     scheduled_sampling: Probability = Field(
         0.0, description="highest share of input words taken from the model itself; grows over the run"
     )
+    fast: bool = Field(
+        True, description="the same sums in fewer and larger steps; false is the plain path that tests compare it with"
+    )
     fine_tune: FineTune | None = None
     self_critical: SelfCritical | None = None
 

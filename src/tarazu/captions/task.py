@@ -27,6 +27,9 @@ if TYPE_CHECKING:
     from tarazu.engine.ledger import Ledger
 
 
+WIDTHS = 4  # on a GPU the words of a batch are filled up to a multiple of this
+
+
 class Captions:
     """See `engine.task.Task`."""
 
@@ -77,6 +80,8 @@ class Captions:
             count = max(1, limit // longest)
             chosen = rows[start : start + count]
             width = max(lengths[row] for row in chosen)
+            if data.device.type == "cuda":  # few widths, so that few shapes are recorded (see captions.replay)
+                width = min(1 + -(-(width - 1) // WIDTHS) * WIDTHS, tokens.shape[1])
             real = sum(lengths[row] - 1 for row in chosen)
             counts = Counts(len(chosen), real, real, len(chosen) * (width - 1) - real)
             batches.append(
@@ -94,7 +99,7 @@ class Captions:
                 trainee.module, pictures, batch.tokens, images, trainee.cider, trainee.data.vocabulary, late
             )
         else:
-            found = objective.likelihood(trainee.module, pictures, batch.tokens, method, trainee.fraction)
+            found = trainee.likelihood(pictures, batch.tokens)
         return LossSum(found.total, batch.counts.supervised, found.extra)
 
     def validate(self, trainee: CaptionTrainee, data: Prepared, recipe: CaptionsRecipe) -> dict[str, float]:
@@ -153,6 +158,7 @@ class Captions:
         """Which code ran, for the ledger."""
         return {
             "attention": "own",
+            "teaching": trainee.how_taught(),
             "layout": "padded",
             "pictures": "pixels" if trainee.tuned else f"features kept in {data.precision}",
         }

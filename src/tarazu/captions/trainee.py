@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -12,11 +13,12 @@ from tarazu.captions.augment import new_view
 from tarazu.captions.cider import Cider
 from tarazu.captions.decoding import Ensemble
 from tarazu.captions.model import ImageCaptioningModel
-from tarazu.captions.objective import END
+from tarazu.captions.objective import END, likelihood
 from tarazu.captions.pretrained import Pretrained
+from tarazu.captions.replay import Replay
 from tarazu.captions.settings import CaptionMethod, CaptionsRecipe
 from tarazu.captions.vocabulary import Vocabulary
-from tarazu.engine.task import Counts, Group, Trainee
+from tarazu.engine.task import Counts, Group, LossSum, Trainee
 from tarazu.errors import BadInput
 
 if TYPE_CHECKING:
@@ -51,6 +53,7 @@ class CaptionTrainee(Trainee):
     tuned: bool = False
     pooled: bool = False
     cider: Cider | None = None
+    replay: Replay | None = None
 
     def look(self, pictures: torch.Tensor, tokens: torch.Tensor | None = None) -> torch.Tensor:
         """Places in the data (B,) -> what the model is given: pixels, maps, or means of maps.
@@ -63,6 +66,20 @@ class CaptionTrainee(Trainee):
             return new_view(seen, self.data.sided(tokens), self.data.crop) if vary else seen
         rows = self.data.view_rows(pictures, tokens) if vary else pictures
         return (self.data.means if self.pooled else self.data.maps).take(rows)
+
+    def likelihood(self, pictures: torch.Tensor, tokens: torch.Tensor) -> LossSum:
+        """`objective.likelihood` of a batch; on a GPU, in training, played back from a recording of it."""
+        if self.replay is None or not self.module.training or not pictures.is_cuda:
+            return likelihood(self.module, pictures, tokens, self.method, self.fraction)
+        total, *extra = self.replay(pictures, tokens)
+        return LossSum(total, 0, extra[0] if extra else None)
+
+    def how_taught(self) -> str:
+        """For the ledger."""
+        if self.method is None or not self.method.fast:
+            return "plain"
+        replayed = self.replay is not None and (self.replay.why or ("recorded" if self.replay.records else ""))
+        return ", ".join(filter(None, [self.module.decoder.fast_path, replayed]))
 
     def reads_pixels(self) -> bool:
         """Until its blocks thaw, a fine-tuned encoder sees what the frozen one saw."""
@@ -110,7 +127,7 @@ def trainee_of(
     if method.self_critical and data is not None:
         cider = Cider({image: [f"{text} {END}" for text in texts] for image, texts in data.references("train").items()})
     pooled = model.decoder.looks_at == "pooled"
-    return CaptionTrainee(
+    trainee = CaptionTrainee(
         model,
         frozenset(names),
         method.learning_rate,
@@ -121,6 +138,16 @@ def trainee_of(
         pooled=pooled,
         cider=cider,
     )
+    if method.fast and not method.scheduled_sampling:  # whose share changes with every step
+        trainee.replay = Replay(partial(_losses, model, method), model)
+    return trainee
+
+
+def _losses(
+    model: ImageCaptioningModel, method: CaptionMethod, pictures: torch.Tensor, tokens: torch.Tensor
+) -> tuple[torch.Tensor, ...]:
+    found = likelihood(model, pictures, tokens, method, 0.0)
+    return (found.total,) if found.extra is None else (found.total, found.extra)
 
 
 def together(members: list[CaptionTrainee], data: Prepared | None) -> CaptionTrainee:

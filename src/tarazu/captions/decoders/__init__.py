@@ -26,10 +26,16 @@ class Decoder(nn.Module):
     """What every decoder offers. B images, P places, D channels, T words, V words in the vocabulary."""
 
     looks_at = "map"  # or "pooled", where the mean over the places is all that is used
+    fast_path = ""  # what `fast: true` does, for the ledger
 
-    def teach(self, features: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor | None]:
-        """features (B, P, D), tokens (B, T) from <sos> on -> logits (B, T, V) and attention (B, T, P), if it has
-        any."""
+    def teach(
+        self, features: Tensor, tokens: Tensor, attention: bool = True, at: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """features (B, P, D), tokens (B, T) from <sos> on -> logits (B, T, V) and attention (B, T, P), if it has any.
+
+        Without `attention` it may be None, where that saves work. With `at` (n,), positions in the flat (B T,), only
+        their logits are computed: (n, V).
+        """
         raise TypeError(f"{type(self).__name__} does not say how it is taught")
 
     def forward(self, features: Tensor, tokens: Tensor) -> Tensor:
@@ -43,6 +49,11 @@ class Decoder(nn.Module):
     def step(self, state: State, token: Tensor) -> tuple[Tensor, State, Tensor | None]:
         """state, token (B,) -> logits (B, V) for what follows it, the new state, and attention (B, P) or None."""
         raise TypeError(f"{type(self).__name__} does not say how it steps")
+
+
+def only(x: Tensor, at: Tensor | None) -> Tensor:
+    """x (B, T, W) -> what stands at the flat positions `at`, (n, W); all of it without them."""
+    return x if at is None else x.flatten(0, 1)[at]
 
 
 def full_precision(x: Tensor) -> AbstractContextManager:

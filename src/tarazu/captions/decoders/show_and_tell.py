@@ -10,12 +10,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from tarazu.captions.decoders import Decoder, State, full_precision, head
+from tarazu.captions.decoders import Decoder, State, full_precision, head, only
 from tarazu.captions.settings import ShowAndTell
 
 
 class ShowAndTellDecoder(Decoder):
     looks_at = "pooled"
+    fast_path = "torch's LSTM"
 
     def __init__(self, settings: ShowAndTell, words: int, channels: int, places: int):
         super().__init__()
@@ -32,15 +33,17 @@ class ShowAndTellDecoder(Decoder):
             self.first = nn.Linear(channels, 2 * settings.layers * settings.hidden)
         if self.image_as != "state":
             self.image = nn.Linear(channels, settings.embedding)
-        self.dropout = nn.Dropout(settings.dropout)
+        self.dropout, self.fast = nn.Dropout(settings.dropout), settings.fast  # cuDNN's LSTM is fast already
         self.narrow, self.output = head(settings.hidden, self.embedding, settings.tie_words)
 
-    def teach(self, features: Tensor, tokens: Tensor) -> tuple[Tensor, None]:
+    def teach(
+        self, features: Tensor, tokens: Tensor, attention: bool = True, at: Tensor | None = None
+    ) -> tuple[Tensor, None]:
         h, c = self.start(features)
         words = self.dropout(self.embedding(tokens))
         with full_precision(words):
             out, _ = self.lstm(words, _layers_first(h, c))
-        return self.output(self.dropout(self.narrow(out))), None
+        return self.output(self.dropout(self.narrow(only(out, at)))), None
 
     def start(self, features: Tensor) -> State:
         """The state is (h, c), each (B, layers, hidden)."""

@@ -9,11 +9,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from tarazu.captions.decoders import Decoder, State, full_precision, head
+from tarazu.captions.decoders import Decoder, State, full_precision, head, only
+from tarazu.captions.decoders.recurrence import AttendAndTell
 from tarazu.captions.settings import ShowAttendTell
 
 
 class ShowAttendTellDecoder(Decoder):
+    fast_path = "recurrence with a backward pass by hand"
+
     def __init__(self, settings: ShowAttendTell, words: int, channels: int, places: int):
         super().__init__()
         hidden, embedding = settings.hidden, settings.embedding
@@ -34,17 +37,41 @@ class ShowAttendTellDecoder(Decoder):
             self.from_hidden = nn.Linear(hidden, embedding)
             self.from_context = nn.Linear(channels, embedding, bias=False)
         self.narrow, self.output = head(embedding if self.deep else hidden, self.embedding, self.tied)
-        self.dropout = nn.Dropout(settings.dropout)
+        self.dropout, self.fast = nn.Dropout(settings.dropout), settings.fast
 
-    def teach(self, features: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
+    def teach(
+        self, features: Tensor, tokens: Tensor, attention: bool = True, at: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Word by word, as h_{t-1} decides where to look; only the output layer can wait for all words at once."""
-        state = self.start(features)
-        words = self.dropout(self.embedding(tokens))
-        hs, zs, alphas = [], [], []
-        for t in range(tokens.shape[1]):
+        state, words = self.start(features), self.dropout(self.embedding(tokens))
+        hs, zs, alphas = (self._by_hand if self.fast else self._by_autograd)(state, words)
+        return self._words(only(words, at), only(hs, at), only(zs, at)), alphas
+
+    def _by_autograd(self, state: State, words: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The state before the first word, words (B, T, E) -> h (B, T, H), z (B, T, D), alpha (B, T, P)."""
+        found = []
+        for t in range(words.shape[1]):
             state, z, alpha = self._advance(state, words[:, t])
-            hs.append(state[0]), zs.append(z), alphas.append(alpha)
-        return self._words(words, torch.stack(hs, 1), torch.stack(zs, 1)), torch.stack(alphas, 1)
+            found.append((state[0], z, alpha))
+        hs, zs, alphas = zip(*found, strict=True)
+        return torch.stack(hs, 1), torch.stack(zs, 1), torch.stack(alphas, 1)
+
+    def _by_hand(self, state: State, words: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The same, with what the words add to the LSTM's gates computed for all of them before the loop."""
+        h, c, features, keys = (tensor.float() for tensor in state)
+        with full_precision(words):
+            to_gates, biases = self.cell.weight_ih, self.cell.bias_ih + self.cell.bias_hh
+            if isinstance(self.mix, nn.Linear):  # two linear maps in a row are one
+                to_gates, biases = to_gates @ self.mix.weight, biases + to_gates @ self.mix.bias
+            context, from_word = to_gates.split([features.shape[2], words.shape[2]], 1)
+            gates = nn.functional.linear(words.float().transpose(0, 1), from_word, biases)
+            weights, zeros = [self.query.weight, self.cell.weight_hh], biases.new_zeros(keys.shape[2] + len(biases))
+            bias = zeros if self.gate is None else torch.cat([zeros, self.gate.bias])
+            weight = torch.cat(weights if self.gate is None else [*weights, self.gate.weight])
+            score = self.score.weight.squeeze(0)
+            found = AttendAndTell.apply(gates, keys, features, h, c, weight, bias, score, context)
+        hs, zs, alphas = (tensor.transpose(0, 1) for tensor in found)
+        return hs, zs, alphas
 
     def start(self, features: Tensor) -> State:
         """The state is (h, c, a, W_a a): (B, hidden) twice, (B, P, D or project), (B, P, attention)."""

@@ -12,8 +12,9 @@ import math
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
 
-from tarazu.captions.decoders import Decoder, State
+from tarazu.captions.decoders import Decoder, State, only
 from tarazu.captions.settings import Transformer
 from tarazu.captions.vocabulary import PAD
 
@@ -34,10 +35,16 @@ class Attention(nn.Module):
         )
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, x: Tensor, keys: Tensor, values: Tensor, ignore: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, x: Tensor, keys: Tensor, values: Tensor, ignore: Tensor | None = None, fused: bool = False
+    ) -> tuple[Tensor, Tensor | None]:
         """x (B, T, W); keys and values (B, S, W), projected already; ignore (B or 1, 1, T, S) -> (B, T, W), weights
-        (B, T, S)."""
+        (B, T, S). `fused` is PyTorch's own kernel, which tells no weights."""
         q, k, v = (part.unflatten(2, (self.heads, -1)).transpose(1, 2) for part in (self.q(x), keys, values))
+        if fused:
+            share = self.dropout.p if self.dropout.training else 0.0
+            mixed = scaled_dot_product_attention(q, k, v, None if ignore is None else ~ignore, share)
+            return self.out(mixed.transpose(1, 2).flatten(2)), None
         energy = (q @ k.transpose(2, 3)).float() / math.sqrt(q.shape[-1])
         if ignore is not None:
             energy = energy.masked_fill(ignore, torch.finfo(energy.dtype).min)
@@ -63,21 +70,29 @@ class Layer(nn.Module):
         self.dropout = nn.Dropout(settings.dropout)
 
     def forward(
-        self, x: Tensor, past: tuple[Tensor, Tensor] | None, memory: tuple[Tensor, Tensor], ignore: Tensor | None
-    ) -> tuple[Tensor, tuple[Tensor, Tensor], Tensor]:
+        self,
+        x: Tensor,
+        past: tuple[Tensor, Tensor] | None,
+        memory: tuple[Tensor, Tensor],
+        ignore: Tensor | None,
+        fast: bool = False,
+        attention: bool = True,
+    ) -> tuple[Tensor, tuple[Tensor, Tensor], Tensor | None]:
         """x (B, T, W), keys and values of earlier words or None, those of the map -> x, keys and values so far,
-        weights (B, T, P)."""
+        weights (B, T, P) if `attention` is wanted."""
         y = self.norms[0](x)
         keys, values = self.own.k(y), self.own.v(y)
         if past is not None:
             keys, values = torch.cat([past[0], keys], 1), torch.cat([past[1], values], 1)
-        x = x + self.dropout(self.own(y, keys, values, ignore)[0])
-        looked, weights = self.cross(self.norms[1](x), *memory)
+        x = x + self.dropout(self.own(y, keys, values, ignore, fast)[0])
+        looked, weights = self.cross(self.norms[1](x), *memory, fused=fast and not attention)
         x = x + self.dropout(looked)
         return x + self.dropout(self.mlp(self.norms[2](x))), (keys, values), weights
 
 
 class TransformerDecoder(Decoder):
+    fast_path = "fused attention"
+
     def __init__(self, settings: Transformer, words: int, channels: int, places: int):
         super().__init__()
         width = settings.hidden
@@ -93,16 +108,19 @@ class TransformerDecoder(Decoder):
         self.norm = nn.LayerNorm(width)
         self.dropout = nn.Dropout(settings.dropout)
         self.output = nn.Linear(width, words)
+        self.fast = settings.fast
         if settings.tie_words:
             self.output.weight = self.embedding.weight
 
-    def teach(self, features: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
+    def teach(
+        self, features: Tensor, tokens: Tensor, attention: bool = True, at: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None]:
         memory = self._memory(features)
         x = self._words(tokens, self.positions[: tokens.shape[1]])
         ignore = masks(tokens)
         for layer, looked in zip(self.layers, memory, strict=True):
-            x, _, weights = layer(x, None, looked, ignore)
-        return self.output(self.norm(x)), weights
+            x, _, weights = layer(x, None, looked, ignore, self.fast, attention)
+        return self.output(self.norm(only(x, at))), weights
 
     def start(self, features: Tensor) -> State:
         """The state is (keys, values of the map, keys, values of the words so far), (B, layers, P or t, width)."""
@@ -117,7 +135,7 @@ class TransformerDecoder(Decoder):
         x = self._words(token.unsqueeze(1), self.positions[place : place + 1])
         grown = []
         for i, layer in enumerate(self.layers):
-            x, past, weights = layer(x, (keys[:, i], values[:, i]), (map_keys[:, i], map_values[:, i]), None)
+            x, past, weights = layer(x, (keys[:, i], values[:, i]), (map_keys[:, i], map_values[:, i]), None, self.fast)
             grown.append(past)
         keys, values = (torch.stack([pair[i] for pair in grown], 1) for i in (0, 1))
         return self.output(self.norm(x))[:, 0], (map_keys, map_values, keys, values), weights[:, 0]

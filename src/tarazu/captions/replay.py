@@ -1,0 +1,126 @@
+"""The loss of a batch and its gradients as two recordings (CUDA graphs) that the GPU plays back by itself.
+
+A caption's step is many hundred kernels of a few microseconds each: launching them from Python takes longer than running
+them. A recording is made once for each shape of batch and knows nothing but addresses, so inputs are copied into it, and
+weights must stay where they are (optimizer, averaging and loading all write in place). Dropout still draws anew.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import FunctionCtx, once_differentiable
+
+from tarazu.engine.loop import MEMORY_ERRORS
+from tarazu.engine.progress import note
+
+Work = Callable[..., tuple[Tensor, ...]]
+OFTEN = 3  # a shape is recorded when it comes so often: the last batch of an epoch may be the only one of its size
+WARM_UP = 2  # runs before a recording, in which libraries choose and allocate what they need
+
+
+class Replay:
+    """`work(*inputs)`, summed losses of a module, played back from recordings where that can be done.
+
+    Inputs need no gradients; the module's parameters get theirs. What cannot be recorded is run as it is, and `why` says
+    so.
+    """
+
+    def __init__(self, work: Work, module: nn.Module):
+        self.work, self.module, self.why = work, module, ""
+        self.records: dict[tuple, Recording] = {}
+        self.met: Counter[tuple] = Counter()
+
+    def __call__(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        parameters = [p for p in self.module.parameters() if p.requires_grad]
+        key = (*((x.shape, x.dtype) for x in inputs), torch.is_autocast_enabled("cuda"), *map(id, parameters))
+        self.met[key] += 1
+        if key not in self.records and not self.why and self.met[key] >= OFTEN:
+            self._record(key, inputs, parameters)
+        if key not in self.records:
+            return self.work(*inputs)
+        return _Played.apply(self.records[key], len(inputs), *inputs, *parameters)
+
+    def _record(self, key: tuple, inputs: tuple[Tensor, ...], parameters: list[Tensor]) -> None:
+        try:
+            self.records[key] = Recording(self.work, inputs, parameters)
+        except RuntimeError as error:
+            if any(text in str(error) for text in MEMORY_ERRORS):
+                raise
+            self.why = str(error).splitlines()[0]
+            note(f"steps are launched one by one, as they cannot be recorded: {self.why}")
+
+
+class Recording:
+    """One shape of batch: where its inputs, its losses and its gradients lie, and how to fill them again."""
+
+    def __init__(self, work: Work, inputs: tuple[Tensor, ...], parameters: list[Tensor]):
+        self.work, self.parameters, self.turn = work, parameters, 0
+        self.inputs = [x.detach().clone() for x in inputs]
+        dice = torch.cuda.get_rng_state() if torch.cuda.is_available() else None
+        self.pool = warm_up(self._both)
+        self.forward, self.losses = recorded(self._losses, self.pool)
+        self.weights = [torch.ones_like(loss) for loss in self.losses]  # the gradients that come from outside
+        self.backward, self.gradients = recorded(self._gradients, self.pool)
+        if dice is not None:  # a resumed run must draw what an uninterrupted one would
+            torch.cuda.set_rng_state(dice)
+
+    def _losses(self) -> tuple[Tensor, ...]:
+        self.live = self.work(*self.inputs)
+        return self.live
+
+    def _gradients(self) -> tuple[Tensor | None, ...]:
+        return torch.autograd.grad(self.live, self.parameters, self.weights, allow_unused=True)
+
+    def _both(self) -> None:
+        self.weights = [torch.ones_like(loss) for loss in self._losses()]
+        self._gradients()
+
+
+class _Played(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: FunctionCtx, recording: Recording, count: int, *tensors: Tensor) -> tuple[Tensor, ...]:
+        for own, given in zip(recording.inputs, tensors[:count], strict=True):
+            own.copy_(given, non_blocking=True)
+        recording.forward()
+        recording.turn += 1
+        ctx.recording, ctx.count, ctx.turn = recording, count, recording.turn
+        return tuple(loss.detach().clone() for loss in recording.losses)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: FunctionCtx, *weights: Tensor) -> tuple[Tensor | None, ...]:
+        recording = ctx.recording
+        if recording.turn != ctx.turn:
+            raise RuntimeError("a batch of the same shape was played again before this one's backward pass")
+        for own, given in zip(recording.weights, weights, strict=True):
+            own.copy_(given)
+        recording.backward()
+        # the recording keeps its own hold of these, so autograd adds copies of them to the parameters' gradients
+        return None, None, *[None] * ctx.count, *recording.gradients
+
+
+def warm_up(work: Callable[[], None]) -> tuple[int, int] | None:
+    """Runs `work` aside, as recording asks for; returns the memory pool that its recordings share."""
+    aside = torch.cuda.Stream()
+    aside.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(aside):
+        for _ in range(WARM_UP):
+            work()
+    torch.cuda.current_stream().wait_stream(aside)
+    return torch.cuda.graph_pool_handle()
+
+
+def recorded(work: Callable[[], tuple], pool: tuple[int, int] | None) -> tuple[Callable[[], None], tuple]:
+    """Records `work`; returns what plays it back, and the tensors that are filled then."""
+    graph, cached = torch.cuda.CUDAGraph(), torch.is_autocast_cache_enabled()
+    torch.set_autocast_cache_enabled(False)  # a cast weight from before the recording would never change again
+    try:
+        with torch.cuda.graph(graph, pool=pool):
+            found = work()
+    finally:
+        torch.set_autocast_cache_enabled(cached)
+    return graph.replay, found

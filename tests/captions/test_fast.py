@@ -1,0 +1,133 @@
+"""The fast paths against the plain ones: the same losses, the same gradients."""
+
+import copy
+from functools import partial
+
+import pytest
+import torch
+from scenes import CHANNELS, KINDS, PLACES, WORDS
+
+from tarazu.captions import replay, trainee
+from tarazu.captions.decoders import make
+from tarazu.captions.decoders.recurrence import AttendAndTell
+from tarazu.captions.model import ImageCaptioningModel
+from tarazu.captions.settings import ShowAttendTell
+
+EVERY = KINDS | {"all": ShowAttendTell(embedding=12, hidden=16, attention=10, project=14, mix=9, tie_words=True)}
+
+
+def pair(kind):
+    """The same decoder twice: fast and plain."""
+    torch.manual_seed(0)
+    fast = make(EVERY[kind].model_copy(update={"fast": True, "dropout": 0.0}), WORDS, CHANNELS, PLACES)
+    plain = make(EVERY[kind].model_copy(update={"fast": False, "dropout": 0.0}), WORDS, CHANNELS, PLACES)
+    plain.load_state_dict(copy.deepcopy(fast.state_dict()))
+    return fast.train(), plain.train()
+
+
+@pytest.mark.parametrize("kind", EVERY)
+def test_fast_and_plain_teaching_agree_in_losses_and_gradients(kind):
+    torch.manual_seed(1)
+    tokens = torch.randint(4, WORDS, (5, 9))
+    tokens[1, 4:] = 0
+    found = []
+    for model in pair(kind):
+        torch.manual_seed(2)
+        features = torch.randn(5, PLACES, CHANNELS, requires_grad=True)
+        at = (tokens != 0).flatten().nonzero().squeeze(1) if model.fast else None
+        logits, alphas = model.teach(features, tokens, attention=False, at=at)
+        wanted = tokens.flatten() if at is None else tokens.flatten()[at]
+        loss = torch.nn.functional.cross_entropy(logits.flatten(0, -2), wanted, ignore_index=0)
+        if model.looks_at == "map" and hasattr(model, "cell"):
+            loss = loss + (1 - alphas.sum(1)).square().mean()
+        loss.backward()
+        grads = {name: p.grad for name, p in model.named_parameters()} | {"features": features.grad}
+        found.append((loss.detach(), grads))
+    (fast, of_fast), (plain, of_plain) = found
+    torch.testing.assert_close(fast, plain, atol=1e-5, rtol=1e-5)
+    for name, grad in of_plain.items():
+        torch.testing.assert_close(of_fast[name], grad, atol=1e-5, rtol=1e-4, msg=lambda text, name=name: f"{name}: {text}")
+
+
+@pytest.mark.parametrize("gated", [True, False])
+def test_the_hand_written_backward_pass_is_the_derivative(gated):
+    torch.manual_seed(0)
+    steps, count, places, channels, width, hidden = 3, 2, 4, 3, 5, 2
+    rows = width + 4 * hidden + gated
+    shapes = [(steps, count, 4 * hidden), (count, places, width), (count, places, channels), (count, hidden), (count, hidden),
+              (rows, hidden), (rows,), (width,), (4 * hidden, channels)]  # fmt: skip
+    inputs = [torch.randn(shape, dtype=torch.float64, requires_grad=True) for shape in shapes]
+    assert torch.autograd.gradcheck(AttendAndTell.apply, inputs)
+
+
+def by_running(work, pool):
+    """Stands in for a CUDA graph where there is no GPU: playing back is running again into the same tensors."""
+    found = [None if x is None else x.detach().clone() for x in work()]
+
+    def play():
+        with torch.enable_grad():
+            again = work()
+        for old, new in zip(found, again, strict=True):
+            if old is not None:
+                old.copy_(new.detach())
+
+    return play, found
+
+
+@pytest.mark.parametrize("kind", ["show_and_tell", "show_attend_tell", "transformer"])
+def test_a_recording_gives_the_losses_and_gradients_of_its_work(kind, monkeypatch):
+    """Also when gradients add up over batches, when weights change in place, and when a part begins late."""
+    monkeypatch.setattr(replay, "warm_up", lambda work: work())
+    monkeypatch.setattr(replay, "recorded", by_running)
+    settings, decoder = EVERY[kind].model_copy(update={"label_smoothing": 0.1}), pair(kind)[0]
+    model = ImageCaptioningModel(torch.nn.Linear(1, 1), decoder)
+    played = replay.Replay(partial(trainee._losses, model, settings), model)
+    late = list(model.parameters())[2]
+    for step in range(6):
+        late.requires_grad_(step >= 4)
+        batches = [batch(step * 10 + i, length) for i, length in enumerate((6, 6, 9))]
+        grads = []
+        for work in (played, partial(trainee._losses, model, settings)):
+            for one in batches:
+                sum(work(*one)).backward()
+            grads.append([p.grad for p in model.decoder.parameters()])
+            model.zero_grad(set_to_none=True)
+        for mine, wanted in zip(*grads, strict=True):
+            assert (mine is None) == (wanted is None)
+            if wanted is not None:
+                torch.testing.assert_close(mine, wanted, atol=1e-5, rtol=1e-4)
+        with torch.no_grad():
+            for p in model.parameters():
+                p.add_(0.01)
+    assert len(played.records) == 3 and not played.why  # two shapes; then, with the late part, the one that is met often
+
+
+def batch(seed, length):
+    torch.manual_seed(seed)
+    tokens = torch.randint(4, WORDS, (3, length))
+    tokens[:, 0], tokens[1, 4:] = 1, 0
+    return torch.randn(3, PLACES, CHANNELS), tokens
+
+
+def test_a_recording_that_was_played_again_has_lost_its_gradients(monkeypatch):
+    monkeypatch.setattr(replay, "warm_up", lambda work: work())
+    monkeypatch.setattr(replay, "recorded", by_running)
+    layer = torch.nn.Linear(2, 1)
+    played = replay.Replay(lambda x: (layer(x).sum(),), layer)
+    *_, earlier, last = [played(torch.ones(3, 2))[0] for _ in range(4)]  # recorded from the third time on
+    last.backward()
+    with pytest.raises(RuntimeError, match="played again"):
+        earlier.backward()
+
+
+def test_what_cannot_be_recorded_is_run_as_it_is(monkeypatch):
+    def refuse(work, pool):
+        raise RuntimeError("operation not permitted when stream is capturing\nmore")
+
+    monkeypatch.setattr(replay, "warm_up", lambda work: None)
+    monkeypatch.setattr(replay, "recorded", refuse)
+    layer = torch.nn.Linear(2, 1)
+    played = replay.Replay(lambda x: (layer(x).sum(),), layer)
+    for _ in range(5):
+        assert torch.equal(played(torch.ones(3, 2))[0], layer(torch.ones(3, 2)).sum())
+    assert played.why == "operation not permitted when stream is capturing" and not played.records
