@@ -50,6 +50,7 @@ def estimate(recipe: Recipe, data, device: torch.device, measure: bool = True, o
         elif measure and entry["works"]:
             note(f"{name}: measuring {STEPS} steps")
             entry = measured(task, recipe, name, data, device, entry)
+        entry["notes"] = [*entry["notes"], *may_widen(recipe, name)]
         methods.append({"method": name, "kind": recipe.methods[name].kind, **entry})
     return {
         "device": on or str(device),
@@ -197,6 +198,15 @@ def searching(recipe: Recipe, name: str, seconds: dict[str, float], speed: float
         return {}
     trials = sum(size for size, _ in search.plan(count, recipe.search.tokens))
     return {"search": recipe.search.tokens / speed + trials * (seconds["load"] + 2 * validate)}
+
+
+def may_widen(recipe: Recipe, name: str) -> list[str]:
+    """What is in no estimate: a search whose best rate stands at an edge goes on beyond it."""
+    method, asked = recipe.methods[name], recipe.search
+    if asked is None or method.kind == "base" or not asked.widen or len(asked.learning_rate) < 2:
+        return []
+    most = search.most_beyond(len(search.candidates(asked, method)), asked.tokens)
+    return [f"its search may take up to {most:,} tokens more, if the best rate stands at an edge of the list"]
 
 
 def compared(found: dict, runs: Iterator[Run]) -> list[dict]:

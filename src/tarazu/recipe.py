@@ -79,7 +79,10 @@ class Budget(Strict):
 class Search(Strict):
     """A search of each method's settings before its runs: the same tokens for every method, judged on validation loss."""
 
-    tokens: PositiveInt = Field(description="training tokens that each method's search may use in all")
+    tokens: PositiveInt = Field(description="training tokens that each method's search of these lists may use in all")
+    widen: bool = Field(
+        True, description="where the best rate is at an edge of its list, try up to two beyond it (x3 each), each for at most as many tokens as the winner had"
+    )
     learning_rate: list[PositiveFloat] = []
     rank: list[PositiveInt] = []
     virtual_tokens: list[PositiveInt] = []

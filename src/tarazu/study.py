@@ -9,7 +9,6 @@ import gc
 import importlib
 import re
 import shutil
-import time
 import traceback
 from datetime import UTC, datetime
 from pathlib import Path
@@ -157,7 +156,8 @@ def run_one(task, recipe: Recipe, name: str, data, one: Run, device: torch.devic
         ledger.seconds["search"] = found["seconds"]
     with loop.autocast(recipe.budget, device):
         arithmetic = flops.figures(task, trainee, data, recipe, ledger)
-    write_json(one.path / "ledger.json", {**ledger.as_json(), **arithmetic, "trained_parameters": trained, "total_parameters": total, "weights_bytes": size})
+    costs_of_search = {"search_tokens": found["tokens"]} if found else {}
+    write_json(one.path / "ledger.json", {**ledger.as_json(), **arithmetic, **costs_of_search, "trained_parameters": trained, "total_parameters": total, "weights_bytes": size})
     write_json(one.path / "metrics.json", metrics)
     one.update(status="done")
     shutil.rmtree(one.path / "checkpoint", ignore_errors=True)  # the weights are saved and proven: nothing goes back to these
@@ -178,7 +178,6 @@ def searched(task, recipe: Recipe, name: str, data, device: torch.device, stop: 
     if recipe.search is None or method.kind == "base" or not search.candidates(recipe.search, method):
         return None
     if not path.exists():
-        began = time.monotonic()
 
         def train(tried: Method, budget: Budget, trial: Run) -> float | None:
             changed = recipe.model_copy(update={"budget": budget, "methods": {**recipe.methods, name: tried}})
@@ -193,8 +192,7 @@ def searched(task, recipe: Recipe, name: str, data, device: torch.device, stop: 
             return [event["loss"] for event in trial.read_lines("events.jsonl") if event["event"] == "validation"][-1]
 
         place = Run(folder.path / name / "search" / f"seed-{recipe.seeds[0]}")
-        result = search.halve(recipe.search, method, recipe.budget, place, train)
-        write_json(path, {**result, "seconds": time.monotonic() - began})
+        write_json(path, search.halve(recipe.search, method, recipe.budget, place, train))
     return search_result(path, method)
 
 

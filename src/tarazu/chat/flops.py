@@ -103,7 +103,8 @@ def _on(batch: ChatBatch, device: torch.device) -> ChatBatch:
     """`batch.to`, for the meta device too, which no pinned memory reaches."""
     if device.type != "meta":
         return batch.to(device)
-    return replace(batch, **{f.name: getattr(batch, f.name).to(device) for f in fields(batch) if f.name != "counts"})
+    tensors = {f.name: value for f in fields(batch) if isinstance(value := getattr(batch, f.name), torch.Tensor)}
+    return replace(batch, **{name: value.to(device) for name, value in tensors.items() if name != "counts"})
 
 
 def _watch(trainee: ChatTrainee, work: Work, places: int) -> list:

@@ -3,6 +3,9 @@
 One learning rate for all methods decides a comparison before it starts. Every method gets the same tokens to search with:
 all candidates train a little, the better half goes on, until one is left. A candidate's training continues from its
 checkpoint, at a constant rate, so nothing is trained twice.
+
+A winner at an edge of the rates proves little: the best may lie beyond. So a rate three times further out is trained as if
+it had been in the list (the same tokens stage by stage, out as soon as it would not have gone on), at most twice.
 """
 
 from __future__ import annotations
@@ -10,24 +13,36 @@ from __future__ import annotations
 import itertools
 import math
 import shutil
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from tarazu.engine.progress import note
 from tarazu.recipe import Budget, Method, Search
-from tarazu.run_folder import Run, finite, read_json, write_json
+from tarazu.run_folder import Run, finite, read_json, understood, write_json
+
+FURTHER, WIDENINGS = 3.0, 2  # how far beyond an edge the next rate lies, and how many times
+Train = Callable[[Method, Budget, Run], float | None]
 
 
 @dataclass
 class Candidate:
-    """Settings under trial, and the validation loss after each round (None: not finite)."""
+    """Settings under trial, and the validation loss after each round (None: not finite). `beyond`: not of the grid."""
 
     settings: dict[str, float]
     rounds: list[dict] = field(default_factory=list)
+    beyond: bool = False
 
     def loss(self) -> float:
         last = self.rounds[-1]["loss"] if self.rounds else None
         return math.inf if last is None else last
+
+    @property
+    def name(self) -> str:
+        return "-".join(f"{key}={value:g}" for key, value in self.settings.items())
+
+    def as_json(self) -> dict:
+        return {"settings": self.settings, "rounds": self.rounds, **({"beyond": True} if self.beyond else {})}
 
 
 def candidates(search: Search, method: Method) -> list[Candidate]:
@@ -44,6 +59,11 @@ def plan(count: int, tokens: int) -> list[tuple[int, int]]:
     return [(size, tokens // len(sizes) // size) for size in sizes]
 
 
+def most_beyond(count: int, tokens: int) -> int:
+    """The most tokens that a search of `count` candidates may take besides, for rates beyond an edge."""
+    return WIDENINGS * sum(each for _, each in plan(count, tokens))
+
+
 def round_budget(budget: Budget, before: int, tokens: int, first: int) -> Budget:
     """The budget that takes a candidate from `before` tokens to `before + tokens`, at a constant rate after one warm-up."""
     total = before + tokens
@@ -52,43 +72,105 @@ def round_budget(budget: Budget, before: int, tokens: int, first: int) -> Budget
     )
 
 
-def halve(search: Search, method: Method, budget: Budget, folder: Run, train: Callable[[Method, Budget, Run], float | None]) -> dict:
+@dataclass
+class Trials:
+    """Trains candidates round by round; what is known of them is in a file, so that a stopped search goes on."""
+
+    method: Method
+    budget: Budget
+    folder: Run
+    train: Train
+    rounds: list[int]  # tokens of each
+    known: dict[str, list[dict]]
+    tokens: int = 0
+    seconds: float = 0.0
+
+    def advance(self, candidate: Candidate, number: int) -> None:
+        """Takes a candidate through one round: a part of its training, then its validation loss."""
+        done = self.known.setdefault(candidate.name, [])
+        if number >= len(done):
+            before, began = sum(self.rounds[:number]), time.monotonic()
+            budget = round_budget(self.budget, before, self.rounds[number], self.rounds[0])
+            trial = Run(self.folder.path / candidate.name / f"seed-{self.folder.seed}")
+            loss = self.train(self.method.model_copy(update=candidate.settings), budget, trial)
+            done.append({"tokens": budget.tokens, "loss": finite(loss), "seconds": time.monotonic() - began})
+            write_json(self.folder.path / "rounds.json", self.known)
+            note(f"search {candidate.name}: {budget.tokens} tokens, validation loss {loss}")
+        candidate.rounds.append(done[number])
+        self.tokens += self.rounds[number]
+        self.seconds += done[number].get("seconds", 0.0)
+
+
+def halve(search: Search, method: Method, budget: Budget, folder: Run, train: Train) -> dict:
     """Runs the search.
 
     Args:
         folder: where candidates keep their checkpoints (removed at the end).
         train: trains a method under a budget in a run's folder, going on from what is there; returns the validation loss.
 
-    Returns: what `search.json` holds: every candidate's losses, the winner, and whether it stands at an edge of the grid.
+    Returns: what `search.json` holds: every candidate's losses, the winner, the cost, and whether the winner stands at an
+    edge of what was tried.
     """
-    alive = candidates(search, method)
-    known = read_json(folder.path / "rounds.json", {})  # of a search that was stopped
-    everyone, used, first = list(alive), 0, None
-    for number, (count, tokens) in enumerate(plan(len(alive), search.tokens)):
-        first = first or tokens
-        for candidate in alive:
-            name = "-".join(f"{key}={value:g}" for key, value in candidate.settings.items())
-            if number >= len(known.setdefault(name, [])):
-                before = candidate.rounds[-1]["tokens"] if candidate.rounds else 0
-                trial = Run(folder.path / name / f"seed-{folder.seed}")
-                loss = train(method.model_copy(update=candidate.settings), round_budget(budget, before, tokens, first), trial)
-                known[name].append({"tokens": before + tokens, "loss": finite(loss)})
-                write_json(folder.path / "rounds.json", known)
-                note(f"search {name}: {before + tokens} tokens, validation loss {loss}")
-            candidate.rounds.append(known[name][number])
-            used += tokens
-        alive = sorted(alive, key=Candidate.loss)[: max(1, math.ceil(count / 2))] if count > 2 else sorted(alive, key=Candidate.loss)[:1]
+    everyone = candidates(search, method)
+    stages = plan(len(everyone), search.tokens)
+    known = folder.path / "rounds.json"  # of a search that was stopped
+    trials = Trials(method, budget, folder, train, [tokens for _, tokens in stages], read_json(known, {}))
+    with understood(known):
+        trials.known = {name: [{"tokens": r["tokens"], **r} for r in rounds] for name, rounds in trials.known.items()}
+    winner, bars = _halved(trials, everyone, [count for count, _ in stages])
+    of_the_grid = trials.tokens
+    if search.widen and math.isfinite(winner.loss()):
+        winner = _widened(trials, everyone, winner, bars)
     shutil.rmtree(folder.path, ignore_errors=True)
-    winner = alive[0]
     return {
-        "tokens": used,
-        "candidates": [{"settings": c.settings, "rounds": c.rounds} for c in everyone],
+        "tokens": trials.tokens,
+        "tokens_beyond": trials.tokens - of_the_grid,
+        "seconds": trials.seconds,
+        "candidates": [candidate.as_json() for candidate in everyone],
         "winner": winner.settings,
-        "loss": winner.rounds[-1]["loss"],
-        "edges": edges(search, winner.settings),
+        "loss": finite(winner.loss()),
+        "edges": edges(everyone, winner.settings),
     }
 
 
-def edges(search: Search, settings: dict[str, float]) -> list[str]:
+def _halved(trials: Trials, everyone: list[Candidate], counts: list[int]) -> tuple[Candidate, list[float]]:
+    """The winner, and of each round the worst loss that still went on."""
+    alive, bars = list(everyone), []
+    for number, count in enumerate(counts):
+        for candidate in alive:
+            trials.advance(candidate, number)
+        alive = sorted(alive, key=Candidate.loss)[: math.ceil(count / 2) if count > 2 else 1]
+        bars.append(alive[-1].loss())
+    return alive[0], bars
+
+
+def _widened(trials: Trials, everyone: list[Candidate], winner: Candidate, bars: list[float]) -> Candidate:
+    """The winner after rates beyond the edge had their try; they join `everyone`."""
+    for _ in range(WIDENINGS):
+        rate = _further(everyone, winner)
+        if rate is None:
+            break
+        fresh = Candidate({**winner.settings, "learning_rate": rate}, beyond=True)
+        everyone.append(fresh)
+        for number, bar in enumerate(bars):
+            trials.advance(fresh, number)
+            if fresh.loss() > bar:
+                break
+        if len(fresh.rounds) == len(bars) and fresh.loss() < winner.loss():
+            winner = fresh
+    return winner
+
+
+def _further(everyone: list[Candidate], winner: Candidate) -> float | None:
+    """A rate beyond the edge that the winner's stands at (two significant digits); None where it stands inside."""
+    if "learning_rate" not in edges(everyone, winner.settings):
+        return None
+    rate = winner.settings["learning_rate"]
+    lowest = rate == min(candidate.settings["learning_rate"] for candidate in everyone)
+    return float(f"{rate / FURTHER if lowest else rate * FURTHER:.2g}")
+
+
+def edges(everyone: list[Candidate], settings: dict[str, float]) -> list[str]:
     """The searched settings whose winner is the smallest or the largest tried: the best may lie beyond."""
-    return [name for name, value in settings.items() if len(search.grid()[name]) > 1 and value in (min(search.grid()[name]), max(search.grid()[name]))]
+    tried = {name: {candidate.settings[name] for candidate in everyone} for name in settings}
+    return [name for name, value in settings.items() if len(tried[name]) > 1 and value in (min(tried[name]), max(tried[name]))]
