@@ -14,6 +14,7 @@ import numpy as np
 
 MEDIAN, SIGMA, SHORTEST, LONGEST = 450, 0.8, 48, 2048
 ANSWER = 0.6  # of a row's tokens, at its end
+MEAN = 585  # about, after the cut
 SPECIAL = 3  # ids below are padding, end and start
 
 

@@ -46,8 +46,8 @@ def padded(rows: list, device: str) -> dict[str, Any]:
     import torch
     from torch.nn.utils.rnn import pad_sequence
 
-    ids = [torch.as_tensor(row.ids) for row in rows]
-    labels = [torch.where(torch.as_tensor(row.supervised), one, -100) for row, one in zip(rows, ids, strict=True)]
+    ids = [torch.tensor(row.ids, dtype=torch.long) for row in rows]
+    labels = [torch.where(torch.tensor(row.supervised), one, -100) for row, one in zip(rows, ids, strict=True)]
     columns = (
         pad_sequence(ids, batch_first=True),
         pad_sequence([torch.ones_like(one) for one in ids], batch_first=True),
@@ -62,13 +62,15 @@ def steps(rows: list, batch: int) -> Iterator[list]:
         yield from (rows[i : i + batch] for i in range(0, len(rows) - batch + 1, batch))
 
 
-def train_step(model: Any, optimizer: Any, inputs: dict[str, Any], autocast: bool) -> float:
-    """Forward, backward, step. Returns the mean loss of the supervised tokens."""
+def train_step(model: Any, optimizer: Any, inputs: dict[str, Any], autocast: bool, clip: float | None = None) -> float:
+    """Forward, backward, step, with gradients clipped to a norm if one is given. Returns the mean loss of the supervised tokens."""
     import torch
 
     with torch.autocast(inputs["input_ids"].device.type, torch.bfloat16, enabled=autocast):
         loss = model(**inputs).loss
     loss.backward()
+    if clip:
+        torch.nn.utils.clip_grad_norm_([p for group in optimizer.param_groups for p in group["params"]], clip)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     return loss.item()
