@@ -4,10 +4,11 @@ import numpy as np
 import pytest
 import torch
 
-from tarazu.captions import drawn, duplicates, features, pretrained
+from tarazu.captions import drawn, duplicates, extraction, features, pretrained
 from tarazu.captions.features import Bank, Item, RowCache
 from tarazu.captions.settings import EncoderSettings
 from tarazu.captions.sources import ImageStore
+from tarazu.errors import BadInput
 
 CPU = torch.device("cpu")
 
@@ -113,3 +114,22 @@ def test_another_size_is_another_cache(scenes):
 def test_a_bank_reads_in_its_own_order():
     bank = Bank(np.arange(12, dtype=np.float32).reshape(6, 1, 2), [5, 0, 3], CPU)
     assert bank.take(torch.tensor([0, 2, 0])).flatten(1).tolist() == [[10, 11], [6, 7], [10, 11]]
+
+
+@pytest.mark.parametrize("ahead, running", [(0, 0), (1, 0), (4, 1), (2, 3)])
+def test_a_stream_gives_every_batch_once_and_in_order(monkeypatch, ahead, running):
+    monkeypatch.setitem(extraction.AHEAD, "cpu", ahead)
+    monkeypatch.setitem(extraction.RUNNING, "cpu", running)
+    batches = [[str(10 * i + j) for j in range(10 if i < 6 else 3)] for i in range(7)]
+    found = extraction.stream(
+        batches, lambda key: np.full((2, 2, 3), int(key), np.uint8), lambda x: x.float().mean((1, 2, 3)), 2, CPU
+    )
+    assert [(list(keys), rows.tolist()) for keys, rows in found] == [(keys, list(map(float, keys))) for keys in batches]
+
+
+def test_a_picture_that_cannot_be_decoded_ends_the_stream():
+    def decode(key):
+        raise BadInput("gone", where=key)
+
+    with pytest.raises(BadInput, match="gone"):
+        list(extraction.stream([["a"], ["b"]], decode, lambda x: x, 2, CPU))

@@ -13,7 +13,6 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -24,6 +23,7 @@ import torch
 
 from tarazu.captions.augment import view_of
 from tarazu.captions.duplicates import Looks
+from tarazu.captions.extraction import stream
 from tarazu.captions.images import open_image, pixels
 from tarazu.captions.pretrained import Pretrained
 from tarazu.captions.sources import ImageStore
@@ -31,7 +31,7 @@ from tarazu.engine.progress import Bar
 from tarazu.errors import BadInput, TarazuError
 from tarazu.run_folder import write_aside
 
-AT_ONCE = {"cpu": 16, "cuda": 128}  # pictures through the encoder together
+AT_ONCE = {"cpu": 16, "cuda": 256}  # pictures through the encoder together
 SAVE_SECONDS = 20.0  # between two notes of how far it is
 SHARE_OF_GPU = 0.4  # of the free memory that a bank may take to live there
 
@@ -70,7 +70,7 @@ class RowCache:
     def append(self, keys: list[str], rows: np.ndarray) -> None:
         """Adds rows (n, *shape). Raises `TarazuError` when the disk is full."""
         try:
-            self._file.write(np.ascontiguousarray(rows, dtype=self.dtype).tobytes())
+            self._file.write(np.ascontiguousarray(rows, dtype=self.dtype).data)
         except OSError as error:
             raise TarazuError(
                 f"the cache cannot be written: {error.strerror}",
@@ -87,8 +87,8 @@ class RowCache:
         return np.memmap(self.folder / "rows.bin", self.dtype, "r", shape=(len(self.rows), *self.shape))
 
     def _note(self) -> None:
+        """The index, without waiting for the disk: a file grows only by what has reached it, and `_read` looks at that."""
         self._file.flush()
-        os.fsync(self._file.fileno())
         write_aside(self.folder / "index.json", json.dumps(self.rows).encode())
         self._noted = time.monotonic()
 
@@ -154,10 +154,11 @@ def features(
         cache_folder() / "features" / f"{encoder.key()}-{precision}", (encoder.side**2, encoder.module.width), precision
     )
     module, dtype = encoder.module.to(device), getattr(torch, precision)
+    half = device.type == "cuda" and dtype == torch.float16  # what is kept in half precision is computed in it
 
-    def see(batch: np.ndarray) -> np.ndarray:
-        with torch.no_grad():
-            return module(torch.from_numpy(batch).to(device)).to(dtype).cpu().numpy()
+    def see(batch: torch.Tensor) -> torch.Tensor:
+        with torch.autocast(device.type, torch.float16, enabled=half):
+            return module(batch).to(dtype)
 
     return _fill(cache, encoder, store, items, looks, see, "features", device)
 
@@ -176,42 +177,36 @@ def _fill(
     store: ImageStore,
     items: list[Item],
     looks: Looks,
-    see: Callable,
+    see: Callable[[torch.Tensor], torch.Tensor],
     what: str,
     device: torch.device,
 ) -> Bank:
-    """Computes the missing rows; pictures are decoded by threads while the encoder is at work on the batch before."""
+    """Computes the missing rows and gives all of them."""
     keys = [item.key(looks) for item in items]
     wanted = {key: item for key, item in zip(keys, items, strict=True) if key not in cache.rows}
 
-    def decode(item: Item) -> np.ndarray:
+    def decode(key: str) -> np.ndarray:
+        item = wanted[key]
         picture = view_of(
             open_image(store.read(item.name), item.name), looks.sha256[item.name], item.view, item.smallest
         )
         return pixels(picture, encoder.size, encoder.resample)
 
     if wanted:
-        with cache.writing(), ThreadPoolExecutor(os.cpu_count()) as pool, Bar(what) as bar:
+        with cache.writing(), Bar(what) as bar:
             missing = [key for key in wanted if key not in cache.rows]
             batches = [missing[i : i + AT_ONCE[device.type]] for i in range(0, len(missing), AT_ONCE[device.type])]
-            ahead = [pool.submit(decode, wanted[key]) for key in (batches or [[]])[0]]
-            for number, batch in enumerate(batches):
-                now, ahead = (
-                    ahead,
-                    [
-                        pool.submit(decode, wanted[key])
-                        for key in (batches[number + 1] if number + 1 < len(batches) else [])
-                    ],
-                )
-                cache.append(batch, see(_together(now)))
-                done = sum(map(len, batches[: number + 1]))
+            done = 0
+            for some, rows in _undisturbed(stream(batches, decode, see, encoder.size, device)):
+                cache.append(some, rows)
+                done += len(some)
                 bar.at(done / len(missing), f"{done} of {len(missing)} pictures")
     return Bank(cache.array(), [cache.rows[key] for key in keys], device)
 
 
-def _together(jobs: list[Future]) -> np.ndarray:
+def _undisturbed(batches: Iterator) -> Iterator:
     try:
-        return np.stack([job.result() for job in jobs])
+        yield from batches
     except BadInput as error:  # it was readable a moment ago
         raise TarazuError(
             f"a picture changed while it was read: {error.what}", where=error.where, todo="run again"

@@ -42,7 +42,8 @@ def open_image(source: bytes | str | Path, where: str = "") -> Image.Image:
     try:
         picture.load()
         picture.seek(0)
-        return _rgb(ImageOps.exif_transpose(picture))
+        ImageOps.exif_transpose(picture, in_place=True)
+        return _rgb(picture)
     except DAMAGE as error:
         raise BadInput(f"the image is damaged or cut short: {error}", where=where, todo="replace the file") from None
 
@@ -115,4 +116,4 @@ def _rgb(picture: Image.Image) -> Image.Image:
         layer = picture.convert("RGBA")
         ground = Image.new("RGBA", layer.size, "white")
         return Image.alpha_composite(ground, layer).convert("RGB")
-    return picture.convert("RGB")
+    return picture if picture.mode == "RGB" else picture.convert("RGB")

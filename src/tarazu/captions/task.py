@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from safetensors.torch import load_file
 
@@ -71,23 +72,23 @@ class Captions:
         self, trainee: CaptionTrainee, data: Prepared, split: str, rows: list[int], limit: int
     ) -> list[CaptionBatch]:
         tokens, places = data.tokens[split], data.places[split]
-        lengths = {row: int((tokens[row] != PAD).sum()) for row in rows}
-        longest = max(lengths.values())
-        if len(rows) * longest > limit:  # several batches: rows of like length together need the least padding
-            rows = sorted(rows, key=lambda row: lengths[row])
+        rows = np.asarray(rows)
+        lengths = (tokens[rows] != PAD).sum(1)
+        if len(rows) * lengths.max() > limit:  # several batches: rows of like length together need the least padding
+            order = np.argsort(-lengths, kind="stable")
+            rows, lengths = rows[order], lengths[order]
         batches, start = [], 0
         while start < len(rows):
-            count = max(1, limit // longest)
-            chosen = rows[start : start + count]
-            width = max(lengths[row] for row in chosen)
+            end = start + max(1, limit // int(lengths[start:].max()))
+            width, real = int(lengths[start:end].max()), int((lengths[start:end] - 1).sum())
             if data.device.type == "cuda":  # few widths, so that few shapes are recorded (see captions.replay)
                 width = min(1 + -(-(width - 1) // WIDTHS) * WIDTHS, tokens.shape[1])
-            real = sum(lengths[row] - 1 for row in chosen)
+            chosen = rows[start:end]
             counts = Counts(len(chosen), real, real, len(chosen) * (width - 1) - real)
             batches.append(
                 CaptionBatch(torch.from_numpy(tokens[chosen, :width]), torch.from_numpy(places[chosen]), counts)
             )
-            start += count
+            start = end
         return batches
 
     def loss(self, trainee: CaptionTrainee, batch: CaptionBatch) -> LossSum:
