@@ -259,6 +259,19 @@ def test_a_picture_outside_the_folder_is_not_shown(tmp_path, undrawn):
     assert "picture not in the folder" in page
 
 
+def test_a_search_tells_what_it_took_and_what_lay_beyond(tmp_path, undrawn):
+    folder = chat_folder(tmp_path)
+    plain = json.loads((folder / "lora/search.json").read_text())
+    (folder / "layers/search.json").write_text(json.dumps(plain))
+    assert "did not cost the same" not in build(folder).read_text(encoding="utf-8")
+    beyond = {"settings": {"learning_rate": 0.03}, "rounds": [{"tokens": 5000, "loss": 2.5}], "beyond": True}
+    wider = {**plain, "tokens": 20_000, "tokens_beyond": 5_000, "candidates": [*plain["candidates"], beyond]}
+    (folder / "layers/search.json").write_text(json.dumps(wider))
+    shown = "".join(Page(build(folder).read_text(encoding="utf-8")).text)
+    assert "so 0.03 beyond it was tried under the same rule (5,000 of those tokens)" in shown
+    assert "did not cost the same: from 15,000 to 20,000 tokens" in shown and "پس بیرون از فهرست نیز 0.03" in shown
+
+
 def test_the_scorers_tokenizer_is_named(tmp_path, undrawn):
     folder = captions_folder(tmp_path)
     shown = "".join(Page(build(folder).read_text(encoding="utf-8")).text)

@@ -11,6 +11,7 @@ from tarazu.report.figures import Figure
 from tarazu.report.measures import by_id
 from tarazu.report.pictures import photo
 from tarazu.report.reading import Arm, as_number, dig
+from tarazu.report.sections.ablation import ablation_view
 from tarazu.report.sections.answers import arm_name
 from tarazu.report.sections.base import Context
 from tarazu.report.sections.captions_methods import categories, pictured
@@ -25,6 +26,7 @@ def captions_extras(context: Context) -> dict:
     return {
         "bleu": bleu_table(context),
         "tokenizer": tokenizer_sentence(context),
+        "ablations": ablation_view(context),
         "bleu_figure": bleu_figure(context),
         "errors": errors_side_by_side(context),
         "error_findings": error_findings(context),

@@ -9,6 +9,7 @@ from tarazu.report.blocks import Table, code_cell, figure_cell, pairs_table, tex
 from tarazu.report.reading import StudyView, as_number, dig, records
 from tarazu.report.sections.answers import all_arms, arm_name
 from tarazu.report.sections.base import Context, Section
+from tarazu.report.sections.searching import search_costs, spent_tokens
 from tarazu.report.text import Both, code, data_text, joined, number, say, say_or
 
 PHASES = ("load", "tokenise", "search", "train", "validate", "generate", "evaluate", "checkpoint", "fingerprint")
@@ -23,6 +24,7 @@ def how_section(context: Context) -> Section:
         "packages": _packages(study),
         "ledger": ledger_table(study),
         "tokens": token_table(study),
+        "searches": search_costs(study),
         "figure": _figure(context),
         "seeds": joined(
             [number(s, "count") for s in dict.fromkeys(run.seed for arm in study.arms for run in arm.runs)]
@@ -133,6 +135,9 @@ def caveats(context: Context) -> list[Both]:
     size = next((i.rows for i in context.comparison.intervals.values()), None)
     if size is not None and size < SMALL_TEST:
         found.append(say("caveat.small_test", rows=number(size, "count")))
+    spent = spent_tokens(study)
+    if spent and spent[0] < spent[-1]:
+        found.append(say("caveat.search_uneven", least=number(spent[0], "count"), most=number(spent[-1], "count")))
     edges = [arm.name for arm in study.arms if arm.search.get("edges")]
     if edges:
         found.append(say("caveat.edges", methods=joined([code(n) for n in edges])))

@@ -5,8 +5,8 @@ from __future__ import annotations
 from functools import partial
 
 from tarazu.report import charts
-from tarazu.report.blocks import Table, code_cell, figure_cell
-from tarazu.report.reading import Arm, as_number, dig, records
+from tarazu.report.blocks import Table, code_cell, figure_cell, text_cell
+from tarazu.report.reading import Arm, StudyView, as_number, dig, records
 from tarazu.report.sections.base import Context
 from tarazu.report.text import code, joined, number, say
 
@@ -24,10 +24,41 @@ def search_view(context: Context, arm: Arm) -> dict | None:
             loss=number(found.get("loss"), "loss", source),
         )
     ]
+    beyond = [dig(c, "settings", "learning_rate") for c in records(found.get("candidates")) if c.get("beyond") is True]
+    if beyond:
+        rates, tokens = joined([number(rate, "rate", source) for rate in beyond]), found.get("tokens_beyond")
+        sentences.append(say("search.beyond", rates=rates, tokens=number(tokens, "count", source)))
     edges = found.get("edges")
     if isinstance(edges, list) and edges:
         sentences.append(say("search.edge", names=joined([code(e) for e in edges])))
     return {"sentences": sentences, "figure": _figure(context, arm, source), "table": _table(arm, source)}
+
+
+def search_costs(study: StudyView) -> Table:
+    """Tokens and time of every method's search: the rule is one for all, what it took may differ."""
+    rows = []
+    for arm in (arm for arm in study.arms if arm.search):
+        source, edges = f"{arm.name}/search.json", dig(arm.search, "edges", default=[])
+        rows.append(
+            [
+                code_cell(arm.name),
+                figure_cell(len(records(arm.search.get("candidates"))), "count", source),
+                figure_cell(arm.search.get("tokens"), "count", source),
+                figure_cell(arm.search.get("tokens_beyond"), "count", source),
+                figure_cell(arm.search.get("seconds"), "seconds", source),
+                code_cell(_settings(arm.search.get("winner"))),
+                code_cell(", ".join(map(str, edges))) if edges else text_cell(say("common.no")),
+            ]
+        )
+    names = ("search.candidates", "search.tokens", "search.beyond_tokens", "phase.search", "search.winner", "search.at_edge")
+    sources = [f"{arm.name}/search.json" for arm in study.arms if arm.search]
+    columns = [say("compare.method"), *[say(name) for name in names]]
+    return Table(say("search.costs"), columns, rows, sources, sortable=True)
+
+
+def spent_tokens(study: StudyView) -> list[float]:
+    """Tokens of each method's search, least first."""
+    return sorted(n for arm in study.arms if (n := as_number(arm.search.get("tokens"))) is not None)
 
 
 def _settings(settings) -> str:
