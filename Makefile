@@ -2,7 +2,7 @@
 PYTHON ?= python3.11
 RUN := .venv/bin
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint bench clean
 
 demo: .venv/ready                  ## the main job on the embedded model: a table, and the path of report.html
 	$(RUN)/tarazu run recipes/demo.yaml --out runs/demo-$$(date +%Y%m%d-%H%M%S)
@@ -11,7 +11,10 @@ test: .venv/ready-dev              ## all tests
 	$(RUN)/pytest -n 2 --dist loadfile
 
 lint: .venv/ready-dev              ## style
-	$(RUN)/ruff check src tests
+	$(RUN)/ruff check src tests benchmarks
+
+bench: .venv/ready-dev             ## speed beside the peers, as far as this machine can measure it, and the README's table
+	$(RUN)/python -m benchmarks.run --into README.md
 
 .venv/torch:
 	command -v $(PYTHON) >/dev/null || { echo "make: $(PYTHON) is needed (or: make PYTHON=python3.12 ...)"; exit 1; }

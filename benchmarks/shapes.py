@@ -27,15 +27,15 @@ class PlainRow(NamedTuple):
 
 
 def rows(count: int, seed: int = 0, vocabulary: int = 128_000, longest: int = LONGEST) -> list[PlainRow]:
-    """`count` random rows, of which each is a function of the seed and its number alone."""
+    """`count` random rows, each a function of the seed and its number; a lower `longest` cuts the long ones."""
     return [_row(np.random.default_rng([seed, i]), vocabulary, longest, i) for i in range(count)]
 
 
 def _row(random: np.random.Generator, vocabulary: int, longest: int, index: int) -> PlainRow:
     length = int(np.clip(random.lognormal(np.log(MEDIAN), SIGMA), SHORTEST, LONGEST))
     ids = SPECIAL + np.exp(random.uniform(0, np.log(vocabulary - SPECIAL), length)).astype(np.int64) - 1
-    length = min(length, longest)  # cut like long rows are, from the end
-    return PlainRow(ids[:length], np.arange(len(ids))[:length] >= round((1 - ANSWER) * len(ids)), index)
+    length = min(length, longest)
+    return PlainRow(ids[:length], np.arange(length) >= round((1 - ANSWER) * length), index)
 
 
 def labelled(rows: list[PlainRow]) -> dict[str, list]:

@@ -19,8 +19,9 @@ from typing import Any
 
 from benchmarks import shapes
 
-METHODS = ("lora", "prompt_tuning", "prefix_tuning", "layers")
-VIRTUAL = 32
+METHODS = ("lora", "rslora", "dora", "loha", "prompt_tuning", "prefix_tuning", "p_tuning", "layers")
+LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+VIRTUAL = 32  # soft-prompt tokens or prefix positions
 
 
 def tuned(model: Any, method: str, rank: int = 16) -> Any:
@@ -33,10 +34,16 @@ def tuned(model: Any, method: str, rank: int = 16) -> Any:
         for block in [*blocks[:2], *blocks[-2:]]:
             block.requires_grad_(True)
         return model
+    low_rank = {"r": rank, "target_modules": "all-linear", "task_type": "CAUSAL_LM"}
+    soft = {"num_virtual_tokens": VIRTUAL, "task_type": "CAUSAL_LM"}
     configs = {
-        "lora": lambda: peft.LoraConfig(r=rank, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM"),
-        "prompt_tuning": lambda: peft.PromptTuningConfig(num_virtual_tokens=VIRTUAL, task_type="CAUSAL_LM"),
-        "prefix_tuning": lambda: peft.PrefixTuningConfig(num_virtual_tokens=VIRTUAL, task_type="CAUSAL_LM"),
+        "lora": lambda: peft.LoraConfig(lora_alpha=32, **low_rank),
+        "rslora": lambda: peft.LoraConfig(lora_alpha=32, use_rslora=True, **low_rank),
+        "dora": lambda: peft.LoraConfig(lora_alpha=32, use_dora=True, **low_rank),
+        "loha": lambda: peft.LoHaConfig(alpha=32, **low_rank | {"target_modules": LINEAR}),  # it does not know the word
+        "prompt_tuning": lambda: peft.PromptTuningConfig(**soft),
+        "prefix_tuning": lambda: peft.PrefixTuningConfig(**soft),
+        "p_tuning": lambda: peft.PromptEncoderConfig(encoder_hidden_size=256, **soft),
     }
     return peft.get_peft_model(model, configs[method]())
 
