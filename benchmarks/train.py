@@ -19,8 +19,11 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from torch.profiler import ProfilerActivity, profile
+
 from benchmarks import shapes
 
+PROFILED = 4  # passes
 METHODS = ("base", "prompt_tuning", "prefix_tuning", "p_tuning", "lora", "rslora", "dora", "loha", "layers")
 
 
@@ -86,7 +89,6 @@ def train(args: argparse.Namespace) -> dict:
     """Runs the engine's `fit` and reads its event log."""
     import torch
 
-    from tarazu.chat.task import Chat  # noqa: F401  (its import belongs to the start)
     from tarazu.engine.ledger import Ledger
     from tarazu.engine.loop import fit
     from tarazu.engine.signals import StopSignals
@@ -99,46 +101,39 @@ def train(args: argparse.Namespace) -> dict:
     with tempfile.TemporaryDirectory() as folder, StopSignals(folder) as stop:
         run = RunFolder(Path(folder)).run(args.method, args.seed)
         run.path.mkdir(parents=True)
-        with watch:
-            fit(watch, trainee, data, recipe, recipe.methods[args.method], run, args.seed, ledger, stop, sampled=False)
+        fit(watch, trainee, data, recipe, recipe.methods[args.method], run, args.seed, ledger, stop, sampled=False)
         events = [json.loads(line) for line in (run.path / "events.jsonl").read_text().splitlines()]
     steps = [event for event in events if event["event"] == "step"]
     return {**out, "steps": steps, "first": watch.first, "paths": task.paths(trainee, data), "ledger": ledger.as_json()}
 
 
 class Watch:
-    """The task, with an eye on when the first step was done, and a profiler for the last measured steps."""
+    """The task, with an eye on when the first step was done, and a profiler for some of the measured passes."""
 
     def __init__(self, task: Any, args: argparse.Namespace):
-        self.task, self.args, self.first, self.calls, self.profiler = task, args, None, 0, None
+        self.task, self.args, self.first, self.laid_out, self.passes, self.profiler = task, args, None, 0, 0, None
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.task, name)
 
     def collate(self, trainee, data, split, rows, limit):
-        if split == "train":
-            self.calls += 1
-            if self.calls == 3:  # the third step is laid out when the second begins
-                common.synchronize()
-                self.first = common.since_start()
-            if self.args.profile and self.calls == self.args.warm + self.args.steps - 2:
-                self._begin()
+        self.laid_out += split == "train"
+        if self.laid_out == 3 and self.first is None:  # the third step is laid out when the second begins
+            common.synchronize()
+            self.first = common.since_start()
         return self.task.collate(trainee, data, split, rows, limit)
 
-    def __enter__(self) -> Watch:
-        return self
-
-    def __exit__(self, *_) -> None:
-        if self.profiler:
+    def loss(self, trainee, batch):
+        self.passes += 1
+        if self.args.profile and self.passes == 3 * self.args.warm:
+            self.profiler = profile(activities=[ProfilerActivity.CUDA, ProfilerActivity.CPU])
+            self.profiler.__enter__()
+        elif self.profiler and self.passes == 3 * self.args.warm + PROFILED:
             self.profiler.__exit__(None, None, None)
-            table = self.profiler.key_averages().table(sort_by="self_cuda_time_total", row_limit=45, max_name_column_width=90)
-            Path(self.args.profile).write_text(table)
-
-    def _begin(self) -> None:
-        import torch
-
-        self.profiler = torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA, torch.profiler.ProfilerActivity.CPU])
-        self.profiler.__enter__()
+            table = self.profiler.key_averages().table(sort_by="self_cuda_time_total", row_limit=60, max_name_column_width=110)
+            self.args.profile.write_text(table)
+            self.profiler = None
+        return self.task.loss(trainee, batch)
 
 
 def result(args: argparse.Namespace, measured: dict, rate: float | None) -> dict:

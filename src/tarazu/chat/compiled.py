@@ -7,12 +7,14 @@ which tests compare with.
 
 from __future__ import annotations
 
+import inspect
 import os
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch.nn.attention.flex_attention import BlockMask
+from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
 from tarazu.chat import adapters, flex
@@ -42,24 +44,30 @@ def compile_layers(model: PreTrainedModel) -> None:
 def is_compiled(model: PreTrainedModel) -> bool:
     """Whether `compile_layers` was here."""
     forward = model.get_decoder().layers[0].forward
-    return isinstance(forward, _Layer) and forward.prepared is not forward.plain
+    return isinstance(forward, _Layer) and hasattr(forward.prepared, "_torchdynamo_orig_callable")
 
 
 def give_prefixes(model: PreTrainedModel, made: Callable = lambda function: function) -> None:
     """Lets each decoder layer take its own part of the `prefixes` that the decoder is called with; runs `made(forward)`."""
     for number, layer in enumerate(model.get_decoder().layers):
-        layer.forward = _Layer(layer.forward, made(layer.forward), number)
+        inner = inspect.unwrap(type(layer).forward).__get__(layer)  # without transformers' checkpointing, which drops caches
+        layer.forward = _Layer(layer, made(inner), number)
 
 
 class _Layer:
     """One layer's forward: the prepared one for block attention, the plain one for everything else."""
 
-    def __init__(self, plain: Callable, prepared: Callable, number: int):
-        self.plain, self.prepared, self.number = plain, prepared, number
+    def __init__(self, layer: torch.nn.Module, prepared: Callable, number: int):
+        self.layer, self.plain, self.prepared, self.number = layer, layer.forward, prepared, number
+        self.trained = any(parameter.requires_grad for parameter in layer.parameters())
 
     def __call__(self, *args: Any, attention_mask: Any = None, prefixes: list | None = None, **rest: Any) -> Any:
         if not isinstance(attention_mask, BlockMask):
             return self.plain(*args, attention_mask=attention_mask, **rest)
         if prefixes is not None:
             rest["prefix"] = prefixes[self.number]
+        if self.number == 0 and (self.trained or prefixes) and torch.is_grad_enabled():
+            args[0].requires_grad_()  # as in all other layers: one piece of code for all costs less than this gradient
+        if self.layer.training and getattr(self.layer, "gradient_checkpointing", False):
+            return checkpoint(self.prepared, *args, attention_mask=attention_mask, use_reentrant=False, **rest)
         return self.prepared(*args, attention_mask=attention_mask, **rest)

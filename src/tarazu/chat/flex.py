@@ -43,16 +43,13 @@ def block_mask(segments: torch.Tensor, positions: torch.Tensor, prefix: int = 0,
     ahead = prefix_places(prefix)
     keys = F.pad(own, (ahead, 0), value=NOBODY)
     places = positions.int()
+    # a tensor, for a number would be compiled in, and each kind of layer would compile its own code
+    limit = torch.full((), width + ahead if window is None else window, dtype=torch.int32, device=segments.device)
 
     def rule(b, _head, q, k):
         back = q + ahead - k  # within a row, places and positions move together
-        seen = (own[b, q] == keys[b, k]) & (back >= 0)
-        if window is not None:
-            seen = seen & (back < window)
-        if not prefix:
-            return seen
-        shared = k < prefix
-        return seen | (shared & (places[b, q] - k < window) if window is not None else seen | shared)
+        seen = (own[b, q] == keys[b, k]) & (back >= 0) & (back < limit)
+        return seen | ((k < prefix) & (places[b, q] - k < limit)) if prefix else seen
 
     whole, part = _blocks(own.view(lines, -1, BLOCK), ahead // BLOCK, window, width)
     sizes = (width, width + ahead)
