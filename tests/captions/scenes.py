@@ -31,6 +31,8 @@ def decoder(kind: str, seed: int = 0):
 class Table:
     """A writer whose next word depends on the last two words only, by a table of log-probabilities."""
 
+    fixed = ()
+
     def __init__(self, words: int, seed: int):
         self.logits = torch.randn(words, words, words, generator=torch.Generator().manual_seed(seed)) * 2
 

@@ -129,3 +129,30 @@ def test_samples_follow_the_model():
     torch.testing.assert_close(shares, chances / chances.sum(), atol=0.02, rtol=0)
     after = (drawn == EOS).int().cumsum(1).bool() & (drawn != EOS)
     assert (drawn[after] == PAD).all()
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_a_search_that_stops_later_never_ends_worse(seed):
+    full, ahead = (beam_search(Table(9, seed), PICTURES[:1], 2, 12, stop=stop)[0] for stop in ("full", "ahead"))
+    assert ahead[0].score >= full[0].score and len(ahead) == len(full) == 2
+
+
+def test_a_model_that_ends_too_soon_is_outwaited():
+    """Two short sentences end at once; a far likelier long one is still alive."""
+    soon = torch.full((8, 8), -20.0)
+    soon[SOS, 4], soon[SOS, 5], soon[4, EOS], soon[5, EOS] = -1.2, -1.3, -1.0, -1.0
+    soon[SOS, 6], soon[6, 7], soon[7, 6], soon[7, EOS] = -1.1, -0.01, -0.3, -0.9
+    table = Table(8, 0)
+    table.logits = soon.expand(8, 8, 8).clone()
+    short, long = (beam_search(table, PICTURES[:1], 2, 8, stop=stop)[0][0] for stop in ("full", "ahead"))
+    assert len(long.words) > len(short.words) and long.score > short.score
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_is_fixed_in_a_state_depends_on_the_picture_alone(kind):
+    model, features = decoder(kind), torch.randn(2, PLACES, CHANNELS)
+    state = model.start(features)
+    for token in (SOS, 5, 7):
+        before, (_, state, _) = state, model.step(state, torch.full((2,), token))
+        assert all(torch.equal(before[i], state[i]) for i in model.fixed)
+    assert model.looks_at == "pooled" or len(model.fixed) == 2

@@ -60,6 +60,7 @@ def describe(model: Saved, image: str | bytes | Path, beam: int = 3) -> dict:
             model.vocabulary.max_length,
             model.recipe.length_penalty,
             model.recipe.block_trigrams,
+            model.recipe.beam_stop,
         )[0]
         best = hypotheses[0].words
         alphas = model.model.teach(seen, torch.tensor([[SOS, *best[:-1]]], device=model.device))[1]

@@ -22,7 +22,9 @@ DEAD = float("-inf")
 
 
 class Writer(Protocol):
-    """A model, or several that write together."""
+    """A model, or several that write together. `fixed` are the places in its state of what no word changes."""
+
+    fixed: tuple[int, ...]
 
     def start(self, pictures: Tensor) -> State: ...
 
@@ -44,6 +46,12 @@ class Ensemble(nn.Module):
         super().__init__()
         self.members = nn.ModuleList(members)
         self.sizes: list[int] = []
+
+    @property
+    def fixed(self) -> tuple[int, ...]:
+        """Known once it has started."""
+        before = [sum(self.sizes[:i]) for i in range(len(self.sizes))]
+        return tuple(at + i for at, member in zip(before, self.members, strict=True) for i in member.fixed)
 
     def start(self, pictures: Tensor) -> State:
         states = [member.start(pictures) for member in self.members]
@@ -85,17 +93,22 @@ def beam_search(
     most_words: int,
     length_penalty: float = 1.0,
     block_trigrams: bool = False,
+    stop: str = "full",
 ) -> list[list[Sentence]]:
     """For each picture up to `beams` different finished sentences, best first; there is always at least one.
 
-    A picture is done when `beams` of its sentences have ended. A sentence of n words scores log p / (n +
-    1)^length_penalty. A beam that is dead (no continuation is left for it) is never copied from a living one.
+    A picture is done when `beams` of its sentences have ended (`stop` "full"), or only when, besides, none that lives
+    scores better than the worst of them ("ahead"). A sentence of n words scores log p / (n + 1)^length_penalty: at 1 the
+    mean over its words and its end. A beam that is dead (no continuation is left for it) is never copied from a living
+    one.
     """
-    hunt = _Hunt(len(pictures), beams, most_words, length_penalty, pictures.device)
+    hunt = _Hunt(len(pictures), beams, most_words, length_penalty, stop, pictures.device)
     state = tuple(tensor.repeat_interleave(beams, 0) for tensor in writer.start(pictures))
+    fixed = writer.fixed  # a beam is only ever replaced by one of the same picture
     for place in range(most_words + 1):
         logits, state, _ = writer.step(state, hunt.last())
-        state = _choose(state, hunt.advance(place, _allowed(logits, hunt, place, block_trigrams)))
+        rows = hunt.advance(place, _allowed(logits, hunt, place, block_trigrams))
+        state = tuple(part if i in fixed else part.index_select(0, rows) for i, part in enumerate(state))
         if place % 4 == 3 and hunt.over():  # asking the device costs a wait
             break
     return hunt.sentences()
@@ -142,8 +155,8 @@ def without_dropout(module: nn.Module) -> Iterator[None]:
 class _Hunt:
     """The sentences of a beam search: those alive, (B, K), and the best K that have ended."""
 
-    def __init__(self, count: int, beams: int, most_words: int, length_penalty: float, device: torch.device):
-        self.count, self.beams, self.power = count, beams, length_penalty
+    def __init__(self, count: int, beams: int, most_words: int, length_penalty: float, stop: str, device: torch.device):
+        self.count, self.beams, self.power, self.stop = count, beams, length_penalty, stop
         self.words = torch.full((count, beams, most_words + 2), PAD, device=device)
         self.words[:, :, 0] = SOS
         self.scores = torch.full((count, beams), DEAD, device=device)
@@ -166,14 +179,15 @@ class _Hunt:
         among_best = torch.arange(scores.shape[1], device=scores.device) < self.beams
         self._end(grown, torch.where((words == EOS) & among_best, scores, DEAD) / (place + 1) ** self.power)
         alive, order = torch.where(words == EOS, DEAD, scores).topk(self.beams, 1)
-        full = torch.isfinite(self.marks).all(1, keepdim=True)
-        self.scores = alive.masked_fill(full, DEAD)
+        done = torch.isfinite(self.marks).all(1, keepdim=True)
+        if self.stop == "ahead":
+            done &= alive[:, :1] / (place + 2) ** self.power <= self.marks[:, -1:]
+        self.scores = alive.masked_fill(done, DEAD)
         self.words, self.place = grown[self.rows, order], place + 1
         return (parents.gather(1, order) + self.rows * self.beams).flatten()
 
     def _end(self, sentences: Tensor, marks: Tensor) -> None:
-        full = torch.isfinite(self.marks).all(1, keepdim=True)
-        marks = torch.cat([self.marks, marks.masked_fill(full, DEAD)], 1)
+        marks = torch.cat([self.marks, marks], 1)
         self.marks, order = marks.topk(self.beams, 1)
         self.ended = torch.cat([self.ended, sentences], 1)[self.rows, order]
 
@@ -223,7 +237,3 @@ def _third_words(words: Tensor, vocabulary: int) -> Tensor:
     repeated = (triples[..., :2] == words[:, :, None, -2:]).all(3)
     mask = torch.zeros(*words.shape[:2], vocabulary, dtype=torch.bool, device=words.device)
     return mask.scatter(2, triples[..., 2] * repeated, repeated) if triples.shape[2] else mask
-
-
-def _choose(state: State, rows: Tensor) -> State:
-    return tuple(tensor.index_select(0, rows) for tensor in state)

@@ -42,14 +42,14 @@ def write(
     with torch.no_grad(), torch.autocast(data.device.type, enabled=False):
         for start in range(0, len(names), size):
             some = names[start : start + size]
-            places = torch.tensor([data.place_of[name] for name in some], device=data.device)
             sentences = decoding.beam_search(
                 trainee.module,
-                _seen(trainee, places),
+                _seen(trainee, data, some),
                 beams,
                 data.vocabulary.max_length,
                 recipe.length_penalty,
                 recipe.block_trigrams,
+                recipe.beam_stop,
             )
             found |= {name: best[0] for name, best in zip(some, sentences, strict=True)}
     return found
@@ -68,6 +68,7 @@ def scorer(data: Prepared, split: str) -> Scorer:
 
 def evaluate(trainee: CaptionTrainee, data: Prepared, recipe: CaptionsRecipe, folder: Path, ledger: Ledger) -> dict:
     """Scores of greedy and of beams on the test split; writes samples.jsonl and the pictures that it shows."""
+    trainee.seen = {}
     with ledger.phase("generate"):
         written = {"greedy": write(trainee, data, "test", recipe, 1)}
         for beams in dict.fromkeys([3, *recipe.extra_beams]):
@@ -77,6 +78,7 @@ def evaluate(trainee: CaptionTrainee, data: Prepared, recipe: CaptionsRecipe, fo
         judge = scorer(data, "test")
         decoded = {how: judge.score(lines) for how, lines in said.items()}
         alphas = attention(trainee, data, written["beam3"])
+        trainee.seen = None
         analysis = errors.analyse(
             said["beam3"],
             data.references("test"),
@@ -116,9 +118,9 @@ def attention(trainee: CaptionTrainee, data: Prepared, written: dict[str, Senten
         lines = [[SOS, *written[name].words] for name in some]
         width = max(map(len, lines))
         tokens = torch.tensor([line + [PAD] * (width - len(line)) for line in lines], device=data.device)
-        places = torch.tensor([data.place_of[name] for name in some], device=data.device)
+        nothing = torch.empty(0, dtype=torch.long, device=data.device)  # no word's logits are wanted
         with torch.no_grad(), torch.autocast(data.device.type, enabled=False):
-            alphas = trainee.module.teach(_seen(trainee, places), tokens)[1]
+            alphas = trainee.module.teach(_seen(trainee, data, some), tokens, at=nothing)[1]
         if alphas is None:
             return None
         found |= {
@@ -176,11 +178,18 @@ def samples(
     return lines
 
 
-def _seen(trainee: CaptionTrainee, places: torch.Tensor) -> torch.Tensor:
-    """Pixels go through the encoder once, before the beams multiply them."""
-    pictures = trainee.look(places)
-    members = getattr(trainee.module, "members", None)
-    return pictures if members is not None else trainee.module.see(pictures)
+def _seen(trainee: CaptionTrainee, data: Prepared, names: list[str]) -> torch.Tensor:
+    """What the model is given of the named pictures. Pixels go through the encoder before the beams multiply them, and
+    within `evaluate` once for all ways of decoding."""
+    places = torch.tensor([data.place_of[name] for name in names], device=data.device)
+    if not trainee.tuned or getattr(trainee.module, "members", None) is not None:
+        return trainee.look(places)
+    seen, key = trainee.seen, tuple(names)
+    if seen is None:
+        return trainee.module.see(trainee.look(places))
+    if key not in seen:
+        seen[key] = trainee.module.see(trainee.look(places))
+    return seen[key]
 
 
 def _yardsticks(data: Prepared) -> dict:

@@ -37,6 +37,10 @@ class ImageCaptioningModel(nn.Module):
         """As `Decoder.teach`, from pictures."""
         return self.decoder.teach(self.see(pictures), tokens, attention, at)
 
+    @property
+    def fixed(self) -> tuple[int, ...]:
+        return self.decoder.fixed
+
     def start(self, pictures: Tensor) -> State:
         return self.decoder.start(self.see(pictures))
 

@@ -187,6 +187,11 @@ class CaptionsRecipe(Recipe):
     encoder: EncoderSettings = EncoderSettings()
     extra_beams: list[PositiveInt] = Field([], description="beam widths that are scored besides greedy and beam 3")
     length_penalty: NonNegativeFloat = Field(1.0, description="beam scores are divided by length to this power")
+    beam_stop: Literal["full", "ahead"] = Field(
+        "full",
+        description="a beam search ends when as many sentences have ended as it is wide, or when besides no living one is "
+        "ahead of them (longer captions)",
+    )
     block_trigrams: bool = Field(False, description="no three words twice in one caption")
     methods: dict[str, AnyMethod]
 

@@ -46,6 +46,7 @@ class CaptionTrainee(Trainee):
     method: its settings; None for an ensemble, which is not trained.
     data: where its pictures' rows come from; None for a model that is only used.
     tuned: whether the encoder's own weights may differ from the pretrained ones: then only pixels will do.
+    seen: features of pictures by their names, while weights stand still (in the final evaluation); else None.
     """
 
     method: CaptionMethod | None = None
@@ -54,6 +55,7 @@ class CaptionTrainee(Trainee):
     pooled: bool = False
     cider: Cider | None = None
     replay: Replay | None = None
+    seen: dict[tuple[str, ...], torch.Tensor] | None = None
 
     def look(self, pictures: torch.Tensor, tokens: torch.Tensor | None = None) -> torch.Tensor:
         """Places in the data (B,) -> what the model is given: pixels, maps, or means of maps.

@@ -26,6 +26,7 @@ class Decoder(nn.Module):
     """What every decoder offers. B images, P places, D channels, T words, V words in the vocabulary."""
 
     looks_at = "map"  # or "pooled", where the mean over the places is all that is used
+    fixed: tuple[int, ...] = ()  # places in the state of what depends on the picture alone
     fast_path = ""  # what `fast: true` does, for the ledger
 
     def teach(

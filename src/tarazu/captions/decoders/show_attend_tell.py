@@ -15,6 +15,7 @@ from tarazu.captions.settings import ShowAttendTell
 
 
 class ShowAttendTellDecoder(Decoder):
+    fixed = (2, 3)
     fast_path = "recurrence with a backward pass by hand"
 
     def __init__(self, settings: ShowAttendTell, words: int, channels: int, places: int):

@@ -91,6 +91,7 @@ class Layer(nn.Module):
 
 
 class TransformerDecoder(Decoder):
+    fixed = (0, 1)
     fast_path = "fused attention"
 
     def __init__(self, settings: Transformer, words: int, channels: int, places: int):
