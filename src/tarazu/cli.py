@@ -55,11 +55,14 @@ def run(
     method: Annotated[list[str], typer.Option("--method", metavar="M", help="only this method; repeatable")] = [],  # noqa: B006
     sets: Sets = [],  # noqa: B006
     extend: Annotated[bool, typer.Option("--extend", help="add this recipe's new methods or seeds to the study in DIR")] = False,
+    estimate: Annotated[str, typer.Option("--estimate", metavar="FILE", help="what `tarazu check --out FILE` measured; the report compares")] = "",
 ) -> None:
     """Train and evaluate every method of a recipe under the same conditions, then write the report."""
     from tarazu import study
 
-    _finish((study.extend(recipe, out, sets) if extend else study.run(recipe, out, method, sets)).path)
+    if extend and estimate:
+        raise typer.BadParameter("--estimate is for a new study; leave it or --extend out")
+    _finish((study.extend(recipe, out, sets) if extend else study.run(recipe, out, method, sets, estimate)).path)
 
 
 @app.command()

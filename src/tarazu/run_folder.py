@@ -141,6 +141,10 @@ class Run:
     def read_lines(self, name: str) -> list[dict]:
         return read_lines(self.path / name)
 
+    def bytes(self) -> int:
+        """What the run takes on disk now, checkpoints included."""
+        return sum(path.stat().st_size for path in self.path.rglob("*") if path.is_file())
+
     def update(self, **fields: Any) -> None:
         """Sets fields of run.json."""
         write_json(self.path / "run.json", {**(self.read_json("run.json") or {}), **fields})

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from tarazu import environment
+from tarazu import environment, foretold
 from tarazu.engine import fingerprint, flops, loop, search
 from tarazu.engine.ledger import Ledger
 from tarazu.engine.progress import note
@@ -27,20 +27,27 @@ from tarazu.run_folder import Run, RunFolder, damaged, find_study, read_json, un
 TASKS = {"chat": "tarazu.chat.task:Chat", "captions": "tarazu.captions.task:Captions"}
 
 
-def run(recipe_path: str, out: str, methods: list[str] = (), sets: list[str] = ()) -> RunFolder:
-    """`tarazu run`: a new study in `out`. Raises `BadInput` if the folder already holds one."""
+def run(recipe_path: str, out: str, methods: list[str] = (), sets: list[str] = (), estimate: str = "") -> RunFolder:
+    """`tarazu run`: a new study in `out`. Raises `BadInput` if the folder already holds one.
+
+    Args:
+        estimate: what `tarazu check --out` wrote for this recipe, kept beside the results.
+    """
     recipe = load(recipe_path, sets)
     unknown = [name for name in methods if name not in recipe.methods]
     if unknown:
         raise BadInput(f"no method {unknown[0]!r} in this recipe", where="--method", todo=f"one of: {', '.join(recipe.methods)}")
     if methods:
         recipe.methods = {name: recipe.methods[name] for name in recipe.methods if name in methods}
+    expected = foretold.adopt(estimate, recipe) if estimate else None
     folder = RunFolder(Path(out))
     if folder.path.exists() and (not folder.path.is_dir() or any(folder.path.iterdir())):
         raise BadInput("this folder is not empty; a run folder is never overwritten", where=out, todo=f"`tarazu resume {out}`, or another --out")
     with folder.lock():
         shutil.copyfile(recipe_path, folder.path / "recipe.yaml")
         write_json(folder.path / "order.json", {"methods": list(recipe.methods)})
+        if expected:
+            write_json(folder.path / foretold.FILE, expected)
         write_json(folder.path / "environment.json", environment.describe(recipe, pick_device(recipe)))
         write_aside(folder.path / "resolved.yaml", dump_yaml(recipe).encode())
         return work(recipe, folder)
@@ -89,6 +96,7 @@ def work(recipe: Recipe, folder: RunFolder) -> RunFolder:
             raise damaged(folder.path / "data.json", "`sha256` is not a text")
         if before and before != after:
             raise BadInput(f"the data changed since this study began (sha256 {before[:12]} is now {after[:12]})", where=str(folder.path), todo="bring the old data back, or start a new study with --out")
+        foretold.keep(task, recipe, data, device, folder)
         failures = []
         for seed in recipe.seeds:
             for name in recipe.methods:
@@ -151,13 +159,13 @@ def run_one(task, recipe: Recipe, name: str, data, one: Run, device: torch.devic
     with torch.no_grad(), loop.autocast(recipe.budget, device):
         metrics = task.evaluate(trainee, data, recipe, one.path, ledger)
     ledger.paths = task.paths(trainee, data)
-    size = one.weights.stat().st_size if one.weights.exists() else 0
+    size, disk = one.weights.stat().st_size if one.weights.exists() else 0, one.bytes()
     if found:
         ledger.seconds["search"] = found["seconds"]
     with loop.autocast(recipe.budget, device):
         arithmetic = flops.figures(task, trainee, data, recipe, ledger)
     costs_of_search = {"search_tokens": found["tokens"]} if found else {}
-    write_json(one.path / "ledger.json", {**ledger.as_json(), **arithmetic, **costs_of_search, "trained_parameters": trained, "total_parameters": total, "weights_bytes": size})
+    write_json(one.path / "ledger.json", {**ledger.as_json(), **arithmetic, **costs_of_search, "trained_parameters": trained, "total_parameters": total, "weights_bytes": size, "disk_bytes": disk})
     write_json(one.path / "metrics.json", metrics)
     one.update(status="done")
     shutil.rmtree(one.path / "checkpoint", ignore_errors=True)  # the weights are saved and proven: nothing goes back to these

@@ -125,7 +125,7 @@ def read_study(folder: Path) -> StudyView:
     root, problems = RunFolder(folder), []
     files = {
         name: _dict(root, f"{name}.json", problems)
-        for name in ("environment", "data", "model", "results", "verify", "judge")
+        for name in ("environment", "data", "model", "results", "verify", "judge", "estimate")
     }
     settings = _settings(folder / "resolved.yaml", problems)
     views = [_run(run, folder) for run in root.runs(_order(root, problems))]
@@ -145,7 +145,7 @@ def read_study(folder: Path) -> StudyView:
         files["environment"],
         files["data"],
         files["model"],
-        {name: files[name] for name in ("verify", "judge")},
+        {name: files[name] for name in ("verify", "judge", "estimate")},
         [arm for arm in arms.values() if arm.kind != "base"],
         base,
         problems + [p for v in views for p in v.problems],

@@ -9,6 +9,7 @@ from tarazu.report.blocks import Table, code_cell, figure_cell, pairs_table, tex
 from tarazu.report.reading import StudyView, as_number, dig, records
 from tarazu.report.sections.answers import all_arms, arm_name
 from tarazu.report.sections.base import Context, Section
+from tarazu.report.sections.expected import expected_view
 from tarazu.report.sections.searching import search_costs, spent_tokens
 from tarazu.report.text import Both, code, data_text, joined, number, say, say_or
 
@@ -25,6 +26,7 @@ def how_section(context: Context) -> Section:
         "ledger": ledger_table(study),
         "tokens": token_table(study),
         "searches": search_costs(study),
+        "expected": expected_view(study),
         "figure": _figure(context),
         "seeds": joined(
             [number(s, "count") for s in dict.fromkeys(run.seed for arm in study.arms for run in arm.runs)]
