@@ -10,7 +10,6 @@ from chat import small
 
 from tarazu import cli, estimate, study
 from tarazu.errors import BadInput
-from tarazu.recipe import load
 from tarazu.report.build import build
 from tarazu.report.reading import read_study
 from tarazu.report.sections.expected import expected_view
