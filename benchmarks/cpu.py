@@ -136,7 +136,7 @@ def main() -> None:
     asked = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     asked.add_argument("--recipe", default="recipes/demo.yaml")
     asked.add_argument("--methods", nargs="*", help="default: all that the recipe trains")
-    asked.add_argument("--steps", type=int, default=4)
+    asked.add_argument("--steps", type=int, default=3)
     asked.add_argument("--warm", type=int, default=1, help="steps at the start of each training that are not measured")
     asked.add_argument("--repeats", type=int, default=3)
     asked.add_argument("--set", nargs="*", default=[], help="changes of the recipe, as in `tarazu run`")

@@ -155,12 +155,15 @@ def main() -> None:
         common.write(args.out, result(args, watch, stopped, rate))
 
     with common.saved_when_stopped(save, args.seconds), tempfile.TemporaryDirectory() as folder:
-        built = trainer(args, watch, folder)
-        with contextlib.redirect_stdout(sys.stderr):  # the trainer prints every log; stdout is for the result
-            built.train()
-        cut = "time limit" if len(watch.ends) < args.warm + args.steps else None
-        save(cut)  # first without the rate: the product below may find no room
-        save(cut, common.matmul_rate())
+        try:
+            with contextlib.redirect_stdout(sys.stderr):  # the trainer prints every log; stdout is for the result
+                trainer(args, watch, folder).train()
+            stopped = "time limit" if len(watch.ends) < args.warm + args.steps else None
+        except torch.OutOfMemoryError:
+            stopped = "out of memory"
+            torch.cuda.empty_cache()
+        save(stopped)  # first without the rate: the product below may find no room
+        save(stopped, common.matmul_rate())
     print(args.out)
 
 
