@@ -17,6 +17,7 @@ from benchmarks import common
 import argparse
 import importlib.util
 import json
+import os
 import re
 import subprocess
 import sys
@@ -41,8 +42,12 @@ class Comparison:
 
 def comparisons(gpu: bool) -> list[Comparison]:
     """What can be measured on this sort of machine."""
+    folder = os.environ.get("FLICKR8K")
+    pictures = ("--source", folder) if folder else ("--drawn", "60", "--steps", "12", "--warm", "3", "--set", "budget.batch_rows=32")
+    captions = Comparison("captions", (("benchmarks.captions", *pictures),), alone=True)
     if not gpu:
         return [
+            captions,
             Comparison("cpu-demo", (("benchmarks.cpu",),), alone=True),
             Comparison("generation-gemma-3-270m", (("benchmarks.generation",),), alone=True),
         ]
@@ -55,7 +60,7 @@ def comparisons(gpu: bool) -> list[Comparison]:
     ]
     random = ("benchmarks.generation", "--shape", "gemma-2-2b", "--prompts", "32", "--most", "64", "--batch-rows", "32")
     exact = ("benchmarks.generation", "--shape", "tiny-gemma2", "--prompts", "16", "--most", "32", "--float32", "--repeats", "1")
-    return [*made, Comparison("generation-gemma-2-2b", (random,), alone=True), Comparison("generation-tiny-gemma2", (exact,), alone=True)]
+    return [captions, *made, Comparison("generation-gemma-2-2b", (random,), alone=True), Comparison("generation-tiny-gemma2", (exact,), alone=True)]
 
 
 def _training(shape: str, method: str, peer: str = "", *options: str) -> Comparison:

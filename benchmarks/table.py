@@ -18,7 +18,7 @@ from pathlib import Path
 
 BEGIN, END = "<!-- benchmarks: made by `make bench` -->", "<!-- /benchmarks -->"
 HEAD = ("model, what", "who", "setting", "tokens/s (quartiles)", "peak GiB", "of the bound", "first step", "ratio")
-ORDER = ("train", "generation", "cpu")
+ORDER = ("train", "generation", "cpu", "captions")
 
 
 def newest(records: list[dict]) -> list[dict]:
@@ -80,16 +80,18 @@ def _cells(one: dict, times: float | None) -> tuple[str, ...]:
 
 
 def _rate(one: dict) -> str:
-    speed = one.get("tokens_per_second")
+    speed = one.get("tokens_per_second") or one.get("images_per_second")
     if not speed:
         return one.get("stopped") or "-"
     digits = 0 if speed["median"] >= 100 else 1
     median, low, high = (f"{speed[key]:,.{digits}f}" for key in ("median", "low", "high"))
-    return f"{median} ({low} to {high})"
+    unit = " images/s" if one.get("images_per_second") else ""
+    epoch = f"; an epoch in {one['epoch_seconds']:.1f} s" if one.get("epoch_seconds") else ""
+    return f"{median}{unit} ({low} to {high}){epoch}"
 
 
 def _speed(one: dict) -> float:
-    return (one.get("tokens_per_second") or {}).get("median") or 0.0
+    return (one.get("tokens_per_second") or one.get("images_per_second") or {}).get("median") or 0.0
 
 
 def _rank(table: str) -> int:
