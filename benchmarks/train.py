@@ -19,9 +19,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from torch.profiler import ProfilerActivity, profile
-
 from benchmarks import shapes
+from torch.profiler import ProfilerActivity, profile
 
 PROFILED = 4  # passes
 METHODS = ("base", "prompt_tuning", "prefix_tuning", "p_tuning", "lora", "rslora", "dora", "loha", "layers")

@@ -171,3 +171,19 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(tmp_path):
     with pytest.raises(TarazuError, match="no checkpoint is whole"):
         checkpoint.load(folder)
     assert checkpoint.load(tmp_path / "nothing") is None
+
+
+@pytest.mark.parametrize("poison", [(), (3, 7)])
+def test_reading_a_steps_figures_late_changes_nothing(tmp_path, monkeypatch, poison):
+    """The fused optimizer leaves a bad step out by itself; weights, steps and warnings are those of waiting for each step."""
+    build = torch.optim.AdamW
+    monkeypatch.setattr(torch.optim, "AdamW", lambda *a, **k: build(*a, **{**k, "fused": True}))
+    _, late, _ = train(tmp_path / "late", Toy(poison=poison))
+    monkeypatch.setattr(loop.Figures, "add", lambda self, done, late, add=loop.Figures.add: add(self, done, False))
+    _, prompt, _ = train(tmp_path / "prompt", Toy(poison=poison))
+    a, b = weights(tmp_path / "late"), weights(tmp_path / "prompt")
+    assert all(torch.equal(a[name], b[name]) for name in a)
+    timed = {"seconds", "tokens_per_second"}
+    told = [[{k: v for k, v in event.items() if k not in timed} for event in events if event["event"] in ("step", "warning")] for events in (late, prompt)]
+    assert sorted(map(str, told[0])) == sorted(map(str, told[1])) and sum(event["event"] == "warning" for event in told[0]) == len(poison)
+    assert [event["step"] for event in told[0] if event["event"] == "step"] == list(range(1, 16))

@@ -87,7 +87,6 @@ class Chat:
         return Prepared(made, chosen, tokenizer, designed, packed, passages, read)
 
     def build(self, recipe: ChatRecipe, name: str, data: Prepared, seed: int, device: torch.device, folder: RunFolder | None = None) -> ChatTrainee:
-        method = recipe.methods[name]
         dtype = torch.bfloat16 if uses_bfloat16(recipe.budget, device) else torch.float32
         model = hub.load_model(recipe.model, recipe.revision, dtype, device, recipe.attention)
         if folder is not None and not (folder.path / "model.json").exists():

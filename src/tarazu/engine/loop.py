@@ -22,6 +22,7 @@ from tarazu.engine import checkpoint
 from tarazu.engine import optimizer as optim
 from tarazu.engine.average import Average
 from tarazu.engine.events import Events
+from tarazu.engine.figures import Figures, Unread
 from tarazu.engine.ledger import Ledger
 from tarazu.engine.order import RowOrder
 from tarazu.engine.progress import Bar, note
@@ -33,7 +34,6 @@ from tarazu.recipe import Budget, Method, Recipe
 from tarazu.run_folder import Run, write_aside
 
 SAVE_SECONDS = 120.0  # between checkpoints, besides the one at each validation
-MOST_SKIPPED = 10  # steps in a row without a finite gradient before the run is given up
 MEMORY_ERRORS = ("out of memory", "can't allocate memory", "not enough memory")
 
 
@@ -98,8 +98,12 @@ class _Fit:
         found = checkpoint.load(self.run.path / "checkpoint")
         if found is None:
             self.events = Events(self.run.path / "events.jsonl")
-            return
-        tensors, state, complaints = found
+        else:
+            self.go_on(*found)
+        self.figures = Figures(self.at, self.losses, self.events.write, self.warn_of)
+
+    def go_on(self, tensors: dict, state: dict, complaints: list[str]) -> None:
+        """From a checkpoint."""
         with torch.no_grad():
             for name, parameter in self.trainee.trainable().items():
                 parameter.copy_(tensors["weights"][name])
@@ -137,6 +141,7 @@ class _Fit:
             self.step(bar)
             late = time.monotonic() - self.saved_time > SAVE_SECONDS
             if self.due() or self.over() or self.stop.received or late:
+                self.figures.catch_up()
                 return
 
     def fraction(self) -> float:
@@ -203,8 +208,11 @@ class _Fit:
         write_aside(self.run.weights, tensor_bytes(weights))
 
     def warn(self, kind: str, text: str) -> None:
+        self.warn_of(self.at.step, kind, text)
+
+    def warn_of(self, step: int, kind: str, text: str) -> None:
         note(f"{self.run.name}: {text}")
-        self.events.write("warning", step=self.at.step, kind=kind, text=text)
+        self.events.write("warning", step=step, kind=kind, text=text)
 
     # --- one step ---
 
@@ -212,23 +220,15 @@ class _Fit:
         began = time.perf_counter()
         self.trainee.fraction, self.trainee.epoch = self.fraction(), int(self.order.epoch(self.at.step))
         rate = optim.set_rates(self.optimizer, scale(self.trainee.fraction, self.budget.schedule, self.budget.warmup), self.trainee.epoch)
-        loss, norm, counts = self.gradients()
-        if math.isfinite(norm) and math.isfinite(loss):
-            self.optimizer.step()
-            self.at.skipped = 0
-        else:
-            self.skip(loss, norm)
+        measured, counts = self.gradients()
+        optim.step_if_finite(self.optimizer, measured)
         self.optimizer.zero_grad(set_to_none=True)
         self.advance(counts)
         if self.average:
             self.average.update(self.at.step)
-        seconds = time.perf_counter() - began
-        epoch = self.order.epoch(self.at.step)
-        self.events.write(
-            "step", step=self.at.step, tokens=self.at.tokens, epoch=epoch, loss=loss, learning_rate=rate, grad_norm=norm, seconds=seconds, tokens_per_second=counts.tokens / seconds
-        )
-        self.notice_spike(loss)
-        bar.at(min(1.0, self.fraction()), f"loss {loss:.3f}  {counts.tokens / seconds:,.0f} tokens/s")
+        done = Unread(self.at.step, self.at.tokens, self.order.epoch(self.at.step), rate, counts, measured, began)
+        self.figures.add(done, late=optim.decides_alone(self.optimizer))
+        bar.at(min(1.0, self.fraction()), self.figures.shown)
 
     def advance(self, counts: Counts) -> None:
         self.at.step += 1
@@ -238,8 +238,8 @@ class _Fit:
         self.ledger.counts = self.ledger.counts + counts
         self.ledger.steps = self.at.step
 
-    def gradients(self) -> tuple[float, float, Counts]:
-        """Mean loss per supervised token, gradient norm before clipping, and counts of the step's rows.
+    def gradients(self) -> tuple[torch.Tensor, Counts]:
+        """[mean loss per supervised token, gradient norm before clipping], on the device, and counts of the step's rows.
 
         Out of memory: the micro-batch is halved and the step is done again, so the effective batch stays.
         """
@@ -253,7 +253,7 @@ class _Fit:
                 rows = max(batch.counts.rows for batch in batches)
             self.halve(rows)
 
-    def accumulate(self, batches: list) -> tuple[float, float, Counts]:
+    def accumulate(self, batches: list) -> tuple[torch.Tensor, Counts]:
         supervised = max(1, sum(batch.counts.supervised for batch in batches))
         total, counts = torch.zeros((), device=self.device), Counts()
         for batch in batches:
@@ -265,8 +265,7 @@ class _Fit:
             counts = counts + batch.counts
         parameters = [p for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None]
         norm = torch.nn.utils.clip_grad_norm_(parameters, self.budget.clip)
-        loss, norm = torch.stack([total.float() / supervised, norm.float()]).tolist()  # one wait for the device
-        return loss, norm, counts
+        return torch.stack([total.float() / supervised, norm.float()]), counts
 
     def batches(self) -> list:
         """This step's batches, prepared while the last step ran; the next step's are begun."""
@@ -286,20 +285,6 @@ class _Fit:
             raise TarazuError("one row alone does not fit into memory", where=str(self.run.path), todo="lower data.max_length, set budget.gradient_checkpointing: true, or take a smaller model")
         self.at.limit = max(1, self.at.limit // 2)
         self.warn("out_of_memory", f"out of memory: micro-batches of at most {self.at.limit} tokens from now on; the step's rows stay the same")
-
-    def skip(self, loss: float, norm: float) -> None:
-        self.at.skipped += 1
-        self.warn("skipped", f"step {self.at.step + 1} not applied: loss {loss}, gradient norm {norm}")
-        if self.at.skipped >= MOST_SKIPPED:
-            raise TarazuError(f"{MOST_SKIPPED} steps in a row without a finite gradient", where=str(self.run.path), todo="lower the learning rate, or precision: float32")
-
-    def notice_spike(self, loss: float) -> None:
-        if len(self.losses) == self.losses.maxlen:
-            values = torch.tensor(list(self.losses))
-            if loss > max(1.3 * values.mean(), values.mean() + 4 * values.std()):
-                self.warn("spike", f"loss {loss:.3f} after a mean of {values.mean():.3f}")
-        if math.isfinite(loss):
-            self.losses.append(loss)
 
     def precision(self):
         return autocast(self.budget, self.device)

@@ -36,6 +36,21 @@ def set_rates(optimizer: torch.optim.Optimizer, factor: float, epoch: int) -> fl
     return optimizer.param_groups[0]["lr"]
 
 
+def decides_alone(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether the optimizer can leave a step out on the device itself, so that nobody has to wait for the figures."""
+    return bool(optimizer.defaults.get("fused"))
+
+
+def step_if_finite(optimizer: torch.optim.Optimizer, measured: torch.Tensor) -> None:
+    """An optimizer step, unless one of the figures `measured` is infinite or not a number."""
+    finite = torch.isfinite(measured).all()
+    if decides_alone(optimizer):
+        optimizer.found_inf = (~finite).float()  # what gradient scalers use: the fused step is then left out
+        optimizer.step()
+    elif finite:
+        optimizer.step()
+
+
 def state_tensors(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
     """The optimizer's state as `<parameter name>|<key>` -> tensor."""
     out = {}
