@@ -81,10 +81,24 @@ def test_a_curve_tells_its_values_and_hides_its_lines(browser, reports):
     assert figure.locator(".live text").all_inner_texts() != before
 
 
-def test_answers_filter_by_ability_and_digits_turn_persian(browser, reports):
+def test_answers_filter_by_ability(browser, reports):
     page, _ = opened(browser, reports["chat"])
     page.locator(".filters button[data-filter=facts]").click()
     shown = page.locator(".samples > .sample:visible")
     assert shown.count() == 3
-    page.locator("#digits").click()
-    assert set("0123456789").isdisjoint(page.locator("#comparison table .n").all_inner_texts()[3])
+
+
+@pytest.mark.parametrize("scripts", [True, False])
+def test_digits_turn_persian_with_and_without_scripts(browser, reports, scripts):
+    page, _ = opened(browser, reports["chat"], java_script_enabled=scripts)
+    latin, persian = set("0123456789"), set("۰۱۲۳۴۵۶۷۸۹")
+    figures, chart = page.locator("#comparison table .n:visible"), page.locator("#figure-verdict .static tspan.persian:visible")
+    before = "".join(figures.all_inner_texts())
+    assert latin & set(before) and persian.isdisjoint(before) and chart.count() == 0
+    page.locator("label[for=digits]").click()
+    turned = "".join(figures.all_inner_texts())
+    assert latin.isdisjoint(turned) and persian & set(turned) and chart.count() > 3
+    if scripts:
+        assert persian & set("".join(page.locator("#figure-curves-lora .live text").all_text_contents()))
+    page.locator("label[for=show-en]").click()  # Persian digits belong to the Persian text
+    assert "".join(figures.all_inner_texts()) == before and chart.count() == 0

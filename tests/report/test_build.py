@@ -27,7 +27,7 @@ class Page(HTMLParser):
 
     def __init__(self, text: str):
         super().__init__(convert_charrefs=True)
-        self.elements, self.open, self.scripts, self.ids, self.text = [], [], [], [], []
+        self.elements, self.open, self.scripts, self.ids, self.text, self.classes = [], [], [], [], [], []
         self.feed(text)
 
     def handle_starttag(self, tag, attrs):
@@ -36,6 +36,7 @@ class Page(HTMLParser):
         self.ids += [attributes["id"]] if "id" in attributes else []
         if tag not in VOID:
             self.open.append(tag)
+            self.classes.append(attributes.get("class"))
         if tag == "script":
             self.scripts.append([attributes, ""])
 
@@ -45,11 +46,13 @@ class Page(HTMLParser):
     def handle_endtag(self, tag):
         assert self.open and self.open[-1] == tag, f"</{tag}> closes <{self.open[-1] if self.open else None}>"
         self.open.pop()
+        self.classes.pop()
 
     def handle_data(self, data):
         if self.open and self.open[-1] == "script":
             self.scripts[-1][1] += data
-        self.text.append(data)
+        if "persian" not in self.classes:  # not the second form of a figure, in Persian digits
+            self.text.append(data)
 
     def named(self, tag):
         return [attributes for name, attributes in self.elements if name == tag]

@@ -12,7 +12,7 @@ import vl_convert
 from markupsafe import Markup, escape
 
 from tarazu.report.charts import FONT, GRID, INK
-from tarazu.report.text import Both
+from tarazu.report.text import Both, digits
 
 _CONFIG = {
     "background": "white",
@@ -35,6 +35,7 @@ _NOISE = re.compile(
     r'\s(?:role|aria-[a-z]+|style|class|pointer-events|font-family|stroke-miterlimit)="[^"]*"| opacity="1"'
 )
 _EMPTY = re.compile(r'<path d="(?:M0,0h0v0h0Z)?"(?: display="none")?/>')
+_FIGURE = re.compile("(<text[^>]*>)([−+0-9.,]*[0-9][0-9.,]*[kMGm%]?)</text>")  # an axis label; k, M, G as d3 writes them
 _DECIMALS = re.compile(r"(\d\.\d\d)\d+")
 
 
@@ -92,4 +93,6 @@ def inline(svg: str, identity: str, label: str) -> Markup:
     svg = _DECIMALS.sub(r"\1", svg)
     svg = svg.replace(f'stroke="{GRID}"', 'stroke="currentColor" stroke-opacity="0.15"')
     svg = svg.replace(f'"{INK}"', '"currentColor"')
+    if identity.endswith("-fa"):
+        svg = _FIGURE.sub(lambda found: f"{found[1]}{digits(found[2], 'tspan')}</text>", svg)
     return Markup(svg.replace("<svg ", f'<svg role="img" aria-label="{escape(label)}" ', 1))

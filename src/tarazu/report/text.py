@@ -14,6 +14,9 @@ from typing import Any
 
 from markupsafe import Markup, escape
 
+_PERSIAN_FORM = re.compile('<(t?span) class="persian">[^<]*</\\1>')
+_DIGIT = re.compile("[0-9]")
+_DIGITS = str.maketrans("0123456789.,", "۰۱۲۳۴۵۶۷۸۹٫٬")
 STRINGS = Path(__file__).parent / "strings"
 # Bidi embeddings, overrides and isolates, control characters, lone surrogates: shown by their number, never obeyed.
 _HIDDEN = re.compile("[\u202a-\u202e\u2066-\u2069\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\ufeff\ud800-\udfff]")
@@ -35,7 +38,7 @@ class Both:
 
     def plain(self, language: str) -> str:
         """The text without its markup, for figures and attributes."""
-        return getattr(self, language).striptags()
+        return Markup(_PERSIAN_FORM.sub("", getattr(self, language))).striptags()
 
 
 def visible(value: Any) -> str:
@@ -119,13 +122,21 @@ def number(value: Any, form: str = "number", source: str = "") -> Both:
         dash = Markup('<span aria-hidden="true">—</span><span class="sr">{}</span>')
         return Both(*(dash.format(pick(say("common.unknown"), lang)) for lang in ("fa", "en")))
     attributes = Markup(' title="{}"').format(visible(source)) if source else Markup("")
-    figure = Markup('<bdi class="n" dir="ltr"{}>{}</bdi>').format(attributes, text)
+    figure = Markup('<bdi class="n" dir="ltr"{}>{}</bdi>').format(attributes, digits(text))
     if not unit:
         return Both(figure, figure)
     names = say(f"unit.{unit}")
     return Both(
         *(Markup("{}{}{}").format(figure, "" if unit == "percent" else " ", pick(names, lang)) for lang in ("fa", "en"))
     )
+
+
+def digits(text: str, tag: str = "span") -> Markup:
+    """A figure in Latin and in Persian digits: the page shows one of them (a switch that needs no script)."""
+    if not _DIGIT.search(text):
+        return escape(text)
+    two = '<{tag} class="latin">{}</{tag}><{tag} class="persian">{}</{tag}>'
+    return Markup(two.replace("{tag}", tag)).format(text, text.translate(_DIGITS))
 
 
 @lru_cache(maxsize=1)

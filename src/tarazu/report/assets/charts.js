@@ -4,6 +4,8 @@
 (function () {
   const WIDE = 640, HIGH = 320, LEFT = 58, RIGHT = 12, TOP = 10, BOTTOM = 46;
   const language = () => (document.getElementById("show-fa").checked ? "fa" : "en");
+  const persian = () => language() === "fa" && document.getElementById("digits").checked;
+  const figures = (text) => persian() ? text.replace(/\d/g, (d) => "۰۱۲۳۴۵۶۷۸۹"[d]).replace(/\./g, "٫") : text;
   const make = (name, attributes, parent) => {
     const element = document.createElementNS("http://www.w3.org/2000/svg", name);
     for (const key in attributes) element.setAttribute(key, attributes[key]);
@@ -12,9 +14,9 @@
   };
   const short = (value) => {
     const size = Math.abs(value);
-    if (size >= 1e6) return +(value / 1e6).toPrecision(3) + "M";
-    if (size >= 1e4) return +(value / 1e3).toPrecision(3) + "k";
-    return String(+value.toPrecision(4));
+    if (size >= 1e6) return figures(+(value / 1e6).toPrecision(3) + "M");
+    if (size >= 1e4) return figures(+(value / 1e3).toPrecision(3) + "k");
+    return figures(String(+value.toPrecision(4)));
   };
   const ticks = (low, high, count) => {
     const raw = (high - low) / count || 1, power = 10 ** Math.floor(Math.log10(raw));
@@ -122,7 +124,7 @@
       this.cursor.setAttribute("cx", x);
       this.cursor.setAttribute("cy", y);
       this.cursor.setAttribute("visibility", "visible");
-      this.tip.textContent = `${line.name[language()]}: ${+line.y[i].toPrecision(5)}  (${this.data.x[language()]}: ${short(line.x[i])})`;
+      this.tip.textContent = `${line.name[language()]}: ${figures(String(+line.y[i].toPrecision(5)))}  (${this.data.x[language()]}: ${short(line.x[i])})`;
       this.tip.hidden = false;
       this.tip.style.left = Math.min((x / WIDE) * box.width + 8, Math.max(0, box.width - this.tip.offsetWidth - 4)) + "px";
       this.tip.style.top = Math.max(0, (y / HIGH) * box.height - 36) + "px";
@@ -176,5 +178,5 @@
     const points = figure.querySelector("script.points");
     return points ? new Chart(figure, JSON.parse(points.textContent)) : null;
   }).filter(Boolean);
-  for (const id of ["show-fa", "show-en"]) document.getElementById(id).addEventListener("change", () => charts.forEach((chart) => chart.draw()));
+  for (const id of ["show-fa", "show-en", "digits"]) document.getElementById(id).addEventListener("change", () => charts.forEach((chart) => chart.draw()));
 })();

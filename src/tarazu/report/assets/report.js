@@ -1,4 +1,4 @@
-// What the page can do with scripts: sort tables, filter answers, Persian digits, a direction that follows the language.
+// What the page can do with scripts: sort tables, filter answers, a direction that follows the language.
 (function () {
   const root = document.documentElement, fa = document.getElementById("show-fa"), en = document.getElementById("show-en");
   const follow = () => { root.lang = fa.checked ? "fa" : "en"; root.dir = fa.checked ? "rtl" : "ltr"; };
@@ -35,19 +35,6 @@
       for (const sample of samples) sample.hidden = button.dataset.filter !== "" && sample.dataset.ability !== button.dataset.filter;
     });
   }
-
-  const digits = document.getElementById("digits"), PERSIAN = "۰۱۲۳۴۵۶۷۸۹";
-  const written = new Map();
-  digits.hidden = false;
-  digits.addEventListener("click", () => {
-    const on = digits.getAttribute("aria-pressed") !== "true";
-    digits.setAttribute("aria-pressed", String(on));
-    for (const figure of document.querySelectorAll("#page .n")) {
-      if (!written.has(figure)) written.set(figure, figure.textContent);
-      const latin = written.get(figure);
-      if (figure.children.length === 0) figure.textContent = on ? latin.replace(/[0-9]/g, (d) => PERSIAN[d]).replace(/\./g, "٫").replace(/,/g, "٬") : latin;
-    }
-  });
 
   addEventListener("beforeprint", () => { for (const details of document.querySelectorAll("main .explain, main .fold")) details.open = true; });
 })();
