@@ -57,6 +57,23 @@ def test_official(tmp_path, gz, zipped):
     assert reasons(found)["images in no split list"] == ["9.jpg"]
 
 
+@pytest.mark.parametrize("split, count", [("official", 7), (Shares(), 6)])  # two of each list at least
+def test_few_images_are_chosen_before_any_is_read(tmp_path, monkeypatch, split, count):
+    found = flickr8k.read(official(tmp_path))
+    settings, read = CaptionData(source=str(tmp_path), split=split, images=6), []
+    monkeypatch.setattr(ImageStore, "read", lambda store, name: read.append(name))
+    splits.fewer(found, settings)
+    assert len(found.captions) == count and not read
+    again = flickr8k.read(tmp_path)
+    splits.fewer(again, settings)
+    assert again.captions.keys() == found.captions.keys()
+    parts = splits.split(found, [], settings)
+    assert sum(map(len, parts.values())) == count and all(parts.values())
+    if split == "official":
+        assert parts == {"train": NAMES[:4], "validation": NAMES[6:7], "test": NAMES[7:9]}
+        assert "in a split list, but without image or captions" not in reasons(found)
+
+
 def test_kaggle_keeps_commas(tmp_path):
     for i, name in enumerate(NAMES[:3]):
         picture(tmp_path / "Images", name, i)

@@ -120,9 +120,9 @@ def prepare(recipe: CaptionsRecipe, folder: RunFolder, device: torch.device) -> 
     """Reads a recipe's data and writes data.json, vocabulary.json and model.json. Raises `BadInput`."""
     settings, encoder = recipe.data, pretrained.load(recipe.encoder)
     collection = read(settings)
+    splits.fewer(collection, settings)
     looks, copies = look(collection, settings)
     names = splits.split(collection, copies, settings)
-    names = _fewer(names, settings.images)
     captions = {name: collection.captions[name] for images in names.values() for name in images}
     words = {name: [clean(text) for text in texts] for name, texts in captions.items()}
     vocabulary = Vocabulary.build(
@@ -192,14 +192,6 @@ def look(collection: Collection, settings: CaptionData) -> tuple[Looks, list[dic
     if not collection.captions:
         raise BadInput("no picture can be read", where="data.source")
     return looks, duplicates.pairs(looks, settings.near)
-
-
-def _fewer(names: dict[str, list[str]], most: int | None) -> dict[str, list[str]]:
-    """At most so many images in all, in the splits' own proportions."""
-    total = sum(len(images) for images in names.values())
-    if most is None or most >= total:
-        return names
-    return {split: images[: max(2, round(most * len(images) / total))] for split, images in names.items()}
 
 
 def _write(data: Prepared, settings: CaptionData, copies: list[dict]) -> None:

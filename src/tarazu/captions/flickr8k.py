@@ -28,7 +28,8 @@ MOST_TEXT = 500_000_000
 class Collection:
     """Captions by image, the lists that came with them, and where the pictures are.
 
-    `problems` holds what was repaired or dropped: {"reason", "kind", "count", "names"}.
+    `problems` holds what was repaired or dropped: {"reason", "kind", "count", "names"}; `cut` tells that `lists` were cut
+    to `data.images`, whosever they were.
     """
 
     layout: str
@@ -36,6 +37,7 @@ class Collection:
     images: ImageStore
     lists: dict[str, list[str]] = field(default_factory=dict)
     problems: list[dict] = field(default_factory=list)
+    cut: bool = False
 
     def problem(self, reason: str, kind: str, names: list[str]) -> None:
         if names:

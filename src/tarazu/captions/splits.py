@@ -14,6 +14,24 @@ from tarazu.errors import BadInput
 SPLITS = ("train", "validation", "test")
 
 
+def fewer(collection: Collection, settings: CaptionData) -> None:
+    """Leaves `data.images` images in the collection, before any picture is read: a sample by the split's seed, or the first
+    of each list in the lists' own proportions, of each two at least."""
+    known, most = collection.captions, settings.images
+    if most is None or most >= len(known):
+        return
+    if isinstance(settings.split, Shares):
+        names = sorted(known)
+        kept = {names[i] for i in np.random.default_rng(settings.split_seed).permutation(len(names))[:most]}
+    else:
+        lists = {name: [one for one in images if one in known] for name, images in _lists(collection, settings).items()}
+        share = most / max(1, sum(map(len, lists.values())))
+        collection.lists = {name: images[: max(2, round(share * len(images)))] for name, images in lists.items()}
+        collection.cut = True
+        kept = {one for images in collection.lists.values() for one in images}
+    collection.captions = {name: texts for name, texts in known.items() if name in kept}
+
+
 def split(collection: Collection, copies: list[dict], settings: CaptionData) -> dict[str, list[str]]:
     """Names by split. Notes in `collection.problems` what is in no list, missing, or dropped as a copy.
 
@@ -64,6 +82,8 @@ def by_lists(collection: Collection, copies: list[dict], lists: dict[str, list[s
 
 
 def _lists(collection: Collection, settings: CaptionData) -> dict[str, list[str]]:
+    if collection.cut:
+        return collection.lists
     folder = Path(settings.source)
     folder = folder if folder.is_dir() else folder.parent
     if settings.split == "karpathy":
