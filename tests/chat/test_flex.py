@@ -16,30 +16,30 @@ LENGTHS = (300, 41, 9, 22, 130, 128, 260, 77)
 
 
 @pytest.mark.parametrize("window", [None, 7, 150])
-@pytest.mark.parametrize("left", [False, True])
+@pytest.mark.parametrize(("left", "block"), [(False, 128), (True, 128), (False, 64)])
 @pytest.mark.parametrize(("virtual", "prefix", "packed"), [(0, 0, True), (3, 0, True), (0, 4, True), (3, 0, False), (0, 130, False)])
-def test_blocks_follow_the_same_rule(window, virtual, prefix, packed, left):
+def test_blocks_follow_the_same_rule(window, virtual, prefix, packed, left, block):
     for lines in group(rows(LENGTHS), 640, virtual, packed):
         batch = lay_out(lines, virtual, prefix, width=768, left=left)
         shared = torch.full((len(lines), prefix), SHARED)
         k_segments = torch.cat([shared, batch.segments], 1)
         k_positions = torch.cat([torch.arange(prefix).expand(shared.shape), batch.positions], 1)
         expected = visible(batch.segments, k_segments, batch.positions, k_positions, window)
-        made = flex.block_mask(batch.segments, batch.positions, prefix, window)
-        places = flex.prefix_places(prefix)
+        made = flex.block_mask(batch.segments, batch.positions, prefix, window, block)
+        places = flex.prefix_places(prefix, block)
         dense = create_mask(made.mask_mod, len(lines), 1, 768, 768 + places, device="cpu")[:, 0]
         assert not dense[:, :, prefix:places].any(), "the places that fill the prefix up are seen"
         real = batch.segments >= 0
         seen = torch.cat([dense[:, :, :prefix], dense[:, :, places:]], 2)
         assert torch.equal(seen[real], expected[real])
         assert seen.any(-1).all(), "a softmax over nothing is not a number"
-        check_blocks(made, dense)
+        check_blocks(made, dense, block)
 
 
-def check_blocks(made, dense: torch.Tensor) -> None:
+def check_blocks(made, dense: torch.Tensor, block: int) -> None:
     """Blocks named whole are all seen, blocks not named are all hidden, and the backward pass has the same blocks."""
     part, whole = (listed(*pair) for pair in ((made.kv_num_blocks, made.kv_indices), (made.full_kv_num_blocks, made.full_kv_indices)))
-    tiles = dense.unflatten(1, (-1, flex.BLOCK)).unflatten(3, (-1, flex.BLOCK)).transpose(2, 3)
+    tiles = dense.unflatten(1, (-1, block)).unflatten(3, (-1, block)).transpose(2, 3)
     assert tiles[whole].all() and not tiles[~(whole | part)].any() and not (whole & part).any()
     assert torch.equal(listed(made.q_num_blocks, made.q_indices), part.transpose(1, 2))
     assert torch.equal(listed(made.full_q_num_blocks, made.full_q_indices), whole.transpose(1, 2))

@@ -60,11 +60,12 @@ def blocks(config: PretrainedConfig, batch: ChatBatch, prefix: int) -> BlockMask
     if config._attn_implementation != flex.NAME or not flex.fits(batch.ids.shape[1], batch.ids.device):
         return None
     made: dict[int | None, BlockMask] = {}
+    block = flex.block_size(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
 
     def ready(window: int | None) -> BlockMask:
         beyond = None if window is None or batch.longest + prefix <= window else window  # a wide window hides nothing
         if beyond not in made:
-            made[beyond] = flex.block_mask(batch.segments, batch.positions, prefix, beyond)
+            made[beyond] = flex.block_mask(batch.segments, batch.positions, prefix, beyond, block)
         return made[beyond]
 
     return _by_type(config, ready)

@@ -20,7 +20,6 @@ from transformers import PreTrainedModel
 from tarazu.chat import adapters, flex
 from tarazu.chat.hub import cache_folder
 
-
 SHAPES: bool | None = None  # None: the second packed width that comes makes the width a variable
 
 

@@ -19,15 +19,21 @@ from tarazu.chat.layout import PAD
 NAME = "tarazu_flex"
 BLOCK = 128  # places; a packed line is a multiple of this
 NOBODY = -2  # the segment of the places that fill a prefix up to whole blocks
-WIDE_HEAD = {"bwd_num_warps": 8}  # for heads over 128 numbers wide; the default of 4 warps spills registers
+# Heads over 128 numbers wide: tiles of 64 need no larger blocks, and 4 warps would spill registers in the backward pass.
+WIDE_HEAD = {"fwd_BLOCK_M": 64, "fwd_BLOCK_N": 32, "fwd_num_stages": 2, "fwd_num_warps": 4, "bwd_num_warps": 8}
 
 
-def prefix_places(prefix: int) -> int:
+def block_size(head: int) -> int:
+    """Places in a block, for heads of so many numbers: no larger than the kernel's tiles, or it works on hidden ones."""
+    return BLOCK if head <= 128 else BLOCK // 2
+
+
+def prefix_places(prefix: int, block: int = BLOCK) -> int:
     """How many key places a prefix takes: whole blocks, so that rows begin at a block."""
-    return -(-prefix // BLOCK) * BLOCK
+    return -(-prefix // block) * block
 
 
-def block_mask(segments: torch.Tensor, positions: torch.Tensor, prefix: int = 0, window: int | None = None) -> BlockMask:
+def block_mask(segments: torch.Tensor, positions: torch.Tensor, prefix: int = 0, window: int | None = None, block: int = BLOCK) -> BlockMask:
     """The rule of `attention.visible` for whole lines, as blocks that are needed whole, in part or not at all.
 
     Rows are contiguous in a line, so the blocks follow from the first and last row in each; nothing of size (T, T) is made.
@@ -36,11 +42,12 @@ def block_mask(segments: torch.Tensor, positions: torch.Tensor, prefix: int = 0,
         segments, positions: (B, T), as in `ChatBatch`; T is a multiple of `BLOCK`.
         prefix: shared positions before every row; keys are then `prefix_places(prefix)` places longer than queries.
         window: places further back than this are hidden; None: no limit.
+        block: places in a block.
     """
     lines, width = segments.shape
     place = torch.arange(width, device=segments.device)
     own = torch.where(segments == PAD, width + place, segments).int()  # each padded place is a row of its own
-    ahead = prefix_places(prefix)
+    ahead = prefix_places(prefix, block)
     keys = F.pad(own, (ahead, 0), value=NOBODY)
     places = positions.int()
     # a tensor, for a number would be compiled in, and each kind of layer would compile its own code
@@ -51,21 +58,21 @@ def block_mask(segments: torch.Tensor, positions: torch.Tensor, prefix: int = 0,
         seen = (own[b, q] == keys[b, k]) & (back >= 0) & (back < limit)
         return seen | ((k < prefix) & (places[b, q] - k < limit)) if prefix else seen
 
-    whole, part = _blocks(own.view(lines, -1, BLOCK), ahead // BLOCK, window, width)
+    whole, part = _blocks(own.view(lines, -1, block), ahead // block, window, width)
     sizes = (width, width + ahead)
-    return BlockMask.from_kv_blocks(*_listed(part), *_listed(whole), BLOCK_SIZE=BLOCK, mask_mod=rule, seq_lengths=sizes)
+    return BlockMask.from_kv_blocks(*_listed(part), *_listed(whole), BLOCK_SIZE=block, mask_mod=rule, seq_lengths=sizes)
 
 
 def _blocks(own: torch.Tensor, before: int, window: int | None, width: int) -> tuple[torch.Tensor, torch.Tensor]:
     """(B, query blocks, key blocks) bool twice: seen whole, and seen in part; `before` prefix blocks come first."""
-    low, high = own.amin(-1), own.amax(-1)
+    low, high, block = own.amin(-1), own.amax(-1), own.shape[-1]
     number = torch.arange(low.shape[1], device=own.device)
     apart = number[:, None] - number
     meet = (low[:, :, None] <= high[:, None, :]) & (low[:, None, :] <= high[:, :, None])
     one_row = (low == high)[:, :, None] & (low[:, :, None] == low[:, None, :]) & (high == low)[:, None, :] & (high < width)[:, :, None]
     needed, whole = meet & (apart >= 0), one_row & (apart > 0)
     if window is not None:
-        needed, whole = needed & ((apart - 1) * BLOCK + 1 < window), whole & ((apart + 1) * BLOCK - 1 < window)
+        needed, whole = needed & ((apart - 1) * block + 1 < window), whole & ((apart + 1) * block - 1 < window)
     return F.pad(whole, (before, 0)), F.pad(needed & ~whole, (before, 0), value=True)
 
 
@@ -106,7 +113,7 @@ def attend(module, query, key, value, attention_mask, scaling=None, dropout=0.0,
 
 def _filled(prefix: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
     """A prefix (heads, P, size) as (B, heads, whole blocks, size), in the type of `rows`."""
-    wide = F.pad(prefix, (0, 0, 0, prefix_places(prefix.shape[1]) - prefix.shape[1]))
+    wide = F.pad(prefix, (0, 0, 0, prefix_places(prefix.shape[1], block_size(rows.shape[-1])) - prefix.shape[1]))
     return wide.to(rows.dtype).expand(rows.shape[0], -1, -1, -1)
 
 
@@ -123,7 +130,7 @@ def _capped(softcap: float | None):
         return None
 
     def score_mod(score, _b, _h, _q, _k):
-        return softcap * torch.tanh(score / softcap)
+        return softcap * (2 * torch.sigmoid(score * (2 / softcap)) - 1)  # softcap * tanh(score / softcap), in fewer instructions
 
     return score_mod
 

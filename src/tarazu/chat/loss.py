@@ -51,7 +51,7 @@ class ChunkedCrossEntropy(torch.autograd.Function):
 def loss_and_slope(logits: torch.Tensor, labels: torch.Tensor, softcap: float | None, sloped: bool) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Losses (N,), float32, of raw logits (N, V), and the gradient of their sum in the logits' type if it is wanted."""
     raw = logits.float()
-    capped = torch.tanh(raw / softcap) * softcap if softcap else raw
+    capped = (2 * torch.sigmoid(raw * (2 / softcap)) - 1) * softcap if softcap else raw  # tanh, in fewer instructions
     total = torch.logsumexp(capped, -1)
     picked = capped.gather(1, labels[:, None])[:, 0]
     if not sloped:
