@@ -159,7 +159,7 @@ def measure_training(bench: Bench, name: str, fine_tune: dict | None = None) -> 
     still = bench.method(name, **STILL, fine_tune=None)
     own, (_, theirs) = [e["loss"] for e in train(bench, still, CHECKED)[0]], train_plainly(bench, still, CHECKED)
     apart = max(abs(a - b) for a, b in zip(own, theirs, strict=True))
-    recipe, group = bench.method(name, fine_tune=fine_tune), f"{name}{', 8 blocks tuned' if fine_tune else ''}"
+    recipe, group = bench.method(name, fine_tune=fine_tune), name + (f", 8 blocks tuned in {fine_tune['precision']}" if fine_tune else "")
     steps, warm = bench.args.steps, bench.args.warm
     events, trainee = train(bench, recipe, steps + warm)
     peak, a_pass = common.peak_gib(), RowOrder(bench.data.size("train"), recipe.budget.batch_rows, 0).steps_per_epoch
@@ -224,6 +224,7 @@ def main() -> None:
     asked.add_argument("--images", type=int, help="features of so many images (default: all)")
     asked.add_argument("--steps", type=int, default=150, help="measured steps of each training")
     asked.add_argument("--warm", type=int, default=60, help="steps before those: shapes are recorded in them")
+    asked.add_argument("--tuned-precision", choices=("float32", "bfloat16"), default="float32", help="of a tuned encoder on a GPU")
     asked.add_argument("--beam-images", type=int, default=40, help="pictures that the plain beam search describes")
     asked.add_argument("--repeats", type=int, default=3)
     asked.add_argument("--set", nargs="*", default=[], help="changes of the recipe, as in `tarazu run`")
@@ -238,7 +239,7 @@ def main() -> None:
             if "beams" in args.only:
                 measure_beams(bench, name, trained)
         if "tuned" in args.only and "show_attend_tell" in args.methods:
-            measure_training(bench, "show_attend_tell", TUNED)
+            measure_training(bench, "show_attend_tell", TUNED | {"precision": args.tuned_precision})
 
 
 if __name__ == "__main__":

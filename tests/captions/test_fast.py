@@ -102,6 +102,13 @@ def test_a_recording_gives_the_losses_and_gradients_of_its_work(kind, monkeypatc
     assert len(played.records) == 3 and not played.why  # two shapes; then, with the late part, the one that is met often
 
 
+class Eye(torch.nn.Conv2d):
+    """The smallest encoder."""
+
+    def forward(self, pixels):
+        return super().forward(pixels).flatten(2).transpose(1, 2)
+
+
 def batch(seed, length):
     torch.manual_seed(seed)
     tokens = torch.randint(4, WORDS, (3, length))
@@ -118,6 +125,41 @@ def test_a_recording_that_was_played_again_has_lost_its_gradients(monkeypatch):
     last.backward()
     with pytest.raises(RuntimeError, match="played again"):
         earlier.backward()
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA graphs need a GPU")
+@pytest.mark.parametrize("kind", ["show_and_tell", "show_attend_tell", "transformer"])
+@pytest.mark.parametrize("dtype", [None, torch.bfloat16])
+def test_a_real_recording_gives_the_losses_and_gradients_of_its_work(kind, dtype):
+    """With an encoder that is tuned, and with bfloat16 around it."""
+    settings, decoder = EVERY[kind].model_copy(update={"label_smoothing": 0.1}), pair(kind)[0]
+    model = ImageCaptioningModel(Eye(8, CHANNELS, 1), decoder).cuda()
+    work = partial(trainee._losses, model, settings)
+    played = replay.Replay(work, model)
+    for step in range(6):
+        torch.manual_seed(step)
+        tokens = batch(step, 7)[1].cuda()
+        pixels, grads = torch.randn(3, 8, 2, PLACES // 2, device="cuda"), []
+        for run in (played, work):
+            with torch.autocast("cuda", dtype, enabled=dtype is not None):
+                losses = run(pixels, tokens)
+            sum(losses).backward()
+            sum(run(pixels, tokens)).backward()  # gradients add up
+            grads.append([sum(losses).detach(), *(p.grad for p in model.parameters())])
+            model.zero_grad(set_to_none=True)
+        for mine, wanted in zip(*grads, strict=True):
+            torch.testing.assert_close(mine, wanted, atol=1e-4 if dtype is None else 1e-2, rtol=1e-3 if dtype is None else 3e-2)
+        with torch.no_grad():
+            for p in model.parameters():
+                p.add_(0.01)
+    assert played.records and not played.why
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA graphs need a GPU")
+def test_dropout_draws_anew_in_a_recording():
+    layer = torch.nn.Linear(2000, 1, device="cuda")
+    played = replay.Replay(lambda x: (torch.nn.functional.dropout(layer(x), 0.5).square().sum(),), layer)
+    assert len({float(played(torch.ones(50, 2000, device="cuda"))[0]) for _ in range(8)}) > 6 and played.records
 
 
 def test_what_cannot_be_recorded_is_run_as_it_is(monkeypatch):

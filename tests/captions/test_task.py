@@ -61,6 +61,7 @@ def test_every_method_is_trained_proven_and_scored(done):
         assert np.isfinite(metrics["loss"]) and rows[name]["cider"] == metrics["decoding"]["beam3"]["cider"]
     for name in METHODS[:-1]:
         assert read_json(done / name / "seed-0" / "fingerprint.json")["verdict"] == "ok"
+    assert read_json(done / "transformer" / "seed-0" / "ledger.json")["paths"]["teaching"] == "fused attention"
 
 
 def test_only_what_may_change_changed(done):

@@ -62,9 +62,11 @@ class Recording:
         self.inputs = [x.detach().clone() for x in inputs]
         dice = torch.cuda.get_rng_state() if torch.cuda.is_available() else None
         self.pool = warm_up(self._both)
-        self.forward, self.losses = recorded(self._losses, self.pool)
+        self.forward, losses = recorded(self._losses, self.pool)
+        self.losses = [loss.detach() for loss in losses]
         self.weights = [torch.ones_like(loss) for loss in self.losses]  # the gradients that come from outside
         self.backward, self.gradients = recorded(self._gradients, self.pool)
+        self.live, losses = (), ()  # else autograd would go on adding up gradients on the stream of the recording
         if dice is not None:  # a resumed run must draw what an uninterrupted one would
             torch.cuda.set_rng_state(dice)
 

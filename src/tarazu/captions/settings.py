@@ -86,6 +86,9 @@ class FineTune(Strict):
     )
     learning_rate: PositiveFloat = 3e-5
     from_epoch: NonNegativeInt = 5
+    precision: Literal["float32", "bfloat16"] = Field(
+        "float32", description="of the encoder on a GPU; the decoder follows budget.precision"
+    )
 
 
 class SelfCritical(Strict):

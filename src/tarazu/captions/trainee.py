@@ -97,7 +97,8 @@ class CaptionTrainee(Trainee):
 def model_of(method: CaptionMethod, encoder: Pretrained, words: int) -> ImageCaptioningModel:
     """The whole model of a method's settings; the decoder is freshly initialised from torch's current seed."""
     decoder = decoders.make(method, words, encoder.module.width, encoder.side**2)
-    return ImageCaptioningModel(encoder.module, decoder, method.feature_dropout)
+    half = method.fine_tune is not None and method.fine_tune.precision == "bfloat16"
+    return ImageCaptioningModel(encoder.module, decoder, method.feature_dropout, half)
 
 
 def trainee_of(
