@@ -9,10 +9,10 @@ import numpy as np
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from tarazu.chat import hub
+from tarazu.chat import flex, hub
 from tarazu.chat.flops import Work, per_token, work_of
 from tarazu.chat.generation import generate
-from tarazu.chat.loss import CHUNK_BYTES
+from tarazu.chat.loss import LARGE_CHUNK, SMALL_CHUNK
 from tarazu.chat.settings import ChatRecipe
 from tarazu.chat.task import NO_CHECKPOINTING, Chat, Prepared
 from tarazu.chat.template import Turn
@@ -122,10 +122,10 @@ def outline(task: Chat, recipe: ChatRecipe, name: str, data: Prepared, device: t
         decode_flops=rows * (plain.position + plain.supervised),
         decode_bytes=size * low.itemsize,
         fixed_bytes=_process(device) + size * low.itemsize + 16 * trained,  # float32 weights, gradients and Adam's two
-        activation_bytes=_activations(trainee, train, recipe, lengths, low) if trained else CHUNK_BYTES,
+        activation_bytes=_activations(trainee, train, recipe, lengths, low, device) if trained else _chunk(recipe, device),
         disk_bytes=4 * trained * (1 + 2 * 3),  # the weights, and two checkpoints of weights and Adam's two
         flops_per_token=each if trained else None,
-        notes=_notes(recipe, name, lengths),
+        notes=_notes(recipe, name, lengths, device),
     )
 
 
@@ -138,10 +138,11 @@ def shell(recipe: ChatRecipe, device: torch.device, dtype: torch.dtype) -> torch
         return AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=chosen).eval()
 
 
-def _notes(recipe: ChatRecipe, name: str, lengths: np.ndarray) -> tuple[str, ...]:
+def _notes(recipe: ChatRecipe, name: str, lengths: np.ndarray, device: torch.device) -> tuple[str, ...]:
     """What works, but not as one might think."""
     notes = []
-    if recipe.budget.gradient_checkpointing and recipe.methods[name].kind in NO_CHECKPOINTING:
+    by_blocks = hub.pick_attention("", recipe.attention, device) == flex.NAME
+    if recipe.budget.gradient_checkpointing and recipe.methods[name].kind in NO_CHECKPOINTING and not by_blocks:
         notes.append("trains without gradient checkpointing: transformers drops the cache, and the prefix with it")
     long = int((lengths > recipe.budget.micro_batch_tokens).sum())
     if long:
@@ -167,7 +168,7 @@ def _passages(plain: Work, data: Prepared) -> float:
 
 
 def _activations(
-    trainee: ChatTrainee, work: Work, recipe: ChatRecipe, lengths: np.ndarray, dtype: torch.dtype
+    trainee: ChatTrainee, work: Work, recipe: ChatRecipe, lengths: np.ndarray, dtype: torch.dtype, device: torch.device
 ) -> float:
     """Bytes kept for the backward pass of the largest micro-batch, as the shape of a gated block tells them."""
     config = trainee.base.config
@@ -180,7 +181,12 @@ def _activations(
         each > 4 * config.num_attention_heads * head for each, _ in work.keys
     )  # layers that are gone back through
     places = max(recipe.budget.micro_batch_tokens, int(lengths.max()))
-    return places * block * deep * dtype.itemsize + 3 * min(CHUNK_BYTES, places * config.vocab_size * 4)
+    return places * block * deep * dtype.itemsize + 3 * min(_chunk(recipe, device), places * config.vocab_size * dtype.itemsize)
+
+
+def _chunk(recipe: ChatRecipe, device: torch.device) -> int:
+    """Bytes of logits that the loss makes at a time."""
+    return LARGE_CHUNK if device.type == "cuda" and recipe.memory == "normal" else SMALL_CHUNK
 
 
 def _process(device: torch.device) -> int:

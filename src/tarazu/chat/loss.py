@@ -11,8 +11,8 @@ from functools import lru_cache
 import torch
 import torch.nn.functional as F
 
-CHUNK_BYTES = 256 * 2**20  # of logits; on a GPU larger products run faster
-CHUNK_BYTES_GPU = 1024 * 2**20
+SMALL_CHUNK = 256 * 2**20  # bytes of logits
+LARGE_CHUNK = 1024 * 2**20  # larger products run faster on a GPU
 
 
 class ChunkedCrossEntropy(torch.autograd.Function):
@@ -22,14 +22,13 @@ class ChunkedCrossEntropy(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, hidden, weight, labels, softcap):
+    def forward(ctx, hidden, weight, labels, softcap, chunk):
         need_hidden, need_weight = ctx.needs_input_grad[:2]
         grad_hidden = torch.empty_like(hidden) if need_hidden else None
         grad_weight = torch.zeros_like(weight, dtype=torch.float32) if need_weight else None
         losses = torch.empty(len(labels), dtype=torch.float32, device=hidden.device)
         matrix = weight.to(hidden.dtype)
-        most = CHUNK_BYTES_GPU if hidden.is_cuda else CHUNK_BYTES
-        rows = max(1, most // (hidden.element_size() * weight.shape[0]))
+        rows = max(1, chunk // (hidden.element_size() * weight.shape[0]))
         loss_of = _fused() if hidden.is_cuda and need_hidden else loss_and_slope
         for start in range(0, len(labels), rows):
             part = slice(start, start + rows)
@@ -45,7 +44,7 @@ class ChunkedCrossEntropy(torch.autograd.Function):
     def backward(ctx, grad):
         hidden, weight = ctx.saved_tensors
         scale = grad.flatten()[0] if grad.numel() else grad.sum()
-        return (None if hidden is None else hidden * scale.to(hidden.dtype)), (None if weight is None else weight * scale), None, None
+        return (None if hidden is None else hidden * scale.to(hidden.dtype)), (None if weight is None else weight * scale), None, None, None
 
 
 def loss_and_slope(logits: torch.Tensor, labels: torch.Tensor, softcap: float | None, sloped: bool) -> tuple[torch.Tensor, torch.Tensor | None]:
@@ -69,14 +68,17 @@ def _fused():
     return torch.compile(loss_and_slope, dynamic=True)
 
 
-def token_losses(model, hidden: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Nats of each label, (N,), from the hidden states (N, width) that predict them; differentiable through their sum."""
+def token_losses(model, hidden: torch.Tensor, labels: torch.Tensor, chunk: int | None = None) -> torch.Tensor:
+    """Nats of each label, (N,), from the hidden states (N, width) that predict them; differentiable through their sum.
+
+    `chunk`: bytes of logits at a time; default by device.
+    """
     head, softcap = model.get_output_embeddings(), getattr(model.config, "final_logit_softcapping", None)
     if head.bias is not None or _unusual(model.config):
         return F.cross_entropy(logits_of(model, hidden), labels, reduction="none")
     if torch.is_autocast_enabled(hidden.device.type):
         hidden = hidden.to(torch.get_autocast_dtype(hidden.device.type))
-    return ChunkedCrossEntropy.apply(hidden, head.weight, labels, softcap)
+    return ChunkedCrossEntropy.apply(hidden, head.weight, labels, softcap, chunk or (LARGE_CHUNK if hidden.is_cuda else SMALL_CHUNK))
 
 
 def logits_of(model, hidden: torch.Tensor) -> torch.Tensor:

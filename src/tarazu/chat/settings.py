@@ -95,5 +95,13 @@ class ChatRecipe(Recipe):
     reading: Reading | None = Field(None, description="reading comprehension with right answers")
     attention: Literal["auto", "flex", "sdpa", "eager"] = "auto"
     layout: Literal["auto", "packed", "padded"] = Field("auto", description="how rows share a batch; auto: packed on a GPU")
+    memory: Literal["normal", "small"] = Field("normal", description="small: checkpointing, one row a pass, the loss in small chunks; slower")
     compiled: bool | None = Field(None, description="compile the decoder's layers; default: on a GPU with flex attention")
     methods: dict[str, Annotated[AnyMethod, Field(discriminator="kind")]]
+
+    @model_validator(mode="after")
+    def _small(self) -> ChatRecipe:
+        if self.memory == "small":
+            passes = min(self.budget.micro_batch_tokens, self.data.max_length)
+            self.budget = self.budget.model_copy(update={"gradient_checkpointing": True, "micro_batch_tokens": passes})
+        return self

@@ -26,7 +26,7 @@ from tarazu.chat import (
 )
 from tarazu.chat.forward import hidden_states
 from tarazu.chat.layout import ChatBatch, Row, group, lay_out, packed_width
-from tarazu.chat.loss import token_losses
+from tarazu.chat.loss import SMALL_CHUNK, token_losses
 from tarazu.chat.persian import english_share
 from tarazu.chat.settings import ChatRecipe, Sources
 from tarazu.chat.trainee import ChatTrainee
@@ -99,6 +99,7 @@ class Chat:
         method = recipe.methods[name]
         trainee = method.attach(model, tokenizer)
         trainee.learning_rate = method.learning_rate
+        trainee.loss_chunk = SMALL_CHUNK if recipe.memory == "small" else None
         trainee.module.to(model.device)
         for parameter in trainee.trainable().values():
             parameter.data = parameter.data.float()  # small steps vanish in bfloat16
@@ -127,7 +128,7 @@ class Chat:
     def losses(self, trainee: ChatTrainee, batch: ChatBatch) -> torch.Tensor:
         """Nats of each supervised token, (N,)."""
         hidden = hidden_states(trainee, batch)
-        return token_losses(trainee.base, hidden.flatten(0, 1)[batch.sources], batch.labels)
+        return token_losses(trainee.base, hidden.flatten(0, 1)[batch.sources], batch.labels, trainee.loss_chunk)
 
     def validate(self, trainee: ChatTrainee, data: Prepared, recipe: ChatRecipe) -> dict[str, float]:
         most = recipe.budget.validation_rows

@@ -26,12 +26,14 @@ class ChatTrainee(Trainee):
         virtual: virtual tokens (prompt) or prefix positions before each row.
         prompt: the current soft prompt, (virtual, width); None if there is none.
         prefix: the current prefix, for each layer keys and values (key-value heads, virtual, head size); None likewise.
+        loss_chunk: bytes of logits that the loss makes at a time; None: by device.
     """
 
     base: PreTrainedModel | None = None
     virtual: int = 0
     prompt: Callable[[], torch.Tensor] | None = None
     prefix: Callable[[], KeyValues] | None = None
+    loss_chunk: int | None = None
 
 
 def adapted(model: PreTrainedModel, config: Any, targets: str | list[str]) -> ChatTrainee:

@@ -1,0 +1,42 @@
+"""`memory: small` changes how a step is cut, not what it computes."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from chat.test_methods import VOCABULARY, model
+from pydantic import ValidationError
+
+from tarazu.chat.loss import token_losses
+from tarazu.chat.settings import ChatRecipe
+
+CONTENT = {"task": "chat", "model": "x", "data": {"source": "x", "max_length": 300}, "budget": {"tokens": 10}, "methods": {"lora": {}}}
+
+
+def test_small_means_checkpointing_and_one_row_a_pass():
+    small = ChatRecipe.model_validate({**CONTENT, "memory": "small"})
+    assert small.budget.gradient_checkpointing and small.budget.micro_batch_tokens == 300
+    plain = ChatRecipe.model_validate(CONTENT)
+    assert not plain.budget.gradient_checkpointing and plain.budget.micro_batch_tokens == 8192
+    with pytest.raises(ValidationError):
+        ChatRecipe.model_validate({**CONTENT, "memory": "tiny"})
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2"])
+def test_the_chunk_of_the_loss_changes_nothing(family):
+    base = model(family)
+    hidden = torch.randn(40, 32, requires_grad=True)
+    labels = torch.randint(0, VOCABULARY, (40,))
+    found = []
+    for chunk in (1, 5000, None):
+        hidden.grad = None
+        losses = token_losses(base, hidden, labels, chunk)
+        losses.sum().backward()
+        found.append((losses.detach(), hidden.grad.clone()))
+    logits = base.lm_head(hidden)
+    if cap := getattr(base.config, "final_logit_softcapping", None):
+        logits = torch.tanh(logits / cap) * cap
+    expected = torch.nn.functional.cross_entropy(logits, labels, reduction="none")
+    gradient = torch.autograd.grad(expected.sum(), hidden)[0]
+    for losses, grad in found:
+        assert torch.allclose(losses, expected, atol=1e-5) and torch.allclose(grad, gradient, atol=1e-5)
