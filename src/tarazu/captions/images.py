@@ -30,6 +30,9 @@ DAMAGE = (
     MemoryError,
 )  # what Pillow's readers raise
 
+# refused below by our own measure; filters belong to the whole process, so threads must not set them one by one
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+
 
 def open_image(source: bytes | str | Path, where: str = "") -> Image.Image:
     """An upright RGB picture from bytes or a file.
@@ -88,9 +91,7 @@ def _file_bytes(path: Path) -> bytes:
 def _header(data: bytes, where: str) -> Image.Image:
     """The picture with only its header read, so that a bomb is refused before it unfolds."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            picture = Image.open(io.BytesIO(data), formats=FORMATS)
+        picture = Image.open(io.BytesIO(data), formats=FORMATS)
     except Image.DecompressionBombError:
         raise BadInput(
             f"more than {MOST_PIXELS // 10**6} million pixels", where=where, todo="give a smaller copy"
