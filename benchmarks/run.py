@@ -42,7 +42,7 @@ class Comparison:
 
 def comparisons(gpu: bool) -> list[Comparison]:
     """What can be measured on this sort of machine."""
-    folder = os.environ.get("FLICKR8K")
+    folder = os.environ.get("TARAZU_FLICKR8K")
     pictures = ("--source", folder) if folder else ("--drawn", "60", "--steps", "12", "--warm", "3", "--set", "budget.batch_rows=32")
     captions = Comparison("captions", (("benchmarks.captions", *pictures),), alone=True)
     if not gpu:
