@@ -47,7 +47,7 @@ def adopt(path: str, recipe: Recipe) -> dict:
     try:
         theirs, found = whole["recipe"], whole["estimate"]
         names = {entry["method"] for entry in found["methods"]}
-        differ = [key for key in mine if key not in NOT_COMPARED and mine[key] != theirs[key]]
+        differ = [key for key in mine if key not in NOT_COMPARED and mine[key] != theirs.get(key)]
         differ += [f"methods.{name}" for name in names & set(mine["methods"]) if mine["methods"][name] != theirs["methods"][name]]
         methods = [{**entry, "made": _now()} for entry in found["methods"] if entry["method"] in mine["methods"]]
     except (KeyError, TypeError, AttributeError) as error:

@@ -19,6 +19,11 @@ class Cell:
     sort: float | str | None = None
     best: bool = False
 
+    @property
+    def key(self) -> str:
+        """What the page's script compares: seven digits of a number are enough."""
+        return f"{self.sort:.7g}" if isinstance(self.sort, float) else str(self.sort)
+
 
 @dataclass
 class Table:

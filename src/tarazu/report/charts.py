@@ -18,7 +18,7 @@ INK, GRID = "#333333", "#e0e0e0"
 PALETTE = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#b8860b", "#3a9bd9", "#7a5cc8", "#8a8a00", "#b03060", "#4d7f7f"]
 DASHES = [[1, 0], [6, 3], [2, 2], [8, 3, 2, 3]]
 _RTL = re.compile("[\u0600-\u06ff]")
-FONT = "Vazirmatn, 'Noto Sans Arabic', Tahoma, 'DejaVu Sans', sans-serif"
+FONT = "Vazirmatn, 'DejaVu Sans', Tahoma, 'Noto Sans Arabic', sans-serif"  # the first three have both scripts: no mixture
 
 
 @dataclass(frozen=True)
@@ -179,12 +179,13 @@ def trade(
 ) -> alt.Chart:
     """Quality against a cost. points: {name, x, y, low?, high?}; the front is a line, its points are filled."""
     rows = [{**p, "name": visible(p["name"]), "front": p["name"] in front} for p in points]
+    small = min(p["x"] for p in points) < 1  # "300m" would be read as metres or minutes
     axes = {
         "x": alt.X(
             "x:Q",
             title=words(x, language),
             scale=alt.Scale(type="log" if log else "linear", zero=False, padding=30),
-            axis=alt.Axis(format="~s", tickCount=5, labelOverlap="greedy"),
+            axis=alt.Axis(format=".3~g" if small else "~s", tickCount=5, labelOverlap="greedy"),
         ),
         "y": alt.Y("y:Q", title=words(y, language), scale=alt.Scale(zero=False, padding=16)),
     }
@@ -202,24 +203,31 @@ def trade(
         for on in (True, False)
     ]
     names = [
-        alt.Chart(_data(some)).mark_text(align="left", dx=8, dy=shift).encode(text="name:N", **axes)
-        for shift, some in _apart(rows, log).items()
+        alt.Chart(_data(some))
+        .mark_text(align=side, dx=8 if side == "left" else -8, dy=shift, limit=width * 0.55)
+        .encode(text="name:N", **axes)
+        for (side, shift), some in _apart(rows, log).items()
     ]
     return alt.layer(line, bars_, *kinds, *names).properties(width=width, height=260)
 
 
-def _apart(rows: list[dict], log: bool) -> dict[int, list[dict]]:
-    """Rows by how many pixels their name stands below their point, so that names of near points do not cover each other."""
+def _apart(rows: list[dict], log: bool) -> dict[tuple[str, int], list[dict]]:
+    """Rows by the side of their point that their name stands at (inwards, so that none is cut off) and by how many pixels
+    below it, so that names of near points do not cover each other."""
     place = {r["name"]: (math.log(r["x"]) if log else r["x"], r["y"]) for r in rows}
     widths = [max(v) - min(v) or 1.0 for v in zip(*place.values(), strict=True)]
-    found: dict[int, list[dict]] = {}
+    left = min(x for x, _ in place.values())
+    taken: list[tuple[str, float, float]] = []
+    found: dict[tuple[str, int], list[dict]] = {}
     for row in sorted(rows, key=lambda r: r["x"]):
-        mine = place[row["name"]]
-        for shift in (-7, 9, -21, 23, -35, 37):
-            others = [place[other["name"]] for other in found.get(shift, [])]
-            if not any(abs(mine[0] - x) < 0.25 * widths[0] and abs(mine[1] - y) < 0.06 * widths[1] for x, y in others):
+        x, y = place[row["name"]]
+        side = "right" if x - left > 0.55 * widths[0] else "left"
+        for shift in (-7, 9, -21, 23, -35, 37, -49, 51):
+            height = y - shift * widths[1] / 230  # where the name's middle is, in the figure's own unit
+            if not any(s == side and abs(x - a) < 0.4 * widths[0] and abs(height - b) < 0.055 * widths[1] for s, a, b in taken):
                 break
-        found.setdefault(shift, []).append(row)
+        taken.append((side, x, height))
+        found.setdefault((side, shift), []).append(row)
     return found
 
 

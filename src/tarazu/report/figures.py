@@ -36,7 +36,8 @@ _NOISE = re.compile(
 )
 _EMPTY = re.compile(r'<path d="(?:M0,0h0v0h0Z)?"(?: display="none")?/>')
 _FIGURE = re.compile("(<text[^>]*>)([−+0-9.,]*[0-9][0-9.,]*[kMGm%]?)</text>")  # an axis label; k, M, G as d3 writes them
-_DECIMALS = re.compile(r"(\d\.\d\d)\d+")
+_PLACE = re.compile(r' (?:d|transform|x|y|x1|x2|y1|y2|width|height)="[^"]*"')
+_DECIMALS = re.compile(r"(\d\.\d)\d+")
 
 
 @dataclass(frozen=True)
@@ -90,7 +91,7 @@ def inline(svg: str, identity: str, label: str) -> Markup:
     svg = re.sub(r"\bclip(\d+)", rf"{identity}-clip\1", _NOISE.sub("", svg))
     svg = re.sub(r'<rect width="[\d.]+" height="[\d.]+" fill="white"/>', "", svg, count=1)
     svg = _EMPTY.sub("", svg)
-    svg = _DECIMALS.sub(r"\1", svg)
+    svg = _PLACE.sub(lambda found: _DECIMALS.sub(r"\1", found[0]), svg)  # a tenth of a pixel; labels stay whole
     svg = svg.replace(f'stroke="{GRID}"', 'stroke="currentColor" stroke-opacity="0.15"')
     svg = svg.replace(f'"{INK}"', '"currentColor"')
     if identity.endswith("-fa"):

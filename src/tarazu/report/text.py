@@ -15,6 +15,7 @@ from typing import Any
 from markupsafe import Markup, escape
 
 _PERSIAN_FORM = re.compile('<(t?span) class="persian">[^<]*</\\1>')
+_LATIN_FORM = re.compile('<(t?span) class="latin">([^<]*)</\\1>')
 _DIGIT = re.compile("[0-9]")
 _DIGITS = str.maketrans("0123456789.,", "۰۱۲۳۴۵۶۷۸۹٫٬")
 STRINGS = Path(__file__).parent / "strings"
@@ -32,13 +33,18 @@ class Both:
     def __html__(self) -> str:
         if self.fa == self.en:
             return self.en
-        return Markup(
-            '<span class="fa" lang="fa" dir="rtl">{}</span><span class="en" lang="en" dir="ltr">{}</span>'
-        ).format(self.fa, self.en)
+        return Markup('<span class="fa" lang="fa">{}</span><span class="en" lang="en">{}</span>').format(
+            self.fa, _without_persian_digits(self.en)
+        )
 
     def plain(self, language: str) -> str:
         """The text without its markup, for figures and attributes."""
-        return Markup(_PERSIAN_FORM.sub("", getattr(self, language))).striptags()
+        return _without_persian_digits(getattr(self, language)).striptags()
+
+
+def _without_persian_digits(text: Markup) -> Markup:
+    """Text that is only ever shown with Latin digits."""
+    return Markup(_LATIN_FORM.sub(r"\2", _PERSIAN_FORM.sub("", text)))
 
 
 def visible(value: Any) -> str:

@@ -2,8 +2,14 @@
 // Curves that answer: hover for values, drag to zoom, double-click (or Escape) to go back, buttons to hide a line.
 // Without this script the page shows the same curves as a fixed picture. Text enters by textContent alone.
 (function () {
-  const WIDE = 640, HIGH = 320, LEFT = 58, RIGHT = 12, TOP = 10, BOTTOM = 46;
-  const language = () => (document.getElementById("show-fa").checked ? "fa" : "en");
+  const LEFT = 58, RIGHT = 12, TOP = 10, BOTTOM = 46;
+  let WIDE = 640, HIGH = 320;
+  const fit = () => {  // a narrow screen gets a narrow chart, not a shrunken one
+    const wide = Math.max(320, Math.min(640, document.getElementById("main").clientWidth - 44));
+    const changed = Math.abs(wide - WIDE) > 8;
+    if (changed) [WIDE, HIGH] = [wide, Math.round(Math.max(240, wide / 2))];
+    return changed;
+  };  const language = () => (document.getElementById("show-fa").checked ? "fa" : "en");
   const persian = () => language() === "fa" && document.getElementById("digits").checked;
   const figures = (text) => persian() ? text.replace(/\d/g, (d) => "۰۱۲۳۴۵۶۷۸۹"[d]).replace(/\./g, "٫") : text;
   const make = (name, attributes, parent) => {
@@ -82,7 +88,7 @@
 
     axes(svg, lang) {
       const text = (value, attributes) => { make("text", { fill: "currentColor", "font-size": 12, ...attributes }, svg).textContent = value; };
-      for (const x of ticks(this.range.x0, this.range.x1, 6)) text(short(x), { x: this.px(x), y: HIGH - BOTTOM + 17, "text-anchor": "middle" });
+      for (const x of ticks(this.range.x0, this.range.x1, Math.round(WIDE / 107))) text(short(x), { x: this.px(x), y: HIGH - BOTTOM + 17, "text-anchor": "middle" });
       for (const y of ticks(this.range.y0, this.range.y1, 5)) {
         make("line", { x1: LEFT, x2: WIDE - RIGHT, y1: this.py(y), y2: this.py(y), stroke: "currentColor", "stroke-opacity": 0.15 }, svg);
         text(short(y), { x: LEFT - 6, y: this.py(y) + 4, "text-anchor": "end" });
@@ -174,9 +180,11 @@
     }
   }
 
+  fit();
   const charts = [...document.querySelectorAll("figure.chart")].map((figure) => {
     const points = figure.querySelector("script.points");
     return points ? new Chart(figure, JSON.parse(points.textContent)) : null;
   }).filter(Boolean);
   for (const id of ["show-fa", "show-en", "digits"]) document.getElementById(id).addEventListener("change", () => charts.forEach((chart) => chart.draw()));
+  addEventListener("resize", () => { if (fit()) charts.forEach((chart) => chart.draw()); });
 })();

@@ -119,6 +119,8 @@ def _differs(first: Arm, arm: Arm) -> Cell:
 def _curve_cells(arm: Arm) -> list[Cell]:
     """Best of all epochs, training loss, validation loss (least, then last), and the gap between the last two."""
     facts, source = analyse(arm.first, "epoch"), arm.first.file("events.jsonl")
+    if facts.best_at is None:
+        return [figure_cell(None, "loss")] * 4  # it trains nothing of its own
     epochs = say("ablation.of", best=number(facts.best_at, "number", source), last=number(facts.end_at, "number", source))
     best, last = (number(v, "loss", source) for v in (facts.validation_best, facts.validation_last))
     return [

@@ -6,7 +6,7 @@ from collections import Counter
 from functools import partial
 
 from tarazu.report import charts
-from tarazu.report.blocks import Table, figure_cell, text_cell
+from tarazu.report.blocks import Cell, Table, figure_cell, text_cell
 from tarazu.report.figures import Figure
 from tarazu.report.measures import by_id
 from tarazu.report.pictures import photo
@@ -125,22 +125,20 @@ def bleu_figure(context: Context) -> Figure | None:
 
 
 def errors_side_by_side(context: Context) -> Table:
-    """Precision and recall of every category for every model, on the same images."""
+    """Precision and recall of every category for every model, on the same images: a row for each model."""
     arms = [arm for arm in context.study.arms if categories(arm)]
     names = list(dict.fromkeys(name for arm in arms for name in categories(arm)))
-    rows = []
-    for name in names:
-        cells = [
-            figure_cell(dig(categories(arm).get(name), k), "percent", arm.first.file("metrics.json"))
-            for arm in arms
-            for k in ("precision", "recall")
-        ]
-        rows.append([text_cell(say_or(f"category.{name}", name)), *cells])
-    columns = [
-        say("errors.category"),
-        *[say(f"errors.{k}_of", model=code(arm.name)) for arm in arms for k in ("precision", "recall")],
-    ]
-    return Table(say("errors.side_by_side"), columns, rows, [arm.first.file("metrics.json") for arm in arms])
+    rows = [[text_cell(arm_name(arm)), *[_precision_and_recall(arm, name) for name in names]] for arm in arms]
+    columns = [say("compare.method"), *[say_or(f"category.{name}", name) for name in names]]
+    sources = [arm.first.file("metrics.json") for arm in arms]
+    return Table(say("errors.side_by_side"), columns, rows, sources, sortable=True)
+
+
+def _precision_and_recall(arm: Arm, category: str) -> Cell:
+    """Both in one cell; a sort goes by their harmonic mean."""
+    found, source = categories(arm).get(category), arm.first.file("metrics.json")
+    values = {k: number(dig(found, k), "percent", source) for k in ("precision", "recall")}
+    return Cell(say("errors.both", **values), as_number(dig(found, "f1")))
 
 
 def _own_errors(arm: Arm) -> dict[str, dict[str, set]]:
