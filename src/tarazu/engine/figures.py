@@ -21,6 +21,23 @@ from tarazu.errors import TarazuError
 MOST_SKIPPED = 10  # steps in a row without a finite gradient before the run is given up
 
 
+class Moment:
+    """A point in the device's time, which on a GPU is not the host's: work is ordered long before it is done."""
+
+    def __init__(self, device: torch.device):
+        self.host = time.perf_counter()
+        self.event = None
+        if device.type == "cuda":
+            self.event = torch.cuda.Event(enable_timing=True)
+            self.event.record()
+
+    def until(self, later: Moment) -> float:
+        """Seconds; the device must have passed both."""
+        if self.event is None:
+            return later.host - self.host
+        return self.event.elapsed_time(later.event) / 1000
+
+
 @dataclass(frozen=True)
 class Unread:
     """A step that is done or under way; `measured` holds its loss and gradient norm on the device."""
@@ -31,7 +48,8 @@ class Unread:
     rate: float
     counts: Counts
     measured: torch.Tensor
-    began: float
+    began: Moment
+    ended: Moment
 
 
 class Figures:
@@ -47,7 +65,7 @@ class Figures:
     def __init__(self, position: Any, losses: deque[float], write: Callable, warn: Callable[[int, str, str], None]):
         self.position, self.losses, self.write, self.warn = position, losses, write, warn
         self.waiting: Unread | None = None
-        self.last_read, self.shown = 0.0, ""
+        self.shown = ""
 
     def add(self, done: Unread, late: bool) -> None:
         """Takes a step in. `late`: only the step before it is read now."""
@@ -65,8 +83,9 @@ class Figures:
         if done is None:
             return
         loss, norm = done.measured.tolist()
-        now = time.perf_counter()
-        seconds, self.last_read = now - max(done.began, self.last_read), now
+        if done.ended.event is not None:
+            done.ended.event.synchronize()
+        seconds = done.began.until(done.ended)
         if math.isfinite(norm) and math.isfinite(loss):
             self.position.skipped = 0
         else:

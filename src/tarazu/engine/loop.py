@@ -22,7 +22,7 @@ from tarazu.engine import checkpoint
 from tarazu.engine import optimizer as optim
 from tarazu.engine.average import Average
 from tarazu.engine.events import Events
-from tarazu.engine.figures import Figures, Unread
+from tarazu.engine.figures import Figures, Moment, Unread
 from tarazu.engine.ledger import Ledger
 from tarazu.engine.order import RowOrder
 from tarazu.engine.progress import Bar, note
@@ -83,6 +83,7 @@ class _Fit:
         self.ahead: tuple | None = None
         self.losses: deque[float] = deque(maxlen=20)
         self.last_tokens = 0
+        self.edge: Moment | None = None  # where the last step ended
         self.sampled = True
         self.saved_step, self.saved_time = -1, time.monotonic()
         torch.manual_seed(seed)
@@ -142,6 +143,7 @@ class _Fit:
             late = time.monotonic() - self.saved_time > SAVE_SECONDS
             if self.due() or self.over() or self.stop.received or late:
                 self.figures.catch_up()
+                self.edge = None
                 return
 
     def fraction(self) -> float:
@@ -217,7 +219,7 @@ class _Fit:
     # --- one step ---
 
     def step(self, bar: Bar) -> None:
-        began = time.perf_counter()
+        began, self.edge = self.edge or Moment(self.device), None
         self.trainee.fraction, self.trainee.epoch = self.fraction(), int(self.order.epoch(self.at.step))
         rate = optim.set_rates(self.optimizer, scale(self.trainee.fraction, self.budget.schedule, self.budget.warmup), self.trainee.epoch)
         measured, counts = self.gradients()
@@ -226,7 +228,8 @@ class _Fit:
         self.advance(counts)
         if self.average:
             self.average.update(self.at.step)
-        done = Unread(self.at.step, self.at.tokens, self.order.epoch(self.at.step), rate, counts, measured, began)
+        self.edge = Moment(self.device)  # a step begins where the last one ended: what is between them belongs to it
+        done = Unread(self.at.step, self.at.tokens, self.order.epoch(self.at.step), rate, counts, measured, began, self.edge)
         self.figures.add(done, late=optim.decides_alone(self.optimizer))
         bar.at(min(1.0, self.fraction()), self.figures.shown)
 
