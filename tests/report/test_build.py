@@ -271,7 +271,7 @@ def test_a_search_tells_what_it_took_and_what_lay_beyond(tmp_path, undrawn):
     wider = {**plain, "tokens": 20_000, "tokens_beyond": 5_000, "candidates": [*plain["candidates"], beyond]}
     (folder / "layers/search.json").write_text(json.dumps(wider))
     shown = "".join(Page(build(folder).read_text(encoding="utf-8")).text)
-    assert "so 0.03 beyond it was tried under the same rule (5,000 of those tokens)" in shown
+    assert "beyond it under the same rule, to 0.03 (5,000 of those tokens)" in shown
     assert "did not cost the same: from 15,000 to 20,000 tokens" in shown and "پس بیرون از فهرست نیز 0.03" in shown
 
 
