@@ -3,7 +3,7 @@
     python -m benchmarks.train --shape gemma-2-2b --method lora
     python -m benchmarks.train --method layers --checkpointing
 
-Rows, their order within a step and the count of tokens are those of the peers. `--plain` turns the compiled layers off.
+Rows, their order within a step and the count of tokens are those of the peers. `--plain` turns the fast path off.
 `--profile FILE` writes where the GPU's time goes.
 """
 
@@ -53,7 +53,7 @@ def recipe_of(args: argparse.Namespace) -> Any:
             "tokens": tokens, "batch_rows": args.batch_rows, "micro_batch_tokens": args.limit, "evaluate_every": 10**9, "validation_rows": 1,
             "gradient_checkpointing": args.checkpointing,
         },
-        "compiled": False if args.plain else None, "forgetting": None, "questions": None,
+        "fast": not args.plain, "forgetting": None, "questions": None,
     })  # fmt: skip
 
 
@@ -158,7 +158,7 @@ def arguments() -> argparse.Namespace:
     asked.add_argument("--limit", type=int, default=8192, help="tokens in a forward pass")
     asked.add_argument("--batch-rows", type=int, default=32)
     asked.add_argument("--checkpointing", action="store_true")
-    asked.add_argument("--plain", action="store_true", help="without compiled layers")
+    asked.add_argument("--plain", action="store_true", help="without the fast path")
     asked.add_argument("--profile", type=Path, help="write a table of the kernels here")
     asked.add_argument("--rank", type=int)
     asked.add_argument("--rows", type=int, default=2048)

@@ -23,6 +23,11 @@ def lean(model: nn.Module) -> None:
             module.__class__ = LeanLoHa
 
 
+def are_lean(model: nn.Module) -> bool:
+    """Whether adapters of `model` have this file's forward."""
+    return any(isinstance(module, (LeanLoRA, LeanDoRA, LeanLoHa)) for module in model.modules())
+
+
 def _plain_lora(module: lora.Linear) -> bool:
     """LoRA, or DoRA without dropout, whose adapters have no biases of their own."""
     name = module.active_adapters[0]

@@ -1,8 +1,8 @@
 """The decoder's layers, compiled one by one: fused elementwise work, one kernel launch where there were ten.
 
 All layers of a model are one piece of code, so it is compiled once and not once per layer ("regional compilation",
-PyTorch's recipes). The compiler's results stay in the user's cache folder. `recipe.compiled: false` is the plain path,
-which tests compare with.
+PyTorch's recipes). The compiler's results stay in the user's cache folder. `fast: false` in the recipe is the
+plain path, which tests compare with.
 """
 
 from __future__ import annotations
@@ -17,23 +17,15 @@ from torch.nn.attention.flex_attention import BlockMask
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
-from tarazu.chat import adapters, flex
 from tarazu.chat.hub import cache_folder
 
 SHAPES: bool | None = None  # None: the second packed width that comes makes the width a variable
 
 
-def pays(model: PreTrainedModel, wanted: bool | None) -> bool:
-    """Whether layers are compiled: as the recipe says, and by default on a GPU with block attention."""
-    able = model.config._attn_implementation == flex.NAME and model.device.type == "cuda"
-    return able if wanted is None else wanted
-
-
 def compile_layers(model: PreTrainedModel) -> None:
-    """Compiles every decoder layer of `model` in place, low-rank adapters included; parameters and their names stay."""
+    """Compiles every decoder layer of `model` in place; parameters and their names stay."""
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_folder() / "compiled"))
     torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)
-    adapters.lean(model)
     for layer in model.get_decoder().layers:
         if getattr(layer.self_attn, "sliding_window", None) is not None:
             layer.self_attn.sliding_window = None  # the mask does the window; a difference between layers would compile them twice

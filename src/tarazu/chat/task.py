@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from tarazu.chat import (
+    adapters,
     compiled,
     flex,
     flops,
@@ -105,7 +106,9 @@ class Chat:
             parameter.data = parameter.data.float()  # small steps vanish in bfloat16
         if recipe.budget.gradient_checkpointing and (method.kind not in NO_CHECKPOINTING or by_blocks(model)):
             model.gradient_checkpointing_enable({"use_reentrant": False})
-        if compiled.pays(model, recipe.compiled):
+        if recipe.fast:
+            adapters.lean(model)
+        if recipe.fast and by_blocks(model) and model.device.type == "cuda":
             compiled.compile_layers(model)
         elif by_blocks(model):
             compiled.give_prefixes(model)
@@ -245,7 +248,7 @@ class Chat:
 
     def paths(self, trainee: ChatTrainee, data: Prepared) -> dict[str, str]:
         """Which code ran, for the ledger."""
-        layers = "compiled" if compiled.is_compiled(trainee.base) else "plain"
+        layers = "compiled" if compiled.is_compiled(trainee.base) else "lean adapters" if adapters.are_lean(trainee.base) else "plain"
         return {"attention": trainee.base.config._attn_implementation, "layout": "packed" if data.packed else "padded", "layers": layers}
 
     def targets(self, trainee: ChatTrainee) -> list[dict]:
