@@ -55,8 +55,7 @@ def comparisons(gpu: bool) -> list[Comparison]:
         _training("gemma-2-2b", "lora", "trl_sft"),
         _training("gemma-2-2b", "lora", "trl_sft", "--checkpointing"),
         _training("llama-3.2-3b", "lora", "trl_sft"),
-        *(_training("gemma-2-2b", method, "plain_loop", "--method", method) for method in ("prompt_tuning", "prefix_tuning", "p_tuning", "layers")),
-        *(_training("gemma-2-2b", method) for method in ("rslora", "dora", "loha")),
+        *(_training("gemma-2-2b", method, "plain_loop", "--method", method) for method in ("prompt_tuning", "prefix_tuning", "p_tuning", "layers", "rslora", "dora", "loha")),
     ]
     random = ("benchmarks.generation", "--shape", "gemma-2-2b", "--prompts", "32", "--most", "64", "--batch-rows", "32")
     exact = ("benchmarks.generation", "--shape", "tiny-gemma2", "--prompts", "16", "--most", "32", "--float32", "--repeats", "1")

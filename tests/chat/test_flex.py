@@ -6,11 +6,13 @@ import pytest
 import torch
 from chat.test_methods import METHODS, build, close, losses, rows
 from chat.tiny import FAMILIES
-from torch.nn.attention.flex_attention import create_mask
+from torch.nn.attention.flex_attention import create_mask, flex_attention
 
-from tarazu.chat import flex
+from tarazu.chat import adapters, compiled, flex
 from tarazu.chat.attention import visible
+from tarazu.chat.forward import hidden_states
 from tarazu.chat.layout import SHARED, group, lay_out, packed_width
+from tarazu.chat.loss import token_losses
 
 LENGTHS = (300, 41, 9, 22, 130, 128, 260, 77)
 
@@ -72,3 +74,46 @@ def test_packed_widths_are_few_and_lines_full():
             assert width >= used and width % 128 == 0
             places, tokens = places + width, tokens + used
     assert len(widths) <= 8 and tokens / places > 0.96
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("name", METHODS)
+def test_attention_by_blocks_gives_the_same_losses(name, family, monkeypatch):
+    """The path of a GPU, prefixes handed to each layer included, with flex attention's own plain arithmetic on a CPU."""
+    given = rows((90, 41, 9, 22))
+    with torch.no_grad():
+        expected = losses(build(name, family), given, 200, packed=True)
+        monkeypatch.setattr(flex, "fits", lambda queries, device: True)
+        monkeypatch.setattr(flex, "_compiled", lambda: flex_attention)
+        trainee = build(name, family, attention=flex.NAME)
+        compiled.give_prefixes(trainee.base)
+        calls = []
+        monkeypatch.setattr(flex, "block_mask", lambda *a, make=flex.block_mask: calls.append(a) or make(*a))
+        assert close(expected, losses(trainee, given, 200, packed=True, width=256), 1e-4)
+        assert calls, "blocks were not used"
+
+
+@pytest.mark.parametrize(("name", "family"), [("lora", "gemma2"), ("prefix_tuning", "gemma2"), ("lora", "gemma3"), ("dora", "llama"), ("loha", "llama"), ("layers", "gemma3")])
+def test_compiled_layers_and_checkpointing_give_the_plain_paths_gradients(name, family, monkeypatch):
+    """The compiler's own tracing, with plain arithmetic behind it; a prefix too is checkpointed, as it is no cache here."""
+    expected = gradients(build(name, family))
+    monkeypatch.setattr(flex, "fits", lambda queries, device: True)
+    monkeypatch.setattr("torch.nn.attention.flex_attention._validate_device", lambda *_: None)  # it refuses a CPU, not for a reason of arithmetic
+    for checkpointing in (False, True):
+        trainee = build(name, family, attention=flex.NAME)
+        if checkpointing:
+            trainee.base.gradient_checkpointing_enable({"use_reentrant": False})
+        adapters.lean(trainee.base)
+        compiled.give_prefixes(trainee.base, lambda forward: torch.compile(forward, backend="aot_eager"))
+        found = gradients(trainee)
+        assert found.keys() == expected.keys()
+        assert all(torch.allclose(found[key], expected[key], atol=1e-4, rtol=1e-3) for key in found)
+
+
+def gradients(trainee) -> dict[str, torch.Tensor]:
+    """Of the summed loss of two packed rows."""
+    trainee.module.train()
+    batch = lay_out([rows((90, 41))], prefix=trainee.virtual if trainee.prefix else 0, width=256)
+    hidden = hidden_states(trainee, batch).flatten(0, 1)[batch.sources]
+    token_losses(trainee.base, hidden, batch.labels).sum().backward()
+    return {key: parameter.grad.clone() for key, parameter in trainee.trainable().items()}

@@ -57,13 +57,13 @@ def rows(lengths=(9, 17, 5, 23), seed: int = 0) -> list[Row]:
     return out
 
 
-def losses(trainee, given: list[Row], limit: int, packed: bool) -> dict[int, list[float]]:
+def losses(trainee, given: list[Row], limit: int, packed: bool, width: int | None = None) -> dict[int, list[float]]:
     """Nats of every supervised token, by row."""
     prefix = trainee.virtual if trainee.prefix else 0
     virtual = trainee.virtual - prefix
     out = {}
     for lines in group(given, limit, virtual, packed):
-        batch = lay_out(lines, virtual, prefix)
+        batch = lay_out(lines, virtual, prefix, width=width)
         values = token_losses(trainee.base, hidden_states(trainee, batch).flatten(0, 1)[batch.sources], batch.labels)
         for row, value in zip(batch.rows.tolist(), values.tolist(), strict=True):
             out.setdefault(row, []).append(value)
