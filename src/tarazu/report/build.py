@@ -30,7 +30,7 @@ def build(folder: Path) -> Path:
     comparison = compare(study)
     context = Context(study, comparison, judge(study, comparison), Gallery(study.path / "figures"))
     page = _page(context)
-    while len(page) > MOST_BYTES and context.room > LEAST_ROOM:
+    while len(page.encode()) > MOST_BYTES and context.room > LEAST_ROOM:
         context = replace(context, room=context.room // 3)
         page = _page(context)
     write_aside(study.path / "results.csv", _csv(study).encode("utf-8-sig", "replace"))

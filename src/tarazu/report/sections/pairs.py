@@ -67,7 +67,7 @@ def pair_table(context: Context, key: str) -> Table:
         "pair.caption",
         figure=say(f"measure.{key}"),
         rows=number(first.rows, "count"),
-        seeds=number(first.seeds, "count"),
+        seeds=number(max(pair.found.seeds for pair in context.comparison.pairs[key]), "count"),
     )
     file = "metrics.json" if key in ("loss", *FORGETTING) else "samples.jsonl"
     return Table(

@@ -6,7 +6,7 @@ from functools import partial
 
 from tarazu.report.blocks import Cell, Table, text_cell
 from tarazu.report.explain import explain
-from tarazu.report.measures import COSTS, FRONTS, QUALITY, Measure, mean_over_seeds, measures
+from tarazu.report.measures import COSTS, FORGETTING, FRONTS, QUALITY, Measure, mean_over_seeds, measures
 from tarazu.report.reading import Arm
 from tarazu.report.sections.base import Context, Section
 from tarazu.report.text import Both, code, joined, number, say
@@ -190,6 +190,22 @@ def _on_side_effects(context: Context, arm: Arm, pros: list, cons: list) -> None
             "after": number(after, "percent", arm.first.file("metrics.json")),
         }
         (pros if after < before else cons).append(say("pro.rate_fell" if after < before else "con.rate_rose", **values))
+    _on_forgetting(context, arm, pros, cons)
+
+
+def _on_forgetting(context: Context, arm: Arm, pros: list, cons: list) -> None:
+    """Plain text that became harder or easier to read, where the paired test is sure of it."""
+    base, known = context.study.base, measures(context.study.task)
+    for key in FORGETTING if base else ():
+        before, after = mean_over_seeds(base, known[key]), mean_over_seeds(arm, known[key])
+        if before is None or after is None or not context.comparison.differ(key, base.name, arm.name):
+            continue
+        values = {
+            "language": say(f"language.{key.removesuffix('_bits_per_byte')}"),
+            "before": number(before, "loss", base.first.file("metrics.json")),
+            "after": number(after, "loss", arm.first.file("metrics.json")),
+        }
+        (pros if after < before else cons).append(say("pro.reads_better" if after < before else "con.forgets", **values))
 
 
 def would_change(context: Context) -> list[Both]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tarazu.report.blocks import Table, figure_cell, text_cell
-from tarazu.report.measures import measures
+from tarazu.report.measures import mean_over_seeds, measures
 from tarazu.report.reading import Arm, as_number, dig
 from tarazu.report.sections.answers import all_arms, arm_name
 from tarazu.report.sections.base import Context
@@ -18,7 +18,7 @@ def forgetting_sentences(context: Context) -> list[Both]:
     for arm in context.study.arms if base else []:
         for language in ("persian", "english"):
             key = f"{language}_bits_per_byte"
-            before, after = known[key].of(base.first), known[key].of(arm.first)
+            before, after = (mean_over_seeds(one, known[key]) for one in (base, arm))
             if before is None or after is None:
                 continue
             sure = context.comparison.differ(key, base.name, arm.name)
@@ -36,7 +36,7 @@ def _figure(value: float, arm: Arm) -> Both:
 
 
 def _length(base: Arm, arm: Arm) -> list[Both]:
-    before, after = (as_number(dig(a.first.metrics, "generation", "test", "answer_words")) for a in (base, arm))
+    before, after = (_words(a) for a in (base, arm))
     if not before or after is None or abs(after / before - 1) < DRIFT:
         return []
     shown = {
@@ -44,6 +44,13 @@ def _length(base: Arm, arm: Arm) -> list[Both]:
         for name, v, a in (("before", before, base), ("after", after, arm))
     }
     return [say("forgetting.length", method=code(arm.name), **shown)]
+
+
+def _words(arm: Arm) -> float | None:
+    """Words of an answer, over rows and seeds."""
+    found = [as_number(dig(run.metrics, "generation", "test", "answer_words")) for run in arm.measured]
+    known = [value for value in found if value is not None]
+    return sum(known) / len(known) if known else None
 
 
 def reading_table(context: Context) -> Table | None:
