@@ -92,7 +92,7 @@ def test_answers_filter_by_ability(browser, reports):
 def test_digits_turn_persian_with_and_without_scripts(browser, reports, scripts):
     page, _ = opened(browser, reports["chat"], java_script_enabled=scripts)
     latin, persian = set("0123456789"), set("۰۱۲۳۴۵۶۷۸۹")
-    figures, chart = page.locator("#comparison table .n:visible"), page.locator("#figure-verdict .static tspan.persian:visible")
+    figures, chart = page.locator("#comparison table .n:visible"), page.locator("#figure-verdict .static tspan.fd:visible")
     before = "".join(figures.all_inner_texts())
     assert latin & set(before) and persian.isdisjoint(before) and chart.count() == 0
     page.locator("label[for=digits]").click()

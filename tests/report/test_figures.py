@@ -14,5 +14,5 @@ def test_labels_keep_their_digits_and_places_do_not():
 
 def test_a_persian_chart_has_both_digits():
     persian = inline(SVG, "curves-fa", "x")
-    assert '<tspan class="latin">6.3885</tspan><tspan class="persian">۶٫۳۸۸۵</tspan></text>' in persian
+    assert '<tspan class="ld">6.3885</tspan><tspan class="fd">۶٫۳۸۸۵</tspan></text>' in persian
     assert ">lora 2</text>" in persian

@@ -12,14 +12,14 @@ from tarazu.report.assignment import items_of, numbers_by_section
 from tarazu.report.comparing import compare
 from tarazu.report.figures import Gallery
 from tarazu.report.measures import measures
-from tarazu.report.page import render
+from tarazu.report.page import compact, render
 from tarazu.report.reading import StudyView, dig, read_study, records
 from tarazu.report.sections.base import Context, Section
 from tarazu.report.text import say
 from tarazu.report.verdict import judge
 from tarazu.run_folder import write_aside
 
-MOST_BYTES, LEAST_ROOM = 2_900_000, 20_000
+MOST_BYTES, LEAST_ROOM = 2_980_000, 20_000
 _PERSIAN = re.compile("[\u0600-\u06ff]")
 _LATIN = re.compile("[A-Za-z]")
 
@@ -30,7 +30,7 @@ def build(folder: Path) -> Path:
     comparison = compare(study)
     context = Context(study, comparison, judge(study, comparison), Gallery(study.path / "figures"))
     page = _page(context)
-    while len(page.encode()) > MOST_BYTES and context.room > LEAST_ROOM:
+    while len(page) > MOST_BYTES and context.room > LEAST_ROOM:
         context = replace(context, room=context.room // 3)
         page = _page(context)
     write_aside(study.path / "results.csv", _csv(study).encode("utf-8-sig", "replace"))
@@ -50,7 +50,7 @@ def _page(context: Context) -> bytes:
         items=items,
         section_items=numbers_by_section(items, [s.anchor for s in sections]),
     )
-    return text.encode("utf-8")
+    return compact(text).encode("utf-8")
 
 
 def _sections(context: Context) -> list[Section]:

@@ -14,8 +14,8 @@ from typing import Any
 
 from markupsafe import Markup, escape
 
-_PERSIAN_FORM = re.compile('<(t?span) class="persian">[^<]*</\\1>')
-_LATIN_FORM = re.compile('<(t?span) class="latin">([^<]*)</\\1>')
+_PERSIAN_FORM = re.compile('<(t?span) class="fd">[^<]*</\\1>')
+_LATIN_FORM = re.compile('<(t?span) class="ld">([^<]*)</\\1>')
 _DIGIT = re.compile("[0-9]")
 _DIGITS = str.maketrans("0123456789.,", "۰۱۲۳۴۵۶۷۸۹٫٬")
 STRINGS = Path(__file__).parent / "strings"
@@ -141,7 +141,7 @@ def digits(text: str, tag: str = "span") -> Markup:
     """A figure in Latin and in Persian digits: the page shows one of them (a switch that needs no script)."""
     if not _DIGIT.search(text):
         return escape(text)
-    two = '<{tag} class="latin">{}</{tag}><{tag} class="persian">{}</{tag}>'
+    two = '<{tag} class="ld">{}</{tag}><{tag} class="fd">{}</{tag}>'
     return Markup(two.replace("{tag}", tag)).format(text, text.translate(_DIGITS))
 
 
