@@ -39,6 +39,7 @@ def run(recipe_path: str, out: str, methods: list[str] = (), sets: list[str] = (
         raise BadInput(f"no method {unknown[0]!r} in this recipe", where="--method", todo=f"one of: {', '.join(recipe.methods)}")
     if methods:
         recipe.methods = {name: recipe.methods[name] for name in recipe.methods if name in methods}
+    make_task(recipe.task).admit(recipe)
     expected = foretold.adopt(estimate, recipe) if estimate else None
     folder = RunFolder(Path(out))
     if folder.path.exists() and (not folder.path.is_dir() or any(folder.path.iterdir())):
@@ -63,6 +64,7 @@ def extend(recipe_path: str, out: str, sets: list[str] = ()) -> RunFolder:
         raise BadInput(f"the study was made with another {', '.join(changed)}", where=out, todo="only methods and seeds can be added; start a new study for the rest")
     recipe.methods = {**old.methods, **recipe.methods}
     recipe.seeds = [*old.seeds, *(seed for seed in recipe.seeds if seed not in old.seeds)]
+    make_task(recipe.task).admit(recipe)
     with folder.lock():
         write_json(folder.path / "order.json", {"methods": list(recipe.methods)})
         write_aside(folder.path / "resolved.yaml", dump_yaml(recipe).encode())
@@ -143,7 +145,7 @@ def run_one(task, recipe: Recipe, name: str, data, one: Run, device: torch.devic
     with ledger.phase("load"):
         trainee = task.build(recipe, name, data, one.seed, device, folder)
     trained = sum(p.numel() for p in trainee.trainable().values())
-    total = sum(p.numel() for p in trainee.module.parameters())
+    total = trainee.total_parameters()
     one.update(trained_parameters=trained, total_parameters=total, targets=task.targets(trainee))
     note(f"{name}: {trained:,} of {total:,} parameters may change ({opened(trainee.may_change)})")
     if trainee.may_change:

@@ -37,11 +37,11 @@ def tokenizer() -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=made, bos_token=SPECIALS[0], eos_token=SPECIALS[1], pad_token=SPECIALS[1])
 
 
-def save_model(folder: Path) -> Path:
+def save_model(folder: Path, hidden: int = 32, inner: int = 48) -> Path:
     """A tiny Llama in a local folder."""
     words = tokenizer()
     torch.manual_seed(0)
-    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 4, "num_attention_heads": 4, "num_key_value_heads": 2}
+    sizes = {"hidden_size": hidden, "intermediate_size": inner, "num_hidden_layers": 4, "num_attention_heads": 4, "num_key_value_heads": 2}
     config = LlamaConfig(**sizes, vocab_size=len(words), bos_token_id=words.bos_token_id, eos_token_id=words.eos_token_id, max_position_embeddings=2048)
     LlamaForCausalLM(config).save_pretrained(folder)
     words.save_pretrained(folder)

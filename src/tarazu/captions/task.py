@@ -36,6 +36,9 @@ class Captions:
 
     name = "captions"
 
+    def admit(self, recipe: CaptionsRecipe) -> None:
+        """Nothing is ruled out."""
+
     def prepare(self, recipe: CaptionsRecipe, folder: RunFolder, device: torch.device) -> Prepared:
         data = prepared.prepare(recipe, folder, device)
         tunes = [getattr(method, "fine_tune", None) for method in recipe.methods.values()]

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from tarazu.chat import flex, hub
+from tarazu.chat import flex, hub, quantized
 from tarazu.chat.flops import Work, per_token, work_of
 from tarazu.chat.generation import generate
 from tarazu.chat.loss import LARGE_CHUNK, SMALL_CHUNK
@@ -100,8 +100,9 @@ def timed(trainee: ChatTrainee, work: Callable[[], object]) -> float:
 def outline(task: Chat, recipe: ChatRecipe, name: str, data: Prepared, device: torch.device) -> Outline:
     """The method on a model without weights: its FLOPs and bytes. Raises what building the method raises."""
     method, low = recipe.methods[name], torch.bfloat16 if uses_bfloat16(recipe.budget, device) else torch.float32
+    quantized.demand(recipe, name)
     model = shell(recipe, device, low)
-    size = sum(p.numel() for p in model.parameters())
+    weights, unpacked = weight_bytes(recipe, model, low)
     with torch.device("meta"):
         trainee = method.attach(model, data.tokenizer)
     trained = sum(p.numel() for p in trainee.trainable().values())
@@ -120,8 +121,8 @@ def outline(task: Chat, recipe: ChatRecipe, name: str, data: Prepared, device: t
         evaluate_flops=forward * float(data.store.lengths("test").sum()) + _passages(plain, data),
         decode_steps=steps,
         decode_flops=rows * (plain.position + plain.supervised),
-        decode_bytes=size * low.itemsize,
-        fixed_bytes=_process(device) + size * low.itemsize + 16 * trained,  # float32 weights, gradients and Adam's two
+        decode_bytes=weights + unpacked,
+        fixed_bytes=_process(device) + weights + 16 * trained,  # float32 weights, gradients and Adam's two
         activation_bytes=_activations(trainee, train, recipe, lengths, low, device) if trained else _chunk(recipe, device),
         disk_bytes=4 * trained * (1 + 2 * 3),  # the weights, and two checkpoints of weights and Adam's two
         flops_per_token=each if trained else None,
@@ -136,6 +137,13 @@ def shell(recipe: ChatRecipe, device: torch.device, dtype: torch.dtype) -> torch
     with torch.device("meta"):
         chosen = hub.pick_attention(config.model_type, recipe.attention, device)
         return AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=chosen).eval()
+
+
+def weight_bytes(recipe: ChatRecipe, model: torch.nn.Module, dtype: torch.dtype) -> tuple[int, int]:
+    """Bytes of the base's weights in memory, and of those that one step of writing unpacks and reads again."""
+    if recipe.quantize != "none":
+        return quantized.foreseen(model, dtype.itemsize)
+    return sum(p.numel() for p in model.parameters()) * dtype.itemsize, 0
 
 
 def _notes(recipe: ChatRecipe, name: str, lengths: np.ndarray, device: torch.device) -> tuple[str, ...]:

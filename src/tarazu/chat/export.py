@@ -8,7 +8,9 @@ import torch
 
 from tarazu.chat.loading import load
 from tarazu.chat.portable import chat_template
+from tarazu.engine.progress import note
 from tarazu.errors import BadInput
+from tarazu.run_folder import find_run
 
 LOW_RANK = {"lora", "rslora", "dora", "loha"}
 SOFT = {"prompt_tuning", "prefix_tuning", "p_tuning"}
@@ -22,13 +24,19 @@ def forms(kind: str) -> list[str]:
 
 
 def export(run_path: str, to: Path, form: str = "") -> None:
-    """Writes `to/` in a form of `forms`. Raises `BadInput` for a form that this method cannot take."""
-    trainee, template, run, _ = load(run_path)
+    """Writes `to/` in a form of `forms`. Raises `BadInput` for a form that this method cannot take.
+
+    What was trained on a 4-bit base is merged into the 4-bit weights unpacked: the model that was evaluated, not packed again.
+    """
+    _, run = find_run(run_path)
     possible = forms(run.kind)
     form = form or possible[0]
     if form not in possible:
         why = "a soft prompt is no part of the weights" if run.kind in SOFT else "this method has no adapter"
         raise BadInput(f"{run.kind} cannot be exported as {form!r}: {why}", where=run_path, todo=f"--form {possible[0]}")
+    trainee, template, run, recipe = load(run_path, unpacked=form == "merged")
+    if form == "merged" and recipe.quantize != "none":
+        note("the base was trained on in 4 bits; its weights are written unpacked, the adapter merged into them")
     module = trainee.module
     if form == "merged" and run.kind in LOW_RANK:
         module = module.merge_and_unload()

@@ -22,7 +22,7 @@ from transformers import (
 )
 from transformers import logging as transformers_logging
 
-from tarazu.chat import flex
+from tarazu.chat import flex, quantized
 from tarazu.engine.progress import note
 from tarazu.errors import BadInput
 
@@ -47,12 +47,13 @@ def model_type(name: str, revision: str | None = None) -> str:
         return AutoConfig.from_pretrained(resolve(name), revision=revision).model_type
 
 
-def load_model(name: str, revision: str | None, dtype: torch.dtype, device: torch.device, attention: str = "auto") -> PreTrainedModel:
+def load_model(name: str, revision: str | None, dtype: torch.dtype, device: torch.device, attention: str = "auto", quantize: str = "none") -> PreTrainedModel:
     """The causal LM, in eval mode, on `device`.
 
     Args:
         name: hub name, local folder, GGUF file, or a name in `EMBEDDED`.
         attention: auto, flex, sdpa or eager; "auto" picks what the model can do on the device.
+        quantize: "none", or "4bit": linear layers packed, see `quantized.py`.
 
     Raises:
         BadInput: there is no such model, it is gated, or the hub cannot be reached.
@@ -63,8 +64,9 @@ def load_model(name: str, revision: str | None, dtype: torch.dtype, device: torc
         place = resolve(name)
         config = AutoConfig.from_pretrained(place, revision=revision)
         chosen = pick_attention(config.model_type, attention, device)
-        model = AutoModelForCausalLM.from_pretrained(place, revision=revision, dtype=dtype, attn_implementation=chosen)
-    return model.to(device).eval()
+        packing = {} if quantize == "none" else quantized.loading(dtype, device)
+        model = AutoModelForCausalLM.from_pretrained(place, revision=revision, dtype=dtype, attn_implementation=chosen, **packing)
+    return quantized.steady(model).eval() if packing else model.to(device).eval()
 
 
 def pick_attention(model_type: str, wanted: str, device: torch.device) -> str:

@@ -6,7 +6,7 @@ from safetensors.torch import load_file
 
 from tarazu.chat import hub, template
 from tarazu.chat.settings import ChatRecipe
-from tarazu.chat.task import Chat, Prepared
+from tarazu.chat.task import Chat
 from tarazu.chat.trainee import ChatTrainee
 from tarazu.engine.loop import load_weights
 from tarazu.errors import BadInput
@@ -14,8 +14,11 @@ from tarazu.run_folder import Run, find_run
 from tarazu.study import pick_device, read_recipe
 
 
-def load(path: str) -> tuple[ChatTrainee, template.Template, Run, ChatRecipe]:
-    """The trained model of DIR/METHOD, in eval mode. Raises `BadInput` when the run is not a finished run of chat."""
+def load(path: str, unpacked: bool = False) -> tuple[ChatTrainee, template.Template, Run, ChatRecipe]:
+    """The trained model of DIR/METHOD, in eval mode. Raises `BadInput` when the run is not a finished run of chat.
+
+    `unpacked`: a base that was trained on in 4 bits has those same weights in full precision, so that they can be merged.
+    """
     study, run = find_run(path)
     recipe = read_recipe(study)
     if recipe.task != "chat":
@@ -25,8 +28,11 @@ def load(path: str) -> tuple[ChatTrainee, template.Template, Run, ChatRecipe]:
     device = pick_device(recipe)
     tokenizer = hub.load_tokenizer(recipe.model, recipe.revision)
     chosen = template.choose(tokenizer, hub.model_type(recipe.model, recipe.revision))
-    data = Prepared(None, chosen, tokenizer, [], packed=False)
-    trainee = Chat().build(recipe, run.name, data, run.seed, device)
+    task = Chat()
+    model = task.load(recipe, run.name, device)
+    if unpacked and recipe.quantize != "none":
+        model = model.dequantize()
+    trainee = task.ready(recipe, run.name, model, tokenizer)
     if run.weights.exists():
         load_weights(trainee, load_file(run.weights))
     trainee.module.eval()

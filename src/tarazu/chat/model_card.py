@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from transformers import PreTrainedModel
 
-from tarazu.chat import hub
+from tarazu.chat import hub, quantized
 
 
 def describe(model: PreTrainedModel, name: str) -> dict:
@@ -12,10 +12,10 @@ def describe(model: PreTrainedModel, name: str) -> dict:
     config, decoder = model.config, model.get_decoder()
     embeddings, head = model.get_input_embeddings(), model.get_output_embeddings()
     tied = head.weight is embeddings.weight
-    total = sum(p.numel() for p in model.parameters())
+    total = sum(quantized.count(p) for p in model.parameters())
     parts = [("embeddings", embeddings.weight.numel())]
-    parts += [(f"layer {i}", sum(p.numel() for p in layer.parameters())) for i, layer in enumerate(decoder.layers)]
-    parts += [("final norm", sum(p.numel() for p in decoder.norm.parameters()))]
+    parts += [(f"layer {i}", sum(quantized.count(p) for p in layer.parameters())) for i, layer in enumerate(decoder.layers)]
+    parts += [("final norm", sum(quantized.count(p) for p in decoder.norm.parameters()))]
     parts += [] if tied else [("head", head.weight.numel())]
     block = "layers.0."
     shown = [(n, p) for n, p in model.named_parameters() if block in n or ".layers." not in f".{n}"]
@@ -24,7 +24,7 @@ def describe(model: PreTrainedModel, name: str) -> dict:
         "architecture": type(model).__name__,
         "model_type": config.model_type,
         "variant": hub.variant(name),
-        "dtype": str(embeddings.weight.dtype).removeprefix("torch."),
+        "dtype": str(embeddings.weight.dtype).removeprefix("torch.") + (", linear layers NF4 (4 bits)" if quantized.is_packed(model) else ""),
         "attention": config._attn_implementation,
         "parameters": total,
         "layers": len(decoder.layers),
@@ -36,7 +36,7 @@ def describe(model: PreTrainedModel, name: str) -> dict:
         "sliding_window": getattr(config, "sliding_window", None),
         "tied_embeddings": tied,
         "parts": [{"name": part, "parameters": count, "share": count / total} for part, count in parts],
-        "tensors": [{"name": n, "shape": list(p.shape), "parameters": p.numel()} for n, p in shown],
+        "tensors": [{"name": n, "shape": list(quantized.shape(p)), "parameters": quantized.count(p)} for n, p in shown],
     }
 
 

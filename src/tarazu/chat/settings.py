@@ -96,6 +96,7 @@ class ChatRecipe(Recipe):
     attention: Literal["auto", "flex", "sdpa", "eager"] = "auto"
     layout: Literal["auto", "packed", "padded"] = Field("auto", description="how rows share a batch; auto: packed on a GPU")
     memory: Literal["normal", "small"] = Field("normal", description="small: checkpointing, one row a pass, the loss in small chunks; slower")
+    quantize: Literal["none", "4bit"] = Field("none", description="4bit: the frozen linear layers in NF4 through bitsandbytes (QLoRA): less memory, slower")
     fast: bool = Field(True, description="adapters with less arithmetic than peft's and, on a GPU with flex attention, compiled layers; false: the plain path")
     methods: dict[str, Annotated[AnyMethod, Field(discriminator="kind")]]
 

@@ -19,6 +19,7 @@ from tarazu.chat import (
     generation,
     hub,
     model_card,
+    quantized,
     questions,
     reading,
     scoring,
@@ -65,6 +66,10 @@ class Chat:
 
     name = "chat"
 
+    def admit(self, recipe: ChatRecipe) -> None:
+        for name in recipe.methods:
+            quantized.demand(recipe, name)
+
     def prepare(self, recipe: ChatRecipe, folder: RunFolder, device: torch.device) -> Prepared:
         tokenizer = hub.load_tokenizer(recipe.model, recipe.revision)
         chosen = template.choose(tokenizer, hub.model_type(recipe.model, recipe.revision))
@@ -88,12 +93,17 @@ class Chat:
         return Prepared(made, chosen, tokenizer, designed, packed, passages, read)
 
     def build(self, recipe: ChatRecipe, name: str, data: Prepared, seed: int, device: torch.device, folder: RunFolder | None = None) -> ChatTrainee:
-        dtype = torch.bfloat16 if uses_bfloat16(recipe.budget, device) else torch.float32
-        model = hub.load_model(recipe.model, recipe.revision, dtype, device, recipe.attention)
+        model = self.load(recipe, name, device)
         if folder is not None and not (folder.path / "model.json").exists():
             write_json(folder.path / "model.json", {**model_card.describe(model, recipe.model), "variant_reason": None})
         torch.manual_seed(seed)
         return self.ready(recipe, name, model, data.tokenizer)
+
+    def load(self, recipe: ChatRecipe, name: str, device: torch.device) -> PreTrainedModel:
+        """The base model for one method. Raises `BadInput` when the method cannot work with it."""
+        quantized.demand(recipe, name)
+        dtype = torch.bfloat16 if uses_bfloat16(recipe.budget, device) else torch.float32
+        return hub.load_model(recipe.model, recipe.revision, dtype, device, recipe.attention, recipe.quantize)
 
     def ready(self, recipe: ChatRecipe, name: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> ChatTrainee:
         """A loaded model as one method of the recipe trains it."""
@@ -249,7 +259,8 @@ class Chat:
     def paths(self, trainee: ChatTrainee, data: Prepared) -> dict[str, str]:
         """Which code ran, for the ledger."""
         layers = "compiled" if compiled.is_compiled(trainee.base) else "lean adapters" if adapters.are_lean(trainee.base) else "plain"
-        return {"attention": trainee.base.config._attn_implementation, "layout": "packed" if data.packed else "padded", "layers": layers}
+        weights = {"weights": "4 bits (NF4)"} if quantized.is_packed(trainee.base) else {}
+        return {"attention": trainee.base.config._attn_implementation, "layout": "packed" if data.packed else "padded", "layers": layers, **weights}
 
     def targets(self, trainee: ChatTrainee) -> list[dict]:
         return model_card.targets(trainee)

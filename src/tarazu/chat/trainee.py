@@ -11,6 +11,7 @@ import peft
 import torch
 from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
+from tarazu.chat.quantized import count
 from tarazu.engine.task import Trainee
 from tarazu.errors import BadInput
 
@@ -34,6 +35,9 @@ class ChatTrainee(Trainee):
     prompt: Callable[[], torch.Tensor] | None = None
     prefix: Callable[[], KeyValues] | None = None
     loss_chunk: int | None = None
+
+    def total_parameters(self) -> int:
+        return sum(count(parameter) for parameter in self.module.parameters())
 
 
 def adapted(model: PreTrainedModel, config: Any, targets: str | list[str]) -> ChatTrainee:

@@ -89,6 +89,10 @@ class Trainee:
         """The parameters under `may_change`, by name, in the module's order."""
         return {name: p for name, p in self.module.named_parameters() if name in self.may_change}
 
+    def total_parameters(self) -> int:
+        """All of the module's parameters, trained or not."""
+        return sum(p.numel() for p in self.module.parameters())
+
     def waiting(self) -> frozenset[str]:
         """Parameters of groups that had not begun at the weights' epoch: these may stand still."""
         return frozenset().union(*(group.names for group in self.groups if group.from_epoch > self.epoch))
@@ -104,6 +108,9 @@ class Task(Protocol):
     """What a task does for the engine. All state that a method needs lives in its `Trainee`."""
 
     name: str
+
+    def admit(self, recipe: Any) -> None:
+        """Raises `BadInput` for a method that the rest of the recipe rules out, before a study reads or trains anything."""
 
     def prepare(self, recipe: Any, folder: RunFolder, device: torch.device) -> Data:
         """Read, check, split, tokenise or extract once; cache by hash; write `data.json` (with its `sha256`)."""

@@ -19,6 +19,10 @@ class ChatMethod(Method):
         """The model as this method trains it. Everything outside `may_change` is frozen."""
         raise TypeError(f"{type(self).__name__} has no attach")
 
+    def why_not_packed(self) -> str | None:
+        """Why this method cannot train on a base whose weights are in 4 bits; None where it can."""
+        return None
+
 
 class Base(ChatMethod):
     """Nothing is trained."""

@@ -39,3 +39,6 @@ class Layers(ChatMethod):
         parts = list(decoder.layers[: self.first]) + list(decoder.layers[count - self.last :])
         parts += [model.get_input_embeddings()] * self.embeddings + [decoder.norm] * self.final_norm + [model.get_output_embeddings()] * self.head
         return opened(model, parts)
+
+    def why_not_packed(self) -> str | None:
+        return "packed weights are no numbers that a gradient could change, and blocks hold them" if self.first + self.last else None
