@@ -101,10 +101,8 @@ def test_compiled_layers_and_checkpointing_give_the_plain_paths_gradients(name, 
     monkeypatch.setattr("torch.nn.attention.flex_attention._validate_device", lambda *_: None)  # it refuses a CPU, not for a reason of arithmetic
     for checkpointing in (False, True):
         trainee = build(name, family, attention=flex.NAME)
-        if checkpointing:
-            trainee.base.gradient_checkpointing_enable({"use_reentrant": False})
         adapters.lean(trainee.base)
-        compiled.give_prefixes(trainee.base, lambda forward: torch.compile(forward, backend="aot_eager"))
+        compiled.give_prefixes(trainee.base, checkpointing, lambda forward: torch.compile(forward, backend="aot_eager"))
         found = gradients(trainee)
         assert found.keys() == expected.keys()
         assert all(torch.allclose(found[key], expected[key], atol=1e-4, rtol=1e-3) for key in found)

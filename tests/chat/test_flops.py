@@ -9,6 +9,7 @@ from chat.test_methods import METHODS
 from chat.tiny import VOCABULARY, Words, model
 from torch.utils.flop_counter import FlopCounterMode
 
+from tarazu.chat import adapters
 from tarazu.chat.attention import visible
 from tarazu.chat.flops import visible_pairs, work_of
 from tarazu.chat.forward import hidden_states
@@ -43,11 +44,16 @@ def counted(trainee) -> int:
 
 
 @pytest.mark.parametrize(
-    ("name", "family"), [(n, "gemma3") for n in METHODS if n != "base"] + [(n, "llama") for n in MORE]
+    ("name", "family", "lean"),
+    [(n, "gemma3", False) for n in METHODS if n != "base"]
+    + [(n, "llama", False) for n in MORE]
+    + [(n, "llama", True) for n in ("lora", "dora", "loha", "lora_dropout", "lora_top")],
 )
-def test_as_torchs_counter_sees_it(name, family):
+def test_as_torchs_counter_sees_it(name, family, lean):
     torch.manual_seed(0)
     trainee = {**METHODS, **MORE}[name].attach(model(family, attention="eager"), Words())
+    if lean:
+        adapters.lean(trainee.base)
     work = work_of(trainee)
     prefix = trainee.virtual if trainee.prefix else 0
     places = LENGTHS + trainee.virtual - prefix

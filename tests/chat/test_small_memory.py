@@ -40,3 +40,15 @@ def test_the_chunk_of_the_loss_changes_nothing(family):
     gradient = torch.autograd.grad(expected.sum(), hidden)[0]
     for losses, grad in found:
         assert torch.allclose(losses, expected, atol=1e-5) and torch.allclose(grad, gradient, atol=1e-5)
+
+
+def test_a_prefix_trains_with_flex_attention_where_blocks_do_not_fit(tmp_path):
+    """On a CPU, and for narrow lines on a GPU, the prefix is a cache: it must be there under checkpointing too."""
+    from chat.small import recipe, save_model
+
+    from tarazu import study
+
+    content = recipe(tmp_path / "r.json", save_model(tmp_path / "m"), methods={"prefix_tuning": {"virtual_tokens": 4}}, attention="flex", layout="packed", memory="small", questions=None)
+    run = study.run(str(content), str(tmp_path / "out")).run("prefix_tuning", 0)
+    losses = [event["loss"] for event in run.read_lines("events.jsonl") if event["event"] == "validation"]
+    assert run.done() and losses[-1] < losses[0]

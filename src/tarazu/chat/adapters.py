@@ -25,7 +25,7 @@ def lean(model: nn.Module) -> None:
 
 def are_lean(model: nn.Module) -> bool:
     """Whether adapters of `model` have this file's forward."""
-    return any(isinstance(module, (LeanLoRA, LeanDoRA, LeanLoHa)) for module in model.modules())
+    return any(isinstance(module, LEAN) for module in model.modules())
 
 
 def _plain_lora(module: lora.Linear) -> bool:
@@ -78,6 +78,9 @@ class LeanLoHa(loha.Linear):
         name = self._active_adapter[0]
         up = pairs(self.hada_w1_a[name].T, self.hada_w2_a[name].T).T
         return base + low_rank(x, pairs(self.hada_w1_b[name], self.hada_w2_b[name]), up, self.scaling[name])
+
+
+LEAN = (LeanLoRA, LeanDoRA, LeanLoHa)
 
 
 def pairs(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:

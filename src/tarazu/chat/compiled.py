@@ -22,14 +22,14 @@ from tarazu.chat.hub import cache_folder
 SHAPES: bool | None = None  # None: the second packed width that comes makes the width a variable
 
 
-def compile_layers(model: PreTrainedModel) -> None:
+def compile_layers(model: PreTrainedModel, checkpointing: bool = False) -> None:
     """Compiles every decoder layer of `model` in place; parameters and their names stay."""
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_folder() / "compiled"))
     torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)
     for layer in model.get_decoder().layers:
         if getattr(layer.self_attn, "sliding_window", None) is not None:
             layer.self_attn.sliding_window = None  # the mask does the window; a difference between layers would compile them twice
-    give_prefixes(model, lambda forward: torch.compile(forward, dynamic=SHAPES))
+    give_prefixes(model, checkpointing, lambda forward: torch.compile(forward, dynamic=SHAPES))
 
 
 def is_compiled(model: PreTrainedModel) -> bool:
@@ -38,17 +38,21 @@ def is_compiled(model: PreTrainedModel) -> bool:
     return isinstance(forward, _Layer) and hasattr(forward.prepared, "_torchdynamo_orig_callable")
 
 
-def give_prefixes(model: PreTrainedModel, made: Callable = lambda function: function) -> None:
-    """Lets each decoder layer take its own part of the `prefixes` that the decoder is called with; runs `made(forward)`."""
+def give_prefixes(model: PreTrainedModel, checkpointing: bool = False, made: Callable = lambda function: function) -> None:
+    """Lets each decoder layer take its own part of the `prefixes` that the decoder is called with; runs `made(forward)`.
+
+    `checkpointing`: forget a layer's activations and make them again on the way back, prefix or not.
+    """
     for number, layer in enumerate(model.get_decoder().layers):
         inner = inspect.unwrap(type(layer).forward).__get__(layer)  # without transformers' checkpointing, which drops caches
-        layer.forward = _Layer(layer, made(inner), number)
+        layer.forward = _Layer(layer, made(inner), number, checkpointing)
 
 
 class _Layer:
     """One layer's forward: the prepared one for block attention, the plain one for everything else."""
 
-    def __init__(self, layer: torch.nn.Module, prepared: Callable, number: int):
+    def __init__(self, layer: torch.nn.Module, prepared: Callable, number: int, checkpointing: bool):
+        self.checkpointing = checkpointing
         self.layer, self.plain, self.prepared, self.number = layer, layer.forward, prepared, number
         self.trained = any(parameter.requires_grad for parameter in layer.parameters())
 
@@ -59,6 +63,6 @@ class _Layer:
             rest["prefix"] = prefixes[self.number]
         if self.number == 0 and (self.trained or prefixes) and torch.is_grad_enabled():
             args[0].requires_grad_()  # as in all other layers: one piece of code for all costs less than this gradient
-        if self.layer.training and getattr(self.layer, "gradient_checkpointing", False):
+        if self.layer.training and self.checkpointing:
             return checkpoint(self.prepared, *args, attention_mask=attention_mask, use_reentrant=False, **rest)
         return self.prepared(*args, attention_mask=attention_mask, **rest)

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from tarazu.chat import flex, hub, quantized
+from tarazu.chat import adapters, flex, hub, quantized
 from tarazu.chat.flops import Work, per_token, work_of
 from tarazu.chat.generation import generate
 from tarazu.chat.loss import LARGE_CHUNK, SMALL_CHUNK
@@ -105,6 +105,8 @@ def outline(task: Chat, recipe: ChatRecipe, name: str, data: Prepared, device: t
     weights, unpacked = weight_bytes(recipe, model, low)
     with torch.device("meta"):
         trainee = method.attach(model, data.tokenizer)
+        if recipe.fast:
+            adapters.lean(model)
     trained = sum(p.numel() for p in trainee.trainable().values())
     lengths, supervised = data.store.lengths("train"), data.store.column("train", "answer_tokens")
     share = float(supervised.sum() / lengths.sum())
@@ -149,7 +151,7 @@ def weight_bytes(recipe: ChatRecipe, model: torch.nn.Module, dtype: torch.dtype)
 def _notes(recipe: ChatRecipe, name: str, lengths: np.ndarray, device: torch.device) -> tuple[str, ...]:
     """What works, but not as one might think."""
     notes = []
-    by_blocks = hub.pick_attention("", recipe.attention, device) == flex.NAME
+    by_blocks = device.type == "cuda" and hub.pick_attention("", recipe.attention, device) == flex.NAME
     if recipe.budget.gradient_checkpointing and recipe.methods[name].kind in NO_CHECKPOINTING and not by_blocks:
         notes.append("trains without gradient checkpointing: transformers drops the cache, and the prefix with it")
     long = int((lengths > recipe.budget.micro_batch_tokens).sum())

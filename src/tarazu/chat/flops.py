@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from tarazu.chat import adapters
 from tarazu.chat.forward import hidden_states
 from tarazu.chat.layout import ChatBatch, Row, lay_out
 from tarazu.chat.trainee import ChatTrainee
@@ -118,7 +119,9 @@ def _watch(trainee: ChatTrainee, work: Work, places: int) -> list:
     for module in trainee.base.modules():
         if isinstance(module, nn.Linear) and module is not head:
             handles.append(module.register_forward_pre_hook(lambda m, args: _linear(work, m, args[0], places)))
-        if hasattr(module, "hada_w1_a"):
+        if isinstance(module, adapters.LEAN):
+            handles.append(module.register_forward_pre_hook(lambda m, args: _lean(work, m, args[0])))
+        elif hasattr(module, "hada_w1_a"):
             handles.append(module.register_forward_pre_hook(lambda m, args: _hadamard(work, m, args[0])))
         if type(module).__name__ == "DoraLinearLayer":
             handles.append(
@@ -145,6 +148,19 @@ def _linear(work: Work, module: nn.Linear, x: torch.Tensor, places: int) -> None
         work.position += once * work.times(x.requires_grad, module.weight.requires_grad)
     else:  # DoRA sends an identity matrix through its adapter to learn the product; nothing goes back through that
         work.batch += once * rows
+
+
+def _lean(work: Work, module: nn.Module, x: torch.Tensor) -> None:
+    """Adapters with the arithmetic of `adapters.py`: two thin products, and for DoRA the base's product and the norms."""
+    base = module.get_base_layer()
+    into, out = base.in_features, base.out_features
+    loha = isinstance(module, adapters.LeanLoHa)
+    rank = next(iter(module.hada_w1_a.values())).shape[1] ** 2 if loha else next(iter(module.r.values()))
+    work.position += linear_flops(1, into, rank) * work.times(x.requires_grad, True)
+    work.position += linear_flops(1, rank, out) * work.times(True, True)
+    if isinstance(module, adapters.LeanDoRA):
+        work.position += linear_flops(1, into, out) * work.times(x.requires_grad, False)
+        work.batch += linear_flops(out, into, rank) + linear_flops(rank, into, rank) + linear_flops(out, rank, rank)
 
 
 def _hadamard(work: Work, module: nn.Module, x: torch.Tensor) -> None:

@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 
     from tarazu.engine.ledger import Ledger
 
-NO_CHECKPOINTING = {"prefix_tuning"}  # but by blocks: transformers drops the cache, and the prefix with it, under checkpointing
+NO_CHECKPOINTING = {"prefix_tuning"}  # by transformers, which drops the cache and the prefix with it; attention by blocks does its own
 
 
 @dataclass
@@ -114,14 +114,14 @@ class Chat:
         trainee.module.to(model.device)
         for parameter in trainee.trainable().values():
             parameter.data = parameter.data.float()  # small steps vanish in bfloat16
-        if recipe.budget.gradient_checkpointing and (method.kind not in NO_CHECKPOINTING or by_blocks(model)):
+        if recipe.budget.gradient_checkpointing and method.kind not in NO_CHECKPOINTING:
             model.gradient_checkpointing_enable({"use_reentrant": False})
         if recipe.fast:
             adapters.lean(model)
         if recipe.fast and by_blocks(model) and model.device.type == "cuda":
-            compiled.compile_layers(model)
+            compiled.compile_layers(model, recipe.budget.gradient_checkpointing)
         elif by_blocks(model):
-            compiled.give_prefixes(model)
+            compiled.give_prefixes(model, recipe.budget.gradient_checkpointing)
         return trainee
 
     def collate(self, trainee: ChatTrainee, data: Prepared, split: str, rows: list[int], limit: int) -> list[ChatBatch]:
