@@ -77,6 +77,23 @@ def test_set_overrides_and_scientific_numbers(tmp_path):
         load(demo, ["nonsense"])
 
 
+@pytest.mark.parametrize(
+    ("assignment", "message"),
+    [
+        ("budget.tokns=5", r"--set budget.tokns: budget.tokns: unknown key 'tokns'; did you mean 'tokens'"),
+        ("budjet.tokens=5", r"--set budjet.tokens: budjet: .*did you mean 'budget'"),
+        ("methods.lora.rnk=5", r": methods.lora.rnk: .*did you mean 'rank'"),
+        ("methods.lorra.rank=5", r"--set methods.lorra.rank: methods.lorra: .*'lorra'; did you mean 'lora'"),
+        ("budget.tokens=many", "--set budget.tokens: "),
+        ("search.widen=false", "--set search.widen: search.tokens: Field required"),
+        ("budget.epochs=1", r"demo.yaml:\d+:1: budget: give either"),
+    ],
+)
+def test_a_wrong_override_names_itself_and_what_was_meant(assignment, message):
+    with pytest.raises(BadInput, match=message):
+        load(shipped()["demo"], [assignment])
+
+
 def test_the_published_schema_is_the_codes():
     published = Path(SOURCE).parent / "docs" / "recipe.schema.json"
     assert json.loads(published.read_text()) == json.loads(json_schema()), "run: tarazu schema > docs/recipe.schema.json"

@@ -28,6 +28,7 @@ from ruamel.yaml.error import MarkedYAMLError, YAMLError
 from ruamel.yaml.tokens import AliasToken
 
 from tarazu.errors import BadInput
+from tarazu.recipe_errors import explain, place
 
 TASKS = {"chat": "tarazu.chat.settings:ChatRecipe", "captions": "tarazu.captions.settings:CaptionsRecipe"}
 
@@ -141,20 +142,20 @@ def load(path: str | Path, sets: list[str] = ()) -> Recipe:
         raise BadInput("a recipe is a mapping of keys to values", where=f"{path}:1:1", todo="start from `tarazu new`")
     for assignment in sets:
         _override(tree, assignment)
-    return validate(tree, str(path))
+    return validate(tree, str(path), sets)
 
 
-def validate(tree: dict, where: str) -> Recipe:
-    """The recipe in a parsed tree, through the class of its task."""
+def validate(tree: dict, where: str, sets: list[str] = ()) -> Recipe:
+    """The recipe in a parsed tree, through the class of its task; `sets` are the overrides that are in it already."""
     name = tree.get("task")
     if name not in TASKS:
         near = difflib.get_close_matches(str(name), TASKS, 1)
         hint = f"did you mean {near[0]!r}?" if near else f"one of: {', '.join(TASKS)}"
-        raise BadInput(f"unknown task {name!r}", where=_place(tree, ("task",), where), todo=hint)
+        raise BadInput(f"unknown task {name!r}", where=place(tree, ("task",), where), todo=hint)
     try:
         return recipe_class(name).model_validate(_plain(tree))
     except ValidationError as error:
-        raise BadInput(*_explain(error, tree, where)) from None
+        raise BadInput(explain(error, recipe_class(name), tree, where, sets)) from None
 
 
 def recipe_class(task: str) -> type[Recipe]:
@@ -198,7 +199,9 @@ def _read(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except FileNotFoundError:
-        raise BadInput("no such recipe", where=str(path), todo="`tarazu new` lists the shipped recipes") from None
+        raise BadInput("no such recipe", where=str(path), todo="`tarazu new` lists the shipped recipes, `tarazu new NAME` copies one here") from None
+    except IsADirectoryError:
+        raise BadInput("a folder, not a recipe", where=str(path), todo="give the YAML file") from None
     except (OSError, UnicodeDecodeError) as error:
         raise BadInput(f"the recipe cannot be read: {error}", where=str(path)) from None
 
@@ -206,7 +209,7 @@ def _read(path: Path) -> str:
 def _override(tree: dict, assignment: str) -> None:
     key, equals, value = assignment.partition("=")
     if not equals or not key:
-        raise BadInput(f"--set wants key.path=value, not {assignment!r}", where="--set")
+        raise BadInput(f"this option wants key.path=value, not {assignment!r}", where="--set")
     *parents, last = key.split(".")
     for part in parents:
         if tree.get(part) is None:
@@ -221,31 +224,3 @@ def _plain(node: Any) -> Any:
     if isinstance(node, dict):
         return {str(k): _plain(v) for k, v in node.items()}
     return [_plain(v) for v in node] if isinstance(node, list) else node
-
-
-def _place(tree: Any, path: tuple, where: str) -> str:
-    """file:line:column of the deepest part of `path` that stands in the file."""
-    line, column = 0, 0
-    for part in path:
-        marks = getattr(tree, "lc", None)
-        try:
-            if isinstance(tree, dict) and part in tree:
-                line, column = marks.key(part) if marks else (line, column)
-                tree = tree[part]
-            elif isinstance(tree, list) and isinstance(part, int):
-                line, column = marks.item(part) if marks else (line, column)
-                tree = tree[part]
-        except (KeyError, TypeError, AttributeError):  # a key that --set added has no mark
-            break
-    return f"{where}:{line + 1}:{column + 1}"
-
-
-def _explain(error: ValidationError, tree: Any, where: str) -> tuple[str]:
-    lines = []
-    for problem in error.errors():
-        path = problem["loc"]
-        message = problem["msg"].removeprefix("Value error, ")
-        if problem["type"] == "extra_forbidden":
-            message = f"unknown key {path[-1]!r}"
-        lines.append(f"{_place(tree, path, where)}: {'.'.join(map(str, path))}: {message}")
-    return ("the recipe cannot be used:\n  " + "\n  ".join(lines),)

@@ -1,0 +1,86 @@
+"""What is wrong with a recipe, in words: where it stands, which key it is, and which key was probably meant."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator
+from typing import Any, get_args
+
+from pydantic import BaseModel, ValidationError
+
+
+def place(tree: Any, path: tuple, where: str) -> str:
+    """file:line:column of the deepest part of `path` that stands in the file."""
+    line, column = 0, 0
+    for part in path:
+        marks = getattr(tree, "lc", None)
+        try:
+            if isinstance(tree, dict) and part in tree:
+                line, column = marks.key(part) if marks else (line, column)
+                tree = tree[part]
+            elif isinstance(tree, list) and isinstance(part, int):
+                line, column = marks.item(part) if marks else (line, column)
+                tree = tree[part]
+        except (KeyError, TypeError, AttributeError):  # a key that --set added has no mark
+            break
+    return f"{where}:{line + 1}:{column + 1}"
+
+
+def explain(error: ValidationError, model: type[BaseModel], tree: Any, where: str, sets: list[str] = ()) -> str:
+    """All complaints about the recipe in `tree`, one a line; `sets` are the `a.b=c` that changed the file at `where`."""
+    lines = []
+    for problem in error.errors():
+        path = problem["loc"]
+        shown = path[:2] + path[3:] if path[0:1] == ("methods",) else path  # after an arm's name comes its kind
+        source = _assignment(problem, shown, tree, sets) or place(tree, path, where)
+        lines.append(f"{source}: {'.'.join(map(str, shown))}: {_message(problem, model)}")
+    return "the recipe cannot be used:\n  " + "\n  ".join(lines)
+
+
+def _message(problem: Any, model: type[BaseModel]) -> str:
+    path = problem["loc"]
+    if problem["type"] == "extra_forbidden":
+        return f"unknown key {path[-1]!r}{_meant(path[-1], _keys(model, path[:-1]))}"
+    if problem["type"] == "union_tag_invalid":
+        kinds = problem["ctx"]["expected_tags"]
+        return f"no kind of method is called {problem['ctx']['tag']!r}{_meant(problem['ctx']['tag'], kinds.replace(chr(39), '').split(', '))}; one of: {kinds}"
+    return problem["msg"].removeprefix("Value error, ")
+
+
+def _meant(word: Any, known: Any) -> str:
+    near = difflib.get_close_matches(str(word), sorted(known), 1)
+    return f"; did you mean {near[0]!r}?" if near else ""
+
+
+def _keys(model: type[BaseModel], path: tuple) -> set[str]:
+    """The keys that may stand at `path`; of methods, those of every kind unless the path names one."""
+    models = [model]
+    for part in path:
+        inner = [found for one in models if part in one.model_fields for found in _models(one.model_fields[part].annotation)]
+        kind = [one for one in models if "kind" in one.model_fields and part in get_args(one.model_fields["kind"].annotation)]
+        models = inner or kind or models
+    return {key for one in models for key in one.model_fields}
+
+
+def _models(annotation: Any) -> Iterator[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for part in get_args(annotation):
+        yield from _models(part)
+
+
+def _assignment(problem: Any, shown: tuple, tree: Any, sets: list[str]) -> str:
+    """The `--set` that a complaint is about, or nothing: it gave the value, or made the mapping that holds it."""
+    at = shown[:-1] if problem["type"] == "missing" else shown
+    dotted = ".".join(map(str, at))
+    for key in reversed([assignment.partition("=")[0] for assignment in sets]):
+        made = key.startswith(f"{dotted}.") and not hasattr(_node(tree, at), "lc")
+        if key == dotted or dotted.startswith(f"{key}.") or made:
+            return f"--set {key}"
+    return ""
+
+
+def _node(tree: Any, path: tuple) -> Any:
+    for part in path:
+        tree = tree.get(part) if isinstance(tree, dict) else None
+    return tree
