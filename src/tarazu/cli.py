@@ -5,7 +5,9 @@ Results go to stdout, everything else to stderr. Exit codes: 0, 1 (failed), 2 (b
 
 from __future__ import annotations
 
+import logging
 import sys
+import warnings
 from pathlib import Path
 from typing import Annotated
 
@@ -183,6 +185,7 @@ def _finish(folder: Path) -> None:
 
 def main() -> None:
     """The console script: named errors become one message and an exit code."""
+    _hush()
     try:
         app(standalone_mode=False)
     except TarazuError as error:
@@ -200,3 +203,9 @@ def main() -> None:
             error.show()
             sys.exit(2)
         raise
+
+
+def _hush() -> None:
+    """Libraries' notices that a user can do nothing about; both come with every command that loads a model."""
+    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)  # a faster 4-bit kernel for some CPUs is not installed
+    warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")  # peft asks transformers by its old name
