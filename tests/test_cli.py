@@ -83,7 +83,7 @@ def test_set_overrides_and_scientific_numbers(tmp_path):
         ("budget.tokns=5", r"--set budget.tokns: budget.tokns: unknown key 'tokns'; did you mean 'tokens'"),
         ("budjet.tokens=5", r"--set budjet.tokens: budjet: .*did you mean 'budget'"),
         ("methods.lora.rnk=5", r": methods.lora.rnk: .*did you mean 'rank'"),
-        ("methods.lorra.rank=5", r"--set methods.lorra.rank: methods.lorra: .*'lorra'; did you mean 'lora'"),
+        ("methods.lorra.rank=5", r"--set methods.lorra.rank: methods.lorra: .*'lorra': one of base, .*; did you mean 'lora'"),
         ("budget.tokens=many", "--set budget.tokens: "),
         ("search.widen=false", "--set search.widen: search.tokens: Field required"),
         ("budget.epochs=1", r"demo.yaml:\d+:1: budget: give either"),

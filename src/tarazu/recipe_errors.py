@@ -42,8 +42,8 @@ def _message(problem: Any, model: type[BaseModel]) -> str:
     if problem["type"] == "extra_forbidden":
         return f"unknown key {path[-1]!r}{_meant(path[-1], _keys(model, path[:-1]))}"
     if problem["type"] == "union_tag_invalid":
-        kinds = problem["ctx"]["expected_tags"]
-        return f"no kind of method is called {problem['ctx']['tag']!r}{_meant(problem['ctx']['tag'], kinds.replace(chr(39), '').split(', '))}; one of: {kinds}"
+        tag, kinds = problem["ctx"]["tag"], problem["ctx"]["expected_tags"].replace("'", "")
+        return f"no kind of method is called {tag!r}: one of {kinds}{_meant(tag, kinds.split(', '))}"
     return problem["msg"].removeprefix("Value error, ")
 
 
