@@ -41,6 +41,7 @@ def parts(task: Chat, trainee: ChatTrainee, data: Prepared, recipe: ChatRecipe) 
     limit = recipe.budget.micro_batch_tokens
     lengths = {split: data.store.lengths(split) for split in ("validation", "test")}
     few = min(8, data.size("test"))
+    task.row_losses(trainee, data, "test", limit, 1)  # the first pass reads the weights in: once in a run, not once a row
     spent = timed(trainee, lambda: task.row_losses(trainee, data, "test", limit, few))
     each = spent / float(lengths["test"][:few].sum())
     evaluate = each * float(lengths["test"].sum())
