@@ -42,18 +42,42 @@ def low_rank(x: torch.Tensor, down: torch.Tensor, up: torch.Tensor, scale: float
     return F.linear(F.linear(x, down.to(x.dtype)), (up * scale).to(x.dtype))
 
 
-class LeanLoRA(lora.Linear):
-    """y = W x + s B A x."""
+class _Added:
+    """y = W x + s (up down) x, for adapters whose update is a product of two thin matrices."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         base = self.base_layer(x)
         if self.disable_adapters or self.merged:
             return base
         name = self._active_adapter[0]
-        return base + low_rank(self.lora_dropout[name](x), self.lora_A[name].weight, self.lora_B[name].weight, self.scaling[name])
+        return base + low_rank(self.dropped(name, x), *self.factors(name), self.scaling[name])
+
+    def dropped(self, name: str, x: torch.Tensor) -> torch.Tensor:
+        """The input of the adapter, in training with some numbers hidden."""
+        return x
 
 
-class LeanDoRA(lora.Linear):
+class LeanLoRA(_Added, lora.Linear):
+    """The update is B A."""
+
+    def dropped(self, name: str, x: torch.Tensor) -> torch.Tensor:
+        return self.lora_dropout[name](x)
+
+    def factors(self, name: str) -> tuple[torch.Tensor, torch.Tensor]:
+        """(r, in) and (out, r)."""
+        return self.lora_A[name].weight, self.lora_B[name].weight
+
+
+class LeanLoHa(_Added, loha.Linear):
+    """The update is (B1 A1) * (B2 A2), rank r^2."""
+
+    def factors(self, name: str) -> tuple[torch.Tensor, torch.Tensor]:
+        """(r^2, in) and (out, r^2)."""
+        up = pairs(self.hada_w1_a[name].T, self.hada_w2_a[name].T).T
+        return pairs(self.hada_w1_b[name], self.hada_w2_b[name]), up
+
+
+class LeanDoRA(LeanLoRA):
     """y = m (W + s B A) x / ||W + s B A||; the norm, of each row, is not differentiated (Liu et al. 2024, section 4.3)."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -61,26 +85,14 @@ class LeanDoRA(lora.Linear):
             return self.base_layer(x)
         name = self._active_adapter[0]
         weight, bias, scale = self.base_layer.weight, self.base_layer.bias, self.scaling[name]
-        down, up = self.lora_A[name].weight, self.lora_B[name].weight
+        down, up = self.factors(name)
         length = row_norms(weight.detach(), down.detach(), up.detach() * scale)
         turned = F.linear(x, weight.to(x.dtype)) + low_rank(x, down, up, scale)
         out = turned * (self.lora_magnitude_vector[name].weight / length).to(x.dtype)
         return out if bias is None else out + bias
 
 
-class LeanLoHa(loha.Linear):
-    """y = W x + s ((B1 A1) * (B2 A2)) x."""
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        base = self.base_layer(x)
-        if self.disable_adapters or self.merged:
-            return base
-        name = self._active_adapter[0]
-        up = pairs(self.hada_w1_a[name].T, self.hada_w2_a[name].T).T
-        return base + low_rank(x, pairs(self.hada_w1_b[name], self.hada_w2_b[name]), up, self.scaling[name])
-
-
-LEAN = (LeanLoRA, LeanDoRA, LeanLoHa)
+LEAN = (LeanLoRA, LeanLoHa)
 
 
 def pairs(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:

@@ -17,19 +17,18 @@ from torch.nn.attention.flex_attention import BlockMask
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
+from tarazu.chat import flex
 from tarazu.chat.hub import cache_folder
-
-SHAPES: bool | None = None  # None: the second packed width that comes makes the width a variable
 
 
 def compile_layers(model: PreTrainedModel, checkpointing: bool = False) -> None:
     """Compiles every decoder layer of `model` in place; parameters and their names stay."""
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_folder() / "compiled"))
-    torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)
+    flex.allow_many_shapes()
     for layer in model.get_decoder().layers:
         if getattr(layer.self_attn, "sliding_window", None) is not None:
             layer.self_attn.sliding_window = None  # the mask does the window; a difference between layers would compile them twice
-    give_prefixes(model, checkpointing, lambda forward: torch.compile(forward, dynamic=SHAPES))
+    give_prefixes(model, checkpointing, torch.compile)  # a second packed width makes the width a variable
 
 
 def is_compiled(model: PreTrainedModel) -> bool:

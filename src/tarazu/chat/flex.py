@@ -117,9 +117,14 @@ def _filled(prefix: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
     return wide.to(rows.dtype).expand(rows.shape[0], -1, -1, -1)
 
 
+def allow_many_shapes() -> None:
+    """Lets the compiler make one graph for each packed width; by default it gives up after a few."""
+    torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)
+
+
 @lru_cache
 def _compiled():
-    torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)  # one graph per packed width
+    allow_many_shapes()
     return torch.compile(flex_attention, dynamic=False)
 
 

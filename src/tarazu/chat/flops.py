@@ -154,8 +154,7 @@ def _lean(work: Work, module: nn.Module, x: torch.Tensor) -> None:
     """Adapters with the arithmetic of `adapters.py`: two thin products, and for DoRA the base's product and the norms."""
     base = module.get_base_layer()
     into, out = base.in_features, base.out_features
-    loha = isinstance(module, adapters.LeanLoHa)
-    rank = next(iter(module.hada_w1_a.values())).shape[1] ** 2 if loha else next(iter(module.r.values()))
+    rank = module.factors(module.active_adapters[0])[0].shape[0]
     work.position += linear_flops(1, into, rank) * work.times(x.requires_grad, True)
     work.position += linear_flops(1, rank, out) * work.times(True, True)
     if isinstance(module, adapters.LeanDoRA):

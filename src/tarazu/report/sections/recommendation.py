@@ -184,11 +184,7 @@ def _on_side_effects(context: Context, arm: Arm, pros: list, cons: list) -> None
         before, after = mean_over_seeds(base, measure), mean_over_seeds(arm, measure)
         if before is None or after is None or abs(after - before) < 0.05:
             continue
-        values = {
-            "rate": say(f"measure.{measure.key}"),
-            "before": number(before, "percent", base.first.file("metrics.json")),
-            "after": number(after, "percent", arm.first.file("metrics.json")),
-        }
+        values = {"rate": say(f"measure.{measure.key}"), **_change(base, before, arm, after, "percent")}
         (pros if after < before else cons).append(say("pro.rate_fell" if after < before else "con.rate_rose", **values))
     _on_forgetting(context, arm, pros, cons)
 
@@ -200,12 +196,17 @@ def _on_forgetting(context: Context, arm: Arm, pros: list, cons: list) -> None:
         before, after = mean_over_seeds(base, known[key]), mean_over_seeds(arm, known[key])
         if before is None or after is None or not context.comparison.differ(key, base.name, arm.name):
             continue
-        values = {
-            "language": say(f"language.{key.removesuffix('_bits_per_byte')}"),
-            "before": number(before, "loss", base.first.file("metrics.json")),
-            "after": number(after, "loss", arm.first.file("metrics.json")),
-        }
+        language = say(f"language.{key.removesuffix('_bits_per_byte')}")
+        values = {"language": language, **_change(base, before, arm, after, "loss")}
         (pros if after < before else cons).append(say("pro.reads_better" if after < before else "con.forgets", **values))
+
+
+def _change(base: Arm, before: float, arm: Arm, after: float, form: str) -> dict[str, Both]:
+    """A figure of the untouched model and of a method, each with the file that it came from."""
+    return {
+        "before": number(before, form, base.first.file("metrics.json")),
+        "after": number(after, form, arm.first.file("metrics.json")),
+    }
 
 
 def would_change(context: Context) -> list[Both]:
