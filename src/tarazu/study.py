@@ -16,13 +16,14 @@ from pathlib import Path
 import torch
 
 from tarazu import environment, foretold
-from tarazu.engine import fingerprint, flops, loop, search
+from tarazu.engine import fingerprint, flops, loop
 from tarazu.engine.ledger import Ledger
 from tarazu.engine.progress import note
 from tarazu.engine.signals import StopSignals
 from tarazu.errors import BadInput, Stopped, TarazuError
-from tarazu.recipe import Budget, Method, Recipe, dump_yaml, load
-from tarazu.run_folder import Run, RunFolder, damaged, find_study, read_json, understood, write_aside, write_json
+from tarazu.recipe import Recipe, dump_yaml, load
+from tarazu.run_folder import Run, RunFolder, damaged, find_study, understood, write_aside, write_json
+from tarazu.searching import searched
 
 TASKS = {"chat": "tarazu.chat.task:Chat", "captions": "tarazu.captions.task:Captions"}
 
@@ -180,41 +181,6 @@ def opened(names: frozenset[str]) -> str:
     others = sorted({name.rsplit(".", 1)[0] for name in names if not re.search(r"\.layers\.\d+\.", f".{name}")})
     parts = [f"blocks {', '.join(map(str, blocks))}"] * bool(blocks) + others[:4] + ["..."] * (len(others) > 4)
     return "; ".join(parts) or "nothing"
-
-
-def searched(task, recipe: Recipe, name: str, data, device: torch.device, stop: StopSignals, folder: RunFolder) -> dict | None:
-    """The result of the method's search, made now if it is not there; None for the base model or without `search:`."""
-    method, path = recipe.methods[name], folder.path / name / "search.json"
-    if recipe.search is None or method.kind == "base" or not search.candidates(recipe.search, method):
-        return None
-    if not path.exists():
-
-        def train(tried: Method, budget: Budget, trial: Run) -> float | None:
-            changed = recipe.model_copy(update={"budget": budget, "methods": {**recipe.methods, name: tried}})
-            trainee = task.build(changed, name, data, trial.seed, device)
-            try:
-                loop.fit(task, trainee, data, changed, tried, trial, trial.seed, Ledger(device), stop, sampled=False)
-            except Stopped:
-                raise
-            except TarazuError as error:  # a rate that never gives a finite gradient has lost
-                note(f"{name}: {error}")
-                return None
-            return [event["loss"] for event in trial.read_lines("events.jsonl") if event["event"] == "validation"][-1]
-
-        place = Run(folder.path / name / "search" / f"seed-{recipe.seeds[0]}")
-        write_json(path, search.halve(recipe.search, method, recipe.budget, place, train))
-    return search_result(path, method)
-
-
-def search_result(path: Path, method: Method) -> dict:
-    """What a finished search found. Raises `BadInput` where its winner is no setting of the method."""
-    found = read_json(path) or {}
-    with understood(path):
-        if not found["winner"]:
-            raise ValueError("no winner")
-        type(method).model_validate({**method.model_dump(), **found["winner"]})
-        float(found["seconds"])
-    return found
 
 
 def gather(task, recipe: Recipe, folder: RunFolder) -> None:

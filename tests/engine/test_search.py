@@ -7,6 +7,7 @@ import math
 import pytest
 from engine.toy import Toy, train
 
+from tarazu.engine.schedule import scale
 from tarazu.engine.search import candidates, halve, most_beyond, plan
 from tarazu.errors import BadInput
 from tarazu.recipe import Budget, Method, Search
@@ -66,8 +67,8 @@ def test_a_best_rate_at_the_upper_edge_is_looked_for_beyond_it(tmp_path):
     assert [c.get("beyond", False) for c in found["candidates"]] == [False] * 3 + [True] * 2
     winner, lost = found["candidates"][3:]
     assert [r["tokens"] for r in winner["rounds"]] == [r["tokens"] for r in found["candidates"][2]["rounds"]]
-    assert found["tokens"] == sum(r["tokens"] - before for c in found["candidates"] for before, r in zip([0, *(r["tokens"] for r in c["rounds"])], c["rounds"], strict=False))
-    assert found["tokens_beyond"] == winner["rounds"][-1]["tokens"] + lost["rounds"][-1]["tokens"] <= most_beyond(3, 1200)
+    assert found["tokens"] == sum(r["tokens"] for c in found["candidates"] for r in c["rounds"])
+    assert found["tokens_beyond"] == sum(r["tokens"] for c in (winner, lost) for r in c["rounds"]) <= most_beyond(3, 1200)
 
 
 def test_a_best_rate_at_the_lower_edge_is_looked_for_below_it(tmp_path):
@@ -140,20 +141,41 @@ def test_a_damaged_record_of_a_stopped_search_is_named(tmp_path, content):
         searched(tmp_path, bowl(1)[0], learning_rate=[1e-4, 1e-3])
 
 
-def test_a_real_search_continues_its_candidates_and_flags_the_edge(tmp_path):
-    taken = []
+def test_every_trial_is_a_whole_run_in_small_with_the_recipes_own_schedule(tmp_path):
+    taken, ends = [], []
 
     def real(method, budget, trial):
-        _, events, _ = train(trial.path, Toy(), Toy().build(rate=method.learning_rate), tokens=budget.tokens, epochs=None, schedule="constant")
-        steps = [e["step"] for e in events if e["event"] == "step"]
-        assert steps == list(range(1, len(steps) + 1)), "a candidate began anew"
+        assert (budget.schedule, budget.warmup) == ("cosine", 0.2) and not (trial.path / "checkpoint").exists(), "not from the start"
+        _, events, _ = train(trial.path, Toy(), Toy().build(rate=method.learning_rate), tokens=budget.tokens, epochs=None, schedule=budget.schedule, warmup=budget.warmup)
+        steps = [e for e in events if e["event"] == "step"]
+        assert [e["step"] for e in steps] == list(range(1, len(steps) + 1))
         taken.append(len(steps))
+        ends.append(steps[-1]["learning_rate"] / method.learning_rate)
         return [e["loss"] for e in events if e["event"] == "validation"][-1]
 
-    search = Search(tokens=6000, learning_rate=[1e-6, 1e-4, 3e-2], widen=False)
-    found = halve(search, Method(kind="x"), Budget(tokens=9), Run(tmp_path / "search" / "seed-0"), real)
+    search, budget = Search(tokens=6000, learning_rate=[1e-6, 1e-4, 3e-2], widen=False), Budget(tokens=9, warmup=0.2)
+    found = halve(search, Method(kind="x"), budget, Run(tmp_path / "search" / "seed-0"), real)
     assert found["winner"] == {"learning_rate": 3e-2} and found["edges"] == ["learning_rate"]
-    assert taken[-1] > taken[0] and not (tmp_path / "search" / "seed-0").exists()
+    assert taken[-1] > taken[0] and max(ends) < 0.05, "the loss was not measured after the decay"
+    assert not (tmp_path / "search" / "seed-0").exists()
+
+
+def noisy(rate: float, schedule: str) -> float:
+    """The mean loss of a noisy quadratic, theta -> (1 - rate) theta + rate noise, after 60 steps: exact, no chance in it."""
+    mean, spread = 10.0, 0.0
+    for step in range(60):
+        now = rate * scale(step / 60, schedule, 0.05)
+        mean, spread = (1 - now) * mean, (1 - now) ** 2 * spread + now**2
+    return mean**2 + spread
+
+
+def test_a_constant_rate_would_choose_a_smaller_one_than_the_real_run_wants(tmp_path):
+    rates = [0.01, 0.03, 0.1, 0.3, 0.9]
+    best = {schedule: min(rates, key=lambda rate: noisy(rate, schedule)) for schedule in ("constant", "cosine")}
+    assert best["constant"] < best["cosine"], "this test would show nothing"
+    search = Search(tokens=1200, learning_rate=rates)
+    found = halve(search, Method(kind="x"), Budget(tokens=9), Run(tmp_path / "search" / "seed-0"), lambda m, b, _: noisy(m.learning_rate, b.schedule))
+    assert found["winner"] == {"learning_rate": best["cosine"]}
 
 
 def test_a_stopped_search_does_not_repeat_what_it_knows(tmp_path):

@@ -275,6 +275,19 @@ def test_a_search_tells_what_it_took_and_what_lay_beyond(tmp_path, undrawn):
     assert "did not cost the same: from 15,000 to 20,000 tokens" in shown and "پس بیرون از فهرست نیز 0.03" in shown
 
 
+def test_a_search_tells_how_its_trials_were_trained(tmp_path, undrawn):
+    """A folder from before `schedule` was written down had trials at a constant rate: nothing else is said of it."""
+    folder = chat_folder(tmp_path)
+    old = "".join(Page(build(folder).read_text(encoding="utf-8")).text)
+    assert "the better half going on each round" in old and "whole run in small" not in old
+    found = json.loads((folder / "lora/search.json").read_text())
+    (folder / "lora/search.json").write_text(json.dumps({**found, "schedule": "cosine"}))
+    new = "".join(Page(build(folder).read_text(encoding="utf-8")).text)
+    assert "the real run’s schedule (cosine) to its end" in new and "یک اجرای کامل ولی کوتاه" in new and "noisy until then" in new
+    (folder / "lora/search.json").write_text(json.dumps({**found, "schedule": "constant"}))
+    assert "noisy until then" not in build(folder).read_text(encoding="utf-8")
+
+
 def test_the_scorers_tokenizer_is_named(tmp_path, undrawn):
     folder = captions_folder(tmp_path)
     shown = "".join(Page(build(folder).read_text(encoding="utf-8")).text)

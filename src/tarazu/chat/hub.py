@@ -9,6 +9,7 @@ import hashlib
 import importlib
 import os
 import shutil
+from functools import lru_cache
 from pathlib import Path
 
 import torch
@@ -111,9 +112,8 @@ def _assembled(name: str) -> Path:
 
 def _converted(gguf: Path) -> Path:
     """The float32 folder made from a GGUF file, made now if need be."""
-    with open(gguf, "rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()[:16]
-    target = cache_folder() / "models" / f"{gguf.stem}-{digest}"
+    seen = gguf.stat()
+    target = cache_folder() / "models" / f"{gguf.stem}-{_digest(gguf, seen.st_size, seen.st_mtime_ns)}"
     if (target / "config.json").exists():
         return target
     note(f"reading {gguf.name} once; it is kept in {target}")
@@ -129,6 +129,13 @@ def _converted(gguf: Path) -> Path:
     except OSError:  # another process was faster
         shutil.rmtree(aside)
     return target
+
+
+@lru_cache
+def _digest(path: Path, _size: int, _changed: int) -> str:
+    """The start of a file's sha256, computed once a process as long as the file stays: every trial of a search asks."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
 
 
 class _named_errors:

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 import psutil
 import torch
 
+from tarazu.engine import device_memory
 from tarazu.engine.task import Counts
 
 
@@ -87,7 +88,7 @@ class _Watch:
 
     def __enter__(self) -> _Watch:
         if self.device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(self.device)
+            device_memory.reset(self.device)
             self._start = _energy(self.device)
         else:
             self._thread = threading.Thread(target=self._look, daemon=True)
@@ -104,7 +105,7 @@ class _Watch:
 
     def peaks(self) -> dict[str, int]:
         if self.device.type == "cuda":
-            return {"allocated": torch.cuda.max_memory_allocated(self.device), "reserved": torch.cuda.max_memory_reserved(self.device)}
+            return {"allocated": device_memory.peak(self.device), "reserved": torch.cuda.max_memory_reserved(self.device)}
         return {"resident": self.resident}
 
     def _look(self) -> None:
@@ -121,7 +122,8 @@ def _energy(device: torch.device) -> float | None:
         import pynvml
 
         pynvml.nvmlInit()
-        handle = pynvml.nvmlDeviceGetHandleByIndex(device.index or 0)
+        name = "GPU-" + str(torch.cuda.get_device_properties(device).uuid).removeprefix("GPU-")  # the index would be another GPU's under CUDA_VISIBLE_DEVICES
+        handle = pynvml.nvmlDeviceGetHandleByUUID(name)
         return pynvml.nvmlDeviceGetTotalEnergyConsumption(handle) / 1000
     except Exception:  # no driver, no counter, no package: energy is then unknown, which is not an error
         return None

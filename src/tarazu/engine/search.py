@@ -1,8 +1,11 @@
 """A small, equal search for every method's settings: successive halving on validation loss (Jamieson & Talwalkar 2015).
 
 One learning rate for all methods decides a comparison before it starts. Every method gets the same tokens to search with:
-all candidates train a little, the better half goes on, until one is left. A candidate's training continues from its
-checkpoint, at a constant rate, so nothing is trained twice.
+all candidates train a little, the better half trains more, until one is left. What is compared are whole runs in small:
+in every round a candidate begins anew and goes through the recipe's own schedule, warm-up and decay included. Going on
+from the last round at a constant rate would cost fewer tokens, but it measures rates where they do not work: a high rate
+is noisy until it decays, so small ones win that the real run would not have chosen (a cosine and a constant rate with a
+decay want different peaks: Hägele et al. 2024, arXiv:2405.18392).
 
 A winner at an edge of the rates proves little: the best may lie beyond. So a rate three times further out is trained as if
 it had been in the list (the same tokens stage by stage, out as soon as it would not have gone on), at most twice.
@@ -52,7 +55,7 @@ def candidates(search: Search, method: Method) -> list[Candidate]:
 
 
 def plan(count: int, tokens: int) -> list[tuple[int, int]]:
-    """(candidates, tokens for each of them in this round) until two are compared; the products add up to at most `tokens`."""
+    """(candidates, tokens of the run of each in this round) until two are compared; the products add up to at most `tokens`."""
     sizes = [count]
     while sizes[-1] > 2:
         sizes.append(math.ceil(sizes[-1] / 2))
@@ -64,12 +67,10 @@ def most_beyond(count: int, tokens: int) -> int:
     return WIDENINGS * sum(each for _, each in plan(count, tokens))
 
 
-def round_budget(budget: Budget, before: int, tokens: int, first: int) -> Budget:
-    """The budget that takes a candidate from `before` tokens to `before + tokens`, at a constant rate after one warm-up."""
-    total = before + tokens
-    return budget.model_copy(
-        update={"tokens": total, "epochs": None, "schedule": "constant", "warmup": 0.2 * first / total, "evaluate_every": 10**12, "keep": "last", "patience": None, "watch": "loss"}
-    )
+def round_budget(budget: Budget, tokens: int) -> Budget:
+    """The budget of a trial: the recipe's own, with its schedule, drawn together into `tokens`; validated at its end."""
+    whole = {"evaluate_every": 10**12, "keep": "last", "patience": None, "watch": "loss"}
+    return budget.model_copy(update={"tokens": tokens, "epochs": None, **whole})
 
 
 @dataclass
@@ -86,18 +87,18 @@ class Trials:
     seconds: float = 0.0
 
     def advance(self, candidate: Candidate, number: int) -> None:
-        """Takes a candidate through one round: a part of its training, then its validation loss."""
-        done = self.known.setdefault(candidate.name, [])
+        """Takes a candidate through one round: a run in small, then its validation loss."""
+        done, tokens = self.known.setdefault(candidate.name, []), self.rounds[number]
         if number >= len(done):
-            before, began = sum(self.rounds[:number]), time.monotonic()
-            budget = round_budget(self.budget, before, self.rounds[number], self.rounds[0])
-            trial = Run(self.folder.path / candidate.name / f"seed-{self.folder.seed}")
-            loss = self.train(self.method.model_copy(update=candidate.settings), budget, trial)
-            done.append({"tokens": budget.tokens, "loss": finite(loss), "seconds": time.monotonic() - began})
+            began = time.monotonic()
+            trial = Run(self.folder.path / f"{candidate.name}-{tokens}-tokens" / f"seed-{self.folder.seed}")
+            loss = self.train(self.method.model_copy(update=candidate.settings), round_budget(self.budget, tokens), trial)
+            done.append({"tokens": tokens, "loss": finite(loss), "seconds": time.monotonic() - began})
             write_json(self.folder.path / "rounds.json", self.known)
-            note(f"search {candidate.name}: {budget.tokens} tokens, validation loss {loss}")
+            shutil.rmtree(trial.path.parent, ignore_errors=True)
+            note(f"search {candidate.name}: {tokens} tokens, validation loss {loss}")
         candidate.rounds.append(done[number])
-        self.tokens += self.rounds[number]
+        self.tokens += tokens
         self.seconds += done[number].get("seconds", 0.0)
 
 
@@ -105,8 +106,9 @@ def halve(search: Search, method: Method, budget: Budget, folder: Run, train: Tr
     """Runs the search.
 
     Args:
-        folder: where candidates keep their checkpoints (removed at the end).
-        train: trains a method under a budget in a run's folder, going on from what is there; returns the validation loss.
+        folder: where trials keep their checkpoints (removed at the end).
+        train: trains a method under a budget in a run's folder, from the start (or from where a stopped search left it
+            there); returns the validation loss.
 
     Returns: what `search.json` holds: every candidate's losses, the winner, the cost, and whether the winner stands at an
     edge of what was tried.
@@ -123,6 +125,7 @@ def halve(search: Search, method: Method, budget: Budget, folder: Run, train: Tr
         winner = _widened(trials, everyone, winner, bars)
     shutil.rmtree(folder.path, ignore_errors=True)
     return {
+        "schedule": budget.schedule,
         "tokens": trials.tokens,
         "tokens_beyond": trials.tokens - of_the_grid,
         "seconds": trials.seconds,

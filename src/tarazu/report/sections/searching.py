@@ -8,7 +8,7 @@ from tarazu.report import charts
 from tarazu.report.blocks import Table, code_cell, figure_cell, text_cell
 from tarazu.report.reading import Arm, StudyView, as_number, dig, records
 from tarazu.report.sections.base import Context
-from tarazu.report.text import code, joined, number, say
+from tarazu.report.text import Both, code, joined, number, say
 
 
 def search_view(context: Context, arm: Arm) -> dict | None:
@@ -16,14 +16,7 @@ def search_view(context: Context, arm: Arm) -> dict | None:
     found, source = arm.search, f"{arm.name}/search.json"
     if not found:
         return None
-    sentences = [
-        say(
-            "search.how",
-            tokens=number(found.get("tokens"), "count", source),
-            winner=code(_settings(found.get("winner"))),
-            loss=number(found.get("loss"), "loss", source),
-        )
-    ]
+    sentences = _how(found, source)
     beyond = [dig(c, "settings", "learning_rate") for c in records(found.get("candidates")) if c.get("beyond") is True]
     if beyond:
         rates, tokens = joined([number(rate, "rate", source) for rate in beyond]), found.get("tokens_beyond")
@@ -32,6 +25,17 @@ def search_view(context: Context, arm: Arm) -> dict | None:
     if isinstance(edges, list) and edges:
         sentences.append(say("search.edge", names=joined([code(e) for e in edges])))
     return {"sentences": sentences, "figure": _figure(context, arm, source), "table": _table(arm, source)}
+
+
+def _how(found: dict, source: str) -> list[Both]:
+    """How the trials were trained (before search.json had `schedule`: at a constant rate, from round to round), and the winner."""
+    winner, loss = code(_settings(found.get("winner"))), number(found.get("loss"), "loss", source)
+    told = {"tokens": number(found.get("tokens"), "count", source), "winner": winner, "loss": loss}
+    schedule = found.get("schedule")
+    if not isinstance(schedule, str):
+        return [say("search.how", **told)]
+    why = [say("search.why")] if schedule != "constant" else []
+    return [say("search.whole", schedule=code(schedule), **told), *why]
 
 
 def search_costs(study: StudyView) -> Table:

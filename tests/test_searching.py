@@ -1,0 +1,55 @@
+"""A method's trials: the model is loaded once, and that changes nothing."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from chat import small
+
+from tarazu import searching
+from tarazu.chat.task import Chat
+from tarazu.engine.signals import StopSignals
+from tarazu.recipe import load
+from tarazu.run_folder import Run, RunFolder
+
+CPU = torch.device("cpu")
+TRAINED = [name for name in small.METHODS if name != "base"]
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory):
+    home = tmp_path_factory.mktemp("searching")
+    budget = {"tokens": 2_000, "batch_rows": 4, "micro_batch_tokens": 1000, "evaluate_every": 1_000, "validation_rows": 2}
+    return load(small.recipe(home / "recipe.yaml", small.save_model(home / "model"), budget=budget, forgetting=None))
+
+
+@pytest.fixture(scope="module")
+def data(recipe, tmp_path_factory):
+    return Chat().prepare(recipe, RunFolder(tmp_path_factory.mktemp("data")), CPU)
+
+
+def losses(recipe, data, name, folder, rates) -> list[float]:
+    """The losses of one method's trials, one after the other."""
+    trials, method = searching.Trials(Chat(), recipe, name, data, CPU, StopSignals("")), recipe.methods[name]
+    settings = [method.model_copy(update={"learning_rate": rate}) for rate in rates]
+    return [trials.train(one, recipe.budget, Run(folder / str(i) / "seed-0")) for i, one in enumerate(settings)]
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_a_trainee_that_is_used_again_gives_what_a_new_one_gives(recipe, data, name, tmp_path, monkeypatch):
+    built = []
+    monkeypatch.setattr(Chat, "load", lambda self, *args, whole=Chat.load: built.append(1) or whole(self, *args))
+    again = losses(recipe, data, name, tmp_path / "again", [3e-2, 1e-3, 3e-2])
+    assert len(built) == 1 and again[0] == again[2] != again[1]
+    monkeypatch.setattr(searching, "REUSED", set())
+    assert losses(recipe, data, name, tmp_path / "anew", [3e-2, 1e-3, 3e-2]) == again and len(built) == 4
+
+
+def test_another_rank_is_another_module(recipe, data, tmp_path):
+    trials = searching.Trials(Chat(), recipe, "lora", data, CPU, StopSignals(""))
+    lora = recipe.methods["lora"]
+    first = trials.fresh(recipe, lora, 0)
+    assert trials.fresh(recipe, lora.model_copy(update={"learning_rate": 1.0}), 0) is first and first.learning_rate == 1.0
+    wide = lora.model_copy(update={"rank": 4})
+    other = trials.fresh(recipe.model_copy(update={"methods": {**recipe.methods, "lora": wide}}), wide, 0)
+    assert other is not first and max(p.shape[0] for n, p in other.trainable().items() if "lora_A" in n) == 4
