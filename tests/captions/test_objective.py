@@ -6,10 +6,10 @@ from scenes import CHANNELS, KINDS, PLACES, WORDS, decoder
 from torch.nn import functional as F
 
 from tarazu.captions import decoding, objective
-from tarazu.captions.cider import Cider
 from tarazu.captions.encoders import SHAPES, EfficientNet
 from tarazu.captions.model import ImageCaptioningModel
-from tarazu.captions.objective import END, likelihood, self_critical
+from tarazu.captions.objective import likelihood, self_critical
+from tarazu.captions.rewards import Rewards
 from tarazu.captions.settings import SelfCritical, ShowAndTell, ShowAttendTell
 from tarazu.captions.vocabulary import EOS, PAD, SOS, SPECIALS, UNK, Vocabulary
 
@@ -90,19 +90,18 @@ def test_self_critical_training_raises_the_reward():
     words = Vocabulary(SPECIALS + tuple("abcdefg"), 1, 6)
     assert len(words) == WORDS
     wanted = {"x": ["a b c d", "a b c"], "y": ["e f g e", "e f g"], "z": ["g g b", "g g b a"]}
-    cider = Cider({name: [f"{text} {END}" for text in texts] for name, texts in wanted.items()})
+    rewards = Rewards([[text.split() for text in texts] for texts in wanted.values()], words, torch.device("cpu"))
     whole, settings = model("show_and_tell"), SelfCritical(from_epoch=0, samples=8, share=1.0)
     optimizer = torch.optim.Adam(whole.decoder.parameters(), 0.01)
     captions = torch.tensor([words.encode(wanted[name][0].split()) for name in "xyz"])
 
     def reward():
         drawn = objective.decoding.sample(whole, FEATURES.repeat_interleave(40, 0), 6)
-        texts = [" ".join([*words.decode(line), END]) for line in drawn.tolist()]
-        return cider.rewards([name for name in "xyz" for _ in range(40)], texts).mean()
+        return rewards(torch.arange(3).repeat_interleave(40), drawn).mean()
 
     before = reward()
     for _ in range(60):
-        found = self_critical(whole, FEATURES, captions, list("xyz"), cider, words, settings)
+        found = self_critical(whole, FEATURES, captions, torch.arange(3), rewards, settings, 6)
         optimizer.zero_grad()
         (found.total + found.extra).backward()
         optimizer.step()

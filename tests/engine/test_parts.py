@@ -10,7 +10,8 @@ import torch
 from tarazu.engine.fingerprint import compare, demand, fingerprint
 from tarazu.engine.ledger import Ledger
 from tarazu.engine.order import RowOrder
-from tarazu.engine.schedule import scale
+from tarazu.engine.schedule import in_phases, scale
+from tarazu.engine.task import Phase
 from tarazu.errors import TarazuError
 
 
@@ -27,6 +28,24 @@ def test_schedules_climb_and_fall():
     assert scale(0.05, "cosine", 0.1) == 0.5 and scale(0.1, "cosine", 0.1) == 1
     assert scale(1, "cosine", 0.1) == pytest.approx(0) and scale(0.55, "linear", 0.1) == pytest.approx(0.5)
     assert scale(0.9, "constant", 0.1) == 1 and scale(0, "linear", 0.1) > 0
+
+
+def test_neighbours_stay_together_in_another_order_each_epoch():
+    order = RowOrder(23, 10, seed=3, together=5)
+    epochs = [[row for step in range(3) for row in order.at(3 * epoch + step)] for epoch in range(2)]
+    assert sorted(epochs[0]) == sorted(epochs[1]) == list(range(23)) and epochs[0] != epochs[1]
+    for epoch in epochs:
+        firsts = [row for row in epoch if row % 5 == 0]
+        assert epoch == [row for first in firsts for row in range(first, min(first + 5, 23))]
+
+
+def test_a_phase_begins_its_schedule_anew_at_its_own_height():
+    """Ten epochs of four steps, of which the last four train for something else at a tenth of the rate."""
+    phases = [Phase(6, 0.1)]
+    rates = [in_phases(step / 40, step / 4, phases, "cosine", 0.1) for step in range(40)]
+    assert max(rates[:24]) == pytest.approx(1, abs=0.01) and rates[23] < 0.02
+    assert rates[24] < 0.01 and max(rates[24:]) == pytest.approx(0.1, abs=0.002) and rates[39] < 0.002
+    assert [in_phases(step / 40, step / 4, [], "cosine", 0.1) for step in range(40)] == [scale(step / 40, "cosine", 0.1) for step in range(40)]
 
 
 def test_fingerprints_find_one_flipped_bit_and_what_stood_still():

@@ -27,7 +27,7 @@ Weighed = tuple[dict[Ngram, list[tuple[int, float]]], list[tuple[list[float], in
 
 
 class Cider:
-    """References weighed once, for scoring many candidates: validation every epoch, rewards of self-critical training.
+    """References weighed once, for scoring many candidates, as validation does after every epoch.
 
     Args:
         references: raw captions of each image; they also give the document frequencies.

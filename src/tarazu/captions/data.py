@@ -18,6 +18,7 @@ from tarazu.captions.features import Bank, Item
 from tarazu.captions.flickr8k import Collection
 from tarazu.captions.images import open_image, small_jpeg
 from tarazu.captions.pretrained import Pretrained
+from tarazu.captions.rewards import Rewards
 from tarazu.captions.settings import CaptionData, CaptionsRecipe, Shares
 from tarazu.captions.vocabulary import SPECIALS, Vocabulary, clean
 from tarazu.engine.progress import Bar, note
@@ -35,6 +36,7 @@ class Prepared:
         names: images by split.
         captions: raw captions by image, of the images in use.
         tokens: (rows, max_length + 2) per split; places: the rows' images, as positions in `all_names`.
+        together: how many neighbouring rows always share a step.
         views: how many views of a training picture there are (1: itself alone); crop: the least share that one keeps.
         scorers, yardsticks: what evaluation works out once for all methods.
     """
@@ -50,6 +52,7 @@ class Prepared:
     precision: str
     views: int
     crop: float
+    together: int
     device: torch.device
     folder: RunFolder
     scorers: dict = field(default_factory=dict)
@@ -89,13 +92,18 @@ class Prepared:
             self.encoder, self.collection.images, [Item(name) for name in self.all_names], self.looks, self.device
         )
 
-    def view_rows(self, places: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
-        """Rows of `maps` for a random view of each training picture; never a mirrored one for a caption with left or
-        right."""
+    @cached_property
+    def rewards(self) -> Rewards:
+        """CIDEr against the training captions, on the device; images by their places."""
+        lines = [[clean(text) for text in texts] for texts in self.references("train").values()]
+        return Rewards(lines, self.vocabulary, self.device)
+
+    def view_rows(self, places: torch.Tensor, sided: torch.Tensor) -> torch.Tensor:
+        """Rows of `maps` for a random view of each training picture; never a mirrored one where `sided`."""
         if self.views == 1:
             return places
         view = torch.randint(self.views, places.shape, device=places.device)
-        view = torch.where(self.sided(tokens), view - view % 2, view)
+        view = torch.where(sided, view - view % 2, view)
         further = len(self.all_names) + (view - 1) * len(self.names["train"]) + places
         return torch.where(view == 0, places, further)
 
@@ -155,6 +163,7 @@ def prepare(recipe: CaptionsRecipe, folder: RunFolder, device: torch.device) -> 
         recipe.encoder.precision,
         settings.views,
         settings.crop,
+        settings.together,
         device,
         folder,
     )

@@ -69,10 +69,16 @@ class Ensemble(nn.Module):
         return total / len(self.members), tuple(after), torch.stack(looks).mean(0) if looks else None
 
     def teach(
-        self, pictures: Tensor, tokens: Tensor, attention: bool = True, at: Tensor | None = None
+        self,
+        pictures: Tensor,
+        tokens: Tensor,
+        attention: bool = True,
+        at: Tensor | None = None,
+        rows: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None]:
-        """As `Decoder.teach`: averaged log-probabilities for logits, and averaged attention."""
-        both = [member.teach(pictures, tokens, attention, at) for member in self.members]
+        """As `ImageCaptioningModel.teach`: averaged log-probabilities for logits, and averaged attention."""
+        shared = {} if rows is None else {"rows": rows}
+        both = [member.teach(pictures, tokens, attention, at, **shared) for member in self.members]
         looks = [alpha.float() for _, alpha in both if alpha is not None]
         return torch.stack([torch.log_softmax(logits.float(), -1) for logits, _ in both]).mean(0), torch.stack(
             looks
@@ -117,17 +123,18 @@ def beam_search(
 @torch.no_grad()
 def sample(writer: Writer, pictures: Tensor, most_words: int) -> Tensor:
     """One sentence for each picture, drawn from the model: (B, at most most_words + 2), `<sos>` words `<eos>`
-    `<pad>`..."""
+    `<pad>`... Nothing in it waits for a GPU, so it can be recorded."""
     state, count = writer.start(pictures), len(pictures)
     token = torch.full((count,), SOS, device=pictures.device)
     tokens, ended = [token], torch.zeros(count, dtype=torch.bool, device=pictures.device)
     for place in range(most_words + 1):
         logits, state, _ = writer.step(state, token)
         chances = torch.softmax(_ban(logits.float(), place, most_words), 1)
-        token = torch.multinomial(chances, 1).squeeze(1).masked_fill(ended, PAD)
+        # the first to arrive of waiting times at these rates: a draw that the program need not wait for
+        token = (chances / torch.empty_like(chances).exponential_()).argmax(1).masked_fill(ended, PAD)
         ended = ended | (token == EOS)
         tokens.append(token)
-        if place % 4 == 3 and bool(ended.all()):
+        if not ended.is_cuda and bool(ended.all()):  # a GPU would have to be waited for
             break
     return torch.stack(tokens, 1)
 
@@ -221,7 +228,8 @@ def _ban(logits: Tensor, place: int, most_words: int) -> Tensor:
     """Log-probabilities without special tokens, without `<eos>` before the first word, with nothing else after the
     last."""
     banned = torch.zeros(logits.shape[1], dtype=torch.bool, device=logits.device)
-    banned[list(NEVER)] = True
+    for word in NEVER:  # one by one: a list would have to be copied to the device
+        banned[word] = True
     if place == 0:
         banned[EOS] = True
     if place == most_words:

@@ -130,8 +130,8 @@ class Bank:
         """Features (N, P, D) -> their means (N, 1, D), in float32, held in memory."""
         means = np.empty((len(self.rows), 1, self.array.shape[2]), np.float32)
         for start in range(0, len(self.rows), 256):
-            some = torch.arange(start, min(start + 256, len(self.rows)))
-            means[start : start + len(some)] = self.take(some).float().mean(1, keepdim=True).cpu().numpy()
+            some = self._tensor(self.rows[start : start + 256]).to(self.device)  # passing through: they need not stay there
+            means[start : start + len(some)] = some.float().mean(1, keepdim=True).cpu().numpy()
         return Bank(means, list(range(len(means))), self.device)
 
     @cached_property
@@ -140,7 +140,10 @@ class Bank:
         needed = len(self.rows) * math.prod(self.array.shape[1:]) * self.array.itemsize
         if self.device.type != "cuda" or needed > SHARE_OF_GPU * torch.cuda.mem_get_info(self.device)[0]:
             return None
-        return torch.cat([self._tensor(self.rows[i : i + 512]).to(self.device) for i in range(0, len(self.rows), 512)])
+        rows = torch.empty(len(self.rows), *self.array.shape[1:], dtype=self._tensor(self.rows[:1]).dtype, device=self.device)
+        for start in range(0, len(rows), 512):
+            rows[start : start + 512] = self._tensor(self.rows[start : start + 512])
+        return rows
 
     def _tensor(self, rows: np.ndarray) -> torch.Tensor:
         return torch.from_numpy(self.array[rows])  # fancy indexing copies, so the map itself stays untouched

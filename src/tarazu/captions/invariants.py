@@ -29,7 +29,7 @@ def lighter(recipe: CaptionsRecipe) -> CaptionsRecipe:
         tune = method.fine_tune.model_copy(update={"from_epoch": 0}) if method.fine_tune else None
         return method.model_copy(update={"fine_tune": tune, "self_critical": None})
 
-    data = recipe.data.model_copy(update={"images": min(IMAGES, recipe.data.images or IMAGES), "views": 1})
+    data = recipe.data.model_copy(update={"images": min(IMAGES, recipe.data.images or IMAGES), "views": 1, "together": 1})
     return recipe.model_copy(
         update={"data": data, "methods": {name: plain(method) for name, method in recipe.methods.items()}}
     )
@@ -88,7 +88,7 @@ def batch_of(bench: Bench, rows: list[int]) -> CaptionBatch:
 def nats(trainee: CaptionTrainee, batch: CaptionBatch, logits: torch.Tensor | None = None) -> list[torch.Tensor]:
     """Of every word of each row, `<eos>` included."""
     if logits is None:
-        logits = trainee.module.teach(trainee.look(batch.pictures), batch.tokens[:, :-1])[0]
+        logits = trainee.module.teach(trainee.look(batch.pictures), batch.tokens[:, :-1], rows=batch.rows)[0]
     targets = batch.tokens[:, 1:]
     losses = F.cross_entropy(logits.float().transpose(1, 2), targets, reduction="none").double().cpu()
     return [line[: int(real)] for line, real in zip(losses, (targets != PAD).sum(1), strict=True)]

@@ -39,10 +39,17 @@ class ImageCaptioningModel(nn.Module):
         return self.decoder(self.see(pictures), tokens)
 
     def teach(
-        self, pictures: Tensor, tokens: Tensor, attention: bool = True, at: Tensor | None = None
+        self,
+        pictures: Tensor,
+        tokens: Tensor,
+        attention: bool = True,
+        at: Tensor | None = None,
+        rows: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None]:
-        """As `Decoder.teach`, from pictures."""
-        return self.decoder.teach(self.see(pictures), tokens, attention, at)
+        """As `Decoder.teach`, from pictures. `rows` (B,) names the picture of each row of tokens, where several share one:
+        it is looked at once."""
+        features = self.see(pictures)
+        return self.decoder.teach(features if rows is None else features[rows], tokens, attention, at)
 
     @property
     def fixed(self) -> tuple[int, ...]:

@@ -11,40 +11,44 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tarazu.captions import decoding
-from tarazu.captions.cider import Cider
 from tarazu.captions.model import ImageCaptioningModel
+from tarazu.captions.rewards import Rewards
 from tarazu.captions.settings import CaptionMethod, SelfCritical
-from tarazu.captions.vocabulary import EOS, PAD, SOS, UNK, Vocabulary
+from tarazu.captions.vocabulary import EOS, PAD, SOS, UNK
 from tarazu.engine.task import LossSum
-
-END = "endofsentence"  # rewarded like a word, or sentences would learn to break off ("... in front of a")
 
 
 def likelihood(
-    model: ImageCaptioningModel, pictures: Tensor, tokens: Tensor, method: CaptionMethod, fraction: float
+    model: ImageCaptioningModel,
+    pictures: Tensor,
+    tokens: Tensor,
+    method: CaptionMethod,
+    fraction: float,
+    rows: Tensor | None = None,
 ) -> LossSum:
     """tokens (B, T + 1), `<sos>` words `<eos>` `<pad>`: every word given those before it; padding counts for nothing.
 
-    fraction: share of the budget used, 0..1; scheduled sampling grows with it.
+    fraction: share of the budget used, 0..1; scheduled sampling grows with it. rows (B,): the picture of each row of tokens,
+    where several share one.
     """
     inputs, targets = tokens[:, :-1], tokens[:, 1:]
     if model.training:
-        inputs = _disturb(model, pictures, inputs, method, fraction)
-    logits, alphas, wanted = _taught(model, pictures, inputs, targets)
+        inputs = _disturb(model, pictures, inputs, method, fraction, rows)
+    logits, alphas, wanted = _taught(model, pictures, inputs, targets, rows)
     total = F.cross_entropy(logits, wanted, ignore_index=PAD, reduction="sum")
     extra = _extras(logits, alphas, targets, wanted, method, total) if model.training else None
     return LossSum(total, 0, extra)
 
 
 def _taught(
-    model: ImageCaptioningModel, pictures: Tensor, inputs: Tensor, targets: Tensor
+    model: ImageCaptioningModel, pictures: Tensor, inputs: Tensor, targets: Tensor, rows: Tensor | None
 ) -> tuple[Tensor, Tensor | None, Tensor]:
     """Logits (n, V) in float32, attention if it costs nothing, and the words (n,) that they should give.
 
     On a CPU only of real words. A GPU does the padding as well: to find the words, the program would wait for it.
     """
     at = None if targets.is_cuda else (targets != PAD).flatten().nonzero().squeeze(1)
-    logits, alphas = model.teach(pictures, inputs, attention=False, at=at)
+    logits, alphas = model.teach(pictures, inputs, False, at, rows)
     if at is None:
         return logits.flatten(0, 1).float(), alphas, targets.flatten()
     return logits.float(), alphas, targets.flatten()[at]
@@ -67,22 +71,28 @@ def _extras(
 
 
 def _disturb(
-    model: ImageCaptioningModel, pictures: Tensor, inputs: Tensor, method: CaptionMethod, fraction: float
+    model: ImageCaptioningModel,
+    pictures: Tensor,
+    inputs: Tensor,
+    method: CaptionMethod,
+    fraction: float,
+    rows: Tensor | None = None,
 ) -> Tensor:
     """Some input words replaced by the model's own (scheduled sampling) or hidden (word dropout)."""
     keep = (inputs == SOS) | (inputs == PAD)
     share = method.scheduled_sampling * min(1.0, fraction)
     if share > 0:
         with torch.no_grad():  # two passes instead of one word at a time (Mihaylova and Martins 2019)
-            own = model.teach(pictures, inputs, attention=False)[0].float()
-            own[:, :, [PAD, SOS, UNK]] = float("-inf")
+            own = model.teach(pictures, inputs, attention=False, rows=rows)[0].float()
+            for word in decoding.NEVER:
+                own[:, :, word] = float("-inf")
             drawn = torch.distributions.Categorical(logits=own[:, :-1]).sample()
         chosen = (torch.rand(inputs.shape, device=inputs.device) < share) & ~keep
         chosen[:, 1:] &= drawn != EOS  # a sentence that has ended could not go on
         inputs = torch.where(chosen, torch.cat([inputs[:, :1], drawn], 1), inputs)
     if method.word_dropout:
         hidden = torch.rand(inputs.shape, device=inputs.device) < method.word_dropout
-        inputs = torch.where(hidden & ~keep, UNK, inputs)
+        inputs = inputs.masked_fill(hidden & ~keep, UNK)
     return inputs
 
 
@@ -90,35 +100,33 @@ def self_critical(
     model: ImageCaptioningModel,
     pictures: Tensor,
     tokens: Tensor,
-    images: list[str],
-    cider: Cider,
-    words: Vocabulary,
+    images: Tensor,
+    rewards: Rewards,
     settings: SelfCritical,
+    most_words: int,
+    rows: Tensor | None = None,
 ) -> LossSum:
     """The gradient of the expected CIDEr: each sampled sentence against the mean of the image's other samples.
 
-    images: the name of each picture; cider: over references that end with `END`. The loss that is reported stays the
-    likelihood of the person's caption, without dropout.
+    images (B,): the place of each picture among the references. The loss that is reported stays the likelihood of the
+    person's caption, without dropout.
     """
-    used = max(1, round(settings.share * len(pictures)))
+    used, samples = max(1, round(settings.share * len(pictures))), settings.samples
     with decoding.without_dropout(model):
-        features = model.see(pictures[:used]).repeat_interleave(settings.samples, 0)
-        drawn = decoding.sample(model, features.detach(), words.max_length)
-        advantage = _advantage(drawn, images[:used], cider, words, settings.samples)
+        features = model.see(pictures[:used]).repeat_interleave(samples, 0)  # looked at once for all samples
+        drawn = decoding.sample(model, features.detach(), most_words)
+        advantage = _advantage(rewards(images[:used].repeat_interleave(samples), drawn), samples)
         logits = model.teach(features, drawn[:, :-1], attention=False)[0].float()
         logp = -F.cross_entropy(logits.transpose(1, 2), drawn[:, 1:], ignore_index=PAD, reduction="none")
-        policy = -(advantage * logp).sum() / settings.samples * (len(pictures) / used)
+        policy = -(advantage * logp).sum() / samples * (len(pictures) / used)
         with torch.set_grad_enabled(settings.likelihood > 0):
-            plain, _, wanted = _taught(model, pictures, tokens[:, :-1], tokens[:, 1:])
+            plain, _, wanted = _taught(model, pictures, tokens[:, :-1], tokens[:, 1:], rows)
             total = F.cross_entropy(plain, wanted, ignore_index=PAD, reduction="sum")
     return LossSum(total, 0, policy + (settings.likelihood - 1) * total)
 
 
-def _advantage(drawn: Tensor, images: list[str], cider: Cider, words: Vocabulary, samples: int) -> Tensor:
-    """drawn (B * samples, T) -> how much better each sentence is than the mean of its image's others, (B * samples,
-    1)."""
-    texts = [" ".join([*words.decode(line), END]) for line in drawn.tolist()]
-    rewards = cider.rewards([name for name in images for _ in range(samples)], texts)
-    rewards = torch.as_tensor(rewards, dtype=torch.float32, device=drawn.device).view(-1, samples)
-    others = (rewards.sum(1, keepdim=True) - rewards) / (samples - 1)
-    return (rewards - others).view(-1, 1)
+def _advantage(found: Tensor, samples: int) -> Tensor:
+    """Rewards (B * samples,) -> how much better each sentence is than the mean of its image's others, (B * samples, 1)."""
+    found = found.view(-1, samples)
+    others = (found.sum(1, keepdim=True) - found) / (samples - 1)
+    return (found - others).view(-1, 1)

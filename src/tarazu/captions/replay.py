@@ -7,6 +7,7 @@ weights must stay where they are (optimizer, averaging and loading all write in 
 
 from __future__ import annotations
 
+import contextlib
 from collections import Counter
 from collections.abc import Callable
 
@@ -30,13 +31,23 @@ class Replay:
     """
 
     def __init__(self, work: Work, module: nn.Module):
-        self.work, self.module, self.why = work, module, ""
+        self.work, self.module, self.why, self.recorded = work, module, "", 0
         self.records: dict[tuple, Recording] = {}
         self.met: Counter[tuple] = Counter()
+        self.trained: tuple[int, ...] = ()
+
+    def forget(self) -> None:
+        """Gives the memory of all recordings back."""
+        self.records.clear()
+        self.met.clear()
 
     def __call__(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         parameters = [p for p in self.module.parameters() if p.requires_grad]
-        key = (*((x.shape, x.dtype) for x in inputs), torch.is_autocast_enabled("cuda"), *map(id, parameters))
+        trained = tuple(map(id, parameters))
+        if trained != self.trained:  # a part has begun to train: the old recordings are of no use any more
+            self.forget()
+            self.trained = trained
+        key = (*((x.shape, x.dtype) for x in inputs), torch.is_autocast_enabled("cuda"))
         self.met[key] += 1
         if key not in self.records and not self.why and self.met[key] >= OFTEN:
             self._record(key, inputs, parameters)
@@ -47,9 +58,11 @@ class Replay:
     def _record(self, key: tuple, inputs: tuple[Tensor, ...], parameters: list[Tensor]) -> None:
         try:
             self.records[key] = Recording(self.work, inputs, parameters)
+            self.recorded += 1
         except RuntimeError as error:
             if any(text in str(error) for text in MEMORY_ERRORS):
                 raise
+            settle()
             self.why = str(error).splitlines()[0]
             note(f"steps are launched one by one, as they cannot be recorded: {self.why}")
 
@@ -61,25 +74,30 @@ class Recording:
         self.work, self.parameters, self.turn = work, parameters, 0
         self.inputs = [x.detach().clone() for x in inputs]
         dice = torch.cuda.get_rng_state() if torch.cuda.is_available() else None
-        self.pool = warm_up(self._both)
-        self.forward, losses = recorded(self._losses, self.pool)
-        self.losses = [loss.detach() for loss in losses]
-        self.weights = [torch.ones_like(loss) for loss in self.losses]  # the gradients that come from outside
-        self.backward, self.gradients = recorded(self._gradients, self.pool)
-        self.live, losses = (), ()  # else autograd would go on adding up gradients on the stream of the recording
-        if dice is not None:  # a resumed run must draw what an uninterrupted one would
-            torch.cuda.set_rng_state(dice)
+        try:
+            self.pool = warm_up(self._both)
+            self.forward, losses = recorded(self._losses, self.pool)
+            self.losses = [loss.detach() for loss in losses]
+            self.weights = [torch.ones_like(loss) for loss in self.losses]  # the gradients that come from outside
+            self.backward, self.gradients = recorded(self._gradients, self.pool)
+        finally:
+            self.live = ()  # else autograd would go on adding up gradients on the stream of the recording
+            if dice is not None:  # a resumed run must draw what an uninterrupted one would
+                torch.cuda.set_rng_state(dice)
 
     def _losses(self) -> tuple[Tensor, ...]:
         self.live = self.work(*self.inputs)
         return self.live
 
     def _gradients(self) -> tuple[Tensor | None, ...]:
-        return torch.autograd.grad(self.live, self.parameters, self.weights, allow_unused=True)
+        """A loss that is only reported has none, and is passed over."""
+        losses, weights = zip(*(pair for pair in zip(self.live, self.weights, strict=True) if pair[0].requires_grad), strict=True)
+        return torch.autograd.grad(losses, self.parameters, weights, allow_unused=True)
 
     def _both(self) -> None:
         self.weights = [torch.ones_like(loss) for loss in self._losses()]
         self._gradients()
+        self.live = ()  # nodes that live on would belong to the stream of the warm-up, not to the recording's
 
 
 class _Played(torch.autograd.Function):
@@ -121,8 +139,15 @@ def recorded(work: Callable[[], tuple], pool: tuple[int, int] | None) -> tuple[C
     graph, cached = torch.cuda.CUDAGraph(), torch.is_autocast_cache_enabled()
     torch.set_autocast_cache_enabled(False)  # a cast weight from before the recording would never change again
     try:
-        with torch.cuda.graph(graph, pool=pool):
+        with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
             found = work()
     finally:
         torch.set_autocast_cache_enabled(cached)
     return graph.replay, found
+
+
+def settle() -> None:
+    """After a recording that failed: torch's dice still believe that they are being recorded until one has ended well."""
+    if torch.cuda.is_available():
+        with contextlib.suppress(RuntimeError):
+            recorded(lambda: (torch.zeros(1, device="cuda"),), None)

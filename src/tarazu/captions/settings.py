@@ -57,6 +57,11 @@ class CaptionData(Strict):
     views: PositiveInt = Field(
         1, description="views of each training picture: itself, and crops of which every second is mirrored"
     )
+    together: PositiveInt = Field(
+        1,
+        description="captions that stay together in every order of the rows: 5 puts all of an image's into one step, and a "
+        "tuned encoder looks once for all of them",
+    )
     crop: float = Field(0.7, gt=0.1, le=1, description="least share of a picture that a view keeps")
     scenes: PositiveInt = Field(300, description="how many scenes `drawn` draws")
 
@@ -95,6 +100,9 @@ class SelfCritical(Strict):
     """Late epochs trained on the CIDEr of the model's own samples (Rennie et al. 2017; baseline of Luo 2020)."""
 
     from_epoch: NonNegativeInt = 15
+    learning_rate: PositiveFloat | None = Field(
+        None, description="highest rate of these epochs, in which the schedule begins anew; null: it goes on as it was"
+    )
     samples: Annotated[int, Field(ge=2)] = 5
     share: float = Field(
         0.25, gt=0, le=1, description="of a step's rows that are sampled for: an image comes five times in an epoch"

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 
 from tarazu.captions import data as prepared
-from tarazu.captions import evaluation, objective
+from tarazu.captions import evaluation
 from tarazu.captions.data import Prepared
 from tarazu.captions.settings import CaptionsRecipe
 from tarazu.captions.trainee import CaptionBatch, CaptionTrainee, together, trainee_of
@@ -88,22 +88,19 @@ class Captions:
                 width = min(1 + -(-(width - 1) // WIDTHS) * WIDTHS, tokens.shape[1])
             chosen = rows[start:end]
             counts = Counts(len(chosen), real, real, len(chosen) * (width - 1) - real)
-            batches.append(
-                CaptionBatch(torch.from_numpy(tokens[chosen, :width]), torch.from_numpy(places[chosen]), counts)
-            )
+            pictures, which = places[chosen], None
+            if data.together > 1 and len(chosen) == len(rows):
+                pictures, which = np.unique(pictures, return_inverse=True)
+            tensors = (None if x is None else torch.from_numpy(x) for x in (tokens[chosen, :width], pictures, which))
+            words, pictures, which = tensors
+            batches.append(CaptionBatch(words, pictures, counts, which))
             start = end
         return batches
 
     def loss(self, trainee: CaptionTrainee, batch: CaptionBatch) -> LossSum:
-        method, pictures = trainee.method, trainee.look(batch.pictures, batch.tokens)
-        late = method.self_critical if method and trainee.module.training else None
-        if late and trainee.epoch >= late.from_epoch:
-            images = [trainee.data.all_names[place] for place in batch.pictures.tolist()]
-            found = objective.self_critical(
-                trainee.module, pictures, batch.tokens, images, trainee.cider, trainee.data.vocabulary, late
-            )
-        else:
-            found = trainee.likelihood(pictures, batch.tokens)
+        late = trainee.method.self_critical if trainee.method and trainee.module.training else None
+        critical = late and trainee.epoch >= late.from_epoch
+        found = trainee.self_critical(batch) if critical else trainee.likelihood(batch)
         return LossSum(found.total, batch.counts.supervised, found.extra)
 
     def validate(self, trainee: CaptionTrainee, data: Prepared, recipe: CaptionsRecipe) -> dict[str, float]:

@@ -10,15 +10,14 @@ import torch
 
 from tarazu.captions import decoders
 from tarazu.captions.augment import new_view
-from tarazu.captions.cider import Cider
 from tarazu.captions.decoding import Ensemble
 from tarazu.captions.model import ImageCaptioningModel
-from tarazu.captions.objective import END, likelihood
+from tarazu.captions.objective import likelihood, self_critical
 from tarazu.captions.pretrained import Pretrained
 from tarazu.captions.replay import Replay
 from tarazu.captions.settings import CaptionMethod, CaptionsRecipe
-from tarazu.captions.vocabulary import Vocabulary
-from tarazu.engine.task import Counts, Group, LossSum, Trainee
+from tarazu.captions.vocabulary import PAD, Vocabulary
+from tarazu.engine.task import Counts, Group, LossSum, Phase, Trainee
 from tarazu.errors import BadInput
 
 if TYPE_CHECKING:
@@ -28,16 +27,17 @@ if TYPE_CHECKING:
 @dataclass
 class CaptionBatch:
     """Rows (image, caption): tokens (B, T + 1) from `<sos>` to the longest row's end, pictures (B,) as places in the
-    data."""
+    data; or, with `rows` (B,), every picture once, and the picture of each row."""
 
     tokens: torch.Tensor
     pictures: torch.Tensor
     counts: Counts
+    rows: torch.Tensor | None = None
 
     def to(self, device: torch.device) -> CaptionBatch:
-        return CaptionBatch(
-            self.tokens.to(device, non_blocking=True), self.pictures.to(device, non_blocking=True), self.counts
-        )
+        tokens, pictures = (x.to(device, non_blocking=True) for x in (self.tokens, self.pictures))
+        rows = None if self.rows is None else self.rows.to(device, non_blocking=True)
+        return CaptionBatch(tokens, pictures, self.counts, rows)
 
 
 @dataclass
@@ -53,35 +53,57 @@ class CaptionTrainee(Trainee):
     data: Prepared | None = None
     tuned: bool = False
     pooled: bool = False
-    cider: Cider | None = None
     replay: Replay | None = None
+    critic: Replay | None = None
     seen: dict[tuple[str, ...], torch.Tensor] | None = None
 
-    def look(self, pictures: torch.Tensor, tokens: torch.Tensor | None = None) -> torch.Tensor:
+    def look(self, pictures: torch.Tensor, sided: torch.Tensor | None = None) -> torch.Tensor:
         """Places in the data (B,) -> what the model is given: pixels, maps, or means of maps.
 
-        In training, with the rows' tokens, a random view of each picture is given.
+        With `sided` (B,), True where a caption says left or right, a random view of each picture is given.
         """
-        vary = self.module.training and tokens is not None and self.data.views > 1
         if self.reads_pixels():
             seen = self.data.pixels.take(pictures)
-            return new_view(seen, self.data.sided(tokens), self.data.crop) if vary else seen
-        rows = self.data.view_rows(pictures, tokens) if vary else pictures
+            return seen if sided is None else new_view(seen, sided, self.data.crop)
+        rows = pictures if sided is None else self.data.view_rows(pictures, sided)
         return (self.data.means if self.pooled else self.data.maps).take(rows)
 
-    def likelihood(self, pictures: torch.Tensor, tokens: torch.Tensor) -> LossSum:
+    def look_at(self, batch: CaptionBatch) -> torch.Tensor:
+        """What the model is given of a batch's pictures: in training, random views of them."""
+        if not self.module.training or self.data.views == 1:
+            return self.look(batch.pictures)
+        sided = self.data.sided(batch.tokens)
+        if batch.rows is not None:  # of each picture, if one of its captions does
+            sided = torch.zeros(len(batch.pictures), device=sided.device).index_add_(0, batch.rows, sided.float()) > 0
+        return self.look(batch.pictures, sided)
+
+    def likelihood(self, batch: CaptionBatch) -> LossSum:
         """`objective.likelihood` of a batch; on a GPU, in training, played back from a recording of it."""
+        pictures, rows = self.look_at(batch), () if batch.rows is None else (batch.rows,)
         if self.replay is None or not self.module.training or not pictures.is_cuda:
-            return likelihood(self.module, pictures, tokens, self.method, self.fraction)
-        total, *extra = self.replay(pictures, tokens)
+            return likelihood(self.module, pictures, batch.tokens, self.method, self.fraction, *rows)
+        total, *extra = self.replay(pictures, batch.tokens, *rows)
         return LossSum(total, 0, extra[0] if extra else None)
+
+    def self_critical(self, batch: CaptionBatch) -> LossSum:
+        """`objective.self_critical` of a batch, the same way: with tokens of one width, for one recording is large."""
+        if self.replay is not None:
+            self.replay.forget()
+        missing = self.data.vocabulary.max_length + 2 - batch.tokens.shape[1]
+        tokens = torch.nn.functional.pad(batch.tokens, (0, missing), value=PAD)
+        inputs = (self.look_at(batch), tokens, batch.pictures, *(() if batch.rows is None else (batch.rows,)))
+        total, extra = self.critic(*inputs) if self.critic is not None and tokens.is_cuda else _rewarded(self, *inputs)
+        return LossSum(total, 0, extra)
 
     def how_taught(self) -> str:
         """For the ledger."""
         if self.method is None or not self.method.fast:
             return "plain"
-        replayed = self.replay is not None and (self.replay.why or ("recorded" if self.replay.records else ""))
-        return ", ".join(filter(None, [self.module.decoder.fast_path, replayed]))
+        told = [self.module.decoder.fast_path]
+        for what, replay in (("", self.replay), ("self-critical steps ", self.critic)):
+            if replay is not None and (replay.why or replay.recorded):
+                told.append(what + (replay.why or "recorded"))
+        return ", ".join(filter(None, told))
 
     def reads_pixels(self) -> bool:
         """Until its blocks thaw, a fine-tuned encoder sees what the frozen one saw."""
@@ -126,10 +148,7 @@ def trainee_of(
         names |= groups[0].names
     for parameter_name, parameter in model.named_parameters():
         parameter.requires_grad_(parameter_name in names)
-    cider = None
-    if method.self_critical and data is not None:
-        cider = Cider({image: [f"{text} {END}" for text in texts] for image, texts in data.references("train").items()})
-    pooled = model.decoder.looks_at == "pooled"
+    pooled, late = model.decoder.looks_at == "pooled", method.self_critical
     trainee = CaptionTrainee(
         model,
         frozenset(names),
@@ -139,18 +158,38 @@ def trainee_of(
         data=data,
         tuned=bool(groups),
         pooled=pooled,
-        cider=cider,
     )
+    if late and late.learning_rate:
+        trainee.phases = [Phase(late.from_epoch, late.learning_rate / method.learning_rate)]
     if method.fast and not method.scheduled_sampling:  # whose share changes with every step
         trainee.replay = Replay(partial(_losses, model, method), model)
+    if method.fast and late and data is not None:
+        trainee.critic = Replay(partial(_rewarded, trainee), model)
     return trainee
 
 
 def _losses(
-    model: ImageCaptioningModel, method: CaptionMethod, pictures: torch.Tensor, tokens: torch.Tensor
+    model: ImageCaptioningModel,
+    method: CaptionMethod,
+    pictures: torch.Tensor,
+    tokens: torch.Tensor,
+    rows: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, ...]:
-    found = likelihood(model, pictures, tokens, method, 0.0)
+    found = likelihood(model, pictures, tokens, method, 0.0, rows)
     return (found.total,) if found.extra is None else (found.total, found.extra)
+
+
+def _rewarded(
+    trainee: CaptionTrainee,
+    pictures: torch.Tensor,
+    tokens: torch.Tensor,
+    images: torch.Tensor,
+    rows: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, ...]:
+    data, late = trainee.data, trainee.method.self_critical
+    most = data.vocabulary.max_length
+    found = self_critical(trainee.module, pictures, tokens, images, data.rewards, late, most, rows)
+    return found.total, found.extra
 
 
 def together(members: list[CaptionTrainee], data: Prepared | None) -> CaptionTrainee:

@@ -26,7 +26,7 @@ from tarazu.engine.figures import Figures, Moment, Unread
 from tarazu.engine.ledger import Ledger
 from tarazu.engine.order import RowOrder
 from tarazu.engine.progress import Bar, note
-from tarazu.engine.schedule import scale
+from tarazu.engine.schedule import in_phases
 from tarazu.engine.signals import StopSignals
 from tarazu.engine.task import Counts, Data, Task, Trainee
 from tarazu.errors import TarazuError
@@ -74,7 +74,7 @@ class _Fit:
         self.task, self.trainee, self.data, self.recipe, self.run = task, trainee, data, recipe, run
         self.budget: Budget = recipe.budget
         self.ledger, self.stop, self.device = ledger, stop, ledger.device
-        self.order = RowOrder(data.size("train"), method.batch_rows or self.budget.batch_rows, seed)
+        self.order = RowOrder(data.size("train"), method.batch_rows or self.budget.batch_rows, seed, getattr(data, "together", 1))
         self.at = Position(limit=self.budget.micro_batch_tokens)
         self.optimizer = optim.build(trainee, method)
         self.average = Average(trainee, method.average) if method.average else None
@@ -220,8 +220,10 @@ class _Fit:
 
     def step(self, bar: Bar) -> None:
         began, self.edge = self.edge or Moment(self.device), None
-        self.trainee.fraction, self.trainee.epoch = self.fraction(), int(self.order.epoch(self.at.step))
-        rate = optim.set_rates(self.optimizer, scale(self.trainee.fraction, self.budget.schedule, self.budget.warmup), self.trainee.epoch)
+        epoch = self.order.epoch(self.at.step)
+        self.trainee.fraction, self.trainee.epoch = self.fraction(), int(epoch)
+        factor = in_phases(self.trainee.fraction, epoch, self.trainee.phases, self.budget.schedule, self.budget.warmup)
+        rate = optim.set_rates(self.optimizer, factor, self.trainee.epoch)
         measured, counts = self.gradients()
         optim.step_if_finite(self.optimizer, measured)
         self.optimizer.zero_grad(set_to_none=True)

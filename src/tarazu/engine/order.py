@@ -8,11 +8,12 @@ import numpy as np
 class RowOrder:
     """Endless passes over `rows` rows, shuffled anew each epoch, in steps of `per_step`; the last step may be short.
 
-    The position is one number, the steps taken: that is all a resumed run needs.
+    The position is one number, the steps taken: that is all a resumed run needs. `together`: so many neighbours stay side
+    by side in every order (an image's captions, which then share one look at it).
     """
 
-    def __init__(self, rows: int, per_step: int, seed: int):
-        self.rows, self.per_step, self.seed = rows, per_step, seed
+    def __init__(self, rows: int, per_step: int, seed: int, together: int = 1):
+        self.rows, self.per_step, self.seed, self.together = rows, per_step, seed, together
         self.steps_per_epoch = -(-rows // per_step)
         self._epoch, self._order = -1, np.empty(0, dtype=np.int64)
 
@@ -20,10 +21,18 @@ class RowOrder:
         """The rows of the `step`-th step, counted from 0."""
         epoch, place = divmod(step, self.steps_per_epoch)
         if epoch != self._epoch:
-            self._epoch, self._order = epoch, np.random.default_rng([self.seed, epoch]).permutation(self.rows)
+            self._epoch, self._order = epoch, self._shuffled(epoch)
         return self._order[place * self.per_step : (place + 1) * self.per_step].tolist()
 
     def epoch(self, step: int) -> float:
         """Passes finished after `step` steps."""
         whole, place = divmod(step, self.steps_per_epoch)
         return whole + place * self.per_step / self.rows
+
+    def _shuffled(self, epoch: int) -> np.ndarray:
+        dice = np.random.default_rng([self.seed, epoch])
+        if self.together == 1:
+            return dice.permutation(self.rows)
+        firsts = dice.permutation(-(-self.rows // self.together)) * self.together
+        rows = (firsts[:, None] + np.arange(self.together)).ravel()
+        return rows[rows < self.rows]

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+
+from tarazu.engine.task import Phase
 
 
 def scale(fraction: float, schedule: str, warmup: float) -> float:
@@ -24,3 +27,19 @@ def scale(fraction: float, schedule: str, warmup: float) -> float:
             return 1 - rest
         case _:
             return 1.0
+
+
+def in_phases(fraction: float, epoch: float, phases: Sequence[Phase], schedule: str, warmup: float) -> float:
+    """`scale` within the phase that is on, times its factor: what trains for something else starts from weights that have
+    come to rest, and comes to rest itself.
+
+    Args:
+        epoch: passes over the rows so far; with `fraction` it tells how many there will be.
+    """
+    if not phases or not fraction:
+        return scale(fraction, schedule, warmup)
+    share = fraction / epoch  # of the budget that one epoch takes
+    parts = [Phase(0, 1.0), *phases]
+    now = max(place for place, part in enumerate(parts) if part.from_epoch <= epoch + 1e-9)
+    begin, end = [*(part.from_epoch * share for part in parts), 1.0][now : now + 2]
+    return parts[now].factor * scale((fraction - begin) / max(end - begin, 1e-9), schedule, warmup)

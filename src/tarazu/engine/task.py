@@ -65,6 +65,14 @@ class Group:
     from_epoch: int = 0
 
 
+@dataclass(frozen=True)
+class Phase:
+    """A part of a run with a schedule of its own: warm-up and decay begin anew, at `factor` times every peak rate."""
+
+    from_epoch: int
+    factor: float
+
+
 @dataclass
 class Trainee:
     """A module, and exactly what may change in it.
@@ -75,6 +83,7 @@ class Trainee:
             Parameters outside it have `requires_grad` False. Must not be empty for a trained method.
         learning_rate: the peak learning rate of every parameter that no group names.
         groups: parameters with their own rate.
+        phases: parts of the run, in order, whose schedule begins anew (another objective from an epoch on).
         fraction, epoch: written by the engine before each step; after training, `epoch` is that of the kept weights.
     """
 
@@ -82,6 +91,7 @@ class Trainee:
     may_change: frozenset[str]
     learning_rate: float = 0.0
     groups: list[Group] = field(default_factory=list)
+    phases: list[Phase] = field(default_factory=list)
     fraction: float = 0.0
     epoch: int = 0
 
