@@ -64,7 +64,7 @@ def run(
 
     if extend and estimate:
         raise typer.BadParameter("--estimate is for a new study; leave it or --extend out")
-    _finish((study.extend(recipe, out, sets) if extend else study.run(recipe, out, method, sets, estimate)).path)
+    _finish((study.extend(recipe, out, sets, method) if extend else study.run(recipe, out, method, sets, estimate)).path)
 
 
 @app.command()
@@ -73,6 +73,17 @@ def resume(folder: Annotated[str, typer.Argument(metavar="DIR", help="a run fold
     from tarazu import study
 
     _finish(study.resume(folder).path)
+
+
+@app.command()
+def gather(
+    parts: Annotated[list[str], typer.Argument(metavar="DIR...", help="studies of one recipe: some of its methods or seeds in each")],
+    out: Annotated[str, typer.Option("--out", metavar="DIR", help="a new folder for the whole")],
+) -> None:
+    """Put the parts of a study that ran on several devices together, then write the report."""
+    from tarazu import gather as work
+
+    _finish(work.gather(parts, out).path)
 
 
 @app.command()

@@ -34,12 +34,7 @@ def run(recipe_path: str, out: str, methods: list[str] = (), sets: list[str] = (
     Args:
         estimate: what `tarazu check --out` wrote for this recipe, kept beside the results.
     """
-    recipe = load(recipe_path, sets)
-    unknown = [name for name in methods if name not in recipe.methods]
-    if unknown:
-        raise BadInput(f"no method {unknown[0]!r} in this recipe", where="--method", todo=f"one of: {', '.join(recipe.methods)}")
-    if methods:
-        recipe.methods = {name: recipe.methods[name] for name in recipe.methods if name in methods}
+    recipe = only(load(recipe_path, sets), methods)
     make_task(recipe.task).admit(recipe)
     expected = foretold.adopt(estimate, recipe) if estimate else None
     folder = RunFolder(Path(out))
@@ -55,9 +50,19 @@ def run(recipe_path: str, out: str, methods: list[str] = (), sets: list[str] = (
         return work(recipe, folder)
 
 
-def extend(recipe_path: str, out: str, sets: list[str] = ()) -> RunFolder:
+def only(recipe: Recipe, methods: list[str]) -> Recipe:
+    """The recipe with only these of its methods, if any are named. Raises `BadInput` for one that it does not have."""
+    unknown = [name for name in methods if name not in recipe.methods]
+    if unknown:
+        raise BadInput(f"no method {unknown[0]!r} in this recipe", where="--method", todo=f"one of: {', '.join(recipe.methods)}")
+    if methods:
+        recipe.methods = {name: recipe.methods[name] for name in recipe.methods if name in methods}
+    return recipe
+
+
+def extend(recipe_path: str, out: str, sets: list[str] = (), methods: list[str] = ()) -> RunFolder:
     """`tarazu run --extend`: adds methods or seeds to a study. Raises `BadInput` if anything else differs."""
-    recipe, folder = load(recipe_path, sets), find_study(out)
+    recipe, folder = only(load(recipe_path, sets), methods), find_study(out)
     old = read_recipe(folder)
     changed = [key for key in type(old).model_fields if key not in ("methods", "seeds") and getattr(old, key) != getattr(recipe, key)]
     changed += [f"methods.{name}" for name in old.methods if name in recipe.methods and old.methods[name] != recipe.methods[name]]

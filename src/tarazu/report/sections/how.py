@@ -149,11 +149,24 @@ def caveats(context: Context) -> list[Both]:
         found.append(say("caveat.no_search"))
     if dig(study.environment, "device", "type") == "cpu":
         found.append(say("caveat.cpu"))
+    found += _parts(study)
     if any(run.status != "done" for arm in study.arms for run in arm.runs):
         found.append(say("caveat.unfinished"))
     if study.problems:
         found.append(say("caveat.broken", files=joined([code(p) for p in study.problems])))
     return found
+
+
+def _parts(study: StudyView) -> list[Both]:
+    """Of a study that `tarazu gather` put together: what ran where, and whether seconds compare."""
+    parts = records(study.environment.get("parts"))
+    if len(parts) < 2:
+        return []
+    devices = [dig(part, "device", "name") or "?" for part in parts]
+    methods = [part.get("methods") if isinstance(part.get("methods"), list) else [] for part in parts]
+    told = [say("caveat.part", device=code(d), methods=joined([code(m) for m in some])) for d, some in zip(devices, methods, strict=True)]
+    found = [say("caveat.parts", n=number(len(parts), "count"), parts=joined(told))]
+    return found + ([say("caveat.parts_differ")] if len(set(devices)) > 1 else [])
 
 
 def _verify(study: StudyView) -> dict | None:

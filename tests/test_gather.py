@@ -1,0 +1,90 @@
+"""Parts of a study put together: as if it had been run in one place, and nothing that does not belong."""
+
+from __future__ import annotations
+
+import shutil
+
+import pytest
+from chat import small
+
+from tarazu import gather, study
+from tarazu.errors import BadInput
+from tarazu.report.build import build
+from tarazu.run_folder import read_json, write_json
+
+METHODS = {name: small.METHODS[name] for name in ("base", "lora", "layers")}
+BUDGET = {"tokens": 3_000, "batch_rows": 8, "micro_batch_tokens": 1500, "evaluate_every": 1_500, "validation_rows": 2}
+TIMES = {"train_seconds", "train_memory", "tokens_per_second"}
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    """One study in one place, and in two parts: one with another seed, one with a method of its own."""
+    home = tmp_path_factory.mktemp("gather")
+    search = {"tokens": 1200, "learning_rate": [1e-3, 1e-2], "widen": False}
+    recipe = str(small.recipe(home / "recipe.yaml", small.save_model(home / "model"), methods=METHODS, budget=BUDGET, search=search, forgetting=None))
+    study.run(recipe, str(home / "whole"), sets=["seeds=[0, 1]"])
+    study.run(recipe, str(home / "a"), ["layers"], ["seeds=[0, 1]"])
+    study.run(recipe, str(home / "b"), ["lora", "base"])
+    study.extend(recipe, str(home / "b"), ["seeds=[0, 1]"], ["lora"])
+    return home
+
+
+@pytest.fixture
+def parts(home, tmp_path):
+    return [str(shutil.copytree(home / name, tmp_path / name)) for name in ("a", "b")]
+
+
+def told(folder) -> list[dict]:
+    return [{key: value for key, value in row.items() if key not in TIMES} for row in read_json(folder / "results.json")["rows"]]
+
+
+def test_parts_together_are_the_whole(home, parts, tmp_path):
+    folder = gather.gather(parts, str(tmp_path / "out"))
+    assert told(folder.path) == told(home / "whole") and folder.order() == ["base", "lora", "layers"]
+    for name in ("lora", "layers"):
+        ours, theirs = (read_json(root / name / "search.json") for root in (folder.path, home / "whole"))
+        assert ours["winner"] == theirs["winner"] and ours["loss"] == theirs["loss"]
+    assert [m["method"] for m in read_json(folder.path / "estimate.json")["methods"]] == ["base", "lora", "layers"]
+    assert [part["methods"] for part in read_json(folder.path / "environment.json")["parts"]] == [["layers"], ["base", "lora"]]
+    assert not list(folder.path.rglob("checkpoint")) and (folder.path / "layers/seed-1/weights.safetensors").exists()
+    assert study.read_recipe(folder) == study.read_recipe(study.find_study(home / "whole"))
+    assert "each run by itself on a device of its own" in build(folder.path).read_text(encoding="utf-8")
+    before = (folder.path / "lora/seed-0/metrics.json").stat().st_mtime_ns
+    study.resume(str(folder.path))
+    assert (folder.path / "lora/seed-0/metrics.json").stat().st_mtime_ns == before
+
+
+def test_what_is_not_finished_stays_behind(parts, tmp_path):
+    run = tmp_path / "a" / "layers" / "seed-1" / "run.json"
+    write_json(run, {**read_json(run), "status": "stopped"})
+    folder = gather.gather(parts, str(tmp_path / "out"))
+    assert not (folder.path / "layers/seed-1").exists() and len(told(folder.path)) == 4
+
+
+def test_invariants_of_all_parts_are_there(parts, tmp_path):
+    for part, name, verdict in zip(parts, ("layers", "lora"), ("ok", "failed"), strict=True):
+        checks = [{"name": "n", "verdict": verdict}]
+        write_json(tmp_path / part / "verify.json", {"methods": [{"method": name, "checks": checks}], "counts": {}, "verdict": verdict})
+    found = read_json(gather.gather(parts, str(tmp_path / "out")).path / "verify.json")
+    assert found["counts"] == {"ok": 1, "failed": 1, "not applicable": 0} and found["verdict"] == "failed"
+    assert [m["method"] for m in found["methods"]] == ["lora", "layers"]
+
+
+def test_parts_that_do_not_belong_together_are_refused(home, parts, tmp_path):
+    out = str(tmp_path / "out")
+    with pytest.raises(BadInput, match="layers with seed 0 is in"):
+        gather.gather([parts[0], parts[0]], out)
+    for name, key, value in (("data.json", "sha256", "0" * 64), ("environment.json", "packages", {"torch": "1.0"})):
+        path = tmp_path / "b" / name
+        good = read_json(path)
+        write_json(path, {**good, key: value})
+        with pytest.raises(BadInput, match="sha256" if name == "data.json" else "versions"):
+            gather.gather(parts, out)
+        write_json(path, good)
+    resolved = tmp_path / "b" / "resolved.yaml"
+    resolved.write_text(resolved.read_text().replace("tokens: 3000", "tokens: 4000"))
+    with pytest.raises(BadInput, match="another budget"):
+        gather.gather(parts, out)
+    with pytest.raises(BadInput, match="not empty"):
+        gather.gather([str(home / "a")], str(home / "b"))
