@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 
 import pytest
 import torch
@@ -124,11 +125,15 @@ def test_the_heaviest_step_holds_the_longest_row(data):
     assert len(rows) == 3 and max(lengths[rows]) == lengths.max()
 
 
-def test_a_search_costs_its_tokens_and_its_trials(recipe):
+def test_a_search_costs_its_steps_its_trials_and_one_model(recipe):
     changed = load(recipe).model_copy(update={"search": Search(tokens=1000, learning_rate=[1e-4, 1e-3])})
-    found = estimate.searching(changed, "lora", {"load": 2.0}, 100.0, 1.0)
-    assert found["search"] == pytest.approx(10 + 2 * (2 + 2 * 1))
-    assert estimate.searching(load(recipe), "lora", {"load": 2.0}, 100.0, 1.0) == {}
+    found, beyond = estimate.searching(changed, "lora", load=2.0, each=0.5, held=120, trial=1.0)
+    assert found == {"search": pytest.approx(2 + 2 * (5 * 0.5 + 1))} and beyond == pytest.approx(2 * (5 * 0.5 + 1))
+    fixed = changed.model_copy(update={"search": Search(tokens=1000, learning_rate=[1e-4, 1e-3], rank=[2, 4], widen=False)})
+    found, beyond = estimate.searching(fixed, "lora", load=2.0, each=0.5, held=120, trial=1.0)
+    trials = 4 * (math.ceil(125 / 120) * 0.5 + 1) + 2 * (math.ceil(250 / 120) * 0.5 + 1)
+    assert found == {"search": pytest.approx(6 * 2 + trials)} and beyond == 0
+    assert estimate.searching(load(recipe), "lora", 2.0, 0.5, 120, 1.0) == ({}, 0.0)
 
 
 def test_measured_beside_what_happened(recipe, home, capsys, monkeypatch, tmp_path):

@@ -28,9 +28,10 @@ from tarazu.errors import TarazuError
 from tarazu.foresight import MODEL_ERRORS, UNSEEN, foresee
 from tarazu.recipe import Budget, Recipe
 from tarazu.run_folder import Run, understood
+from tarazu.searching import REUSED
 from tarazu.study import make_task
 
-STEPS = 3
+STEPS = {"cpu": 3, "cuda": 12}  # on a GPU a step is short, and the first ones are not like the others
 NEVER = 10**12  # tokens between validations
 
 
@@ -48,7 +49,7 @@ def estimate(recipe: Recipe, data, device: torch.device, measure: bool = True, o
         if why:
             entry["notes"] = [why]
         elif measure and entry["works"]:
-            note(f"{name}: measuring {STEPS} steps")
+            note(f"{name}: measuring {STEPS[device.type]} steps")
             entry = measured(task, recipe, name, data, device, entry)
         entry["notes"] = [*entry["notes"], *may_widen(recipe, name)]
         methods.append({"method": name, "kind": recipe.methods[name].kind, **entry})
@@ -104,7 +105,7 @@ def _measure(task, recipe: Recipe, name: str, data, device: torch.device, scratc
     ledger = Ledger(device)
     with ledger.phase("load"):
         trainee = task.build(recipe, name, data, seed, device)
-    seconds, memory, speed, disk = {"load": ledger.seconds["load"]}, None, None, 0
+    seconds, memory, speed, disk, beyond = {"load": ledger.seconds["load"]}, None, None, 0, 0.0
     if trainee.may_change:
         began = time.perf_counter()
         fingerprint.fingerprint(trainee.module)
@@ -113,13 +114,12 @@ def _measure(task, recipe: Recipe, name: str, data, device: torch.device, scratc
         train_few(task, recipe, name, data, trainee, known.heaviest(data, order.at(0)), scratch / "heaviest", ledger)
         memory = ledger.memory["allocated"] or ledger.memory["resident"]
         warm = Ledger(device)
-        rows = [row for step in range(STEPS) for row in order.at(step)]
+        rows = [row for step in range(STEPS[device.type]) for row in order.at(step)]
         run = train_few(task, recipe, name, data, trainee, rows, scratch / "steps", warm)
         memory = max(memory, warm.memory["allocated"] or warm.memory["resident"])
         saves, disk = shape_of_saves(run)
         steps = training_steps(recipe.budget, order, warm)
-        each = warm.seconds["train"] / warm.steps
-        speed = warm.counts.tokens / warm.seconds["train"]
+        each, speed = pace(run, warm)
         seconds["train"] = steps * each
         count = validations(recipe.budget)
         seconds["checkpoint"] = warm.seconds["checkpoint"] * (count - 1 + seconds["train"] // SAVE_SECONDS)
@@ -132,13 +132,15 @@ def _measure(task, recipe: Recipe, name: str, data, device: torch.device, scratc
             "generate": parts["generate"] + count * parts["sample"],
             "evaluate": parts["evaluate"],
         }
-        seconds |= searching(recipe, name, seconds, speed, parts["validate"])
+        trial = 2 * parts["validate"] + warm.seconds["checkpoint"]
+        found, beyond = searching(recipe, name, seconds["load"], each, warm.counts.tokens / warm.steps, trial)
+        seconds |= found
     else:
         seconds |= {"generate": parts["generate"], "evaluate": parts["evaluate"]}
     spent = sum(seconds.values())
     return {
         "how": "measured", "seconds": {**seconds, "total": spent}, "tokens_per_second": speed, "memory": memory, "disk": disk,
-        "range": {"seconds": [spent, spent], "disk": [disk, disk], "memory": [memory, memory]},
+        "range": {"seconds": [spent, spent + beyond], "disk": [disk, disk], "memory": [memory, memory]},
     }  # fmt: skip
 
 
@@ -191,17 +193,35 @@ def validations(budget: Budget) -> int:
     return 1 + math.ceil(budget.epochs)  # one that validates by tokens is rarer: epochs are what it is then read as
 
 
-def searching(recipe: Recipe, name: str, seconds: dict[str, float], speed: float, validate: float) -> dict[str, float]:
-    """Seconds of the method's search: its tokens, and a build and two validations for each trial of each round."""
-    method = recipe.methods[name]
-    if recipe.search is None or not (count := len(search.candidates(recipe.search, method))):
-        return {}
-    trials = sum(size for size, _ in search.plan(count, recipe.search.tokens))
-    return {"search": recipe.search.tokens / speed + trials * (seconds["load"] + 2 * validate)}
+def pace(run: Run, warm: Ledger) -> tuple[float, float]:
+    """Seconds of a step and tokens a second: of all steps on a CPU, of those after the first third on a GPU."""
+    if warm.device.type == "cpu":
+        return warm.seconds["train"] / warm.steps, warm.counts.tokens / warm.seconds["train"]
+    steps = [event for event in run.read_lines("events.jsonl") if event["event"] == "step"]
+    steps = steps[len(steps) // 3 :]
+    spent = sum(step["seconds"] for step in steps)
+    return spent / len(steps), sum(step["tokens_per_second"] * step["seconds"] for step in steps) / spent
+
+
+def searching(recipe: Recipe, name: str, load: float, each: float, held: float, trial: float) -> tuple[dict[str, float], float]:
+    """Seconds of the method's search of its lists, and the most that rates beyond an edge may take besides.
+
+    Args:
+        load: seconds of building the method; each: of a step, which holds `held` tokens; trial: of what each trial takes
+            besides its steps.
+    """
+    method, asked = recipe.methods[name], recipe.search
+    if asked is None or not (tried := search.candidates(asked, method)):
+        return {}, 0.0
+    rounds = [(size, math.ceil(tokens / held) * each + trial) for size, tokens in search.plan(len(tried), asked.tokens)]
+    only_rates = set(tried[0].settings) == {"learning_rate"}  # then one model serves all trials
+    builds = 1 if only_rates and recipe.task in REUSED else sum(size for size, _ in rounds)
+    further = search.WIDENINGS * sum(spent for _, spent in rounds) if may_widen(recipe, name) else 0.0
+    return {"search": sum(size * spent for size, spent in rounds) + builds * load}, further
 
 
 def may_widen(recipe: Recipe, name: str) -> list[str]:
-    """What is in no estimate: a search whose best rate stands at an edge goes on beyond it."""
+    """What makes a range of the estimate: a search whose best rate stands at an edge goes on beyond it."""
     method, asked = recipe.methods[name], recipe.search
     if asked is None or method.kind == "base" or not asked.widen or len(asked.learning_rate) < 2:
         return []

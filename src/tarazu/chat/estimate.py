@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from tarazu.chat import adapters, flex, hub, quantized
+from tarazu.chat import adapters, flex, hub, quantized, scoring
 from tarazu.chat.flops import Work, per_token, work_of
 from tarazu.chat.generation import generate
 from tarazu.chat.loss import LARGE_CHUNK, SMALL_CHUNK
@@ -53,6 +53,7 @@ def parts(task: Chat, trainee: ChatTrainee, data: Prepared, recipe: ChatRecipe) 
     final = writing(task, trainee, data, recipe, task.asked(data, recipe), recipe.generation.max_new_tokens)
     if data.reading:
         final += writing(task, trainee, data, recipe, data.reading, recipe.reading.max_new_tokens)
+    final += judging(data, task.asked(data, recipe))
     sample = writing(task, trainee, data, recipe, asked, recipe.generation.max_new_tokens)
     return {
         "validate": each * float(lengths["validation"][: recipe.budget.validation_rows].sum()),
@@ -76,7 +77,7 @@ def writing(
     middle = batches[len(batches) // 2 if len(batches[-1]) == size else max(0, (len(batches) - 1) // 2)]
     begin, some = BEGIN[trainee.base.device.type], SOME[trainee.base.device.type]
     first = timed(trainee, lambda: generate(trainee, middle, set(), begin, size))
-    more = timed(trainee, lambda: generate(trainee, middle, set(), begin + some, size))
+    more = timed(trainee, lambda: generate(trainee, middle, set(), begin + some, size), warm=True)
     step = max(0.0, more - first) / some
     places = [len(batch) * len(batch[-1]) for batch in batches]
     of_middle = len(middle) * len(middle[-1])
@@ -85,11 +86,23 @@ def writing(
     return first * sum(places) / of_middle + step * steps
 
 
-def timed(trainee: ChatTrainee, work: Callable[[], object]) -> float:
-    """Seconds of the second run where the first may compile, of the first on a CPU."""
+def judging(data: Prepared, asked: list[dict]) -> float:
+    """Seconds of scoring the answers: a few references are scored, each against the next one."""
+    some = [(a["reference"], a["turns"][-1]["text"]) for a in asked if a["reference"]][:8]
+    if not some:
+        return 0.0
+    began = time.perf_counter()
+    for (said, question), (other, _) in zip(some, [*some[1:], some[0]], strict=True):
+        scoring.score(said, question, other)
+    return (time.perf_counter() - began) * len(asked) / len(some)
+
+
+def timed(trainee: ChatTrainee, work: Callable[[], object], warm: bool = False) -> float:
+    """Seconds of the second run where the first may compile, of the first on a CPU or where its like has run (`warm`)."""
     cuda = trainee.base.device.type == "cuda"
-    if cuda:
+    if cuda and not warm:
         work()
+    if cuda:
         torch.cuda.synchronize()
     began = time.perf_counter()
     work()

@@ -99,10 +99,12 @@ def pooled(parts: Sequence[dict], name: str) -> float | None:
 
 
 def _common(a: list[str], b: list[str]) -> int:
-    """Length of the longest common subsequence."""
-    row = [0] * (len(b) + 1)
-    for word in a:
-        previous = 0
-        for j, other in enumerate(b, 1):
-            previous, row[j] = row[j], previous + 1 if word == other else max(row[j], row[j - 1])
-    return row[-1]
+    """Length of the longest common subsequence, a word of `b` at a time and all of `a` in one number's bits (Hyyrö 2004)."""
+    places: dict[str, int] = {}
+    for i, word in enumerate(a):
+        places[word] = places.get(word, 0) | 1 << i
+    everything = row = (1 << len(a)) - 1
+    for word in b:
+        hit = row & places.get(word, 0)
+        row = (row + hit | row - hit) & everything
+    return len(a) - row.bit_count()
