@@ -11,8 +11,12 @@ from tarazu.captions import replay, trainee
 from tarazu.captions.decoders import make
 from tarazu.captions.decoders.recurrence import AttendAndTell
 from tarazu.captions.model import ImageCaptioningModel
-from tarazu.captions.settings import ShowAttendTell
+from tarazu.captions.objective import self_critical
+from tarazu.captions.rewards import Rewards
+from tarazu.captions.settings import SelfCritical, ShowAttendTell
+from tarazu.captions.vocabulary import SPECIALS, Vocabulary
 
+DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA graphs need a GPU"))]
 EVERY = KINDS | {"all": ShowAttendTell(embedding=12, hidden=16, attention=10, project=14, mix=9, tie_words=True)}
 
 
@@ -101,6 +105,37 @@ def test_a_recording_gives_the_losses_and_gradients_of_its_work(kind, monkeypatc
                 p.add_(0.01)
     assert played.recorded == 3 and not played.why  # two shapes; then, with the late part, the one that is met often
     assert len(played.records) == 1  # what was recorded without that part is given up
+
+
+@pytest.mark.parametrize("kind", ["show_and_tell", "show_attend_tell", "transformer"])
+@pytest.mark.parametrize("device", DEVICES)
+def test_a_recorded_self_critical_step_draws_and_learns_as_the_unrecorded(kind, device, monkeypatch):
+    """From the same seed: the same sentences, so the same losses and gradients; then other ones."""
+    if device == "cpu":
+        monkeypatch.setattr(replay, "warm_up", lambda work: work())
+        monkeypatch.setattr(replay, "recorded", by_running)
+    words = Vocabulary(SPECIALS + tuple("abcdefg"), 1, 6)
+    model = ImageCaptioningModel(torch.nn.Linear(1, 1), pair(kind)[0]).to(device)
+    rewards = Rewards([[list("abcd"), list("bcd")], [list("efg")], [list("ggb")]], words, torch.device(device))
+    late, seen = SelfCritical(samples=4, share=1.0, bleu=0.5), []
+
+    def work(pictures, tokens, images):
+        found = self_critical(model, pictures, tokens, images, rewards, late, 6)
+        return found.total, found.extra
+
+    played, inputs = replay.Replay(work, model), (*(x.to(device) for x in batch(0, 7)), torch.arange(3, device=device))
+    for step in range(6):
+        found = []
+        for run in (played, work):
+            torch.manual_seed(step)
+            losses = run(*inputs)
+            sum(losses).backward()
+            found.append([losses[0].detach(), losses[1].detach(), *(p.grad for p in model.decoder.parameters())])
+            model.zero_grad(set_to_none=True)
+        for mine, wanted in zip(*found, strict=True) if step != replay.OFTEN - 1 or device == "cuda" else ():
+            torch.testing.assert_close(mine, wanted, atol=1e-4, rtol=1e-3)  # without a GPU recording itself draws
+        seen.append(float(found[0][1]))
+    assert played.recorded == 1 and not played.why and len(set(seen)) == 6
 
 
 class Eye(torch.nn.Conv2d):

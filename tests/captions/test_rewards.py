@@ -1,10 +1,12 @@
 """Rewards on the device against the scorer's CIDEr."""
 
+import math
 import random
 
 import pytest
 import torch
 
+from tarazu.captions.bleu import References
 from tarazu.captions.cider import Cider
 from tarazu.captions.rewards import Rewards
 from tarazu.captions.vocabulary import Vocabulary
@@ -37,6 +39,20 @@ def test_rewards_are_the_scorers_cider(world):
     found = rewards(torch.tensor(images), torch.tensor([words.encode(line) for line in said]))
     assert wanted.max() > 3 and (wanted == 0).any()
     torch.testing.assert_close(found, torch.tensor(wanted).float(), atol=1e-4, rtol=1e-4)
+
+
+def test_bleu_beside_it_is_the_scorers_with_one_added_above_single_words(world):
+    dice, references, words, _, rewards = world
+    images = [dice.randrange(30) for _ in range(100)]
+    said = [[w for w in (references[i][0] if n % 3 else sentence(dice)) if w in words.ids] for n, i in enumerate(images)]
+    lines = torch.tensor([words.encode(line) for line in said])
+    found = rewards(torch.tensor(images), lines, 2.0) - rewards(torch.tensor(images), lines)
+    for image, line, value in zip(images, said, found.tolist(), strict=True):
+        counts = References([[*reference, END] for reference in references[image]]).counts([*line, END])
+        length, nearest, *rest = counts
+        shares = [(rest[n] + (n > 0)) / (rest[4 + n] + (n > 0)) for n in range(4)]
+        wanted = math.prod(shares) ** 0.25 * min(1.0, math.exp(1 - nearest / length))
+        assert value == pytest.approx(2 * wanted, abs=1e-3), (line, references[image])
 
 
 def test_a_repeated_word_is_clipped_and_a_missing_end_costs(world):

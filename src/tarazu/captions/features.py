@@ -33,7 +33,7 @@ from tarazu.run_folder import write_aside
 
 AT_ONCE = {"cpu": 16, "cuda": 256}  # pictures through the encoder together
 SAVE_SECONDS = 20.0  # between two notes of how far it is
-SHARE_OF_GPU = 0.4  # of the free memory that a bank may take to live there
+SHARE_OF_GPU = 0.6  # of the free memory that a bank may take to live there
 
 
 def cache_folder() -> Path:

@@ -49,7 +49,7 @@ class ImageCaptioningModel(nn.Module):
         """As `Decoder.teach`, from pictures. `rows` (B,) names the picture of each row of tokens, where several share one:
         it is looked at once."""
         features = self.see(pictures)
-        return self.decoder.teach(features if rows is None else features[rows], tokens, attention, at)
+        return self.decoder.teach(features if rows is None else features.index_select(0, rows), tokens, attention, at)
 
     @property
     def fixed(self) -> tuple[int, ...]:

@@ -106,7 +106,7 @@ def self_critical(
     most_words: int,
     rows: Tensor | None = None,
 ) -> LossSum:
-    """The gradient of the expected CIDEr: each sampled sentence against the mean of the image's other samples.
+    """The gradient of the expected reward: each sampled sentence against the mean of the image's other samples.
 
     images (B,): the place of each picture among the references. The loss that is reported stays the likelihood of the
     person's caption, without dropout.
@@ -115,9 +115,10 @@ def self_critical(
     with decoding.without_dropout(model):
         features = model.see(pictures[:used]).repeat_interleave(samples, 0)  # looked at once for all samples
         drawn = decoding.sample(model, features.detach(), most_words)
-        advantage = _advantage(rewards(images[:used].repeat_interleave(samples), drawn), samples)
+        advantage = _advantage(rewards(images[:used].repeat_interleave(samples), drawn, settings.bleu), samples)
         logits = model.teach(features, drawn[:, :-1], attention=False)[0].float()
-        logp = -F.cross_entropy(logits.transpose(1, 2), drawn[:, 1:], ignore_index=PAD, reduction="none")
+        said = drawn[:, 1:].flatten()
+        logp = -F.cross_entropy(logits.flatten(0, 1), said, ignore_index=PAD, reduction="none").view(len(drawn), -1)
         policy = -(advantage * logp).sum() / samples * (len(pictures) / used)
         with torch.set_grad_enabled(settings.likelihood > 0):
             plain, _, wanted = _taught(model, pictures, tokens[:, :-1], tokens[:, 1:], rows)

@@ -1,4 +1,4 @@
-"""CIDEr of sampled sentences as tensors, on the device: self-critical training asks for it hundreds of times a step.
+"""CIDEr, and BLEU, of sampled sentences as tensors, on the device: self-critical training asks for it hundreds of times a step.
 
 `captions.cider` takes a tenth of a millisecond a sentence in Python, and the device would wait for it. Here an n-gram is
 one number, a hash of its words', and all sentences are compared with all references of their images at once; nothing is
@@ -47,28 +47,52 @@ class Rewards:
         self.norms = self.weights.square().sum(3).sqrt()  # (images, R, ORDERS)
         self.written = (self.lengths > 0).sum(1)
 
-    def __call__(self, images: Tensor, drawn: Tensor) -> Tensor:
-        """images (N,), drawn (N, 1 + L), `<sos>` words `<eos>` `<pad>`... -> CIDEr (N,), 0..10."""
-        words, total = drawn[:, 1:], 0.0
+    def __call__(self, images: Tensor, drawn: Tensor, bleu: float = 0.0) -> Tensor:
+        """images (N,), drawn (N, 1 + L), `<sos>` words `<eos>` `<pad>`... -> CIDEr (N,), 0..10, plus `bleu` times BLEU-4."""
+        words, likeness, precision = drawn[:, 1:], 0.0, 0.0
         lengths, theirs = (words != PAD).sum(1, keepdim=True), self.lengths[images]
-        apart = torch.exp(-((lengths - theirs).float() ** 2) / (2 * SIGMA**2))
         for order in range(ORDERS):
-            own = _hashes(words, order)
-            weights, rows, of_rows = self._weights(own), self.hashes[images, :, order], self.weights[images, :, order]
-            same = own[:, None, :, None] == rows[:, :, None]  # (N, R, L, M); both sides name an n-gram only once
-            clipped = torch.minimum(weights[:, None, :, None], of_rows[:, :, None]) * of_rows[:, :, None]
-            dots = (clipped * same).sum((2, 3))
-            norms = weights.square().sum(1).sqrt()[:, None] * self.norms[images, :, order]
-            total = total + (dots / norms.clamp(min=1e-12)).masked_fill(norms == 0, 0.0)
-        return 10 / ORDERS * (total * apart * (theirs > 0)).sum(1) / self.written[images]
+            own, rows = _hashes(words, order), self.hashes[images, :, order]
+            same = own[:, None, :, None] == rows[:, :, None]  # (N, R, L, M)
+            likeness = likeness + self._cosines(own, same, images, order)
+            if bleu:
+                precision = precision + _precision(own, same, lengths[:, 0] - order, 1.0 * (order > 0)).log()
+        apart = torch.exp(-((lengths - theirs).float() ** 2) / (2 * SIGMA**2))
+        cider = 10 / ORDERS * (likeness * apart * (theirs > 0)).sum(1) / self.written[images]
+        return cider + bleu * (precision / ORDERS).exp() * _brevity(lengths, theirs) if bleu else cider
+
+    def _cosines(self, own: Tensor, same: Tensor, images: Tensor, order: int) -> Tensor:
+        """Of each sentence's n-grams own (N, L) with every reference's, clipped: (N, R)."""
+        weights, of_rows = self._weights(own), self.weights[images, :, order]
+        clipped = torch.minimum(weights[:, None, :, None], of_rows[:, :, None]) * of_rows[:, :, None]
+        dots = (clipped * same).sum((2, 3))
+        norms = weights.square().sum(1).sqrt()[:, None] * self.norms[images, :, order]
+        return (dots / norms.clamp(min=1e-12)).masked_fill(norms == 0, 0.0)
 
     def _weights(self, hashes: Tensor) -> Tensor:
         """(..., M) -> count times rarity of each n-gram where it stands first in its sentence, 0 elsewhere."""
-        same = hashes[..., :, None] == hashes[..., None, :]
-        first = ~(same.tril(-1).any(-1)) & (hashes != NOTHING)
         at = torch.searchsorted(self.table, hashes).clamp(max=len(self.table) - 1)
         rarity = torch.where(self.table[at] == hashes, self.rarity[at], self.rarest)
-        return first * same.sum(-1) * rarity
+        return _counts(hashes) * rarity
+
+
+def _counts(hashes: Tensor) -> Tensor:
+    """(..., M) -> how often each n-gram is in its sentence, where it stands first; 0 elsewhere."""
+    same = hashes[..., :, None] == hashes[..., None, :]
+    return same.sum(-1) * (~same.tril(-1).any(-1) & (hashes != NOTHING))
+
+
+def _precision(own: Tensor, same: Tensor, total: Tensor, more: float) -> Tensor:
+    """BLEU's clipped precision of one order, `more` added to both counts (Lin and Och 2004, for orders above one): (N,)."""
+    matches = torch.minimum(_counts(own), same.sum(3).amax(1)).sum(1)
+    return ((matches + more) / (total.clamp(min=0) + more).clamp(min=1)).clamp(min=1e-9)
+
+
+def _brevity(lengths: Tensor, theirs: Tensor) -> Tensor:
+    """BLEU's penalty, (N,), from the sentences' lengths (N, 1) and their references', (N, R): 0 where there is none."""
+    apart = (theirs - lengths).abs() * 1000 + theirs  # the shorter of two equally near ones
+    nearest = apart.masked_fill(theirs == 0, 10**6).argmin(1, keepdim=True)
+    return (1 - theirs.gather(1, nearest) / lengths).clamp(max=0).exp().squeeze(1)
 
 
 def _numbers(references: Sequence[Sequence[Sequence[str]]], vocabulary: Vocabulary) -> Tensor:

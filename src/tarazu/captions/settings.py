@@ -108,6 +108,9 @@ class SelfCritical(Strict):
         0.25, gt=0, le=1, description="of a step's rows that are sampled for: an image comes five times in an epoch"
     )
     likelihood: NonNegativeFloat = Field(0.0, description="weight of the likelihood that stays beside the reward")
+    bleu: NonNegativeFloat = Field(
+        0.0, description="weight of a sentence's BLEU-4 (0..1) beside its CIDEr (0..10, mostly below 1) in the reward"
+    )
 
 
 class CaptionMethod(Method):
