@@ -73,7 +73,7 @@ def test_packed_widths_are_few_and_lines_full():
             widths.add(width)
             assert width >= used and width % 128 == 0
             places, tokens = places + width, tokens + used
-    assert len(widths) <= 8 and tokens / places > 0.96
+    assert len(widths) <= 16 and tokens / places > 0.97
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -112,6 +112,6 @@ def gradients(trainee) -> dict[str, torch.Tensor]:
     """Of the summed loss of two packed rows."""
     trainee.module.train()
     batch = lay_out([rows((90, 41))], prefix=trainee.virtual if trainee.prefix else 0, width=256)
-    hidden = hidden_states(trainee, batch).flatten(0, 1)[batch.sources]
+    hidden = hidden_states(trainee, batch).flatten(0, 1).index_select(0, batch.sources)
     token_losses(trainee.base, hidden, batch.labels).sum().backward()
     return {key: parameter.grad.clone() for key, parameter in trainee.trainable().items()}

@@ -10,6 +10,7 @@ from __future__ import annotations
 import inspect
 import os
 from collections.abc import Callable
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -28,7 +29,16 @@ def compile_layers(model: PreTrainedModel, checkpointing: bool = False) -> None:
     for layer in model.get_decoder().layers:
         if getattr(layer.self_attn, "sliding_window", None) is not None:
             layer.self_attn.sliding_window = None  # the mask does the window; a difference between layers would compile them twice
-    give_prefixes(model, checkpointing, torch.compile)  # a second packed width makes the width a variable
+    # a second packed width makes the width a variable
+    give_prefixes(model, checkpointing, partial(torch.compile, options={"post_grad_custom_pre_pass": _thin_products()}))
+
+
+@cache
+def _thin_products():
+    """One object for all layers, or each would be compiled anew. The compiler is imported only where it is used."""
+    from tarazu.chat.thin import ThinProducts
+
+    return ThinProducts()
 
 
 def is_compiled(model: PreTrainedModel) -> bool:
@@ -54,6 +64,7 @@ class _Layer:
         self.checkpointing = checkpointing
         self.layer, self.plain, self.prepared, self.number = layer, layer.forward, prepared, number
         self.trained = any(parameter.requires_grad for parameter in layer.parameters())
+        self.draws = any(isinstance(part, torch.nn.Dropout) and part.p > 0 for part in layer.modules())
 
     def __call__(self, *args: Any, attention_mask: Any = None, prefixes: list | None = None, **rest: Any) -> Any:
         if not isinstance(attention_mask, BlockMask):
@@ -62,6 +73,6 @@ class _Layer:
             rest["prefix"] = prefixes[self.number]
         if self.number == 0 and (self.trained or prefixes) and torch.is_grad_enabled():
             args[0].requires_grad_()  # as in all other layers: one piece of code for all costs less than this gradient
-        if self.layer.training and self.checkpointing:
-            return checkpoint(self.prepared, *args, attention_mask=attention_mask, use_reentrant=False, **rest)
+        if self.layer.training and self.checkpointing:  # a kept state of the dice could not be recorded
+            return checkpoint(self.prepared, *args, attention_mask=attention_mask, use_reentrant=False, preserve_rng_state=self.draws, **rest)
         return self.prepared(*args, attention_mask=attention_mask, **rest)

@@ -126,7 +126,7 @@ def group(rows: list[Row], limit: int, virtual: int, packed: bool) -> list[list[
 
 
 def packed_width(lines: list[list[Row]], virtual: int, limit: int) -> int:
-    """The width of a packed line: one of eight, in whole blocks: padding stays small and shapes few."""
+    """The width of a packed line: one of sixteen, in whole blocks: padding stays small and shapes few."""
     size = sum(virtual + len(row.ids) for row in lines[0])
-    step = max(128, limit // 8 // 128 * 128)
+    step = max(128, limit // 16 // 128 * 128)
     return -(-size // step) * step

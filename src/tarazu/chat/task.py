@@ -22,11 +22,11 @@ from tarazu.chat import (
     quantized,
     questions,
     reading,
+    recorded,
     scoring,
     store,
     template,
 )
-from tarazu.chat.forward import hidden_states
 from tarazu.chat.layout import ChatBatch, Row, group, lay_out, packed_width
 from tarazu.chat.loss import SMALL_CHUNK, token_losses
 from tarazu.chat.persian import english_share
@@ -120,6 +120,7 @@ class Chat:
             adapters.lean(model)
         if recipe.fast and by_blocks(model) and model.device.type == "cuda":
             compiled.compile_layers(model, recipe.budget.gradient_checkpointing)
+            trainee.recorder = recorded.recorder(trainee)
         elif by_blocks(model):
             compiled.give_prefixes(model, recipe.budget.gradient_checkpointing)
         return trainee
@@ -140,8 +141,8 @@ class Chat:
 
     def losses(self, trainee: ChatTrainee, batch: ChatBatch) -> torch.Tensor:
         """Nats of each supervised token, (N,)."""
-        hidden = hidden_states(trainee, batch)
-        return token_losses(trainee.base, hidden.flatten(0, 1)[batch.sources], batch.labels, trainee.loss_chunk)
+        hidden = recorded.hidden_states(trainee, batch)
+        return token_losses(trainee.base, hidden.flatten(0, 1).index_select(0, batch.sources), batch.labels, trainee.loss_chunk)
 
     def validate(self, trainee: ChatTrainee, data: Prepared, recipe: ChatRecipe) -> dict[str, float]:
         most = recipe.budget.validation_rows
@@ -199,6 +200,8 @@ class Chat:
         return out
 
     def evaluate(self, trainee: ChatTrainee, data: Prepared, recipe: ChatRecipe, folder: Path, ledger: Ledger) -> dict:
+        if trainee.recorder is not None:
+            trainee.recorder.clear()
         with ledger.phase("evaluate"):
             rows = self.row_losses(trainee, data, "test", recipe.budget.micro_batch_tokens)
             kept = forgetting.measure(data.forgetting, lambda plain: self.nats(trainee, data, plain, recipe.budget.micro_batch_tokens))
@@ -259,6 +262,8 @@ class Chat:
     def paths(self, trainee: ChatTrainee, data: Prepared) -> dict[str, str]:
         """Which code ran, for the ledger."""
         layers = "compiled" if compiled.is_compiled(trainee.base) else "lean adapters" if adapters.are_lean(trainee.base) else "plain"
+        if trainee.recorder is not None and (trainee.recorder.made or trainee.recorder.why):
+            layers += f", {trainee.recorder.why or 'recorded'}"
         weights = {"weights": "4 bits (NF4)"} if quantized.is_packed(trainee.base) else {}
         return {"attention": trainee.base.config._attn_implementation, "layout": "packed" if data.packed else "padded", "layers": layers, **weights}
 

@@ -12,6 +12,7 @@ import torch
 from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
 from tarazu.chat.quantized import count
+from tarazu.engine.recording import Recorder
 from tarazu.engine.task import Trainee
 from tarazu.errors import BadInput
 
@@ -28,6 +29,7 @@ class ChatTrainee(Trainee):
         prompt: the current soft prompt, (virtual, width); None if there is none.
         prefix: the current prefix, for each layer keys and values (key-value heads, virtual, head size); None likewise.
         loss_chunk: bytes of logits that the loss makes at a time; None: by device.
+        recorder: the decoder's training pass as recordings; None: it is launched kernel by kernel.
     """
 
     base: PreTrainedModel | None = None
@@ -35,6 +37,7 @@ class ChatTrainee(Trainee):
     prompt: Callable[[], torch.Tensor] | None = None
     prefix: Callable[[], KeyValues] | None = None
     loss_chunk: int | None = None
+    recorder: Recorder | None = None
 
     def total_parameters(self) -> int:
         return sum(count(parameter) for parameter in self.module.parameters())

@@ -1,0 +1,166 @@
+"""A piece of a training pass as two recordings (CUDA graphs), forward and backward, that the GPU plays back by itself.
+
+A pass is hundreds or thousands of kernels; launching them from Python can take longer than running them. A recording is
+made once for each shape of its inputs and knows nothing but addresses, so inputs are copied into it, and weights must stay
+where they are (optimizer, averaging and loading all write in place). All recordings of one piece share their memory: what one
+keeps between its forward and its backward pass is forgotten when the next one plays.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections import Counter
+from collections.abc import Callable, Hashable
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import FunctionCtx, once_differentiable
+
+from tarazu.engine import device_memory
+from tarazu.engine.loop import MEMORY_ERRORS
+from tarazu.engine.progress import note
+
+Work = Callable[..., tuple[Tensor, ...]]
+
+
+class Recorder:
+    """`work(*inputs, *also)`, tensors that depend on a module's parameters, played back from recordings.
+
+    Inputs need no gradients; the module's parameters get theirs. What cannot be recorded is run as it is, and `why` says so.
+
+    Args:
+        work: knows no randomness but the device's own generator, and never asks the device for a number.
+        module: whose trainable parameters get gradients.
+        often: a shape is recorded when it comes so often.
+    """
+
+    def __init__(self, work: Work, module: nn.Module, often: int = 1):
+        self.work, self.module, self.often, self.why = work, module, often, ""
+        self.records: dict[Hashable, Recording] = {}
+        self.met: Counter[Hashable] = Counter()
+        self.space: Space | None = None
+        self.made = 0
+
+    def __call__(self, *inputs: Tensor, also: tuple = ()) -> tuple[Tensor, ...]:
+        parameters = [p for p in self.module.parameters() if p.requires_grad]
+        key = (also, *((x.shape, x.dtype) for x in inputs), torch.is_autocast_enabled("cuda"), *map(id, parameters))
+        self.met[key] += 1
+        if key not in self.records and not self.why and self.met[key] >= self.often:
+            self._record(key, inputs, also, parameters)
+        if key not in self.records:
+            return self.work(*inputs, *also)
+        return _Played.apply(self.records[key], len(inputs), *inputs, *parameters)
+
+    def clear(self) -> None:
+        """Gives the recordings' memory back."""
+        self.records.clear()
+        self.space = None
+
+    def _record(self, key: Hashable, inputs: tuple[Tensor, ...], also: tuple, parameters: list[Tensor]) -> None:
+        self.space = self.space or Space()
+        try:
+            with device_memory.recording(self.space.pool):
+                self.records[key] = Recording(lambda *x: self.work(*x, *also), inputs, parameters, self.space)
+            self.made += 1
+        except RuntimeError as error:
+            cause = error.__context__ or error
+            if any(text in str(e) for text in MEMORY_ERRORS for e in (error, cause)):
+                self.clear()  # the next try is smaller, and needs the room
+                raise RuntimeError(f"out of memory: {error}") from error
+            self.why = str(cause).splitlines()[0]
+            note(f"passes are launched one by one, as they cannot be recorded: {self.why}")
+
+
+class Space:
+    """What the recordings of one piece of work share: a stream, memory, and a place for each parameter's gradient."""
+
+    def __init__(self):
+        gpu = torch.cuda.is_available()
+        self.stream = torch.cuda.Stream() if gpu else None
+        self.pool = torch.cuda.MemPool() if gpu else None
+        self.gradients: dict[int, Tensor] = {}
+        if gpu:
+            weakref.finalize(self, device_memory.forget, self.pool.id)
+
+    def place(self, parameter: Tensor) -> Tensor:
+        return self.gradients.setdefault(id(parameter), torch.empty_like(parameter, requires_grad=False))
+
+
+class Recording:
+    """One shape of inputs: where they, the outputs and the gradients lie, and how to fill them again."""
+
+    def __init__(self, work: Work, inputs: tuple[Tensor, ...], parameters: list[Tensor], space: Space):
+        self.work, self.parameters, self.turn = work, parameters, 0
+        self.inputs = [x.detach().clone() for x in inputs]
+        self.places = [space.place(p) for p in parameters]
+        self.gradients: list[Tensor | None] = []
+        dice = torch.cuda.get_rng_state() if torch.cuda.is_available() else None
+        warm_up(self._both, space)
+        self.forward, outputs = recorded(self._outputs, space)
+        self.outputs = [out.detach() for out in outputs]
+        self.slopes = [torch.ones_like(out) for out in self.outputs]  # the gradients that come from outside
+        self.backward, _ = recorded(self._gradients, space)
+        self.live, outputs = (), ()  # their memory is the next recording's as well
+        if dice is not None:  # a resumed run must draw what an uninterrupted one would
+            torch.cuda.set_rng_state(dice)
+
+    def _outputs(self) -> tuple[Tensor, ...]:
+        self.live = self.work(*self.inputs)
+        return self.live
+
+    def _gradients(self) -> tuple[()]:
+        with torch.autocast(self.slopes[0].device.type, enabled=False):  # as in a backward pass after the loss
+            found = torch.autograd.grad(self.live, self.parameters, self.slopes, allow_unused=True)
+        pairs = [(place, g) for place, g in zip(self.places, found, strict=True) if g is not None]
+        torch._foreach_copy_([place for place, _ in pairs], [g for _, g in pairs])
+        self.gradients = [None if g is None else place for place, g in zip(self.places, found, strict=True)]
+        return ()
+
+    def _both(self) -> None:
+        self.slopes = [torch.ones_like(out) for out in self._outputs()]
+        self._gradients()
+        self.live = ()
+
+
+class _Played(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: FunctionCtx, recording: Recording, count: int, *tensors: Tensor) -> tuple[Tensor, ...]:
+        for own, given in zip(recording.inputs, tensors[:count], strict=True):
+            own.copy_(given, non_blocking=True)
+        recording.forward()
+        recording.turn += 1
+        ctx.recording, ctx.count, ctx.turn = recording, count, recording.turn
+        return tuple(out.clone() for out in recording.outputs)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: FunctionCtx, *slopes: Tensor) -> tuple[Tensor | None, ...]:
+        recording = ctx.recording
+        if recording.turn != ctx.turn:
+            raise RuntimeError("a batch of the same shape was played again before this one's backward pass")
+        for own, given in zip(recording.slopes, slopes, strict=True):
+            own.copy_(given)
+        recording.backward()
+        # the recording keeps its own hold of these, so autograd adds copies of them to the parameters' gradients
+        return None, None, *[None] * ctx.count, *recording.gradients
+
+
+def warm_up(work: Callable[[], None], space: Space) -> None:
+    """Runs `work` aside once: libraries choose and allocate what they need, and code is compiled."""
+    space.stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(space.stream), torch.cuda.use_mem_pool(space.pool):
+        work()
+    torch.cuda.current_stream().wait_stream(space.stream)
+    torch.cuda.synchronize()
+
+
+def recorded(work: Callable[[], tuple], space: Space) -> tuple[Callable[[], None], tuple]:
+    """Records `work`; returns what plays it back, and the tensors that are filled then."""
+    graph, cached = torch.cuda.CUDAGraph(), torch.is_autocast_cache_enabled()
+    torch.set_autocast_cache_enabled(False)  # a cast weight from before the recording would never change again
+    try:
+        with torch.cuda.graph(graph, pool=space.pool.id, stream=space.stream):
+            found = work()
+    finally:
+        torch.set_autocast_cache_enabled(cached)
+    return graph.replay, found

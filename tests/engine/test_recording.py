@@ -1,0 +1,124 @@
+"""Recorded passes give what the pass itself gives: outputs, gradients, and dice that fall anew."""
+
+import pytest
+import torch
+
+from tarazu.engine import device_memory, recording
+from tarazu.engine.recording import Recorder
+
+GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA graphs need a GPU")
+
+
+def by_running(work, _space):
+    """Stands in for a CUDA graph where there is no GPU: playing back is running again into the same tensors."""
+    found = [x.detach().clone() for x in work()]
+
+    def play():
+        with torch.enable_grad():
+            again = work()
+        for old, new in zip(found, again, strict=True):
+            old.copy_(new.detach())
+
+    return play, found
+
+
+@pytest.fixture
+def no_gpu(monkeypatch):
+    monkeypatch.setattr(recording, "warm_up", lambda work, space: work())
+    monkeypatch.setattr(recording, "recorded", by_running)
+
+
+class Twice(torch.nn.Module):
+    """A layer, used with a factor, and a parameter that nothing uses."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.layer, self.idle = torch.nn.Linear(16, 16), torch.nn.Parameter(torch.ones(2))
+
+    def work(self, x, factor=1.0):
+        return self.layer(x).tanh() * factor, x + self.layer.bias
+
+
+def compared(module, device, sizes):
+    """Steps whose gradients add up over two batches, and whose weights change in place."""
+    played = Recorder(module.work, module)
+    for step, size in enumerate(sizes):
+        grads = []
+        for run in (lambda x, f: played(x, also=(f,)), module.work):
+            for i in range(2):
+                torch.manual_seed(10 * step + i)
+                outs = run(torch.randn(size, 16).to(device), 1.0 + step % 2)
+                sum((out * out).sum() for out in outs).backward()
+            grads.append([None if p.grad is None else p.grad.clone() for p in module.parameters()])
+            module.zero_grad(set_to_none=True)
+        for mine, wanted in zip(*grads, strict=True):
+            assert (mine is None) == (wanted is None)
+            if wanted is not None:
+                torch.testing.assert_close(mine, wanted, atol=1e-4, rtol=1e-4)
+        with torch.no_grad():
+            for p in module.parameters():
+                p.add_(0.01)
+    return played
+
+
+def test_a_recording_gives_the_outputs_and_gradients_of_its_work(no_gpu):
+    played = compared(Twice(), "cpu", [4, 4, 7, 7, 4])
+    assert len(played.records) == 4 and not played.why  # two shapes, each with two factors
+
+
+@GPU
+def test_a_real_recording_gives_the_outputs_and_gradients_of_its_work():
+    played = compared(Twice().cuda(), "cuda", [400, 400, 70, 70, 400])
+    assert len(played.records) == 4 and not played.why
+
+
+@GPU
+def test_what_a_recording_uses_is_counted_as_used():
+    module = torch.nn.Sequential(*(torch.nn.Linear(1024, 1024) for _ in range(8))).cuda()
+    device = torch.device("cuda")
+    x = torch.randn(8192, 1024, device="cuda")
+    plain = Recorder(lambda x: (module(x),), module, often=99)
+    played = Recorder(lambda x: (module(x),), module)
+    peaks = []
+    for run in (plain, played, played):  # the last one only plays
+        device_memory.reset(device)
+        run(x)[0].sum().backward()
+        torch.cuda.synchronize()
+        peaks.append(device_memory.peak(device))
+        module.zero_grad(set_to_none=True)
+    assert played.records and all(0.9 * peaks[0] < peak < 2.5 * peaks[0] for peak in peaks[1:])
+
+
+def test_a_recording_that_was_played_again_has_lost_its_gradients(no_gpu):
+    layer = torch.nn.Linear(2, 1)
+    played = Recorder(lambda x: (layer(x).sum(),), layer)
+    earlier, last = (played(torch.ones(3, 2))[0] for _ in range(2))
+    last.backward()
+    with pytest.raises(RuntimeError, match="played again"):
+        earlier.backward()
+
+
+@GPU
+def test_dropout_draws_anew_in_a_recording():
+    layer = torch.nn.Linear(2000, 1, device="cuda")
+    played = Recorder(lambda x: (torch.nn.functional.dropout(layer(x), 0.5).square().sum(),), layer)
+    assert len({float(played(torch.ones(50, 2000, device="cuda"))[0]) for _ in range(8)}) > 6 and played.records
+
+
+@pytest.mark.parametrize("text", ["operation not permitted when stream is capturing\nmore", "CUDA out of memory"])
+def test_what_cannot_be_recorded_is_run_as_it_is_but_a_lack_of_memory_is_told(text, monkeypatch):
+    def refuse(work, space):
+        raise RuntimeError(text)
+
+    monkeypatch.setattr(recording, "warm_up", lambda work, space: None)
+    monkeypatch.setattr(recording, "recorded", refuse)
+    layer = torch.nn.Linear(2, 1)
+    played = Recorder(lambda x: (layer(x).sum(),), layer)
+    if "memory" in text:
+        with pytest.raises(RuntimeError, match="out of memory"):
+            played(torch.ones(3, 2))
+        return
+    for _ in range(3):
+        assert torch.equal(played(torch.ones(3, 2))[0], layer(torch.ones(3, 2)).sum())
+    assert played.why == "operation not permitted when stream is capturing" and not played.records
