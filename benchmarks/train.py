@@ -48,12 +48,12 @@ def recipe_of(args: argparse.Namespace) -> Any:
 
     tokens = int((args.warm + args.steps) * args.batch_rows * shapes.MEAN)
     return ChatRecipe.model_validate({
-        "task": "chat", "model": args.shape, "data": {"source": "benchmark"}, "methods": {args.method: {"rank": args.rank} if args.method == "rslora" and args.rank else {}},
+        "task": "chat", "model": args.shape, "data": {"source": "benchmark", "max_length": shapes.LONGEST}, "methods": {args.method: {"rank": args.rank} if args.method == "rslora" and args.rank else {}},
         "budget": {
             "tokens": tokens, "batch_rows": args.batch_rows, "micro_batch_tokens": args.limit, "evaluate_every": 10**9, "validation_rows": 1,
             "gradient_checkpointing": args.checkpointing,
         },
-        "fast": not args.plain, "forgetting": None, "questions": None,
+        "fast": not args.plain, "memory": args.memory, "forgetting": None, "questions": None,
     })  # fmt: skip
 
 
@@ -139,9 +139,9 @@ def result(args: argparse.Namespace, measured: dict, rate: float | None) -> dict
     """The record of one run."""
     kept = measured["steps"][args.warm :]
     speed = common.spread([step["tokens_per_second"] for step in kept])
-    setting = ["packed", measured["paths"]["attention"], measured["paths"]["layers"], *["checkpointing"] * args.checkpointing, f"{args.limit} tokens a pass"]
+    setting = ["packed", measured["paths"]["attention"], measured["paths"]["layers"], *["checkpointing"] * args.checkpointing, *["memory: small"] * (args.memory == "small"), f"{args.limit} tokens a pass"]
     return common.record(
-        "train", "tarazu", ", ".join(setting), args.shape, group=args.method + ", checkpointing" * args.checkpointing,
+        "train", "tarazu", ", ".join(setting), args.shape, group=args.method + ", checkpointing" * args.checkpointing + ", memory: small" * (args.memory == "small"),
         tokens_per_second=speed, peak_gib=(measured["ledger"]["train_memory"]["allocated"] or 0) / 2**30 or common.peak_gib(), first_step_seconds=measured["first"],
         bound_share=common.bound_share(speed and speed["median"], measured["parameters"], rate), matmul_flops=rate, parameters=measured["parameters"],
         loss=[step["loss"] for step in measured["steps"]], warm_steps=args.warm, whole_seconds=common.since_start(), step_seconds=[step["seconds"] for step in measured["steps"]],
@@ -158,12 +158,14 @@ def arguments() -> argparse.Namespace:
     asked.add_argument("--limit", type=int, default=8192, help="tokens in a forward pass")
     asked.add_argument("--batch-rows", type=int, default=32)
     asked.add_argument("--checkpointing", action="store_true")
+    asked.add_argument("--memory", choices=("normal", "small"), default="normal", help="small: checkpointing, a row a pass, small chunks of the loss")
     asked.add_argument("--plain", action="store_true", help="without the fast path")
     asked.add_argument("--profile", type=Path, help="write a table of the kernels here")
     asked.add_argument("--rank", type=int)
     asked.add_argument("--rows", type=int, default=2048)
     asked.add_argument("--seed", type=int, default=0)
     args = asked.parse_args()
+    args.limit = min(args.limit, shapes.LONGEST) if args.memory == "small" else args.limit
     args.out = args.out or common.RESULTS / f"train-{args.shape}-tarazu-{args.method}{'-checkpointing' * args.checkpointing}.json"
     return args
 
