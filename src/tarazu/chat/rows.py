@@ -21,11 +21,13 @@ from typing import Any, BinaryIO
 import tarazu
 from tarazu.chat.conversation import LISTS, MALFORMED, NOT_TEXT
 from tarazu.errors import BadInput
+from tarazu.hub import reached
 
 ENDINGS = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
 LONGEST_ROW = 32 * 2**20  # bytes; a longer line is not a chat row, and would fill the memory
 TOO_LONG = "row longer than 32 MiB"
 CUT_OFF = "file ends early or is damaged"
+LOCAL_FILE = "give a local .jsonl, .json, .csv or .parquet file: --set data.source=PATH"
 
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?(:[\w.\[\]%:-]+)?")
 
@@ -252,6 +254,8 @@ def _hub_commit(source: str) -> str:
     from huggingface_hub import HfApi
 
     name, revision, _ = _hub_parts(source)
+    if not reached():
+        raise BadInput("no such file here, and the Hugging Face hub does not answer (no network, or HF_HUB_OFFLINE is set)", where=source, todo=LOCAL_FILE)
     try:
         return HfApi().dataset_info(name, revision=revision, timeout=20).sha or ""
     except Exception as error:
@@ -286,4 +290,4 @@ def _hub_trouble(source: str, error: Exception) -> BadInput:
     if isinstance(error, ValueError):
         return BadInput(f"the data set cannot be read as asked: {str(error).splitlines()[0]}", where=source)
     return BadInput(f"no such file here, and the Hugging Face hub could not be reached ({kind})", where=source,
-                    todo="give a local .jsonl, .json, .csv or .parquet file: --set data.source=PATH")  # fmt: skip
+                    todo=LOCAL_FILE)  # fmt: skip

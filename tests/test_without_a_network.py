@@ -1,0 +1,60 @@
+"""Without a network a name of the hub ends in one clear error, soon."""
+
+from __future__ import annotations
+
+import socket
+import time
+
+import pytest
+from huggingface_hub import constants
+
+from tarazu import hub
+from tarazu.chat.hub import load_tokenizer
+from tarazu.chat.rows import read
+from tarazu.errors import BadInput
+
+
+@pytest.fixture
+def no_network(monkeypatch):
+    def unknown(*_args, **_options):
+        raise socket.gaierror(-2, "Name or service not known")
+
+    monkeypatch.setattr(socket, "getaddrinfo", unknown)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    hub.reached.cache_clear()
+    yield
+    hub.reached.cache_clear()
+
+
+def test_a_model_of_the_hub_fails_soon_and_clearly(no_network):
+    began = time.monotonic()
+    with pytest.raises(BadInput, match=r"(?s)nobody/no-such-model: .*hub does not answer.*local folder.*gemma-3-270m"):
+        load_tokenizer("nobody/no-such-model")
+    assert time.monotonic() - began < 5
+
+
+def test_rows_of_the_hub_too(no_network):
+    with pytest.raises(BadInput, match=r"(?s)nobody/no-such-rows: .*does not answer.*--set data.source=PATH"):
+        next(iter(read("nobody/no-such-rows")))
+
+
+def test_pictures_and_their_encoder_too(no_network, tmp_path):
+    from tarazu.captions import hub as pictures
+    from tarazu.captions.pretrained import load
+    from tarazu.captions.settings import EncoderSettings
+
+    with pytest.raises(BadInput, match=r"(?s)nobody/no-such-set: .*does not answer.*FOLDER"):
+        pictures.read("nobody/no-such-set", tmp_path)
+    began = time.monotonic()
+    with pytest.raises(BadInput, match="cannot be had"):
+        load(EncoderSettings(name="efficientnet-b0"))
+    assert time.monotonic() - began < 5
+
+
+def test_a_hub_that_answers_is_asked_once(monkeypatch):
+    asked = []
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("huggingface_hub.get_session", lambda: type("S", (), {"head": lambda self, url, timeout: asked.append(url)})())
+    hub.reached.cache_clear()
+    assert hub.reached() and hub.reached() and asked == [constants.ENDPOINT] and not constants.HF_HUB_OFFLINE
+    hub.reached.cache_clear()
