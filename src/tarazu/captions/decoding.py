@@ -225,18 +225,19 @@ def _allowed(logits: Tensor, hunt: _Hunt, place: int, block_trigrams: bool) -> T
 
 
 def _ban(logits: Tensor, place: int, most_words: int) -> Tensor:
-    """Log-probabilities without special tokens, without `<eos>` before the first word, with nothing else after the
-    last."""
-    banned = torch.zeros(logits.shape[1], dtype=torch.bool, device=logits.device)
-    for word in NEVER:  # one by one: a list would have to be copied to the device
-        banned[word] = True
-    if place == 0:
-        banned[EOS] = True
-    if place == most_words:
-        banned[:] = True
-        banned[EOS] = False
+    """Log-probabilities of the words that may stand at a place, the others dead."""
+    banned = forbidden(place, 1, logits.shape[1], most_words, logits.device)
     # softmax over what may be said would hide how unsure the model is; only the banned words are taken out afterwards
     return torch.log_softmax(logits, 1).masked_fill(banned, DEAD)
+
+
+def forbidden(place: int, count: int, vocabulary: int, most_words: int, device: torch.device) -> Tensor:
+    """(count, V), True for what cannot be said at each of `count` places from `place` on: special tokens, `<eos>` before
+    the first word, anything but `<eos>` after the last. Made on the device: no recording may copy from the host."""
+    words = torch.arange(vocabulary, device=device)
+    places = torch.arange(place, place + count, device=device).unsqueeze(1)
+    never = torch.stack([words == word for word in NEVER]).any(0)
+    return never | ((places == 0) & (words == EOS)) | ((places == most_words) & (words != EOS))
 
 
 def _third_words(words: Tensor, vocabulary: int) -> Tensor:

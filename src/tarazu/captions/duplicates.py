@@ -18,6 +18,7 @@ from tarazu.errors import BadInput
 from tarazu.run_folder import write_aside
 
 SIDE, KEPT = 64, 16  # a 64 x 64 gray copy; its 16 x 16 lowest frequencies
+AT_ONCE = 1024  # hashes that are compared with all others together
 
 
 @dataclass
@@ -68,15 +69,16 @@ def pairs(looks: Looks, near: int) -> list[dict]:
     names = sorted(looks.perceptual)
     if len(names) < 2:
         return []
-    bits = np.frombuffer(bytes.fromhex("".join(looks.perceptual[name] for name in names)), dtype=np.uint64).reshape(
-        len(names), -1
-    )
+    packed = np.frombuffer(bytes.fromhex("".join(looks.perceptual[name] for name in names)), dtype=np.uint8)
+    signs = 2 * np.unpackbits(packed.reshape(len(names), -1), axis=1).astype(np.float32) - 1
     found = []
-    for i in range(len(names) - 1):
-        distances = np.bitwise_count(bits[i + 1 :] ^ bits[i]).sum(1)
-        for j in np.flatnonzero(distances <= near):
-            a, b = names[i], names[i + 1 + j]
-            found.append({"a": a, "b": b, "kind": "exact" if looks.sha256[a] == looks.sha256[b] else "near"})
+    for start in range(0, len(names), AT_ONCE):
+        some = signs[start : start + AT_ONCE]
+        alike = some @ signs[start:].T  # bits that agree less those that differ: exact in float32
+        for i, j in zip(*np.nonzero(alike >= signs.shape[1] - 2 * near), strict=True):
+            if j > i:
+                a, b = names[start + i], names[start + j]
+                found.append({"a": a, "b": b, "kind": "exact" if looks.sha256[a] == looks.sha256[b] else "near"})
     return found
 
 

@@ -117,13 +117,23 @@ def self_critical(
         drawn = decoding.sample(model, features.detach(), most_words)
         advantage = _advantage(rewards(images[:used].repeat_interleave(samples), drawn, settings.bleu), samples)
         logits = model.teach(features, drawn[:, :-1], attention=False)[0].float()
-        said = drawn[:, 1:].flatten()
-        logp = -F.cross_entropy(logits.flatten(0, 1), said, ignore_index=PAD, reduction="none").view(len(drawn), -1)
+        logp = _log_chances(logits, drawn[:, 1:], most_words)
         policy = -(advantage * logp).sum() / samples * (len(pictures) / used)
         with torch.set_grad_enabled(settings.likelihood > 0):
             plain, _, wanted = _taught(model, pictures, tokens[:, :-1], tokens[:, 1:], rows)
             total = F.cross_entropy(plain, wanted, ignore_index=PAD, reduction="sum")
     return LossSum(total, 0, policy + (settings.likelihood - 1) * total)
+
+
+def _log_chances(logits: Tensor, said: Tensor, most_words: int) -> Tensor:
+    """logits (B, T, V), said (B, T) -> log-probabilities (B, T) of the words as `decoding.sample` drew them, 0 on padding.
+
+    Over what could be drawn only: else an end that was forced upon a sentence of full length, and made it worse than others,
+    would be pushed down without limit, until no sentence ends any more.
+    """
+    count, vocabulary = logits.shape[1:]
+    logits = logits.masked_fill(decoding.forbidden(0, count, vocabulary, most_words, logits.device), float("-inf"))
+    return -F.cross_entropy(logits.flatten(0, 1), said.flatten(), ignore_index=PAD, reduction="none").view(len(said), -1)
 
 
 def _advantage(found: Tensor, samples: int) -> Tensor:

@@ -8,6 +8,7 @@ weights must stay where they are (optimizer, averaging and loading all write in 
 from __future__ import annotations
 
 import contextlib
+import gc
 from collections import Counter
 from collections.abc import Callable
 
@@ -136,13 +137,17 @@ def warm_up(work: Callable[[], None]) -> tuple[int, int] | None:
 
 def recorded(work: Callable[[], tuple], pool: tuple[int, int] | None) -> tuple[Callable[[], None], tuple]:
     """Records `work`; returns what plays it back, and the tensors that are filled then."""
-    graph, cached = torch.cuda.CUDAGraph(), torch.is_autocast_cache_enabled()
+    graph, cached, collecting = torch.cuda.CUDAGraph(), torch.is_autocast_cache_enabled(), gc.isenabled()
     torch.set_autocast_cache_enabled(False)  # a cast weight from before the recording would never change again
+    gc.collect()
+    gc.disable()  # an older recording that is thrown away while this one is made would spoil it
     try:
         with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
             found = work()
     finally:
         torch.set_autocast_cache_enabled(cached)
+        if collecting:
+            gc.enable()
     return graph.replay, found
 
 

@@ -62,12 +62,13 @@ def by_shares(sets: list[list[str]], shares: Shares, seed: int) -> dict[str, lis
 def by_lists(collection: Collection, copies: list[dict], lists: dict[str, list[str]]) -> dict[str, list[str]]:
     """A published split, kept as it is, except that train loses its copies of validation and test images."""
     named = [name for images in lists.values() for name in images]
-    if len(set(named)) != len(named):
+    in_a_list = set(named)
+    if len(in_a_list) != len(named):
         twice = sorted({name for name in named if named.count(name) > 1})[:3]
         raise BadInput(f"in two splits at once: {', '.join(twice)}", where="data.split", todo="repair the split lists")
     known = collection.captions
     collection.problem(
-        "images in no split list (not used)", "dropped", [name for name in known if name not in set(named)]
+        "images in no split list (not used)", "dropped", [name for name in known if name not in in_a_list]
     )
     collection.problem(
         "in a split list, but without image or captions", "dropped", [name for name in named if name not in known]
