@@ -1,13 +1,17 @@
 """The cache of features: cut and gone on with, damaged, shared between data sets."""
 
+import hashlib
+import zipfile
+
 import numpy as np
 import pytest
 import torch
 
-from tarazu.captions import drawn, duplicates, extraction, features, pretrained
+from tarazu.captions import crew, drawn, duplicates, extraction, features, pretrained
 from tarazu.captions.features import Bank, Item, RowCache
+from tarazu.captions.images import open_image, pixels
 from tarazu.captions.settings import EncoderSettings
-from tarazu.captions.sources import ImageStore
+from tarazu.captions.sources import ENDINGS, ImageStore
 from tarazu.errors import BadInput
 
 CPU = torch.device("cpu")
@@ -51,9 +55,10 @@ def test_a_cut_extraction_goes_on_where_it_stopped(scenes, monkeypatch):
         patch.setattr(RowCache, "append", cut_after(4))
         with pytest.raises(KeyboardInterrupt):
             features.features(encoder, store, items(store), looks, "float16", CPU)
-    assert sum(seen) == 6  # the third pair was seen, but not kept
+    before = sum(seen)
+    assert before == 8  # the third pair was seen, but not kept; the fourth was being seen meanwhile
     bank = features.features(encoder, store, items(store), looks, "float16", CPU)
-    assert sum(seen) == 6 + 5
+    assert sum(seen) == before + 5
     hook.remove()
     with torch.no_grad():
         expected = encoder.module(features.pictures(encoder, store, items(store), looks, CPU).take(torch.arange(9)))
@@ -116,8 +121,31 @@ def test_a_bank_reads_in_its_own_order():
     assert bank.take(torch.tensor([0, 2, 0])).flatten(1).tolist() == [[10, 11], [6, 7], [10, 11]]
 
 
+@pytest.fixture(params=["threads", "processes"])
+def hands(request, monkeypatch):
+    """Who decodes."""
+    monkeypatch.setattr(crew, "MANY", 1 if request.param == "processes" else 10**9)
+    monkeypatch.setattr(crew, "cores", lambda: 4)
+    return request.param
+
+
+def test_processes_see_what_threads_see(tmp_path, monkeypatch, hands):
+    """Also out of a zip, whose file position a forked process must not share."""
+    folder = drawn.write(tmp_path / "scenes", 12)
+    pictures = sorted(path for path in folder.rglob("*") if path.suffix in ENDINGS)
+    with zipfile.ZipFile(tmp_path / "all.zip", "w") as archive:
+        for path in pictures:
+            archive.write(path, path.name)
+    store = ImageStore.scan(tmp_path / "all.zip")
+    looks = duplicates.look(store, store.names(), tmp_path / "looks")
+    assert looks.sha256 == {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in pictures}
+    encoder = pretrained.load(EncoderSettings(size=32))
+    rows = features.pictures(encoder, store, items(store), looks, CPU).take(torch.arange(12)).numpy()
+    assert all((row == pixels(open_image(path), 32)).all() for row, path in zip(rows, pictures, strict=True))
+
+
 @pytest.mark.parametrize("ahead, running", [(0, 0), (1, 0), (4, 1), (2, 3)])
-def test_a_stream_gives_every_batch_once_and_in_order(monkeypatch, ahead, running):
+def test_a_stream_gives_every_batch_once_and_in_order(monkeypatch, hands, ahead, running):
     monkeypatch.setitem(extraction.AHEAD, "cpu", ahead)
     monkeypatch.setitem(extraction.RUNNING, "cpu", running)
     batches = [[str(10 * i + j) for j in range(10 if i < 6 else 3)] for i in range(7)]
@@ -127,9 +155,10 @@ def test_a_stream_gives_every_batch_once_and_in_order(monkeypatch, ahead, runnin
     assert [(list(keys), rows.tolist()) for keys, rows in found] == [(keys, list(map(float, keys))) for keys in batches]
 
 
-def test_a_picture_that_cannot_be_decoded_ends_the_stream():
+def test_a_picture_that_cannot_be_decoded_ends_the_stream(hands):
     def decode(key):
         raise BadInput("gone", where=key)
 
-    with pytest.raises(BadInput, match="gone"):
+    with pytest.raises(BadInput, match="gone") as raised:
         list(extraction.stream([["a"], ["b"]], decode, lambda x: x, 2, CPU))
+    assert raised.value.where in "ab"

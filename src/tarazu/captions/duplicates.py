@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from tarazu.captions.crew import crew
 from tarazu.captions.images import open_gray
 from tarazu.captions.sources import ImageStore
 from tarazu.errors import BadInput
 from tarazu.run_folder import write_aside
 
 SIDE, KEPT = 64, 16  # a 64 x 64 gray copy; its 16 x 16 lowest frequencies
+BY_JOB = 16  # pictures that one of the crew looks at in a row
 AT_ONCE = 1024  # hashes that are compared with all others together
 
 
@@ -48,11 +48,12 @@ def look(
     path = cache / "looks.json"
     known = _known(path)
     todo = [name for name in names if store.stamp(name) not in known]
-    with ThreadPoolExecutor(os.cpu_count()) as pool:  # Pillow decodes outside the interpreter lock
-        for done, (name, found) in enumerate(
-            zip(todo, pool.map(lambda name: _look_at(store, name), todo), strict=True), 1
-        ):
-            known[store.stamp(name)] = found
+    with crew(lambda name: _look_at(store, name), len(todo)) as submit:
+        parts = [todo[start : start + BY_JOB] for start in range(0, len(todo), BY_JOB)]
+        done = 0
+        for some, job in zip(parts, [submit(part) for part in parts], strict=True):
+            known |= {store.stamp(name): found for name, found in zip(some, job.result(), strict=True)}
+            done += len(some)
             tell(done, len(todo))
     if todo:
         write_aside(path, json.dumps(known).encode())

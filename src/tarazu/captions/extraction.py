@@ -1,31 +1,30 @@
-"""Pictures through the encoder at the speed of decoding: threads decode, the device computes, the disk writes, all at once.
+"""Pictures through the encoder at the speed of decoding: a crew decodes, the device computes, the disk writes, all at once.
 
-    threads: some batches ahead, straight into pinned memory ─▶ device: one batch ahead ─▶ whoever asks for the rows
-
-Pillow decodes and resizes outside the interpreter lock, so threads do; each takes several pictures at a time.
+    crew: some batches ahead, into a ring in shared memory ─▶ device: one batch ahead ─▶ whoever asks for the rows
 """
 
 from __future__ import annotations
 
-import os
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from tarazu.captions.crew import crew, shared
+
 AHEAD = {"cpu": 1, "cuda": 4}  # batches that are being decoded while one is computed
 RUNNING = {"cpu": 0, "cuda": 1}  # batches that the device works on while the one before is written
-BY_THREAD = 8  # pictures of one job
+BY_JOB = 8  # pictures that one of the crew decodes in a row
 
 
 @dataclass
 class _Batch:
     keys: Sequence[str]
-    pixels: Tensor  # (n, S, S, 3) uint8, filled by `jobs`
+    pixels: Tensor  # (n, S, S, 3) uint8, a place in the ring, filled by `jobs`
     jobs: list[Future]
     rows: Tensor | None = None
     done: torch.cuda.Event | None = None
@@ -41,39 +40,41 @@ def stream(
     """Yields (keys, what `see` makes of their pictures) batch by batch, in order.
 
     Args:
-        decode: a key -> its pixels (size, size, 3), uint8; called from threads. What it raises is raised here.
+        decode: a key -> its pixels (size, size, 3), uint8; called elsewhere. What it raises is raised here.
         see: pixels (n, size, size, 3), uint8, on the device -> their rows (n, ...), there.
     """
-    on_gpu = device.type == "cuda"
+    ahead, behind = AHEAD[device.type], RUNNING[device.type]
+    ring = shared((ahead + 2, max(map(len, batches), default=0), size, size, 3), "uint8")
+
+    def fill(job: tuple[int, int, str]) -> None:
+        slot, place, key = job
+        ring[slot, place] = decode(key)
+
     decoding, running = deque(), deque()
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for keys in [*batches, *[None] * (AHEAD[device.type] + RUNNING[device.type])]:  # the last ones only drain
+    with crew(fill, sum(map(len, batches))) as submit:
+        for number, keys in enumerate([*batches, *[None] * (ahead + behind)]):  # the last ones only drain
             if keys is not None:
-                decoding.append(_begin(keys, decode, size, pool, on_gpu))
-            if decoding and (keys is None or len(decoding) > AHEAD[device.type]):
+                decoding.append(_begin(keys, number % len(ring), ring, submit))
+            if decoding and (keys is None or len(decoding) > ahead):
                 running.append(_compute(decoding.popleft(), see, device))
-            if running and (not decoding or len(running) > RUNNING[device.type]):
+            if running and (not decoding or len(running) > behind):
                 yield _rows(running.popleft())
         while running:
             yield _rows(running.popleft())
 
 
-def _begin(keys: Sequence[str], decode: Callable, size: int, pool: ThreadPoolExecutor, pinned: bool) -> _Batch:
-    pixels = torch.empty(len(keys), size, size, 3, dtype=torch.uint8, pin_memory=pinned)
-    rows = pixels.numpy()
-
-    def some(start: int) -> None:
-        for place in range(start, min(start + BY_THREAD, len(keys))):
-            rows[place] = decode(keys[place])
-
-    return _Batch(keys, pixels, [pool.submit(some, start) for start in range(0, len(keys), BY_THREAD)])
+def _begin(keys: Sequence[str], slot: int, ring: np.ndarray, submit: Callable[[list], Future]) -> _Batch:
+    jobs = [(slot, place, key) for place, key in enumerate(keys)]
+    waiting = [submit(jobs[start : start + BY_JOB]) for start in range(0, len(jobs), BY_JOB)]
+    return _Batch(keys, torch.from_numpy(ring[slot, : len(keys)]), waiting)
 
 
 def _compute(batch: _Batch, see: Callable[[Tensor], Tensor], device: torch.device) -> _Batch:
+    """The pixels have left the ring when this returns."""
     for job in batch.jobs:
         job.result()
     with torch.no_grad():
-        found = see(batch.pixels.to(device, non_blocking=True))
+        found = see(batch.pixels.to(device, copy=True))
     if device.type != "cuda":
         batch.rows = found
         return batch

@@ -13,6 +13,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -199,11 +200,15 @@ def _fill(
         with cache.writing(), Bar(what) as bar:
             missing = [key for key in wanted if key not in cache.rows]
             batches = [missing[i : i + AT_ONCE[device.type]] for i in range(0, len(missing), AT_ONCE[device.type])]
-            done = 0
-            for some, rows in _undisturbed(stream(batches, decode, see, encoder.size, device)):
-                cache.append(some, rows)
-                done += len(some)
-                bar.at(done / len(missing), f"{done} of {len(missing)} pictures")
+            done, written = 0, Future()
+            written.set_result(None)
+            with ThreadPoolExecutor(1) as disk:  # writes a batch while the next one is computed
+                for some, rows in _undisturbed(stream(batches, decode, see, encoder.size, device)):
+                    written.result()
+                    written = disk.submit(cache.append, some, rows)
+                    done += len(some)
+                    bar.at(done / len(missing), f"{done} of {len(missing)} pictures")
+                written.result()
     return Bank(cache.array(), [cache.rows[key] for key in keys], device)
 
 

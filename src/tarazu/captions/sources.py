@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import stat
 import zipfile
 from dataclasses import dataclass, field
@@ -24,6 +25,8 @@ class ImageStore:
     files: dict[str, Path] = field(default_factory=dict)
     members: dict[str, tuple[zipfile.ZipFile, zipfile.ZipInfo]] = field(default_factory=dict)
     refused: dict[str, str] = field(default_factory=dict)
+    process: int = field(default_factory=os.getpid)
+    reopened: dict[str, zipfile.ZipFile] = field(default_factory=dict)
 
     @classmethod
     def scan(cls, source: Path) -> ImageStore:
@@ -51,7 +54,7 @@ class ImageStore:
             if name in self.files:
                 return self.files[name].read_bytes()
             archive, member = self.members[name]
-            with archive.open(member) as file:
+            with self._own(archive).open(member) as file:
                 return file.read(MOST_MEMBER_BYTES)
         except (OSError, zipfile.BadZipFile, RuntimeError, EOFError) as error:  # RuntimeError: encrypted
             raise BadInput(f"cannot be read: {error}", where=name) from None
@@ -63,6 +66,14 @@ class ImageStore:
             return f"{name}:{status.st_size}:{status.st_mtime_ns}"
         member = self.members[name][1]
         return f"{name}:{member.file_size}:{member.CRC}"
+
+    def _own(self, archive: zipfile.ZipFile) -> zipfile.ZipFile:
+        """In a forked process, the same zip opened anew: parent and child would move one file position."""
+        if os.getpid() == self.process:
+            return archive
+        if archive.filename not in self.reopened:
+            self.reopened[archive.filename] = zipfile.ZipFile(archive.filename)
+        return self.reopened[archive.filename]
 
     def _add_zip(self, path: Path) -> None:
         try:
