@@ -19,6 +19,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
 from tarazu.chat import flex
+from tarazu.chat.fast_tanh import teach_compiler
 from tarazu.chat.hub import cache_folder
 
 
@@ -26,6 +27,7 @@ def compile_layers(model: PreTrainedModel, checkpointing: bool = False) -> None:
     """Compiles every decoder layer of `model` in place; parameters and their names stay."""
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_folder() / "compiled"))
     flex.allow_many_shapes()
+    teach_compiler()
     for layer in model.get_decoder().layers:
         if getattr(layer.self_attn, "sliding_window", None) is not None:
             layer.self_attn.sliding_window = None  # the mask does the window; a difference between layers would compile them twice

@@ -14,6 +14,7 @@ from torch.nn.attention.flex_attention import BlockMask, flex_attention
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 
+from tarazu.chat.fast_tanh import FastTanh, teach_compiler
 from tarazu.chat.layout import PAD
 
 NAME = "tarazu_flex"
@@ -60,7 +61,11 @@ def block_mask(segments: torch.Tensor, positions: torch.Tensor, prefix: int = 0,
 
     whole, part = _blocks(own.view(lines, -1, block), ahead // block, window, width)
     sizes = (width, width + ahead)
-    return BlockMask.from_kv_blocks(*_listed(part), *_listed(whole), BLOCK_SIZE=block, mask_mod=rule, seq_lengths=sizes)
+    made = BlockMask.from_kv_blocks(*_listed(part), *_listed(whole), BLOCK_SIZE=block, mask_mod=rule, seq_lengths=sizes, compute_q_blocks=False)
+    # what `compute_q_blocks` does, without going through the lists, and so that it can be recorded
+    made.q_num_blocks, made.q_indices = _listed(part.transpose(1, 2))
+    made.full_q_num_blocks, made.full_q_indices = _listed(whole.transpose(1, 2))
+    return made
 
 
 def _blocks(own: torch.Tensor, before: int, window: int | None, width: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -99,7 +104,8 @@ def attend(module, query, key, value, attention_mask, scaling=None, dropout=0.0,
             key, value = (torch.cat([_filled(p, own), own], 2) for p, own in zip(prefix, (key, value), strict=True))
         options = WIDE_HEAD if query.shape[-1] > 128 else None
         attention = flex_attention if torch.compiler.is_compiling() else _compiled()
-        out = attention(query, key, value, _capped(softcap), attention_mask, scale=scaling, enable_gqa=query.shape[1] != key.shape[1], kernel_options=options)
+        half = query.is_cuda and query.dtype != torch.float32
+        out = attention(query, key, value, _capped(softcap, half), attention_mask, scale=scaling, enable_gqa=query.shape[1] != key.shape[1], kernel_options=options)
     elif softcap is None:
         out = F.scaled_dot_product_attention(query, key, value, attention_mask, dropout if module.training else 0.0, scale=scaling, enable_gqa=query.shape[1] != key.shape[1])
     else:
@@ -125,19 +131,23 @@ def allow_many_shapes() -> None:
 @lru_cache
 def _compiled():
     allow_many_shapes()
+    teach_compiler()
     return torch.compile(flex_attention, dynamic=False)
 
 
 @lru_cache
-def _capped(softcap: float | None):
-    """Gemma 2's softcapping; one function object per cap, or every call would compile anew."""
+def _capped(softcap: float | None, half: bool):
+    """Gemma 2's softcapping; one function object per cap, or every call would compile anew. `half`: scores in 16 bits, on a GPU."""
     if softcap is None:
         return None
 
-    def score_mod(score, _b, _h, _q, _k):
+    def exact(score, _b, _h, _q, _k):
         return softcap * (2 * torch.sigmoid(score * (2 / softcap)) - 1)  # softcap * tanh(score / softcap), in fewer instructions
 
-    return score_mod
+    def fast(score, _b, _h, _q, _k):
+        return softcap * FastTanh.apply(score / softcap)
+
+    return fast if half else exact
 
 
 AttentionInterface.register(NAME, attend)

@@ -75,6 +75,10 @@ def _side_by_side(graph: Graph, products: list[Node], side: int) -> int:
         size = one.meta["val"].shape[side]
         with graph.inserting_after(after):
             after = _call(graph, aten.slice.Tensor, whole, side, at, at + size)
+        if side:  # columns of a matrix are slow to multiply with, and these are few numbers
+            with graph.inserting_after(after):
+                after = _call(graph, aten.clone.default, after)
+                after.kwargs = {"memory_format": torch.contiguous_format}
         one.replace_all_uses_with(after)
         graph.erase_node(one)
         at += size

@@ -59,11 +59,10 @@ def adapted(model: PreTrainedModel, config: Any, targets: str | list[str]) -> Ch
 def prompted(model: PreTrainedModel, config: Any) -> ChatTrainee:
     """A soft prompt of peft before the word embeddings."""
     wrapped = peft.get_peft_model(model.requires_grad_(False), config)
-    encoder = wrapped.prompt_encoder["default"]
-    indices = wrapped.prompt_tokens["default"]
+    encoder, indices = wrapped.prompt_encoder["default"], _Indices(wrapped)
 
     def prompt() -> torch.Tensor:
-        return encoder(indices.to(encoder.embedding.weight.device).unsqueeze(0))[0]
+        return encoder(indices.beside(encoder.embedding.weight))[0]
 
     return ChatTrainee(wrapped, _trained(wrapped), base=model, virtual=config.num_virtual_tokens, prompt=prompt)
 
@@ -71,20 +70,30 @@ def prompted(model: PreTrainedModel, config: Any) -> ChatTrainee:
 def prefixed(model: PreTrainedModel, config: Any, ids: torch.Tensor | None) -> ChatTrainee:
     """A prefix of keys and values of peft before every layer; begins as those of the tokens `ids` (virtual,)."""
     wrapped = peft.get_peft_model(model.requires_grad_(False), config)
-    encoder = wrapped.prompt_encoder["default"]
+    encoder, indices = wrapped.prompt_encoder["default"], _Indices(wrapped)
     settings = wrapped.peft_config["default"]
     shape = (config.num_virtual_tokens, settings.num_layers * 2, settings.num_attention_heads, settings.token_dim // settings.num_attention_heads)
 
     def prefix() -> KeyValues:
         """peft's flat (virtual, layers * 2 * heads * size) as pairs for each layer."""
-        indices = wrapped.prompt_tokens["default"][: config.num_virtual_tokens].to(encoder.embedding.weight.device)
-        flat = encoder(indices.unsqueeze(0))[0].view(shape).permute(1, 2, 0, 3)
+        flat = encoder(indices.beside(encoder.embedding.weight))[0].view(shape).permute(1, 2, 0, 3)
         return [(flat[2 * i], flat[2 * i + 1]) for i in range(settings.num_layers)]
 
     if ids is not None:
         with torch.no_grad():
             encoder.embedding.weight.copy_(_key_values(model, ids).reshape(config.num_virtual_tokens, -1))
     return ChatTrainee(wrapped, _trained(wrapped), base=model, virtual=config.num_virtual_tokens, prefix=prefix)
+
+
+class _Indices:
+    """peft's numbers of the virtual tokens, (1, virtual), moved once to where they are used: a copy cannot be recorded."""
+
+    def __init__(self, wrapped: peft.PeftModel):
+        self.numbers = wrapped.prompt_tokens["default"][: wrapped.peft_config["default"].num_virtual_tokens].unsqueeze(0)
+
+    def beside(self, weight: torch.Tensor) -> torch.Tensor:
+        self.numbers = self.numbers.to(weight.device)
+        return self.numbers
 
 
 def opened(model: PreTrainedModel, parts: list[torch.nn.Module]) -> ChatTrainee:

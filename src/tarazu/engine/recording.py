@@ -8,9 +8,11 @@ keeps between its forward and its backward pass is forgotten when the next one p
 
 from __future__ import annotations
 
+import contextlib
+import traceback
 import weakref
 from collections import Counter
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterator
 
 import torch
 from torch import Tensor, nn
@@ -67,7 +69,8 @@ class Recorder:
             if any(text in str(e) for text in MEMORY_ERRORS for e in (error, cause)):
                 self.clear()  # the next try is smaller, and needs the room
                 raise RuntimeError(f"out of memory: {error}") from error
-            self.why = str(cause).splitlines()[0]
+            at = traceback.extract_tb(cause.__traceback__)[-1]
+            self.why = f"{str(cause).splitlines()[0]} ({at.filename.rpartition('/')[2]}:{at.lineno})"
             note(f"passes are launched one by one, as they cannot be recorded: {self.why}")
 
 
@@ -95,11 +98,12 @@ class Recording:
         self.places = [space.place(p) for p in parameters]
         self.gradients: list[Tensor | None] = []
         dice = torch.cuda.get_rng_state() if torch.cuda.is_available() else None
-        warm_up(self._both, space)
-        self.forward, outputs = recorded(self._outputs, space)
-        self.outputs = [out.detach() for out in outputs]
-        self.slopes = [torch.ones_like(out) for out in self.outputs]  # the gradients that come from outside
-        self.backward, _ = recorded(self._gradients, space)
+        with no_cast_kept():
+            warm_up(self._both, space)
+            self.forward, outputs = recorded(self._outputs, space)
+            self.outputs = [out.detach() for out in outputs]
+            self.slopes = [torch.ones_like(out) for out in self.outputs]  # the gradients that come from outside
+            self.backward, _ = recorded(self._gradients, space)
         self.live, outputs = (), ()  # their memory is the next recording's as well
         if dice is not None:  # a resumed run must draw what an uninterrupted one would
             torch.cuda.set_rng_state(dice)
@@ -156,11 +160,21 @@ def warm_up(work: Callable[[], None], space: Space) -> None:
 
 def recorded(work: Callable[[], tuple], space: Space) -> tuple[Callable[[], None], tuple]:
     """Records `work`; returns what plays it back, and the tensors that are filled then."""
-    graph, cached = torch.cuda.CUDAGraph(), torch.is_autocast_cache_enabled()
-    torch.set_autocast_cache_enabled(False)  # a cast weight from before the recording would never change again
-    try:
-        with torch.cuda.graph(graph, pool=space.pool.id, stream=space.stream):
-            found = work()
-    finally:
-        torch.set_autocast_cache_enabled(cached)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, pool=space.pool.id, stream=space.stream, capture_error_mode="thread_local"):
+        found = work()
     return graph.replay, found
+
+
+@contextlib.contextmanager
+def no_cast_kept() -> Iterator[None]:
+    """Without autocast's cache: a cast weight from before a recording would never change again.
+
+    Also around the warming up, for compiled code asks for the cache's state and would be compiled anew.
+    """
+    kept = torch.is_autocast_cache_enabled()
+    torch.set_autocast_cache_enabled(False)
+    try:
+        yield
+    finally:
+        torch.set_autocast_cache_enabled(kept)
