@@ -97,3 +97,28 @@ def test_a_wrong_override_names_itself_and_what_was_meant(assignment, message):
 def test_the_published_schema_is_the_codes():
     published = Path(SOURCE).parent / "docs" / "recipe.schema.json"
     assert json.loads(published.read_text()) == json.loads(json_schema()), "run: tarazu schema > docs/recipe.schema.json"
+
+
+@pytest.mark.parametrize("command", ["", "new", "check", "run", "resume", "gather", "report", "chat", "caption", "export", "judge", "verify", "doctor", "schema"])
+def test_every_command_explains_itself(command):
+    done = run(*command.split(), "--help")
+    assert done.returncode == 0 and "Usage" in done.stdout and done.stderr == ""
+
+
+def test_its_version():
+    assert run("--version").stdout == f"tarazu {tarazu.__version__}\n"
+
+
+def test_check_ends_with_its_verdict(capsys):
+    from tarazu.check import tell
+
+    def method(name, works, reason):
+        return {"method": name, "works": works, "reasons": reason, "notes": [], "seconds": None, "range": None, "tokens_per_second": None}
+
+    found = {"device": "cpu", "how": "measured", "total": {"seconds": [1, 1], "disk": [0, 10**18]}, "methods": [method("base", True, []), method("lora", False, ["no such module"])]}
+    tell("r.yaml --set 'seeds=[1, 2]'", found, None)
+    lines = capsys.readouterr().out.strip().splitlines()
+    assert lines[-1] == "verdict: 1 of 2 methods will work here; next: tarazu run r.yaml --set 'seeds=[1, 2]' --out DIR --method base"
+    assert "lora will not work: no such module" in lines and "of disk" in lines[-2]
+    tell("r.yaml", {**found, "methods": found["methods"][1:]}, None)
+    assert capsys.readouterr().out.strip().splitlines()[-1] == "verdict: no method of this recipe will work here"

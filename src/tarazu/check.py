@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import importlib
 import json
+import shlex
 import tempfile
 from pathlib import Path
 from typing import Any
 
 from tarazu.engine.progress import note
-from tarazu.recipe import Recipe, dump_yaml, load
+from tarazu.recipe import dump_yaml, load
 from tarazu.run_folder import RunFolder, find_study, write_json
 from tarazu.study import make_task, pick_device
 
@@ -23,6 +24,7 @@ def check(
     on: str = "",
     compare: str = "",
     out: str = "",
+    defaults: bool = False,
 ) -> None:
     """Prints the data and the estimate (or, `as_json`, both whole, with the recipe's defaults). Raises `BadInput` as `run` would.
 
@@ -31,6 +33,7 @@ def check(
         on: a device of the table to estimate for, by name; nothing is measured then.
         compare: a run folder, whose runs stand beside the estimate.
         out: a file for the same JSON.
+        defaults: print the recipe with every default too.
     """
     from tarazu import estimate
 
@@ -52,19 +55,43 @@ def check(
     if as_json:
         print(json.dumps(whole, ensure_ascii=False, indent=1))
         return
+    if defaults:
+        print("the recipe with every default:\n" + dump_yaml(recipe))
+    said = shlex.join([recipe_path, *(word for assignment in sets for word in ("--set", assignment))])
+    tell(said, found, whole.get("compared"))
+
+
+def tell(said: str, found: dict, compared: list[dict] | None) -> None:
+    """The answer, last, where the eye finds it: the estimate, what stands in the way, and whether to go on.
+
+    Args:
+        said: the recipe and its --set options, as they were given.
+    """
     from tarazu import table
+    from tarazu.estimate import disk_note
 
     table.estimate(found)
-    if study:
-        table.comparison(whole["compared"])
-    say(recipe, found)
-
-
-def say(recipe: Recipe, found: dict) -> None:
-    """What to know before the start, and the recipe with every default."""
+    if compared is not None:
+        table.comparison(compared)
+    for method in found["methods"]:
+        for text in method["notes"]:
+            print(f"{method['method']}: {text}")
     for method in found["methods"]:
         for text in method["reasons"]:
-            note(f"{method['method']} will not work: {text}")
-        for text in method["notes"]:
-            note(f"{method['method']}: {text}")
-    note("\nthe recipe with every default:\n" + dump_yaml(recipe))
+            print(f"{method['method']} will not work: {text}")
+    space = disk_note(found["total"]["disk"][1], Path.cwd())
+    if space:
+        print(f"all methods and seeds: {space}")
+    print(verdict(found, f"tarazu run {said} --out DIR"))
+
+
+def verdict(found: dict, command: str) -> str:
+    """One line: how many methods will work, and the command that comes next."""
+    working, methods = [m["method"] for m in found["methods"] if m["works"]], len(found["methods"])
+    where = "here" if found["how"] == "measured" else f"on {found['device']}, as far as can be told without measuring"
+    if not working:
+        return f"verdict: no method of this recipe will work {where}"
+    if len(working) == methods:
+        return f"verdict: all methods will work {where}; next: {command}"
+    chosen = " ".join(f"--method {name}" for name in working)
+    return f"verdict: {len(working)} of {methods} methods will work {where}; next: {command} {chosen}"

@@ -13,16 +13,28 @@ from typing import Annotated
 
 import typer
 
+from tarazu import __version__
 from tarazu.errors import TarazuError
 
 app = typer.Typer(
     name="tarazu", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None,
-    help="Weighs ways of training a model against each other: one recipe, the same data and budget, one report.",
 )  # fmt: skip
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        print(f"tarazu {__version__}")
+        raise typer.Exit
+
 
 RecipeArgument = Annotated[str, typer.Argument(metavar="RECIPE", help="a recipe (YAML); `tarazu new` lists the shipped ones")]
 Sets = Annotated[list[str], typer.Option("--set", metavar="A.B=C", help="override one key of the recipe; repeatable")]
 Json = Annotated[bool, typer.Option("--json", help="machine-readable output")]
+
+
+@app.callback()
+def about(version: Annotated[bool, typer.Option("--version", help="print the version and leave", is_eager=True, callback=_version)] = False) -> None:
+    """Weighs ways of training a model against each other: one recipe, the same data and budget, one report."""
 
 
 @app.command()
@@ -42,12 +54,16 @@ def check(
     on: Annotated[str, typer.Option("--on", metavar="GPU", help="estimate for another device (H100, A100, T4, ...); measures nothing")] = "",
     compare: Annotated[str, typer.Option("--compare", metavar="DIR", help="put the runs of a finished study beside the estimate")] = "",
     out: Annotated[str, typer.Option("--out", metavar="FILE", help="write the result as JSON")] = "",
+    defaults: Annotated[bool, typer.Option("--defaults", help="print the recipe with every default too")] = False,
     json: Json = False,
 ) -> None:
-    """Read a recipe and its data, show which tokens carry loss, say what will work here and what it will take."""
+    """Show the rows, what will work here, and what it will take.
+
+    Reads a recipe and its data, shows which tokens carry loss, and takes a few real steps of every method.
+    """
     from tarazu import check as work
 
-    work.check(recipe, sets, rows, json, measure, on, compare, out)
+    work.check(recipe, sets, rows, json, measure, on, compare, out, defaults)
 
 
 @app.command()
@@ -59,7 +75,10 @@ def run(
     extend: Annotated[bool, typer.Option("--extend", help="add this recipe's new methods or seeds to the study in DIR")] = False,
     estimate: Annotated[str, typer.Option("--estimate", metavar="FILE", help="what `tarazu check --out FILE` measured; the report compares")] = "",
 ) -> None:
-    """Train and evaluate every method of a recipe under the same conditions, then write the report."""
+    """Train and evaluate every method of a recipe; write the report.
+
+    All under the same conditions: the same rows in the same order, the same budget.
+    """
     from tarazu import study
 
     if extend and estimate:
@@ -80,7 +99,10 @@ def gather(
     parts: Annotated[list[str], typer.Argument(metavar="DIR...", help="studies of one recipe: some of its methods or seeds in each")],
     out: Annotated[str, typer.Option("--out", metavar="DIR", help="a new folder for the whole")],
 ) -> None:
-    """Put the parts of a study that ran on several devices together, then write the report."""
+    """Put together the parts of a study that several devices ran.
+
+    The parts must agree on everything but their methods, seeds and device. Then the report is written.
+    """
     from tarazu import gather as work
 
     _finish(work.gather(parts, out).path)
@@ -130,7 +152,7 @@ def export(
     to: Annotated[str, typer.Option("--to", metavar="FOLDER", help="a new folder")],
     form: Annotated[str, typer.Option("--form", help="merged, peft or onnx; default: what the method can be")] = "",
 ) -> None:
-    """Write a model that other tools load: a merged model, a PEFT adapter, or ONNX."""
+    """Write a merged model, a PEFT adapter, or ONNX for other tools."""
     from tarazu import export as work
 
     print(work.export(run, to, form))
@@ -147,7 +169,10 @@ def judge(
     limit: Annotated[int, typer.Option(min=1, help="only the first so many questions")] = None,
     timeout: Annotated[float, typer.Option(min=1, help="seconds to wait for one reply")] = 120,
 ) -> None:
-    """Let another language model compare the answers, in both orders. Optional; nothing else needs it."""
+    """Let another language model compare the answers. Optional.
+
+    Every pair of answers is shown in both orders; nothing else needs this.
+    """
     from tarazu.chat import judge as work
     from tarazu.chat.endpoint import Endpoint
 
@@ -162,7 +187,10 @@ def verify(
     json: Json = False,
     out: Annotated[str, typer.Option("--out", metavar="FILE", help="write the result as JSON")] = "",
 ) -> None:
-    """Try the invariants on this model and this machine: packed = unpacked, resumed = uninterrupted, and so on."""
+    """Try the invariants on this model and this machine.
+
+    Packed = unpacked, padded = unpadded, cached = uncached, resumed = uninterrupted, saved = loaded.
+    """
     from tarazu import verify as work
 
     work.verify(target, sets, json, out)

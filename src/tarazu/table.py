@@ -93,5 +93,7 @@ def _seconds(value: float | None) -> str:
     return "-" if value is None else f"{value:.0f} s"
 
 
-def _bytes(value: int | None) -> str:
-    return "-" if value is None else f"{value / 2**30:.2f} GiB"
+def _bytes(value: float | None) -> str:
+    if value is None:
+        return "-"
+    return f"{value / 2**30:.2f} GiB" if value >= 0.1 * 2**30 else f"{max(value / 2**20, 0.1):.1f} MiB" if value else "0"

@@ -315,3 +315,16 @@ def test_long_answers_make_room_for_each_other(tmp_path, undrawn, monkeypatch):
     monkeypatch.setattr("tarazu.report.build.MOST_BYTES", 2_900_000)
     text = build(folder).read_text(encoding="utf-8")
     assert len(text.encode()) < 3_000_000 and "of 20,000 characters" in "".join(Page(text).text)
+
+
+def test_a_large_study_shows_a_part_and_names_the_files(tmp_path, undrawn):
+    folder = chat_folder(tmp_path, seeds=(0, 1, 2))
+    for file in folder.glob("*/seed-*/samples.jsonl"):
+        row = json.loads(file.read_text().splitlines()[0]) | {"output": "پاسخی بلند " * 400}
+        rows = [{**row, "id": f"q-{i:04d}", "ability": "facts" if i < 300 else "chat"} for i in range(400)]
+        file.write_text("".join(json.dumps(one) + "\n" for one in rows))
+    page = build(folder).read_text(encoding="utf-8")
+    text = "".join(Page(page).text)
+    assert len(page.encode()) < 3_000_000 and re.search(r"\d+ of the 400 questions are shown", text)
+    beside = page[page.index('id="comparison-answers"') :]
+    assert 'data-ability="chat"' in beside and 'href="./lora/seed-0/samples.jsonl"' in beside

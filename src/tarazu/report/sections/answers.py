@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import zip_longest
 
 from tarazu.report.measures import by_id, sample_score
 from tarazu.report.reading import Arm, StudyView, dig
@@ -12,7 +13,10 @@ from tarazu.report.text import Both, code, data_text, number, say, say_or
 
 ANSWER, QUESTION = 900, 700
 SHOWN_BESIDE = 3  # improved and worse answers per method
-ALL_TEST, ALL_READING = 12, 6  # test rows in the side-by-side list; every designed question is in it
+ALL_TEST, ALL_READING = 12, 6  # most test rows and reading rows in the side-by-side list
+KINDS = ("test", "reading")
+ANSWER_AT_LEAST = 640  # characters that a shown answer takes in the page: a short one, its checks and its markup
+FEWEST = 8  # designed questions shown, however little room there is
 
 
 @dataclass(frozen=True)
@@ -29,11 +33,39 @@ class Answer:
 
 def limit_of(context: Context) -> int:
     """Characters of each answer, so that all that are shown fit into the page's room."""
-    arms = all_arms(context.study)
-    kinds = ("test", "reading")
-    questions = max((sum(s.get("from") not in kinds for s in arm.first.samples) for arm in arms), default=0)
+    arms, questions = all_arms(context.study), len(shown_ids(context))
     shown = questions + (questions + ALL_TEST + ALL_READING) * len(arms) + 4 * SHOWN_BESIDE * len(context.study.arms)
     return max(80, min(ANSWER, context.room // max(1, shown)))
+
+
+def shown_ids(context: Context) -> list[str]:
+    """The designed questions that the page shows: all, or as many as there is room for, of every ability alike."""
+    found = designed(context.study)
+    most = max(FEWEST, context.room // ANSWER_AT_LEAST // (len(all_arms(context.study)) + 1))
+    if len(found) <= most:
+        return list(found)
+    abilities: dict[str, list[str]] = {}
+    for key, sample in found.items():
+        abilities.setdefault(str(sample.get("ability")), []).append(key)
+    turns = [key for turn in zip_longest(*abilities.values()) for key in turn if key is not None]
+    kept = set(turns[:most])
+    return [key for key in found if key in kept]
+
+
+def designed(study: StudyView) -> dict[str, dict]:
+    """Every question written for the first test, by id, as the first method that answered it has it."""
+    found: dict[str, dict] = {}
+    for arm in all_arms(study):
+        for key, sample in by_id(arm.first).items():
+            if str(sample.get("from")) not in KINDS:
+                found.setdefault(key, sample)
+    return found
+
+
+def left_out(context: Context) -> Both | None:
+    """What the page says where it shows a part of the designed questions."""
+    shown, whole = len(shown_ids(context)), len(designed(context.study))
+    return say("answers.part", shown=number(shown, "count"), all=number(whole, "count")) if shown < whole else None
 
 
 def answer_view(arm: Arm, sample: dict, limit: int) -> Answer:
@@ -86,12 +118,8 @@ def side_by_side(context: Context) -> list[dict]:
     answers = {arm.name: by_id(arm.first) for arm in arms}
     ids = list(dict.fromkeys(key for found in answers.values() for key in found))
     any_of = {key: next(found[key] for found in answers.values() if key in found) for key in ids}
-    kinds = {kind: [key for key in ids if any_of[key].get("from") == kind] for kind in ("test", "reading")}
-    chosen = (
-        [key for key in ids if str(any_of[key].get("from")) not in kinds]
-        + kinds["test"][:ALL_TEST]
-        + kinds["reading"][:ALL_READING]
-    )
+    kinds = {kind: [key for key in ids if any_of[key].get("from") == kind] for kind in KINDS}
+    chosen = shown_ids(context) + kinds["test"][:ALL_TEST] + kinds["reading"][:ALL_READING]
     return [
         {
             **question_view(any_of[key], limit),

@@ -9,7 +9,7 @@ from tarazu.report.blocks import Table, figure_cell, text_cell
 from tarazu.report.explain import explain
 from tarazu.report.measures import QUALITY, by_id
 from tarazu.report.reading import Arm
-from tarazu.report.sections.answers import abilities, answer_view, limit_of, question_view
+from tarazu.report.sections.answers import abilities, answer_view, left_out, limit_of, question_view, shown_ids
 from tarazu.report.sections.base import Context, Section
 from tarazu.report.text import Both, joined, number, say, say_or, spaced
 
@@ -23,11 +23,11 @@ def before_section(context: Context) -> Section:
     if base and base.measured:
         source = base.first.file("metrics.json")
         strong, weak = strengths(base)
-        limit = limit_of(context)
+        limit, shown = limit_of(context), set(shown_ids(context))
         answers = [
             {**question_view(s, limit), "answers": [answer_view(base, s, limit)]}
-            for s in by_id(base.first).values()
-            if s.get("from") not in ("test", "reading")
+            for key, s in by_id(base.first).items()
+            if key in shown
         ]
         view |= {
             "abilities": ability_table(base),
@@ -36,6 +36,7 @@ def before_section(context: Context) -> Section:
             "strengths": strong,
             "weaknesses": weak,
             "answers": answers,
+            "part": left_out(context),
             "file": base.first.file("samples.jsonl"),
             "source": source,
         }

@@ -22,7 +22,7 @@ from tarazu.report.measures import (
     primary,
 )
 from tarazu.report.reading import Arm, StudyView, as_number, dig
-from tarazu.report.sections.answers import all_arms, arm_name, side_by_side
+from tarazu.report.sections.answers import all_arms, arm_name, left_out, side_by_side
 from tarazu.report.sections.base import Context, Section
 from tarazu.report.sections.captions_comparison import captions_extras
 from tarazu.report.sections.curves import axis_of, line_figure
@@ -50,6 +50,8 @@ def comparison_section(context: Context) -> Section:
         "forgetting": forgetting_sentences(context),
         "reading": reading_table(context),
         "samples": samples,
+        "part": left_out(context),
+        "answer_files": [arm.first.file("samples.jsonl") for arm in all_arms(study) if arm.first.samples],
         "abilities": list(dict.fromkeys((s["ability"], s["label"]) for s in samples)),
     }
     view["judge_model"] = code(study.extras["judge"].get("model", "?")) if study.extras["judge"] else None
