@@ -109,6 +109,22 @@ def test_self_critical_training_raises_the_reward():
     assert found.total > 0  # what is reported stays the likelihood
 
 
+def test_what_is_learnt_from_is_what_was_drawn_from():
+    """Special words, an end before the first word and anything but the end after the last have no chance and no gradient."""
+    logits = torch.randn(2, 4, WORDS, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    said = torch.tensor([[5, 6, 7, EOS], [8, EOS, PAD, PAD]])  # three words at most: the first one's end was forced
+    found = objective._log_chances(logits, said, 3)
+    for line in range(2):
+        for place, word in enumerate(said[line].tolist()):
+            allowed = torch.softmax(decoding._ban(logits[line : line + 1, place], place, 3), 1)[0]
+            wanted = allowed[word].log() if word != PAD else torch.zeros(())
+            torch.testing.assert_close(found[line, place], wanted)
+    assert found[0, 3] == 0
+    (grad,) = torch.autograd.grad(found.sum(), logits)
+    assert grad[0, :3].abs().sum() > 0 and not grad[0, 3].any() and not grad[1, 2:].any()
+    assert not grad[:, :, [PAD, SOS, UNK]].any() and not grad[:, 0, EOS].any()
+
+
 def test_hidden_channels_are_the_same_at_all_places_and_only_in_training():
     whole = ImageCaptioningModel(ENCODER, decoder("show_attend_tell"), feature_dropout=0.4)
     ones = torch.ones(50, PLACES, CHANNELS)

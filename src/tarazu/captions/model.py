@@ -8,6 +8,8 @@ from torch import Tensor, nn
 from tarazu.captions.decoders import Decoder, State
 from tarazu.captions.encoders import EfficientNet
 
+LOOKED_AT_TOGETHER = 128  # pictures, where no gradient is wanted: the first layers' maps are large
+
 
 class ImageCaptioningModel(nn.Module):
     """Encoder and decoder, end to end.
@@ -29,6 +31,8 @@ class ImageCaptioningModel(nn.Module):
         return features
 
     def _encoded(self, pixels: Tensor) -> Tensor:
+        if len(pixels) > LOOKED_AT_TOGETHER and not torch.is_grad_enabled():
+            return torch.cat([self._encoded(some) for some in pixels.split(LOOKED_AT_TOGETHER)])
         if not (self.half and pixels.is_cuda):
             return self.encoder(pixels)
         with torch.autocast("cuda", torch.bfloat16):
