@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 TUNED = {"blocks": 8, "learning_rate": 1e-4, "from_epoch": 0}
-STILL = {"dropout": 0.0, "word_dropout": 0.0, "label_smoothing": 0.0, "doubly_stochastic": 0.0}  # nothing is drawn by lot
+STILL = {"dropout": 0.0, "feature_dropout": 0.0, "word_dropout": 0.0, "label_smoothing": 0.0, "doubly_stochastic": 0.0}  # nothing is drawn by lot
 CHECKED = 12  # steps of the check: enough that a GPU plays most of them back from recordings
 CLOSE = {"cpu": 1e-4, "cuda": 2e-2}  # nats in the first steps; a GPU multiplies in TF32
 

@@ -19,7 +19,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from benchmarks import shapes
+from benchmarks import exactness, shapes
 from torch.profiler import ProfilerActivity, profile
 
 PROFILED = 4  # passes
@@ -103,7 +103,8 @@ def train(args: argparse.Namespace) -> dict:
         fit(watch, trainee, data, recipe, recipe.methods[args.method], run, args.seed, ledger, stop, sampled=False)
         events = [json.loads(line) for line in (run.path / "events.jsonl").read_text().splitlines()]
     steps = [event for event in events if event["event"] == "step"]
-    return {**out, "steps": steps, "first": watch.first, "paths": task.paths(trainee, data), "ledger": ledger.as_json()}
+    out |= {"steps": steps, "first": watch.first, "paths": task.paths(trainee, data), "ledger": ledger.as_json(), "whole": common.since_start()}
+    return {**out, "exactness": exactness.compared(task, trainee, data, recipe, Words(), args.limit) if args.check else None}
 
 
 class Watch:
@@ -144,7 +145,7 @@ def result(args: argparse.Namespace, measured: dict, rate: float | None) -> dict
         "train", "tarazu", ", ".join(setting), args.shape, group=args.method + ", checkpointing" * args.checkpointing + ", memory: small" * (args.memory == "small"),
         tokens_per_second=speed, peak_gib=(measured["ledger"]["train_memory"]["allocated"] or 0) / 2**30 or common.peak_gib(), first_step_seconds=measured["first"],
         bound_share=common.bound_share(speed and speed["median"], measured["parameters"], rate), matmul_flops=rate, parameters=measured["parameters"],
-        loss=[step["loss"] for step in measured["steps"]], warm_steps=args.warm, whole_seconds=common.since_start(), step_seconds=[step["seconds"] for step in measured["steps"]],
+        loss=[step["loss"] for step in measured["steps"]], warm_steps=args.warm, whole_seconds=measured["whole"], exactness=measured["exactness"], step_seconds=[step["seconds"] for step in measured["steps"]],
     )  # fmt: skip
 
 
@@ -162,6 +163,7 @@ def arguments() -> argparse.Namespace:
     asked.add_argument("--plain", action="store_true", help="without the fast path")
     asked.add_argument("--profile", type=Path, help="write a table of the kernels here")
     asked.add_argument("--rank", type=int)
+    asked.add_argument("--check", action=argparse.BooleanOptionalAction, default=True, help="then compare loss and gradients with float32, row by row")
     asked.add_argument("--rows", type=int, default=2048)
     asked.add_argument("--seed", type=int, default=0)
     args = asked.parse_args()
@@ -176,7 +178,7 @@ def main() -> None:
     common.write(args.out, result(args, measured, common.matmul_rate()))
     made = json.loads(args.out.read_text())
     peak = made["peak_gib"] or 0
-    print(f"{args.shape} {args.method}: {made['tokens_per_second']} tok/s, peak {peak:.1f} GiB, first step {made['first_step_seconds']:.1f} s, share {made['bound_share'] or 0:.2f}")
+    print(f"{args.shape} {args.method}: {made['tokens_per_second']} tok/s, peak {peak:.1f} GiB, first step {made['first_step_seconds']:.1f} s, share {made['bound_share'] or 0:.2f}, {made['exactness']}")
 
 
 if __name__ == "__main__":
