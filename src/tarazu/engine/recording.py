@@ -9,6 +9,7 @@ keeps between its forward and its backward pass is forgotten when the next one p
 from __future__ import annotations
 
 import contextlib
+import gc
 import traceback
 import weakref
 from collections import Counter
@@ -41,11 +42,16 @@ class Recorder:
         self.records: dict[Hashable, Recording] = {}
         self.met: Counter[Hashable] = Counter()
         self.space: Space | None = None
+        self.trained: tuple[int, ...] = ()
         self.made = 0
 
     def __call__(self, *inputs: Tensor, also: tuple = ()) -> tuple[Tensor, ...]:
         parameters = [p for p in self.module.parameters() if p.requires_grad]
-        key = (also, *((x.shape, x.dtype) for x in inputs), torch.is_autocast_enabled("cuda"), *map(id, parameters))
+        trained = tuple(map(id, parameters))
+        if trained != self.trained:  # a part has begun to train: the old recordings are of no use any more
+            self.clear()
+            self.trained = trained
+        key = (also, *((x.shape, x.dtype) for x in inputs), torch.is_autocast_enabled("cuda"))
         self.met[key] += 1
         if key not in self.records and not self.why and self.met[key] >= self.often:
             self._record(key, inputs, also, parameters)
@@ -56,6 +62,7 @@ class Recorder:
     def clear(self) -> None:
         """Gives the recordings' memory back."""
         self.records.clear()
+        self.met.clear()
         self.space = None
 
     def _record(self, key: Hashable, inputs: tuple[Tensor, ...], also: tuple, parameters: list[Tensor]) -> None:
@@ -66,9 +73,10 @@ class Recorder:
             self.made += 1
         except RuntimeError as error:
             cause = error.__context__ or error
+            self.clear()  # whatever is next, a smaller try or none, needs the room
             if any(text in str(e) for text in MEMORY_ERRORS for e in (error, cause)):
-                self.clear()  # the next try is smaller, and needs the room
                 raise RuntimeError(f"out of memory: {error}") from error
+            settle()
             at = traceback.extract_tb(cause.__traceback__)[-1]
             self.why = f"{str(cause).splitlines()[0]} ({at.filename.rpartition('/')[2]}:{at.lineno})"
             note(f"passes are launched one by one, as they cannot be recorded: {self.why}")
@@ -98,23 +106,27 @@ class Recording:
         self.places = [space.place(p) for p in parameters]
         self.gradients: list[Tensor | None] = []
         dice = torch.cuda.get_rng_state() if torch.cuda.is_available() else None
-        with no_cast_kept():
-            warm_up(self._both, space)
-            self.forward, outputs = recorded(self._outputs, space)
-            self.outputs = [out.detach() for out in outputs]
-            self.slopes = [torch.ones_like(out) for out in self.outputs]  # the gradients that come from outside
-            self.backward, _ = recorded(self._gradients, space)
-        self.live, outputs = (), ()  # their memory is the next recording's as well
-        if dice is not None:  # a resumed run must draw what an uninterrupted one would
-            torch.cuda.set_rng_state(dice)
+        try:
+            with no_cast_kept(), nothing_collected():
+                warm_up(self._both, space)
+                self.forward, outputs = recorded(self._outputs, space)
+                self.outputs = [out.detach() for out in outputs]
+                self.slopes = [torch.ones_like(out) for out in self.outputs]  # the gradients that come from outside
+                self.backward, _ = recorded(self._gradients, space)
+        finally:
+            self.live, outputs = (), ()  # their memory is the next recording's as well
+            if dice is not None:  # a resumed run must draw what an uninterrupted one would
+                torch.cuda.set_rng_state(dice)
 
     def _outputs(self) -> tuple[Tensor, ...]:
         self.live = self.work(*self.inputs)
         return self.live
 
     def _gradients(self) -> tuple[()]:
-        with torch.autocast(self.slopes[0].device.type, enabled=False):  # as in a backward pass after the loss
-            found = torch.autograd.grad(self.live, self.parameters, self.slopes, allow_unused=True)
+        """Into their places. An output without a gradient, one that is only reported, is passed over."""
+        outputs, slopes = zip(*(pair for pair in zip(self.live, self.slopes, strict=True) if pair[0].requires_grad), strict=True)
+        with torch.autocast(slopes[0].device.type, enabled=False):  # as in a backward pass after the loss
+            found = torch.autograd.grad(outputs, self.parameters, slopes, allow_unused=True)
         pairs = [(place, g) for place, g in zip(self.places, found, strict=True) if g is not None]
         torch._foreach_copy_([place for place, _ in pairs], [g for _, g in pairs])
         self.gradients = [None if g is None else place for place, g in zip(self.places, found, strict=True)]
@@ -164,6 +176,26 @@ def recorded(work: Callable[[], tuple], space: Space) -> tuple[Callable[[], None
     with torch.cuda.graph(graph, pool=space.pool.id, stream=space.stream, capture_error_mode="thread_local"):
         found = work()
     return graph.replay, found
+
+
+@contextlib.contextmanager
+def nothing_collected() -> Iterator[None]:
+    """An older recording that Python throws away while one is made would spoil it."""
+    gc.collect()
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collecting:
+            gc.enable()
+
+
+def settle() -> None:
+    """After a recording that failed: torch's dice still believe that they are being recorded until one has ended well."""
+    if torch.cuda.is_available():
+        with contextlib.suppress(RuntimeError):
+            recorded(lambda: (torch.zeros(1, device="cuda"),), Space())
 
 
 @contextlib.contextmanager
