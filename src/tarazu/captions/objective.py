@@ -113,7 +113,9 @@ def self_critical(
     """
     used, samples = max(1, round(settings.share * len(pictures))), settings.samples
     with decoding.without_dropout(model):
-        features = model.see(pictures[:used]).repeat_interleave(samples, 0)  # looked at once for all samples
+        if settings.likelihood:  # then all are looked at once, for both
+            pictures = model.see(pictures)
+        features = model.see(pictures[:used]).repeat_interleave(samples, 0)  # once for all samples
         drawn = decoding.sample(model, features.detach(), most_words)
         advantage = _advantage(rewards(images[:used].repeat_interleave(samples), drawn, settings.bleu), samples)
         logits = model.teach(features, drawn[:, :-1], attention=False)[0].float()
