@@ -53,7 +53,7 @@ def recipe_of(args: argparse.Namespace) -> Any:
             "tokens": tokens, "batch_rows": args.batch_rows, "micro_batch_tokens": args.limit, "evaluate_every": 10**9, "validation_rows": 1,
             "gradient_checkpointing": args.checkpointing,
         },
-        "fast": not args.plain, "memory": args.memory, "forgetting": None, "questions": None,
+        "fast": not args.plain, "memory": args.memory, "quantize": args.quantize, "forgetting": None, "questions": None,
     })  # fmt: skip
 
 
@@ -67,11 +67,24 @@ def prepared(args: argparse.Namespace, recipe: Any) -> tuple:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = shapes.build(args.shape, device, flex.NAME).eval()
     out = {"parameters": shapes.parameters(model)}
+    if args.quantize != "none":
+        model = packed(model, args.quantize)
     store = Rows(shapes.rows(args.rows, args.seed, model.config.vocab_size))
     data = Prepared(store, None, Words(), [], packed=True)
     task = Chat()
     torch.manual_seed(args.seed)
     return task, task.ready(recipe, args.method, model, Words()), data, out
+
+
+def packed(model: Any, form: str) -> Any:
+    """The model as a user has it in 4 bits: written to a folder, and packed as it is read."""
+    from tarazu.chat import hub
+
+    dtype, device = model.dtype, model.device
+    with tempfile.TemporaryDirectory() as folder:
+        model.save_pretrained(folder)
+        del model
+        return hub.load_model(folder, None, dtype, device, "flex", form).eval()
 
 
 class Words:
@@ -104,7 +117,7 @@ def train(args: argparse.Namespace) -> dict:
         events = [json.loads(line) for line in (run.path / "events.jsonl").read_text().splitlines()]
     steps = [event for event in events if event["event"] == "step"]
     out |= {"steps": steps, "first": watch.first, "paths": task.paths(trainee, data), "ledger": ledger.as_json(), "whole": common.since_start()}
-    return {**out, "exactness": exactness.compared(task, trainee, data, recipe, Words(), args.limit) if args.check else None}
+    return {**out, "exactness": exactness.compared(task, trainee, data, recipe, Words(), args.limit) if args.check and args.quantize == "none" else None}
 
 
 class Watch:
@@ -140,9 +153,9 @@ def result(args: argparse.Namespace, measured: dict, rate: float | None) -> dict
     """The record of one run."""
     kept = measured["steps"][args.warm :]
     speed = common.spread([step["tokens_per_second"] for step in kept])
-    setting = ["packed", measured["paths"]["attention"], measured["paths"]["layers"], *["checkpointing"] * args.checkpointing, *["memory: small"] * (args.memory == "small"), f"{args.limit} tokens a pass"]
+    setting = ["packed", measured["paths"]["attention"], measured["paths"]["layers"], *["checkpointing"] * args.checkpointing, *["memory: small"] * (args.memory == "small"), *["4-bit base"] * (args.quantize == "4bit"), f"{args.limit} tokens a pass"]
     return common.record(
-        "train", "tarazu", ", ".join(setting), args.shape, group=args.method + ", checkpointing" * args.checkpointing + ", memory: small" * (args.memory == "small"),
+        "train", "tarazu", ", ".join(setting), args.shape, group=args.method + ", checkpointing" * args.checkpointing + ", memory: small" * (args.memory == "small") + ", 4-bit base" * (args.quantize == "4bit"),
         tokens_per_second=speed, peak_gib=(measured["ledger"]["train_memory"]["allocated"] or 0) / 2**30 or common.peak_gib(), first_step_seconds=measured["first"],
         bound_share=common.bound_share(speed and speed["median"], measured["parameters"], rate), matmul_flops=rate, parameters=measured["parameters"],
         loss=[step["loss"] for step in measured["steps"]], warm_steps=args.warm, whole_seconds=measured["whole"], exactness=measured["exactness"], step_seconds=[step["seconds"] for step in measured["steps"]],
@@ -160,6 +173,7 @@ def arguments() -> argparse.Namespace:
     asked.add_argument("--batch-rows", type=int, default=32)
     asked.add_argument("--checkpointing", action="store_true")
     asked.add_argument("--memory", choices=("normal", "small"), default="normal", help="small: checkpointing, a row a pass, small chunks of the loss")
+    asked.add_argument("--quantize", choices=("none", "4bit"), default="none", help="the frozen linear layers in NF4")
     asked.add_argument("--plain", action="store_true", help="without the fast path")
     asked.add_argument("--profile", type=Path, help="write a table of the kernels here")
     asked.add_argument("--rank", type=int)
