@@ -84,8 +84,8 @@ class RowCache:
             self._note()
 
     def array(self) -> np.ndarray:
-        """All rows, mapped into memory, read-only."""
-        return np.memmap(self.folder / "rows.bin", self.dtype, "r", shape=(len(self.rows), *self.shape))
+        """All rows, mapped into memory; what is written to them does not reach the file."""
+        return np.memmap(self.folder / "rows.bin", self.dtype, "c", shape=(len(self.rows), *self.shape))
 
     def _note(self) -> None:
         """The index, without waiting for the disk: a file grows only by what has reached it, and `_read` looks at that."""
@@ -143,7 +143,11 @@ class Bank:
             return None
         rows = torch.empty(len(self.rows), *self.array.shape[1:], dtype=self._tensor(self.rows[:1]).dtype, device=self.device)
         for start in range(0, len(rows), 512):
-            rows[start : start + 512] = self._tensor(self.rows[start : start + 512])
+            some = self.rows[start : start + 512]
+            if some[-1] - some[0] == len(some) - 1 and (np.diff(some) == 1).all():  # neighbours: no copy on the way
+                rows[start : start + 512] = torch.from_numpy(self.array[some[0] : some[-1] + 1])
+            else:
+                rows[start : start + 512] = self._tensor(some)
         return rows
 
     def _tensor(self, rows: np.ndarray) -> torch.Tensor:
