@@ -122,3 +122,15 @@ def test_check_ends_with_its_verdict(capsys):
     assert "lora will not work: no such module" in lines and "of disk" in lines[-2]
     tell("r.yaml", {**found, "methods": found["methods"][1:]}, None)
     assert capsys.readouterr().out.strip().splitlines()[-1] == "verdict: no method of this recipe will work here"
+
+
+@pytest.mark.parametrize(
+    ("out", "message"),
+    [("", "--out: no folder is named"), ("file", "file: a file, not a folder"), ("full", "full: this folder is not empty"), ("file/inside", "no folder"), ("/proc/none/inside", "does not exist")],
+)
+def test_a_place_that_cannot_be_written_is_named(tmp_path, out, message):
+    (tmp_path / "file").write_text("x")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "x").write_text("x")
+    done = run("run", str(shipped()["demo"]), "--out", out, cwd=tmp_path)
+    assert done.returncode in (1, 2) and message in done.stderr and "what to do" in done.stderr and "Traceback" not in done.stderr

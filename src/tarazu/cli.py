@@ -5,6 +5,7 @@ Results go to stdout, everything else to stderr. Exit codes: 0, 1 (failed), 2 (b
 
 from __future__ import annotations
 
+import errno
 import logging
 import sys
 import warnings
@@ -19,6 +20,14 @@ from tarazu.errors import TarazuError
 app = typer.Typer(
     name="tarazu", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None,
 )  # fmt: skip
+
+# What the system says of a place that cannot be read or written, and what a user can do about it.
+PLACES = {
+    errno.EACCES: "give a place that you may read and write", errno.EPERM: "give a place that you may read and write", errno.EROFS: "give a place that can be written",
+    errno.ENOSPC: "make room on that disk; a study goes on with `tarazu resume DIR`", errno.EDQUOT: "make room on that disk; a study goes on with `tarazu resume DIR`",
+    errno.EFBIG: "give a place for larger files; a study goes on with `tarazu resume DIR`", errno.ENOENT: "check the path: a folder of it does not exist",
+    errno.ENOTDIR: "check the path: a part of it is no folder", errno.EISDIR: "give a file: this is a folder", errno.ENAMETOOLONG: "give a shorter name",
+}  # fmt: skip
 
 
 def _version(asked: bool) -> None:
@@ -236,6 +245,11 @@ def main() -> None:
         print("tarazu: stopped", file=sys.stderr)
         sys.exit(130)
     except BrokenPipeError:
+        sys.exit(1)
+    except OSError as error:
+        if error.errno not in PLACES:
+            raise
+        print(f"tarazu: {error.filename or 'a file'}: {error.strerror}\n  what to do: {PLACES[error.errno]}", file=sys.stderr)
         sys.exit(1)
     except Exception as error:
         if type(error).__module__.startswith(("click", "typer")):

@@ -5,8 +5,7 @@ from __future__ import annotations
 import importlib
 from pathlib import Path
 
-from tarazu.errors import BadInput
-from tarazu.run_folder import damaged, find_run
+from tarazu.run_folder import damaged, find_run, vacant
 
 EXPORTERS = {"chat": "tarazu.chat.export", "captions": "tarazu.captions.export"}
 
@@ -14,9 +13,7 @@ EXPORTERS = {"chat": "tarazu.chat.export", "captions": "tarazu.captions.export"}
 def export(run: str, to: str, form: str) -> Path:
     """Writes the run at DIR/METHOD into a new folder. Raises `BadInput` when the method cannot take that form."""
     study, _ = find_run(run)
-    target = Path(to)
-    if target.exists() and any(target.iterdir()):
-        raise BadInput("this folder is not empty", where=to, todo="give a new folder")
+    target = vacant(to, "--to", "give a new folder: --to")
     task = (study.read_json("results.json") or {}).get("task", "chat")
     if task not in EXPORTERS:
         raise damaged(study.path / "results.json", f"unknown task {task!r}")

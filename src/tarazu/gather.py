@@ -13,7 +13,7 @@ from pathlib import Path
 from tarazu import estimate, foretold
 from tarazu.errors import BadInput
 from tarazu.recipe import Recipe, dump_yaml, parse_yaml
-from tarazu.run_folder import Run, RunFolder, find_study, read_json, write_aside, write_json
+from tarazu.run_folder import Run, RunFolder, find_study, read_json, vacant, write_aside, write_json
 from tarazu.study import gather as write_results
 from tarazu.study import make_task, read_recipe
 
@@ -24,11 +24,10 @@ MADE_OF_IT = {"report.html", "results.csv", "figures", "judge.json", "judge"}  #
 
 def gather(parts: list[str], out: str) -> RunFolder:
     """One study in `out` of the finished runs of all parts. Raises `BadInput` where they do not belong together."""
-    studies, folder = [find_study(part) for part in parts], RunFolder(Path(out))
+    studies = [find_study(part) for part in parts]
     recipes = [read_recipe(study) for study in studies]
     _demand_one_study(studies, recipes)
-    if folder.path.exists() and (not folder.path.is_dir() or any(folder.path.iterdir())):
-        raise BadInput("this folder is not empty; a run folder is never overwritten", where=out, todo="give a new folder: --out")
+    folder = RunFolder(vacant(out, "--out", "give a new folder: --out"))
     recipe = _together(studies, recipes)
     with folder.lock():
         for study in studies:

@@ -99,6 +99,18 @@ def damaged(path: Path, what: str) -> BadInput:
     return BadInput(what, where=str(path), todo=f"bring it back from a copy, or remove {remove}: `tarazu resume` then {again} again")
 
 
+def vacant(folder: str, option: str, todo: str) -> Path:
+    """A folder that may be written: not there yet, or empty. Raises `BadInput`, naming the option that gave it."""
+    if not folder.strip():
+        raise BadInput("no folder is named", where=option, todo=f"give a new one: {option} DIR")
+    path = Path(folder)
+    if path.exists() and not path.is_dir():
+        raise BadInput("a file, not a folder", where=folder, todo=f"give a new folder: {option}")
+    if path.is_dir() and any(path.iterdir()):
+        raise BadInput("this folder is not empty, and none is ever overwritten", where=folder, todo=todo)
+    return path
+
+
 @contextlib.contextmanager
 def understood(*paths: Path) -> Iterator[None]:
     """What goes wrong inside, with content of these files, is told as their damage. Raises `BadInput`."""
@@ -108,6 +120,17 @@ def understood(*paths: Path) -> Iterator[None]:
         there = [path for path in paths if path.exists()] or list(paths)
         names = "" if len(there) == 1 else f" ({', '.join(path.name for path in there)})"
         raise damaged(there[0], f"does not hold what tarazu writes there{names}: {type(error).__name__} {error}") from error
+
+
+@contextlib.contextmanager
+def unbroken(weights: Path) -> Iterator[None]:
+    """What safetensors says of a file that holds no weights is told as the file's damage."""
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except SafetensorError as error:
+        raise damaged(weights, f"not the weights of this run: {str(error).strip().splitlines()[0]}") from error
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,6 @@ import re
 import shutil
 import traceback
 from datetime import UTC, datetime
-from pathlib import Path
 
 import torch
 
@@ -22,7 +21,7 @@ from tarazu.engine.progress import note
 from tarazu.engine.signals import StopSignals
 from tarazu.errors import BadInput, Stopped, TarazuError
 from tarazu.recipe import Recipe, dump_yaml, load
-from tarazu.run_folder import Run, RunFolder, damaged, find_study, understood, write_aside, write_json
+from tarazu.run_folder import Run, RunFolder, damaged, find_study, understood, vacant, write_aside, write_json
 from tarazu.searching import searched
 
 TASKS = {"chat": "tarazu.chat.task:Chat", "captions": "tarazu.captions.task:Captions"}
@@ -37,9 +36,7 @@ def run(recipe_path: str, out: str, methods: list[str] = (), sets: list[str] = (
     recipe = only(load(recipe_path, sets), methods)
     make_task(recipe.task).admit(recipe)
     expected = foretold.adopt(estimate, recipe) if estimate else None
-    folder = RunFolder(Path(out))
-    if folder.path.exists() and (not folder.path.is_dir() or any(folder.path.iterdir())):
-        raise BadInput("this folder is not empty; a run folder is never overwritten", where=out, todo=f"`tarazu resume {out}`, or another --out")
+    folder = RunFolder(vacant(out, "--out", f"`tarazu resume {out}`, or another --out"))
     with folder.lock():
         shutil.copyfile(recipe_path, folder.path / "recipe.yaml")
         write_json(folder.path / "order.json", {"methods": list(recipe.methods)})

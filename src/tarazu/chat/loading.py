@@ -10,7 +10,7 @@ from tarazu.chat.task import Chat
 from tarazu.chat.trainee import ChatTrainee
 from tarazu.engine.loop import load_weights
 from tarazu.errors import BadInput
-from tarazu.run_folder import Run, find_run
+from tarazu.run_folder import Run, find_run, unbroken
 from tarazu.study import pick_device, read_recipe
 
 
@@ -34,6 +34,7 @@ def load(path: str, unpacked: bool = False) -> tuple[ChatTrainee, template.Templ
         model = model.dequantize()
     trainee = task.ready(recipe, run.name, model, tokenizer)
     if run.weights.exists():
-        load_weights(trainee, load_file(run.weights))
+        with unbroken(run.weights):
+            load_weights(trainee, load_file(run.weights))
     trainee.module.eval()
     return trainee, chosen, run, recipe
