@@ -76,3 +76,19 @@ def test_numbers_carry_their_unit_and_their_source():
 
 def test_values_are_escaped_inside_sentences():
     assert "<i>" not in say("common.in_brackets", what="<i>").en
+
+
+def test_what_was_done_to_rows_is_said_in_both_languages():
+    """Every constant of the modules that read rows: a new reason needs its Persian."""
+    from tarazu.chat import conversation, persian, rows, store
+
+    places = [(persian, ("LETTERS", "CONTROLS", "BIDI", "SURROGATES", "FORM", "SPACES", "HALF_SPACES")), (rows, ("TOO_LONG", "CUT_OFF"))]
+    places += [(store, ("CUT", "NOTHING_LEFT", "DUPLICATE", "IN_ANOTHER_SPLIT")), (conversation, ("MALFORMED", "NOT_TEXT", "WRONG_TYPE", "UNKNOWN_SCHEMA", "UNKNOWN_ROLE"))]
+    places += [(conversation, ("NO_ANSWER", "NO_QUESTION", "EMPTY_TURN", "MERGED", "LATE_SYSTEM", "EARLY_ANSWER", "OPEN_QUESTION", "MARKERS"))]
+    known = {key.removeprefix("reason.") for key in strings() if key.startswith("reason.")}
+    assert {getattr(module, name) for module, names in places for name in names} <= known
+
+
+def test_fixed_figures_of_a_sentence_follow_the_switch():
+    text = say("answers.checks_passed", score=number(25, "points"))
+    assert '<span class="fd">۱۰۰</span>' in text.fa and text.plain("fa") == "وارسی‌ها 25.0 از 100"

@@ -15,9 +15,11 @@ from typing import Any
 from markupsafe import Markup, escape
 
 _PERSIAN_FORM = re.compile('<(t?span) class="fd">[^<]*</\\1>')
+_OWN_DIGITS = re.compile("[۰-۹]+(?:[٫٬][۰-۹]+)*")
 _LATIN_FORM = re.compile('<(t?span) class="ld">([^<]*)</\\1>')
 _DIGIT = re.compile("[0-9]")
 _DIGITS = str.maketrans("0123456789.,", "۰۱۲۳۴۵۶۷۸۹٫٬")
+_LATIN = str.maketrans("۰۱۲۳۴۵۶۷۸۹٫٬", "0123456789.,")
 STRINGS = Path(__file__).parent / "strings"
 # Bidi embeddings, overrides and isolates, control characters, lone surrogates: shown by their number, never obeyed.
 _HIDDEN = re.compile("[\u202a-\u202e\u2066-\u2069\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\ufeff\ud800-\udfff]")
@@ -78,7 +80,7 @@ def say(key: str, **values: Any) -> Both:
     fa, en = strings()[key]
     return Both(
         *(
-            Markup(escape(text)).format(**{k: pick(v, lang) for k, v in values.items()})
+            Markup(_OWN_DIGITS.sub(_switched, str(escape(text)))).format(**{k: pick(v, lang) for k, v in values.items()})
             for text, lang in ((fa, "fa"), (en, "en"))
         )
     )
@@ -143,6 +145,11 @@ def digits(text: str, tag: str = "span") -> Markup:
         return escape(text)
     two = '<{tag} class="ld">{}</{tag}><{tag} class="fd">{}</{tag}>'
     return Markup(two.replace("{tag}", tag)).format(text, text.translate(_DIGITS))
+
+
+def _switched(found: re.Match) -> str:
+    """A fixed figure of a Persian sentence, so that it follows the page's switch as measured ones do."""
+    return str(digits(found[0].translate(_LATIN)))
 
 
 @lru_cache(maxsize=1)

@@ -10,7 +10,7 @@ from tarazu.report.explain import explain
 from tarazu.report.figures import Figure
 from tarazu.report.reading import as_number, dig, records
 from tarazu.report.sections.base import Context, Section
-from tarazu.report.text import code, data_text, joined, number, say, say_or, spaced
+from tarazu.report.text import code, data_text, has, joined, number, say, say_or, spaced
 
 FILE = "data.json"
 LENGTHS = ("characters", "words", "tokens", "answer_tokens")
@@ -44,7 +44,7 @@ def _facts(data: dict) -> Table:
         (say("data.hash"), code_cell(data["sha256"]) if data.get("sha256") else None),
         (say("data.tokenizer"), code_cell(data["tokenizer"]) if data.get("tokenizer") else None),
         (say("data.template"), Cell(code(template)) if template else None),
-        (say("data.template_reason"), text_cell(reason) if reason else None),
+        (say("data.template_reason"), text_cell(reason_text(reason)) if reason else None),
         (
             say("data.max_length"),
             figure_cell(data.get("max_length"), "count", FILE) if data.get("max_length") else None,
@@ -129,6 +129,12 @@ def length_figures(context: Context, keys: tuple) -> list[Figure]:
     return found
 
 
+def reason_text(reason: object) -> object:
+    """A reason that tarazu itself gives, in both languages; any other as it stands in the file."""
+    key = f"reason.{reason}"
+    return say(key) if has(key) else reason
+
+
 def problems_table(data: dict) -> Table:
     """What was repaired or dropped, how often, and where first."""
     rows = []
@@ -138,7 +144,7 @@ def problems_table(data: dict) -> Table:
         kind = say_or(f"problem.{problem.get('kind')}", problem.get("kind"))
         rows.append(
             [
-                text_cell(problem.get("reason", "")),
+                text_cell(reason_text(problem.get("reason", ""))),
                 text_cell(kind),
                 figure_cell(problem.get("count"), "count", FILE),
                 code_cell(shown),
