@@ -55,11 +55,12 @@ def test_parts_together_are_the_whole(home, parts, tmp_path):
     assert (folder.path / "lora/seed-0/metrics.json").stat().st_mtime_ns == before
 
 
-def test_what_is_not_finished_stays_behind(parts, tmp_path):
+def test_what_is_not_finished_stays_behind(parts, tmp_path, capsys):
     run = tmp_path / "a" / "layers" / "seed-1" / "run.json"
     write_json(run, {**read_json(run), "status": "stopped"})
     folder = gather.gather(parts, str(tmp_path / "out"))
     assert not (folder.path / "layers/seed-1").exists() and len(told(folder.path)) == 4
+    assert "left out, for it is not finished" in capsys.readouterr().err
 
 
 def test_invariants_of_all_parts_are_there(parts, tmp_path):

@@ -11,6 +11,7 @@ import shutil
 from pathlib import Path
 
 from tarazu import estimate, foretold
+from tarazu.engine.progress import note
 from tarazu.errors import BadInput
 from tarazu.recipe import Recipe, dump_yaml, parse_yaml
 from tarazu.run_folder import Run, RunFolder, find_study, read_json, vacant, write_aside, write_json
@@ -29,6 +30,8 @@ def gather(parts: list[str], out: str) -> RunFolder:
     _demand_one_study(studies, recipes)
     folder = RunFolder(vacant(out, "--out", "give a new folder: --out"))
     recipe = _together(studies, recipes)
+    for run in (run for study in studies for run in study.runs() if not run.done()):
+        note(f"left out, for it is not finished: {run.path}")
     with folder.lock():
         for study in studies:
             _copy(study, folder)
