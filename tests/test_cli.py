@@ -105,6 +105,17 @@ def test_every_command_explains_itself(command):
     assert done.returncode == 0 and "Usage" in done.stdout and done.stderr == ""
 
 
+def test_the_command_that_is_kept_can_be_pasted_into_a_shell(monkeypatch):
+    import shlex
+
+    from tarazu import environment
+
+    words = ["run", "r.yaml", "--set", "seeds=[0, 1]", "--out", "my study"]
+    monkeypatch.setattr(sys, "argv", ["/anywhere/tarazu", *words])
+    kept = environment.describe(load(shipped()["demo"]), __import__("torch").device("cpu"))["command"]
+    assert shlex.split(kept) == ["tarazu", *words]
+
+
 def test_its_version():
     assert run("--version").stdout == f"tarazu {tarazu.__version__}\n"
 

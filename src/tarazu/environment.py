@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import platform
+import shlex
 import subprocess
 import sys
 from datetime import UTC, datetime
@@ -25,7 +26,7 @@ def describe(recipe: Recipe, device: torch.device) -> dict:
     return {
         "tarazu": tarazu.__version__,
         "commit": _commit(),
-        "command": " ".join(["tarazu", *sys.argv[1:]]),
+        "command": shlex.join(["tarazu", *sys.argv[1:]]),
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "python": platform.python_version(),
         "platform": platform.platform(),
