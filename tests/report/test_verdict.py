@@ -11,7 +11,7 @@ from folders import chat_folder
 from tarazu.report.comparing import compare
 from tarazu.report.measures import primary
 from tarazu.report.reading import read_study
-from tarazu.report.verdict import Contender, judge, pareto
+from tarazu.report.verdict import Contender, _choose, judge, pareto
 
 
 def verdict_of(folder):
@@ -27,6 +27,18 @@ def test_the_best_is_tied_with_its_twin_and_cost_decides(tmp_path):
     assert comparison.differ("loss", "lora", "layers") is True
     choice = verdict.choices["quality"]
     assert choice.name == "lora" and choice.by == "train_seconds"  # 100 s beside 130 s
+
+
+def test_a_cheaper_twin_whose_own_gain_is_not_sure_is_not_chosen(tmp_path):
+    study = read_study(chat_folder(tmp_path))
+    comparison = compare(study)
+    verdict = judge(study, comparison)
+    twin = verdict.choices["quality"].name
+    best, *_ = (c for c in verdict.contenders if c.name != twin)
+    contenders = [best, *[c for c in verdict.contenders if c.name != best.name]]
+    assert _choose("quality", None, contenders, verdict.measure, comparison, []).name == twin
+    assert _choose("quality", None, contenders, verdict.measure, comparison, [twin]).name == best.name
+    assert _choose("quality", None, contenders, verdict.measure, comparison, [twin, best.name]).name == twin
 
 
 def test_each_preference_picks_the_cheapest_of_the_good_ones(tmp_path):

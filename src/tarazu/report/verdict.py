@@ -63,9 +63,9 @@ def judge(study: StudyView, comparison: Comparison) -> Verdict:
             contenders.append(Contender(arm.name, arm.kind, quality, gain, costs))
     contenders.sort(key=lambda c: -measure.gain(c.quality, 0.0))
     best = contenders[0] if contenders else None
-    choices = {name: _choose(name, cost, contenders, measure, comparison) for name, cost in PREFERENCES.items()}
-    fronts = {cost.key: pareto(contenders, measure, cost.key) for cost in FRONTS}
     worse = [c.name for c in contenders if not _better_than_base(c, study, comparison, measure)]
+    choices = {name: _choose(name, cost, contenders, measure, comparison, worse) for name, cost in PREFERENCES.items()}
+    fronts = {cost.key: pareto(contenders, measure, cost.key) for cost in FRONTS}
     return Verdict(measure, baseline, contenders, best, choices, fronts, worse)
 
 
@@ -90,15 +90,23 @@ def _baseline(study: StudyView, measure: Measure) -> float | None:
 
 
 def _choose(
-    preference: str, cost: str | None, contenders: list[Contender], measure: Measure, comparison: Comparison
+    preference: str,
+    cost: str | None,
+    contenders: list[Contender],
+    measure: Measure,
+    comparison: Comparison,
+    unsure: list[str],
 ) -> Choice:
+    """The choice under one preference. A cheaper method that ties with the best is not chosen where only the best one's gain
+    over the untouched model is sure (`unsure` names the others)."""
     if not contenders:
         return Choice(preference, None, [], [], None)
     best = contenders[0]
     ties = [c.name for c in contenders[1:] if comparison.differ(measure.key, best.name, c.name) is False]
     if cost is None:
+        equal = [c for c in contenders if c.name in ties and (best.name in unsure or c.name not in unsure)]
         return (
-            _cheapest(preference, "train_seconds", [best, *[c for c in contenders if c.name in ties]], ties)
+            _cheapest(preference, "train_seconds", [best, *equal], ties)
             if ties
             else Choice(preference, best.name, [best.name], [], None)
         )
