@@ -175,7 +175,7 @@ def parse_yaml(text: str, where: str) -> Any:
     except MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         place = f"{where}:{mark.line + 1}:{mark.column + 1}" if mark else where
-        raise BadInput(f"not valid YAML: {error.problem or error.context}", where=place) from None
+        raise BadInput(f"not valid YAML: {error.problem or error.context}", where=place, todo="mend that place: spaces for indents, a space after each colon") from None
     except YAMLError as error:
         raise BadInput(f"not valid YAML: {str(error).splitlines()[0]}", where=where) from None
 
@@ -203,7 +203,7 @@ def _read(path: Path) -> str:
     except IsADirectoryError:
         raise BadInput("a folder, not a recipe", where=str(path), todo="give the YAML file") from None
     except (OSError, UnicodeDecodeError) as error:
-        raise BadInput(f"the recipe cannot be read: {error}", where=str(path)) from None
+        raise BadInput(f"the recipe cannot be read: {error}", where=str(path), todo="give a text file in UTF-8 that you may read") from None
 
 
 def _override(tree: dict, assignment: str) -> None:

@@ -94,7 +94,7 @@ def resolve(name: str) -> str:
         return str(_converted(_assembled(name)))
     if name.lower().endswith(".gguf"):
         if not Path(name).exists():
-            raise BadInput("no such GGUF file", where=name)
+            raise BadInput("no such GGUF file", where=name, todo="check the path; a relative one counts from the folder that you are in")
         return str(_converted(Path(name)))
     if not Path(name).exists():
         reached()
@@ -164,7 +164,7 @@ class _named_errors:
             advice = "the folder must hold config.json, the weights as safetensors, and the tokenizer"
         elif not reached():
             first = "no such folder here, and the Hugging Face hub does not answer (no network, or HF_HUB_OFFLINE is set)"
-            advice = f"connect to the network, or give a local folder; without a hub: --set model={next(iter(EMBEDDED))}"
+            advice = f"connect to the network, or give a local folder (a relative path counts from the folder that you are in); without a hub: --set model={next(iter(EMBEDDED))}"
         else:
             advice = f"check the name and the network, or give a local folder; without a hub: --set model={next(iter(EMBEDDED))}"
         raise BadInput(f"the model cannot be loaded: {first}", where=self.name, todo=advice) from error
