@@ -268,6 +268,7 @@ class _Fit:
             (wanted / supervised).backward()
             total += loss.total.detach()
             counts = counts + batch.counts
+            del loss, wanted  # the graph with them, before the next one is made
         parameters = [p for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None]
         norm = torch.nn.utils.clip_grad_norm_(parameters, self.budget.clip)
         return torch.stack([total.float() / supervised, norm.float()]), counts

@@ -14,6 +14,7 @@ import traceback
 import weakref
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -87,13 +88,21 @@ class Space:
 
     def __init__(self):
         gpu = torch.cuda.is_available()
+        if gpu and hasattr(torch.autograd.graph, "set_warn_on_accumulate_grad_stream_mismatch"):
+            torch.autograd.graph.set_warn_on_accumulate_grad_stream_mismatch(False)  # see `place`
         self.stream = torch.cuda.Stream() if gpu else None
         self.pool = torch.cuda.MemPool() if gpu else None
         self.gradients: dict[int, Tensor] = {}
+        self.nodes: dict[int, Any] = {}
         if gpu:
             weakref.finalize(self, device_memory.forget, self.pool.id)
 
     def place(self, parameter: Tensor) -> Tensor:
+        """Where its gradient comes. The end of its graph is made on this stream and kept: autograd hands gradients over on the
+        stream where that node was made, and another stream must not wait for one that is being recorded."""
+        if self.stream is not None and id(parameter) not in self.nodes:
+            with torch.cuda.stream(self.stream), torch.enable_grad():
+                self.nodes[id(parameter)] = parameter.view_as(parameter).grad_fn.next_functions[0][0]
         return self.gradients.setdefault(id(parameter), torch.empty_like(parameter, requires_grad=False))
 
 
