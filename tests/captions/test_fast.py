@@ -131,6 +131,7 @@ def test_a_recorded_self_critical_step_draws_and_learns_as_the_unrecorded(kind, 
             losses = run(*inputs)
             sum(losses).backward()
             found.append([losses[0].detach(), losses[1].detach(), *(p.grad for p in model.decoder.parameters())])
+            del losses  # a graph that is alive while a recording is made spoils it
             model.zero_grad(set_to_none=True)
         for mine, wanted in zip(*found, strict=True) if step != replay.OFTEN - 1 or device == "cuda" else ():
             torch.testing.assert_close(mine, wanted, atol=1e-4, rtol=1e-3)  # without a GPU recording itself draws
@@ -182,6 +183,7 @@ def test_a_real_recording_gives_the_losses_and_gradients_of_its_work(kind, dtype
             sum(losses).backward()
             sum(run(pixels, tokens)).backward()  # gradients add up
             grads.append([sum(losses).detach(), *(p.grad for p in model.parameters())])
+            del losses
             model.zero_grad(set_to_none=True)
         for mine, wanted in zip(*grads, strict=True):
             torch.testing.assert_close(mine, wanted, atol=1e-4 if dtype is None else 1e-2, rtol=1e-3 if dtype is None else 3e-2)
@@ -189,6 +191,15 @@ def test_a_real_recording_gives_the_losses_and_gradients_of_its_work(kind, dtype
             for p in model.parameters():
                 p.add_(0.01)
     assert played.records and not played.why
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA graphs need a GPU")
+def test_a_recording_that_fails_leaves_the_stream_as_it_was():
+    before, layer = torch.cuda.current_stream(), torch.nn.Linear(2, 1, device="cuda")
+    played = replay.Replay(lambda x: (layer(x).sum() * float(x.sum()),), layer)  # asks the device for a number
+    for _ in range(4):
+        assert float(played(torch.ones(3, 2, device="cuda"))[0]) == float(6 * layer(torch.ones(3, 2, device="cuda")).sum())
+    assert played.why and torch.cuda.current_stream() == before
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA graphs need a GPU")

@@ -28,7 +28,7 @@ class Replay:
     """`work(*inputs)`, summed losses of a module, played back from recordings where that can be done.
 
     Inputs need no gradients; the module's parameters get theirs. What cannot be recorded is run as it is, and `why` says
-    so.
+    so. No other graph of the module may be alive when one is made: its ends would draw their own stream into the recording.
     """
 
     def __init__(self, work: Work, module: nn.Module):
@@ -137,7 +137,8 @@ def warm_up(work: Callable[[], None]) -> tuple[int, int] | None:
 
 def recorded(work: Callable[[], tuple], pool: tuple[int, int] | None) -> tuple[Callable[[], None], tuple]:
     """Records `work`; returns what plays it back, and the tensors that are filled then."""
-    graph, cached, collecting = torch.cuda.CUDAGraph(), torch.is_autocast_cache_enabled(), gc.isenabled()
+    graph, stream = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
+    cached, collecting = torch.is_autocast_cache_enabled(), gc.isenabled()
     torch.set_autocast_cache_enabled(False)  # a cast weight from before the recording would never change again
     gc.collect()
     gc.disable()  # an older recording that is thrown away while this one is made would spoil it
@@ -145,6 +146,7 @@ def recorded(work: Callable[[], tuple], pool: tuple[int, int] | None) -> tuple[C
         with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
             found = work()
     finally:
+        torch.cuda.set_stream(stream)  # torch itself stays on the recording's where one failed
         torch.set_autocast_cache_enabled(cached)
         if collecting:
             gc.enable()
