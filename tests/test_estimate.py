@@ -5,7 +5,9 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from chat import small
@@ -14,9 +16,10 @@ from chat.tiny import model as tiny
 from tarazu import cli, estimate, foresight
 from tarazu.chat import estimate as chat_estimate
 from tarazu.chat.task import Chat
+from tarazu.engine.order import RowOrder
 from tarazu.errors import BadInput
 from tarazu.recipe import Budget, Search, load
-from tarazu.run_folder import RunFolder, read_json
+from tarazu.run_folder import Run, RunFolder, read_json
 
 CPU = torch.device("cpu")
 METHODS = {
@@ -123,6 +126,34 @@ def test_the_heaviest_step_holds_the_longest_row(data):
     lengths = data.store.lengths("train")
     rows = chat_estimate.heaviest(data, [0, 1, 2])
     assert len(rows) == 3 and max(lengths[rows]) == lengths.max()
+
+
+def test_the_heaviest_step_is_the_one_with_the_most_tokens_of_the_run(data):
+    order, lengths = RowOrder(data.size("train"), 4, 0), data.store.lengths("train")
+    most = max(int(lengths[order.at(step)].sum()) for step in range(order.steps_per_epoch))
+    assert int(lengths[estimate.fullest(data, order, chat_estimate)].sum()) == most
+    assert list(estimate.fullest(data, order, object())) == list(order.at(0))  # a task whose rows are alike
+
+
+def test_a_full_pass_is_what_is_timed_on_a_gpu():
+    lengths = np.array([3, 4, 5, 6])
+    assert [chat_estimate.filling(lengths, limit) for limit in (1, 7, 11, 12, 99)] == [1, 2, 2, 3, 4]
+
+
+def test_a_gpus_pace_is_not_that_of_a_step_that_compiled(tmp_path):
+    seconds = [9.0, 0.2, 0.2, 5.0, 0.2, 0.2, 0.2, 0.3, 0.2]
+    run = Run(tmp_path / "lora" / "seed-0")
+    run.path.mkdir(parents=True)
+    lines = [{"event": "step", "seconds": one, "tokens_per_second": 100 / one} for one in seconds]
+    (run.path / "events.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    each, speed = estimate.pace(run, SimpleNamespace(device=torch.device("cuda")))
+    assert each == pytest.approx(0.2) and speed == pytest.approx(500)
+
+
+def test_the_batches_that_a_search_has_met_are_those_of_its_longest_trial(recipe):
+    changed = load(recipe).model_copy(update={"search": Search(tokens=1000, learning_rate=[1e-4, 1e-3])})
+    assert estimate.met_before(changed, "lora", held=120) == math.ceil(500 / 120)
+    assert estimate.met_before(load(recipe), "lora", held=120) == 0
 
 
 def test_a_search_costs_its_steps_its_trials_and_one_model(recipe):

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import weakref
+
 import pytest
 import torch
 from chat import small
 
-from tarazu import searching
+from tarazu import searching, study
 from tarazu.chat.task import Chat
 from tarazu.engine.signals import StopSignals
-from tarazu.recipe import load
+from tarazu.recipe import Search, load
 from tarazu.run_folder import Run, RunFolder
 
 CPU = torch.device("cpu")
@@ -43,6 +45,20 @@ def test_a_trainee_that_is_used_again_gives_what_a_new_one_gives(recipe, data, n
     assert len(built) == 1 and again[0] == again[2] != again[1]
     monkeypatch.setattr(searching, "REUSED", set())
     assert losses(recipe, data, name, tmp_path / "anew", [3e-2, 1e-3, 3e-2]) == again and len(built) == 4
+
+
+def test_what_the_trials_held_is_gone_before_the_run_is_built(recipe, data, tmp_path, monkeypatch):
+    asked, held, alive = recipe.model_copy(update={"search": Search(tokens=400, learning_rate=[1e-3, 1e-2], widen=False)}), [], []
+    monkeypatch.setattr(searching.Trials, "fresh", lambda self, *args, whole=searching.Trials.fresh: keep(held, whole(self, *args)))
+    monkeypatch.setattr(Chat, "build", lambda self, *args, whole=Chat.build: (alive.append([one() is not None for one in held]), whole(self, *args))[1])
+    folder = RunFolder(tmp_path / "study")
+    study.run_one(Chat(), asked, "lora", data, folder.run("lora", 0), CPU, StopSignals(""), folder)
+    assert len(held) == 2 and len(alive) == 2 and not any(alive[-1])
+
+
+def keep(held: list, trainee):
+    held.append(weakref.ref(trainee.module))
+    return trainee
 
 
 def test_another_rank_is_another_module(recipe, data, tmp_path):

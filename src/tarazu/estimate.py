@@ -10,6 +10,7 @@ import gc
 import importlib
 import math
 import shutil
+import statistics
 import tempfile
 import time
 from collections.abc import Iterator
@@ -32,6 +33,7 @@ from tarazu.searching import REUSED
 from tarazu.study import make_task
 
 STEPS = {"cpu": 3, "cuda": 12}  # on a GPU a step is short, and the first ones are not like the others
+LOOKED_AT = 1000  # steps among which the heaviest one is looked for
 NEVER = 10**12  # tokens between validations
 
 
@@ -111,7 +113,7 @@ def _measure(task, recipe: Recipe, name: str, data, device: torch.device, scratc
         fingerprint.fingerprint(trainee.module)
         seconds["fingerprint"] = 2 * (time.perf_counter() - began)
         order = RowOrder(data.size("train"), method.batch_rows or recipe.budget.batch_rows, seed)
-        train_few(task, recipe, name, data, trainee, known.heaviest(data, order.at(0)), scratch / "heaviest", ledger)
+        train_few(task, recipe, name, data, trainee, known.heaviest(data, fullest(data, order, known)), scratch / "heaviest", ledger)
         memory = ledger.memory["allocated"] or ledger.memory["resident"]
         warm = Ledger(device)
         rows = [row for step in range(STEPS[device.type]) for row in order.at(step)]
@@ -120,7 +122,14 @@ def _measure(task, recipe: Recipe, name: str, data, device: torch.device, scratc
         saves, disk = shape_of_saves(run)
         steps = training_steps(recipe.budget, order, warm)
         each, speed = pace(run, warm)
-        seconds["train"] = steps * each
+        again = each
+        if device.type == "cuda":  # the same steps once more: a GPU's libraries plan each width of a batch when they first meet it
+            later = Ledger(device)
+            again = min(each, pace(train_few(task, recipe, name, data, trainee, rows, scratch / "again", later), later)[0])
+        held = warm.counts.tokens / warm.steps
+        met = min(steps, met_before(recipe, name, held))
+        seconds["train"] = met * again + (steps - met) * each
+        speed *= steps * each / seconds["train"]
         count = validations(recipe.budget)
         seconds["checkpoint"] = warm.seconds["checkpoint"] * (count - 1 + seconds["train"] // SAVE_SECONDS)
     trainee.module.eval()
@@ -133,7 +142,9 @@ def _measure(task, recipe: Recipe, name: str, data, device: torch.device, scratc
             "evaluate": parts["evaluate"],
         }
         trial = 2 * parts["validate"] + warm.seconds["checkpoint"]
-        found, beyond = searching(recipe, name, seconds["load"], each, warm.counts.tokens / warm.steps, trial)
+        found, beyond = searching(recipe, name, seconds["load"], again, held, trial)
+        if found:
+            found["search"] += met_before(recipe, name, held) * (each - again)
         seconds |= found
     else:
         seconds |= {"generate": parts["generate"], "evaluate": parts["evaluate"]}
@@ -194,20 +205,38 @@ def validations(budget: Budget) -> int:
 
 
 def pace(run: Run, warm: Ledger) -> tuple[float, float]:
-    """Seconds of a step and tokens a second: of all steps on a CPU, of those after the first third on a GPU."""
+    """Seconds of a step and tokens a second: of all steps on a CPU, on a GPU of those after the first third.
+
+    There the median counts: what is compiled once in a process must not be multiplied by the steps of a run.
+    """
     if warm.device.type == "cpu":
         return warm.seconds["train"] / warm.steps, warm.counts.tokens / warm.seconds["train"]
     steps = [event for event in run.read_lines("events.jsonl") if event["event"] == "step"]
     steps = steps[len(steps) // 3 :]
-    spent = sum(step["seconds"] for step in steps)
-    return spent / len(steps), sum(step["tokens_per_second"] * step["seconds"] for step in steps) / spent
+    each = statistics.median(step["seconds"] for step in steps)
+    return each, sum(step["tokens_per_second"] * step["seconds"] for step in steps) / len(steps) / each
+
+
+def fullest(data, order: RowOrder, known) -> list[int]:
+    """The rows of the step that holds the most, of the run's first ones: what its peak of memory comes from."""
+    if not hasattr(known, "weight"):  # all rows of the task are alike
+        return order.at(0)
+    return max((order.at(step) for step in range(min(LOOKED_AT, order.steps_per_epoch))), key=lambda rows: known.weight(data, rows))
+
+
+def met_before(recipe: Recipe, name: str, held: float) -> int:
+    """Steps of a run whose batches its own search has met: all trials take the first rows of the same order."""
+    method, asked = recipe.methods[name], recipe.search
+    if asked is None or not (tried := search.candidates(asked, method)):
+        return 0
+    return max(math.ceil(tokens / held) for _, tokens in search.plan(len(tried), asked.tokens))
 
 
 def searching(recipe: Recipe, name: str, load: float, each: float, held: float, trial: float) -> tuple[dict[str, float], float]:
     """Seconds of the method's search of its lists, and the most that rates beyond an edge may take besides.
 
     Args:
-        load: seconds of building the method; each: of a step, which holds `held` tokens; trial: of what each trial takes
+        load: seconds of building the method; each: of a step whose like was met, which holds `held` tokens; trial: of what each trial takes
             besides its steps.
     """
     method, asked = recipe.methods[name], recipe.search

@@ -36,19 +36,26 @@ def heaviest(data: Prepared, rows: list[int]) -> list[int]:
     return [longest, *[row for row in rows if row != longest][: len(rows) - 1]]
 
 
+def weight(data: Prepared, rows: list[int]) -> int:
+    """How much a step of these rows holds: their tokens."""
+    return int(data.store.lengths("train")[rows].sum())
+
+
 def parts(task: Chat, trainee: ChatTrainee, data: Prepared, recipe: ChatRecipe) -> dict[str, float]:
     """Seconds of one validation, of its sampled answers, and of the final evaluation and generation."""
     limit = recipe.budget.micro_batch_tokens
     lengths = {split: data.store.lengths(split) for split in ("validation", "test")}
-    few = min(8, data.size("test"))
+    full = trainee.base.device.type == "cuda"  # there a pass of eight rows takes as long as a full one: only that tells
+    few = filling(lengths["test"], limit) if full else min(8, data.size("test"))
     task.row_losses(trainee, data, "test", limit, 1)  # the first pass reads the weights in: once in a run, not once a row
     spent = timed(trainee, lambda: task.row_losses(trainee, data, "test", limit, few))
     each = spent / float(lengths["test"][:few].sum())
     evaluate = each * float(lengths["test"].sum())
     for passages in data.forgetting.values():
-        some = passages.rows[:PASSAGES]
+        size = np.array([len(row.ids) for row in passages.rows])
+        some = passages.rows[: filling(size, limit) if full else PASSAGES]
         spent = timed(trainee, lambda rows=some: task.nats(trainee, data, rows, limit))
-        evaluate += spent * sum(len(row.ids) for row in passages.rows) / sum(len(row.ids) for row in some)
+        evaluate += spent * float(size.sum()) / sum(len(row.ids) for row in some)
     asked = [a for a in task.asked(data, recipe) if a["from"] == "questions"][: recipe.generation.during_training]
     final = writing(task, trainee, data, recipe, task.asked(data, recipe), recipe.generation.max_new_tokens)
     if data.reading:
@@ -61,6 +68,11 @@ def parts(task: Chat, trainee: ChatTrainee, data: Prepared, recipe: ChatRecipe) 
         "evaluate": evaluate,
         "generate": final,
     }
+
+
+def filling(lengths: np.ndarray, limit: int) -> int:
+    """How many of the first rows fill one pass of `limit` tokens; all of them where they do not."""
+    return max(1, int(np.searchsorted(np.cumsum(lengths), limit, side="right")))
 
 
 def writing(
