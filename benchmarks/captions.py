@@ -42,7 +42,8 @@ class Bench:
         source = ["data.source=drawn", f"data.scenes={args.drawn}", "data.split={train: 0.8, validation: 0.1, test: 0.1}"]
         source = source if args.drawn else [f"data.source={args.source}"]
         size = [f"encoder.size={args.size}"] if args.size else []
-        self.recipe = recipe.load(args.recipe, [*source, *size, f"encoder.name={args.encoder}", "data.views=1", *args.set])
+        plain = ["data.views=1", "length_penalty=1.0", "beam_stop=full"]  # what the peer does
+        self.recipe = recipe.load(args.recipe, [*source, *size, f"encoder.name={args.encoder}", *plain, *args.set])
         self.folder, self.args, self.out = RunFolder(folder / "run"), args, []
         self.data = data.prepare(self.recipe, self.folder, self.device)
         self.turn = 0
