@@ -50,7 +50,7 @@ def test_a_measured_estimate_is_kept_as_it_is(home):
 
 def test_the_report_puts_it_beside_what_happened(home):
     (measured, foreseen) = (expected_view(read_study(home / name)) for name in ("told", "foreseen"))
-    for view, how in ((measured, "three real steps"), (foreseen, "a table of devices")):
+    for view, how in ((measured, "a few real steps"), (foreseen, "a table of devices")):
         rows = {row[0].html.plain("en"): row for row in view["table"].rows}
         assert how in rows["lora"][1].html.plain("en")
     ledger, guess = read_json(home / "told/lora/seed-0/ledger.json"), read_json(home / "told/estimate.json")["methods"][1]

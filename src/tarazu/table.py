@@ -40,7 +40,7 @@ def _results(folder: Path, results: dict) -> Table:
 
 def estimate(found: dict) -> None:
     """Prints what `tarazu check` expects of each method, and of the whole study."""
-    title = "measured on three steps and a few answers here" if found["how"] == "measured" else f"told from the model's shape, on {found['device']}; not measured"
+    title = "measured on a few steps and answers here" if found["how"] == "measured" else f"told from the model's shape, on {found['device']}; not measured"
     table = Table(title=f"what it will take: {title}", title_justify="left")
     table.add_column("method")
     table.add_column("works")

@@ -328,3 +328,29 @@ def test_a_large_study_shows_a_part_and_names_the_files(tmp_path, undrawn):
     assert len(page.encode()) < 3_000_000 and re.search(r"\d+ of the 400 questions are shown", text)
     beside = page[page.index('id="comparison-answers"') :]
     assert 'data-ability="chat"' in beside and 'href="./lora/seed-0/samples.jsonl"' in beside
+
+
+def test_a_study_short_of_seeds_says_so(tmp_path):
+    folder = chat_folder(tmp_path, seeds=(0, 1))
+    with (folder / "resolved.yaml").open("a") as recipe:
+        recipe.write("seeds: [0, 1, 2]\n")
+    assert "asks for 1 more seed(s) (2)" in "".join(Page(build(folder).read_text(encoding="utf-8")).text)
+    (folder / "resolved.yaml").write_text((folder / "resolved.yaml").read_text().replace("[0, 1, 2]", "[0, 1]"))
+    assert "more seed(s)" not in build(folder).read_text(encoding="utf-8")
+
+
+def test_every_part_of_a_gathered_study_has_its_command(tmp_path):
+    folder = chat_folder(tmp_path)
+    stamp = json.loads((folder / "environment.json").read_text())
+    parts = [{"command": f"tarazu run recipe.yaml --method {name}", "device": {"name": "A"}, "methods": [name]} for name in ("lora", "layers")]
+    (folder / "environment.json").write_text(json.dumps({**stamp, "parts": parts}))
+    text = build(folder).read_text(encoding="utf-8")
+    assert all(part["command"] in text for part in parts) and "by its own command" in text and stamp["command"] not in text
+
+
+def test_an_invariant_says_what_was_compared_and_why_so_much_may_differ(tmp_path):
+    folder = chat_folder(tmp_path)
+    found = json.loads((folder / "verify.json").read_text())
+    found["methods"][0]["checks"][0] |= {"compared": "nats of 6 rows", "why": "the device may add in another order"}
+    (folder / "verify.json").write_text(json.dumps(found))
+    assert "nats of 6 rows; the device may add in another order" in build(folder).read_text(encoding="utf-8")

@@ -32,10 +32,16 @@ def how_section(context: Context) -> Section:
             [number(s, "count") for s in dict.fromkeys(run.seed for arm in study.arms for run in arm.runs)]
         ),
         "caveats": caveats(context),
-        "command": code(study.environment["command"]) if study.environment.get("command") else None,
+        "commands": [code(command) for command in _commands(study)],
         "verify": _verify(study),
     }
     return Section("how", say("section.how"), "how.html", view)
+
+
+def _commands(study: StudyView) -> list[str]:
+    """What makes the study again: its command, or those of all its parts."""
+    found = [part.get("command") for part in records(study.environment.get("parts"))] or [study.environment.get("command")]
+    return list(dict.fromkeys(str(command) for command in found if command))
 
 
 def _environment(study: StudyView) -> Table:
@@ -134,6 +140,9 @@ def caveats(context: Context) -> list[Both]:
         found.append(say("caveat.one_seed"))
     elif len({len(arm.measured) for arm in study.arms}) > 1:
         found.append(say("caveat.uneven_seeds"))
+    missing = missing_seeds(study)
+    if missing:
+        found.append(say("caveat.missing_seeds", n=number(len(missing), "count"), seeds=joined([number(s, "count") for s in missing])))
     size = next((i.rows for i in context.comparison.intervals.values()), None)
     if size is not None and size < SMALL_TEST:
         found.append(say("caveat.small_test", rows=number(size, "count")))
@@ -155,6 +164,13 @@ def caveats(context: Context) -> list[Both]:
     if study.problems:
         found.append(say("caveat.broken", files=joined([code(p) for p in study.problems])))
     return found
+
+
+def missing_seeds(study: StudyView) -> list[int]:
+    """Seeds that the recipe asks for and of which no method has come to its end."""
+    asked = study.settings.get("seeds")
+    there = {run.seed for arm in study.arms for run in arm.measured}
+    return [seed for seed in asked if isinstance(seed, int) and seed not in there] if isinstance(asked, list) and there else []
 
 
 def _parts(study: StudyView) -> list[Both]:
@@ -184,7 +200,7 @@ def _verify(study: StudyView) -> dict | None:
                     text_cell(say_or(f"verify.{verdict.replace(' ', '_')}", verdict)),
                     figure_cell(check.get("difference"), "rate", "verify.json"),
                     figure_cell(check.get("tolerance"), "rate", "verify.json"),
-                    text_cell(check.get("why") or check.get("compared", "")),
+                    text_cell("; ".join(str(check[key]) for key in ("compared", "why") if check.get(key))),
                 ]
             )
     counts = {
