@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from transformers import DynamicCache
 
 from tarazu.chat.attention import blocks, masks
-from tarazu.chat.layout import SHARED, ChatBatch
+from tarazu.chat.layout import PAD, SHARED, ChatBatch
 from tarazu.chat.trainee import ChatTrainee
 
 
@@ -60,6 +61,19 @@ class Past:
         self.segments = torch.cat([self.segments, batch.segments], 1)
         self.positions = torch.cat([self.positions, batch.positions], 1)
         return self.segments, self.positions
+
+    def join(self, others: list[Past]) -> None:
+        """Takes the lines of others below its own, all padded on the left to the longest."""
+        parts = [self, *others]
+        missing = [max(p.segments.shape[1] for p in parts) - p.segments.shape[1] for p in parts]
+        cache = DynamicCache()
+        for number in range(len(self.cache.layers)):
+            layers = [part.cache.layers[number] for part in parts]
+            both = ([layer.keys for layer in layers], [layer.values for layer in layers])
+            cache.update(*(torch.cat([F.pad(t, (0, 0, left, 0)) for t, left in zip(some, missing, strict=True)]) for some in both), number)
+        self.cache = cache
+        self.segments = torch.cat([F.pad(p.segments, (left, 0), value=PAD) for p, left in zip(parts, missing, strict=True)])
+        self.positions = torch.cat([F.pad(p.positions, (left, 0)) for p, left in zip(parts, missing, strict=True)])
 
     def select(self, lines: torch.Tensor) -> None:
         """Keeps only some lines: finished answers need no more work."""

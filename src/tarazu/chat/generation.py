@@ -17,6 +17,8 @@ from tarazu.chat.layout import ChatBatch, Row, lay_out
 from tarazu.chat.loss import logits_of
 from tarazu.chat.trainee import ChatTrainee
 
+LIKE = 1.5  # prompts that are read together on a CPU: the longest over the shortest
+
 
 @dataclass(frozen=True)
 class Answer:
@@ -66,13 +68,14 @@ def stream(trainee: ChatTrainee, prompt: list[int], stop: set[int], most: int, s
 
 
 def _generate_batch(trainee: ChatTrainee, prompts: list[list[int]], stop: set[int], most: int, sampling: Sampling) -> list[Answer]:
-    batch, past = begin(trainee, prompts)
+    hidden, batch, past = read(trainee, prompts)
     written: list[list[int]] = [[] for _ in prompts]
     finished = [False] * len(prompts)
     live = list(range(len(prompts)))
-    for _ in range(most):
-        logits = logits_of(trainee.base, hidden_states(trainee, batch, past)[:, -1])
-        tokens = _pick(logits, sampling)
+    for step in range(most):
+        if step:
+            hidden = hidden_states(trainee, batch, past)[:, -1]
+        tokens = _pick(logits_of(trainee.base, hidden), sampling)
         keep = []
         for place, (row, token) in enumerate(zip(live, tokens.tolist(), strict=True)):
             if token in stop:
@@ -91,11 +94,37 @@ def _generate_batch(trainee: ChatTrainee, prompts: list[list[int]], stop: set[in
 
 
 def _replay_batch(trainee: ChatTrainee, prompts: list[list[int]], stop: set[int], most: int) -> list[Answer]:
-    batch, past = begin(trainee, prompts)
-    first = logits_of(trainee.base, hidden_states(trainee, batch, past)[:, -1]).argmax(-1)
+    hidden, batch, past = read(trainee, prompts)
+    first = logits_of(trainee.base, hidden).argmax(-1)
     lines = replay.decode(replay.Steps(trainee, batch, past, first, most), stop, most)
     ends = [next((i for i, token in enumerate(line) if token in stop), None) for line in lines]
     return [Answer(line[:end], end is not None) for line, end in zip(lines, ends, strict=True)]
+
+
+def read(trainee: ChatTrainee, prompts: list[list[int]]) -> tuple[torch.Tensor, ChatBatch, Past]:
+    """The prompts' last hidden states (B, width), the last place of each, and what stands before it.
+
+    On a CPU, where padding costs what words cost, prompts of unlike length are read apart.
+    """
+    parts = [begin(trainee, some) for some in _alike(prompts)] if trainee.base.device.type == "cpu" else [begin(trainee, prompts)]
+    hidden = torch.cat([hidden_states(trainee, batch, past)[:, -1] for batch, past in parts])
+    (first, past), others = parts[0], parts[1:]
+    if not others:
+        return hidden, first, past
+    past.join([other for _, other in others])
+    last = {name: torch.cat([getattr(batch, name)[:, -1:] for batch, _ in parts]) for name in ("ids", "virtual", "positions", "segments")}
+    return hidden, replace(first, **last), past
+
+
+def _alike(prompts: list[list[int]]) -> list[list[list[int]]]:
+    """The prompts, which come shortest first, in groups whose longest is at most `LIKE` times their shortest."""
+    groups: list[list[list[int]]] = []
+    for prompt in prompts:
+        if groups and len(prompt) <= LIKE * len(groups[-1][0]):
+            groups[-1].append(prompt)
+        else:
+            groups.append([prompt])
+    return groups
 
 
 def begin(trainee: ChatTrainee, prompts: list[list[int]]) -> tuple[ChatBatch, Past]:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from tarazu.chat.forward import hidden_states
-from tarazu.chat.generation import begin, generate, next_place
+from tarazu.chat.generation import begin, generate, next_place, read
 from tarazu.chat.layout import Row
 from tarazu.chat.loss import logits_of
 from tarazu.chat.settings import ChatRecipe
@@ -140,10 +140,12 @@ def parting_word(answers: list[list[int]]) -> set[int]:
 
 def cached(trainee: ChatTrainee, prompts: list[list[int]], texts: list[list[int]]) -> list[torch.Tensor]:
     """Log-probabilities (words, V) before each word of the given texts, as generation computes them."""
-    batch, past = begin(trainee, prompts)
+    hidden, batch, past = read(trainee, prompts)
     out: list[list[torch.Tensor]] = [[] for _ in prompts]
     for step in range(max(map(len, texts))):
-        scores = torch.log_softmax(logits_of(trainee.base, hidden_states(trainee, batch, past)[:, -1]), -1)
+        if step:
+            hidden = hidden_states(trainee, batch, past)[:, -1]
+        scores = torch.log_softmax(logits_of(trainee.base, hidden), -1)
         for line, text in enumerate(texts):
             if step < len(text):
                 out[line].append(scores[line].double().cpu())

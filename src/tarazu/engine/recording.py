@@ -181,9 +181,12 @@ def warm_up(work: Callable[[], None], space: Space) -> None:
 
 def recorded(work: Callable[[], tuple], space: Space) -> tuple[Callable[[], None], tuple]:
     """Records `work`; returns what plays it back, and the tensors that are filled then."""
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, pool=space.pool.id, stream=space.stream, capture_error_mode="thread_local"):
-        found = work()
+    graph, stream = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
+    try:
+        with torch.cuda.graph(graph, pool=space.pool.id, stream=space.stream, capture_error_mode="thread_local"):
+            found = work()
+    finally:
+        torch.cuda.set_stream(stream)  # torch itself stays on the recording's where one failed
     return graph.replay, found
 
 
