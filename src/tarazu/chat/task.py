@@ -132,9 +132,9 @@ class Chat:
         """Any rows as batches, with the method's virtual tokens before each."""
         prefix = trainee.virtual if trainee.prefix else 0
         virtual = trainee.virtual - prefix
-        blocks = data.packed and by_blocks(trainee.base)
+        few = data.packed and (by_blocks(trainee.base) or trainee.base.device.type == "cuda")  # a GPU's libraries plan anew for each width, at 0.1 s
         lines = group(rows, limit, virtual, data.packed)
-        return [lay_out(some, virtual, prefix, width=packed_width(some, virtual, limit) if blocks else None) for some in lines]
+        return [lay_out(some, virtual, prefix, width=packed_width(some, virtual, limit) if few else None) for some in lines]
 
     def loss(self, trainee: ChatTrainee, batch: ChatBatch) -> LossSum:
         return LossSum(self.losses(trainee, batch).sum(), len(batch.labels))
