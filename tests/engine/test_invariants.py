@@ -97,3 +97,14 @@ def test_interventions_leave_no_trace():
         assert torch.allclose(module[0](ids), plain, rtol=2e-3) and not torch.equal(module[0](ids), plain)
         assert module[1].p == 0 and module[2].dropout == 0
     assert torch.equal(module[0](ids), plain) and module[1].p == 0.5 and module[2].dropout == 0.3
+
+
+def test_no_rounding_excuses_a_lost_gradient(tmp_path, monkeypatch):
+    monkeypatch.setattr(Bench, "allowed", lambda bench, noise: (7.0, "very coarse numbers"))
+    task = Toy()
+    recipe = Recipe(task="toy", budget=Budget(epochs=1), methods={"toy": {}}).model_copy(update={"methods": {"toy": Method(kind="toy")}})
+    trainee = task.build(frozen=True)
+    shake(trainee)
+    bench = Bench(Few(task, ToyData(), [0, 3, 5, 8, 9, 11]), recipe, "toy", trainee, tmp_path, CPU, 0)
+    found = {one.name: one for one in shared(bench, lambda: task.build(frozen=True), lambda trainee: contextlib.nullcontext())}
+    assert found[GRADIENT].tolerance == 0.5 and "lost gradient" in found[GRADIENT].why

@@ -27,6 +27,7 @@ from tarazu.run_folder import Run
 
 MARGIN = 10  # times the measured rounding
 STEPS, PER_STEP = 4, 2  # of the short trainings; rows go one by one, so a cut can fall inside a step
+LOST = 0.5  # of a gradient: a tensor's that is lost differs by 1, so no rounding may allow more
 CUT_AFTER = 5  # batches: in the middle of the third step
 
 
@@ -158,7 +159,10 @@ def gradient_check(bench: Bench, name: str, steady: Callable) -> Finding:
     difference, noise = apart(found[0], found[1]), apart(found[0], found[2])
     size = math.sqrt(sum(float(g.double().square().sum()) for g in found[0].values()))
     text = f"{len(found[0])} tensors' gradients of {rows} rows, one row at a time and together; relative to each tensor (norm of all: {size:.3g})"
-    return judged(name, text, difference, *bench.allowed(noise))
+    tolerance, why = bench.allowed(noise)
+    if tolerance > LOST:
+        tolerance, why = LOST, f"{why}; but no more than {LOST}, or a lost gradient would pass"
+    return judged(name, text, difference, tolerance, why)
 
 
 def apart(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> float:
