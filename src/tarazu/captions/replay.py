@@ -8,16 +8,15 @@ weights must stay where they are (optimizer, averaging and loading all write in 
 from __future__ import annotations
 
 import contextlib
-import gc
 from collections import Counter
 from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import FunctionCtx, once_differentiable
 
 from tarazu.engine.loop import MEMORY_ERRORS
 from tarazu.engine.progress import note
+from tarazu.engine.recording import Played, no_cast_kept, nothing_collected
 
 Work = Callable[..., tuple[Tensor, ...]]
 OFTEN = 3  # a shape is recorded when it comes so often: the last batch of an epoch may be the only one of its size
@@ -54,7 +53,7 @@ class Replay:
             self._record(key, inputs, parameters)
         if key not in self.records:
             return self.work(*inputs)
-        return _Played.apply(self.records[key], len(inputs), *inputs, *parameters)
+        return Played.apply(self.records[key], len(inputs), *inputs, *parameters)
 
     def _record(self, key: tuple, inputs: tuple[Tensor, ...], parameters: list[Tensor]) -> None:
         try:
@@ -78,8 +77,8 @@ class Recording:
         try:
             self.pool = warm_up(self._both)
             self.forward, losses = recorded(self._losses, self.pool)
-            self.losses = [loss.detach() for loss in losses]
-            self.weights = [torch.ones_like(loss) for loss in self.losses]  # the gradients that come from outside
+            self.outputs = [loss.detach() for loss in losses]
+            self.slopes = [torch.ones_like(loss) for loss in self.outputs]  # the gradients that come from outside
             self.backward, self.gradients = recorded(self._gradients, self.pool)
         finally:
             self.live = ()  # else autograd would go on adding up gradients on the stream of the recording
@@ -92,36 +91,13 @@ class Recording:
 
     def _gradients(self) -> tuple[Tensor | None, ...]:
         """A loss that is only reported has none, and is passed over."""
-        losses, weights = zip(*(pair for pair in zip(self.live, self.weights, strict=True) if pair[0].requires_grad), strict=True)
-        return torch.autograd.grad(losses, self.parameters, weights, allow_unused=True)
+        losses, slopes = zip(*(pair for pair in zip(self.live, self.slopes, strict=True) if pair[0].requires_grad), strict=True)
+        return torch.autograd.grad(losses, self.parameters, slopes, allow_unused=True)
 
     def _both(self) -> None:
-        self.weights = [torch.ones_like(loss) for loss in self._losses()]
+        self.slopes = [torch.ones_like(loss) for loss in self._losses()]
         self._gradients()
         self.live = ()  # nodes that live on would belong to the stream of the warm-up, not to the recording's
-
-
-class _Played(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: FunctionCtx, recording: Recording, count: int, *tensors: Tensor) -> tuple[Tensor, ...]:
-        for own, given in zip(recording.inputs, tensors[:count], strict=True):
-            own.copy_(given, non_blocking=True)
-        recording.forward()
-        recording.turn += 1
-        ctx.recording, ctx.count, ctx.turn = recording, count, recording.turn
-        return tuple(loss.detach().clone() for loss in recording.losses)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: FunctionCtx, *weights: Tensor) -> tuple[Tensor | None, ...]:
-        recording = ctx.recording
-        if recording.turn != ctx.turn:
-            raise RuntimeError("a batch of the same shape was played again before this one's backward pass")
-        for own, given in zip(recording.weights, weights, strict=True):
-            own.copy_(given)
-        recording.backward()
-        # the recording keeps its own hold of these, so autograd adds copies of them to the parameters' gradients
-        return None, None, *[None] * ctx.count, *recording.gradients
 
 
 def warm_up(work: Callable[[], None]) -> tuple[int, int] | None:
@@ -138,18 +114,11 @@ def warm_up(work: Callable[[], None]) -> tuple[int, int] | None:
 def recorded(work: Callable[[], tuple], pool: tuple[int, int] | None) -> tuple[Callable[[], None], tuple]:
     """Records `work`; returns what plays it back, and the tensors that are filled then."""
     graph, stream = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
-    cached, collecting = torch.is_autocast_cache_enabled(), gc.isenabled()
-    torch.set_autocast_cache_enabled(False)  # a cast weight from before the recording would never change again
-    gc.collect()
-    gc.disable()  # an older recording that is thrown away while this one is made would spoil it
     try:
-        with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
+        with no_cast_kept(), nothing_collected(), torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
             found = work()
     finally:
         torch.cuda.set_stream(stream)  # torch itself stays on the recording's where one failed
-        torch.set_autocast_cache_enabled(cached)
-        if collecting:
-            gc.enable()
     return graph.replay, found
 
 
