@@ -141,3 +141,21 @@ def test_tied_words_are_one_matrix(kind):
     found = decoder(kind)
     assert found.output.weight is found.embedding.weight
     assert len([name for name, p in found.named_parameters() if p.shape == (WORDS, found.embedding.embedding_dim)]) == 1
+
+
+@pytest.mark.parametrize("share", [0.0, 0.6])
+def test_what_is_drawn_without_dropout_may_be_learnt_from_with_it(share):
+    """The same sentences, and so the same loss, where there is none; another gradient each time where there is."""
+    words = Vocabulary(SPECIALS + tuple("abcdefg"), 1, 6)
+    rewards = Rewards([[list("abcd")], [list("efg")], [list("ggb")]], words, torch.device("cpu"))
+    captions = torch.tensor([words.encode(list(text)) for text in ("abcd", "efg", "ggb")])
+    whole = ImageCaptioningModel(ENCODER, decoder("show_attend_tell"), feature_dropout=share).train()
+    for part in whole.decoder.modules():
+        if isinstance(part, torch.nn.Dropout):
+            part.p = 0.0
+    found = []
+    for settings in (SelfCritical(samples=3, share=1.0, likelihood=0.3, dropout=on) for on in (False, True)):
+        torch.manual_seed(0)
+        losses = self_critical(whole, FEATURES, captions, torch.arange(3), rewards, settings, 6)
+        found.append(losses.total + losses.extra)
+    assert torch.allclose(*found) is (share == 0.0)

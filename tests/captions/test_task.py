@@ -10,9 +10,13 @@ from safetensors.torch import load_file
 
 from tarazu import study
 from tarazu.captions import caption, saved
+from tarazu.captions.task import Captions
+from tarazu.engine import loop
+from tarazu.engine.ledger import Ledger
 from tarazu.engine.signals import StopSignals
 from tarazu.errors import BadInput, Stopped
-from tarazu.run_folder import read_json, read_lines
+from tarazu.recipe import load
+from tarazu.run_folder import RunFolder, read_json, read_lines
 
 RECIPE = """
 task: captions
@@ -199,11 +203,28 @@ def test_captions_together_a_tuned_encoder_and_rewards_at_their_own_rate(home):
     assert max(before) > 3e-4 and 0.5e-4 < max(after) <= 1e-4
 
 
-def test_a_picture_that_is_looked_at_once_for_its_captions_is_the_same_picture(home):
-    from tarazu.captions.task import Captions
-    from tarazu.recipe import load
-    from tarazu.run_folder import RunFolder
+def test_rewarded_epochs_begin_from_the_best_weights(home):
+    """At a rate of next to nothing they also end there, the mean with them; the weights themselves were elsewhere."""
+    tell = [f"methods.tell.{key}" for key in ("average=0.9", "self_critical.from_epoch=2", "self_critical.learning_rate=1e-12")]
+    run = fitted(home, "from-best", "tell", ["budget.watch=loss", *tell])
+    last = load_file(max((run.path / "checkpoint").glob("step-*")) / "weights.safetensors")
+    for name, tensor in load_file(run.path / "best.safetensors").items():
+        torch.testing.assert_close(last[name], tensor, atol=1e-7, rtol=0)
 
+
+def fitted(home, folder, name, sets):
+    """A method of TOGETHER, trained by the engine alone: its checkpoint stays."""
+    (home / "together.yaml").write_text(TOGETHER)
+    recipe, task, cpu = load(home / "together.yaml", sets), Captions(), torch.device("cpu")
+    folder = RunFolder(home / folder)
+    data = task.prepare(recipe, folder, cpu)
+    trainee, run = task.build(recipe, name, data, 0, cpu), folder.run(name, 0)
+    with StopSignals(str(folder.path)) as stop:
+        loop.fit(task, trainee, data, recipe, recipe.methods[name], run, 0, Ledger(cpu), stop)
+    return run
+
+
+def test_a_picture_that_is_looked_at_once_for_its_captions_is_the_same_picture(home):
     (home / "together.yaml").write_text(TOGETHER)
     recipe, task, cpu = load(home / "together.yaml", ["data.views=1"]), Captions(), torch.device("cpu")
     data = task.prepare(recipe, RunFolder(home / "looked"), cpu)

@@ -6,6 +6,8 @@ on the CIDEr of the model's own sentences. The loss that is reported stays the p
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -108,16 +110,17 @@ def self_critical(
 ) -> LossSum:
     """The gradient of the expected reward: each sampled sentence against the mean of the image's other samples.
 
-    images (B,): the place of each picture among the references. The loss that is reported stays the likelihood of the
-    person's caption, without dropout.
+    images (B,): the place of each picture among the references. Sentences are drawn without dropout; it may be on in what is
+    learnt from them (`settings.dropout`). The loss that is reported stays the likelihood of the person's caption.
     """
     used, samples = max(1, round(settings.share * len(pictures))), settings.samples
     with decoding.without_dropout(model):
-        if settings.likelihood:  # then all are looked at once, for both
+        if settings.likelihood or settings.dropout:  # then all are looked at once, for everything
             pictures = model.see(pictures)
         features = model.see(pictures[:used]).repeat_interleave(samples, 0)  # once for all samples
         drawn = decoding.sample(model, features.detach(), most_words)
         advantage = _advantage(rewards(images[:used].repeat_interleave(samples), drawn, settings.bleu), samples)
+    with nullcontext() if settings.dropout else decoding.without_dropout(model):
         logits = model.teach(features, drawn[:, :-1], attention=False)[0].float()
         logp = _log_chances(logits, drawn[:, 1:], most_words)
         policy = -(advantage * logp).sum() / samples * (len(pictures) / used)

@@ -97,7 +97,9 @@ class FineTune(Strict):
 
 
 class SelfCritical(Strict):
-    """Late epochs trained on the CIDEr of the model's own samples (Rennie et al. 2017; baseline of Luo 2020)."""
+    """Late epochs trained on the CIDEr of the model's own samples (Rennie et al. 2017; baseline of Luo 2020).
+
+    With a rate of their own they begin from the best weights so far, where `budget.keep` is best."""
 
     from_epoch: NonNegativeInt = 15
     learning_rate: PositiveFloat | None = Field(
@@ -108,6 +110,9 @@ class SelfCritical(Strict):
         0.25, gt=0, le=1, description="of a step's rows that are sampled for: an image comes five times in an epoch"
     )
     likelihood: NonNegativeFloat = Field(0.0, description="weight of the likelihood that stays beside the reward")
+    dropout: bool = Field(
+        False, description="sentences are drawn without dropout, and learnt from with it, like people's captions"
+    )
     bleu: NonNegativeFloat = Field(
         0.0, description="weight of a sentence's BLEU-4 (0..1) beside its CIDEr (0..10, mostly below 1) in the reward"
     )

@@ -160,7 +160,7 @@ def trainee_of(
         pooled=pooled,
     )
     if late and late.learning_rate:
-        trainee.phases = [Phase(late.from_epoch, late.learning_rate / method.learning_rate)]
+        trainee.phases = [Phase(late.from_epoch, late.learning_rate / method.learning_rate, from_best=True)]
     if method.fast and not method.scheduled_sampling:  # whose share changes with every step
         trainee.replay = Replay(partial(_losses, model, method), model)
     if method.fast and late and data is not None:

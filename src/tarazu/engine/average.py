@@ -25,6 +25,10 @@ class Average:
 
     def __init__(self, trainee: Trainee, decay: float):
         self.decay, self.parameters = decay, trainee.trainable()
+        self.begin()
+
+    def begin(self) -> None:
+        """The mean is what the weights are now."""
         self.mean = {name: _wide(p).clone() for name, p in self.parameters.items()}
 
     @torch.no_grad()

@@ -219,6 +219,7 @@ class _Fit:
     # --- one step ---
 
     def step(self, bar: Bar) -> None:
+        self.begin_phase()
         began, self.edge = self.edge or Moment(self.device), None
         epoch = self.order.epoch(self.at.step)
         self.trainee.fraction, self.trainee.epoch = self.fraction(), int(epoch)
@@ -234,6 +235,16 @@ class _Fit:
         done = Unread(self.at.step, self.at.tokens, self.order.epoch(self.at.step), rate, counts, measured, began, self.edge)
         self.figures.add(done, late=optim.decides_alone(self.optimizer))
         bar.at(min(1.0, self.fraction()), self.figures.shown)
+
+    def begin_phase(self) -> None:
+        """At the first step of a phase that begins from the best weights so far: these, and their mean, are taken."""
+        starts = {phase.from_epoch * self.order.steps_per_epoch for phase in self.trainee.phases if phase.from_best}
+        best = self.run.path / "best.safetensors"
+        if self.at.step in starts and self.budget.keep == "best" and best.exists():
+            load_weights(self.trainee, load_file(best))
+            if self.average:
+                self.average.begin()
+            note(f"{self.run.name}: goes on from the weights of epoch {self.at.best_epoch + 1}, the best so far")
 
     def advance(self, counts: Counts) -> None:
         self.at.step += 1

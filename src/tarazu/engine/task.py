@@ -67,10 +67,12 @@ class Group:
 
 @dataclass(frozen=True)
 class Phase:
-    """A part of a run with a schedule of its own: warm-up and decay begin anew, at `factor` times every peak rate."""
+    """A part of a run with a schedule of its own: warm-up and decay begin anew, at `factor` times every peak rate; with
+    `from_best` from the best weights so far, where the budget keeps those."""
 
     from_epoch: int
     factor: float
+    from_best: bool = False
 
 
 @dataclass
