@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 
@@ -10,6 +11,7 @@ from chat import small
 
 from tarazu import study, table
 from tarazu.captions.vocabulary import Vocabulary
+from tarazu.chat import loading
 from tarazu.errors import BadInput, TarazuError
 from tarazu.export import export
 from tarazu.run_folder import Run, RunFolder, read_json, read_lines
@@ -135,6 +137,29 @@ def test_a_checkpoint_whose_manifest_is_damaged_is_passed_over(tmp_path, content
     (tmp_path / "step-00000001" / "manifest.json").write_text(content)
     with pytest.raises(TarazuError, match="damaged"):
         checkpoint.load(tmp_path)
+
+
+def test_one_flipped_byte_of_the_weights_is_noticed(copied, tmp_path):
+    weights = copied / "lora" / "seed-0" / "weights.safetensors"
+    data = bytearray(weights.read_bytes())
+    data[-5] ^= 1  # inside the last tensor: still a valid file
+    weights.write_bytes(data)
+    for use in (lambda: loading.load(str(copied / "lora")), lambda: export(str(copied / "lora"), str(tmp_path / "out"), "")):
+        with pytest.raises(BadInput) as caught:
+            use()
+        assert f"the weights of {copied / 'lora'} (seed 0) are damaged" in str(caught.value) and "resume" in caught.value.todo
+    assert not (tmp_path / "out").exists()
+
+
+def test_weights_without_a_hash_are_those_of_an_earlier_version(copied):
+    (copied / "lora" / "seed-0" / "weights.sha256").unlink()
+    assert loading.load(str(copied / "lora"))[2].done()
+
+
+def test_the_hash_is_one_that_other_tools_check(copied):
+    folder = copied / "lora" / "seed-0"
+    told = hashlib.sha256((folder / "weights.safetensors").read_bytes()).hexdigest()
+    assert (folder / "weights.sha256").read_text() == f"{told}  weights.safetensors\n"
 
 
 def test_a_run_is_found_by_its_folder(copied):

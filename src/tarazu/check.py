@@ -12,7 +12,7 @@ from typing import Any
 from tarazu.engine.progress import note
 from tarazu.recipe import dump_yaml, load
 from tarazu.run_folder import RunFolder, find_study, write_json
-from tarazu.study import make_task, pick_device
+from tarazu.study import make_task, only, pick_device
 
 
 def check(
@@ -25,6 +25,7 @@ def check(
     compare: str = "",
     out: str = "",
     defaults: bool = False,
+    methods: list[str] = (),
 ) -> None:
     """Prints the data and the estimate (or, `as_json`, both whole, with the recipe's defaults). Raises `BadInput` as `run` would.
 
@@ -34,10 +35,11 @@ def check(
         compare: a run folder, whose runs stand beside the estimate.
         out: a file for the same JSON.
         defaults: print the recipe with every default too.
+        methods: only these of the recipe's.
     """
     from tarazu import estimate
 
-    recipe = load(recipe_path, sets)
+    recipe = only(load(recipe_path, sets), methods)
     study = find_study(compare) if compare else None
     note(f"{recipe_path}: {len(recipe.methods)} methods ({', '.join(recipe.methods)}), {len(recipe.seeds)} seed(s)")
     with tempfile.TemporaryDirectory() as folder:
@@ -58,14 +60,15 @@ def check(
     if defaults:
         print("the recipe with every default:\n" + dump_yaml(recipe))
     said = shlex.join([recipe_path, *(word for assignment in sets for word in ("--set", assignment))])
-    tell(said, found, whole.get("compared"))
+    tell(said, found, whole.get("compared"), methods)
 
 
-def tell(said: str, found: dict, compared: list[dict] | None) -> None:
+def tell(said: str, found: dict, compared: list[dict] | None, methods: list[str] = ()) -> None:
     """The answer, last, where the eye finds it: the estimate, what stands in the way, and whether to go on.
 
     Args:
         said: the recipe and its --set options, as they were given.
+        methods: those that were asked for; none: all of the recipe's.
     """
     from tarazu import table
     from tarazu.estimate import disk_note
@@ -82,16 +85,17 @@ def tell(said: str, found: dict, compared: list[dict] | None) -> None:
     space = disk_note(found["total"]["disk"][1], Path.cwd())
     if space:
         print(f"all methods and seeds: {space}")
-    print(verdict(found, f"tarazu run {said} --out DIR"))
+    print(verdict(found, f"tarazu run {said} --out DIR", bool(methods)))
 
 
-def verdict(found: dict, command: str) -> str:
-    """One line: how many methods will work, and the command that comes next."""
+def verdict(found: dict, command: str, chosen: bool = False) -> str:
+    """One line: how many methods will work, and the command that comes next, which names them where they are `chosen` ones."""
     working, methods = [m["method"] for m in found["methods"] if m["works"]], len(found["methods"])
     where = "here" if found["how"] == "measured" else f"on {found['device']}, as far as can be told without measuring"
     if not working:
-        return f"verdict: no method of this recipe will work {where}"
+        return f"verdict: {'none of these methods' if chosen else 'no method of this recipe'} will work {where}"
+    if chosen or len(working) < methods:
+        command += "".join(f" --method {name}" for name in working)
     if len(working) == methods:
-        return f"verdict: all methods will work {where}; next: {command}"
-    chosen = " ".join(f"--method {name}" for name in working)
-    return f"verdict: {len(working)} of {methods} methods will work {where}; next: {command} {chosen}"
+        return f"verdict: {'these' if chosen else 'all'} methods will work {where}; next: {command}"
+    return f"verdict: {len(working)} of {methods} methods will work {where}; next: {command}"

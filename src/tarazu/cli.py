@@ -38,6 +38,7 @@ def _version(asked: bool) -> None:
 
 RecipeArgument = Annotated[str, typer.Argument(metavar="RECIPE", help="a recipe (YAML); `tarazu new` lists the shipped ones")]
 Sets = Annotated[list[str], typer.Option("--set", metavar="A.B=C", help="override one key of the recipe; repeatable")]
+Methods = Annotated[list[str], typer.Option("--method", metavar="M", help="only this method; repeatable")]
 Json = Annotated[bool, typer.Option("--json", help="machine-readable output")]
 
 
@@ -58,6 +59,7 @@ def new(name: Annotated[str, typer.Argument(help="a shipped recipe to copy here"
 def check(
     recipe: RecipeArgument,
     sets: Sets = [],  # noqa: B006
+    method: Methods = [],  # noqa: B006
     rows: Annotated[int, typer.Option(min=0, help="rows to show")] = 3,
     measure: Annotated[bool, typer.Option(help="take three steps of each method; without: a range from the model's shape")] = True,
     on: Annotated[str, typer.Option("--on", metavar="GPU", help="estimate for another device (H100, A100, T4, ...); measures nothing")] = "",
@@ -72,14 +74,14 @@ def check(
     """
     from tarazu import check as work
 
-    work.check(recipe, sets, rows, json, measure, on, compare, out, defaults)
+    work.check(recipe, sets, rows, json, measure, on, compare, out, defaults, method)
 
 
 @app.command()
 def run(
     recipe: RecipeArgument,
     out: Annotated[str, typer.Option("--out", metavar="DIR", help="a new folder for the study")],
-    method: Annotated[list[str], typer.Option("--method", metavar="M", help="only this method; repeatable")] = [],  # noqa: B006
+    method: Methods = [],  # noqa: B006
     sets: Sets = [],  # noqa: B006
     extend: Annotated[bool, typer.Option("--extend", help="add this recipe's new methods or seeds to the study in DIR")] = False,
     estimate: Annotated[str, typer.Option("--estimate", metavar="FILE", help="what `tarazu check --out FILE` measured; the report compares")] = "",
@@ -174,7 +176,7 @@ def judge(
     model: Annotated[str, typer.Option(metavar="NAME", help="the judge's name at that endpoint")],
     key: Annotated[str, typer.Option("--api-key-env", metavar="VAR", help="the environment variable that holds the key")] = "",
     against: Annotated[str, typer.Option(metavar="M", help="the method that the others are held against")] = "base",
-    method: Annotated[list[str], typer.Option("--method", metavar="M", help="only this method; repeatable")] = [],  # noqa: B006
+    method: Methods = [],  # noqa: B006
     limit: Annotated[int, typer.Option(min=1, help="only the first so many questions")] = None,
     timeout: Annotated[float, typer.Option(min=1, help="seconds to wait for one reply")] = 120,
 ) -> None:
@@ -192,9 +194,10 @@ def judge(
 @app.command()
 def verify(
     target: Annotated[str, typer.Argument(metavar="RECIPE|DIR", help="a recipe, or a run folder, where verify.json is then written")],
+    method: Methods = [],  # noqa: B006
     sets: Sets = [],  # noqa: B006
     json: Json = False,
-    out: Annotated[str, typer.Option("--out", metavar="FILE", help="write the result as JSON")] = "",
+    out: Annotated[str, typer.Option("--out", metavar="FILE", help="write the result as JSON, after each method")] = "",
 ) -> None:
     """Try the invariants on this model and this machine.
 
@@ -202,7 +205,7 @@ def verify(
     """
     from tarazu import verify as work
 
-    work.verify(target, sets, json, out)
+    work.verify(target, sets, json, out, method)
 
 
 @app.command()

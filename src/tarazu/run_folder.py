@@ -122,17 +122,6 @@ def understood(*paths: Path) -> Iterator[None]:
         raise damaged(there[0], f"does not hold what tarazu writes there{names}: {type(error).__name__} {error}") from error
 
 
-@contextlib.contextmanager
-def unbroken(weights: Path) -> Iterator[None]:
-    """What safetensors says of a file that holds no weights is told as the file's damage."""
-    from safetensors import SafetensorError
-
-    try:
-        yield
-    except SafetensorError as error:
-        raise damaged(weights, f"not the weights of this run: {str(error).strip().splitlines()[0]}") from error
-
-
 @dataclass(frozen=True)
 class Run:
     """One method with one seed: `METHOD/seed-N/`."""
@@ -154,6 +143,10 @@ class Run:
     @property
     def weights(self) -> Path:
         return self.path / "weights.safetensors"
+
+    @property
+    def weights_hash(self) -> Path:
+        return self.path / "weights.sha256"
 
     def done(self) -> bool:
         return (self.read_json("run.json") or {}).get("status") == "done"
@@ -198,6 +191,25 @@ class RunFolder:
 
     def read_json(self, name: str) -> Any:
         return read_json(self.path / name)
+
+    def remember_home(self) -> None:
+        """Keeps the folder that the command was given in: relative paths of the recipe count from there."""
+        write_json(self.path / "place.json", {"working_folder": os.getcwd()})
+
+    @contextlib.contextmanager
+    def at_home(self) -> Iterator[RunFolder]:
+        """Works in the folder that the study was begun in, so that its relative paths mean what they meant.
+
+        Where that folder is not known or not there (the study was moved to another machine), they count from where one is.
+        Gives the same study by a path that holds there.
+        """
+        home = (self.read_json("place.json") or {}).get("working_folder")
+        if not isinstance(home, str) or not os.access(home, os.X_OK) or not os.path.isdir(home) or os.path.samefile(home, os.curdir):
+            yield self
+            return
+        study = RunFolder(self.path.absolute())
+        with contextlib.chdir(home):
+            yield study
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:

@@ -43,6 +43,7 @@ def run(recipe_path: str, out: str, methods: list[str] = (), sets: list[str] = (
         if expected:
             write_json(folder.path / foretold.FILE, expected)
         write_json(folder.path / "environment.json", environment.describe(recipe, pick_device(recipe)))
+        folder.remember_home()
         write_aside(folder.path / "resolved.yaml", dump_yaml(recipe).encode())
         return work(recipe, folder)
 
@@ -71,7 +72,9 @@ def extend(recipe_path: str, out: str, sets: list[str] = (), methods: list[str] 
     with folder.lock():
         write_json(folder.path / "order.json", {"methods": list(recipe.methods)})
         write_aside(folder.path / "resolved.yaml", dump_yaml(recipe).encode())
-        return work(recipe, folder)
+        with folder.at_home() as here:
+            work(recipe, here)
+    return folder
 
 
 def resume(out: str) -> RunFolder:
@@ -81,7 +84,9 @@ def resume(out: str) -> RunFolder:
         recipe = read_recipe(folder)
         if not (folder.path / "order.json").exists():
             write_json(folder.path / "order.json", {"methods": list(recipe.methods)})
-        return work(recipe, folder)
+        with folder.at_home() as here:
+            work(recipe, here)
+    return folder
 
 
 def read_recipe(folder: RunFolder) -> Recipe:

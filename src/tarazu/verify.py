@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import importlib
 import json
 import tempfile
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -16,85 +18,132 @@ from tarazu.engine.disturb import shake
 from tarazu.engine.few import Few
 from tarazu.engine.invariants import Bench, Finding, not_applicable, shared
 from tarazu.engine.loop import autocast, uses_bfloat16
-from tarazu.engine.progress import note
-from tarazu.errors import TarazuError
+from tarazu.engine.pace import Pace
+from tarazu.errors import BadInput, TarazuError
 from tarazu.recipe import Recipe, load
-from tarazu.run_folder import RunFolder, find_study, write_json
-from tarazu.study import make_task, pick_device, read_recipe
+from tarazu.run_folder import RunFolder, find_study, read_json, understood, write_json
+from tarazu.study import make_task, only, pick_device, read_recipe
 
 ROWS = 6  # a handful; three steps of two rows make an epoch
+VERDICTS = ("ok", "failed", "not applicable")
+CONDITIONS = ("task", "device", "precision", "torch", "rows", "seed")  # of the figures in one file
 
 
-def verify(target: str, sets: list[str], as_json: bool, out: str) -> None:
-    """Checks a recipe, or the study in a run folder (whose `verify.json` it writes). Raises `TarazuError` if a check fails."""
-    folder = Path(target) if Path(target).is_dir() else None
-    recipe = read_recipe(find_study(folder)) if folder else load(target, sets)
-    found = examine(recipe)
-    for path in [folder / "verify.json"] if folder else [Path(out)] if out else []:
-        write_json(path, found)
+def verify(target: str, sets: list[str], as_json: bool, out: str, methods: list[str] = ()) -> None:
+    """Checks a recipe, or the study in a run folder (whose `verify.json` it writes). Raises `TarazuError` if a check fails.
+
+    Args:
+        methods: only these of the recipe's; what the file says of the others stays.
+    """
+    study = find_study(target) if Path(target).is_dir() else None
+    recipe = only(read_recipe(study) if study else load(target, sets), methods)
+    path = (study.path / "verify.json" if study else Path(out)).absolute() if study or out else None
+    with study.at_home() if study else contextlib.nullcontext():
+        found = examine(recipe, path, read_json(path) if path and methods else None)
     if as_json:
         print(json.dumps(found, ensure_ascii=False, indent=1))
     else:
         show(found)
-    failed = [
-        f"{method['method']}: {check['name']}"
-        for method in found["methods"]
-        for check in method["checks"]
-        if check["verdict"] == "failed"
-    ]
+    failed = [f"{one['method']}: {check['name']}" for one in found["methods"] for check in one["checks"] if check["verdict"] == "failed"]
     if failed:
-        raise TarazuError(
-            f"{len(failed)} invariants do not hold: {'; '.join(failed)}",
-            where=target,
-            todo="do not trust runs of these methods here",
-        )
+        what = f"{len(failed)} invariants do not hold: {'; '.join(failed)}"
+        raise TarazuError(what, where=target, todo="do not trust runs of these methods here")
 
 
-def examine(recipe: Recipe) -> dict:
-    """What `verify.json` holds."""
+def examine(recipe: Recipe, path: Path | None = None, old: dict | None = None) -> dict:
+    """What `verify.json` holds.
+
+    The quick checks of every method come first, then those that train. What is known is written to `path` after each
+    method, so that little is lost where time runs out.
+
+    Args:
+        old: an earlier result, whose other methods are kept. Raises `BadInput` if it was made under other conditions.
+    """
     device, task = pick_device(recipe), make_task(recipe.task)
     torch.set_float32_matmul_precision("high" if device.type == "cuda" else "highest")
     known = importlib.import_module(f"tarazu.{recipe.task}.invariants")
-    recipe, methods = known.lighter(recipe), []
+    head = conditions(recipe, device)
+    kept = others(old, head, recipe, path) if old else []
+    recipe = known.lighter(recipe)
+    found, waiting, whole = {name: [] for name in recipe.methods}, list(recipe.methods), {}
     with tempfile.TemporaryDirectory() as scratch:
         data = task.prepare(recipe, RunFolder(Path(scratch)), device)
-        for name in recipe.methods:
-            note(f"verifying {name}")
-            checks = [
-                check.as_json() for check in examine_method(task, recipe, name, data, device, Path(scratch) / name)
-            ]
-            methods.append({"method": name, "kind": recipe.methods[name].kind, "checks": checks})
+        for title, stage in (("quick checks", quick), ("checks that train", training)):
+            pace = Pace(title, len(found))
+            for name, checks in found.items():
+                pace.begin(name)
+                new = [{**check.as_json(), "seconds": pace.told(check)} for check in stage(known, task, recipe, name, data, device, Path(scratch) / name)]
+                pace.end(new)
+                checks += new
+                _tidy(device)
+                if stage is training:
+                    waiting.remove(name)
+                whole = gathered(head, recipe, found, kept, waiting)
+                if path:
+                    write_json(path, whole)
+    return whole
+
+
+def conditions(recipe: Recipe, device: torch.device) -> dict:
+    """What the figures depend on besides the method."""
+    precision = "bfloat16" if uses_bfloat16(recipe.budget, device) else "float32"
+    values = (recipe.task, environment.describe_device(device), precision, torch.__version__, ROWS, recipe.seeds[0])
+    return dict(zip(CONDITIONS, values, strict=True))
+
+
+def others(old: dict, head: dict, recipe: Recipe, path: Path | None) -> list[dict]:
+    """The methods of an earlier result that are not tried now. Raises `BadInput` if it was made under other conditions."""
+    with understood(path):
+        kept = [one for one in old["methods"] if one["method"] not in recipe.methods]
+        _ = [check["verdict"] for one in kept for check in one["checks"]]
+    differ = [key for key in CONDITIONS if old.get(key) != head[key]]
+    if kept and differ:
+        raise BadInput(f"holds other methods, tried under another {', '.join(differ)}", where=str(path), todo="leave out --method, or move that file away")
+    return kept
+
+
+def gathered(head: dict, recipe: Recipe, found: dict[str, list[dict]], kept: list[dict], waiting: list[str]) -> dict:
+    """The whole result; `waiting` are methods whose training is not checked yet."""
+    methods = kept + [{"method": name, "kind": recipe.methods[name].kind, "checks": checks} for name, checks in found.items()]
     verdicts = [check["verdict"] for method in methods for check in method["checks"]]
     return {
-        "task": recipe.task,
-        "device": environment.describe_device(device),
-        "precision": "bfloat16" if uses_bfloat16(recipe.budget, device) else "float32",
-        "torch": torch.__version__,
-        "rows": ROWS,
-        "seed": recipe.seeds[0],
+        **head,
         "methods": methods,
-        "counts": {verdict: verdicts.count(verdict) for verdict in ("ok", "failed", "not applicable")},
+        "waiting": list(waiting),
+        "counts": {verdict: verdicts.count(verdict) for verdict in VERDICTS},
         "verdict": "failed" if "failed" in verdicts else "ok",
         "generated": datetime.now(UTC).isoformat(timespec="seconds"),
     }
 
 
-def examine_method(task, recipe: Recipe, name: str, data, device: torch.device, folder: Path) -> list[Finding]:
-    """Every invariant of one method. Its files go under `folder`."""
-    known, seed = importlib.import_module(f"tarazu.{recipe.task}.invariants"), recipe.seeds[0]
+def quick(known, task, recipe: Recipe, name: str, data, device: torch.device, folder: Path) -> Iterator[Finding]:
+    """The invariants of one method's forward pass."""
     if why := known.put_off(recipe, name):
-        return [not_applicable("everything", why)]
-    trainee = task.build(recipe, name, data, seed, device)
-    shake(trainee)
-    bench = Bench(Few(task, data, known.few_rows(data, ROWS)), recipe, name, trainee, folder, device, seed)
-    trainee.module.eval()
+        yield not_applicable("everything", why)
+        return
+    bench = _bench(known, task, recipe, name, data, device, folder)
+    bench.trainee.module.eval()
     with torch.no_grad(), autocast(recipe.budget, device):
-        found = known.checks(bench)
-    found += shared(bench, lambda: task.build(recipe, name, data, seed, device), known.steady)
+        yield from known.checks(bench)
+
+
+def training(known, task, recipe: Recipe, name: str, data, device: torch.device, folder: Path) -> Iterator[Finding]:
+    """The invariants of one method's training, saving and loading; its files go under `folder`."""
+    if not known.put_off(recipe, name):
+        bench = _bench(known, task, recipe, name, data, device, folder)
+        yield from shared(bench, lambda: task.build(recipe, name, data, recipe.seeds[0], device), known.steady)
+
+
+def _bench(known, task, recipe: Recipe, name: str, data, device: torch.device, folder: Path) -> Bench:
+    trainee = task.build(recipe, name, data, recipe.seeds[0], device)
+    shake(trainee)
+    return Bench(Few(task, data, known.few_rows(data, ROWS)), recipe, name, trainee, folder, device, recipe.seeds[0])
+
+
+def _tidy(device: torch.device) -> None:
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()
-    return found
 
 
 def show(found: dict) -> None:

@@ -109,6 +109,10 @@ def test_each_check_can_fail(what, benches, monkeypatch):
     assert found == broken or place == "visible"
 
 
+def cli_words(recipe_path, methods: str) -> list[str]:
+    return ["tarazu", "verify", str(recipe_path), "--set", f"methods={methods}"]
+
+
 def test_the_command_writes_what_it_found(recipe_path, tmp_path, capsys, monkeypatch):
     out = tmp_path / "verify.json"
     monkeypatch.setattr(
@@ -124,9 +128,22 @@ def test_the_command_writes_what_it_found(recipe_path, tmp_path, capsys, monkeyp
         ],
     )
     cli.main()
-    assert "packed = alone" in capsys.readouterr().out
+    said = capsys.readouterr()
+    assert "packed = alone" in said.out
     found = json.loads(out.read_text(encoding="utf-8"))
     assert found["verdict"] == "ok" and found["counts"] == {"ok": 14, "failed": 0, "not applicable": 4}
+    assert found["waiting"] == [] and all(check["seconds"] >= 0 for method in found["methods"] for check in method["checks"])
+    told = said.err
+    assert told.index("quick checks, lora (2 of 2)") < told.index("checks that train, lora (2 of 2)") and "left of this round" in told
+    with_base = [*cli_words(recipe_path, "{base: {}, lora: {rank: 2}}"), "--method", "base", "--out", str(out)]
+    monkeypatch.setattr("sys.argv", with_base)
+    cli.main()  # tries base alone, and keeps what is known of lora
+    again = json.loads(out.read_text(encoding="utf-8"))
+    assert [m["method"] for m in again["methods"]] == ["lora", "base"] and again["methods"][0] == found["methods"][1]
+    out.write_text(json.dumps({**found, "torch": "0.1"}), encoding="utf-8")
+    with pytest.raises(SystemExit) as left:
+        cli.main()
+    assert left.value.code == 2 and "tried under another torch" in capsys.readouterr().err
     monkeypatch.setattr(attention, "visible", BREAKS["rows of a packed line see each other"][1])
     monkeypatch.setattr("sys.argv", ["tarazu", "verify", str(recipe_path), "--set", "methods={base: {}}"])
     with pytest.raises(SystemExit) as left:

@@ -58,27 +58,24 @@ def steady(trainee: CaptionTrainee) -> Iterator[None]:
 
 
 @torch.no_grad()
-def checks(bench: Bench) -> list[Finding]:
-    """The checks of one method's forward pass and of its beam search, in eval mode."""
+def checks(bench: Bench) -> Iterator[Finding]:
+    """One by one, the checks of one method's forward pass and of its beam search, in eval mode."""
     trainee, rows = bench.trainee, bench.few.rows
     alone = {i: nats(trainee, batch_of(bench, [row]))[0] for i, row in enumerate(rows)}
     with nudged(trainee.module, bench.unit):
         noise = largest(alone, {i: nats(trainee, batch_of(bench, [row]))[0] for i, row in enumerate(rows)})
     tolerance, why = bench.allowed(noise)
     text = f"nats of {sum(map(len, alone.values()))} words of {len(rows)} captions"
-    padded = judged(
+    yield judged(
         "padded = alone",
         f"{text}, side by side, padded, and each alone",
         largest(alone, dict(enumerate(nats(trainee, batch_of(bench, rows))))),
         tolerance,
         why,
     )
-    return [
-        padded,
-        future_check(bench, tolerance, why),
-        step_check(bench, text, tolerance, why),
-        beam_check(bench, tolerance, why),
-    ]
+    yield future_check(bench, tolerance, why)
+    yield step_check(bench, text, tolerance, why)
+    yield beam_check(bench, tolerance, why)
 
 
 def batch_of(bench: Bench, rows: list[int]) -> CaptionBatch:

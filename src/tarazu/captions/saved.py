@@ -8,8 +8,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from tarazu.captions import pretrained
@@ -18,6 +16,7 @@ from tarazu.captions.pretrained import Pretrained
 from tarazu.captions.settings import CaptionsRecipe
 from tarazu.captions.trainee import CaptionTrainee, together, trainee_of
 from tarazu.captions.vocabulary import Vocabulary
+from tarazu.engine import weights
 from tarazu.engine.loop import load_weights
 from tarazu.errors import BadInput
 from tarazu.recipe import load as load_recipe
@@ -50,6 +49,11 @@ class Saved:
 def load(path: str | Path, device: str = "auto") -> Saved:
     """The run at DIR/METHOD or DIR/METHOD/seed-N. Raises `BadInput` when it is not a finished captioning run."""
     study, run = find_run(path)
+    with study.at_home() as here:
+        return _loaded(here, here.run(run.name, run.seed), path, device)
+
+
+def _loaded(study: RunFolder, run: Run, path: str | Path, device: str) -> Saved:
     recipe = load_recipe(study.path / "resolved.yaml")
     if recipe.task != "captions" or run.name not in recipe.methods:
         raise BadInput("not a captioning run", where=str(path), todo="`tarazu chat` talks to chat models")
@@ -83,10 +87,7 @@ def _trained(
             "this run has no weights yet", where=str(run.path), todo="let `tarazu run` or `tarazu resume` finish it"
         )
     trainee = trainee_of(recipe, run.name, encoder, vocabulary, run.seed)
-    try:
-        load_weights(trainee, load_file(run.weights))
-    except SafetensorError as error:
-        raise BadInput(f"the weights cannot be read: {error}", where=str(run.weights)) from None
+    load_weights(trainee, weights.read(run))
     return trainee
 
 

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file
 
 from tarazu.captions import data as prepared
 from tarazu.captions import evaluation
@@ -19,6 +18,7 @@ from tarazu.captions.data import Prepared
 from tarazu.captions.settings import CaptionsRecipe
 from tarazu.captions.trainee import CaptionBatch, CaptionTrainee, together, trainee_of
 from tarazu.captions.vocabulary import PAD
+from tarazu.engine import weights
 from tarazu.engine.loop import load_weights
 from tarazu.engine.task import Counts, LossSum
 from tarazu.errors import BadInput
@@ -183,5 +183,5 @@ class Captions:
                 todo="let it stand above the ensemble in the recipe, with the same seed",
             )
         trainee = self.build(recipe, name, data, seed, device)
-        load_weights(trainee, load_file(run.weights))
+        load_weights(trainee, weights.read(run))
         return trainee

@@ -49,8 +49,8 @@ def steady(trainee: ChatTrainee) -> Iterator[None]:
 
 
 @torch.no_grad()
-def checks(bench: Bench) -> list[Finding]:
-    """The checks of one method's forward pass, in eval mode and in the recipe's precision."""
+def checks(bench: Bench) -> Iterator[Finding]:
+    """One by one, the checks of one method's forward pass, in eval mode and in the recipe's precision."""
     task, data, trainee = bench.few.task, bench.few.data, bench.trainee
     rows = [Row(*data.store.row("train", i), index=i) for i in bench.few.rows]
     limit = bench.recipe.budget.micro_batch_tokens
@@ -59,13 +59,12 @@ def checks(bench: Bench) -> list[Finding]:
         noise = largest(alone, losses(task, trainee, data, rows, 1, packed=False))
     tolerance, why = bench.allowed(noise)
     text = f"nats of {sum(map(len, alone.values()))} answer tokens of {len(rows)} rows"
-    found = []
     for name, packed in (("padded = alone", False), ("packed = alone", True)):
         together = losses(task, trainee, data, rows, limit, packed)
         how = "packed into as few lines as fit" if packed else "side by side, padded"
-        found.append(judged(name, f"{text}, {how}, and each row alone", largest(alone, together), tolerance, why))
-    found.append(future_check(bench, rows, tolerance, why))
-    return found + generation_checks(bench, rows, tolerance, why)
+        yield judged(name, f"{text}, {how}, and each row alone", largest(alone, together), tolerance, why)
+    yield future_check(bench, rows, tolerance, why)
+    yield from generation_checks(bench, rows, tolerance, why)
 
 
 def future_check(bench: Bench, rows: list[Row], tolerance: float, why: str) -> Finding:

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from safetensors.torch import load_file
-
 from tarazu.chat import hub, template
 from tarazu.chat.settings import ChatRecipe
 from tarazu.chat.task import Chat
 from tarazu.chat.trainee import ChatTrainee
+from tarazu.engine import weights
 from tarazu.engine.loop import load_weights
 from tarazu.errors import BadInput
-from tarazu.run_folder import Run, find_run, unbroken
+from tarazu.run_folder import Run, RunFolder, find_run
 from tarazu.study import pick_device, read_recipe
 
 
@@ -20,6 +19,11 @@ def load(path: str, unpacked: bool = False) -> tuple[ChatTrainee, template.Templ
     `unpacked`: a base that was trained on in 4 bits has those same weights in full precision, so that they can be merged.
     """
     study, run = find_run(path)
+    with study.at_home() as here:
+        return _loaded(here, here.run(run.name, run.seed), path, unpacked)
+
+
+def _loaded(study: RunFolder, run: Run, path: str, unpacked: bool) -> tuple[ChatTrainee, template.Template, Run, ChatRecipe]:
     recipe = read_recipe(study)
     if recipe.task != "chat":
         raise BadInput("this is not a chat study", where=path, todo="`tarazu caption` describes images")
@@ -34,7 +38,6 @@ def load(path: str, unpacked: bool = False) -> tuple[ChatTrainee, template.Templ
         model = model.dequantize()
     trainee = task.ready(recipe, run.name, model, tokenizer)
     if run.weights.exists():
-        with unbroken(run.weights):
-            load_weights(trainee, load_file(run.weights))
+        load_weights(trainee, weights.read(run))
     trainee.module.eval()
     return trainee, chosen, run, recipe

@@ -9,6 +9,8 @@ import torch
 from torch import nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
+from tarazu.engine import recording
+from tarazu.engine.few import Cut
 from tarazu.engine.task import Trainee
 
 SHARES = ("dropout", "attention_dropout", "module_dropout", "rank_dropout")  # where layers keep a chance for themselves
@@ -23,28 +25,34 @@ def nudged(module: nn.Module, unit: float) -> Iterator[None]:
         return (out * (1 + unit * signs.to(torch.float64))).to(out.dtype)
 
     handles = [m.register_forward_hook(move) for m in module.modules() if isinstance(m, nn.Embedding) and unit]
+    recording.altered()
     try:
         yield
     finally:
         for handle in handles:
             handle.remove()
+        recording.altered()
 
 
 @contextlib.contextmanager
 def caught_gradients(trainee: Trainee) -> Iterator[dict[str, torch.Tensor]]:
-    """The gradients that the optimizer's last step was given, by name."""
+    """The gradients that the optimizer's first step is given, by name. The training inside ends there, unstepped and unsaved."""
     caught: dict[str, torch.Tensor] = {}
 
     def keep(_optimizer, _args, _kwargs) -> None:
         caught.update(
             {name: p.grad.detach().cpu().clone() for name, p in trainee.trainable().items() if p.grad is not None}
         )
+        raise Cut
 
     handle = register_optimizer_step_pre_hook(keep)
     try:
-        yield caught
+        with contextlib.suppress(Cut):
+            yield caught
     finally:
         handle.remove()
+        for parameter in trainee.trainable().values():
+            parameter.grad = None
 
 
 @contextlib.contextmanager
@@ -57,11 +65,13 @@ def without_dropout(module: nn.Module) -> Iterator[None]:
             if isinstance(value, (float, dict)):
                 changed.append((part, key, value))
                 setattr(part, key, dict.fromkeys(value, 0.0) if isinstance(value, dict) else 0.0)
+    recording.altered()
     try:
         yield
     finally:
         for part, key, value in changed:
             setattr(part, key, value)
+        recording.altered()
 
 
 @torch.no_grad()

@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
 
-from tarazu.engine import fingerprint
+from tarazu.engine import fingerprint, weights
 from tarazu.engine.disturb import caught_gradients, nudged, put, without_dropout
 from tarazu.engine.few import Cut, Few, fit
 from tarazu.engine.ledger import Ledger
@@ -28,6 +27,7 @@ from tarazu.run_folder import Run
 MARGIN = 10  # times the measured rounding
 STEPS, PER_STEP = 4, 2  # of the short trainings; rows go one by one, so a cut can fall inside a step
 LOST = 0.5  # of a gradient: a tensor's that is lost differs by 1, so no rounding may allow more
+NEVER = 10**12  # tokens between validations, each with a checkpoint: large ones take longer to write than the training takes
 CUT_AFTER = 5  # batches: in the middle of the third step
 
 
@@ -117,8 +117,8 @@ class Bench:
         return MARGIN * max(noise, self.unit), why
 
 
-def shared(bench: Bench, rebuild: Callable[[], Trainee], steady: Callable) -> list[Finding]:
-    """The checks of training itself, in an order that needs two builds of the model. `bench.trainee` is used up."""
+def shared(bench: Bench, rebuild: Callable[[], Trainee], steady: Callable) -> Iterator[Finding]:
+    """The checks of training itself, one by one, in an order that needs two builds of the model. `bench.trainee` is used up."""
     names = (
         "gradient = whatever the cut",
         "only the named tensors change",
@@ -126,18 +126,19 @@ def shared(bench: Bench, rebuild: Callable[[], Trainee], steady: Callable) -> li
         "saved = loaded",
     )
     if not bench.trainee.may_change:
-        return [not_applicable(name, "nothing is trained") for name in names]
+        yield from (not_applicable(name, "nothing is trained") for name in names)
+        return
     start = {name: p.detach().clone() for name, p in bench.trainee.trainable().items()}
-    gradient = gradient_check(bench, names[0], steady)
+    yield gradient_check(bench, names[0], steady)
     put(bench.trainee, start)
     before = fingerprint.fingerprint(bench.trainee.module)
-    whole = bench.fit("whole", bench.budget())
+    whole = bench.fit("whole", bench.budget(evaluate_every=NEVER))
     proof = fingerprint.compare(before, fingerprint.fingerprint(bench.trainee.module), bench.trainee.may_change)
+    yield tensors_check(names[1], proof)
     kept = bench.mean_loss(bench.trainee)
-    resumed = resume_check(bench, names[2], whole, start)
+    yield resume_check(bench, names[2], whole, start)
     bench.trainee = None  # two large models at once may not fit
-    loaded = load_check(bench, names[3], whole, kept, rebuild())
-    return [gradient, tensors_check(names[1], proof), resumed, loaded]
+    yield load_check(bench, names[3], whole, kept, rebuild())
 
 
 def gradient_check(bench: Bench, name: str, steady: Callable) -> Finding:
@@ -145,16 +146,14 @@ def gradient_check(bench: Bench, name: str, steady: Callable) -> Finding:
     rows = bench.few.size("train")
     found = []
     for limit, unit in ((1, 0.0), (bench.recipe.budget.micro_batch_tokens, 0.0), (1, bench.unit)):
-        budget = bench.budget(epochs=1.0, batch_rows=rows, micro_batch_tokens=limit, clip=1e30, evaluate_every=10**12)
+        budget = bench.budget(epochs=1.0, batch_rows=rows, micro_batch_tokens=limit, clip=1e30, evaluate_every=NEVER)
         with (
             caught_gradients(bench.trainee) as caught,
             without_dropout(bench.trainee.module),
             steady(bench.trainee),
             nudged(bench.trainee.module, unit),
         ):
-            start = {key: p.detach().clone() for key, p in bench.trainee.trainable().items()}
             bench.fit(f"gradient-{len(found)}", budget)
-            put(bench.trainee, start)
         found.append(dict(caught))
     difference, noise = apart(found[0], found[1]), apart(found[0], found[2])
     size = math.sqrt(sum(float(g.double().square().sum()) for g in found[0].values()))
@@ -192,11 +191,11 @@ def resume_check(bench: Bench, name: str, whole: Run, start: dict[str, torch.Ten
         parameter.data.normal_()  # the checkpoint alone must know where it stood
         parameter.grad = None
     resumed = bench.fit("cut", bench.budget())
-    path = apart_from(start, load_file(whole.weights), load_file(resumed.weights))
+    path = apart_from(start, weights.read(whole), weights.read(resumed))
     tolerance, why = 0.0, "exact: the same arithmetic in the same order"
     if bench.device.type == "cuda":
         put(bench.trainee, start)
-        again = apart_from(start, load_file(whole.weights), load_file(bench.fit("again", bench.budget()).weights))
+        again = apart_from(start, weights.read(whole), weights.read(bench.fit("again", bench.budget(evaluate_every=NEVER))))
         tolerance, why = (
             max(MARGIN * again, 1e-3),
             f"{MARGIN} times what two unbroken runs differ by here ({again:.2g}), at least a thousandth",
@@ -218,7 +217,7 @@ def apart_from(start: dict[str, torch.Tensor], a: dict[str, torch.Tensor], b: di
 def load_check(bench: Bench, name: str, whole: Run, kept: float, fresh: Trainee) -> Finding:
     """A freshly built model that is given the saved weights computes the same losses."""
     before = bench.mean_loss(fresh)
-    load_weights(fresh, load_file(whole.weights))
+    load_weights(fresh, weights.read(whole))
     difference = abs(bench.mean_loss(fresh) - kept)
     text = f"mean loss of {len(bench.few.rows)} rows in the trained model and in a new one with its weights (without them it differs by {abs(before - kept):.2g})"
     cuda = bench.device.type == "cuda"

@@ -18,7 +18,7 @@ import torch
 from safetensors.torch import load_file
 from safetensors.torch import save as tensor_bytes
 
-from tarazu.engine import checkpoint
+from tarazu.engine import checkpoint, weights
 from tarazu.engine import optimizer as optim
 from tarazu.engine.average import Average
 from tarazu.engine.events import Events
@@ -206,8 +206,7 @@ class _Fit:
         if self.budget.keep == "best" and best.exists():
             load_weights(self.trainee, load_file(best))
             self.trainee.epoch = self.at.best_epoch
-        weights = {name: tensor.detach().contiguous() for name, tensor in self.task.weights(self.trainee).items()}
-        write_aside(self.run.weights, tensor_bytes(weights))
+        weights.write(self.run, self.task.weights(self.trainee))
 
     def warn(self, kind: str, text: str) -> None:
         self.warn_of(self.at.step, kind, text)

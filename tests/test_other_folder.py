@@ -1,0 +1,58 @@
+"""A study whose recipe has relative paths works from any folder, and so do its finished models."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from chat import small
+
+from tarazu.run_folder import RunFolder
+
+
+def tarazu(folder: Path, *words: str) -> subprocess.CompletedProcess:
+    """The command in a process of its own, given in `folder`."""
+    return subprocess.run([sys.executable, "-m", "tarazu", *words], cwd=folder, capture_output=True, text=True, timeout=300)
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory):
+    """A folder with a model, rows, a recipe that names both by relative paths, and a study of it."""
+    root = tmp_path_factory.mktemp("project")
+    small.save_model(root / "model")
+    shutil.copyfile(small.SAMPLES / "chat_fa.jsonl", root / "rows.jsonl")
+    data = {"source": "rows.jsonl", "split": {"train": 0.8, "validation": 0.1, "test": 0.1}, "max_length": 256}
+    small.recipe(root / "recipe.yaml", Path("model"), data=data, methods={"base": {}, "lora": small.METHODS["lora"]}, forgetting=None)
+    done = tarazu(root, "run", "recipe.yaml", "--out", "study", "--method", "lora", "--set", "budget.tokens=3000")
+    assert done.returncode == 0, done.stderr
+    return root
+
+
+def test_resume_extends_the_work_from_another_folder(project, tmp_path):
+    state = project / "study" / "lora" / "seed-0" / "run.json"
+    state.write_text(json.dumps({**json.loads(state.read_text()), "status": "stopped"}))
+    done = tarazu(tmp_path, "resume", str(project / "study"))
+    assert done.returncode == 0, done.stderr
+    assert json.loads(state.read_text())["status"] == "done" and list(tmp_path.iterdir()) == []
+
+
+def test_chat_and_export_from_another_folder(project, tmp_path):
+    (tmp_path / "link").symlink_to(project)
+    here = tarazu(project, "chat", "study/lora", "--prompt", "سلام", "--max-new-tokens", "4")
+    there = tarazu(tmp_path, "chat", "link/study/lora", "--prompt", "سلام", "--max-new-tokens", "4")
+    assert here.returncode == there.returncode == 0 and here.stdout == there.stdout, there.stderr
+    done = tarazu(tmp_path, "export", "link/study/lora", "--to", "exported")
+    assert done.returncode == 0 and (tmp_path / "exported" / "model.safetensors").exists(), done.stderr
+
+
+def test_where_the_first_folder_is_gone_paths_count_from_here(project, tmp_path):
+    moved = shutil.copytree(project, tmp_path / "moved")
+    (moved / "study" / "place.json").write_text('{"working_folder": "/no/such/folder"}')
+    done = tarazu(moved, "chat", "study/lora", "--prompt", "سلام", "--max-new-tokens", "4")
+    assert done.returncode == 0, done.stderr
+    with RunFolder(moved / "study").at_home() as study:
+        assert study.path == moved / "study"
