@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 from tarazu import study
-from tarazu.captions import caption, saved
+from tarazu.captions import caption, saved, still
 from tarazu.captions.task import Captions
 from tarazu.engine import loop
 from tarazu.engine.ledger import Ledger
@@ -206,22 +206,71 @@ def test_captions_together_a_tuned_encoder_and_rewards_at_their_own_rate(home):
 def test_rewarded_epochs_begin_from_the_best_weights(home):
     """At a rate of next to nothing they also end there, the mean with them; the weights themselves were elsewhere."""
     tell = [f"methods.tell.{key}" for key in ("average=0.9", "self_critical.from_epoch=2", "self_critical.learning_rate=1e-12")]
-    run = fitted(home, "from-best", "tell", ["budget.watch=loss", *tell])
+    run, _ = fitted(home, "from-best", "tell", ["budget.watch=loss", *tell])
     last = load_file(max((run.path / "checkpoint").glob("step-*")) / "weights.safetensors")
     for name, tensor in load_file(run.path / "best.safetensors").items():
         torch.testing.assert_close(last[name], tensor, atol=1e-7, rtol=0)
 
 
-def fitted(home, folder, name, sets):
+STILL = ["budget.watch=loss", "budget.epochs=4", "methods.attend.fine_tune.until_epoch=2", "methods.attend.self_critical.from_epoch=3"]
+
+
+def test_an_encoder_that_stands_still_again_is_the_best_one_and_is_looked_through_once(home):
+    run, trainee = fitted(home, "still", "attend", [*STILL, "budget.epochs=2"])
+    before = load_file(run.path / "best.safetensors")
+    run, trainee = fitted(home, "still-on", "attend", STILL)
+    after = load_file(run.weights)
+    blocks = [name for name in after if name.startswith("encoder.")]
+    assert blocks and all(torch.equal(before[name], after[name]) for name in blocks)
+    assert not torch.equal(before["decoder.output.weight"], after["decoder.output.weight"])
+    trainee.module.eval()
+    places, shown = torch.tensor([0, 7, 23]), trainee.data.pixels.take(torch.tensor([0, 7, 23]))
+    trainee.epoch = 1
+    assert torch.equal(trainee.look(places), shown)
+    trainee.epoch = 2
+    torch.testing.assert_close(trainee.look(places).float(), trainee.module.encode(shown), atol=2e-3, rtol=2e-3)
+    mirrored = still._view(trainee.data, places, 1)  # rows of views stand as in `Prepared.maps`
+    seen = trainee.kept.take(len(trainee.data.all_names) + places)
+    assert mirrored.shape == seen.shape[:1] + shown.shape[1:] and not torch.equal(seen, trainee.look(places))
+
+
+def test_a_run_whose_encoder_stands_still_again_goes_on_exactly(home):
+    whole, _ = fitted(home, "still-whole", "attend", STILL)
+    for after in (7, 11):  # in the epochs of the likelihood, and of the reward
+        with pytest.raises(Stopped):
+            fitted(home, f"still-{after}", "attend", STILL, after)
+        halves, _ = fitted(home, f"still-{after}", "attend", STILL)
+        one, other = load_file(whole.weights), load_file(halves.weights)
+        assert one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
+
+
+class StopsAfter(StopSignals):
+    """A signal comes after so many steps."""
+
+    def __init__(self, home, steps):
+        super().__init__(home)
+        self.left = steps
+
+    @property
+    def received(self):
+        self.left -= 1
+        return 15 if self.left < 0 else None
+
+    @received.setter
+    def received(self, value):
+        pass
+
+
+def fitted(home, folder, name, sets, stop_after=10**6):
     """A method of TOGETHER, trained by the engine alone: its checkpoint stays."""
     (home / "together.yaml").write_text(TOGETHER)
     recipe, task, cpu = load(home / "together.yaml", sets), Captions(), torch.device("cpu")
     folder = RunFolder(home / folder)
     data = task.prepare(recipe, folder, cpu)
     trainee, run = task.build(recipe, name, data, 0, cpu), folder.run(name, 0)
-    with StopSignals(str(folder.path)) as stop:
+    with StopsAfter(str(folder.path), stop_after) as stop:
         loop.fit(task, trainee, data, recipe, recipe.methods[name], run, 0, Ledger(cpu), stop)
-    return run
+    return run, trainee
 
 
 def test_a_picture_that_is_looked_at_once_for_its_captions_is_the_same_picture(home):

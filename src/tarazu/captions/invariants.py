@@ -26,7 +26,7 @@ def lighter(recipe: CaptionsRecipe) -> CaptionsRecipe:
     def plain(method: CaptionMethod) -> CaptionMethod:
         if method.kind == "ensemble":
             return method
-        tune = method.fine_tune.model_copy(update={"from_epoch": 0}) if method.fine_tune else None
+        tune = method.fine_tune.model_copy(update={"from_epoch": 0, "until_epoch": None}) if method.fine_tune else None
         return method.model_copy(update={"fine_tune": tune, "self_critical": None})
 
     data = recipe.data.model_copy(update={"images": min(IMAGES, recipe.data.images or IMAGES), "views": 1, "together": 1})

@@ -25,14 +25,15 @@ class ImageCaptioningModel(nn.Module):
 
     def see(self, pictures: Tensor) -> Tensor:
         """Pixels or features -> features (B, P, D)."""
-        features = self._encoded(pictures) if pictures.ndim == 4 else pictures
+        features = self.encode(pictures) if pictures.ndim == 4 else pictures
         if self.hide.training and self.hide.p:
             features = features * self.hide(features.new_ones(len(features), 1, features.shape[2]))
         return features
 
-    def _encoded(self, pixels: Tensor) -> Tensor:
+    def encode(self, pixels: Tensor) -> Tensor:
+        """Pixels -> features, nothing hidden."""
         if len(pixels) > LOOKED_AT_TOGETHER and not torch.is_grad_enabled():
-            return torch.cat([self._encoded(some) for some in pixels.split(LOOKED_AT_TOGETHER)])
+            return torch.cat([self.encode(some) for some in pixels.split(LOOKED_AT_TOGETHER)])
         if not (self.half and pixels.is_cuda):
             return self.encoder(pixels)
         with torch.autocast("cuda", torch.bfloat16):

@@ -84,16 +84,30 @@ class EncoderSettings(Strict):
 
 
 class FineTune(Strict):
-    """Chosen encoder blocks are trained as well, once the decoder has settled."""
+    """Chosen encoder blocks are trained as well, once the decoder has settled; for some epochs, or to the end."""
 
     blocks: PositiveInt = Field(
         4, description="how many of the last blocks (the final convolution is one more, always included)"
     )
     learning_rate: PositiveFloat = 3e-5
     from_epoch: NonNegativeInt = 5
+    until_epoch: PositiveInt | None = Field(
+        None,
+        description="from this epoch on the encoder stands still again, as the best weights so far have it; what it sees is "
+        "kept, and an epoch takes no longer than with a frozen one",
+    )
+    decoder_rate: PositiveFloat = Field(
+        5e-5, description="highest rate of the decoder after `until_epoch`, where the schedule begins anew"
+    )
     precision: Literal["float32", "bfloat16"] = Field(
         "float32", description="of the encoder on a GPU; the decoder follows budget.precision"
     )
+
+    @model_validator(mode="after")
+    def _in_order(self) -> FineTune:
+        if self.until_epoch is not None and self.until_epoch <= self.from_epoch:
+            raise ValueError("until_epoch must come after from_epoch")
+        return self
 
 
 class SelfCritical(Strict):

@@ -161,7 +161,7 @@ class Captions:
             "attention": "own",
             "teaching": trainee.how_taught(),
             "layout": "padded",
-            "pictures": "pixels" if trainee.tuned else f"features kept in {data.precision}",
+            "pictures": _pictures(trainee, data),
         }
 
     def export(self, trainee: CaptionTrainee, to: Path, form: str) -> None:
@@ -185,3 +185,10 @@ class Captions:
         trainee = self.build(recipe, name, data, seed, device)
         load_weights(trainee, weights.read(run))
         return trainee
+
+
+def _pictures(trainee: CaptionTrainee, data: Prepared) -> str:
+    """What the decoder was given of them, for the ledger."""
+    if not trainee.tuned:
+        return f"features kept in {data.precision}"
+    return "pixels" if trainee.kept is None else f"pixels, then features kept in {data.precision}"

@@ -16,6 +16,7 @@ from tarazu.captions.objective import likelihood, self_critical
 from tarazu.captions.pretrained import Pretrained
 from tarazu.captions.replay import Replay
 from tarazu.captions.settings import CaptionMethod, CaptionsRecipe
+from tarazu.captions.still import Rows, see_all
 from tarazu.captions.vocabulary import PAD, Vocabulary
 from tarazu.engine.task import Counts, Group, LossSum, Phase, Trainee
 from tarazu.errors import BadInput
@@ -47,6 +48,7 @@ class CaptionTrainee(Trainee):
     data: where its pictures' rows come from; None for a model that is only used.
     tuned: whether the encoder's own weights may differ from the pretrained ones: then only pixels will do.
     seen: features of pictures by their names, while weights stand still (in the final evaluation); else None.
+    kept: what an encoder that stands still again sees of all pictures; made when it is first asked for.
     """
 
     method: CaptionMethod | None = None
@@ -56,6 +58,7 @@ class CaptionTrainee(Trainee):
     replay: Replay | None = None
     critic: Replay | None = None
     seen: dict[tuple[str, ...], torch.Tensor] | None = None
+    kept: Rows | None = None
 
     def look(self, pictures: torch.Tensor, sided: torch.Tensor | None = None) -> torch.Tensor:
         """Places in the data (B,) -> what the model is given: pixels, maps, or means of maps.
@@ -66,6 +69,9 @@ class CaptionTrainee(Trainee):
             seen = self.data.pixels.take(pictures)
             return seen if sided is None else new_view(seen, sided, self.data.crop)
         rows = pictures if sided is None else self.data.view_rows(pictures, sided)
+        if self.stands_still():
+            self.kept = self.kept or see_all(self.module, self.data, self.pooled)
+            return self.kept.take(rows)
         return (self.data.means if self.pooled else self.data.maps).take(rows)
 
     def look_at(self, batch: CaptionBatch) -> torch.Tensor:
@@ -106,14 +112,19 @@ class CaptionTrainee(Trainee):
         return ", ".join(filter(None, told))
 
     def reads_pixels(self) -> bool:
-        """Until its blocks thaw, a fine-tuned encoder sees what the frozen one saw."""
+        """Until its blocks thaw, a fine-tuned encoder sees what the frozen one saw; once they stand still, what it saw then."""
         waiting = (
             self.module.training
             and self.method is not None
             and self.method.fine_tune
             and self.epoch < self.method.fine_tune.from_epoch
         )
-        return self.tuned and not waiting
+        return self.tuned and not waiting and not self.stands_still()
+
+    def stands_still(self) -> bool:
+        """Whether a fine-tuned encoder changes no more."""
+        tune = self.method.fine_tune if self.method else None
+        return bool(tune and tune.until_epoch and self.epoch >= tune.until_epoch)
 
 
 def model_of(method: CaptionMethod, encoder: Pretrained, words: int) -> ImageCaptioningModel:
@@ -143,6 +154,7 @@ def trainee_of(
                 frozenset(f"encoder.{n}" for n in _thawed(method, encoder)),
                 method.fine_tune.learning_rate,
                 method.fine_tune.from_epoch,
+                method.fine_tune.until_epoch,
             )
         ]
         names |= groups[0].names
@@ -154,18 +166,27 @@ def trainee_of(
         frozenset(names),
         method.learning_rate,
         groups,
+        _phases(method),
         method=method,
         data=data,
         tuned=bool(groups),
         pooled=pooled,
     )
-    if late and late.learning_rate:
-        trainee.phases = [Phase(late.from_epoch, late.learning_rate / method.learning_rate, from_best=True)]
     if method.fast and not method.scheduled_sampling:  # whose share changes with every step
         trainee.replay = Replay(partial(_losses, model, method), model)
     if method.fast and late and data is not None:
         trainee.critic = Replay(partial(_rewarded, trainee), model)
     return trainee
+
+
+def _phases(method: CaptionMethod) -> list[Phase]:
+    """Where the encoder stands still again, and where the reward begins: with rates of their own, from the best weights."""
+    tune, late, rates = method.fine_tune, method.self_critical, {}
+    if tune and tune.until_epoch:
+        rates[tune.until_epoch] = tune.decoder_rate
+    if late and late.learning_rate:
+        rates[late.from_epoch] = late.learning_rate
+    return [Phase(epoch, rate / method.learning_rate, from_best=True) for epoch, rate in sorted(rates.items())]
 
 
 def _losses(

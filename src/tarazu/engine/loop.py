@@ -236,14 +236,18 @@ class _Fit:
         bar.at(min(1.0, self.fraction()), self.figures.shown)
 
     def begin_phase(self) -> None:
-        """At the first step of a phase that begins from the best weights so far: these, and their mean, are taken."""
+        """At the first step of a phase that begins from the best weights so far, or from the mean, these are taken."""
         starts = {phase.from_epoch * self.order.steps_per_epoch for phase in self.trainee.phases if phase.from_best}
+        if self.at.step not in starts:
+            return
         best = self.run.path / "best.safetensors"
-        if self.at.step in starts and self.budget.keep == "best" and best.exists():
+        if self.budget.keep == "best" and best.exists():
             load_weights(self.trainee, load_file(best))
-            if self.average:
-                self.average.begin()
             note(f"{self.run.name}: goes on from the weights of epoch {self.at.best_epoch + 1}, the best so far")
+        elif self.average:
+            self.average.put(self.average.mean)
+        if self.average:
+            self.average.begin()
 
     def advance(self, counts: Counts) -> None:
         self.at.step += 1

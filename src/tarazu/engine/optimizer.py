@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 
 from tarazu.engine.task import Trainee
@@ -14,7 +16,7 @@ def build(trainee: Trainee, method: Method) -> torch.optim.Optimizer:
     grouped = set().union(*(group.names for group in trainee.groups))
     rest = {name: p for name, p in trainable.items() if name not in grouped}
     groups = [_group(rest, trainee.learning_rate, 0)]
-    groups += [_group({n: trainable[n] for n in sorted(g.names)}, g.learning_rate, g.from_epoch) for g in trainee.groups]
+    groups += [_group({n: trainable[n] for n in sorted(g.names)}, g.learning_rate, g.from_epoch, g.until_epoch) for g in trainee.groups]
     groups = [group for group in groups if group["params"]]
     match method.optimizer:
         case "sgd":
@@ -27,12 +29,12 @@ def build(trainee: Trainee, method: Method) -> torch.optim.Optimizer:
 
 
 def set_rates(optimizer: torch.optim.Optimizer, factor: float, epoch: int) -> float:
-    """Sets every group's rate to its peak times `factor`; a group that has not begun gets 0 and no gradients."""
+    """Sets every group's rate to its peak times `factor`; a group whose epochs these are not gets 0 and no gradients."""
     for group in optimizer.param_groups:
-        begun = epoch >= group["from_epoch"]
-        group["lr"] = group["peak"] * factor if begun else 0.0
+        on = group["from_epoch"] <= epoch < (group["until_epoch"] or math.inf)
+        group["lr"] = group["peak"] * factor if on else 0.0
         for parameter in group["params"]:
-            parameter.requires_grad_(begun)
+            parameter.requires_grad_(on)
     return optimizer.param_groups[0]["lr"]
 
 
@@ -73,5 +75,5 @@ def load_state(optimizer: torch.optim.Optimizer, tensors: dict[str, torch.Tensor
         optimizer.state[parameter][field] = tensor.to(device)
 
 
-def _group(parameters: dict[str, torch.nn.Parameter], peak: float, from_epoch: int) -> dict:
-    return {"params": list(parameters.values()), "names": list(parameters), "peak": peak, "lr": peak, "from_epoch": from_epoch}
+def _group(parameters: dict[str, torch.nn.Parameter], peak: float, from_epoch: int, until_epoch: int | None = None) -> dict:
+    return {"params": list(parameters.values()), "names": list(parameters), "peak": peak, "lr": peak, "from_epoch": from_epoch, "until_epoch": until_epoch}

@@ -58,17 +58,19 @@ class LossSum:
 
 @dataclass(frozen=True)
 class Group:
-    """Parameters with a learning rate of their own, frozen until an epoch (fine-tuning that starts late)."""
+    """Parameters with a learning rate of their own, frozen until an epoch (fine-tuning that starts late) and, where
+    `until_epoch` is given, from that one on again."""
 
     names: frozenset[str]
     learning_rate: float
     from_epoch: int = 0
+    until_epoch: int | None = None
 
 
 @dataclass(frozen=True)
 class Phase:
     """A part of a run with a schedule of its own: warm-up and decay begin anew, at `factor` times every peak rate; with
-    `from_best` from the best weights so far, where the budget keeps those."""
+    `from_best` from the best weights so far, or from their mean where the budget keeps no best ones."""
 
     from_epoch: int
     factor: float
