@@ -1,28 +1,43 @@
-"""The whole fast path on a GPU (compiled layers, blocks, lean adapters, recorded passes) against the plain one."""
+"""Recorded passes against launched ones: of plain layers, and of the whole fast path (compiled layers, blocks, lean adapters)."""
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from chat.tiny import Words
-from transformers import AutoModelForCausalLM, Gemma2Config, LlamaConfig
+from engine.test_recording import by_running
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from transformers import AutoModelForCausalLM, Gemma2Config, Gemma3TextConfig, LlamaConfig
 
-from tarazu.chat import flex, task
-from tarazu.chat.layout import Row
+from tarazu.chat import flex, forward, recorded, task
+from tarazu.chat.layout import Row, lay_out
 from tarazu.chat.settings import ChatRecipe
+from tarazu.engine import disturb, recording
 
 GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA graphs need a GPU")
 SIZES = {"vocab_size": 512, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 4, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16}
-SHAPES = {"gemma2": Gemma2Config(**SIZES, sliding_window=128, query_pre_attn_scalar=16), "llama": LlamaConfig(**SIZES)}
+TYPES = ["sliding_attention", "sliding_attention", "full_attention", "sliding_attention"]
+SHAPES = {
+    "gemma2": Gemma2Config(**SIZES, sliding_window=128, query_pre_attn_scalar=16),
+    "gemma3": Gemma3TextConfig(**SIZES, sliding_window=128, query_pre_attn_scalar=16, layer_types=TYPES),
+    "llama": LlamaConfig(**SIZES),
+}
+PLAIN = [("llama", "sdpa"), ("gemma2", "eager"), ("gemma3", "sdpa")]
 NAMES = ["prompt_tuning", "prefix_tuning", "p_tuning", "lora", "rslora", "dora", "loha", "layers"]
+LENGTHS = ((280, 250, 170, 77, 60), (200, 60))  # packed: one line each, of two widths, virtual tokens or not
+FEW = ((150, 60), (90,))  # the same on a CPU
 
 
-def ready(name: str, shape: str, fast: bool, checkpointing: bool = False):
+def made(name: str, shape: str, attention: str, device: str, checkpointing: bool = False, fast: bool = True, **settings):
+    """One method on a tiny model, its trained tensors off their start."""
     budget = {"tokens": 1000, "precision": "float32", "gradient_checkpointing": checkpointing}
-    recipe = ChatRecipe.model_validate({"task": "chat", "model": shape, "data": {"source": "x"}, "methods": {name: {}}, "budget": budget, "fast": fast})
+    recipe = ChatRecipe.model_validate({"task": "chat", "model": shape, "data": {"source": "x"}, "methods": {name: settings}, "budget": budget, "fast": fast})
     torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(SHAPES[shape], dtype=torch.float32, attn_implementation=flex.NAME if fast else "eager").cuda()
+    model = AutoModelForCausalLM.from_config(SHAPES[shape], dtype=torch.float32, attn_implementation=attention).to(device)
     trainee = task.Chat().ready(recipe, name, model, Words())
     with torch.no_grad():
         for p in trainee.trainable().values():
@@ -32,17 +47,150 @@ def ready(name: str, shape: str, fast: bool, checkpointing: bool = False):
 
 
 def gradients(trainee, lengths: tuple[int, ...], packed: bool) -> tuple[float, dict[str, torch.Tensor]]:
-    """Of rows of these lengths, in passes of at most 1,024 places."""
+    """Of rows of these lengths, in passes of at most 1,024 places; packed ones as wide as on a GPU."""
     rows = [Row(np.random.default_rng(i).integers(3, 512, n), np.arange(n) > n // 3, i) for i, n in enumerate(lengths)]
-    data = task.Prepared(None, None, None, [], packed)
-    total = torch.zeros((), device="cuda")
-    for batch in task.Chat().lay_out(trainee, data, rows, 1024):
-        loss = task.Chat().loss(trainee, batch.to(torch.device("cuda"))).total
+    device, prefix = trainee.base.device, trainee.virtual if trainee.prefix else 0
+    total = torch.zeros((), device=device)
+    for some in task.group(rows, 1024, trainee.virtual - prefix, packed):
+        width = task.packed_width(some, trainee.virtual - prefix, 1024) if packed else None
+        loss = task.Chat().loss(trainee, lay_out(some, trainee.virtual - prefix, prefix, width=width).to(device)).total
         loss.backward()
         total += loss.detach()
-    found = {n: p.grad.clone() for n, p in trainee.trainable().items()}
+        del loss  # its graph would spoil a recording
+    found = {n: p.grad.clone() for n, p in trainee.trainable().items() if p.grad is not None}
     trainee.module.zero_grad(set_to_none=True)
     return float(total), found
+
+
+def compare(one: tuple, other: tuple, loss: float, relative: float, least: float) -> None:
+    assert abs(one[0] - other[0]) < loss * abs(one[0])
+    for key, value in one[1].items():
+        assert torch.linalg.norm(other[1][key] - value) < relative * torch.linalg.norm(value) + least, key
+
+
+class HostWatched(TorchDispatchMode):
+    """Notes every operation that touches the host's memory, while everything else lies on the meta device."""
+
+    def __init__(self):
+        super().__init__()
+        self.found: list[str] = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        out = function(*args, **(kwargs or {}))
+        if any(isinstance(x, torch.Tensor) and x.device.type == "cpu" for x in tree_leaves((args, kwargs, out))):
+            self.found.append(str(function))
+        return out
+
+
+def watched(name: str, shape: str, attention: str, **settings) -> list[str]:
+    """What a pass and its backward pass ask of the host, on a model without weights."""
+    with torch.device("meta"):
+        trainee = made(name, shape, attention, "meta", **settings)
+    trainee.module.to("meta")
+    prefix = trainee.virtual if trainee.prefix else 0
+    rows = [Row(np.full(n, 7), np.arange(n) > 3, i) for i, n in enumerate((100, 90, 60))]
+    batch = lay_out([rows], trainee.virtual - prefix, prefix, width=384)
+    batch = [getattr(batch, key).to("meta") for key in ("ids", "virtual", "positions", "segments")]
+    for first in filter(None, (trainee.prompt, trainee.prefix)):
+        first()  # moves its indices once, as the warm-up does
+    with HostWatched() as watch:
+        out = recorded.recorder(trainee).work(*batch, 0)[0]
+        torch.autograd.grad(out, list(trainee.trainable().values()), torch.ones_like(out), allow_unused=True)
+    return watch.found
+
+
+@pytest.mark.parametrize(("shape", "attention"), PLAIN)
+@pytest.mark.parametrize("name", NAMES)
+def test_a_plain_pass_asks_nothing_of_the_host(name, shape, attention):
+    assert not watched(name, shape, attention)
+
+
+@pytest.mark.parametrize("name", ["lora", "dora"])
+def test_dropout_asks_nothing_of_the_host(name):
+    assert not watched(name, "gemma3", "sdpa", dropout=0.1)
+
+
+def test_the_watch_sees_a_draw_on_the_host():
+    assert "aten.rand.default" in watched("loha", "llama", "sdpa", dropout=0.1)
+
+
+@pytest.fixture
+def no_gpu(monkeypatch):
+    monkeypatch.setattr(recording, "warm_up", lambda work, space: work())
+    monkeypatch.setattr(recording, "recorded", by_running)
+
+
+@pytest.mark.parametrize(("name", "shape", "attention"), [*((name, "gemma3", "sdpa") for name in NAMES), ("prefix_tuning", "gemma2", "eager")])
+def test_a_plain_pass_that_is_played_gives_what_a_launched_one_gives(name, shape, attention, no_gpu):
+    launched, played = made(name, shape, attention, "cpu"), made(name, shape, attention, "cpu")
+    played.recorder = recorded.recorder(played)
+    for lengths in (*FEW, *FEW, *FEW):
+        compare(gradients(launched, lengths, True), gradients(played, lengths, True), 1e-5, 1e-4, 1e-5)
+    assert len(played.recorder.records) == 2 and not played.recorder.why
+    gradients(played, (128, 128), False)
+    assert len(played.recorder.records) == 2  # padded rows have any shape
+
+
+def test_dropout_on_the_host_is_not_recorded(no_gpu):
+    played = made("loha", "llama", "sdpa", "cpu", dropout=0.1)
+    played.recorder = recorded.recorder(played)
+    for _ in range(3):
+        before = torch.get_rng_state()
+        gradients(played, FEW[1], True)
+        assert not torch.equal(before, torch.get_rng_state())
+    assert "dice fall on the host" in played.recorder.why and not played.recorder.records
+    assert "dice fall on the host" in task.Chat().paths(played, task.Prepared(None, None, None, [], True))["layers"]
+
+
+def test_a_nudge_is_felt_though_a_recording_was_made_without_it(no_gpu):
+    played = made("lora", "llama", "sdpa", "cpu")
+    played.recorder = recorded.recorder(played)
+    before = [gradients(played, FEW[1], True)[0] for _ in range(3)]
+    with disturb.nudged(played.module, 0.05):
+        moved = [gradients(played, FEW[1], True)[0] for _ in range(3)]
+    after = [gradients(played, FEW[1], True)[0] for _ in range(3)]
+    assert np.allclose(before, after, rtol=1e-6) and min(abs(m - before[0]) for m in moved) > 1e-4 * before[0]
+
+
+@GPU
+@pytest.mark.parametrize(("shape", "attention"), PLAIN)
+@pytest.mark.parametrize("name", NAMES)
+def test_plain_layers_are_recorded_on_a_gpu(name, shape, attention):
+    torch.backends.cuda.matmul.allow_tf32 = False
+    launched, played = made(name, shape, attention, "cuda"), made(name, shape, attention, "cuda")
+    launched.recorder = None
+    for lengths in (*LENGTHS, *LENGTHS, *LENGTHS):
+        compare(gradients(launched, lengths, True), gradients(played, lengths, True), 1e-5, 1e-3, 1e-4)
+    assert not played.recorder.why and len(played.recorder.records) == 2
+
+
+@GPU
+@pytest.mark.parametrize("settings", [{"dropout": 0.3}, {"checkpointing": True}, {"dropout": 0.3, "checkpointing": True}])
+def test_dropout_and_checkpointing_of_plain_layers_on_a_gpu(settings):
+    torch.backends.cuda.matmul.allow_tf32 = False
+    launched, played = (made("lora", "gemma3", "sdpa", "cuda", **settings) for _ in range(2))
+    launched.recorder, losses = None, []
+    for seed in range(5):
+        found = []
+        for trainee in (launched, played):
+            torch.manual_seed(seed)
+            found.append(gradients(trainee, LENGTHS[1], True))
+        compare(*found, 1e-5, 1e-3, 1e-4)  # the dice fall alike
+        losses.append(found[1][0])
+    assert len(set(losses)) == 5 or "dropout" not in settings
+    assert bool(played.recorder.records) == (len(settings) == 1), played.recorder.why
+
+
+@GPU
+def test_a_pass_of_plain_layers_in_bfloat16_is_recorded():
+    launched, played = made("dora", "gemma3", "sdpa", "cuda"), made("dora", "gemma3", "sdpa", "cuda")
+    launched.recorder = None
+    with torch.autocast("cuda", torch.bfloat16):
+        batch = lay_out([[Row(np.arange(200) + 3, np.arange(200) > 3)]], width=256).to(torch.device("cuda"))
+        outs = [recorded.hidden_states(trainee, batch) for trainee in (launched, played, played, played)]
+        assert all(torch.equal(outs[0], out) for out in outs) and played.recorder.records
+        half = replace(batch, segments=torch.where(torch.arange(256, device="cuda") < 100, 0, 1)[None])
+        assert torch.equal(recorded.hidden_states(played, half), forward.hidden_states(launched, half))
 
 
 @GPU
@@ -50,19 +198,15 @@ def gradients(trainee, lengths: tuple[int, ...], packed: bool) -> tuple[float, d
 @pytest.mark.parametrize("name", NAMES)
 def test_recorded_passes_give_the_plain_paths_losses_and_gradients(name, shape):
     torch.backends.cuda.matmul.allow_tf32 = False
-    plain, fast = ready(name, shape, fast=False), ready(name, shape, fast=True)
-    for lengths in ((300, 290, 280, 77, 60), (200, 60), (300, 290, 280, 77, 60)):
-        (loss, expected), (found_loss, found) = gradients(plain, lengths, False), gradients(fast, lengths, True)
-        assert abs(loss - found_loss) < 1e-3 * abs(loss)
-        for key, value in expected.items():
-            assert torch.linalg.norm(found[key] - value) < 5e-3 * torch.linalg.norm(value) + 1e-4, key
+    plain, fast = made(name, shape, "eager", "cuda", fast=False), made(name, shape, flex.NAME, "cuda")
+    for lengths in (*LENGTHS, LENGTHS[0]):
+        compare(gradients(plain, lengths, False), gradients(fast, lengths, True), 1e-3, 5e-3, 1e-4)
     assert fast.recorder.records and not fast.recorder.why
 
 
 @GPU
 @pytest.mark.parametrize("name", ["lora", "prefix_tuning"])
 def test_checkpointing_can_be_recorded(name):
-    plain, fast = ready(name, "gemma2", fast=False), ready(name, "gemma2", fast=True, checkpointing=True)
-    (loss, expected), (found_loss, found) = gradients(plain, (300, 290), False), gradients(fast, (300, 290), True)
-    assert abs(loss - found_loss) < 1e-3 * abs(loss) and fast.recorder.records and not fast.recorder.why
-    assert all(torch.linalg.norm(found[key] - value) < 5e-3 * torch.linalg.norm(value) + 1e-4 for key, value in expected.items())
+    plain, fast = made(name, "gemma2", "eager", "cuda", fast=False), made(name, "gemma2", flex.NAME, "cuda", checkpointing=True)
+    compare(gradients(plain, (300, 290), False), gradients(fast, (300, 290), True), 1e-3, 5e-3, 1e-4)
+    assert fast.recorder.records and not fast.recorder.why

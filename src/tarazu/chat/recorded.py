@@ -1,6 +1,7 @@
 """The decoder's training pass over a packed batch as recordings: a pass costs the host one launch each way.
 
-See `engine.recording`. The loss stays outside, since the number of answer tokens differs from batch to batch.
+See `engine.recording`. Packed widths are few on a GPU, and each has a recording of its own; the mask is made inside it. The
+loss stays outside, since the number of answer tokens differs from batch to batch.
 """
 
 from __future__ import annotations
@@ -15,23 +16,40 @@ from tarazu.engine.task import Counts
 
 
 def recorder(trainee: ChatTrainee) -> Recorder:
-    """For the passes of `trainee`, one recording for each packed width."""
+    """For the passes of `trainee`, one recording for each packed width.
+
+    A compiled layer is made anew for a width anyway; where nothing is compiled, a width must come twice to be worth it.
+    """
 
     def work(ids, virtual, positions, segments, longest: int) -> tuple[torch.Tensor]:
         nothing = ids.new_empty(0)
         batch = ChatBatch(ids, virtual, positions, segments, nothing, nothing, nothing, Counts(), longest)
         return (forward.hidden_states(trainee, batch),)
 
-    return Recorder(work, trainee.module)
+    return Recorder(work, trainee.module, often=1 if by_blocks(trainee) else 2)
 
 
 def hidden_states(trainee: ChatTrainee, batch: ChatBatch) -> torch.Tensor:
     """As `forward.hidden_states` without a past: from a recording where one is to be had, in training."""
     learns = trainee.module.training and torch.is_grad_enabled()
-    if trainee.recorder is None or not learns or not flex.fits(batch.ids.shape[1], batch.ids.device):
+    if trainee.recorder is None or not learns or not suits(trainee, batch):
         return forward.hidden_states(trainee, batch)
+    longest = batch.ids.shape[1] if beyond_window(trainee, batch) else 0
+    return trainee.recorder(batch.ids, batch.virtual, batch.positions, batch.segments, also=(longest,))[0]
+
+
+def suits(trainee: ChatTrainee, batch: ChatBatch) -> bool:
+    """Whether batches of this shape come again: packed lines, whose widths are rounded; padded rows have any shape."""
+    lines, width = batch.ids.shape
+    return flex.fits(width, batch.ids.device) if by_blocks(trainee) else lines == 1 and width % flex.BLOCK == 0
+
+
+def beyond_window(trainee: ChatTrainee, batch: ChatBatch) -> bool:
+    """All that a pass needs to know of `longest`: whether the sliding window hides anything. A plain mask is made without it."""
     window = getattr(trainee.base.config, "sliding_window", None)
     prefix = trainee.virtual if trainee.prefix else 0
-    beyond = window is not None and batch.longest + prefix > window  # all that the pass needs to know of `longest`
-    longest = batch.ids.shape[1] if beyond else 0
-    return trainee.recorder(batch.ids, batch.virtual, batch.positions, batch.segments, also=(longest,))[0]
+    return by_blocks(trainee) and window is not None and batch.longest + prefix > window
+
+
+def by_blocks(trainee: ChatTrainee) -> bool:
+    return trainee.base.config._attn_implementation == flex.NAME

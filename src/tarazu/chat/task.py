@@ -115,14 +115,15 @@ class Chat:
         for parameter in trainee.trainable().values():
             parameter.data = parameter.data.float()  # small steps vanish in bfloat16
         if recipe.budget.gradient_checkpointing and method.kind not in NO_CHECKPOINTING:
-            model.gradient_checkpointing_enable({"use_reentrant": False})
+            draws = getattr(method, "dropout", 0) > 0  # else the state of the dice is not kept, which could not be recorded
+            model.gradient_checkpointing_enable({"use_reentrant": False, "preserve_rng_state": draws})
         if recipe.fast:
             adapters.lean(model)
-        if recipe.fast and by_blocks(model) and model.device.type == "cuda":
-            compiled.compile_layers(model, recipe.budget.gradient_checkpointing)
-            trainee.recorder = recorded.recorder(trainee)
-        elif by_blocks(model):
-            compiled.give_prefixes(model, recipe.budget.gradient_checkpointing)
+        on_gpu = recipe.fast and model.device.type == "cuda"
+        if by_blocks(model):
+            prepare = compiled.compile_layers if on_gpu else compiled.give_prefixes
+            prepare(model, recipe.budget.gradient_checkpointing)
+        trainee.recorder = recorded.recorder(trainee) if on_gpu else None
         return trainee
 
     def collate(self, trainee: ChatTrainee, data: Prepared, split: str, rows: list[int], limit: int) -> list[ChatBatch]:

@@ -25,6 +25,14 @@ from tarazu.engine.loop import MEMORY_ERRORS
 from tarazu.engine.progress import note
 
 Work = Callable[..., tuple[Tensor, ...]]
+MOST = 48  # recordings of one piece of work: each keeps its launches, some megabytes
+_altered = 0  # how many times `altered` was called
+
+
+def altered() -> None:
+    """Tells that modules were changed in a way that their tensors do not show (a hook, a share of dropout): no recording is valid any more."""
+    global _altered
+    _altered += 1
 
 
 class Recorder:
@@ -43,18 +51,20 @@ class Recorder:
         self.records: dict[Hashable, Recording] = {}
         self.met: Counter[Hashable] = Counter()
         self.space: Space | None = None
+        self.everything: list[nn.Parameter] = []  # to look for them at each call would take longer than the call
         self.trained: tuple[int, ...] = ()
         self.made = 0
 
     def __call__(self, *inputs: Tensor, also: tuple = ()) -> tuple[Tensor, ...]:
-        parameters = [p for p in self.module.parameters() if p.requires_grad]
-        trained = tuple(map(id, parameters))
+        self.everything = self.everything or list(self.module.parameters())
+        parameters = [p for p in self.everything if p.requires_grad]
+        trained = (_altered, *map(id, parameters))
         if trained != self.trained:  # a part has begun to train: the old recordings are of no use any more
             self.clear()
             self.trained = trained
         key = (also, *((x.shape, x.dtype) for x in inputs), torch.is_autocast_enabled("cuda"))
         self.met[key] += 1
-        if key not in self.records and not self.why and self.met[key] >= self.often:
+        if key not in self.records and not self.why and self.met[key] >= self.often and len(self.records) < MOST:
             self._record(key, inputs, also, parameters)
         if key not in self.records:
             return self.work(*inputs, *also)
@@ -115,6 +125,7 @@ class Recording:
         self.places = [space.place(p) for p in parameters]
         self.gradients: list[Tensor | None] = []
         dice = torch.cuda.get_rng_state() if torch.cuda.is_available() else None
+        host_dice = torch.get_rng_state()
         try:
             with no_cast_kept(), nothing_collected():
                 warm_up(self._both, space)
@@ -122,8 +133,11 @@ class Recording:
                 self.outputs = [out.detach() for out in outputs]
                 self.slopes = [torch.ones_like(out) for out in self.outputs]  # the gradients that come from outside
                 self.backward, _ = recorded(self._gradients, space)
+            if not torch.equal(host_dice, torch.get_rng_state()):
+                raise RuntimeError("its dice fall on the host, where a recording would repeat the first throw")
         finally:
             self.live, outputs = (), ()  # their memory is the next recording's as well
+            torch.set_rng_state(host_dice)
             if dice is not None:  # a resumed run must draw what an uninterrupted one would
                 torch.cuda.set_rng_state(dice)
 
