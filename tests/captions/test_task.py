@@ -284,6 +284,12 @@ def test_a_picture_that_is_looked_at_once_for_its_captions_is_the_same_picture(h
         losses.append(task.loss(trainee, batch).total)
         assert len(batch.pictures) == (2 if data.together == 5 else 10)
     torch.testing.assert_close(*losses)
+    means, looked = [], []
+    for data.together in (5, 1):  # when it judges, in several batches
+        looked.append(sum(len(batch.pictures) for batch in task.collate(trainee, data, "validation", list(range(15)), 60)))
+        with torch.no_grad():
+            means.append(task.mean_loss(trainee, data, "validation", 60))
+    assert means[0] == pytest.approx(means[1], rel=1e-5) and looked[0] < 10 and looked[1] == 15
 
 
 def test_an_ensemble_needs_its_members(home):

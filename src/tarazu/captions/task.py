@@ -77,7 +77,8 @@ class Captions:
         tokens, places = data.tokens[split], data.places[split]
         rows = np.asarray(rows)
         lengths = (tokens[rows] != PAD).sum(1)
-        if len(rows) * lengths.max() > limit:  # several batches: rows of like length together need the least padding
+        judged = split != "train" and data.together > 1  # then an image's captions stay together, and it is looked at once
+        if len(rows) * lengths.max() > limit and not judged:  # rows of like length together need the least padding
             order = np.argsort(-lengths, kind="stable")
             rows, lengths = rows[order], lengths[order]
         batches, start = [], 0
@@ -89,7 +90,7 @@ class Captions:
             chosen = rows[start:end]
             counts = Counts(len(chosen), real, real, len(chosen) * (width - 1) - real)
             pictures, which = places[chosen], None
-            if data.together > 1 and len(chosen) == len(rows):
+            if judged or (data.together > 1 and len(chosen) == len(rows)):
                 pictures, which = np.unique(pictures, return_inverse=True)
             tensors = (None if x is None else torch.from_numpy(x) for x in (tokens[chosen, :width], pictures, which))
             words, pictures, which = tensors
