@@ -150,10 +150,10 @@ def test_a_gpus_pace_is_not_that_of_a_step_that_compiled(tmp_path):
     assert each == pytest.approx(0.2) and speed == pytest.approx(500)
 
 
-def test_the_batches_that_a_search_has_met_are_those_of_its_longest_trial(recipe):
-    changed = load(recipe).model_copy(update={"search": Search(tokens=1000, learning_rate=[1e-4, 1e-3])})
-    assert estimate.met_before(changed, "lora", held=120) == math.ceil(500 / 120)
-    assert estimate.met_before(load(recipe), "lora", held=120) == 0
+def test_first_passes_cost_what_they_take_beyond_the_last_ones():
+    assert estimate.first_cost([3.0]) == 0.0
+    assert estimate.first_cost([3.0, 2.0, 0.5]) == 4.0
+    assert estimate.first_cost([0.4, 2.0, 0.5]) == 1.5
 
 
 def test_a_search_costs_its_steps_its_trials_and_one_model(recipe):

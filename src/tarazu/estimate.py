@@ -33,6 +33,7 @@ from tarazu.searching import REUSED
 from tarazu.study import make_task
 
 STEPS = {"cpu": 3, "cuda": 12}  # on a GPU a step is short, and the first ones are not like the others
+ROUNDS = {"cpu": 1, "cuda": 3}  # there a width's first pass is planned and compiled, its second recorded, and only then played
 LOOKED_AT = 1000  # steps among which the heaviest one is looked for
 NEVER = 10**12  # tokens between validations
 
@@ -115,20 +116,18 @@ def _measure(task, recipe: Recipe, name: str, data, device: torch.device, scratc
         order = RowOrder(data.size("train"), method.batch_rows or recipe.budget.batch_rows, seed)
         train_few(task, recipe, name, data, trainee, known.heaviest(data, fullest(data, order, known)), scratch / "heaviest", ledger)
         memory = ledger.memory["allocated"] or ledger.memory["resident"]
-        warm = Ledger(device)
         rows = [row for step in range(STEPS[device.type]) for row in order.at(step)]
-        run = train_few(task, recipe, name, data, trainee, rows, scratch / "steps", warm)
-        memory = max(memory, warm.memory["allocated"] or warm.memory["resident"])
+        rounds = []
+        for number in range(ROUNDS[device.type]):
+            warm = Ledger(device)
+            run = train_few(task, recipe, name, data, trainee, rows, scratch / f"steps-{number}", warm)
+            rounds.append(warm.seconds["train"])
+            memory = max(memory, warm.memory["allocated"] or warm.memory["resident"])
         saves, disk = shape_of_saves(run)
         steps = training_steps(recipe.budget, order, warm)
         each, speed = pace(run, warm)
-        again = each
-        if device.type == "cuda":  # the same steps once more: a GPU's libraries plan each width of a batch when they first meet it
-            later = Ledger(device)
-            again = min(each, pace(train_few(task, recipe, name, data, trainee, rows, scratch / "again", later), later)[0])
-        held = warm.counts.tokens / warm.steps
-        met = min(steps, met_before(recipe, name, held))
-        seconds["train"] = met * again + (steps - met) * each
+        lost = first_cost(rounds)
+        seconds["train"] = steps * each + lost
         speed *= steps * each / seconds["train"]
         count = validations(recipe.budget)
         seconds["checkpoint"] = warm.seconds["checkpoint"] * (count - 1 + seconds["train"] // SAVE_SECONDS)
@@ -142,9 +141,8 @@ def _measure(task, recipe: Recipe, name: str, data, device: torch.device, scratc
             "evaluate": parts["evaluate"],
         }
         trial = 2 * parts["validate"] + warm.seconds["checkpoint"]
-        found, beyond = searching(recipe, name, seconds["load"], again, held, trial)
-        if found:
-            found["search"] += met_before(recipe, name, held) * (each - again)
+        held = warm.counts.tokens / warm.steps
+        found, beyond = searching(recipe, name, seconds["load"] + lost, each, held, trial)
         seconds |= found
     else:
         seconds |= {"generate": parts["generate"], "evaluate": parts["evaluate"]}
@@ -224,20 +222,17 @@ def fullest(data, order: RowOrder, known) -> list[int]:
     return max((order.at(step) for step in range(min(LOOKED_AT, order.steps_per_epoch))), key=lambda rows: known.weight(data, rows))
 
 
-def met_before(recipe: Recipe, name: str, held: float) -> int:
-    """Steps of a run whose batches its own search has met: all trials take the first rows of the same order."""
-    method, asked = recipe.methods[name], recipe.search
-    if asked is None or not (tried := search.candidates(asked, method)):
-        return 0
-    return max(math.ceil(tokens / held) for _, tokens in search.plan(len(tried), asked.tokens))
+def first_cost(rounds: list[float]) -> float:
+    """Seconds that a newly built method loses until its passes are what they stay: the same steps' earlier rounds beside the last."""
+    return sum(max(0.0, seconds - rounds[-1]) for seconds in rounds[:-1])
 
 
 def searching(recipe: Recipe, name: str, load: float, each: float, held: float, trial: float) -> tuple[dict[str, float], float]:
     """Seconds of the method's search of its lists, and the most that rates beyond an edge may take besides.
 
     Args:
-        load: seconds of building the method; each: of a step whose like was met, which holds `held` tokens; trial: of what each trial takes
-            besides its steps.
+        load: seconds of building the method and of its first passes; each: of a later step, which holds `held` tokens; trial: of what
+            each trial takes besides its steps.
     """
     method, asked = recipe.methods[name], recipe.search
     if asked is None or not (tried := search.candidates(asked, method)):

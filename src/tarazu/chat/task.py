@@ -32,6 +32,7 @@ from tarazu.chat.loss import SMALL_CHUNK, token_losses
 from tarazu.chat.persian import english_share
 from tarazu.chat.settings import ChatRecipe, Sources
 from tarazu.chat.trainee import ChatTrainee
+from tarazu.engine import disturb
 from tarazu.engine.loop import uses_bfloat16
 from tarazu.engine.task import LossSum
 from tarazu.errors import BadInput
@@ -115,7 +116,7 @@ class Chat:
         for parameter in trainee.trainable().values():
             parameter.data = parameter.data.float()  # small steps vanish in bfloat16
         if recipe.budget.gradient_checkpointing and method.kind not in NO_CHECKPOINTING:
-            draws = getattr(method, "dropout", 0) > 0  # else the state of the dice is not kept, which could not be recorded
+            draws = disturb.draws(model)  # else the state of the dice is not kept, which could not be recorded
             model.gradient_checkpointing_enable({"use_reentrant": False, "preserve_rng_state": draws})
         if recipe.fast:
             adapters.lean(model)

@@ -74,6 +74,16 @@ def without_dropout(module: nn.Module) -> Iterator[None]:
         recording.altered()
 
 
+def draws(module: nn.Module) -> bool:
+    """Whether chance has a part in the module's training: a dropout layer, or a share that another layer keeps."""
+    for part in module.modules():
+        for key in ("p",) if isinstance(part, nn.Dropout) else SHARES:
+            value = getattr(part, key, None)
+            if isinstance(value, float) and value or isinstance(value, dict) and any(value.values()):
+                return True
+    return False
+
+
 @torch.no_grad()
 def shake(trainee: Trainee, seed: int = 0) -> None:
     """Moves what is trained off its start, so that adapters which begin as nothing take part in every check."""
