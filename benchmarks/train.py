@@ -53,7 +53,7 @@ def recipe_of(args: argparse.Namespace) -> Any:
             "tokens": tokens, "batch_rows": args.batch_rows, "micro_batch_tokens": args.limit, "evaluate_every": 10**9, "validation_rows": 1,
             "gradient_checkpointing": args.checkpointing,
         },
-        "fast": not args.plain, "memory": args.memory, "quantize": args.quantize, "forgetting": None, "questions": None,
+        "fast": not args.plain, "memory": args.memory, "quantize": args.quantize, "attention": args.attention, "forgetting": None, "questions": None,
     })  # fmt: skip
 
 
@@ -65,7 +65,7 @@ def prepared(args: argparse.Namespace, recipe: Any) -> tuple:
     from tarazu.chat.task import Chat, Prepared
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = shapes.build(args.shape, device, flex.NAME).eval()
+    model = shapes.build(args.shape, device, "sdpa" if args.attention == "sdpa" else flex.NAME).eval()
     out = {"parameters": shapes.parameters(model)}
     if args.quantize != "none":
         model = packed(model, args.quantize)
@@ -174,6 +174,7 @@ def arguments() -> argparse.Namespace:
     asked.add_argument("--checkpointing", action="store_true")
     asked.add_argument("--memory", choices=("normal", "small"), default="normal", help="small: checkpointing, a row a pass, small chunks of the loss")
     asked.add_argument("--quantize", choices=("none", "4bit"), default="none", help="the frozen linear layers in NF4")
+    asked.add_argument("--attention", choices=("auto", "flash", "flex", "sdpa"), default="auto", help="as in a recipe")
     asked.add_argument("--plain", action="store_true", help="without the fast path")
     asked.add_argument("--profile", type=Path, help="write a table of the kernels here")
     asked.add_argument("--rank", type=int)

@@ -55,8 +55,10 @@ def masks(config: PretrainedConfig, dtype: torch.dtype, *grid: torch.Tensor) -> 
     return _by_type(config, ready)
 
 
-def blocks(config: PretrainedConfig, batch: ChatBatch, prefix: int) -> BlockMask | dict[str, BlockMask] | None:
-    """The same rule as flex attention's blocks; None where the model or the batch is not for them."""
+def blocks(config: PretrainedConfig, batch: ChatBatch, prefix: int) -> Any:
+    """The same rule as row edges (`flash.py`) or as flex attention's blocks; None where the model or the batch is not for them."""
+    if batch.edges is not None:
+        return _by_type(config, lambda _window: batch.edges[None, None, None])
     if config._attn_implementation != flex.NAME or not flex.fits(batch.ids.shape[1], batch.ids.device):
         return None
     made: dict[int | None, BlockMask] = {}

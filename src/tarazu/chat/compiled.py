@@ -18,7 +18,7 @@ from torch.nn.attention.flex_attention import BlockMask
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
-from tarazu.chat import flex
+from tarazu.chat import flash, flex
 from tarazu.chat.fast_tanh import teach_compiler
 from tarazu.chat.hub import cache_folder
 
@@ -69,7 +69,7 @@ class _Layer:
         self.draws = any(isinstance(part, torch.nn.Dropout) and part.p > 0 for part in layer.modules())
 
     def __call__(self, *args: Any, attention_mask: Any = None, prefixes: list | None = None, **rest: Any) -> Any:
-        if not isinstance(attention_mask, BlockMask):
+        if not (isinstance(attention_mask, BlockMask) or flash.are_edges(attention_mask)):
             return self.plain(*args, attention_mask=attention_mask, **rest)
         if prefixes is not None:
             rest["prefix"] = prefixes[self.number]

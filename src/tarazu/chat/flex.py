@@ -14,6 +14,7 @@ from torch.nn.attention.flex_attention import BlockMask, flex_attention
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 
+from tarazu.chat import flash
 from tarazu.chat.fast_tanh import FastTanh, teach_compiler
 from tarazu.chat.layout import PAD
 
@@ -97,6 +98,8 @@ def attend(module, query, key, value, attention_mask, scaling=None, dropout=0.0,
 
     `prefix`, with blocks only: keys and values (key-value heads, P, size) that stand before every line.
     """
+    if flash.are_edges(attention_mask):
+        return flash.attend(query, key, value, attention_mask, scaling, softcap), None
     if attention_mask is None:  # transformers' word for "plainly causal"
         attention_mask = torch.ones(query.shape[2], key.shape[2], dtype=torch.bool, device=query.device).tril(key.shape[2] - query.shape[2])
     if isinstance(attention_mask, BlockMask):

@@ -54,7 +54,7 @@ def load_model(name: str, revision: str | None, dtype: torch.dtype, device: torc
 
     Args:
         name: hub name, local folder, GGUF file, or a name in `EMBEDDED`.
-        attention: auto, flex, sdpa or eager; "auto" picks what the model can do on the device.
+        attention: auto, flash, flex, sdpa or eager; "auto" picks what the model can do on the device.
         quantize: "none", or "4bit": linear layers packed, see `quantized.py`.
 
     Raises:
@@ -73,7 +73,7 @@ def load_model(name: str, revision: str | None, dtype: torch.dtype, device: torc
 
 def pick_attention(model_type: str, wanted: str, device: torch.device) -> str:
     """SDPA on a CPU, except for Gemma 2, whose softcapping needs eager arithmetic; block-wise flex attention on a GPU."""
-    if wanted == "flex" or (wanted == "auto" and device.type == "cuda"):
+    if wanted in ("flash", "flex") or (wanted == "auto" and device.type == "cuda"):
         return flex.NAME
     if wanted == "auto":
         return "eager" if model_type == "gemma2" else "sdpa"

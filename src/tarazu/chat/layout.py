@@ -11,6 +11,7 @@ from dataclasses import dataclass, fields, replace
 import numpy as np
 import torch
 
+from tarazu.chat.flash import row_edges
 from tarazu.engine.task import Counts
 
 PAD = -1  # segment of a padded place
@@ -31,6 +32,7 @@ class ChatBatch:
         rows: (N,) the row, as an index into the rows given, that each label belongs to.
         counts: for the ledger.
         longest: places of the longest row, virtual tokens included.
+        edges: (E,) where rows begin and end (`flash.row_edges`); None: attention is by a mask.
     """
 
     ids: torch.Tensor
@@ -42,11 +44,12 @@ class ChatBatch:
     rows: torch.Tensor
     counts: Counts
     longest: int = 0
+    edges: torch.Tensor | None = None
 
     def to(self, device: torch.device) -> ChatBatch:
         if device.type == "cpu":
             return self
-        moved = {f.name: getattr(self, f.name).pin_memory().to(device, non_blocking=True) for f in fields(self) if f.name not in ("counts", "longest")}
+        moved = {f.name: getattr(self, f.name).pin_memory().to(device, non_blocking=True) for f in fields(self) if isinstance(getattr(self, f.name), torch.Tensor)}
         return replace(self, **moved)
 
 
@@ -59,7 +62,7 @@ class Row:
     index: int = 0
 
 
-def lay_out(lines: list[list[Row]], virtual: int = 0, prefix: int = 0, left: bool = False, width: int | None = None) -> ChatBatch:
+def lay_out(lines: list[list[Row]], virtual: int = 0, prefix: int = 0, left: bool = False, width: int | None = None, edges: bool = False) -> ChatBatch:
     """Lays lines of rows (one row a line when padded, several when packed) on a (B, T) grid.
 
     Args:
@@ -68,16 +71,19 @@ def lay_out(lines: list[list[Row]], virtual: int = 0, prefix: int = 0, left: boo
         prefix: key-value positions before every row; they take no place but move positions on.
         left: pad on the left, as generation needs it.
         width: T; default the longest line.
+        edges: with the edges of the rows, for attention that needs no mask.
     """
     sizes = [sum(virtual + len(row.ids) for row in line) for line in lines]
     width = max([width or 0, *sizes])
     shape = (len(lines), width)
     ids, index = np.zeros(shape, np.int64), np.full(shape, -1, np.int64)
     positions, segments = np.zeros(shape, np.int64), np.full(shape, PAD, np.int64)
-    sources, labels, owners, number = [], [], [], 0
+    sources, labels, owners, starts, number = [], [], [], [], 0
     for b, (line, size) in enumerate(zip(lines, sizes, strict=True)):
         at = width - size if left else 0
+        starts += [b * width] if at else []
         for row in line:
+            starts.append(b * width + at)
             start, end = at + virtual, at + virtual + len(row.ids)
             ids[b, start:end] = row.ids
             index[b, at:start] = np.arange(virtual)
@@ -89,12 +95,14 @@ def lay_out(lines: list[list[Row]], virtual: int = 0, prefix: int = 0, left: boo
             labels.append(row.ids[marked])
             owners.append(np.full(len(marked), row.index))
             at, number = end, number + 1
+        starts += [b * width + at] if at < width else []
     rows = [row for line in lines for row in line]
     tokens, flat = sum(len(row.ids) for row in rows), np.concatenate
     counts = Counts(len(rows), tokens, sum(map(len, labels)), width * len(lines) - sum(sizes), (virtual + prefix) * len(rows))
     arrays = (ids, index, positions, segments, flat(sources), flat(labels).astype(np.int64), flat(owners))
     longest = max((virtual + len(row.ids) for row in rows), default=0)
-    return ChatBatch(*(torch.from_numpy(np.ascontiguousarray(a)) for a in arrays), counts, longest)
+    made = torch.from_numpy(row_edges(starts, width * len(lines))) if edges else None
+    return ChatBatch(*(torch.from_numpy(np.ascontiguousarray(a)) for a in arrays), counts, longest, made)
 
 
 def group(rows: list[Row], limit: int, virtual: int, packed: bool) -> list[list[list[Row]]]:

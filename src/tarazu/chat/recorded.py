@@ -21,9 +21,10 @@ def recorder(trainee: ChatTrainee) -> Recorder:
     A compiled layer is made anew for a width anyway; where nothing is compiled, a width must come twice to be worth it.
     """
 
-    def work(ids, virtual, positions, segments, longest: int) -> tuple[torch.Tensor]:
+    def work(ids, virtual, positions, segments, *edges_longest) -> tuple[torch.Tensor]:
+        *edges, longest = edges_longest
         nothing = ids.new_empty(0)
-        batch = ChatBatch(ids, virtual, positions, segments, nothing, nothing, nothing, Counts(), longest)
+        batch = ChatBatch(ids, virtual, positions, segments, nothing, nothing, nothing, Counts(), longest, *edges)
         return (forward.hidden_states(trainee, batch),)
 
     return Recorder(work, trainee.module, often=1 if by_blocks(trainee) else 2)
@@ -35,7 +36,8 @@ def hidden_states(trainee: ChatTrainee, batch: ChatBatch) -> torch.Tensor:
     if trainee.recorder is None or not learns or not suits(trainee, batch):
         return forward.hidden_states(trainee, batch)
     longest = batch.ids.shape[1] if beyond_window(trainee, batch) else 0
-    return trainee.recorder(batch.ids, batch.virtual, batch.positions, batch.segments, also=(longest,))[0]
+    edges = () if batch.edges is None else (batch.edges,)
+    return trainee.recorder(batch.ids, batch.virtual, batch.positions, batch.segments, *edges, also=(longest,))[0]
 
 
 def suits(trainee: ChatTrainee, batch: ChatBatch) -> bool:

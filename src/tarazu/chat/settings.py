@@ -93,7 +93,7 @@ class ChatRecipe(Recipe):
     generation: Generation = Generation()
     forgetting: Forgetting | None = Field(Forgetting(), description="null to skip")
     reading: Reading | None = Field(None, description="reading comprehension with right answers")
-    attention: Literal["auto", "flex", "sdpa", "eager"] = "auto"
+    attention: Literal["auto", "flash", "flex", "sdpa", "eager"] = Field("auto", description="flash: FlashAttention 4 (a package of its own) for rows, flex elsewhere; auto: the fastest that works here")
     layout: Literal["auto", "packed", "padded"] = Field("auto", description="how rows share a batch; auto: packed on a GPU")
     memory: Literal["normal", "small"] = Field("normal", description="small: checkpointing, one row a pass, the loss in small chunks; slower")
     quantize: Literal["none", "4bit"] = Field("none", description="4bit: the frozen linear layers in NF4 through bitsandbytes (QLoRA): less memory, slower")

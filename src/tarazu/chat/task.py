@@ -13,6 +13,7 @@ import torch
 from tarazu.chat import (
     adapters,
     compiled,
+    flash,
     flex,
     flops,
     forgetting,
@@ -120,6 +121,7 @@ class Chat:
             model.gradient_checkpointing_enable({"use_reentrant": False, "preserve_rng_state": draws})
         if recipe.fast:
             adapters.lean(model)
+        trainee.edges = by_edges(trainee, recipe)
         on_gpu = recipe.fast and model.device.type == "cuda"
         if by_blocks(model):
             prepare = compiled.compile_layers if on_gpu else compiled.give_prefixes
@@ -136,7 +138,7 @@ class Chat:
         virtual = trainee.virtual - prefix
         few = data.packed and (by_blocks(trainee.base) or trainee.base.device.type == "cuda")  # a GPU's libraries plan anew for each width, at 0.1 s
         lines = group(rows, limit, virtual, data.packed)
-        return [lay_out(some, virtual, prefix, width=packed_width(some, virtual, limit) if few else None) for some in lines]
+        return [lay_out(some, virtual, prefix, width=packed_width(some, virtual, limit) if few else None, edges=few and trainee.edges) for some in lines]
 
     def loss(self, trainee: ChatTrainee, batch: ChatBatch) -> LossSum:
         return LossSum(self.losses(trainee, batch).sum(), len(batch.labels))
@@ -267,7 +269,8 @@ class Chat:
         if trainee.recorder is not None and (trainee.recorder.made or trainee.recorder.why):
             layers += f", {trainee.recorder.why or 'recorded'}"
         weights = {"weights": "4 bits (NF4)"} if quantized.is_packed(trainee.base) else {}
-        return {"attention": trainee.base.config._attn_implementation, "layout": "packed" if data.packed else "padded", "layers": layers, **weights}
+        attention = "FlashAttention 4" if trainee.edges else trainee.base.config._attn_implementation
+        return {"attention": attention, "layout": "packed" if data.packed else "padded", "layers": layers, **weights}
 
     def targets(self, trainee: ChatTrainee) -> list[dict]:
         return model_card.targets(trainee)
@@ -276,6 +279,17 @@ class Chat:
 def by_blocks(model: PreTrainedModel) -> bool:
     """Whether the model's attention skips blocks where it can."""
     return model.config._attn_implementation == flex.NAME
+
+
+def by_edges(trainee: ChatTrainee, recipe: ChatRecipe) -> bool:
+    """Whether FlashAttention 4 takes the training passes. Raises `BadInput` where the recipe asks for it and it cannot."""
+    model, prefix = trainee.base, trainee.virtual if trainee.prefix else 0
+    if recipe.attention not in ("auto", "flash") or not by_blocks(model):
+        return False
+    why = flash.why_not(model.config, model.dtype, model.device, recipe.data.max_length + trainee.virtual, prefix)
+    if why and recipe.attention == "flash" and not prefix:
+        raise BadInput(why, where="attention: flash", todo="attention: auto takes what there is")
+    return not why
 
 
 def demand_the_same(folder: RunFolder, extra: dict[str, dict]) -> None:

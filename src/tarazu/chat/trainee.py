@@ -29,6 +29,7 @@ class ChatTrainee(Trainee):
         prompt: the current soft prompt, (virtual, width); None if there is none.
         prefix: the current prefix, for each layer keys and values (key-value heads, virtual, head size); None likewise.
         loss_chunk: bytes of logits that the loss makes at a time; None: by device.
+        edges: rows are told to attention by their edges (`flash.py`).
         recorder: the decoder's training pass as recordings; None: it is launched kernel by kernel.
     """
 
@@ -37,6 +38,7 @@ class ChatTrainee(Trainee):
     prompt: Callable[[], torch.Tensor] | None = None
     prefix: Callable[[], KeyValues] | None = None
     loss_chunk: int | None = None
+    edges: bool = False
     recorder: Recorder | None = None
 
     def total_parameters(self) -> int:

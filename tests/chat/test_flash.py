@@ -1,0 +1,136 @@
+"""Attention told of rows by their edges is the plain mask's attention; the kernels themselves are tested where there are any."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from chat.test_flex import gradients
+from chat.test_methods import build, close, rows
+from chat.tiny import FAMILIES
+
+from tarazu.chat import compiled, flash, flex
+from tarazu.chat.forward import hidden_states
+from tarazu.chat.layout import group, lay_out
+from tarazu.chat.loss import token_losses
+
+WIDE = 512  # a window that no row reaches
+
+
+def shares(query, key, edges, scaling, softcap):
+    """(heads, places, places): the attention that each place pays, its scores' log-sums, and the slope of the capping."""
+    key = key.repeat_interleave(query.shape[1] // key.shape[1], 1)
+    place = torch.arange(query.shape[0])
+    row = torch.bucketize(place, edges, right=True)
+    scores = torch.einsum("qhd,khd->hqk", query, key) * scaling
+    capped = torch.tanh(scores / softcap) if softcap else torch.zeros_like(scores)
+    scores = (softcap * capped if softcap else scores).masked_fill(
+        (row[:, None] != row) | (place > place[:, None]), float("-inf")
+    )
+    return scores.softmax(-1), scores.logsumexp(-1), 1 - capped**2
+
+
+def plain(query, key, value, edges, scaling, softcap):
+    """The kernels' contract in plain arithmetic: causal attention within rows."""
+    paid, sums, _ = shares(query, key, edges, scaling, softcap)
+    return torch.einsum(
+        "hqk,khd->qhd", paid, value.repeat_interleave(query.shape[1] // key.shape[1], 1)
+    ).contiguous(), sums
+
+
+def plain_slopes(query, key, value, _out, slope, _sums, edges, scaling, softcap):
+    """By hand, as an operator's inside has no autograd."""
+    repeats = query.shape[1] // key.shape[1]
+    paid, _, capping = shares(query, key, edges, scaling, softcap)
+    of_paid = torch.einsum("qhd,khd->hqk", slope, value.repeat_interleave(repeats, 1))
+    of_scores = paid * (of_paid - (paid * of_paid).sum(-1, keepdim=True)) * capping * scaling
+    wide = [torch.einsum("hqk,qhd->khd", of_scores, query), torch.einsum("hqk,qhd->khd", paid, slope)]
+    of_key, of_value = (x.unflatten(1, (-1, repeats)).sum(2) for x in wide)
+    return torch.einsum("hqk,khd->qhd", of_scores, key.repeat_interleave(repeats, 1)).contiguous(), of_key, of_value
+
+
+@pytest.fixture
+def arithmetic(monkeypatch):
+    """Runs the operators on a CPU, in float32."""
+    flash._forward.register_kernel("cpu")(plain)
+    flash._backward.register_kernel("cpu")(plain_slopes)
+    monkeypatch.setattr(flash, "HALVES", (torch.float32,))
+
+
+@pytest.mark.parametrize(
+    ("virtual", "packed", "left", "width"),
+    [(0, True, False, 128), (3, True, False, None), (0, False, False, None), (2, False, True, 40)],
+)
+def test_edges_are_where_rows_begin(virtual, packed, left, width):
+    for lines in group(rows((9, 17, 5, 23)), 90, virtual, packed):
+        batch = lay_out(lines, virtual, left=left, width=width, edges=True)
+        places = batch.ids.numel()
+        ends = batch.edges.diff()
+        assert (
+            batch.edges[0] == 0
+            and (ends >= 0).all()
+            and (batch.edges >= places).any()
+            and len(batch.edges) >= flash.FEWEST
+        )
+        row = torch.bucketize(torch.arange(places), batch.edges, right=True)
+        segments = (
+            batch.segments + 1 + 1000 * torch.arange(len(lines))[:, None]
+        ).flatten()  # padding is a row of each line
+        assert torch.equal(row[:, None] == row, segments[:, None] == segments)
+
+
+def test_many_rows_take_more_edges_in_few_sizes():
+    assert len({len(flash.row_edges(list(range(n)), 1000)) for n in range(1, 200)}) == 4
+    assert flash.row_edges(list(range(31)), 99)[-1] == 99 and len(flash.row_edges(list(range(32)), 99)) == 64
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("name", ["lora", "dora", "prompt_tuning", "layers"])
+def test_by_edges_is_the_models_own_attention(name, family, arithmetic):
+    trainee, by_mask = build(name, family, attention=flex.NAME, window=WIDE), build(name, family, window=WIDE)
+    lines = group(rows(), 200, trainee.virtual, True)[0]
+    found = []
+    for one, edges in ((trainee, True), (by_mask, False)):
+        batch = lay_out(lines, one.virtual, width=128, edges=edges)
+        values = token_losses(one.base, hidden_states(one, batch).flatten(0, 1)[batch.sources], batch.labels)
+        values.sum().backward()
+        found.append(({0: values.tolist()}, {key: p.grad for key, p in one.trainable().items()}))
+    assert close(found[0][0], found[1][0])
+    assert all(torch.allclose(found[0][1][key], wanted, atol=1e-4, rtol=1e-3) for key, wanted in found[1][1].items())
+
+
+@pytest.mark.parametrize("family", ["gemma2", "llama"])
+def test_compiled_layers_take_edges(family, arithmetic, monkeypatch):
+    """The compiler sees the operators whole, with their backward pass, also under checkpointing."""
+    expected = gradients(build("lora", family, window=WIDE))
+    monkeypatch.setattr("chat.test_flex.lay_out", lambda *a, **more: lay_out(*a, **more, edges=True))
+    for checkpointing in (False, True):
+        trainee = build("lora", family, attention=flex.NAME, window=WIDE)
+        compiled.give_prefixes(trainee.base, checkpointing, lambda forward: torch.compile(forward, backend="aot_eager"))
+        found = gradients(trainee)
+        assert all(torch.allclose(found[key], wanted, atol=1e-4, rtol=1e-3) for key, wanted in expected.items())
+
+
+def test_says_what_stands_in_the_way():
+    config = build("base", "llama").base.config
+    assert "Hopper" in flash.why_not(config, torch.bfloat16, torch.device("cpu"), 100, 0)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize(("heads", "shared", "size", "softcap"), [(8, 4, 256, 50.0), (24, 8, 128, 0.0)])
+def test_the_kernels_compute_what_they_should(heads, shared, size, softcap):
+    if why := flash.why_not(build("base", "llama").base.config, torch.bfloat16, torch.device("cuda"), 100, 0):
+        pytest.skip(why)
+    torch.manual_seed(0)
+    edges = torch.from_numpy(flash.row_edges([0, 9, 200, 201, 700], 1024))
+    inputs = [torch.randn(1024, n, size, dtype=torch.bfloat16) for n in (heads, shared, shared)]
+    slope = torch.randn(1024, heads, size, dtype=torch.bfloat16)
+    own = [x.cuda().requires_grad_() for x in inputs]
+    out, _ = torch.ops.tarazu.flash_forward(*own, edges.cuda(), size**-0.5, softcap)
+    found = [out, *torch.autograd.grad(out, own, slope.cuda())]
+    exact = [x.float() for x in inputs]
+    wanted = [
+        plain(*exact, edges, size**-0.5, softcap)[0],
+        *plain_slopes(*exact, None, slope.float(), None, edges, size**-0.5, softcap),
+    ]
+    for mine, true in zip(found, wanted, strict=True):
+        assert (mine.detach().cpu().float() - true).norm() < 0.01 * true.norm()
