@@ -69,6 +69,17 @@ def llama32_3b() -> Any:
     )  # fmt: skip
 
 
+def gemma3_270m() -> Any:
+    """google/gemma-3-270m: 268 million parameters, 170 of them the vocabulary; five of six layers look back 512 places."""
+    from transformers import Gemma3TextConfig
+
+    return Gemma3TextConfig(
+        vocab_size=262_144, hidden_size=640, intermediate_size=2048, num_hidden_layers=18, num_attention_heads=4, num_key_value_heads=1,
+        head_dim=256, sliding_window=512, query_pre_attn_scalar=256, max_position_embeddings=32_768, tie_word_embeddings=True,
+        layer_types=["full_attention" if i % 6 == 5 else "sliding_attention" for i in range(18)],
+    )  # fmt: skip
+
+
 TINY = {"vocab_size": 512, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 6, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16}
 
 
@@ -86,7 +97,7 @@ def tiny_llama() -> Any:
     return LlamaConfig(**TINY, tie_word_embeddings=True, max_position_embeddings=4096)
 
 
-SHAPES: dict[str, Callable[[], Any]] = {"gemma-2-2b": gemma2_2b, "llama-3.2-3b": llama32_3b, "tiny-gemma2": tiny_gemma2, "tiny-llama": tiny_llama}
+SHAPES: dict[str, Callable[[], Any]] = {"gemma-2-2b": gemma2_2b, "llama-3.2-3b": llama32_3b, "gemma-3-270m": gemma3_270m, "tiny-gemma2": tiny_gemma2, "tiny-llama": tiny_llama}
 
 
 def build(shape: str, device: str, attention: str, dtype: Any = None) -> Any:
