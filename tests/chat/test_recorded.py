@@ -187,10 +187,11 @@ def test_a_pass_of_plain_layers_in_bfloat16_is_recorded():
     launched.recorder = None
     with torch.autocast("cuda", torch.bfloat16):
         batch = lay_out([[Row(np.arange(200) + 3, np.arange(200) > 3)]], width=256).to(torch.device("cuda"))
-        outs = [recorded.hidden_states(trainee, batch) for trainee in (launched, played, played, played)]
-        assert all(torch.equal(outs[0], out) for out in outs) and played.recorder.records
         half = replace(batch, segments=torch.where(torch.arange(256, device="cuda") < 100, 0, 1)[None])
-        assert torch.equal(recorded.hidden_states(played, half), forward.hidden_states(launched, half))
+        for one in (batch, batch, half, batch):
+            found = recorded.hidden_states(played, one).detach().float()  # a graph that is kept would spoil the recording
+            assert torch.linalg.norm(found - (wanted := forward.hidden_states(launched, one).detach().float())) < 1e-2 * torch.linalg.norm(wanted)
+    assert played.recorder.records and not played.recorder.why
 
 
 @GPU

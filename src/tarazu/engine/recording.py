@@ -122,12 +122,13 @@ class Recording:
     def __init__(self, work: Work, inputs: tuple[Tensor, ...], parameters: list[Tensor], space: Space):
         self.work, self.parameters, self.turn = work, parameters, 0
         self.inputs = [x.detach().clone() for x in inputs]
-        self.places = [space.place(p) for p in parameters]
+        self.places: list[Tensor] = []
         self.gradients: list[Tensor | None] = []
         dice = torch.cuda.get_rng_state() if torch.cuda.is_available() else None
         host_dice = torch.get_rng_state()
         try:
             with no_cast_kept(), nothing_collected():
+                self.places = [space.place(p) for p in parameters]  # only now is no older graph alive that would keep the ends on its stream
                 warm_up(self._both, space)
                 self.forward, outputs = recorded(self._outputs, space)
                 self.outputs = [out.detach() for out in outputs]
