@@ -80,6 +80,13 @@ class Prepared:
         items += [Item(name, view, self.crop) for view in range(1, self.views) for name in self.names["train"]]
         return features.features(self.encoder, self.collection.images, items, self.looks, self.precision, self.device)
 
+    def make_room(self) -> None:
+        """The frozen encoder's features leave the GPU; whoever asks for them brings them back."""
+        if "maps" in self.__dict__:
+            self.maps.__dict__.pop("resident", None)
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()  # other processes may share the GPU
+
     @cached_property
     def means(self) -> Bank:
         """Their means over the places (N, 1, D)."""

@@ -34,6 +34,7 @@ def see_all(model: ImageCaptioningModel, data: Prepared, pooled: bool) -> Rows:
     """Every picture's features, then those of `data.views` - 1 further views of the training pictures, view by view, every
     second one mirrored; of `pooled` their means in float32. The same ones whenever a run is resumed."""
     names, device = data.all_names, data.device
+    data.make_room()
     count, shape = len(data.names["train"]), (1 if pooled else data.encoder.side**2, data.encoder.module.width)
     kept = Rows(
         (len(names) + (data.views - 1) * count, *shape),
