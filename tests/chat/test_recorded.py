@@ -159,9 +159,19 @@ def test_plain_layers_are_recorded_on_a_gpu(name, shape, attention):
     torch.backends.cuda.matmul.allow_tf32 = False
     launched, played = made(name, shape, attention, "cuda"), made(name, shape, attention, "cuda")
     launched.recorder = None
-    for lengths in (*LENGTHS, *LENGTHS, *LENGTHS):
+    for lengths in (*LENGTHS, *LENGTHS, *LENGTHS, (140,)):  # the last width comes once: it is launched, beside recordings
         compare(gradients(launched, lengths, True), gradients(played, lengths, True), 1e-5, 1e-3, 1e-4)
     assert not played.recorder.why and len(played.recorder.records) == 2
+
+
+@GPU
+def test_an_lstm_before_the_model_is_recorded_or_launched_but_right():
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    launched, played = (made("p_tuning", "gemma3", "sdpa", "cuda", encoder="LSTM") for _ in range(2))
+    launched.recorder = None
+    for _ in range(4):
+        compare(gradients(launched, LENGTHS[1], True), gradients(played, LENGTHS[1], True), 1e-5, 1e-3, 1e-4)
+    assert bool(played.recorder.records) != bool(played.recorder.why), played.recorder.why
 
 
 @GPU
