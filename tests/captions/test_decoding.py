@@ -4,9 +4,12 @@ import itertools
 
 import pytest
 import torch
-from scenes import CHANNELS, KINDS, PLACES, Table, decoder
+from scenes import CHANNELS, KINDS, PLACES, WORDS, Table, decoder
 
+from tarazu.captions.decoders import make
 from tarazu.captions.decoding import Ensemble, beam_search, greedy, sample
+from tarazu.captions.mirrored import Mirrored
+from tarazu.captions.model import ImageCaptioningModel
 from tarazu.captions.vocabulary import EOS, PAD, SOS
 
 PICTURES = torch.zeros(3, 1)
@@ -156,3 +159,29 @@ def test_what_is_fixed_in_a_state_depends_on_the_picture_alone(kind):
         before, (_, state, _) = state, model.step(state, torch.full((2,), token))
         assert all(torch.equal(before[i], state[i]) for i in model.fixed)
     assert model.looks_at == "pooled" or len(model.fixed) == 2
+
+
+class Grid(torch.nn.Conv2d):
+    """The smallest encoder: each place of a picture (B, 3, 3, 3) by itself."""
+
+    def forward(self, pixels):
+        return super().forward(pixels.permute(0, 3, 1, 2)).flatten(2).transpose(1, 2)
+
+
+@pytest.mark.parametrize("kind", ["show_and_tell", "show_attend_tell", "transformer"])
+def test_who_also_looks_into_the_mirror_says_the_same_of_a_mirrored_picture(kind):
+    """And looks at the mirrored places; without the mirror it does neither."""
+    torch.manual_seed(0)
+    model = ImageCaptioningModel(Grid(3, CHANNELS, 1), make(KINDS[kind], WORDS, CHANNELS, 9)).eval()
+    pixels, tokens = torch.rand(4, 3, 3, 3) * 9, torch.tensor([[SOS, 5, 6, 7]] * 4)
+    both = Ensemble([model, Mirrored(model)])
+    with torch.no_grad():
+        (said, looked), (again, turned) = (both.teach(seen, tokens) for seen in (pixels, pixels.flip(2)))
+        stepped = both.step(both.start(pixels), tokens[:, 0])[0]
+        one = [model.teach(seen, tokens)[0] for seen in (pixels, pixels.flip(2))]
+    torch.testing.assert_close(said, again)
+    torch.testing.assert_close(stepped, said[:, 0])
+    if looked is not None:
+        torch.testing.assert_close(looked.unflatten(-1, (3, 3)).flip(-1).flatten(-2), turned)
+    if kind == "transformer":  # which knows where a place is
+        assert not torch.allclose(*one)

@@ -48,7 +48,7 @@ methods:
     {kind: show_attend_tell, embedding: 16, hidden: 24, attention: 16, average: 0.9, fine_tune: {blocks: 1, learning_rate: 1e-3, from_epoch: 1},
      self_critical: {from_epoch: 2, samples: 2, share: 1.0, learning_rate: 1e-4}}
   tell: {kind: show_and_tell, embedding: 16, hidden: 24, self_critical: {from_epoch: 1, samples: 3, learning_rate: 1e-4, likelihood: 0.1}}
-  both: {kind: ensemble, of: [attend, tell]}
+  both: {kind: ensemble, of: [attend, tell], mirrored: true}
 """
 
 

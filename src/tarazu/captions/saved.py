@@ -81,7 +81,7 @@ def _trained(
             name, _, seed = member.partition("/seed-")
             fresh = replace(encoder, module=pretrained.load(recipe.encoder).module)  # a member may have tuned its own
             members.append(_trained(recipe, study, study.run(name, int(seed) if seed else run.seed), fresh, vocabulary))
-        return together(members, None)
+        return together(members, None, method.mirrored)
     if not run.weights.exists():
         raise BadInput(
             "this run has no weights yet", where=str(run.path), todo="let `tarazu run` or `tarazu resume` finish it"

@@ -207,6 +207,7 @@ class Ensemble(Method):
 
     kind: Literal["ensemble"] = "ensemble"
     of: list[str] = Field(min_length=2, description="methods of this recipe, as NAME (the same seed) or NAME/seed-N")
+    mirrored: bool = Field(False, description="every member also looks at the mirrored picture, and has a second voice")
 
 
 AnyMethod = Annotated[ShowAndTell | ShowAttendTell | Transformer | Ensemble, Field(discriminator="kind")]

@@ -65,7 +65,7 @@ class Captions:
         method = recipe.methods[name]
         if method.kind == "ensemble":
             members = [self._trained(recipe, member, data, seed, device) for member in method.of]
-            return together(members, data)
+            return together(members, data, method.mirrored)
         encoder = replace(data.encoder, module=copy.deepcopy(data.encoder.module))  # each method may change its own
         trainee = trainee_of(recipe, name, encoder, data.vocabulary, seed, data)
         trainee.module.to(device)

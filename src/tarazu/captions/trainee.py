@@ -11,6 +11,7 @@ import torch
 from tarazu.captions import decoders
 from tarazu.captions.augment import new_view
 from tarazu.captions.decoding import Ensemble
+from tarazu.captions.mirrored import Mirrored
 from tarazu.captions.model import ImageCaptioningModel
 from tarazu.captions.objective import likelihood, self_critical
 from tarazu.captions.pretrained import Pretrained
@@ -213,13 +214,13 @@ def _rewarded(
     return found.total, found.extra
 
 
-def together(members: list[CaptionTrainee], data: Prepared | None) -> CaptionTrainee:
-    """Trained members as one that is not trained itself."""
-    module = Ensemble([member.module for member in members])
+def together(members: list[CaptionTrainee], data: Prepared | None, mirrored: bool = False) -> CaptionTrainee:
+    """Trained members as one that is not trained itself; `mirrored` ones look twice, and then only pixels will do."""
+    modules = [member.module for member in members]
+    module = Ensemble([*modules, *(Mirrored(one) for one in modules if mirrored)])
     module.requires_grad_(False)
-    return CaptionTrainee(
-        module, frozenset(), data=data, tuned=any(m.tuned for m in members), pooled=all(m.pooled for m in members)
-    )
+    tuned = mirrored or any(m.tuned for m in members)
+    return CaptionTrainee(module, frozenset(), data=data, tuned=tuned, pooled=all(m.pooled for m in members))
 
 
 def _thawed(method: CaptionMethod, encoder: Pretrained) -> frozenset[str]:
