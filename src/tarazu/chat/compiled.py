@@ -22,12 +22,16 @@ from tarazu.chat import flash, flex
 from tarazu.chat.fast_tanh import teach_compiler
 from tarazu.chat.hub import cache_folder
 
+WIDE = False  # LoRA inside the large products (`wide.py`); not yet measured as a whole on a GPU
+
 
 def compile_layers(model: PreTrainedModel, checkpointing: bool = False) -> None:
     """Compiles every decoder layer of `model` in place; parameters and their names stay."""
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_folder() / "compiled"))
     flex.allow_many_shapes()
     teach_compiler()
+    if WIDE:
+        wide.widen(model)
     for layer in model.get_decoder().layers:
         if getattr(layer.self_attn, "sliding_window", None) is not None:
             layer.self_attn.sliding_window = None  # the mask does the window; a difference between layers would compile them twice

@@ -1,0 +1,165 @@
+"""LoRA inside the large products: [x, x A'] [W, s B]' is x W' + s (x A') B', in one product a few columns wider.
+
+The thin products of adapters cost little arithmetic and much memory traffic: each writes a matrix as large as the layer's
+output, which the next kernel reads again to add it. A product whose inner side is 64 longer does the same sum in its
+accumulator. The gradient of the input is a product of that kind too: [g, s g B] [W ; A]. So one matrix serves both,
+
+    [ W  sB ]      W: the weights of all layers that read the same input, one below the other (q, k, v; gate, up)
+    [ A  0  ]      A: their factors, one below the other, r rows each; B: block by block, r columns each
+
+and the frozen weights are views of it: nothing is stored twice. A and B themselves stay where peft has them; they are
+written into the matrix at the start of each pass. Only in compiled layers, whose compiler lets the kernel that makes x
+write it straight into [x, x A']. `adapters.py` is the plain path that tests compare with.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from tarazu.chat.adapters import LeanLoRA
+
+GROUPS = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"), ("o_proj",), ("down_proj",))
+STEP = 64  # an inner side must stay a multiple of this, or the product slows down by more than is saved
+MOST = 256  # columns for adapters; with more, the zeros between the blocks would cost more than is saved
+
+
+def widen(model: nn.Module) -> int:
+    """Joins the LoRA layers of `model` that stand side by side under one of the names in `GROUPS`; returns how many matrices.
+
+    Layers that are not plain LoRA without dropout on a frozen matrix stay as they are. Call it when the model is where it
+    will stay: a moved model has its weights apart again, and must not be trained so.
+    """
+    parts = [_together(module, names) for module in model.modules() for names in GROUPS]
+    groups = [_Group(modules) for modules in parts if modules and _columns(modules) <= MOST]
+    if groups:
+        model.get_decoder().register_forward_pre_hook(lambda *_: _fill(groups))
+    return len(groups)
+
+
+def _together(parent: nn.Module, names: tuple[str, ...]) -> list[LeanLoRA] | None:
+    """The children of these names, if all can be joined."""
+    modules = [getattr(parent, name, None) for name in names]
+    if not all(type(module) is LeanLoRA and isinstance(module.lora_dropout[module.active_adapters[0]], nn.Identity) for module in modules):
+        return None
+    weights = [module.base_layer.weight for module in modules]
+    known = all(type(module.base_layer) is nn.Linear and not weight.requires_grad for module, weight in zip(modules, weights, strict=True))
+    return modules if known and len({(w.shape[1], w.dtype, w.device) for w in weights}) == 1 else None
+
+
+def _columns(modules: list[LeanLoRA]) -> int:
+    """Room for their factors, in whole steps."""
+    return -(-sum(module.r[module.active_adapters[0]] for module in modules) // STEP) * STEP
+
+
+def _fill(groups: list[_Group]) -> None:
+    """Copies on the device only, so that a recorded pass does them again."""
+    if torch.is_grad_enabled():
+        for group in groups:
+            group.fill()
+
+
+class _Group:
+    """Layers that read the same input, and their matrix (outputs + spare, inputs + spare)."""
+
+    def __init__(self, modules: list[LeanLoRA]):
+        first = modules[0].base_layer.weight
+        self.modules, self.width = modules, first.shape[1]
+        self.sizes = [module.base_layer.weight.shape[0] for module in modules]
+        spare = _columns(modules)
+        self.matrix = first.new_zeros(sum(self.sizes) + spare, self.width + spare)
+        self.input, self.outputs, row = None, [], 0
+        for place, (module, size) in enumerate(zip(modules, self.sizes, strict=True)):
+            weight = module.base_layer.weight
+            mine = self.matrix[row : row + size, : self.width]
+            mine.copy_(weight)
+            weight.data = mine
+            module.group, module.place, module.__class__ = self, place, WideLoRA
+            row += size
+
+    def fill(self) -> None:
+        """A and s B into the matrix. Through `data`: autograd need not know, as they change only when the parameters do."""
+        row, column, matrix = 0, 0, self.matrix.data
+        for module, size in zip(self.modules, self.sizes, strict=True):
+            name = module.active_adapters[0]
+            down, up = module.factors(name)
+            end = column + down.shape[0]
+            torch.mul(up.data, module.scaling[name], out=matrix[row : row + size, self.width + column : self.width + end])
+            matrix[sum(self.sizes) + column : sum(self.sizes) + end, : self.width].copy_(down.data)
+            row, column = row + size, end
+
+    def output(self, place: int, x: torch.Tensor) -> torch.Tensor:
+        """Of the layer number `place`. The first that is called with an input works for all of them."""
+        if self.input is not x or self.outputs[place] is None:
+            names = [module.active_adapters[0] for module in self.modules]
+            factors = [factor for module, name in zip(self.modules, names, strict=True) for factor in module.factors(name)]
+            scales = [module.scaling[name] for module, name in zip(self.modules, names, strict=True)]
+            self.input, self.outputs = x, list(WideProduct.apply(x, self.matrix, scales, *factors))
+        out, self.outputs[place] = self.outputs[place], None
+        if place == len(self.modules) - 1:
+            self.input, self.outputs = None, []
+        return out
+
+
+class WideLoRA(LeanLoRA):
+    """LoRA whose product is part of its group's, in a compiled layer that learns."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        plain = self.disable_adapters or self.merged or x.dtype != self.group.matrix.dtype
+        if plain or not torch.is_grad_enabled() or not torch.compiler.is_compiling():
+            return super().forward(x)
+        out = self.group.output(self.place, x)
+        return out if self.base_layer.bias is None else out + self.base_layer.bias
+
+
+class WideProduct(torch.autograd.Function):
+    """(x (..., in), matrix, scales, A1, B1, A2, B2, ...) -> (..., out) of each layer; see the module's text."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, matrix: torch.Tensor, scales: list[float], *factors: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        sizes, width = [up.shape[0] for up in factors[1::2]], x.shape[-1]
+        total = sum(sizes)
+        extended = _extended([x.reshape(-1, width)], matrix[total:, :width])
+        ctx.save_for_backward(extended, matrix, *factors)
+        ctx.scales, ctx.sizes = scales, sizes
+        out = extended @ matrix[:total].T
+        return tuple(part.view(*x.shape[:-1], -1) for part in out.split(sizes, 1))
+
+    @staticmethod
+    def backward(ctx: Any, *slopes: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        inputs, matrix, *factors = ctx.saved_tensors
+        total, width = sum(ctx.sizes), factors[0].shape[1]
+        extended = _extended([slope.reshape(-1, slope.shape[-1]) for slope in slopes], matrix[:total, width:].T)
+        into = extended @ matrix[:, :width]
+        downs = extended[:, total:].T @ inputs[:, :width]
+        ups = extended[:, :total].T @ inputs[:, width:]
+        found, row, column = [], 0, 0
+        for size, scale, down, up in zip(ctx.sizes, ctx.scales, factors[::2], factors[1::2], strict=True):
+            end = column + down.shape[0]
+            found += [downs[column:end].to(down.dtype), ups[row : row + size, column:end].to(up.dtype) * scale]
+            row, column = row + size, end
+        return into.view(*slopes[0].shape[:-1], width), None, None, *found
+
+
+def _extended(parts: list[torch.Tensor], thin: torch.Tensor) -> torch.Tensor:
+    """[x, x thin'] for x (T, n) in parts side by side, and thin (spare, n).
+
+    The thin product writes into the place that was left for it, so that x is written once, where it belongs.
+    """
+    made = torch.cat([*parts, parts[0].new_zeros(parts[0].shape[0], thin.shape[0])], 1)
+    torch.ops.tarazu.thin_product(made, thin)
+    return made
+
+
+@torch.library.custom_op("tarazu::thin_product", mutates_args=("made",))
+def _thin_product(made: torch.Tensor, thin: torch.Tensor) -> None:
+    """Writes the product of the first columns of `made` (T, n + spare) and of thin' (n, spare) into its last columns."""
+    width = thin.shape[1]
+    torch.mm(made[:, :width], thin.T, out=made[:, width:])
+
+
+@_thin_product.register_fake
+def _(made: torch.Tensor, thin: torch.Tensor) -> None:
+    return None

@@ -1,0 +1,136 @@
+"""LoRA inside the large products gives what LoRA beside them gives, and leaves the model as it was."""
+
+from __future__ import annotations
+
+import peft
+import pytest
+import torch
+from chat import tiny
+from chat.test_methods import rows
+from torch._dynamo.backends.debugging import aot_eager
+from transformers import Gemma2Config, Gemma2ForCausalLM, LlamaConfig, LlamaForCausalLM
+
+from tarazu.chat import adapters, compiled, flex, wide
+from tarazu.chat.forward import hidden_states
+from tarazu.chat.layout import lay_out
+from tarazu.chat.loss import token_losses
+from tarazu.chat.trainee import adapted
+from tarazu.engine.fingerprint import fingerprint
+
+TWO = {**tiny.SIZES, **tiny.SPECIALS, "num_hidden_layers": 2}
+
+
+def build(family: str = "llama", biases: bool = False, attention: str = "eager", **settings):
+    """A trainee of two layers whose weights are large enough that mistakes show; `settings` are peft's."""
+    torch.manual_seed(0)
+    if family == "llama":
+        model = LlamaForCausalLM(LlamaConfig(**TWO, attention_bias=biases, mlp_bias=biases))
+    else:
+        model = Gemma2ForCausalLM(Gemma2Config(**TWO, sliding_window=12, query_pre_attn_scalar=8))
+    model.set_attn_implementation(attention)
+    trainee = adapted(model, peft.LoraConfig(**{"r": 4, "lora_alpha": 12, "target_modules": "all-linear", "task_type": "CAUSAL_LM", **settings}), "all-linear")
+    with torch.no_grad():
+        for name, parameter in trainee.module.named_parameters():
+            if parameter.dim() == 2 or "bias" in name:
+                parameter.normal_(0, 0.15)
+    adapters.lean(trainee.base)
+    return trainee
+
+
+def compile_layers(trainee) -> list:
+    """The compiler's own tracing, with plain arithmetic behind it; returns what it compiled."""
+    made = []
+
+    def backend(graph, inputs):
+        made.append(graph)
+        return aot_eager(graph, inputs)
+
+    for layer in trainee.base.get_decoder().layers:
+        layer.self_attn.sliding_window = None  # as `compiled.compile_layers` does
+    compiled.give_prefixes(trainee.base, False, lambda forward: torch.compile(forward, backend=backend))
+    return made
+
+
+def is_wide(graph: torch.fx.GraphModule) -> bool:
+    return any("thin_product" in str(part.graph) for part in graph.modules() if isinstance(part, torch.fx.GraphModule))
+
+
+def gradients(trainee, lengths=(90, 41), width: int = 256) -> dict[str, torch.Tensor]:
+    trainee.module.train().zero_grad()
+    batch = lay_out([rows(lengths)], width=width)
+    hidden = hidden_states(trainee, batch).flatten(0, 1).index_select(0, batch.sources)
+    loss = token_losses(trainee.base, hidden, batch.labels).sum()
+    loss.backward()
+    return {"loss": loss.detach(), **{key: parameter.grad.clone() for key, parameter in trainee.trainable().items()}}
+
+
+def agree(found: dict, expected: dict) -> bool:
+    return found.keys() == expected.keys() and all(torch.linalg.norm(found[key] - expected[key]) < 1e-4 * torch.linalg.norm(expected[key]) for key in found)
+
+
+@pytest.fixture(autouse=True)
+def blocks(monkeypatch):
+    """Attention by blocks, on a CPU."""
+    torch._dynamo.reset()
+    monkeypatch.setattr(flex, "fits", lambda queries, device: True)
+    monkeypatch.setattr("torch.nn.attention.flex_attention._validate_device", lambda *_: None)
+
+
+CASES = {
+    "gemma2": {"family": "gemma2"},
+    "biases": {"biases": True},
+    "unlike ranks": {"rank_pattern": {"k_proj": 7, "up_proj": 1}, "alpha_pattern": {"v_proj": 3, "gate_proj": 20}},
+    "rslora, two steps of columns": {"r": 40, "use_rslora": True},
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_losses_and_gradients_are_the_plain_paths(case):
+    plain, joined = build(**CASES[case]), build(**CASES[case], attention=flex.NAME)
+    assert wide.widen(joined.base) == 2 * len(wide.GROUPS)
+    graphs = compile_layers(joined)
+    assert agree(gradients(joined), gradients(plain))
+    assert len(graphs) == 1 and is_wide(graphs[0]), "one piece of code for all layers"
+    with torch.no_grad():  # after a step of the optimizer, and with another width
+        for trainee in (plain, joined):
+            for parameter in trainee.trainable().values():
+                parameter.mul_(1.5)
+    assert agree(gradients(joined, (33, 200, 70), 384), gradients(plain, (33, 200, 70), 384))
+    assert len(graphs) == 2
+
+
+@pytest.mark.parametrize("settings", [{"lora_dropout": 0.5}, {"use_dora": True}, {"lora_bias": True}, {"r": wide.MOST + 1}, {"target_modules": ["q_proj", "up_proj"]}])
+def test_other_adapters_stay_as_they_are(settings):
+    trainee = build(**settings)
+    kinds = [type(module) for module in trainee.module.modules()]
+    assert wide.widen(trainee.base) == 0
+    assert kinds == [type(module) for module in trainee.module.modules()]
+
+
+def test_nothing_of_the_model_changes_and_nothing_is_stored_twice():
+    trainee = build(biases=True, attention=flex.NAME)
+    before = fingerprint(trainee.module)
+    wide.widen(trainee.base)
+    compile_layers(trainee)
+    gradients(trainee)
+    assert fingerprint(trainee.module) == before
+    gate, up = (getattr(trainee.base.model.layers[1].mlp, name) for name in ("gate_proj", "up_proj"))
+    storage = gate.group.matrix.untyped_storage().data_ptr()
+    assert gate.group is up.group
+    assert {layer.base_layer.weight.untyped_storage().data_ptr() for layer in (gate, up)} == {storage}
+
+
+def test_switched_off_or_merged_they_are_as_plain_ones():
+    plain, joined = build(), build(attention=flex.NAME)
+    wide.widen(joined.base)
+    graphs = compile_layers(joined)
+    batch = lay_out([rows((90, 41))], width=256)
+    real = batch.segments[0] >= 0
+    for trainee in (plain, joined):
+        trainee.base.get_input_embeddings().requires_grad_()  # or nothing would ask for gradients
+    with plain.module.disable_adapter(), joined.module.disable_adapter():
+        torch.testing.assert_close(hidden_states(joined, batch)[0][real], hidden_states(plain, batch)[0][real], atol=1e-4, rtol=1e-4)
+    for trainee in (plain, joined):
+        trainee.module.merge_adapter()
+    torch.testing.assert_close(hidden_states(joined, batch)[0][real], hidden_states(plain, batch)[0][real], atol=1e-4, rtol=1e-4)
+    assert graphs and not any(map(is_wide, graphs))
