@@ -140,7 +140,7 @@ def _measure(task, recipe: Recipe, name: str, data, device: torch.device, scratc
             "generate": parts["generate"] + count * parts["sample"],
             "evaluate": parts["evaluate"],
         }
-        trial = 2 * parts["validate"] + warm.seconds["checkpoint"]
+        trial = parts["validate"] + warm.seconds["checkpoint"]
         held = warm.counts.tokens / warm.steps
         found, beyond = searching(recipe, name, seconds["load"] + lost, each, held, trial)
         seconds |= found

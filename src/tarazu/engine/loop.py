@@ -55,7 +55,7 @@ class Position:
 def fit(task: Task, trainee: Trainee, data: Data, recipe: Recipe, method: Method, run: Run, seed: int, ledger: Ledger, stop: StopSignals, sampled: bool = True) -> None:
     """Trains `trainee` in place, to the end of the budget, and leaves `weights.safetensors` in the run's folder.
 
-    `sampled` asks for outputs at every validation; a search does without.
+    `sampled` asks for outputs at every validation, and for a validation before the first step; a search does without both.
 
     Raises:
         Stopped: after a checkpoint, when a signal came.
@@ -125,7 +125,7 @@ class _Fit:
 
     def train(self) -> None:
         with Bar(f"{self.run.name} seed {self.run.seed}") as bar:
-            if self.at.validated < 0:
+            if self.at.validated < 0 and self.sampled:
                 self.validate()
             while not self.over():
                 with self.ledger.phase("train"):
