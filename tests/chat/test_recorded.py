@@ -188,7 +188,7 @@ def test_dropout_and_checkpointing_of_plain_layers_on_a_gpu(settings):
         compare(*found, 1e-5, 1e-3, 1e-4)  # the dice fall alike
         losses.append(found[1][0])
     assert len(set(losses)) == 5 or "dropout" not in settings
-    assert bool(played.recorder.records) == (len(settings) == 1), played.recorder.why
+    assert len(settings) == 2 or played.recorder.records, played.recorder.why  # dice that are kept for going back may forbid it
 
 
 @GPU
