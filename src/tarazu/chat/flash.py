@@ -2,7 +2,8 @@
 
 Dao-AILab's flash-attn-4 (Shah et al. 2024, arXiv:2407.08608, for Hopper) takes the edges of the rows and skips everything
 outside of them. It is a package of its own (`pip install tarazu[flash]`), for GPUs from Hopper on, and needs rows that fit
-into the model's sliding window. Where it cannot be used, flex attention (`flex.py`) does the same.
+into the model's sliding window. The gradient of queries is added up in no fixed order: two runs may differ in the last place,
+unless `torch.use_deterministic_algorithms` is on. Where it cannot be used, flex attention (`flex.py`) does the same.
 """
 
 from __future__ import annotations
@@ -16,7 +17,6 @@ from transformers import PretrainedConfig
 WIDEST_HEAD = 256
 HALVES = (torch.bfloat16, torch.float16)
 HOPPER = (9, 0)
-DETERMINISTIC = False
 FEWEST = 32  # edges: their number is a power of two from here on, so that recordings are few
 
 
@@ -122,7 +122,7 @@ def _backward(
         True,
         softcap,
         **_rows(edges, query.shape[0]),
-        deterministic=DETERMINISTIC,
+        deterministic=torch.are_deterministic_algorithms_enabled(),
     )[:3]
 
 
