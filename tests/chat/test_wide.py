@@ -5,7 +5,7 @@ from __future__ import annotations
 import peft
 import pytest
 import torch
-from chat import tiny
+from chat import test_recorded, tiny
 from chat.test_methods import rows
 from torch._dynamo.backends.debugging import aot_eager
 from transformers import Gemma2Config, Gemma2ForCausalLM, LlamaConfig, LlamaForCausalLM
@@ -68,7 +68,7 @@ def agree(found: dict, expected: dict) -> bool:
     return found.keys() == expected.keys() and all(torch.linalg.norm(found[key] - expected[key]) < 1e-4 * torch.linalg.norm(expected[key]) for key in found)
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture
 def blocks(monkeypatch):
     """Attention by blocks, on a CPU."""
     torch._dynamo.reset()
@@ -84,6 +84,7 @@ CASES = {
 }
 
 
+@pytest.mark.usefixtures("blocks")
 @pytest.mark.parametrize("case", CASES)
 def test_losses_and_gradients_are_the_plain_paths(case):
     plain, joined = build(**CASES[case]), build(**CASES[case], attention=flex.NAME)
@@ -99,7 +100,9 @@ def test_losses_and_gradients_are_the_plain_paths(case):
     assert len(graphs) == 2
 
 
-@pytest.mark.parametrize("settings", [{"lora_dropout": 0.5}, {"use_dora": True}, {"lora_bias": True}, {"r": wide.MOST + 1}, {"target_modules": ["q_proj", "up_proj"]}])
+@pytest.mark.parametrize(
+    "settings", [{"lora_dropout": 0.5}, {"use_dora": True}, {"lora_bias": True}, {"r": wide.MOST + 1}, {"target_modules": ["q_proj", "up_proj"]}]
+)
 def test_other_adapters_stay_as_they_are(settings):
     trainee = build(**settings)
     kinds = [type(module) for module in trainee.module.modules()]
@@ -107,6 +110,7 @@ def test_other_adapters_stay_as_they_are(settings):
     assert kinds == [type(module) for module in trainee.module.modules()]
 
 
+@pytest.mark.usefixtures("blocks")
 def test_nothing_of_the_model_changes_and_nothing_is_stored_twice():
     trainee = build(biases=True, attention=flex.NAME)
     before = fingerprint(trainee.module)
@@ -120,6 +124,7 @@ def test_nothing_of_the_model_changes_and_nothing_is_stored_twice():
     assert {layer.base_layer.weight.untyped_storage().data_ptr() for layer in (gate, up)} == {storage}
 
 
+@pytest.mark.usefixtures("blocks")
 def test_switched_off_or_merged_they_are_as_plain_ones():
     plain, joined = build(), build(attention=flex.NAME)
     wide.widen(joined.base)
@@ -134,3 +139,11 @@ def test_switched_off_or_merged_they_are_as_plain_ones():
         trainee.module.merge_adapter()
     torch.testing.assert_close(hidden_states(joined, batch)[0][real], hidden_states(plain, batch)[0][real], atol=1e-4, rtol=1e-4)
     assert graphs and not any(map(is_wide, graphs))
+
+
+@test_recorded.GPU
+@pytest.mark.parametrize("shape", ["gemma2", "llama"])
+@pytest.mark.parametrize("name", ["lora", "rslora"])
+def test_recorded_on_a_gpu_they_give_the_plain_paths_gradients(name, shape, monkeypatch):
+    monkeypatch.setattr(compiled, "WIDE", True)
+    test_recorded.test_recorded_passes_give_the_plain_paths_losses_and_gradients(name, shape)

@@ -18,7 +18,7 @@ from torch.nn.attention.flex_attention import BlockMask
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
-from tarazu.chat import flash, flex
+from tarazu.chat import flash, flex, wide
 from tarazu.chat.fast_tanh import teach_compiler
 from tarazu.chat.hub import cache_folder
 

@@ -14,6 +14,7 @@ write it straight into [x, x A']. `adapters.py` is the plain path that tests com
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import torch
@@ -35,6 +36,7 @@ def widen(model: nn.Module) -> int:
     parts = [_together(module, names) for module in model.modules() for names in GROUPS]
     groups = [_Group(modules) for modules in parts if modules and _columns(modules) <= MOST]
     if groups:
+        _teach_compiler()
         model.get_decoder().register_forward_pre_hook(lambda *_: _fill(groups))
     return len(groups)
 
@@ -148,9 +150,20 @@ def _extended(parts: list[torch.Tensor], thin: torch.Tensor) -> torch.Tensor:
 
     The thin product writes into the place that was left for it, so that x is written once, where it belongs.
     """
-    made = torch.cat([*parts, parts[0].new_zeros(parts[0].shape[0], thin.shape[0])], 1)
+    made = torch.ops.tarazu.with_room(parts, thin.shape[0])
     torch.ops.tarazu.thin_product(made, thin)
     return made
+
+
+@torch.library.custom_op("tarazu::with_room", mutates_args=())
+def _with_room(parts: list[torch.Tensor], room: int) -> torch.Tensor:
+    """(T, n1), (T, n2), ... side by side, and `room` more columns."""
+    return torch.cat([*parts, parts[0].new_zeros(parts[0].shape[0], room)], 1)
+
+
+@_with_room.register_fake
+def _(parts: list[torch.Tensor], room: int) -> torch.Tensor:
+    return parts[0].new_empty(parts[0].shape[0], sum(part.shape[1] for part in parts) + room)
 
 
 @torch.library.custom_op("tarazu::thin_product", mutates_args=("made",))
@@ -163,3 +176,18 @@ def _thin_product(made: torch.Tensor, thin: torch.Tensor) -> None:
 @_thin_product.register_fake
 def _(made: torch.Tensor, thin: torch.Tensor) -> None:
     return None
+
+
+@cache
+def _teach_compiler() -> None:
+    """Whoever makes a part writes it into its place. Left alone, the compiler makes all parts in one kernel on a GPU, which
+    reads what they share (the gradients of gate and up: three matrices) once for each."""
+    from torch._inductor import ir
+    from torch._inductor.lowering import lowerings, register_lowering
+
+    @register_lowering(torch.ops.tarazu.with_room, type_promotion_kind=None)
+    def _(parts: list[Any], room: int) -> Any:
+        first = parts[0]
+        zeros = lowerings[torch.ops.aten.full.default]([first.get_size()[0], room], 0, dtype=first.get_dtype(), device=first.get_device())
+        made = ir.ConcatKernel.create([*parts, zeros], 1)
+        return made if isinstance(made, ir.TensorBox) else ir.TensorBox(made)
