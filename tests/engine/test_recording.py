@@ -1,5 +1,7 @@
 """Recorded passes give what the pass itself gives: outputs, gradients, and dice that fall anew."""
 
+import gc
+
 import pytest
 import torch
 
@@ -97,6 +99,51 @@ def test_a_recording_that_was_played_again_has_lost_its_gradients(no_gpu):
     last.backward()
     with pytest.raises(RuntimeError, match="played again"):
         earlier.backward()
+
+
+GONE: list[str] = []
+
+
+class RecordingGone:
+    """Nothing that the collector looks at, as a graph is: it goes when what holds it goes."""
+
+    __slots__ = ()
+
+    def __del__(self):
+        GONE.append(type(self).__name__)
+
+
+class MemoryGone(RecordingGone):
+    __slots__ = ()
+
+
+def test_the_collector_takes_recordings_before_their_memory(no_gpu):
+    GONE.clear()
+    layer = torch.nn.Linear(2, 1)
+    layer.recorder = Recorder(lambda x, layer=layer: (layer(x).sum(),), layer)  # knows the layer, which knows it
+    layer.recorder(torch.ones(3, 2))[0].backward()
+    made = next(iter(layer.recorder.records.values()))
+    made.forward = made.backward = None  # a real one's know nothing but their graph
+    made.mark, layer.recorder.space.mark = RecordingGone(), MemoryGone()
+    del layer, made
+    gc.collect()
+    assert GONE == ["RecordingGone", "MemoryGone"]
+
+
+@GPU
+def test_a_recorder_that_the_collector_takes_gives_its_memory_back():
+    torch.cuda.empty_cache()
+    before = torch.cuda.memory_reserved()
+    for _ in range(3):
+        layer = torch.nn.Linear(1024, 1024, device="cuda")
+        layer.recorder = Recorder(lambda x, layer=layer: (layer(x).relu().sum(),), layer)
+        for _ in range(3):
+            layer.recorder(torch.ones(4096, 1024, device="cuda"))[0].backward()
+        assert layer.recorder.records
+        del layer
+        gc.collect()
+        torch.cuda.empty_cache()
+    assert torch.cuda.memory_reserved() - before < 100 * 2**20
 
 
 @GPU

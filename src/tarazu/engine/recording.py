@@ -76,6 +76,10 @@ class Recorder:
         self.met.clear()
         self.space = None
 
+    def __del__(self):
+        """Recordings go before the memory that they share, also where the collector takes a recorder and its module together."""
+        self.clear()
+
     def _record(self, key: Hashable, inputs: tuple[Tensor, ...], also: tuple, parameters: list[Tensor]) -> None:
         self.space = self.space or Space()
         try:
