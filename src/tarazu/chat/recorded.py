@@ -16,9 +16,9 @@ from tarazu.engine.task import Counts
 
 
 def recorder(trainee: ChatTrainee) -> Recorder:
-    """For the passes of `trainee`, one recording for each packed width.
+    """For the passes of `trainee`, one recording for each packed width, made when it first comes.
 
-    A compiled layer is made anew for a width anyway; where nothing is compiled, a width must come twice to be worth it.
+    A rare one would be launched as fast, but beside the memory that the recordings hold and share.
     """
 
     def work(ids, virtual, positions, segments, *edges_longest) -> tuple[torch.Tensor]:
@@ -27,7 +27,7 @@ def recorder(trainee: ChatTrainee) -> Recorder:
         batch = ChatBatch(ids, virtual, positions, segments, nothing, nothing, nothing, Counts(), longest, *edges)
         return (forward.hidden_states(trainee, batch),)
 
-    return Recorder(work, trainee.module, often=1 if by_blocks(trainee) else 2)
+    return Recorder(work, trainee.module)
 
 
 def hidden_states(trainee: ChatTrainee, batch: ChatBatch) -> torch.Tensor:
