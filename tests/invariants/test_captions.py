@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from invariants.persian import unknown_to_the_report
 
 from tarazu.captions import decoding, evaluation, invariants
 from tarazu.captions.decoders import transformer
@@ -60,6 +61,7 @@ def failing(bench: Bench) -> set[str]:
 @pytest.mark.parametrize("name", ["show_attend_tell", "transformer"])
 def test_everything_holds(name, benches):
     assert failing(benches[name]) == set()
+    assert unknown_to_the_report([found.as_json() for found in invariants.checks(benches[name])]) == []
 
 
 def test_a_mask_that_shows_later_words_is_noticed(benches, monkeypatch):

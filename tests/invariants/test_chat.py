@@ -8,6 +8,7 @@ import json
 import pytest
 import torch
 from chat import small
+from invariants.persian import unknown_to_the_report
 
 from tarazu import cli
 from tarazu.chat import attention, generation, invariants
@@ -133,6 +134,7 @@ def test_the_command_writes_what_it_found(recipe_path, tmp_path, capsys, monkeyp
     found = json.loads(out.read_text(encoding="utf-8"))
     assert found["verdict"] == "ok" and found["counts"] == {"ok": 14, "failed": 0, "not applicable": 4}
     assert found["waiting"] == [] and all(check["seconds"] >= 0 for method in found["methods"] for check in method["checks"])
+    assert unknown_to_the_report([check for method in found["methods"] for check in method["checks"]]) == []
     told = said.err
     assert told.index("quick checks, lora (2 of 2)") < told.index("checks that train, lora (2 of 2)") and "left of this round" in told
     with_base = [*cli_words(recipe_path, "{base: {}, lora: {rank: 2}}"), "--method", "base", "--out", str(out)]

@@ -19,7 +19,7 @@ from folders import chat_folder
 from tarazu.errors import BadInput
 from tarazu.report.build import build
 
-VOID = {"meta", "input", "br", "img", "link", "hr"}
+VOID = {"meta", "input", "br", "wbr", "img", "link", "hr"}
 
 
 class Page(HTMLParser):
@@ -187,7 +187,7 @@ def test_any_file_may_be_missing_broken_or_empty(tmp_path, harm, undrawn):
             (folder / name).unlink()
         else:
             (folder / name).write_text({"broken": "{ not json", "list": "[1, 2]", "null": "null"}[harm])
-        page = build(folder).read_text(encoding="utf-8")
+        page = build(folder).read_text(encoding="utf-8").replace("<wbr>", "")
         assert "lora" in page, name
         if harm in ("broken", "list") and not name.endswith((".jsonl", ".yaml")):
             assert "could not be read" in page and name in page, name
@@ -241,7 +241,7 @@ def test_a_failed_proof_is_an_alarm(tmp_path, undrawn):
     path.write_text(
         json.dumps({**json.loads(path.read_text()), "verdict": "failed", "wrongly_changed": ["model.embed.weight"]})
     )
-    page = build(folder).read_text(encoding="utf-8")
+    page = build(folder).read_text(encoding="utf-8").replace("<wbr>", "")
     assert "model.embed.weight" in page and "which is not what should have happened" in page
 
 
@@ -353,4 +353,6 @@ def test_an_invariant_says_what_was_compared_and_why_so_much_may_differ(tmp_path
     found = json.loads((folder / "verify.json").read_text())
     found["methods"][0]["checks"][0] |= {"compared": "nats of 6 rows", "why": "the device may add in another order"}
     (folder / "verify.json").write_text(json.dumps(found))
-    assert "nats of 6 rows; the device may add in another order" in build(folder).read_text(encoding="utf-8")
+    page = Page(build(folder).read_text(encoding="utf-8"))
+    told = " ".join(page.text)
+    assert re.search(r"nats of 6 rows\s+the device may add in another order", told), told[told.find("nats of"):][:300]

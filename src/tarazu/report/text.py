@@ -17,6 +17,8 @@ from markupsafe import Markup, escape
 _PERSIAN_FORM = re.compile('<(t?span) class="fd">[^<]*</\\1>')
 _OWN_DIGITS = re.compile("[۰-۹]+(?:[٫٬][۰-۹]+)*")
 _LATIN_FORM = re.compile('<(t?span) class="ld">([^<]*)</\\1>')
+_NAME = re.compile(r"[\w./-]+")
+_JOINT = re.compile(r"([_/.])(?=[^\W\d])")  # prompt_ tuning, model. layers
 _DIGIT = re.compile("[0-9]")
 _DIGITS = str.maketrans("0123456789.,", "۰۱۲۳۴۵۶۷۸۹٫٬")
 _LATIN = str.maketrans("۰۱۲۳۴۵۶۷۸۹٫٬", "0123456789.,")
@@ -64,8 +66,9 @@ def data_text(value: Any, limit: int | None = None) -> Markup:
 
 
 def code(value: Any) -> Markup:
-    """A name, path or setting: left to right in both languages."""
-    return Markup('<code dir="ltr">{}</code>').format(visible(value))
+    """A name, path or setting: left to right in both languages; a name is broken over lines at its joints only."""
+    text = str(escape(visible(value)))
+    return Markup('<code dir="ltr">{}</code>').format(Markup(_JOINT.sub(r"\1<wbr>", text) if _NAME.fullmatch(text) else text))
 
 
 def pick(value: Any, language: str) -> Markup:

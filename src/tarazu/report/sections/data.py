@@ -168,7 +168,9 @@ def turns_view(turns, limit: int = TURN_CHARACTERS) -> list[dict]:
 
 
 def _example(example: dict) -> dict:
-    return {"line": number(example.get("line"), "count", FILE), "turns": turns_view(example.get("turns"))}
+    line = example.get("line")  # of one file; of several, "name:line"
+    place = say("data.place", place=code(line)) if isinstance(line, str) else say("data.line", line=number(line, "count", FILE))
+    return {"place": place, "turns": turns_view(example.get("turns"))}
 
 
 def _tokens(data: dict) -> list[dict]:

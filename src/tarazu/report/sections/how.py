@@ -1,4 +1,4 @@
-"""Section 8: the machine, where the time went, seeds, hashes, caveats, and the one command that repeats it all."""
+"""Section 8: the machine, where the time went, seeds, hashes, caveats, and what repeats it all."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from tarazu.report.reading import StudyView, as_number, dig, records
 from tarazu.report.sections.answers import all_arms, arm_name
 from tarazu.report.sections.base import Context, Section
 from tarazu.report.sections.expected import expected_view
+from tarazu.report.sections.invariants import invariants_view
 from tarazu.report.sections.searching import search_costs, spent_tokens
-from tarazu.report.text import Both, code, data_text, joined, number, say, say_or
+from tarazu.report.text import Both, code, data_text, joined, number, say
 
 PHASES = ("load", "tokenise", "search", "train", "validate", "generate", "evaluate", "checkpoint", "fingerprint")
 TOKENS = ("rows", "tokens", "supervised", "padding", "virtual")
@@ -20,6 +21,7 @@ SMALL_TEST = 100
 
 def how_section(context: Context) -> Section:
     study = context.study
+    commands = _commands(study)
     view = {
         "environment": _environment(study),
         "packages": _packages(study),
@@ -32,8 +34,9 @@ def how_section(context: Context) -> Section:
             [number(s, "count") for s in dict.fromkeys(run.seed for arm in study.arms for run in arm.runs)]
         ),
         "caveats": caveats(context),
-        "commands": [code(command) for command in _commands(study)],
-        "verify": _verify(study),
+        "commands": [code(command) for command in commands],
+        "repeat": say("how.repeat_parts_title" if len(commands) > 1 else "how.repeat"),
+        "verify": invariants_view(study),
     }
     return Section("how", say("section.how"), "how.html", view)
 
@@ -184,29 +187,3 @@ def _parts(study: StudyView) -> list[Both]:
     found = [say("caveat.parts", n=number(len(parts), "count"), parts=joined(told))]
     return found + ([say("caveat.parts_differ")] if len(set(devices)) > 1 else [])
 
-
-def _verify(study: StudyView) -> dict | None:
-    """What `tarazu verify` found, where it was run: each invariant, what was compared, and by how much it differed."""
-    found, rows = study.extras["verify"], []
-    if not found:
-        return None
-    for one in records(found.get("methods")):
-        for check in records(one.get("checks")):
-            verdict = str(check.get("verdict"))
-            rows.append(
-                [
-                    code_cell(one.get("method", "")),
-                    text_cell(check.get("name", "")),
-                    text_cell(say_or(f"verify.{verdict.replace(' ', '_')}", verdict)),
-                    figure_cell(check.get("difference"), "rate", "verify.json"),
-                    figure_cell(check.get("tolerance"), "rate", "verify.json"),
-                    text_cell("; ".join(str(check[key]) for key in ("compared", "why") if check.get(key))),
-                ]
-            )
-    counts = {
-        key: number(dig(found, "counts", key), "count", "verify.json") for key in ("ok", "failed", "not applicable")
-    }
-    sentence = say("verify.counts", ok=counts["ok"], failed=counts["failed"], other=counts["not applicable"])
-    names = ("compare.method", "how.invariant", "how.holds", "pair.difference", "verify.tolerance", "verify.compared")
-    table = Table(say("how.verify"), [say(name) for name in names], rows, ["verify.json"], sortable=True)
-    return {"sentence": sentence, "table": table, "good": found.get("verdict") == "ok"}

@@ -1,0 +1,125 @@
+"""What `tarazu verify` found, where it was run: each invariant, what was compared, and by how much it differed.
+
+The engine writes these texts in English into verify.json. The strings of `strings/invariants.json` are their very forms, so a
+text that fits one of them can be shown in Persian with its own figures; any other stands as it is in the file.
+"""
+
+from __future__ import annotations
+
+import re
+from functools import cache
+
+from markupsafe import Markup
+
+from tarazu.report.blocks import Table, code_cell, figure_cell, text_cell
+from tarazu.report.reading import StudyView, as_number, dig, records
+from tarazu.report.text import Both, code, digits, joined, number, pick, say, say_or, spaced, strings
+
+FILE = "verify.json"
+FORMS = ("compared.", "allowed.")
+FIGURE = re.compile(r"[\d.,e+-]+|inf|nan")
+
+
+def invariants_view(study: StudyView) -> dict | None:
+    """One table of all methods, and how many hold; None where `verify` was not run."""
+    found = study.extras["verify"]
+    if not found:
+        return None
+    counts = {key: number(dig(found, "counts", key), "count", FILE) for key in ("ok", "failed", "not applicable")}
+    sentence = say("verify.counts", ok=counts["ok"], failed=counts["failed"], other=counts["not applicable"])
+    waiting = [code(name) for name in found["waiting"]] if isinstance(found.get("waiting"), list) else []
+    checks = [
+        (str(one.get("method")), check) for one in records(found.get("methods")) for check in records(one.get("checks"))
+    ]
+    names = ("compare.method", "how.invariant", "how.holds", "pair.difference", "verify.tolerance", "verify.compared")
+    return {
+        "sentence": sentence,
+        "waiting": say("verify.waiting", methods=joined(waiting)) if waiting else None,
+        "summary": _summary(checks),
+        "table": Table(
+            say("how.verify"), [say(name) for name in names], [_row(*one) for one in checks], [FILE], sortable=True
+        ),
+        "good": found.get("verdict") == "ok",
+    }
+
+
+def _summary(checks: list[tuple[str, dict]]) -> Table:
+    """One row an invariant: how many methods hold it, and the figures of the one that is closest to failing."""
+    names = ("how.invariant", "verify.held", "verify.closest", "pair.difference", "verify.tolerance", "verify.compared")
+    rows = []
+    for name in dict.fromkeys(str(check.get("name")) for _, check in checks):
+        tried = [
+            (method, check)
+            for method, check in checks
+            if str(check.get("name")) == name and check.get("verdict") != "not applicable"
+        ]
+        if tried:
+            rows.append(_closest(name, tried))
+    return Table(say("verify.summary"), [say(key) for key in names], rows, [FILE])
+
+
+def _closest(name: str, tried: list[tuple[str, dict]]) -> list:
+    ok, failed = (
+        sum(check.get("verdict") == "ok" for _, check in tried),
+        [method for method, check in tried if check.get("verdict") != "ok"],
+    )
+    held = say("verify.held_of", ok=number(ok, "count", FILE), n=number(len(tried), "count", FILE))
+    method, check = max(tried, key=lambda one: _used(one[1]))
+    return [
+        text_cell(_named(name)),
+        text_cell(spaced(held, joined([code(name) for name in failed])) if failed else held),
+        code_cell(method),
+        figure_cell(check.get("difference"), "rate", FILE),
+        figure_cell(check.get("tolerance"), "rate", FILE),
+        text_cell(_lines([recognised(check[key]) for key in ("compared", "why") if check.get(key)])),
+    ]
+
+
+def _used(check: dict) -> tuple[bool, float]:
+    """What fails first, then the share of what is allowed that is used up."""
+    difference, tolerance = as_number(check.get("difference")) or 0.0, as_number(check.get("tolerance")) or 0.0
+    return check.get("verdict") != "ok", difference / tolerance if tolerance else difference
+
+
+def _named(name: str) -> object:
+    return say(f"invariant.{name}") if f"invariant.{name}" in strings() else name
+
+
+def _row(method: str, check: dict) -> list:
+    verdict = str(check.get("verdict"))
+    return [
+        code_cell(method),
+        text_cell(_named(str(check.get("name", "")))),
+        text_cell(say_or(f"verify.{verdict.replace(' ', '_')}", verdict)),
+        figure_cell(check.get("difference"), "rate", FILE),
+        figure_cell(check.get("tolerance"), "rate", FILE),
+        text_cell(_lines([recognised(check[key]) for key in ("compared", "why") if check.get(key)])),
+    ]
+
+
+def _lines(parts: list) -> Both:
+    return Both(*(Markup("<br>").join(pick(part, language) for part in parts) for language in ("fa", "en")))
+
+
+def recognised(text: object) -> object:
+    """The text in both languages if tarazu wrote it, else the text itself."""
+    for key, form in _forms():
+        if found := form.fullmatch(str(text)):
+            return say(key, **{name: _figure(value) for name, value in found.groupdict().items()})
+    return text
+
+
+def _figure(value: str) -> Markup:
+    if not FIGURE.fullmatch(value):
+        return code(value)
+    return Markup('<bdi class="n" dir="ltr">{}</bdi>').format(digits(value))
+
+
+@cache
+def _forms() -> list[tuple[str, re.Pattern]]:
+    """Each known English text with its figures left open."""
+    return [
+        (key, re.compile(re.sub(r"\\{(\w+)\\}", r"(?P<\1>.+?)", re.escape(en))))
+        for key, (_, en) in strings().items()
+        if key.startswith(FORMS)
+    ]
