@@ -78,8 +78,7 @@ def blocks(monkeypatch):
 
 CASES = {
     "gemma2": {"family": "gemma2"},
-    "biases": {"biases": True},
-    "unlike ranks": {"rank_pattern": {"k_proj": 7, "up_proj": 1}, "alpha_pattern": {"v_proj": 3, "gate_proj": 20}},
+    "biases, unlike ranks": {"biases": True, "rank_pattern": {"k_proj": 7, "up_proj": 1}, "alpha_pattern": {"v_proj": 3, "gate_proj": 20}},
     "rslora, two steps of columns": {"r": 40, "use_rslora": True},
 }
 

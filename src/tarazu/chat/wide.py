@@ -155,7 +155,7 @@ def _extended(parts: list[torch.Tensor], thin: torch.Tensor) -> torch.Tensor:
     return made
 
 
-@torch.library.custom_op("tarazu::with_room", mutates_args=())
+@torch.library.custom_op("tarazu::with_room", mutates_args=(), schema="(Tensor[] parts, int room) -> Tensor")
 def _with_room(parts: list[torch.Tensor], room: int) -> torch.Tensor:
     """(T, n1), (T, n2), ... side by side, and `room` more columns."""
     return torch.cat([*parts, parts[0].new_zeros(parts[0].shape[0], room)], 1)
