@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from tarazu.report.sections.invariants import recognised
+from tarazu.report.known import recognised
 from tarazu.report.text import Both, strings
 
 

@@ -11,7 +11,8 @@ import pytest
 import tarazu.report
 from tarazu.report.assignment import CAPTIONS, CHAT
 from tarazu.report.explain import FOLDER, explain
-from tarazu.report.text import data_text, number, say, strings
+from tarazu.report.known import recognised
+from tarazu.report.text import Both, data_text, number, say, strings
 
 ROOT = Path(tarazu.report.__file__).parent
 LITERAL = re.compile(r"""\bsay\(\s*["']([a-z_]+\.[\w.-]+)["']""")
@@ -92,3 +93,15 @@ def test_what_was_done_to_rows_is_said_in_both_languages():
 def test_fixed_figures_of_a_sentence_follow_the_switch():
     text = say("answers.checks_passed", score=number(25, "points"))
     assert '<span class="fd">۱۰۰</span>' in text.fa and text.plain("fa") == "وارسی‌ها 25.0 از 100"
+
+
+def test_what_tarazu_notes_of_captions_is_said_in_both_languages():
+    from tarazu.captions import data, pretrained
+    from tarazu.captions.settings import CaptionData
+
+    notes = [pretrained._stands_in(pretrained.SHAPES[name]) + "; tensors named as in timm" for name in ("efficientnet-lite0",)]
+    notes += [data._split_by(CaptionData()), data._split_by(CaptionData(split="karpathy"))]
+    for note in notes:
+        found = recognised(note)
+        assert isinstance(found, Both) and found.plain("en") == note
+    assert recognised("anything else") == "anything else"

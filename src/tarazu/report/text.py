@@ -17,11 +17,12 @@ from markupsafe import Markup, escape
 _PERSIAN_FORM = re.compile('<(t?span) class="fd">[^<]*</\\1>')
 _OWN_DIGITS = re.compile("[۰-۹]+(?:[٫٬][۰-۹]+)*")
 _LATIN_FORM = re.compile('<(t?span) class="ld">([^<]*)</\\1>')
-_NAME = re.compile(r"[\w./-]+")
+_NAME, _HASH = re.compile(r"[\w./-]+"), re.compile(r"[0-9a-f]{16,}")
 _JOINT = re.compile(r"([_/.])(?=[^\W\d])")  # prompt_ tuning, model. layers
 _DIGIT = re.compile("[0-9]")
 _DIGITS = str.maketrans("0123456789.,", "۰۱۲۳۴۵۶۷۸۹٫٬")
 _LATIN = str.maketrans("۰۱۲۳۴۵۶۷۸۹٫٬", "0123456789.,")
+SHORT = 24  # characters of a name that any line has room for
 STRINGS = Path(__file__).parent / "strings"
 # Bidi embeddings, overrides and isolates, control characters, lone surrogates: shown by their number, never obeyed.
 _HIDDEN = re.compile("[\u202a-\u202e\u2066-\u2069\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\ufeff\ud800-\udfff]")
@@ -66,9 +67,11 @@ def data_text(value: Any, limit: int | None = None) -> Markup:
 
 
 def code(value: Any) -> Markup:
-    """A name, path or setting: left to right in both languages; a name is broken over lines at its joints only."""
-    text = str(escape(visible(value)))
-    return Markup('<code dir="ltr">{}</code>').format(Markup(_JOINT.sub(r"\1<wbr>", text) if _NAME.fullmatch(text) else text))
+    """A name, path or setting: left to right in both languages. A name stays whole; a long one is broken at its joints."""
+    text = visible(value)
+    if not _NAME.fullmatch(text) or _HASH.fullmatch(text):
+        return Markup('<code dir="ltr">{}</code>').format(text)
+    return Markup('<code class="name" dir="ltr">{}</code>').format(Markup(_JOINT.sub(r"\1<wbr>", text)) if len(text) > SHORT else text)
 
 
 def pick(value: Any, language: str) -> Markup:

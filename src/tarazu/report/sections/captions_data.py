@@ -9,6 +9,7 @@ from tarazu.report import charts
 from tarazu.report.blocks import Cell, Table, code_cell, figure_cell, pairs_table, text_cell
 from tarazu.report.explain import explain
 from tarazu.report.figures import Figure
+from tarazu.report.known import told
 from tarazu.report.pictures import photo
 from tarazu.report.reading import as_number, dig, records
 from tarazu.report.sections.base import Context, Section
@@ -21,7 +22,7 @@ MOST_POINTS = 700
 def data_section(context: Context) -> Section:
     data = context.study.data
     view = {
-        "note": data_text(data["note"]) if data.get("note") else None,
+        "note": told(data["note"]) if data.get("note") else None,
         "facts": _facts(data),
         "examples": [_example(context, e) for e in records(data.get("examples"))[:5]],
         "vocabulary": _vocabulary(data),
@@ -47,7 +48,7 @@ def _facts(data: dict) -> Table:
             say("cdata.layout"),
             Cell(say_or(f"layout.{data.get('layout')}", data.get("layout"))) if data.get("layout") else None,
         ),
-        (say("cdata.split_by"), text_cell(data["split_by"]) if data.get("split_by") else None),
+        (say("cdata.split_by"), text_cell(told(data["split_by"])) if data.get("split_by") else None),
         (say("data.images"), figure_cell(structure.get("images"), "count", FILE)),
         (say("data.captions"), figure_cell(structure.get("captions"), "count", FILE)),
     ]

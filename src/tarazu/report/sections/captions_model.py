@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from tarazu.report.blocks import Cell, Table, code_cell, figure_cell, pairs_table, text_cell
 from tarazu.report.explain import explain
+from tarazu.report.known import told
 from tarazu.report.reading import as_number, dig
 from tarazu.report.sections.base import Context, Section
 from tarazu.report.text import data_text, number, say
@@ -18,7 +19,7 @@ def model_section(context: Context) -> Section:
         "facts": _facts(encoder),
         "shapes": _shapes(encoder),
         "words": _words(encoder),
-        "note": data_text(encoder["weights_note"]) if dig(encoder, "weights_note") else None,
+        "note": told(encoder["weights_note"]) if dig(encoder, "weights_note") else None,
     }
     return Section("model", say("section.model"), "captions_model.html", view, explain("embedding-vs-one-hot"))
 

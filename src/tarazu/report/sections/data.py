@@ -13,6 +13,7 @@ from tarazu.report.sections.base import Context, Section
 from tarazu.report.text import code, data_text, has, joined, number, say, say_or, spaced
 
 FILE = "data.json"
+LINES_SHOWN = 6  # of each problem; data.json has more
 LENGTHS = ("characters", "words", "tokens", "answer_tokens")
 TOKENS_SHOWN, TURN_CHARACTERS = 500, 1500
 
@@ -140,7 +141,8 @@ def problems_table(data: dict) -> Table:
     rows = []
     for problem in records(data.get("problems")):
         lines = dig(problem, "lines", default=[]) or dig(problem, "names", default=[])
-        shown = ", ".join(str(line) for line in lines[:20]) if isinstance(lines, list) else ""
+        shown = ", ".join(str(line) for line in lines[:LINES_SHOWN]) if isinstance(lines, list) else ""
+        shown += " …" if shown and len(lines) > LINES_SHOWN else ""
         kind = say_or(f"problem.{problem.get('kind')}", problem.get("kind"))
         rows.append(
             [

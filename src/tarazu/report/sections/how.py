@@ -6,13 +6,14 @@ from functools import partial
 
 from tarazu.report import charts
 from tarazu.report.blocks import Table, code_cell, figure_cell, pairs_table, text_cell
+from tarazu.report.known import told
 from tarazu.report.reading import StudyView, as_number, dig, records
 from tarazu.report.sections.answers import all_arms, arm_name
 from tarazu.report.sections.base import Context, Section
 from tarazu.report.sections.expected import expected_view
 from tarazu.report.sections.invariants import invariants_view
 from tarazu.report.sections.searching import search_costs, spent_tokens
-from tarazu.report.text import Both, code, data_text, joined, number, say
+from tarazu.report.text import Both, code, joined, number, say
 
 PHASES = ("load", "tokenise", "search", "train", "validate", "generate", "evaluate", "checkpoint", "fingerprint")
 TOKENS = ("rows", "tokens", "supervised", "padding", "virtual")
@@ -136,9 +137,9 @@ def caveats(context: Context) -> list[Both]:
     """What a careful reader should hold against these numbers, found from the folder itself."""
     study, found = context.study, []
     if study.data.get("note"):
-        found.append(say("caveat.note", note=data_text(study.data["note"])))
+        found.append(say("caveat.note", note=told(study.data["note"])))
     if dig(study.model, "encoder", "weights_note"):
-        found.append(say("caveat.note", note=data_text(dig(study.model, "encoder", "weights_note"))))
+        found.append(say("caveat.note", note=told(dig(study.model, "encoder", "weights_note"))))
     if all(len(arm.runs) == 1 for arm in study.arms):
         found.append(say("caveat.one_seed"))
     elif len({len(arm.measured) for arm in study.arms}) > 1:

@@ -1,23 +1,15 @@
-"""What `tarazu verify` found, where it was run: each invariant, what was compared, and by how much it differed.
-
-The engine writes these texts in English into verify.json. The strings of `strings/invariants.json` are their very forms, so a
-text that fits one of them can be shown in Persian with its own figures; any other stands as it is in the file.
-"""
+"""What `tarazu verify` found, where it was run: each invariant, what was compared, and by how much it differed."""
 
 from __future__ import annotations
-
-import re
-from functools import cache
 
 from markupsafe import Markup
 
 from tarazu.report.blocks import Table, code_cell, figure_cell, text_cell
+from tarazu.report.known import recognised
 from tarazu.report.reading import StudyView, as_number, dig, records
-from tarazu.report.text import Both, code, digits, joined, number, pick, say, say_or, spaced, strings
+from tarazu.report.text import Both, code, joined, number, pick, say, say_or, spaced, strings
 
 FILE = "verify.json"
-FORMS = ("compared.", "allowed.")
-FIGURE = re.compile(r"[\d.,e+-]+|inf|nan")
 
 
 def invariants_view(study: StudyView) -> dict | None:
@@ -99,27 +91,3 @@ def _row(method: str, check: dict) -> list:
 
 def _lines(parts: list) -> Both:
     return Both(*(Markup("<br>").join(pick(part, language) for part in parts) for language in ("fa", "en")))
-
-
-def recognised(text: object) -> object:
-    """The text in both languages if tarazu wrote it, else the text itself."""
-    for key, form in _forms():
-        if found := form.fullmatch(str(text)):
-            return say(key, **{name: _figure(value) for name, value in found.groupdict().items()})
-    return text
-
-
-def _figure(value: str) -> Markup:
-    if not FIGURE.fullmatch(value):
-        return code(value)
-    return Markup('<bdi class="n" dir="ltr">{}</bdi>').format(digits(value))
-
-
-@cache
-def _forms() -> list[tuple[str, re.Pattern]]:
-    """Each known English text with its figures left open."""
-    return [
-        (key, re.compile(re.sub(r"\\{(\w+)\\}", r"(?P<\1>.+?)", re.escape(en))))
-        for key, (_, en) in strings().items()
-        if key.startswith(FORMS)
-    ]

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from tarazu.report.known import told
 from tarazu.report.measures import COSTS
 from tarazu.report.reading import as_number, dig
 from tarazu.report.sections.base import Context, Section
 from tarazu.report.sections.comparison import trade_figure
 from tarazu.report.sections.recommendation import choice_sentences
-from tarazu.report.text import Both, code, data_text, joined, number, say
+from tarazu.report.text import Both, code, joined, number, say
 
 
 def overview_section(context: Context) -> Section:
@@ -18,7 +19,7 @@ def overview_section(context: Context) -> Section:
         "prefer": say(f"prefer.{study.prefer}"),
         "verdict": choice_sentences(context, context.verdict.choices[study.prefer]),
         "figure": next((f for cost in COSTS if (f := trade_figure(context, cost, "verdict")) is not None), None),
-        "note": data_text(study.data["note"]) if study.data.get("note") else None,
+        "note": told(study.data["note"]) if study.data.get("note") else None,
         "unfinished": _unfinished(context),
         "broken": joined([code(p) for p in study.problems]) if study.problems else None,
     }

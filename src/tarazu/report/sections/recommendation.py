@@ -72,7 +72,7 @@ def choice_sentences(context: Context, choice: Choice) -> list[Both]:
     if choice.ties:
         found.append(say("choice.ties", best=code(verdict.best.name), others=joined([code(n) for n in choice.ties])))
     if choice.name in verdict.not_better:
-        found.append(say("choice.not_better"))
+        found.append(say(f"choice.not_better{'' if context.study.base else '_constant'}"))
     return found
 
 
@@ -150,7 +150,7 @@ def _on_quality(context: Context, arm: Arm, pros: list, cons: list) -> None:
             )
         )
     if arm.name in verdict.not_better:
-        cons.append(say("con.not_better", figure=figure))
+        cons.append(say(f"con.not_better{'' if context.study.base else '_constant'}", figure=figure))
     elif one.gain is not None and one.gain > 0 and verdict.baseline:
         pros.append(
             say(

@@ -1,0 +1,47 @@
+"""English texts that tarazu itself writes into a run folder, told in Persian too.
+
+The strings whose keys begin as in `FORMS` are the very forms of those texts, with their figures left open: a text that fits
+one of them is shown in both languages with its own figures; any other stands as it is in the file.
+"""
+
+from __future__ import annotations
+
+import re
+from functools import cache
+
+from markupsafe import Markup
+
+from tarazu.report.text import Both, code, data_text, digits, say, strings
+
+FORMS = ("compared.", "allowed.", "known.")
+FIGURE = re.compile(r"[\d.,e+-]+|inf|nan")
+
+
+def told(text: object) -> Both | Markup:
+    """The text in both languages, or as data."""
+    found = recognised(text)
+    return found if isinstance(found, Both) else data_text(found)
+
+
+def recognised(text: object) -> object:
+    """The text in both languages if tarazu wrote it, else the text itself."""
+    for key, form in _forms():
+        if found := form.fullmatch(str(text)):
+            return say(key, **{name: _figure(value) for name, value in found.groupdict().items()})
+    return text
+
+
+def _figure(value: str) -> Markup:
+    if not FIGURE.fullmatch(value):
+        return code(value)
+    return Markup('<bdi class="n" dir="ltr">{}</bdi>').format(digits(value))
+
+
+@cache
+def _forms() -> list[tuple[str, re.Pattern]]:
+    """Each known English text with its figures left open."""
+    return [
+        (key, re.compile(re.sub(r"\\{(\w+)\\}", r"(?P<\1>.+?)", re.escape(en))))
+        for key, (_, en) in strings().items()
+        if key.startswith(FORMS)
+    ]
