@@ -28,7 +28,7 @@ def export(run_path: str, to: Path, form: str = "") -> None:
 
     What was trained on a 4-bit base is merged into the 4-bit weights unpacked: the model that was evaluated, not packed again.
     """
-    _, run = find_run(run_path)
+    study, run = find_run(run_path)
     possible = forms(run.kind)
     form = form or possible[0]
     if form not in possible:
@@ -44,7 +44,9 @@ def export(run_path: str, to: Path, form: str = "") -> None:
         module.generation_config.eos_token_id = template.stop_ids
         module = module.to(torch.float32 if next(module.parameters()).dtype == torch.float32 else torch.bfloat16)
     to.mkdir(parents=True, exist_ok=True)
-    module.save_pretrained(to)
+    to = to.absolute()
+    with study.at_home():  # peft looks for the base model by the path that the recipe gave
+        module.save_pretrained(to)
     if template.name != "tokenizer":  # trained with another template than the tokenizer's own, if it has one
         template.tokenizer.chat_template = chat_template(template)
     template.tokenizer.save_pretrained(to)

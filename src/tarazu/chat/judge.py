@@ -88,6 +88,9 @@ def compare(ours: Run, theirs: Run, endpoint: Endpoint, path: Path, limit: int |
                 file.write(json.dumps(kept[key], ensure_ascii=False) + "\n")
                 file.flush()
             verdicts.append(kept[key])
+    unread = sum(line["verdict"] is None for line in verdicts)
+    if unread:
+        note(f"judge: {unread} of {len(verdicts)} replies about {ours.name} hold no verdict, and count for nothing; they are in {path}")
     return verdicts
 
 
