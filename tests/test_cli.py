@@ -133,6 +133,8 @@ def test_check_ends_with_its_verdict(capsys):
     assert "lora will not work: no such module" in lines and "of disk" in lines[-2]
     tell("r.yaml", {**found, "methods": found["methods"][1:]}, None)
     assert capsys.readouterr().out.strip().splitlines()[-1] == "verdict: no method of this recipe will work here"
+    tell("r.yaml", {**found, "methods": found["methods"][:1]}, None, ["base"])  # of a recipe that has more
+    assert capsys.readouterr().out.strip().splitlines()[-1] == "verdict: these methods will work here; next: tarazu run r.yaml --out DIR --method base"
 
 
 @pytest.mark.parametrize(
