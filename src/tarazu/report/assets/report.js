@@ -36,5 +36,5 @@
     });
   }
 
-  addEventListener("beforeprint", () => { for (const details of document.querySelectorAll("main .explain, main .fold")) details.open = true; });
+  addEventListener("beforeprint", () => { for (const details of document.querySelectorAll("main .explain, main .fold:not(.long)")) details.open = true; });
 })();
