@@ -23,6 +23,7 @@ import numpy as np
 
 MANY = 500  # pictures from which on processes are worth their start
 CORES = 4  # below this they would gain nothing
+MOST = 12  # a process with a GPU in use takes a tenth of a second to fork, and a dozen decode faster than a GPU looks
 DIE_WITH_PARENT = 1  # prctl's PR_SET_PDEATHSIG
 
 _work: Callable[[Any], Any] | None = None  # in a forked process: what it does
@@ -55,7 +56,7 @@ def cores() -> int:
 def _executor(work: Callable[[Any], Any], count: int) -> Executor:
     if sys.platform != "linux" or count < MANY or cores() < CORES:
         return ThreadPoolExecutor(os.cpu_count())
-    pool = ProcessPoolExecutor(cores(), multiprocessing.get_context("fork"), _begin, (work,))
+    pool = ProcessPoolExecutor(min(cores(), MOST), multiprocessing.get_context("fork"), _begin, (work,))
     with warnings.catch_warnings():  # "this process is multi-threaded": the children only decode, and use no library's threads
         warnings.simplefilter("ignore", DeprecationWarning)
         pool.submit(int)  # all are forked at the first job
