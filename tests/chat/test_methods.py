@@ -12,8 +12,8 @@ from tarazu.chat.generation import generate
 from tarazu.chat.layout import Row, group, lay_out
 from tarazu.chat.loss import token_losses
 from tarazu.chat.methods import Base, DoRA, Layers, LoHa, LoRA, PrefixTuning, PromptTuning, PTuning, RsLoRA
+from tarazu.engine import weights
 from tarazu.engine.fingerprint import compare, fingerprint
-from tarazu.engine.loop import load_weights
 from tarazu.errors import BadInput
 
 METHODS = {
@@ -162,7 +162,7 @@ def test_saved_and_loaded_gives_the_same_losses(name):
         saved = {key: value.clone() for key, value in first.trainable().items()}
         second = build(name, "llama", seed=7)
         assert not close(expected, losses(second, rows(), 200, packed=True))
-        load_weights(second, saved)
+        weights.put(second, saved)
         assert close(expected, losses(second, rows(), 200, packed=True), 0)
 
 

@@ -17,7 +17,6 @@ from tarazu.captions.settings import CaptionsRecipe
 from tarazu.captions.trainee import CaptionTrainee, together, trainee_of
 from tarazu.captions.vocabulary import Vocabulary
 from tarazu.engine import weights
-from tarazu.engine.loop import load_weights
 from tarazu.errors import BadInput
 from tarazu.recipe import load as load_recipe
 from tarazu.run_folder import Run, RunFolder, find_run, understood
@@ -87,7 +86,7 @@ def _trained(
             "this run has no weights yet", where=str(run.path), todo="let `tarazu run` or `tarazu resume` finish it"
         )
     trainee = trainee_of(recipe, run.name, encoder, vocabulary, run.seed)
-    load_weights(trainee, weights.read(run))
+    weights.put(trainee, weights.read(run))
     return trainee
 
 

@@ -19,7 +19,6 @@ from tarazu.captions.settings import CaptionsRecipe
 from tarazu.captions.trainee import CaptionBatch, CaptionTrainee, together, trainee_of
 from tarazu.captions.vocabulary import PAD
 from tarazu.engine import weights
-from tarazu.engine.loop import load_weights
 from tarazu.engine.task import Counts, LossSum
 from tarazu.errors import BadInput
 from tarazu.run_folder import RunFolder, write_json
@@ -184,7 +183,7 @@ class Captions:
                 todo="let it stand above the ensemble in the recipe, with the same seed",
             )
         trainee = self.build(recipe, name, data, seed, device)
-        load_weights(trainee, weights.read(run))
+        weights.put(trainee, weights.read(run))
         return trainee
 
 

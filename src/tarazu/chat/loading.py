@@ -7,7 +7,6 @@ from tarazu.chat.settings import ChatRecipe
 from tarazu.chat.task import Chat
 from tarazu.chat.trainee import ChatTrainee
 from tarazu.engine import weights
-from tarazu.engine.loop import load_weights
 from tarazu.errors import BadInput
 from tarazu.run_folder import Run, RunFolder, find_run
 from tarazu.study import pick_device, read_recipe
@@ -38,6 +37,6 @@ def _loaded(study: RunFolder, run: Run, path: str, unpacked: bool) -> tuple[Chat
         model = model.dequantize()
     trainee = task.ready(recipe, run.name, model, tokenizer)
     if run.weights.exists():
-        load_weights(trainee, weights.read(run))
+        weights.put(trainee, weights.read(run))
     trainee.module.eval()
     return trainee, chosen, run, recipe

@@ -19,7 +19,7 @@ from tarazu.engine import fingerprint, weights
 from tarazu.engine.disturb import caught_gradients, nudged, put, without_dropout
 from tarazu.engine.few import Cut, Few, fit
 from tarazu.engine.ledger import Ledger
-from tarazu.engine.loop import autocast, load_weights, uses_bfloat16
+from tarazu.engine.loop import autocast, uses_bfloat16
 from tarazu.engine.task import Trainee
 from tarazu.recipe import Budget, Recipe
 from tarazu.run_folder import Run
@@ -217,7 +217,7 @@ def apart_from(start: dict[str, torch.Tensor], a: dict[str, torch.Tensor], b: di
 def load_check(bench: Bench, name: str, whole: Run, kept: float, fresh: Trainee) -> Finding:
     """A freshly built model that is given the saved weights computes the same losses."""
     before = bench.mean_loss(fresh)
-    load_weights(fresh, weights.read(whole))
+    weights.put(fresh, weights.read(whole))
     difference = abs(bench.mean_loss(fresh) - kept)
     text = f"mean loss of {len(bench.few.rows)} rows in the trained model and in a new one with its weights (without them it differs by {abs(before - kept):.2g})"
     cuda = bench.device.type == "cuda"

@@ -204,7 +204,7 @@ class _Fit:
         if self.average:
             self.average.put(self.average.mean)
         if self.budget.keep == "best" and best.exists():
-            load_weights(self.trainee, load_file(best))
+            weights.put(self.trainee, load_file(best))
             self.trainee.epoch = self.at.best_epoch
         weights.write(self.run, self.task.weights(self.trainee))
 
@@ -242,7 +242,7 @@ class _Fit:
             return
         best = self.run.path / "best.safetensors"
         if self.budget.keep == "best" and best.exists():
-            load_weights(self.trainee, load_file(best))
+            weights.put(self.trainee, load_file(best))
             note(f"{self.run.name}: goes on from the weights of epoch {self.at.best_epoch + 1}, the best so far")
         elif self.average:
             self.average.put(self.average.mean)
@@ -337,15 +337,3 @@ def uses_bfloat16(budget: Budget, device: torch.device) -> bool:
     if budget.precision == "auto":
         return device.type == "cuda" and torch.cuda.is_bf16_supported()
     return budget.precision == "bfloat16"
-
-
-def load_weights(trainee: Trainee, weights: dict[str, torch.Tensor]) -> None:
-    """Copies saved tensors into the module, by name. Raises `TarazuError` when a name or shape does not fit."""
-    own = {**dict(trainee.module.named_parameters()), **dict(trainee.module.named_buffers())}
-    missing = trainee.may_change - set(weights)
-    strange = [name for name, tensor in weights.items() if name not in own or own[name].shape != tensor.shape]
-    if missing or strange:
-        raise TarazuError(f"saved weights do not fit: missing {sorted(missing)[:3]}, not fitting {strange[:3]}")
-    with torch.no_grad():
-        for name, tensor in weights.items():
-            own[name].copy_(tensor)

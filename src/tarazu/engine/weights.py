@@ -14,7 +14,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from safetensors.torch import save as tensor_bytes
 
-from tarazu.errors import BadInput
+from tarazu.engine.task import Trainee
+from tarazu.errors import BadInput, TarazuError
 from tarazu.run_folder import Run, write_aside
 
 
@@ -37,6 +38,18 @@ def read(run: Run) -> dict[str, torch.Tensor]:
         return load_file(run.weights)
     except SafetensorError as error:
         raise _damaged(run, f"no safetensors file: {str(error).strip().splitlines()[0]}") from error
+
+
+def put(trainee: Trainee, tensors: dict[str, torch.Tensor]) -> None:
+    """Copies saved tensors into the module, by name. Raises `TarazuError` when a name or shape does not fit."""
+    own = {**dict(trainee.module.named_parameters()), **dict(trainee.module.named_buffers())}
+    missing = trainee.may_change - set(tensors)
+    strange = [name for name, tensor in tensors.items() if name not in own or own[name].shape != tensor.shape]
+    if missing or strange:
+        raise TarazuError(f"saved weights do not fit: missing {sorted(missing)[:3]}, not fitting {strange[:3]}")
+    with torch.no_grad():
+        for name, tensor in tensors.items():
+            own[name].copy_(tensor)
 
 
 def _damaged(run: Run, why: str) -> BadInput:
