@@ -72,6 +72,7 @@ class _Group:
         self.sizes = [module.base_layer.weight.shape[0] for module in modules]
         spare = _columns(modules)
         self.matrix = first.new_zeros(sum(self.sizes) + spare, self.width + spare)
+        self.scales = first.new_zeros(len(modules), dtype=torch.float32)  # not numbers: the compiler would make anew for others
         self.input, self.outputs, row = None, [], 0
         for place, (module, size) in enumerate(zip(modules, self.sizes, strict=True)):
             weight = module.base_layer.weight
@@ -90,6 +91,7 @@ class _Group:
             end = column + down.shape[0]
             torch.mul(up.data, module.scaling[name], out=matrix[row : row + size, self.width + column : self.width + end])
             matrix[sum(self.sizes) + column : sum(self.sizes) + end, : self.width].copy_(down.data)
+            self.scales.data[module.place].fill_(module.scaling[name])
             row, column = row + size, end
 
     def output(self, place: int, x: torch.Tensor) -> torch.Tensor:
@@ -97,8 +99,7 @@ class _Group:
         if self.input is not x or self.outputs[place] is None:
             names = [module.active_adapters[0] for module in self.modules]
             factors = [factor for module, name in zip(self.modules, names, strict=True) for factor in module.factors(name)]
-            scales = [module.scaling[name] for module, name in zip(self.modules, names, strict=True)]
-            self.input, self.outputs = x, list(WideProduct.apply(x, self.matrix, scales, *factors))
+            self.input, self.outputs = x, list(WideProduct.apply(x, self.matrix, self.scales, *factors))
         out, self.outputs[place] = self.outputs[place], None
         if place == len(self.modules) - 1:
             self.input, self.outputs = None, []
@@ -120,25 +121,25 @@ class WideProduct(torch.autograd.Function):
     """(x (..., in), matrix, scales, A1, B1, A2, B2, ...) -> (..., out) of each layer; see the module's text."""
 
     @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, matrix: torch.Tensor, scales: list[float], *factors: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    def forward(ctx: Any, x: torch.Tensor, matrix: torch.Tensor, scales: torch.Tensor, *factors: torch.Tensor) -> tuple[torch.Tensor, ...]:
         sizes, width = [up.shape[0] for up in factors[1::2]], x.shape[-1]
         total = sum(sizes)
         extended = _extended([x.reshape(-1, width)], matrix[total:, :width])
-        ctx.save_for_backward(extended, matrix, *factors)
-        ctx.scales, ctx.sizes = scales, sizes
+        ctx.save_for_backward(extended, matrix, scales, *factors)
+        ctx.sizes = sizes
         out = extended @ matrix[:total].T
         return tuple(part.view(*x.shape[:-1], -1) for part in out.split(sizes, 1))
 
     @staticmethod
     def backward(ctx: Any, *slopes: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        inputs, matrix, *factors = ctx.saved_tensors
+        inputs, matrix, scales, *factors = ctx.saved_tensors
         total, width = sum(ctx.sizes), factors[0].shape[1]
         extended = _extended([slope.reshape(-1, slope.shape[-1]) for slope in slopes], matrix[:total, width:].T)
         into = extended @ matrix[:, :width]
         downs = extended[:, total:].T @ inputs[:, :width]
         ups = extended[:, :total].T @ inputs[:, width:]
         found, row, column = [], 0, 0
-        for size, scale, down, up in zip(ctx.sizes, ctx.scales, factors[::2], factors[1::2], strict=True):
+        for size, scale, down, up in zip(ctx.sizes, scales, factors[::2], factors[1::2], strict=True):
             end = column + down.shape[0]
             found += [downs[column:end].to(down.dtype), ups[row : row + size, column:end].to(up.dtype) * scale]
             row, column = row + size, end
