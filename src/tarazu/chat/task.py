@@ -27,6 +27,7 @@ from tarazu.chat import (
     scoring,
     store,
     template,
+    wide,
 )
 from tarazu.chat.layout import ChatBatch, Row, group, lay_out, packed_width
 from tarazu.chat.loss import SMALL_CHUNK, token_losses
@@ -266,6 +267,7 @@ class Chat:
     def paths(self, trainee: ChatTrainee, data: Prepared) -> dict[str, str]:
         """Which code ran, for the ledger."""
         layers = "compiled" if compiled.is_compiled(trainee.base) else "lean adapters" if adapters.are_lean(trainee.base) else "plain"
+        layers += ", adapters in the large products" * wide.is_wide(trainee.base)
         if trainee.recorder is not None and (trainee.recorder.made or trainee.recorder.why):
             layers += f", {trainee.recorder.why or 'recorded'}"
         weights = {"weights": "4 bits (NF4)"} if quantized.is_packed(trainee.base) else {}

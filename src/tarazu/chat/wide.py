@@ -41,6 +41,11 @@ def widen(model: nn.Module) -> int:
     return len(groups)
 
 
+def is_wide(model: nn.Module) -> bool:
+    """Whether `widen` was here and found something."""
+    return any(isinstance(module, WideLoRA) for module in model.modules())
+
+
 def _together(parent: nn.Module, names: tuple[str, ...]) -> list[LeanLoRA] | None:
     """The children of these names, if all can be joined."""
     modules = [getattr(parent, name, None) for name in names]
