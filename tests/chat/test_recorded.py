@@ -118,6 +118,7 @@ def test_the_watch_sees_a_draw_on_the_host():
 def no_gpu(monkeypatch):
     monkeypatch.setattr(recording, "warm_up", lambda work, space: work())
     monkeypatch.setattr(recording, "recorded", by_running)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)  # where there is one, its memory must not be taken for nothing
 
 
 @pytest.mark.parametrize(("name", "shape", "attention"), [*((name, "gemma3", "sdpa") for name in NAMES), ("prefix_tuning", "gemma2", "eager")])

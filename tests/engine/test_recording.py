@@ -28,6 +28,7 @@ def by_running(work, _space):
 def no_gpu(monkeypatch):
     monkeypatch.setattr(recording, "warm_up", lambda work, space: work())
     monkeypatch.setattr(recording, "recorded", by_running)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)  # where there is one, its memory must not be taken for nothing
 
 
 class Twice(torch.nn.Module):
