@@ -133,7 +133,7 @@ class TransformerDecoder(Decoder):
     def step(self, state: State, token: Tensor) -> tuple[Tensor, State, Tensor]:
         map_keys, map_values, keys, values = state
         place = keys.shape[2]
-        x = self._words(token.unsqueeze(1), self.positions[place : place + 1])
+        x = self._words(token.unsqueeze(1), self.positions[place])  # not a slice: in an exported graph nobody knows its length
         grown = []
         for i, layer in enumerate(self.layers):
             x, past, weights = layer(x, (keys[:, i], values[:, i]), (map_keys[:, i], map_values[:, i]), None, self.fast)
