@@ -58,7 +58,7 @@ def overlay(folder: Path, name, weights: list[float], top: float, alt: str) -> M
 
 
 def blend(image: Image.Image, weights: list[float], top: float) -> Image.Image | None:
-    """`image` darkened where the model did not look, red where it did; None where the weights are no square grid."""
+    """`image` in grey, darkened where the model did not look, red where it did; None where the weights are no square grid."""
     side = int(round(len(weights) ** 0.5))
     if side * side != len(weights) or side == 0 or top <= 0:
         return None
@@ -66,7 +66,7 @@ def blend(image: Image.Image, weights: list[float], top: float) -> Image.Image |
         (np.clip(np.array(weights, dtype=np.float32).reshape(side, side) / top, 0, 1) * 255).astype(np.uint8)
     )
     heat = np.asarray(grid.resize(image.size, Image.Resampling.BILINEAR), dtype=np.float32)[..., None] / 255
-    pixels = np.asarray(image, dtype=np.float32) * (0.45 + 0.55 * heat)
+    pixels = np.asarray(image.convert("L"), dtype=np.float32)[..., None] * (0.45 + 0.55 * heat)
     return Image.fromarray(np.clip(pixels * (1 - 0.45 * heat) + HOT * 0.45 * heat, 0, 255).astype(np.uint8))
 
 

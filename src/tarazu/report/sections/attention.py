@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import math
 
-from markupsafe import Markup
-
 from tarazu.report.pictures import overlay, scale, sheet
 from tarazu.report.reading import Arm, as_number, dig
 from tarazu.report.sections.base import Context
@@ -104,7 +102,7 @@ def analysis(arm: Arm, words: list[str], rows: list[list[float]]) -> list[Both]:
 def _where(word: str, row: list[float]) -> Both:
     vertical, horizontal = place(row)
     return spaced(
-        Markup("«{}»").format(data_text(word, 30)),
+        say("attention.word", word=data_text(word, 30)),
         say(
             "attention.at",
             vertical=say(f"place.{vertical}"),

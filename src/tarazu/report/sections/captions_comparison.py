@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from functools import partial
 
+from markupsafe import Markup
+
 from tarazu.report import charts
 from tarazu.report.blocks import Cell, Table, figure_cell, text_cell
 from tarazu.report.figures import Figure
@@ -67,7 +69,7 @@ def bleu_table(context: Context) -> Table:
         say("compare.method"),
         say("bleu.decoding"),
         *[say(f"measure.bleu{n}") for n in ORDERS],
-        *[say("bleu.without", n=str(n)) for n in ORDERS],
+        *[say("bleu.without", n=Markup(str(n))) for n in ORDERS],
         say("bleu.penalty"),
         say("measure.cider"),
         say("measure.rouge_l"),
