@@ -148,10 +148,28 @@ def test_a_recorder_that_the_collector_takes_gives_its_memory_back():
 
 
 @GPU
-def test_dropout_draws_anew_in_a_recording():
-    layer = torch.nn.Linear(2000, 1, device="cuda")
-    played = Recorder(lambda x: (torch.nn.functional.dropout(layer(x), 0.5).square().sum(),), layer)
-    assert len({float(played(torch.ones(50, 2000, device="cuda"))[0]) for _ in range(8)}) > 6 and played.records
+@pytest.mark.parametrize("often", [1, 3])
+def test_dropout_draws_in_a_recording_what_it_would_draw_without_it(often):
+    """Each time anew, from the first call on: so a resumed run draws what an uninterrupted one does."""
+    layer, x = torch.nn.Linear(2000, 1, device="cuda"), torch.randn(50, 2000, device="cuda")  # rows differ: a sum tells which are kept
+
+    def work(x):
+        return (torch.nn.functional.dropout(layer(x), 0.5).square().sum(),)
+
+    played, found = Recorder(work, layer, often), []
+    for run in (played, work):
+        torch.manual_seed(0)
+        found.append([float(run(x)[0]) for _ in range(8)])
+    assert found[0] == pytest.approx(found[1]) and len(set(found[0])) == 8 and played.records
+
+
+@GPU
+def test_a_recording_that_fails_leaves_the_stream_as_it_was():
+    before, layer = torch.cuda.current_stream(), torch.nn.Linear(2, 1, device="cuda")
+    played = Recorder(lambda x: (layer(x).sum() * float(x.sum()),), layer)  # asks the device for a number
+    for _ in range(4):
+        assert float(played(torch.ones(3, 2, device="cuda"))[0]) == float(6 * layer(torch.ones(3, 2, device="cuda")).sum())
+    assert played.why and torch.cuda.current_stream() == before
 
 
 @pytest.mark.parametrize("text", ["operation not permitted when stream is capturing\nmore", "CUDA out of memory"])

@@ -84,7 +84,7 @@ class Captions:
         while start < len(rows):
             end = start + max(1, limit // int(lengths[start:].max()))
             width, real = int(lengths[start:end].max()), int((lengths[start:end] - 1).sum())
-            if data.device.type == "cuda":  # few widths, so that few shapes are recorded (see captions.replay)
+            if data.device.type == "cuda":  # few widths, so that few shapes are recorded (see engine.recording)
                 width = min(1 + -(-(width - 1) // WIDTHS) * WIDTHS, tokens.shape[1])
             chosen = rows[start:end]
             counts = Counts(len(chosen), real, real, len(chosen) * (width - 1) - real)

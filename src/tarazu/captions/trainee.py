@@ -15,15 +15,17 @@ from tarazu.captions.mirrored import Mirrored
 from tarazu.captions.model import ImageCaptioningModel
 from tarazu.captions.objective import likelihood, self_critical
 from tarazu.captions.pretrained import Pretrained
-from tarazu.captions.replay import Replay
 from tarazu.captions.settings import CaptionMethod, CaptionsRecipe
 from tarazu.captions.still import Rows, see_all
 from tarazu.captions.vocabulary import PAD, Vocabulary
+from tarazu.engine.recording import Recorder
 from tarazu.engine.task import Counts, Group, LossSum, Phase, Trainee
 from tarazu.errors import BadInput
 
 if TYPE_CHECKING:
     from tarazu.captions.data import Prepared
+
+OFTEN = 3  # a shape is recorded when it comes so often: the last batch of an epoch may be the only one of its size
 
 
 @dataclass
@@ -50,14 +52,16 @@ class CaptionTrainee(Trainee):
     tuned: whether the encoder's own weights may differ from the pretrained ones: then only pixels will do.
     seen: features of pictures by their names, while weights stand still (in the final evaluation); else None.
     kept: what an encoder that stands still again sees of all pictures; made when it is first asked for.
+    replay, critic: what plays the loss of a batch, and the loss with the reward, on a GPU; only one of them holds recordings
+        at a time, as each has a place of its own for every gradient.
     """
 
     method: CaptionMethod | None = None
     data: Prepared | None = None
     tuned: bool = False
     pooled: bool = False
-    replay: Replay | None = None
-    critic: Replay | None = None
+    replay: Recorder | None = None
+    critic: Recorder | None = None
     seen: dict[tuple[str, ...], torch.Tensor] | None = None
     kept: Rows | None = None
 
@@ -95,7 +99,7 @@ class CaptionTrainee(Trainee):
     def self_critical(self, batch: CaptionBatch) -> LossSum:
         """`objective.self_critical` of a batch, the same way: with tokens of one width, for one recording is large."""
         if self.replay is not None:
-            self.replay.forget()
+            self.replay.clear()
         missing = self.data.vocabulary.max_length + 2 - batch.tokens.shape[1]
         tokens = torch.nn.functional.pad(batch.tokens, (0, missing), value=PAD)
         inputs = (self.look_at(batch), tokens, batch.pictures, *(() if batch.rows is None else (batch.rows,)))
@@ -108,7 +112,7 @@ class CaptionTrainee(Trainee):
             return "plain"
         told = [self.module.decoder.fast_path]
         for what, replay in (("", self.replay), ("self-critical steps ", self.critic)):
-            if replay is not None and (replay.why or replay.recorded):
+            if replay is not None and (replay.why or replay.made):
                 told.append(what + (replay.why or "recorded"))
         return ", ".join(filter(None, told))
 
@@ -174,9 +178,9 @@ def trainee_of(
         pooled=pooled,
     )
     if method.fast and not method.scheduled_sampling:  # whose share changes with every step
-        trainee.replay = Replay(partial(_losses, model, method), model)
+        trainee.replay = Recorder(partial(_losses, model, method), model, OFTEN)
     if method.fast and late and data is not None:
-        trainee.critic = Replay(partial(_rewarded, trainee), model)
+        trainee.critic = Recorder(partial(_rewarded, trainee), model, OFTEN)
     return trainee
 
 
