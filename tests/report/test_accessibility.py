@@ -37,10 +37,10 @@ def tested(browser, reports):  # noqa: F811
 
 
 WAYS = list(itertools.product(("light", "dark"), WIDTHS, ("fa", "en")))
-PAIRS = WAYS[0], WAYS[3], WAYS[5], WAYS[6]  # every two of scheme, width and language together once
+PAIRS = WAYS[0], WAYS[3], WAYS[5], WAYS[6]  # every two of scheme, width and language together once: axe takes its time
 
 
-@pytest.mark.parametrize(("name", "way"), [*(("chat", way) for way in WAYS), *(("captions", way) for way in PAIRS)])
+@pytest.mark.parametrize(("name", "way"), [*(("chat", way) for way in PAIRS), *(("captions", way) for way in PAIRS[:1])])
 def test_axe_finds_nothing(tested, name, way):
     scheme, width, language = way
     page = tested(name, viewport={"width": WIDTHS[width], "height": 900}, color_scheme=scheme)
