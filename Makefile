@@ -8,7 +8,7 @@ demo: .venv/ready                  ## the main job on the embedded model: a tabl
 	$(RUN)/tarazu run recipes/demo.yaml --out runs/demo-$$(date +%Y%m%d-%H%M%S)
 
 test: .venv/ready-dev              ## all tests
-	$(RUN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
+	$(RUN)/pytest -n 2 --dist loadfile
 
 lint: .venv/ready-dev              ## style
 	$(RUN)/ruff check src tests benchmarks

@@ -12,14 +12,23 @@ from tarazu.report.figures import Gallery
 from tarazu.report.text import Both
 
 
-@pytest.fixture(scope="session")
-def reports(tmp_path_factory):
-    """{name: (folder, report.html)} of four made-up studies."""
-    places = {name: tmp_path_factory.mktemp(name) for name in ("chat", "captions", "hostile chat", "hostile captions")}
-    for name, place in places.items():
+class Reports(dict):
+    """{name: (folder, report.html)} of made-up studies ("chat", "captions", "hostile ..."), each made when it is first asked for."""
+
+    def __init__(self, folders):
+        self.folders = folders
+
+    def __missing__(self, name: str):
+        place = self.folders.mktemp(name)
         make = captions_folder if "captions" in name else chat_folder
         make(place, hostile=name.startswith("hostile"), **({"seeds": (0, 1)} if name == "chat" else {}))
-    return {name: (place, build(place)) for name, place in places.items()}
+        self[name] = place, build(place)
+        return self[name]
+
+
+@pytest.fixture(scope="session")
+def reports(tmp_path_factory):
+    return Reports(tmp_path_factory)
 
 
 @pytest.fixture
