@@ -138,10 +138,10 @@ def _guarded(task, recipe, name, data, one: Run, device, stop, folder) -> list[s
         note(str(error) if isinstance(error, TarazuError) else traceback.format_exc())
         return [f"{name} seed {one.seed}: {error}"]
     finally:
-        _tidy(device)
+        tidy(device)
 
 
-def _tidy(device: torch.device) -> None:
+def tidy(device: torch.device) -> None:
     """Gives back what nobody uses any more: a model's parts know each other, so only the collector finds them."""
     gc.collect()
     if device.type == "cuda":
@@ -151,7 +151,7 @@ def _tidy(device: torch.device) -> None:
 def run_one(task, recipe: Recipe, name: str, data, one: Run, device: torch.device, stop: StopSignals, folder: RunFolder) -> None:
     """One method with one seed, from loading to metrics."""
     found = searched(task, recipe, name, data, device, stop, folder)
-    _tidy(device)  # what the trials held must not count as this run's memory
+    tidy(device)  # what the trials held must not count as this run's memory
     if found:
         recipe = recipe.model_copy(update={"methods": {**recipe.methods, name: recipe.methods[name].model_copy(update=found["winner"])}})
     method, ledger = recipe.methods[name], Ledger(device)

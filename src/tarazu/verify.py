@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import gc
 import importlib
 import json
 import tempfile
@@ -22,7 +21,7 @@ from tarazu.engine.pace import Pace
 from tarazu.errors import BadInput, TarazuError
 from tarazu.recipe import Recipe, load
 from tarazu.run_folder import RunFolder, find_study, read_json, understood, write_json
-from tarazu.study import make_task, only, pick_device, read_recipe
+from tarazu.study import make_task, only, pick_device, read_recipe, tidy
 
 ROWS = 6  # a handful; three steps of two rows make an epoch
 VERDICTS = ("ok", "failed", "not applicable")
@@ -75,7 +74,7 @@ def examine(recipe: Recipe, path: Path | None = None, old: dict | None = None) -
                 new = [{**check.as_json(), "seconds": pace.told(check)} for check in stage(known, task, recipe, name, data, device, Path(scratch) / name)]
                 pace.end(new)
                 checks += new
-                _tidy(device)
+                tidy(device)
                 if stage is training:
                     waiting.remove(name)
                 whole = gathered(head, recipe, found, kept, waiting)
@@ -138,12 +137,6 @@ def _bench(known, task, recipe: Recipe, name: str, data, device: torch.device, f
     trainee = task.build(recipe, name, data, recipe.seeds[0], device)
     shake(trainee)
     return Bench(Few(task, data, known.few_rows(data, ROWS)), recipe, name, trainee, folder, device, recipe.seeds[0])
-
-
-def _tidy(device: torch.device) -> None:
-    gc.collect()
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
 
 
 def show(found: dict) -> None:

@@ -11,7 +11,7 @@ from functools import lru_cache
 import torch
 import torch.nn.functional as F
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
-from transformers import AttentionInterface, AttentionMaskInterface
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 
 from tarazu.chat import flash
@@ -86,6 +86,11 @@ def _listed(dense: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """(B, 1, Q) counts and (B, 1, Q, K) indices, needed ones first, of a (B, Q, K) bool grid."""
     dense = dense[:, None].int()
     return dense.sum(-1, dtype=torch.int32), torch.argsort(dense, dim=-1, descending=True, stable=True).int().contiguous()
+
+
+def by_blocks(model: PreTrainedModel) -> bool:
+    """Whether the model's attention skips blocks where it can."""
+    return model.config._attn_implementation == NAME
 
 
 def fits(queries: int, device: torch.device) -> bool:

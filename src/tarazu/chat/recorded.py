@@ -43,15 +43,11 @@ def hidden_states(trainee: ChatTrainee, batch: ChatBatch) -> torch.Tensor:
 def suits(trainee: ChatTrainee, batch: ChatBatch) -> bool:
     """Whether batches of this shape come again: packed lines, whose widths are rounded; padded rows have any shape."""
     lines, width = batch.ids.shape
-    return flex.fits(width, batch.ids.device) if by_blocks(trainee) else lines == 1 and width % flex.BLOCK == 0
+    return flex.fits(width, batch.ids.device) if flex.by_blocks(trainee.base) else lines == 1 and width % flex.BLOCK == 0
 
 
 def beyond_window(trainee: ChatTrainee, batch: ChatBatch) -> bool:
     """All that a pass needs to know of `longest`: whether the sliding window hides anything. A plain mask is made without it."""
     window = getattr(trainee.base.config, "sliding_window", None)
     prefix = trainee.virtual if trainee.prefix else 0
-    return by_blocks(trainee) and window is not None and batch.longest + prefix > window
-
-
-def by_blocks(trainee: ChatTrainee) -> bool:
-    return trainee.base.config._attn_implementation == flex.NAME
+    return flex.by_blocks(trainee.base) and window is not None and batch.longest + prefix > window

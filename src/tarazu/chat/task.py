@@ -124,7 +124,7 @@ class Chat:
             adapters.lean(model)
         trainee.edges = by_edges(trainee, recipe)
         on_gpu = recipe.fast and model.device.type == "cuda"
-        if by_blocks(model):
+        if flex.by_blocks(model):
             prepare = compiled.compile_layers if on_gpu else compiled.give_prefixes
             prepare(model, recipe.budget.gradient_checkpointing)
         trainee.recorder = recorded.recorder(trainee) if on_gpu else None
@@ -137,7 +137,7 @@ class Chat:
         """Any rows as batches, with the method's virtual tokens before each."""
         prefix = trainee.virtual if trainee.prefix else 0
         virtual = trainee.virtual - prefix
-        few = data.packed and (by_blocks(trainee.base) or trainee.base.device.type == "cuda")  # a GPU's libraries plan anew for each width, at 0.1 s
+        few = data.packed and (flex.by_blocks(trainee.base) or trainee.base.device.type == "cuda")  # a GPU's libraries plan anew for each width, at 0.1 s
         lines = group(rows, limit, virtual, data.packed)
         return [lay_out(some, virtual, prefix, width=packed_width(some, virtual, limit) if few else None, edges=few and trainee.edges) for some in lines]
 
@@ -278,15 +278,10 @@ class Chat:
         return model_card.targets(trainee)
 
 
-def by_blocks(model: PreTrainedModel) -> bool:
-    """Whether the model's attention skips blocks where it can."""
-    return model.config._attn_implementation == flex.NAME
-
-
 def by_edges(trainee: ChatTrainee, recipe: ChatRecipe) -> bool:
     """Whether FlashAttention 4 takes the training passes. Raises `BadInput` where the recipe asks for it and it cannot."""
     model, prefix = trainee.base, trainee.virtual if trainee.prefix else 0
-    if recipe.attention not in ("auto", "flash") or not by_blocks(model):
+    if recipe.attention not in ("auto", "flash") or not flex.by_blocks(model):
         return False
     why = flash.why_not(model.config, model.dtype, model.device, recipe.data.max_length + trainee.virtual, prefix)
     if why and recipe.attention == "flash" and not prefix:

@@ -68,7 +68,7 @@ class Recorder:
             self._record(key, inputs, also, parameters)
         if key not in self.records:
             return self.work(*inputs, *also)
-        return Played.apply(self.records[key], len(inputs), *inputs, *parameters)
+        return _Played.apply(self.records[key], len(inputs), *inputs, *parameters)
 
     def clear(self) -> None:
         """Gives the recordings' memory back."""
@@ -166,12 +166,11 @@ class Recording:
         self.live = ()
 
 
-class Played(torch.autograd.Function):
-    """(recording, count, *`count` inputs, *parameters) -> outputs. A recording has `inputs`, `outputs`, `slopes`, `gradients`,
-    what plays it `forward` and `backward`, and its `turn`."""
+class _Played(torch.autograd.Function):
+    """(recording, count, *`count` inputs, *parameters) -> outputs."""
 
     @staticmethod
-    def forward(ctx: FunctionCtx, recording: Any, count: int, *tensors: Tensor) -> tuple[Tensor, ...]:
+    def forward(ctx: FunctionCtx, recording: Recording, count: int, *tensors: Tensor) -> tuple[Tensor, ...]:
         for own, given in zip(recording.inputs, tensors[:count], strict=True):
             own.copy_(given, non_blocking=True)
         recording.forward()
