@@ -80,6 +80,8 @@ CASES = {
     "gemma2": {"family": "gemma2"},
     "biases, unlike ranks": {"biases": True, "rank_pattern": {"k_proj": 7, "up_proj": 1}, "alpha_pattern": {"v_proj": 3, "gate_proj": 20}},
     "rslora, two steps of columns": {"r": 40, "use_rslora": True},
+    "dora": {"family": "gemma2", "use_dora": True},
+    "dora, biases, unlike ranks": {"use_dora": True, "biases": True, "rank_pattern": {"k_proj": 7, "up_proj": 1}, "alpha_pattern": {"v_proj": 3, "gate_proj": 20}},
 }
 
 
@@ -100,7 +102,7 @@ def test_losses_and_gradients_are_the_plain_paths(case):
 
 
 @pytest.mark.parametrize(
-    "settings", [{"lora_dropout": 0.5}, {"use_dora": True}, {"lora_bias": True}, {"r": wide.MOST + 1}, {"target_modules": ["q_proj", "up_proj"]}]
+    "settings", [{"lora_dropout": 0.5}, {"use_dora": True, "lora_dropout": 0.5}, {"lora_bias": True}, {"r": wide.MOST + 1}, {"target_modules": ["q_proj", "up_proj"]}]
 )
 def test_other_adapters_stay_as_they_are(settings):
     trainee = build(**settings)
@@ -142,7 +144,7 @@ def test_switched_off_or_merged_they_are_as_plain_ones():
 
 @test_recorded.GPU
 @pytest.mark.parametrize("shape", ["gemma2", "llama"])
-@pytest.mark.parametrize("name", ["lora", "rslora"])
+@pytest.mark.parametrize("name", ["lora", "rslora", "dora"])
 def test_recorded_on_a_gpu_they_give_the_plain_paths_gradients(name, shape, monkeypatch):
     monkeypatch.setattr(compiled, "WIDE", 0)
     test_recorded.test_recorded_passes_give_the_plain_paths_losses_and_gradients(name, shape)

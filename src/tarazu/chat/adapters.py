@@ -100,7 +100,8 @@ def pairs(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
     return (first[:, None] * second[None]).flatten(0, 1)
 
 
-def row_norms(weight: torch.Tensor, down: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
-    """(out,): the norms of the rows of W + B A, without making B A: |w|^2 + 2 b.(A w) + b (A A^T) b."""
-    crossed = (weight.to(torch.float32) ** 2).sum(1) + 2 * (F.linear(weight, down.to(weight.dtype)).float() * up).sum(1)
+def row_norms(weight: torch.Tensor, down: torch.Tensor, up: torch.Tensor, squares: torch.Tensor | None = None) -> torch.Tensor:
+    """(out,): the norms of the rows of W + B A, without making B A: |w|^2 + 2 b.(A w) + b (A A^T) b. `squares`: |w|^2, if known."""
+    squares = (weight.to(torch.float32) ** 2).sum(1) if squares is None else squares
+    crossed = squares + 2 * (F.linear(weight, down.to(weight.dtype)).float() * up).sum(1)
     return (crossed + ((up @ (down @ down.T)) * up).sum(1)).clamp_min(1e-12).sqrt()

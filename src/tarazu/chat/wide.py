@@ -9,7 +9,8 @@ accumulator. The gradient of the input is a product of that kind too: [g, s g B]
 
 and the frozen weights are views of it: nothing is stored twice. A and B themselves stay where peft has them; they are
 written into the matrix at the start of each pass. Only in compiled layers, whose compiler lets the kernel that makes x
-write it straight into [x, x A']. `adapters.py` is the plain path that tests compare with.
+write it straight into [x, x A']. DoRA's are the same products: what comes out is then scaled, and the norms of the rows
+come from the matrix too. `adapters.py` is the plain path that tests compare with.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from tarazu.chat.adapters import LeanLoRA
+from tarazu.chat.adapters import LeanDoRA, LeanLoRA, row_norms
 
 GROUPS = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"), ("o_proj",), ("down_proj",))
 STEP = 64  # an inner side must stay a multiple of this, or the product slows down by more than is saved
@@ -30,7 +31,7 @@ MOST = 256  # columns for adapters; with more, the zeros between the blocks woul
 def widen(model: nn.Module) -> int:
     """Joins the LoRA layers of `model` that stand side by side under one of the names in `GROUPS`; returns how many matrices.
 
-    Layers that are not plain LoRA without dropout on a frozen matrix stay as they are. Call it when the model is where it
+    Layers that are not LoRA or DoRA without dropout on a frozen matrix stay as they are. Call it when the model is where it
     will stay: a moved model has its weights apart again, and must not be trained so.
     """
     parts = [_together(module, names) for module in model.modules() for names in GROUPS]
@@ -43,13 +44,14 @@ def widen(model: nn.Module) -> int:
 
 def is_wide(model: nn.Module) -> bool:
     """Whether `widen` was here and found something."""
-    return any(isinstance(module, WideLoRA) for module in model.modules())
+    return any(isinstance(module, _Wide) for module in model.modules())
 
 
 def _together(parent: nn.Module, names: tuple[str, ...]) -> list[LeanLoRA] | None:
     """The children of these names, if all can be joined."""
     modules = [getattr(parent, name, None) for name in names]
-    if not all(type(module) is LeanLoRA and isinstance(module.lora_dropout[module.active_adapters[0]], nn.Identity) for module in modules):
+    kinds = {type(module) for module in modules}
+    if len(kinds) > 1 or not kinds <= WIDE.keys() or not all(isinstance(module.lora_dropout[module.active_adapters[0]], nn.Identity) for module in modules):
         return None
     weights = [module.base_layer.weight for module in modules]
     known = all(type(module.base_layer) is nn.Linear and not weight.requires_grad for module, weight in zip(modules, weights, strict=True))
@@ -79,13 +81,15 @@ class _Group:
         self.matrix = first.new_zeros(sum(self.sizes) + spare, self.width + spare)
         self.scales = first.new_zeros(len(modules), dtype=torch.float32)  # not numbers: the compiler would make anew for others
         self.input, self.outputs, row = None, [], 0
+        dora = type(modules[0]) is LeanDoRA
         for place, (module, size) in enumerate(zip(modules, self.sizes, strict=True)):
             weight = module.base_layer.weight
             mine = self.matrix[row : row + size, : self.width]
             mine.copy_(weight)
             weight.data = mine
-            module.group, module.place, module.__class__ = self, place, WideLoRA
+            module.group, module.place, module.__class__ = self, place, WIDE[type(module)]
             row += size
+        self.squares = (self.matrix[:row, : self.width].to(torch.float32) ** 2).sum(1) if dora else None
 
     def fill(self) -> None:
         """A and s B into the matrix. Through `data`: autograd need not know, as they change only when the parameters do."""
@@ -105,14 +109,24 @@ class _Group:
             names = [module.active_adapters[0] for module in self.modules]
             factors = [factor for module, name in zip(self.modules, names, strict=True) for factor in module.factors(name)]
             self.input, self.outputs = x, list(WideProduct.apply(x, self.matrix, self.scales, *factors))
+            if self.squares is not None:
+                shares = [module.lora_magnitude_vector[name].weight / length for module, name, length in zip(self.modules, names, self.lengths(), strict=True)]
+                self.outputs = [turned * share.to(x.dtype) for turned, share in zip(self.outputs, shares, strict=True)]
         out, self.outputs[place] = self.outputs[place], None
         if place == len(self.modules) - 1:
             self.input, self.outputs = None, []
         return out
 
 
-class WideLoRA(LeanLoRA):
-    """LoRA whose product is part of its group's, in a compiled layer that learns."""
+    def lengths(self) -> tuple[torch.Tensor, ...]:
+        """(out,) of each layer: the norms of the rows of W + s B A. The zeros of the matrix keep the layers apart."""
+        total, width = sum(self.sizes), self.width
+        down, up = self.matrix[total:, :width].float(), self.matrix[:total, width:].float()
+        return row_norms(self.matrix[:total, :width], down, up, self.squares).split(self.sizes)
+
+
+class _Wide:
+    """An adapter whose product is part of its group's, in a compiled layer that learns."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         plain = self.disable_adapters or self.merged or x.dtype != self.group.matrix.dtype
@@ -120,6 +134,17 @@ class WideLoRA(LeanLoRA):
             return super().forward(x)
         out = self.group.output(self.place, x)
         return out if self.base_layer.bias is None else out + self.base_layer.bias
+
+
+class WideLoRA(_Wide, LeanLoRA):
+    """LoRA."""
+
+
+class WideDoRA(_Wide, LeanDoRA):
+    """DoRA: `_Group` scales what comes out of the product."""
+
+
+WIDE = {LeanLoRA: WideLoRA, LeanDoRA: WideDoRA}
 
 
 class WideProduct(torch.autograd.Function):
