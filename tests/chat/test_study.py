@@ -129,8 +129,11 @@ def test_a_folder_is_never_overwritten_and_changed_data_is_refused(whole, tmp_pa
     rows = tmp_path / "rows.jsonl"
     lines = (small.SAMPLES / "chat_fa.jsonl").read_text(encoding="utf-8").splitlines()[:60]
     rows.write_text("\n".join(lines), encoding="utf-8")
-    small.recipe(tmp_path / "recipe.yaml", whole / "model", data={"source": str(rows), "split": {"train": 0.8, "validation": 0.1, "test": 0.1}}, methods={"base": {}})
+    note = {"fa": "به جای داده‌ای دیگر", "en": "stands in for other data"}
+    data = {"source": str(rows), "split": {"train": 0.8, "validation": 0.1, "test": 0.1}, "note": note}
+    small.recipe(tmp_path / "recipe.yaml", whole / "model", data=data, methods={"base": {}})
     assert finish(start(recipe=tmp_path / "recipe.yaml", out=tmp_path / "out")) == 0
+    assert read_json(tmp_path / "out" / "data.json")["note"] == note
     rows.write_text("\n".join(lines[1:]), encoding="utf-8")
     assert finish(start(out=tmp_path / "out")) == 2
 

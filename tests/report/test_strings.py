@@ -11,7 +11,7 @@ import pytest
 import tarazu.report
 from tarazu.report.assignment import CAPTIONS, CHAT
 from tarazu.report.explain import FOLDER, explain
-from tarazu.report.known import recognised
+from tarazu.report.known import noted, paths_taken, recognised
 from tarazu.report.text import Both, data_text, number, say, strings
 
 ROOT = Path(tarazu.report.__file__).parent
@@ -105,3 +105,30 @@ def test_what_tarazu_notes_of_captions_is_said_in_both_languages():
         found = recognised(note)
         assert isinstance(found, Both) and found.plain("en") == note
     assert recognised("anything else") == "anything else"
+
+
+def test_a_recipes_note_is_shown_in_the_language_of_the_page():
+    both = noted({"fa": "به جای <داده>", "en": "stands in for <data>"})
+    assert (both.plain("fa"), both.plain("en")) == ("به جای <داده>", "stands in for <data>")
+    assert "<data>" not in both.en and noted("as it is") == data_text("as it is")
+    assert noted({"fa": "تنها"}) == data_text({"fa": "تنها"})  # a damaged note is shown, not lost
+
+
+@pytest.mark.parametrize(
+    "paths",
+    [
+        {"attention": "FlashAttention 4", "layout": "packed", "layers": "compiled, adapters in the large products, recorded", "weights": "4 bits (NF4)"},
+        {"attention": "own", "teaching": "torch's LSTM, self-critical steps recorded", "layout": "padded", "pictures": "pixels, then features kept in float16"},
+    ],
+)
+def test_paths_taken_are_said_in_persian(paths):
+    both = paths_taken(paths)
+    assert both.plain("en") == "; ".join(f"{what}: {how}" for what, how in paths.items())
+    persian = both.plain("fa")
+    for name in ("FlashAttention 4", "NF4", "LSTM", "torch.compile", "torch", "float16"):
+        persian = persian.replace(name, "")
+    assert not re.search("[a-z]{2}", persian), persian
+
+
+def test_a_reason_against_recording_is_shown_as_it_was():
+    assert "no such op, alas (x.py:3)" in paths_taken({"layers": "plain, no such op, alas (x.py:3)"}).plain("fa").replace("،", ",")

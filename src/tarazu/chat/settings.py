@@ -32,6 +32,13 @@ class Sources(Strict):
     test: str
 
 
+class Note(Strict):
+    """A remark in both languages of the report."""
+
+    fa: str
+    en: str
+
+
 class ChatData(Strict):
     """Where the rows come from and how they are cut."""
 
@@ -41,7 +48,7 @@ class ChatData(Strict):
     rows: PositiveInt | None = Field(None, description="use only so many rows, from the start")
     max_length: PositiveInt = Field(1024, description="most tokens of a row; what is over is cut, and counted")
     duplicates: Literal["drop", "keep"] = "drop"
-    note: str | None = Field(None, description="shown in the report: what this data stands in for, say")
+    note: str | Note | None = Field(None, description="shown in the report: what this data stands in for, say; {fa: ..., en: ...} says it in both languages")
 
 
 class Generation(Strict):

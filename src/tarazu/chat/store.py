@@ -174,7 +174,7 @@ def prepare(
     seed: int = 0,
     rows: int | None = None,
     duplicates: str = "drop",
-    note: str | None = None,
+    note: str | dict[str, str] | None = None,
     tell: Callable[[int], None] = lambda done: None,
 ) -> Store:
     """The rows of a source, tokenised (or taken from the cache) and split.

@@ -81,7 +81,7 @@ class Chat:
         split = data.split.model_dump()
         made = store.prepare(
             source, tokenizer, chosen, max_length=data.max_length, split=split, seed=data.split_seed,
-            cache=hub.cache_folder() / "rows", rows=data.rows, duplicates=data.duplicates, note=data.note,
+            cache=hub.cache_folder() / "rows", rows=data.rows, duplicates=data.duplicates, note=data.model_dump()["note"],
         )
         designed = questions.load(shipped(recipe.questions)) if recipe.questions else []
         passages = forgetting.prepare(recipe.forgetting, chosen) if recipe.forgetting else {}

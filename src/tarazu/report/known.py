@@ -1,4 +1,4 @@
-"""English texts that tarazu itself writes into a run folder, told in Persian too.
+"""Texts of a run folder in both languages: English ones that tarazu itself writes there, and notes that a recipe gives in both.
 
 The strings whose keys begin as in `FORMS` are the very forms of those texts, with their figures left open: a text that fits
 one of them is shown in both languages with its own figures; any other stands as it is in the file.
@@ -11,9 +11,9 @@ from functools import cache
 
 from markupsafe import Markup
 
-from tarazu.report.text import Both, code, data_text, digits, say, strings
+from tarazu.report.text import Both, code, data_text, digits, listed, say, say_or, strings
 
-FORMS = ("compared.", "allowed.", "known.")
+FORMS = ("compared.", "allowed.", "known.", "ran.")
 FIGURE = re.compile(r"[\d.,e+-]+|inf|nan")
 
 
@@ -21,6 +21,19 @@ def told(text: object) -> Both | Markup:
     """The text in both languages, or as data."""
     found = recognised(text)
     return found if isinstance(found, Both) else data_text(found)
+
+
+def noted(note: object) -> Both | Markup:
+    """A recipe's note: a text, or one for each language."""
+    sides = [note.get(language) for language in ("fa", "en")] if isinstance(note, dict) else []
+    return Both(*map(data_text, sides)) if sides and all(isinstance(side, str) for side in sides) else told(note)
+
+
+def paths_taken(paths: object) -> Both | Markup:
+    """The ledger's "which of several code paths ran": `attention: sdpa, layers: plain, recorded`."""
+    pairs = paths.items() if isinstance(paths, dict) else ()
+    parts = [say("path.pair", what=say_or(f"path.{key}", key), how=listed([told(piece) for piece in str(value).split(", ")])) for key, value in pairs]
+    return listed(parts, "؛ ", "; ") if parts else Markup("")
 
 
 def recognised(text: object) -> object:

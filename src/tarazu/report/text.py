@@ -123,6 +123,11 @@ def joined(parts: list, both: str = "common.and") -> Both:
     return Both(*sides)
 
 
+def listed(parts: list, fa: str = "، ", en: str = ", ") -> Both:
+    """The parts with each language's comma (or what is given) between them."""
+    return Both(*(Markup(mark).join(pick(part, lang) for part in parts) for lang, mark in (("fa", fa), ("en", en))))
+
+
 def number(value: Any, form: str = "number", source: str = "") -> Both:
     """A figure with its unit in both languages, and the file that it came from as its title.
 

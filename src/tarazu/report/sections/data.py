@@ -8,6 +8,7 @@ from tarazu.report import charts
 from tarazu.report.blocks import Cell, Table, code_cell, figure_cell, pairs_table, text_cell
 from tarazu.report.explain import explain
 from tarazu.report.figures import Figure
+from tarazu.report.known import noted
 from tarazu.report.reading import as_number, dig, records
 from tarazu.report.sections.base import Context, Section
 from tarazu.report.text import code, data_text, has, joined, number, say, say_or, spaced
@@ -29,7 +30,7 @@ def data_section(context: Context) -> Section:
         "problems": problems_table(data),
         "examples": [_example(e) for e in records(data.get("examples"))[:6]],
         "tokens": _tokens(data),
-        "note": data_text(data["note"]) if data.get("note") else None,
+        "note": noted(data["note"]) if data.get("note") else None,
         "file": FILE,
     }
     return Section(

@@ -6,7 +6,7 @@ from functools import partial
 
 from tarazu.report import charts
 from tarazu.report.blocks import Table, code_cell, figure_cell, pairs_table, text_cell
-from tarazu.report.known import told
+from tarazu.report.known import noted, paths_taken, told
 from tarazu.report.reading import StudyView, as_number, dig, records
 from tarazu.report.sections.answers import all_arms, arm_name
 from tarazu.report.sections.base import Context, Section
@@ -102,7 +102,7 @@ def token_table(study: StudyView) -> Table:
             text_cell(arm_name(arm)),
             figure_cell(run.seed, "count"),
             *[figure_cell(dig(run.ledger, "tokens", t), "count", run.file("ledger.json")) for t in TOKENS],
-            code_cell(", ".join(f"{k}: {v}" for k, v in dig(run.ledger, "paths", default={}).items())),
+            text_cell(paths_taken(dig(run.ledger, "paths"))),
         ]
         for arm, run in runs
     ]
@@ -137,7 +137,7 @@ def caveats(context: Context) -> list[Both]:
     """What a careful reader should hold against these numbers, found from the folder itself."""
     study, found = context.study, []
     if study.data.get("note"):
-        found.append(say("caveat.note", note=told(study.data["note"])))
+        found.append(say("caveat.note", note=noted(study.data["note"])))
     if dig(study.model, "encoder", "weights_note"):
         found.append(say("caveat.note", note=told(dig(study.model, "encoder", "weights_note"))))
     if all(len(arm.runs) == 1 for arm in study.arms):

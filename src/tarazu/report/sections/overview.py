@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tarazu.report.known import told
+from tarazu.report.known import noted
 from tarazu.report.measures import COSTS
 from tarazu.report.reading import as_number, dig
 from tarazu.report.sections.base import Context, Section
@@ -19,7 +19,7 @@ def overview_section(context: Context) -> Section:
         "prefer": say(f"prefer.{study.prefer}"),
         "verdict": choice_sentences(context, context.verdict.choices[study.prefer]),
         "figure": next((f for cost in COSTS if (f := trade_figure(context, cost, "verdict")) is not None), None),
-        "note": told(study.data["note"]) if study.data.get("note") else None,
+        "note": noted(study.data["note"]) if study.data.get("note") else None,
         "unfinished": _unfinished(context),
         "broken": joined([code(p) for p in study.problems]) if study.problems else None,
     }
