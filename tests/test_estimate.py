@@ -147,7 +147,7 @@ def test_a_gpus_pace_is_not_that_of_a_step_that_compiled(tmp_path):
     lines = [{"event": "step", "seconds": one, "tokens_per_second": 100 / one} for one in seconds]
     (run.path / "events.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     each, speed = estimate.pace(run, SimpleNamespace(device=torch.device("cuda")))
-    assert each == pytest.approx(0.2) and speed == pytest.approx(500)
+    assert each == pytest.approx(0.22) and speed == pytest.approx(100 / 0.22)  # one that was a little slower counts
 
 
 def test_first_passes_cost_what_they_take_beyond_the_last_ones():

@@ -205,13 +205,15 @@ def validations(budget: Budget) -> int:
 def pace(run: Run, warm: Ledger) -> tuple[float, float]:
     """Seconds of a step and tokens a second: of all steps on a CPU, on a GPU of those after the first third.
 
-    There the median counts: what is compiled once in a process must not be multiplied by the steps of a run.
+    Steps that took twice the median are left out there: what is compiled or recorded once must not be multiplied by the steps of a run.
     """
     if warm.device.type == "cpu":
         return warm.seconds["train"] / warm.steps, warm.counts.tokens / warm.seconds["train"]
     steps = [event for event in run.read_lines("events.jsonl") if event["event"] == "step"]
     steps = steps[len(steps) // 3 :]
-    each = statistics.median(step["seconds"] for step in steps)
+    most = 2 * statistics.median(step["seconds"] for step in steps)
+    steps = [step for step in steps if step["seconds"] <= most]
+    each = statistics.fmean(step["seconds"] for step in steps)
     return each, sum(step["tokens_per_second"] * step["seconds"] for step in steps) / len(steps) / each
 
 
