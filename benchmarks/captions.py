@@ -17,6 +17,7 @@ from benchmarks import common  # first: its clock starts at its import
 import argparse
 import os
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +45,7 @@ class Bench:
         size = [f"encoder.size={args.size}"] if args.size else []
         plain = ["data.views=1", "length_penalty=1.0", "beam_stop=full"]  # what the peer does
         self.recipe = recipe.load(args.recipe, [*source, *size, f"encoder.name={args.encoder}", *plain, *args.set])
-        self.folder, self.args, self.out = RunFolder(folder / "run"), args, []
+        self.folder, self.args, self.out, self.faults = RunFolder(folder / "run"), args, [], []
         self.data = data.prepare(self.recipe, self.folder, self.device)
         self.turn = 0
 
@@ -54,6 +55,11 @@ class Bench:
         self.out.append(common.record("captions", who, setting, shape, group, **figures))
         common.write(self.args.out, self.out)
         return self.out[-1]
+
+    def fault(self, text: str) -> None:
+        """What is wrong is told at once, and ends the program badly once all is measured."""
+        self.faults.append(text)
+        print(f"FAULT: {text}", flush=True)
 
     def method(self, name: str, **changes: Any) -> Any:
         """The recipe with one method, changed."""
@@ -67,21 +73,28 @@ def measure_features(bench: Bench) -> None:
     import torch
     from benchmarks.peers import plain_captions
 
-    from tarazu.captions import features
+    from tarazu.captions import crew, features
     from tarazu.captions.images import RESAMPLE
 
-    data, encoder, found = bench.data, bench.data.encoder, {}
+    data, encoder, found, where = bench.data, bench.data.encoder, {}, []
     names = data.all_names[: bench.args.images]
     items = [features.Item(name) for name in names]
     with torch.no_grad():  # the first use of a library is not its speed
-        encoder.module.to(bench.device)(torch.zeros(8, encoder.size, encoder.size, 3, device=bench.device))
+        for half in (False, bench.device.type == "cuda"):
+            with torch.autocast(bench.device.type, torch.float16, enabled=half):
+                encoder.module.to(bench.device)(torch.zeros(8, encoder.size, encoder.size, 3, device=bench.device))
 
     def ours() -> None:
+        crew.spent.clear()
+        began = time.perf_counter()
         with tempfile.TemporaryDirectory() as cache:
             before, os.environ["TARAZU_CACHE"] = os.environ["TARAZU_CACHE"], cache
             bank = features.features(encoder, data.collection.images, items, data.looks, data.precision, bench.device)
+            bank_there = time.perf_counter() - began
             found["ours"] = torch.from_numpy(bank.array[bank.rows[:64]]).float()
             os.environ["TARAZU_CACHE"] = before
+        where.append({what: round(seconds, 3) for what, seconds in crew.spent.items()} | {"in all": round(bank_there, 3)})
+        print(f"features, seconds: {where[-1]}", flush=True)
 
     def theirs() -> None:
         files = [data.collection.images.read(name) for name in names]
@@ -92,11 +105,11 @@ def measure_features(bench: Bench) -> None:
     apart = ((found["ours"] - found["theirs"]).norm() / found["theirs"].norm()).item()  # ours in float16, theirs in TF32
     ratios = [b / a for a, b in zip(*seconds.values(), strict=True)]
     rate = {who: common.spread([len(names) / s for s in times]) for who, times in seconds.items()}
-    bench.tell("tarazu", f"threads, {data.precision}", "features", images_per_second=rate["tarazu"], ratio=common.spread(ratios), apart=apart)
+    bench.tell("tarazu", f"forked processes, {data.precision}", "features", images_per_second=rate["tarazu"], ratio=common.spread(ratios), apart=apart, spent=where)
     bench.tell("plain loop", "DataLoader, float32", "features", images_per_second=rate["plain loop"])
     print(f"features: {rate['tarazu']['median']:,.0f} images/s, {common.spread(ratios)['median']:.2f} times the plain loop's, apart {apart:.1e}", flush=True)
     if apart > 2e-2:
-        raise SystemExit("the features differ")
+        bench.fault("the features differ")
 
 
 def train(bench: Bench, recipe: Any, steps: int) -> tuple[list[dict], Any]:
@@ -175,7 +188,7 @@ def measure_training(bench: Bench, name: str, fine_tune: dict | None = None) -> 
                tokens_per_second=common.spread([sum(counted) / len(counted) / s for s in peer[3:]]))  # fmt: skip
     print(f"{group}: an epoch of {a_pass} steps in {epoch:.2f} s, {theirs / epoch:.2f} times the plain loop's speed, losses within {apart:.1e}", flush=True)
     if not apart < CLOSE[bench.device.type]:
-        raise SystemExit(f"{name}: the losses differ from the plain loop's")
+        bench.fault(f"{name}: the losses differ from the plain loop's")
     return trainee
 
 
@@ -209,7 +222,7 @@ def measure_beams(bench: Bench, name: str, trainee: Any) -> None:
     bench.tell("plain loop", "beam 3, one by one", f"{name}, beam 3", images_per_second=common.spread(rates["plain loop"]))
     print(f"{name}: beam 3 over {len(names)} images in {common.spread(seconds['tarazu'])['median']:.2f} s; {same:.0%} of sentences equal the plain search's", flush=True)
     if same < 0.9:
-        raise SystemExit(f"{name}: the sentences differ")
+        bench.fault(f"{name}: the sentences differ")
 
 
 def main() -> None:
@@ -241,6 +254,8 @@ def main() -> None:
                 measure_beams(bench, name, trained)
         if "tuned" in args.only and "show_attend_tell" in args.methods:
             measure_training(bench, "show_attend_tell", TUNED | {"precision": args.tuned_precision})
+        if bench.faults:
+            raise SystemExit("; ".join(bench.faults))
 
 
 if __name__ == "__main__":

@@ -220,7 +220,10 @@ class RunFolder:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:
                 raise BadInput("another process is at work in this folder", where=str(self.path), todo="wait for it, or use another --out") from None
-            yield
+            try:
+                yield
+            finally:
+                fcntl.flock(file, fcntl.LOCK_UN)  # a process that was forked meanwhile holds the file open
 
 
 def find_study(path: str | Path) -> RunFolder:

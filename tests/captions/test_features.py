@@ -1,6 +1,10 @@
 """The cache of features: cut and gone on with, damaged, shared between data sets."""
 
+import fcntl
 import hashlib
+import os
+import signal
+import time
 import zipfile
 
 import numpy as np
@@ -144,21 +148,60 @@ def test_processes_see_what_threads_see(tmp_path, monkeypatch, hands):
     assert all((row == pixels(open_image(path), 32)).all() for row, path in zip(rows, pictures, strict=True))
 
 
+def flat(key):
+    """A picture of one colour; a crew's work is picklable."""
+    return np.full((2, 2, 3), int(key), np.uint8)
+
+
 @pytest.mark.parametrize("ahead, running", [(0, 0), (1, 0), (4, 1), (2, 3)])
 def test_a_stream_gives_every_batch_once_and_in_order(monkeypatch, hands, ahead, running):
     monkeypatch.setitem(extraction.AHEAD, "cpu", ahead)
     monkeypatch.setitem(extraction.RUNNING, "cpu", running)
     batches = [[str(10 * i + j) for j in range(10 if i < 6 else 3)] for i in range(7)]
-    found = extraction.stream(
-        batches, lambda key: np.full((2, 2, 3), int(key), np.uint8), lambda x: x.float().mean((1, 2, 3)), 2, CPU
-    )
+    found = extraction.stream(batches, flat, lambda x: x.float().mean((1, 2, 3)), 2, CPU)
     assert [(list(keys), rows.tolist()) for keys, rows in found] == [(keys, list(map(float, keys))) for keys in batches]
 
 
-def test_a_picture_that_cannot_be_decoded_ends_the_stream(hands):
-    def decode(key):
-        raise BadInput("gone", where=key)
+def gone(key):
+    raise BadInput("gone", where=key)
 
+
+def test_a_picture_that_cannot_be_decoded_ends_the_stream(hands):
     with pytest.raises(BadInput, match="gone") as raised:
-        list(extraction.stream([["a"], ["b"]], decode, lambda x: x, 2, CPU))
+        list(extraction.stream([["a"], ["b"]], gone, lambda x: x, 2, CPU))
     assert raised.value.where in "ab"
+
+
+def process(_):
+    time.sleep(0.01)
+    return os.getpid()
+
+
+def at_work():
+    with crew.crew(process, 40) as submit:
+        return {pid for job in [submit([0]) for _ in range(40)] for pid in job.result()}
+
+
+@pytest.mark.parametrize("hands", ["processes"], indirect=True)
+def test_the_crew_stays_and_is_made_anew_when_it_is_gone(hands):
+    crew.dismiss()
+    first = at_work()
+    assert os.getpid() not in first
+    assert len(first | at_work()) <= 4
+    for pid in first:
+        os.kill(pid, signal.SIGKILL)
+    for _ in range(100):
+        if crew._pool._broken:
+            break
+        time.sleep(0.05)
+    assert not at_work() & first
+
+
+@pytest.mark.parametrize("hands", ["processes"], indirect=True)
+def test_a_cache_is_free_again_though_a_crew_was_forked_within(hands, cache):
+    crew.dismiss()
+    rows = RowCache(cache / "rows", (1,), "uint8")
+    with rows.writing():
+        at_work()
+    with open(cache / "rows" / ".lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

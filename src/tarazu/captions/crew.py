@@ -1,51 +1,107 @@
 """The same work on many pictures: by forked processes where there is much of it and cores enough, else by threads.
 
 Decoding a small picture is half Python, so threads wait for one another at the interpreter's lock: 650 pictures a second
-from 16 threads on 16 cores, where one alone does 900. A forked process has all that its parent had, so nothing but names
-goes to it; large results come back through memory that both share (`shared`).
+from 16 threads on 16 cores, where one alone does 900. The processes are forked once, at the first work, and stay: forking
+is cheap as long as no GPU is in use, and costs a tenth of a second each from then on. Work goes to them pickled, once; large
+results come back through memory that all share (`Shared`).
 """
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
+import itertools
 import mmap
 import multiprocessing
 import os
+import pickle
 import signal
 import sys
+import tempfile
+import time
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 MANY = 500  # pictures from which on processes are worth their start
 CORES = 4  # below this they would gain nothing
-MOST = 12  # a process with a GPU in use takes a tenth of a second to fork, and a dozen decode faster than a GPU looks
+MOST = 12  # a dozen decode faster than a GPU looks
 DIE_WITH_PARENT = 1  # prctl's PR_SET_PDEATHSIG
 
-_work: Callable[[Any], Any] | None = None  # in a forked process: what it does
+spent: Counter[str] = Counter()  # seconds by what they went to, for benchmarks
+_pool: ProcessPoolExecutor | None = None
+_owner = 0  # the process that forked it
+_loaded: tuple[str, Callable[[Any], Any] | None] = ("", None)  # in a forked process: what it does, and the file it came from
 
 
 @contextlib.contextmanager
 def crew(work: Callable[[Any], Any], count: int) -> Iterator[Callable[[Sequence], Future]]:
     """Yields `submit(items)`, the future of [work(item) for item in items]. `count`: how many items there will be.
 
-    What `work` writes is lost in a process, but for `shared` arrays; it may raise a `TarazuError`, which comes back.
+    `work` must be picklable; what it writes is lost in a process, but for `Shared` arrays; it may raise a `TarazuError`,
+    which comes back.
     """
-    with _executor(work, count) as pool:
-        if isinstance(pool, ProcessPoolExecutor):
-            yield lambda items: pool.submit(_do, list(items))
+    if sys.platform != "linux" or count < MANY or cores() < CORES:
+        with ThreadPoolExecutor(os.cpu_count()) as threads:
+            yield lambda items: threads.submit(lambda: [work(item) for item in items])
+        return
+    pool = _gathered()
+    with tempfile.TemporaryDirectory(prefix="tarazu-") as folder:
+        file = Path(folder, "work")
+        file.write_bytes(pickle.dumps(work))
+        waiting: list[Future] = []
+
+        def submit(items: Sequence) -> Future:
+            waiting.append(pool.submit(_do, str(file), list(items)))
+            return waiting[-1]
+
+        try:
+            yield submit
+        except BrokenProcessPool:
+            dismiss()
+            raise
+        finally:
+            for job in waiting:  # none begins after the file is gone
+                job.cancel()
+
+
+class Shared:
+    """An array in memory that processes share, however long ago they were forked: pickled, it is only its place."""
+
+    numbers = itertools.count()
+
+    def __init__(self, shape: tuple[int, ...], dtype: str):
+        self.shape, self.dtype, size = shape, dtype, int(np.prod(shape)) * np.dtype(dtype).itemsize
+        if sys.platform == "linux":
+            self.file = os.memfd_create(f"tarazu-{next(self.numbers)}")
+            os.ftruncate(self.file, max(1, size))
+            self.place = f"/proc/{os.getpid()}/fd/{self.file}"
+            self.memory = mmap.mmap(self.file, max(1, size))
         else:
-            yield lambda items: pool.submit(lambda: [work(item) for item in items])
+            self.memory = mmap.mmap(-1, max(1, size))
+        self.array = self._view(self.memory)
 
+    def _view(self, memory: mmap.mmap) -> np.ndarray:
+        return np.frombuffer(memory, self.dtype, int(np.prod(self.shape))).reshape(self.shape)
 
-def shared(shape: tuple[int, ...], dtype: str) -> np.ndarray:
-    """An array that processes forked from now on share with this one."""
-    size = int(np.prod(shape)) * np.dtype(dtype).itemsize
-    return np.frombuffer(mmap.mmap(-1, max(1, size)), dtype, int(np.prod(shape))).reshape(shape)
+    def __getstate__(self) -> dict:
+        return {"shape": self.shape, "dtype": self.dtype, "place": self.place}
+
+    def __setstate__(self, state: dict) -> None:
+        self.__dict__ |= state
+        with open(self.place, "r+b") as file:
+            self.memory = mmap.mmap(file.fileno(), 0)
+        self.array = self._view(self.memory)
+
+    def __del__(self) -> None:
+        if "file" in self.__dict__:
+            os.close(self.file)  # the memory itself lives as long as an array of it
 
 
 def cores() -> int:
@@ -53,24 +109,48 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _executor(work: Callable[[Any], Any], count: int) -> Executor:
-    if sys.platform != "linux" or count < MANY or cores() < CORES:
-        return ThreadPoolExecutor(os.cpu_count())
-    pool = ProcessPoolExecutor(min(cores(), MOST), multiprocessing.get_context("fork"), _begin, (work,))
-    with warnings.catch_warnings():  # "this process is multi-threaded": the children only decode, and use no library's threads
-        warnings.simplefilter("ignore", DeprecationWarning)
-        pool.submit(int)  # all are forked at the first job
-    return pool
+def dismiss() -> None:
+    """Ends the processes; the next work forks new ones."""
+    global _pool
+    if _pool is not None and _owner == os.getpid():
+        _pool.shutdown(wait=False, cancel_futures=True)
+    _pool = None
 
 
-def _begin(work: Callable[[Any], Any]) -> None:
-    global _work
-    _work = work
+@contextlib.contextmanager
+def counted(what: str) -> Iterator[None]:
+    """Adds the seconds within to `spent`."""
+    began = time.perf_counter()
+    try:
+        yield
+    finally:
+        spent[what] += time.perf_counter() - began
+
+
+def _gathered() -> ProcessPoolExecutor:
+    """The processes, forked now if they are not there yet, or no longer."""
+    global _pool, _owner
+    if _pool is not None and _owner == os.getpid():
+        with contextlib.suppress(BrokenProcessPool):  # the thread that forked them has ended, or one was killed
+            _pool.submit(int).result()
+            return _pool
+    with counted("forking"), warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # "multi-threaded": the children use no library's threads
+        _pool = ProcessPoolExecutor(min(cores(), MOST), multiprocessing.get_context("fork"), _begin)
+        _owner = os.getpid()
+        _pool.submit(int).result()  # all are forked at the first job
+    return _pool
+
+
+def _begin() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).prctl(DIE_WITH_PARENT, signal.SIGKILL)
 
 
-def _do(items: list) -> list:
-    return [_work(item) for item in items]
+def _do(file: str, items: list) -> list:
+    global _loaded
+    if _loaded[0] != file:
+        _loaded = (file, pickle.loads(Path(file).read_bytes()))
+    return [_loaded[1](item) for item in items]

@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -48,7 +49,7 @@ def look(
     path = cache / "looks.json"
     known = _known(path)
     todo = [name for name in names if store.stamp(name) not in known]
-    with crew(lambda name: _look_at(store, name), len(todo)) as submit:
+    with crew(partial(_look_at, store), len(todo)) as submit:
         parts = [todo[start : start + BY_JOB] for start in range(0, len(todo), BY_JOB)]
         done = 0
         for some, job in zip(parts, [submit(part) for part in parts], strict=True):

@@ -9,12 +9,13 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from tarazu.captions.crew import crew, shared
+from tarazu.captions.crew import Shared, counted, crew
 
 AHEAD = {"cpu": 1, "cuda": 4}  # batches that are being decoded while one is computed
 RUNNING = {"cpu": 0, "cuda": 1}  # batches that the device works on while the one before is written
@@ -40,27 +41,27 @@ def stream(
     """Yields (keys, what `see` makes of their pictures) batch by batch, in order.
 
     Args:
-        decode: a key -> its pixels (size, size, 3), uint8; called elsewhere. What it raises is raised here.
+        decode: a key -> its pixels (size, size, 3), uint8; picklable, called elsewhere. What it raises is raised here.
         see: pixels (n, size, size, 3), uint8, on the device -> their rows (n, ...), there.
     """
     ahead, behind = AHEAD[device.type], RUNNING[device.type]
-    ring = shared((ahead + 2, max(map(len, batches), default=0), size, size, 3), "uint8")
-
-    def fill(job: tuple[int, int, str]) -> None:
-        slot, place, key = job
-        ring[slot, place] = decode(key)
-
+    ring = Shared((ahead + 2, max(map(len, batches), default=0), size, size, 3), "uint8")
     decoding, running = deque(), deque()
-    with crew(fill, sum(map(len, batches))) as submit:
+    with crew(partial(_fill, ring, decode), sum(map(len, batches))) as submit:
         for number, keys in enumerate([*batches, *[None] * (ahead + behind)]):  # the last ones only drain
             if keys is not None:
-                decoding.append(_begin(keys, number % len(ring), ring, submit))
+                decoding.append(_begin(keys, number % len(ring.array), ring.array, submit))
             if decoding and (keys is None or len(decoding) > ahead):
                 running.append(_compute(decoding.popleft(), see, device))
             if running and (not decoding or len(running) > behind):
                 yield _rows(running.popleft())
         while running:
             yield _rows(running.popleft())
+
+
+def _fill(ring: Shared, decode: Callable[[str], np.ndarray], job: tuple[int, int, str]) -> None:
+    slot, place, key = job
+    ring.array[slot, place] = decode(key)
 
 
 def _begin(keys: Sequence[str], slot: int, ring: np.ndarray, submit: Callable[[list], Future]) -> _Batch:
@@ -71,21 +72,25 @@ def _begin(keys: Sequence[str], slot: int, ring: np.ndarray, submit: Callable[[l
 
 def _compute(batch: _Batch, see: Callable[[Tensor], Tensor], device: torch.device) -> _Batch:
     """The pixels have left the ring when this returns."""
-    for job in batch.jobs:
-        job.result()
-    with torch.no_grad():
-        found = see(batch.pixels.to(device, copy=True))
-    if device.type != "cuda":
-        batch.rows = found
-        return batch
-    batch.rows = torch.empty(found.shape, dtype=found.dtype, pin_memory=True)
-    batch.rows.copy_(found, non_blocking=True)
-    batch.done = torch.cuda.Event()
-    batch.done.record()
+    with counted("waiting for pixels"):
+        for job in batch.jobs:
+            job.result()
+    with counted("to the device"):
+        pixels = batch.pixels.to(device, copy=True)
+    with counted("encoding"), torch.no_grad():
+        found = see(pixels)
+        if device.type != "cuda":
+            batch.rows = found
+            return batch
+        batch.rows = torch.empty(found.shape, dtype=found.dtype, pin_memory=True)
+        batch.rows.copy_(found, non_blocking=True)
+        batch.done = torch.cuda.Event()
+        batch.done.record()
     return batch
 
 
 def _rows(batch: _Batch) -> tuple[Sequence[str], np.ndarray]:
     if batch.done is not None:
-        batch.done.synchronize()
+        with counted("waiting for the device"):
+            batch.done.synchronize()
     return batch.keys, batch.rows.numpy()

@@ -16,13 +16,14 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from tarazu.captions.augment import view_of
+from tarazu.captions.crew import counted
 from tarazu.captions.duplicates import Looks
 from tarazu.captions.extraction import stream
 from tarazu.captions.images import open_image, pixels
@@ -66,12 +67,15 @@ class RowCache:
                 try:
                     yield
                 finally:  # also when a signal ends it
-                    self._note()
+                    with counted("writing"):
+                        self._note()
+                    fcntl.flock(lock, fcntl.LOCK_UN)  # processes forked meanwhile hold the file open
 
     def append(self, keys: list[str], rows: np.ndarray) -> None:
         """Adds rows (n, *shape). Raises `TarazuError` when the disk is full."""
         try:
-            self._file.write(np.ascontiguousarray(rows, dtype=self.dtype).data)
+            with counted("writing"):
+                self._file.write(np.ascontiguousarray(rows, dtype=self.dtype).data)
         except OSError as error:
             raise TarazuError(
                 f"the cache cannot be written: {error.strerror}",
@@ -192,13 +196,7 @@ def _fill(
     """Computes the missing rows and gives all of them."""
     keys = [item.key(looks) for item in items]
     wanted = {key: item for key, item in zip(keys, items, strict=True) if key not in cache.rows}
-
-    def decode(key: str) -> np.ndarray:
-        item = wanted[key]
-        picture = view_of(
-            open_image(store.read(item.name), item.name), looks.sha256[item.name], item.view, item.smallest
-        )
-        return pixels(picture, encoder.size, encoder.resample)
+    decode = partial(_decode, store, looks.sha256, wanted, encoder.size, encoder.resample)
 
     if wanted:
         with cache.writing(), Bar(what) as bar:
@@ -208,12 +206,23 @@ def _fill(
             written.set_result(None)
             with ThreadPoolExecutor(1) as disk:  # writes a batch while the next one is computed
                 for some, rows in _undisturbed(stream(batches, decode, see, encoder.size, device)):
-                    written.result()
+                    with counted("waiting for the disk"):
+                        written.result()
                     written = disk.submit(cache.append, some, rows)
                     done += len(some)
                     bar.at(done / len(missing), f"{done} of {len(missing)} pictures")
-                written.result()
+                with counted("waiting for the disk"):
+                    written.result()
     return Bank(cache.array(), [cache.rows[key] for key in keys], device)
+
+
+def _decode(
+    store: ImageStore, sha256: dict[str, str], wanted: dict[str, Item], size: int, resample: str, key: str
+) -> np.ndarray:
+    """In one of the crew."""
+    item = wanted[key]
+    picture = view_of(open_image(store.read(item.name), item.name), sha256[item.name], item.view, item.smallest)
+    return pixels(picture, size, resample)
 
 
 def _undisturbed(batches: Iterator) -> Iterator:

@@ -23,10 +23,10 @@ class ImageStore:
     """
 
     files: dict[str, Path] = field(default_factory=dict)
-    members: dict[str, tuple[zipfile.ZipFile, zipfile.ZipInfo]] = field(default_factory=dict)
+    members: dict[str, tuple[Path, zipfile.ZipInfo]] = field(default_factory=dict)
     refused: dict[str, str] = field(default_factory=dict)
+    opened: dict[Path, zipfile.ZipFile] = field(default_factory=dict)
     process: int = field(default_factory=os.getpid)
-    reopened: dict[str, zipfile.ZipFile] = field(default_factory=dict)
 
     @classmethod
     def scan(cls, source: Path) -> ImageStore:
@@ -53,8 +53,8 @@ class ImageStore:
         try:
             if name in self.files:
                 return self.files[name].read_bytes()
-            archive, member = self.members[name]
-            with self._own(archive).open(member) as file:
+            path, member = self.members[name]
+            with self._zip(path).open(member) as file:
                 return file.read(MOST_MEMBER_BYTES)
         except (OSError, zipfile.BadZipFile, RuntimeError, EOFError) as error:  # RuntimeError: encrypted
             raise BadInput(f"cannot be read: {error}", where=name) from None
@@ -67,17 +67,21 @@ class ImageStore:
         member = self.members[name][1]
         return f"{name}:{member.file_size}:{member.CRC}"
 
-    def _own(self, archive: zipfile.ZipFile) -> zipfile.ZipFile:
-        """In a forked process, the same zip opened anew: parent and child would move one file position."""
-        if os.getpid() == self.process:
-            return archive
-        if archive.filename not in self.reopened:
-            self.reopened[archive.filename] = zipfile.ZipFile(archive.filename)
-        return self.reopened[archive.filename]
+    def __getstate__(self) -> dict:
+        """Open zips do not travel to another process."""
+        return self.__dict__ | {"opened": {}}
+
+    def _zip(self, path: Path) -> zipfile.ZipFile:
+        """Opened once in every process: parent and child would move one file position."""
+        if os.getpid() != self.process:
+            self.process, self.opened = os.getpid(), {}
+        if path not in self.opened:
+            self.opened[path] = zipfile.ZipFile(path)
+        return self.opened[path]
 
     def _add_zip(self, path: Path) -> None:
         try:
-            archive = zipfile.ZipFile(path)
+            archive = self._zip(path)
         except (OSError, zipfile.BadZipFile) as error:
             raise BadInput(f"not a zip that can be read: {error}", where=str(path), todo="fetch it again") from None
         for member in archive.infolist():
@@ -88,7 +92,7 @@ class ImageStore:
             if reason:
                 self.refused[member.filename] = reason
             elif name not in self:
-                self.members[name] = (archive, member)
+                self.members[name] = (path, member)
 
 
 def _doubt(member: zipfile.ZipInfo) -> str:
