@@ -82,7 +82,8 @@ def measure_features(bench: Bench) -> None:
     with torch.no_grad():  # the first use of a library is not its speed
         for half in (False, bench.device.type == "cuda"):
             with torch.autocast(bench.device.type, torch.float16, enabled=half):
-                encoder.module.to(bench.device)(torch.zeros(8, encoder.size, encoder.size, 3, device=bench.device))
+                count = features.AT_ONCE[bench.device.type]
+                encoder.module.to(bench.device)(torch.zeros(count, encoder.size, encoder.size, 3, device=bench.device))
 
     def ours() -> None:
         crew.spent.clear()

@@ -1,11 +1,13 @@
 """The cache of features: cut and gone on with, damaged, shared between data sets."""
 
 import fcntl
+import gc
 import hashlib
 import os
 import signal
 import time
 import zipfile
+from functools import partial
 
 import numpy as np
 import pytest
@@ -205,3 +207,26 @@ def test_a_cache_is_free_again_though_a_crew_was_forked_within(hands, cache):
         at_work()
     with open(cache / "rows" / ".lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def add_one(shared, place):
+    shared.array[place] += 1
+
+
+@pytest.mark.parametrize("hands", ["processes"], indirect=True)
+@pytest.mark.parametrize("small", [False, True])
+def test_a_crew_forked_before_writes_into_shared_memory_and_nothing_is_left(hands, monkeypatch, tmp_path, small):
+    """Also where the memory that has a name is too small, and files take its place."""
+    at_work()
+    if small:
+        monkeypatch.setattr(crew, "_folder_for", lambda size: str(tmp_path))
+    numbers = crew.Shared((40,), "int64")
+    place = numbers.place
+    assert place.startswith(str(tmp_path)) == small
+    with crew.crew(partial(add_one, numbers), 40) as submit:
+        for job in [submit(range(start, start + 4)) for start in range(0, 40, 4)]:
+            job.result()
+    assert numbers.array.tolist() == [1] * 40
+    del numbers, job, submit
+    gc.collect()
+    assert not os.path.exists(place)

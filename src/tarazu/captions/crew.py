@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import itertools
 import mmap
 import multiprocessing
 import os
@@ -20,6 +19,7 @@ import sys
 import tempfile
 import time
 import warnings
+import weakref
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
@@ -74,34 +74,40 @@ def crew(work: Callable[[Any], Any], count: int) -> Iterator[Callable[[Sequence]
 class Shared:
     """An array in memory that processes share, however long ago they were forked: pickled, it is only its place."""
 
-    numbers = itertools.count()
-
     def __init__(self, shape: tuple[int, ...], dtype: str):
-        self.shape, self.dtype, size = shape, dtype, int(np.prod(shape)) * np.dtype(dtype).itemsize
-        if sys.platform == "linux":
-            self.file = os.memfd_create(f"tarazu-{next(self.numbers)}")
-            os.ftruncate(self.file, max(1, size))
-            self.place = f"/proc/{os.getpid()}/fd/{self.file}"
-            self.memory = mmap.mmap(self.file, max(1, size))
-        else:
-            self.memory = mmap.mmap(-1, max(1, size))
-        self.array = self._view(self.memory)
-
-    def _view(self, memory: mmap.mmap) -> np.ndarray:
-        return np.frombuffer(memory, self.dtype, int(np.prod(self.shape))).reshape(self.shape)
+        self.shape, self.dtype, size = shape, dtype, max(1, int(np.prod(shape)) * np.dtype(dtype).itemsize)
+        file, self.place = tempfile.mkstemp(prefix="tarazu-", dir=_folder_for(size))
+        weakref.finalize(self, _forget, self.place, os.getpid())
+        with open(file, "r+b") as opened:
+            opened.truncate(size)
+            self._attach(opened.fileno())
 
     def __getstate__(self) -> dict:
         return {"shape": self.shape, "dtype": self.dtype, "place": self.place}
 
     def __setstate__(self, state: dict) -> None:
         self.__dict__ |= state
-        with open(self.place, "r+b") as file:
-            self.memory = mmap.mmap(file.fileno(), 0)
-        self.array = self._view(self.memory)
+        with open(self.place, "r+b") as opened:
+            self._attach(opened.fileno())
 
-    def __del__(self) -> None:
-        if "file" in self.__dict__:
-            os.close(self.file)  # the memory itself lives as long as an array of it
+    def _attach(self, file: int) -> None:
+        values = np.frombuffer(mmap.mmap(file, 0), self.dtype, int(np.prod(self.shape)))
+        self.array = values.reshape(self.shape)
+
+
+def _folder_for(size: int) -> str:
+    """Memory that has a name, where there is enough of it (64 MB in many containers); else files."""
+    with contextlib.suppress(OSError):
+        free = os.statvfs("/dev/shm")
+        if free.f_bavail * free.f_frsize > 2 * size and os.access("/dev/shm", os.W_OK):
+            return "/dev/shm"
+    return tempfile.gettempdir()
+
+
+def _forget(place: str, owner: int) -> None:
+    if os.getpid() == owner:  # whoever has the memory open keeps it
+        with contextlib.suppress(OSError):
+            os.unlink(place)
 
 
 def cores() -> int:
