@@ -8,6 +8,7 @@ import signal
 import time
 import zipfile
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -230,3 +231,5 @@ def test_a_crew_forked_before_writes_into_shared_memory_and_nothing_is_left(hand
     del numbers, job, submit
     gc.collect()
     assert not os.path.exists(place)
+    time.sleep(0.3)
+    assert not any(place in Path(f"/proc/{pid}/maps").read_text() for pid in at_work())  # nor does one hold it open

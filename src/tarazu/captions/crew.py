@@ -69,6 +69,9 @@ def crew(work: Callable[[Any], Any], count: int) -> Iterator[Callable[[Sequence]
         finally:
             for job in waiting:  # none begins after the file is gone
                 job.cancel()
+            with contextlib.suppress(BrokenProcessPool):
+                for _ in range(_size()):
+                    pool.submit(_put_down)
 
 
 class Shared:
@@ -142,10 +145,14 @@ def _gathered() -> ProcessPoolExecutor:
             return _pool
     with counted("forking"), warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # "multi-threaded": the children use no library's threads
-        _pool = ProcessPoolExecutor(min(cores(), MOST), multiprocessing.get_context("fork"), _begin)
+        _pool = ProcessPoolExecutor(_size(), multiprocessing.get_context("fork"), _begin)
         _owner = os.getpid()
         _pool.submit(int).result()  # all are forked at the first job
     return _pool
+
+
+def _size() -> int:
+    return min(cores(), MOST)
 
 
 def _begin() -> None:
@@ -153,6 +160,13 @@ def _begin() -> None:
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).prctl(DIE_WITH_PARENT, signal.SIGKILL)
+
+
+def _put_down() -> None:
+    """Shared memory is free again when no process has it open; the short sleep leaves the other jobs to the others."""
+    global _loaded
+    _loaded = ("", None)
+    time.sleep(0.01)
 
 
 def _do(file: str, items: list) -> list:
