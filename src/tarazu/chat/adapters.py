@@ -104,4 +104,4 @@ def row_norms(weight: torch.Tensor, down: torch.Tensor, up: torch.Tensor, square
     """(out,): the norms of the rows of W + B A, without making B A: |w|^2 + 2 b.(A w) + b (A A^T) b. `squares`: |w|^2, if known."""
     squares = (weight.to(torch.float32) ** 2).sum(1) if squares is None else squares
     crossed = squares + 2 * (F.linear(weight, down.to(weight.dtype)).float() * up).sum(1)
-    return (crossed + ((up @ (down @ down.T)) * up).sum(1)).clamp_min(1e-12).sqrt()
+    return (crossed + ((up @ (down @ down.T)).float() * up).sum(1)).clamp_min(1e-12).sqrt()

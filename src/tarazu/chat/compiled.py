@@ -23,12 +23,14 @@ from tarazu.chat.fast_tanh import teach_compiler
 from tarazu.chat.hub import cache_folder
 from tarazu.engine import disturb
 
-WIDE = 2048  # hidden numbers from which on LoRA inside the large products (`wide.py`) pays: a tenth faster at 2,304, slower at 64
+WIDE = 2048  # hidden numbers from which on LoRA and DoRA inside the large products (`wide.py`) pays: a tenth faster at 2,304, slower at 64
 
 
 def compile_layers(model: PreTrainedModel, checkpointing: bool = False) -> None:
     """Compiles every decoder layer of `model` in place; parameters and their names stay."""
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_folder() / "compiled"))
+    os.environ.setdefault("FLASH_ATTENTION_CUTE_DSL_CACHE_ENABLED", "1")  # its kernels take ten seconds to make: the next process finds them
+    os.environ.setdefault("FLASH_ATTENTION_CUTE_DSL_CACHE_DIR", str(cache_folder() / "flash"))
     flex.allow_many_shapes()
     teach_compiler()
     if model.config.get_text_config().hidden_size >= WIDE:

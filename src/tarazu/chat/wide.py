@@ -121,8 +121,7 @@ class _Group:
     def lengths(self) -> tuple[torch.Tensor, ...]:
         """(out,) of each layer: the norms of the rows of W + s B A. The zeros of the matrix keep the layers apart."""
         total, width = sum(self.sizes), self.width
-        down, up = self.matrix[total:, :width].float(), self.matrix[:total, width:].float()
-        return row_norms(self.matrix[:total, :width], down, up, self.squares).split(self.sizes)
+        return row_norms(self.matrix[:total, :width], self.matrix[total:, :width], self.matrix[:total, width:], self.squares).split(self.sizes)
 
 
 class _Wide:
