@@ -126,8 +126,9 @@ def test_nothing_of_the_model_changes_and_nothing_is_stored_twice():
 
 
 @pytest.mark.usefixtures("blocks")
-def test_switched_off_or_merged_they_are_as_plain_ones():
-    plain, joined = build(), build(attention=flex.NAME)
+@pytest.mark.parametrize("dora", [False, True])
+def test_switched_off_or_merged_they_are_as_plain_ones(dora):
+    plain, joined = build(use_dora=dora), build(use_dora=dora, attention=flex.NAME)
     wide.widen(joined.base)
     graphs = compile_layers(joined)
     batch = lay_out([rows((90, 41))], width=256)
