@@ -109,6 +109,18 @@ def test_self_critical_training_raises_the_reward():
     assert found.total > 0  # what is reported stays the likelihood
 
 
+def test_the_reward_weighs_as_much_beside_the_likelihood_when_captions_share_a_picture():
+    words = Vocabulary(SPECIALS + tuple("abcdefg"), 1, 6)
+    rewards = Rewards([[list("abcd")], [list("efg")], [list("ggb")]], words, torch.device("cpu"))
+    captions = torch.tensor([words.encode(list(text)) for text in ("abcd", "efg", "ggb")])
+    whole, found = model("transformer"), []
+    for tokens, rows in ((captions, ()), (captions.repeat(2, 1), (torch.arange(3).repeat(2),))):
+        torch.manual_seed(0)
+        losses = self_critical(whole, FEATURES, tokens, torch.arange(3), rewards, SelfCritical(samples=3, share=1.0, likelihood=0.3), 6, *rows)
+        found.append(torch.stack([losses.total, losses.total + losses.extra]))
+    torch.testing.assert_close(found[1], 2 * found[0])
+
+
 def test_what_is_learnt_from_is_what_was_drawn_from():
     """Special words, an end before the first word and anything but the end after the last have no chance and no gradient."""
     logits = torch.randn(2, 4, WORDS, generator=torch.Generator().manual_seed(0)).requires_grad_()

@@ -284,6 +284,9 @@ def test_a_picture_that_is_looked_at_once_for_its_captions_is_the_same_picture(h
         losses.append(task.loss(trainee, batch).total)
         assert len(batch.pictures) == (2 if data.together == 5 else 10)
     torch.testing.assert_close(*losses)
+    data.together, trainee.method = 5, trainee.method.model_copy(update={"together": 1})  # its own, before the data's
+    (batch,) = task.collate(trainee, data, "train", rows, 10**6)
+    assert batch.rows is None and len(batch.pictures) == 10
     means, looked = [], []
     for data.together in (5, 1):  # when it judges, in several batches
         looked.append(sum(len(batch.pictures) for batch in task.collate(trainee, data, "validation", list(range(15)), 60)))

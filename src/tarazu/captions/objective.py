@@ -123,7 +123,7 @@ def self_critical(
     with nullcontext() if settings.dropout else decoding.without_dropout(model):
         logits = model.teach(features, drawn[:, :-1], attention=False)[0].float()
         logp = _log_chances(logits, drawn[:, 1:], most_words)
-        policy = -(advantage * logp).sum() / samples * (len(pictures) / used)
+        policy = -(advantage * logp).sum() / samples * (len(tokens) / used)  # rows, not pictures, that may have several: as `total`
         with torch.set_grad_enabled(settings.likelihood > 0):
             plain, _, wanted = _taught(model, pictures, tokens[:, :-1], tokens[:, 1:], rows)
             total = F.cross_entropy(plain, wanted, ignore_index=PAD, reduction="sum")

@@ -152,6 +152,9 @@ class CaptionMethod(Method):
     fast: bool = Field(
         True, description="the same sums in fewer and larger steps; false is the plain path that tests compare it with"
     )
+    together: PositiveInt | None = Field(
+        None, description="this method's own `data.together`: a frozen encoder gains nothing by it, and learns more from steps of many pictures"
+    )
     fine_tune: FineTune | None = None
     self_critical: SelfCritical | None = None
 

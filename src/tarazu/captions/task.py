@@ -89,7 +89,7 @@ class Captions:
             chosen = rows[start:end]
             counts = Counts(len(chosen), real, real, len(chosen) * (width - 1) - real)
             pictures, which = places[chosen], None
-            if judged or (data.together > 1 and len(chosen) == len(rows)):
+            if judged or (len(chosen) == len(rows) and trainee.keeps_together()):
                 pictures, which = np.unique(pictures, return_inverse=True)
             tensors = (None if x is None else torch.from_numpy(x) for x in (tokens[chosen, :width], pictures, which))
             words, pictures, which = tensors

@@ -126,6 +126,11 @@ class CaptionTrainee(Trainee):
         )
         return self.tuned and not waiting and not self.stands_still()
 
+    def keeps_together(self) -> bool:
+        """Whether an image's captions come in one step of training, so that it is looked at once."""
+        own = self.method.together if self.method else None
+        return (own or self.data.together) > 1
+
     def stands_still(self) -> bool:
         """Whether a fine-tuned encoder changes no more."""
         tune = self.method.fine_tune if self.method else None

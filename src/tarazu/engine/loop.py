@@ -74,7 +74,7 @@ class _Fit:
         self.task, self.trainee, self.data, self.recipe, self.run = task, trainee, data, recipe, run
         self.budget: Budget = recipe.budget
         self.ledger, self.stop, self.device = ledger, stop, ledger.device
-        self.order = RowOrder(data.size("train"), method.batch_rows or self.budget.batch_rows, seed, getattr(data, "together", 1))
+        self.order = RowOrder(data.size("train"), method.batch_rows or self.budget.batch_rows, seed, getattr(method, "together", None) or getattr(data, "together", 1))
         self.at = Position(limit=self.budget.micro_batch_tokens)
         self.optimizer = optim.build(trainee, method)
         self.average = Average(trainee, method.average) if method.average else None
