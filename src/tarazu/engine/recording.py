@@ -26,6 +26,7 @@ from tarazu.engine.progress import note
 
 Work = Callable[..., tuple[Tensor, ...]]
 MOST = 48  # recordings of one piece of work: each keeps its launches, some megabytes
+_abandoned: list[torch.cuda.CUDAGraph] = []
 _altered = 0  # how many times `altered` was called
 
 
@@ -94,6 +95,7 @@ class Recorder:
             settle()
             at = traceback.extract_tb(cause.__traceback__)[-1]
             self.why = f"{str(cause).splitlines()[0]} ({at.filename.rpartition('/')[2]}:{at.lineno})"
+            del cause  # it holds this frame, and so itself and all that was on the device, until the collector comes
             note(f"passes are launched one by one, as they cannot be recorded: {self.why}")
 
 
@@ -202,13 +204,31 @@ def warm_up(work: Callable[[], None], space: Space) -> None:
 
 def recorded(work: Callable[[], tuple], space: Space) -> tuple[Callable[[], None], tuple]:
     """Records `work`; returns what plays it back, and the tensors that are filled then."""
-    graph, stream = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
+    graph, stream, holders = torch.cuda.CUDAGraph(), torch.cuda.current_stream(), space.pool.use_count()
     try:
         with torch.cuda.graph(graph, pool=space.pool.id, stream=space.stream, capture_error_mode="thread_local"):
             found = work()
+    except BaseException:
+        abandon(graph, space.pool, holders)
+        raise
     finally:
         torch.cuda.set_stream(stream)  # torch itself stays on the recording's where one failed
     return graph.replay, found
+
+
+def abandon(graph: torch.cuda.CUDAGraph, pool: torch.cuda.MemPool, holders: int) -> None:
+    """Strikes a recording that failed out of the allocator's books, where torch forgets it: up to 2.12 it counts as going on, and
+    the next pool that is given back, anyone's, ends the process (pytorch#180395); up to 2.13 it holds its pool for ever (#190348).
+
+    Args:
+        holders: how many held the pool before.
+    """
+    _abandoned.append(graph)  # of some bytes, once it is reset; the books of the host's memory go on asking it
+    graph.reset()
+    with contextlib.suppress(RuntimeError):  # it does not count as going on
+        torch._C._cuda_endAllocateToPool(torch.cuda.current_device(), pool.id)
+    for _ in range(pool.use_count() - holders):
+        torch._C._cuda_releasePool(torch.cuda.current_device(), pool.id)
 
 
 @contextlib.contextmanager
