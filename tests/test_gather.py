@@ -72,6 +72,29 @@ def test_invariants_of_all_parts_are_there(parts, tmp_path):
     assert [m["method"] for m in found["methods"]] == ["lora", "layers"]
 
 
+def test_a_method_that_was_cut_in_one_part_and_verified_in_another(parts, tmp_path):
+    for part, device, waiting, names in zip(parts, ("H200", "H100"), (["layers"], []), ("a", "ab"), strict=True):
+        checks = [{"name": name, "verdict": "ok"} for name in names]
+        write_json(tmp_path / part / "verify.json", {"device": {"name": device}, "methods": [{"method": "layers", "checks": checks}], "waiting": waiting, "counts": {}, "verdict": "ok"})
+    for order in (parts, parts[::-1]):
+        found = read_json(gather.gather(order, str(tmp_path / f"out{order[0][-1]}")).path / "verify.json")
+        assert found["waiting"] == [] and found["counts"]["ok"] == 2 and found["methods"][0]["device"] == {"name": "H100"}
+
+
+def test_seeds_of_a_method_from_two_parts(home, tmp_path):
+    """The third seed elsewhere: its part tells which it is, and the first part's estimate stays."""
+    first, second = (tmp_path / name for name in ("first", "second"))
+    for path, gone in ((first, 1), (second, 0)):
+        shutil.copytree(home / "a", path)
+        shutil.rmtree(path / "layers" / f"seed-{gone}")
+    expected = read_json(second / "estimate.json")
+    write_json(second / "estimate.json", {**expected, "methods": [{**one, "memory": 7} for one in expected["methods"]]})
+    folder = gather.gather([str(first), str(second)], str(tmp_path / "out"))
+    assert [(part["methods"], part["seeds"]) for part in read_json(folder.path / "environment.json")["parts"]] == [(["layers"], [0]), (["layers"], [1])]
+    assert [one["memory"] for one in read_json(folder.path / "estimate.json")["methods"]] != [7]
+    assert ">layers</code> (seed <bdi class=n dir=ltr>1</bdi>)" in build(folder.path).read_text(encoding="utf-8")
+
+
 def test_parts_that_do_not_belong_together_are_refused(home, parts, tmp_path):
     out = str(tmp_path / "out")
     with pytest.raises(BadInput, match="layers with seed 0 is in"):

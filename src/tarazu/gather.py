@@ -114,27 +114,47 @@ def _copy(study: RunFolder, folder: RunFolder) -> None:
 
 
 def _environment(studies: list[RunFolder]) -> dict:
-    """The first part's stamp; every part's command, device and methods beside it."""
+    """The first part's stamp; every part's command, commit, device, methods and seeds beside it."""
     stamps = [study.read_json("environment.json") or {} for study in studies]
-    parts = [
-        {**{key: stamp.get(key) for key in ("command", "started", "device")}, "methods": sorted({run.name for run in finished(study)})}
-        for study, stamp in zip(studies, stamps, strict=True)
-    ]
+    parts = []
+    for study, stamp in zip(studies, stamps, strict=True):
+        runs = finished(study)
+        known = {key: stamp.get(key) for key in ("command", "commit", "started", "device")}
+        parts.append({**known, "methods": sorted({run.name for run in runs}), "seeds": sorted({run.seed for run in runs})})
     return {**stamps[0], "parts": parts}
 
 
 def _join(studies: list[RunFolder], folder: RunFolder, recipe: Recipe) -> None:
-    """estimate.json and verify.json, whose methods are lists."""
-    for name, keys in ((foretold.FILE, ("total",)), ("verify.json", ("counts", "verdict"))):
+    """estimate.json and verify.json, whose methods are lists.
+
+    Of a method that two parts estimated, the first counts: its later seeds were run elsewhere. Of one that two parts verified,
+    what has more checks: the other was cut.
+    """
+    places = list(recipe.methods)
+    for name in (foretold.FILE, "verify.json"):
         found = [one for study in studies if (one := study.read_json(name))]
         if not found:
             continue
-        methods = list({entry["method"]: entry for one in found for entry in one["methods"]}.values())
-        methods.sort(key=lambda entry: list(recipe.methods).index(entry["method"]) if entry["method"] in recipe.methods else len(recipe.methods))
-        whole = {**found[0], "methods": methods}
-        if "total" in keys:
-            whole["total"] = estimate.total(recipe, methods)
-        else:
-            verdicts = [check["verdict"] for method in methods for check in method["checks"]]
-            whole |= {"counts": {v: verdicts.count(v) for v in ("ok", "failed", "not applicable")}, "verdict": "failed" if "failed" in verdicts else "ok"}
-        write_json(folder.path / name, whole)
+        entries = [_where(entry, one, found) for one in found for entry in one["methods"]]
+        entries.sort(key=lambda entry: len(entry.get("checks", ())))  # sorting is stable: estimates stay as they are
+        best = {entry["method"]: entry for entry in (reversed(entries) if name == foretold.FILE else entries)}
+        methods = sorted(best.values(), key=lambda entry: places.index(entry["method"]) if entry["method"] in places else len(places))
+        more = {"total": estimate.total(recipe, methods)} if name == foretold.FILE else _verdict(methods, found)
+        write_json(folder.path / name, {**found[0], "methods": methods, **more})
+
+
+def _where(entry: dict, whole: dict, found: list[dict]) -> dict:
+    """A method's entry; with its device where the parts were verified on several."""
+    devices = [one.get("device") for one in found]
+    return {**entry, "device": whole["device"]} if "checks" in entry and any(device != devices[0] for device in devices) else entry
+
+
+def _verdict(methods: list[dict], found: list[dict]) -> dict:
+    """What verify.json says of all methods together; `waiting` are those whose training no part came to."""
+    verdicts = [check["verdict"] for method in methods for check in method["checks"]]
+    whole = {entry["method"] for one in found for entry in one["methods"] if entry["method"] not in one.get("waiting", ())}
+    return {
+        "counts": {verdict: verdicts.count(verdict) for verdict in ("ok", "failed", "not applicable")},
+        "verdict": "failed" if "failed" in verdicts else "ok",
+        "waiting": [method["method"] for method in methods if method["method"] not in whole],
+    }

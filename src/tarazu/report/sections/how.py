@@ -183,8 +183,15 @@ def _parts(study: StudyView) -> list[Both]:
     if len(parts) < 2:
         return []
     devices = [dig(part, "device", "name") or "?" for part in parts]
-    methods = [part.get("methods") if isinstance(part.get("methods"), list) else [] for part in parts]
-    told = [say("caveat.part", device=code(d), methods=joined([code(m) for m in some])) for d, some in zip(devices, methods, strict=True)]
+    told = [say("caveat.part", device=code(device), methods=joined(_named(part, parts))) for device, part in zip(devices, parts, strict=True)]
     found = [say("caveat.parts", n=number(len(parts), "count"), parts=joined(told))]
     return found + ([say("caveat.parts_differ")] if len(set(devices)) > 1 else [])
+
+
+def _named(part: dict, parts: list[dict]) -> list:
+    """A part's methods; with its seeds, those of which another part has seeds too."""
+    names, seeds = (part.get(key) if isinstance(part.get(key), list) else [] for key in ("methods", "seeds"))
+    elsewhere = [name for other in parts if other is not part for name in (other.get("methods") or [])]
+    numbers = joined([number(seed, "count") for seed in seeds])
+    return [say("caveat.part_seeds", method=code(name), seeds=numbers) if name in elsewhere and seeds else code(name) for name in names]
 
