@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 import tarazu
+from tarazu.cli import main
 from tarazu.errors import BadInput
 from tarazu.recipe import json_schema, load
 from tarazu.recipes import shipped
@@ -30,10 +31,23 @@ def test_help_needs_no_torch():
         assert command in done.stdout
 
 
-def test_bad_input_has_exit_code_2_and_no_traceback(tmp_path):
+@pytest.fixture
+def run_here(monkeypatch, capsys):
+    """As `run`, in this process, where torch is there already: (exit code, stderr)."""
+
+    def called(*arguments: str) -> tuple[int, str]:
+        monkeypatch.setattr(sys, "argv", ["tarazu", *arguments])
+        with pytest.raises(SystemExit) as left:
+            main()
+        return left.value.code, capsys.readouterr().err
+
+    return called
+
+
+def test_bad_input_has_exit_code_2_and_no_traceback(tmp_path, run_here):
     done = run("run", str(tmp_path / "none.yaml"), "--out", str(tmp_path / "o"))
     assert done.returncode == 2 and "no such recipe" in done.stderr and "what to do" in done.stderr and "Traceback" not in done.stderr
-    assert run("run").returncode == 2 and run("resume", str(tmp_path)).returncode == 2
+    assert run_here("run")[0] == 2 and run_here("resume", str(tmp_path))[0] == 2
 
 
 def test_new_lists_and_copies_a_recipe(tmp_path):
@@ -141,9 +155,10 @@ def test_check_ends_with_its_verdict(capsys):
     ("out", "message"),
     [("", "--out: no folder is named"), ("file", "file: a file, not a folder"), ("full", "full: this folder is not empty"), ("file/inside", "no folder"), ("/proc/none/inside", "does not exist")],
 )
-def test_a_place_that_cannot_be_written_is_named(tmp_path, out, message):
+def test_a_place_that_cannot_be_written_is_named(tmp_path, out, message, run_here, monkeypatch):
     (tmp_path / "file").write_text("x")
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "x").write_text("x")
-    done = run("run", str(shipped()["demo"]), "--out", out, cwd=tmp_path)
-    assert done.returncode in (1, 2) and message in done.stderr and "what to do" in done.stderr and "Traceback" not in done.stderr
+    monkeypatch.chdir(tmp_path)
+    code, told = run_here("run", str(shipped()["demo"]), "--out", out)
+    assert code in (1, 2) and message in told and "what to do" in told and "Traceback" not in told
