@@ -41,6 +41,22 @@ def test_a_cheaper_twin_whose_own_gain_is_not_sure_is_not_chosen(tmp_path):
     assert _choose("quality", None, contenders, verdict.measure, comparison, [twin, best.name]).name == twin
 
 
+def test_a_cost_that_the_seeds_leave_open_decides_nothing(tmp_path):
+    """Training of 8.7 s and 8.8 s, whose seeds lie 8.4 to 9.2 s: the smaller weights decide; a third method is slower in every seed."""
+    verdict, comparison = verdict_of(chat_folder(tmp_path))
+
+    def contender(name, seconds, size, span):
+        return Contender(name, "lora", 2.6, 0.7, {"train_seconds": seconds, "weights_bytes": size}, {"train_seconds": span, "weights_bytes": (size, size)})
+
+    large, small, slow = contender("large", 8.7, 60, (8.4, 9.2)), contender("small", 8.8, 15, (8.4, 9.3)), contender("slow", 11, 5, (10.7, 11.2))
+    choice = _choose("speed", "train_seconds", [large, small, slow], verdict.measure, comparison, [])
+    assert (choice.name, choice.by, choice.close) == ("small", "train_seconds", "large")
+    apart = contender("small", 9.4, 15, (9.3, 9.5))
+    choice = _choose("speed", "train_seconds", [large, apart, slow], verdict.measure, comparison, [])
+    assert (choice.name, choice.close) == ("large", None)
+    assert _choose("size", "weights_bytes", [large, small, slow], verdict.measure, comparison, []).name == "slow"
+
+
 def test_each_preference_picks_the_cheapest_of_the_good_ones(tmp_path):
     verdict, _ = verdict_of(chat_folder(tmp_path))
     assert set(verdict.choices["memory"].allowed) == {"lora", "lora_high_rank"}  # layers keeps 81% of the gain only

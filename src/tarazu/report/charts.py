@@ -56,6 +56,7 @@ def lines(
     dashes = alt.Scale(domain=names, range=[DASHES[one.dash % len(DASHES)] for one in series])
     legend = alt.Legend(title=None, orient="bottom", columns=3, labelLimit=260, symbolStrokeWidth=3)
     few = max(len(one.x) for one in series) <= 40
+    ticks = {"format": "~e", "values": sorted({row["x"] for row in rows}), "labelOverlap": "greedy"} if log else {"format": "~s"}  # a log axis is marked where something was tried
     return (
         alt.Chart(_data(rows))
         .mark_line(strokeWidth=2, point={"size": 14} if few else False)
@@ -63,7 +64,7 @@ def lines(
             x=alt.X(
                 "x:Q",
                 title=words(x, language),
-                axis=alt.Axis(format="~e" if log else "~s"),
+                axis=alt.Axis(**ticks),
                 scale=alt.Scale(type="log", nice=False) if log else alt.Scale(),
             ),
             y=alt.Y("y:Q", title=words(y, language), axis=alt.Axis(format=".4~f"), scale=alt.Scale(zero=False)),

@@ -2,36 +2,45 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from tarazu.report.comparing import Comparison
-from tarazu.report.measures import FRONTS, Measure, mean_over_seeds, primary
+from tarazu.report.measures import FRONTS, Measure, mean_over_seeds, over_seeds, primary
 from tarazu.report.reading import StudyView
 
+LAST = "weights_bytes"  # what decides where the seeds cannot tell the other cost apart: it does not depend on the machine
 KEEP = 0.9  # "nearly as good": at least this share of the best method's gain
 PREFERENCES = {"quality": None, "memory": "train_memory", "speed": "train_seconds", "size": "weights_bytes"}
 
 
 @dataclass(frozen=True)
 class Contender:
-    """A method with its quality, its gain over the baseline (positive is better) and its costs; None: not measured."""
+    """A method with its quality, its gain over the baseline (positive is better) and its costs; None: not measured.
+
+    `spans` are the least and the most of each cost over the seeds.
+    """
 
     name: str
     kind: str
     quality: float
     gain: float | None
     costs: dict[str, float | None]
+    spans: dict[str, tuple[float, float]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Choice:
-    """What one preference picks, and among whom. `ties` are the others that the tests cannot tell from the best."""
+    """What one preference picks, and among whom. `ties` are the others that the tests cannot tell from the best.
+
+    `close` is the method whose cost `by` is a little lower, but not beyond what the seeds differ by: then the weights' size decided.
+    """
 
     preference: str
     name: str | None
     allowed: list[str]
     ties: list[str]
     by: str | None  # the cost that decided, or None when quality alone did
+    close: str | None = None
 
 
 @dataclass(frozen=True)
@@ -60,7 +69,8 @@ def judge(study: StudyView, comparison: Comparison) -> Verdict:
         if quality is not None:
             gain = None if baseline is None else measure.gain(quality, baseline)
             costs = {cost.key: mean_over_seeds(arm, cost) for cost in FRONTS}
-            contenders.append(Contender(arm.name, arm.kind, quality, gain, costs))
+            spans = {c.key: (min(found), max(found)) for c in FRONTS if costs[c.key] is not None and (found := over_seeds(arm, c))}
+            contenders.append(Contender(arm.name, arm.kind, quality, gain, costs, spans))
     contenders.sort(key=lambda c: -measure.gain(c.quality, 0.0))
     best = contenders[0] if contenders else None
     worse = [c.name for c in contenders if not _better_than_base(c, study, comparison, measure)]
@@ -124,7 +134,16 @@ def _cheapest(preference: str, cost: str, allowed: list[Contender], ties: list[s
     names = [c.name for c in allowed]
     if not known:
         return Choice(preference, allowed[0].name, names, ties, None)
-    return Choice(preference, min(known, key=lambda c: c.costs[cost]).name, names, ties, cost)
+    least = min(known, key=lambda c: c.costs[cost])
+    picked = min((c for c in known if _overlap(c, least, cost)), key=lambda c: (c.costs[LAST], c.costs[cost]), default=least)
+    return Choice(preference, picked.name, names, ties, cost, None if picked is least else least.name)
+
+
+def _overlap(one: Contender, least: Contender, cost: str) -> bool:
+    """Whether the seeds leave open which of two methods costs less; both tell the size of their weights."""
+    if one.costs.get(LAST) is None or least.costs.get(LAST) is None:
+        return False
+    return one is least or (cost in one.spans and cost in least.spans and one.spans[cost][0] < least.spans[cost][1])
 
 
 def _better_than_base(one: Contender, study: StudyView, comparison: Comparison, measure: Measure) -> bool:

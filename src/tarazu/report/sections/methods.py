@@ -105,7 +105,7 @@ def _against_base(context: Context, arm: Arm) -> Table:
                 figure_cell(before, measure.form, base.first.file("metrics.json") if base else ""),
                 figure_cell(after, measure.form, source),
                 figure_cell(change, form, source),
-                _direction(measure, change),
+                _direction(measure, change, context.comparison.differ(measure.key, base.name, arm.name) if base else None),
             ]
         )
     columns = [
@@ -118,7 +118,10 @@ def _against_base(context: Context, arm: Arm) -> Table:
     return Table(say("method.figures"), columns, rows, [run.file("metrics.json") for run in arm.measured])
 
 
-def _direction(measure: Measure, change: float | None) -> Cell:
+def _direction(measure: Measure, change: float | None, sure: bool | None) -> Cell:
+    """Better or worse by the means; where a test says (`sure`) that this may be chance, that."""
     if change is None or abs(change) < 1e-9:
         return text_cell(say("method.same"))
+    if sure is False:
+        return text_cell(say("method.unsure"))
     return text_cell(say("method.better" if (change < 0) == (measure.better == "low") else "method.worse"))

@@ -10,7 +10,7 @@ from tarazu.report.measures import COSTS, FORGETTING, FRONTS, QUALITY, Measure, 
 from tarazu.report.reading import Arm
 from tarazu.report.sections.base import Context, Section
 from tarazu.report.text import Both, code, joined, number, say
-from tarazu.report.verdict import KEEP, Choice
+from tarazu.report.verdict import KEEP, LAST, Choice
 
 RATES = ("repetition", "wrong_script", "unfinished", "echo")
 ORDER = ("quality", "memory", "speed", "size")
@@ -60,20 +60,27 @@ def choice_sentences(context: Context, choice: Choice) -> list[Both]:
             )
         )
     if choice.by:
-        cost = measures(context.study.task)[choice.by]
-        found.append(
-            say(
-                "choice.by_cost",
-                cost=say(f"measure.{cost.key}"),
-                value=number(one.costs[cost.key], cost.form, context.study.arm(choice.name).first.file("ledger.json")),
-                n=number(len(choice.allowed), "count"),
-            )
-        )
+        found.append(_on_choice(context, choice))
     if choice.ties:
         found.append(say("choice.ties", best=code(verdict.best.name), others=joined([code(n) for n in choice.ties])))
     if choice.name in verdict.not_better:
         found.append(say(f"choice.not_better{'' if context.study.base else '_constant'}"))
     return found
+
+
+def _on_choice(context: Context, choice: Choice) -> Both:
+    """Which cost decided; where the seeds cannot tell it apart, that the weights did."""
+    known = measures(context.study.task)
+    cost, size = known[choice.by], known[LAST]
+
+    def shown(name: str, measure: Measure) -> Both:
+        return number(context.verdict.contender(name).costs[measure.key], measure.form, context.study.arm(name).first.file("ledger.json"))
+
+    values = {"cost": say(f"measure.{cost.key}"), "value": shown(choice.name, cost), "n": number(len(choice.allowed), "count")}
+    if choice.close is None:
+        return say("choice.by_cost", **values)
+    other = {"other": code(choice.close), "least": shown(choice.close, cost), "size": shown(choice.name, size), "more": shown(choice.close, size)}
+    return say("choice.by_size", method=code(choice.name), **values, **other)
 
 
 def choices_table(context: Context) -> Table:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from statistics import fmean
+
 from tarazu.report.blocks import Table, figure_cell, text_cell
 from tarazu.report.measures import mean_over_seeds, measures
 from tarazu.report.reading import Arm, as_number, dig
@@ -54,20 +56,23 @@ def _words(arm: Arm) -> float | None:
 
 
 def reading_table(context: Context) -> Table | None:
-    """Exact match and F1; unanswerable questions are counted apart, for abstaining always would win them."""
-    rows = []
+    """Exact match and F1, means over the seeds; unanswerable questions are counted apart, for abstaining always would win them."""
+    places = (("answerable", "exact_match"), ("answerable", "f1"), ("unanswerable", "exact_match"), ("abstained",))
+    rows, sources = [], []
     for arm in all_arms(context.study):
-        found, source = dig(arm.first.metrics, "reading", default={}), arm.first.file("metrics.json")
-        if not found:
+        runs = [run for run in arm.runs if dig(run.metrics, "reading")]
+        if not runs:
             continue
-        places = (("answerable", "exact_match"), ("answerable", "f1"), ("unanswerable", "exact_match"), ("abstained",))
+        files = [run.file("metrics.json") for run in runs]
+        means = [[value for run in runs if (value := as_number(dig(run.metrics, "reading", *place))) is not None] for place in places]
         rows.append(
             [
                 text_cell(arm_name(arm)),
-                figure_cell(dig(found, "n"), "count", source),
-                *[figure_cell(dig(found, *p), "percent", source) for p in places],
+                figure_cell(dig(runs[0].metrics, "reading", "n"), "count", files[0]),
+                *[figure_cell(fmean(found) if found else None, "percent", files[0]) for found in means],
             ]
         )
+        sources += files
     names = (
         "compare.method",
         "reading.questions",
@@ -76,5 +81,4 @@ def reading_table(context: Context) -> Table | None:
         "reading.unanswerable_em",
         "reading.abstained",
     )
-    sources = [arm.first.file("metrics.json") for arm in all_arms(context.study)]
     return Table(say("reading.table"), [say(n) for n in names], rows, sources, sortable=True) if rows else None
