@@ -1,9 +1,18 @@
 """Tests run on two slow cores: one thread each keeps them repeatable and lets them share."""
 
+import gc
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
 torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def what_is_there_already():
+    """Modules above all: the collector need not look through them again, which takes it seconds, and recordings and runs call it often."""
+    gc.collect()
+    gc.freeze()
