@@ -16,3 +16,14 @@ def what_is_there_already():
     """Modules above all: the collector need not look through them again, which takes it seconds, and recordings and runs call it often."""
     gc.collect()
     gc.freeze()
+
+
+@pytest.fixture
+def undrawn(monkeypatch):
+    """Reports are built without drawing, which is the slow part: charts become empty pictures."""
+    from markupsafe import Markup
+
+    from tarazu.report.figures import Gallery
+    from tarazu.report.text import Both
+
+    monkeypatch.setattr(Gallery, "drawn", lambda self, name, caption, make: Both(Markup("<svg></svg>"), Markup("<svg></svg>")))

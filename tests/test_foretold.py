@@ -48,7 +48,7 @@ def test_a_measured_estimate_is_kept_as_it_is(home):
     assert kept["methods"][1]["how"] == "measured" and kept["methods"][1]["seconds"]["train"] > 0
 
 
-def test_the_report_puts_it_beside_what_happened(home):
+def test_the_report_puts_it_beside_what_happened(home, undrawn):
     (measured, foreseen) = (expected_view(read_study(home / name)) for name in ("told", "foreseen"))
     for view, how in ((measured, "a few real steps"), (foreseen, "a table of devices")):
         rows = {row[0].html.plain("en"): row for row in view["table"].rows}
@@ -92,7 +92,7 @@ def test_a_guess_that_fails_stops_nothing(home, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("content", ["{", "[]", '{"methods": 3}', '{"methods": [{}]}'])
-def test_a_damaged_estimate_is_named(home, tmp_path, content):
+def test_a_damaged_estimate_is_named(home, tmp_path, content, undrawn):
     folder = shutil.copytree(home / "foreseen", tmp_path / "study")
     (folder / "estimate.json").write_text(content)
     with pytest.raises(BadInput, match="estimate.json"):

@@ -39,7 +39,7 @@ def told(folder) -> list[dict]:
     return [{key: value for key, value in row.items() if key not in TIMES} for row in read_json(folder / "results.json")["rows"]]
 
 
-def test_parts_together_are_the_whole(home, parts, tmp_path):
+def test_parts_together_are_the_whole(home, parts, tmp_path, undrawn):
     folder = gather.gather(parts, str(tmp_path / "out"))
     assert told(folder.path) == told(home / "whole") and folder.order() == ["base", "lora", "layers"]
     for name in ("lora", "layers"):
@@ -81,7 +81,7 @@ def test_a_method_that_was_cut_in_one_part_and_verified_in_another(parts, tmp_pa
         assert found["waiting"] == [] and found["counts"]["ok"] == 2 and found["methods"][0]["device"] == {"name": "H100"}
 
 
-def test_seeds_of_a_method_from_two_parts(home, tmp_path):
+def test_seeds_of_a_method_from_two_parts(home, tmp_path, undrawn):
     """The third seed elsewhere: its part tells which it is, and the first part's estimate stays."""
     first, second = (tmp_path / name for name in ("first", "second"))
     for path, gone in ((first, 1), (second, 0)):

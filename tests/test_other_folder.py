@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 import subprocess
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 from chat import small
 
+from tarazu import study
 from tarazu.run_folder import RunFolder
 
 
@@ -27,8 +29,8 @@ def project(tmp_path_factory):
     shutil.copyfile(small.SAMPLES / "chat_fa.jsonl", root / "rows.jsonl")
     data = {"source": "rows.jsonl", "split": {"train": 0.8, "validation": 0.1, "test": 0.1}, "max_length": 256}
     small.recipe(root / "recipe.yaml", Path("model"), data=data, methods={"base": {}, "lora": small.METHODS["lora"]}, forgetting=None)
-    done = tarazu(root, "run", "recipe.yaml", "--out", "study", "--method", "lora", "--set", "budget.tokens=3000")
-    assert done.returncode == 0, done.stderr
+    with contextlib.chdir(root):
+        study.run("recipe.yaml", "study", ["lora"], ["budget.tokens=3000"])
     return root
 
 
@@ -53,5 +55,5 @@ def test_where_the_first_folder_is_gone_paths_count_from_here(project, tmp_path)
     (moved / "study" / "place.json").write_text('{"working_folder": "/no/such/folder"}')
     done = tarazu(moved, "chat", "study/lora", "--prompt", "سلام", "--max-new-tokens", "4")
     assert done.returncode == 0, done.stderr
-    with RunFolder(moved / "study").at_home() as study:
-        assert study.path == moved / "study"
+    with RunFolder(moved / "study").at_home() as found:
+        assert found.path == moved / "study"

@@ -1,15 +1,12 @@
-"""Reports that several tests look at, built once; and a way to build without drawing, which is the slow part."""
+"""Reports that several tests look at, built once."""
 
 from __future__ import annotations
 
 import pytest
 from caption_folders import captions_folder
 from folders import chat_folder
-from markupsafe import Markup
 
 from tarazu.report.build import build
-from tarazu.report.figures import Gallery
-from tarazu.report.text import Both
 
 
 class Reports(dict):
@@ -29,11 +26,3 @@ class Reports(dict):
 @pytest.fixture(scope="session")
 def reports(tmp_path_factory):
     return Reports(tmp_path_factory)
-
-
-@pytest.fixture
-def undrawn(monkeypatch):
-    """Charts become empty pictures."""
-    monkeypatch.setattr(
-        Gallery, "drawn", lambda self, name, caption, make: Both(Markup("<svg></svg>"), Markup("<svg></svg>"))
-    )
