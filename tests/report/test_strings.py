@@ -110,6 +110,7 @@ def test_what_tarazu_notes_of_captions_is_said_in_both_languages():
 def test_a_recipes_note_is_shown_in_the_language_of_the_page():
     both = noted({"fa": "به جای <داده>", "en": "stands in for <data>"})
     assert (both.plain("fa"), both.plain("en")) == ("به جای <داده>", "stands in for <data>")
+    assert 'dir="rtl"' in noted({"fa": "rows به جای SlimOrca", "en": "rows"}).fa  # though its first letters are Latin
     assert "<data>" not in both.en and noted("as it is") == data_text("as it is")
     assert noted({"fa": "تنها"}) == data_text({"fa": "تنها"})  # a damaged note is shown, not lost
 

@@ -207,29 +207,37 @@ def trade(
         alt.Chart(_data(some))
         .mark_text(align=side, dx=8 if side == "left" else -8, dy=shift, limit=width * 0.55)
         .encode(text="name:N", **axes)
-        for (side, shift), some in _apart(rows, log).items()
+        for (side, shift), some in _apart(rows, log, width).items()
     ]
     return alt.layer(line, bars_, *kinds, *names).properties(width=width, height=260)
 
 
-def _apart(rows: list[dict], log: bool) -> dict[tuple[str, int], list[dict]]:
-    """Rows by the side of their point that their name stands at (inwards, so that none is cut off) and by how many pixels
-    below it, so that names of near points do not cover each other."""
+def _apart(rows: list[dict], log: bool, width: int = 420) -> dict[tuple[str, int], list[dict]]:
+    """Rows by the side of their point that their name stands at (inwards where there is room) and by how many pixels below it,
+    so that no name covers another one or a point."""
     place = {r["name"]: (math.log(r["x"]) if log else r["x"], r["y"]) for r in rows}
-    widths = [max(v) - min(v) or 1.0 for v in zip(*place.values(), strict=True)]
-    left = min(x for x, _ in place.values())
-    taken: list[tuple[str, float, float]] = []
+    sizes = [max(v) - min(v) or 1.0 for v in zip(*place.values(), strict=True)]
+    left, top = min(x for x, _ in place.values()), max(y for _, y in place.values())
+    spots = {name: ((x - left) / sizes[0] * (width - 60), (top - y) / sizes[1] * 190) for name, (x, y) in place.items()}  # pixels, about
+    taken = [(x - 5, x + 5, y - 5, y + 5) for x, y in spots.values()]
     found: dict[tuple[str, int], list[dict]] = {}
     for row in sorted(rows, key=lambda r: r["x"]):
-        x, y = place[row["name"]]
-        side = "right" if x - left > 0.55 * widths[0] else "left"
-        for shift in (-7, 9, -21, 23, -35, 37, -49, 51):
-            height = y - shift * widths[1] / 230  # where the name's middle is, in the figure's own unit
-            if not any(s == side and abs(x - a) < 0.4 * widths[0] and abs(height - b) < 0.055 * widths[1] for s, a, b in taken):
-                break
-        taken.append((side, x, height))
+        x, y = spots[row["name"]]
+        long = min(6.2 * len(row["name"]), 0.55 * width)
+        sides = [("right", x - 8 - long), ("left", x + 8)]
+        if x <= 0.55 * (width - 60):
+            sides.reverse()
+        sides = [one for one in sides if one[1] >= -30 and one[1] + long <= width - 30] or sides[:1]
+        choices = [(side, shift, (start, start + long, y + shift - 7, y + shift + 7)) for shift in (-7, 9, -21, 23, -35, 37, -49, 51) for side, start in sides]
+        side, shift, box = next((one for one in choices if not any(_meet(one[2], other) for other in taken)), choices[0])
+        taken.append(box)
         found.setdefault((side, shift), []).append(row)
     return found
+
+
+def _meet(one: tuple, other: tuple) -> bool:
+    """Whether two boxes (left, right, top, bottom) overlap."""
+    return one[0] < other[1] and other[0] < one[1] and one[2] < other[3] and other[2] < one[3]
 
 
 def forest(rows: list[dict], x: Both, language: str, width: int = 420) -> alt.Chart:

@@ -11,7 +11,7 @@ from functools import cache
 
 from markupsafe import Markup
 
-from tarazu.report.text import Both, code, data_text, digits, listed, say, say_or, strings
+from tarazu.report.text import Both, code, data_text, digits, listed, say, say_or, strings, visible
 
 FORMS = ("compared.", "allowed.", "known.", "ran.")
 FIGURE = re.compile(r"[\d.,e+-]+|inf|nan")
@@ -26,7 +26,10 @@ def told(text: object) -> Both | Markup:
 def noted(note: object) -> Both | Markup:
     """A recipe's note: a text, or one for each language."""
     sides = [note.get(language) for language in ("fa", "en")] if isinstance(note, dict) else []
-    return Both(*map(data_text, sides)) if sides and all(isinstance(side, str) for side in sides) else told(note)
+    if not sides or not all(isinstance(side, str) for side in sides):
+        return told(note)
+    isolated = Markup('<bdi dir="{}">{}</bdi>')  # its language is known: a Persian note may begin with a Latin name
+    return Both(*(isolated.format(way, visible(side)) for way, side in zip(("rtl", "ltr"), sides, strict=True)))
 
 
 def paths_taken(paths: object) -> Both | Markup:
