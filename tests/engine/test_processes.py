@@ -23,7 +23,7 @@ SAVER = """
     from tarazu.engine import checkpoint
     torch.set_num_threads(1)
     print("ready", flush=True)
-    for step in range(1, 10**6):
+    for step in range(int(sys.argv[2]), 10**6):
         checkpoint.save(Path(sys.argv[1]), step, {"weights": {"w": torch.full((300_000,), float(step))}}, {"step": step})
 """
 
@@ -35,8 +35,10 @@ def start(code: str, *arguments: str, **options) -> subprocess.Popen:
 
 
 def test_killed_while_saving_the_newest_whole_checkpoint_is_there(tmp_path):
+    checkpoint.save(tmp_path, 1, {"weights": {"w": torch.ones(300_000)}}, {"step": 1})
+    state = {"step": 1}
     for _ in range(4):
-        process = start(SAVER, str(tmp_path))
+        process = start(SAVER, str(tmp_path), str(state["step"] + 1))  # goes on, as a run does
         time.sleep(0.2 + random.random() * 0.3)
         process.send_signal(signal.SIGKILL)
         process.wait()
