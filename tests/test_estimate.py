@@ -156,6 +156,25 @@ def test_first_passes_cost_what_they_take_beyond_the_last_ones():
     assert estimate.first_cost([0.4, 2.0, 0.5]) == 1.5
 
 
+def test_a_run_loses_more_than_its_first_steps_where_it_meets_more_shapes(recipe, data):
+    order, chat = RowOrder(40, 4, 0), Chat()
+    widths = {step: {step % 5} for step in range(10)}  # five shapes in all, of which three come in the first three steps
+    steps = {tuple(order.at(step)): step for step in widths}
+
+    def shapes(rows):
+        return widths[steps[tuple(rows)]]
+
+    assert estimate.recurring(order, shapes, order.at(5), 3, 10) == 5 / 2  # the heaviest step has taken shape 0 before
+    assert estimate.recurring(order, shapes, order.at(4), 3, 2) == 1  # a run of two steps loses no less
+    assert estimate.recurring(order, shapes, order.at(0), 1, 10) == estimate.recurring(order, None, [], 3, 10) == 1
+    loaded = load(recipe)
+    trainee = chat.build(loaded, "lora", data, 0, CPU)
+    packed = dataclasses.replace(data, packed=True)
+    places = int(data.store.lengths("train")[:3].sum())
+    assert chat_estimate.shapes(chat, trainee, packed, loaded, [0, 1, 2]) == {places} and places <= 400
+    assert chat_estimate.shapes(chat, trainee, dataclasses.replace(data, packed=False), loaded, [0, 1, 2]) == set()
+
+
 def test_a_search_costs_its_steps_its_trials_and_one_model(recipe):
     changed = load(recipe).model_copy(update={"search": Search(tokens=1000, learning_rate=[1e-4, 1e-3])})
     found, beyond = estimate.searching(changed, "lora", load=2.0, each=0.5, held=120, trial=1.0)

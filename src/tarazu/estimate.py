@@ -13,7 +13,8 @@ import shutil
 import statistics
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -34,6 +35,7 @@ from tarazu.study import make_task
 
 STEPS = {"cpu": 3, "cuda": 12}  # on a GPU a step is short, and the first ones are not like the others
 ROUNDS = {"cpu": 1, "cuda": 2}  # there a width's first pass is planned, compiled and recorded, and the next ones are played
+SHAPES_LOOKED_AT = 200  # steps whose passes are laid out to see which shapes come: what comes later is rare
 LOOKED_AT = 1000  # steps among which the heaviest one is looked for
 NEVER = 10**12  # tokens between validations
 
@@ -114,7 +116,8 @@ def _measure(task, recipe: Recipe, name: str, data, device: torch.device, scratc
         fingerprint.fingerprint(trainee.module)
         seconds["fingerprint"] = 2 * (time.perf_counter() - began)
         order = RowOrder(data.size("train"), method.batch_rows or recipe.budget.batch_rows, seed)
-        train_few(task, recipe, name, data, trainee, known.heaviest(data, fullest(data, order, known)), scratch / "heaviest", ledger)
+        heaviest = known.heaviest(data, fullest(data, order, known))
+        train_few(task, recipe, name, data, trainee, heaviest, scratch / "heaviest", ledger)
         memory = ledger.memory["allocated"] or ledger.memory["resident"]
         rows = [row for step in range(STEPS[device.type]) for row in order.at(step)]
         rounds = []
@@ -127,7 +130,8 @@ def _measure(task, recipe: Recipe, name: str, data, device: torch.device, scratc
         steps = training_steps(recipe.budget, order, warm)
         each, speed = pace(run, warm)
         lost = first_cost(rounds)
-        seconds["train"] = steps * each + lost
+        shapes = partial(known.shapes, task, trainee, data, recipe) if hasattr(known, "shapes") else None
+        seconds["train"] = steps * each + (lost * recurring(order, shapes, heaviest, warm.steps, steps) if lost else 0.0)
         speed *= steps * each / seconds["train"]
         count = validations(recipe.budget)
         seconds["checkpoint"] = warm.seconds["checkpoint"] * (count - 1 + seconds["train"] // SAVE_SECONDS)
@@ -227,6 +231,20 @@ def fullest(data, order: RowOrder, known) -> list[int]:
 def first_cost(rounds: list[float]) -> float:
     """Seconds that a newly built method loses until its passes are what they stay: the same steps' earlier rounds beside the last."""
     return sum(max(0.0, seconds - rounds[-1]) for seconds in rounds[:-1])
+
+
+def recurring(order: RowOrder, shapes: Callable[[list[int]], set] | None, heaviest: list[int], measured: int, steps: float) -> float:
+    """How many times what the measured steps lost a run loses: it meets shapes of passes that were not among them.
+
+    Args:
+        shapes: of rows, the shapes that are planned or recorded when they first come; None where the task has no such.
+        heaviest: the rows of the step that came before the measured ones.
+    """
+    if shapes is None:
+        return 1.0
+    new = set().union(*(shapes(order.at(step)) for step in range(measured))) - shapes(heaviest)
+    looked_at = range(min(SHAPES_LOOKED_AT, order.steps_per_epoch, math.ceil(steps)))
+    return max(1.0, len(set().union(*(shapes(order.at(step)) for step in looked_at))) / len(new)) if new else 1.0
 
 
 def searching(recipe: Recipe, name: str, load: float, each: float, held: float, trial: float) -> tuple[dict[str, float], float]:

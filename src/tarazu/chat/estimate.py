@@ -41,6 +41,13 @@ def weight(data: Prepared, rows: list[int]) -> int:
     return int(data.store.lengths("train")[rows].sum())
 
 
+def shapes(task: Chat, trainee: ChatTrainee, data: Prepared, recipe: ChatRecipe, rows: list[int]) -> set[int]:
+    """The widths of a step's packed passes, each of which a GPU plans or records when it first comes."""
+    if not data.packed:
+        return set()
+    return {batch.ids.shape[1] for batch in task.collate(trainee, data, "train", rows, recipe.budget.micro_batch_tokens)}
+
+
 def parts(task: Chat, trainee: ChatTrainee, data: Prepared, recipe: ChatRecipe) -> dict[str, float]:
     """Seconds of one validation, of its sampled answers, and of the final evaluation and generation."""
     limit = recipe.budget.micro_batch_tokens
