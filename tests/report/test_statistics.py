@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from tarazu.report import student
 from tarazu.report.statistics import difference, holm, interval
 
 
@@ -58,8 +59,28 @@ def test_few_seeds_widen_the_interval_by_what_they_spread():
     seeds = np.array([-0.3, 0.0, 0.3])  # three starts of very different luck
     found = interval(rows + seeds[:, None])
     theory = np.sqrt(seeds.var(ddof=1) / 3 + rows.var(ddof=1) / 400)
-    assert (found.high - found.low) / (2 * 1.96) == pytest.approx(theory, rel=0.2)
+    assert (found.high - found.low) / (2 * 4.303) == pytest.approx(theory, rel=0.2)  # Student's t of two degrees of freedom
     assert found.seeds == 3 and found.rows == 400
+
+
+def test_students_distribution_is_scipys():
+    for free in (1, 2, 3.7, 12, 80):
+        for share in (0.8, 0.975, 0.9993):
+            assert student.quantile(share, free) == pytest.approx(stats.t.ppf(share, free), rel=2e-3)
+        assert student.tail(2.5, free) == pytest.approx(stats.t.sf(2.5, free), rel=2e-3)
+    assert student.quantile(0.975, 1e6) == pytest.approx(1.96, abs=1e-3)
+
+
+@pytest.mark.parametrize(("seeds", "scatter"), [(2, 0.05), (3, 0.05), (3, 0.012)])
+def test_the_interval_of_few_seeds_holds_the_truth_as_often_as_it_says(seeds, scatter):
+    """Two methods that are alike but for the luck of their starts: no difference is in the interval 95 times in a hundred."""
+    rng, inside = np.random.default_rng(0), 0
+    for _ in range(150):
+        rows, apart = rng.normal(0, 0.05, 100), rng.normal(0, 0.04, 100)
+        a, b = (rows + more + rng.normal(0, scatter, (seeds, 1)) + rng.normal(0, 0.02, (seeds, 100)) for more in (apart, 0))
+        found = difference(a, b, draws=1000)
+        inside += found.low <= 0 <= found.high
+    assert 0.88 <= inside / 150 <= 0.995
 
 
 def test_a_difference_of_seed_luck_is_not_a_finding():

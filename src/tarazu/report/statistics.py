@@ -1,7 +1,8 @@
 """How sure a number is: bootstrap over rows and seeds, Holm's correction, effect sizes, what could have been found.
 
 Every method answers the same rows, so differences are taken row by row (Koehn 2004, "Statistical significance tests for
-machine translation evaluation"); seeds are resampled above the rows, so the luck of one start is not taken for skill.
+machine translation evaluation"); seeds are resampled above the rows, so the luck of one start is not taken for skill. Two or
+three seeds tell little of how far seeds scatter: where they make much of the spread, Student's t is taken for the normal (`student.py`).
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ from functools import lru_cache
 from statistics import NormalDist
 
 import numpy as np
+
+from tarazu.report import student
 
 DRAWS, MOST_CELLS = 10_000, 10_000_000  # resamples; and the most rows x resamples that are held at once
 LEVEL = 0.95
@@ -55,8 +58,9 @@ def interval(values: np.ndarray, weights: np.ndarray | None = None, draws: int =
     """
     values, weights = _shaped(values, weights)
     drawn = _drawn(values, weights, draws, seed)
-    low, high = _tails(drawn)
-    return Interval(_mean(values, weights), low, high, values.shape[1], values.shape[0])
+    centre = _mean(values, weights)
+    low, high = _tails(drawn, centre, _freedom(drawn, weights, values))
+    return Interval(centre, low, high, values.shape[1], values.shape[0])
 
 
 def difference(
@@ -80,16 +84,16 @@ def difference(
         raise ValueError(f"paired rows needed, not {a.shape[1]} and {b.shape[1]}")
     centre = _mean(a, shared) - _mean(b, shared)
     drawn = _drawn(a, shared, draws, seed, 1) - _drawn(b, shared, draws, seed, 2)
-    low, high = _tails(drawn)
+    free = _freedom(drawn, shared, a, b)
+    low, high = _tails(drawn, centre, free)
     rows = (a.mean(0) - b.mean(0)) / shared.mean()
     spread = rows.std(ddof=1) if rows.size > 1 else 0.0
-    normal = NormalDist()
-    reach = normal.inv_cdf(1 - (1 - LEVEL) / 2 / comparisons) + normal.inv_cdf(0.8)
+    reach = student.quantile(1 - (1 - LEVEL) / 2 / comparisons, free) + student.quantile(0.8, free)
     return Difference(
         centre,
         low,
         high,
-        _two_sided(drawn),
+        _two_sided(drawn, centre, free),
         float(rows.mean() / spread) if spread > 0 else 0.0,
         float((rows < 0).mean()),
         float(reach * drawn.std()),
@@ -152,14 +156,31 @@ def _mean(values: np.ndarray, weights: np.ndarray) -> float:
     return float(values.mean(0).sum() / weights.sum())
 
 
-def _tails(drawn: np.ndarray) -> tuple[float, float]:
+def _freedom(drawn: np.ndarray, weights: np.ndarray, *sides: np.ndarray) -> float:
+    """Degrees of freedom of the resamples' spread: few where it comes from the seeds, many where it comes from the rows."""
+    centres = [side.sum(1) / weights.sum() for side in sides]
+    return student.freedom(float(drawn.var()), [(float(c.var(ddof=1)) / len(c), len(c)) for c in centres if len(c) > 1])
+
+
+def _tails(drawn: np.ndarray, centre: float, free: float) -> tuple[float, float]:
     low, high = np.quantile(drawn, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return float(low), float(high)
+    wider = student.quantile((1 + LEVEL) / 2, free) / NormalDist().inv_cdf((1 + LEVEL) / 2)
+    return float(centre + (low - centre) * wider), float(centre + (high - centre) * wider)
 
 
-def _two_sided(drawn: np.ndarray) -> float:
-    """Twice the smaller tail beyond zero; never 0, because a finite number of draws cannot show that."""
+def _two_sided(drawn: np.ndarray, centre: float, free: float) -> float:
+    """Twice the smaller tail beyond zero; never 0, because a finite number of draws cannot show that.
+
+    With few degrees of freedom the tail is Student's at the same distance; where no draw came as far, that is told by the spread.
+    """
     if not drawn.any():
         return 1.0
     below, above = (drawn <= 0).sum(), (drawn >= 0).sum()
-    return float(min(1.0, 2 * (min(below, above) + 1) / (len(drawn) + 1)))
+    least = 2 / (len(drawn) + 1)
+    p = float(min(1.0, least * (min(below, above) + 1)))
+    if free >= student.MANY or p >= 1.0:
+        return p
+    away = NormalDist().inv_cdf(1 - p / 2)
+    if min(below, above) == 0:
+        away = max(away, abs(centre) / float(drawn.std()))
+    return max(least, min(1.0, 2 * student.tail(away, free)))
