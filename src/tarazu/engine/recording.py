@@ -28,6 +28,7 @@ Work = Callable[..., tuple[Tensor, ...]]
 MOST = 48  # recordings of one piece of work: each keeps its launches, some megabytes
 _abandoned: list[torch.cuda.CUDAGraph] = []
 _altered = 0  # how many times `altered` was called
+_spaces = 0  # that are in use on a GPU
 
 
 def altered() -> None:
@@ -111,7 +112,9 @@ class Space:
         self.gradients: dict[int, Tensor] = {}
         self.nodes: dict[int, Any] = {}
         if gpu:
-            weakref.finalize(self, device_memory.forget, self.pool.id)
+            global _spaces
+            _spaces += 1
+            weakref.finalize(self, _left, self.pool.id).atexit = False
 
     def place(self, parameter: Tensor) -> Tensor:
         """Where its gradient comes. The end of its graph is made on this stream and kept: autograd hands gradients over on the
@@ -120,6 +123,15 @@ class Space:
             with torch.cuda.stream(self.stream), torch.enable_grad():
                 self.nodes[id(parameter)] = parameter.view_as(parameter).grad_fn.next_functions[0][0]
         return self.gradients.setdefault(id(parameter), torch.empty_like(parameter, requires_grad=False))
+
+
+def _left(pool: tuple[int, int]) -> None:
+    """A space is gone. With the last one go the matrix library's workspaces (66 MiB for each space on an H100), which would keep the pools."""
+    global _spaces
+    _spaces -= 1
+    device_memory.forget(pool)
+    if not _spaces:  # else another's recordings still write there
+        torch._C._cuda_clearCublasWorkspaces()
 
 
 class Recording:
