@@ -15,6 +15,7 @@ import altair as alt
 from tarazu.report.text import Both, visible
 
 INK, GRID = "#333333", "#e0e0e0"
+TAIL = 4  # a bar that is so many times as wide as the first is a tail put together
 PALETTE = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#b8860b", "#3a9bd9", "#7a5cc8", "#8a8a00", "#b03060", "#4d7f7f"]
 DASHES = [[1, 0], [6, 3], [2, 2], [8, 3, 2, 3]]
 _RTL = re.compile("[\u0600-\u06ff]")
@@ -136,12 +137,13 @@ def stacked(rows: list[tuple], x: Both, language: str, width: int = 420) -> alt.
 
 
 def histogram(edges: list[float], counts: list[int], x: Both, y: Both, language: str, width: int = 250) -> alt.Chart:
-    """Counts between edges."""
-    rows = [{"a": a, "b": b, "c": c} for a, b, c in zip(edges, edges[1:], counts, strict=False)]
+    """Counts between edges. A bar that gathers a long tail is pale: its height does not compare with the others'."""
+    rows = [{"a": a, "b": b, "c": c, "wide": b - a > TAIL * (edges[1] - edges[0])} for a, b, c in zip(edges, edges[1:], counts, strict=False)]
     return (
         alt.Chart(_data(rows))
         .mark_bar(color=PALETTE[0], stroke="white", strokeWidth=0.5)
         .encode(
+            opacity=alt.condition("datum.wide", alt.value(0.35), alt.value(1)),
             x=alt.X("a:Q", title=words(x, language), axis=alt.Axis(format="~s")),
             x2="b:Q",
             y=alt.Y("c:Q", title=words(y, language)),

@@ -127,7 +127,8 @@ def length_figures(context: Context, keys: tuple) -> list[Figure]:
         if len(edges) > 1 and counts:
             title = say(f"length.{key}")
             make = partial(charts.histogram, edges, counts, title, say("data.rows_axis"))
-            found.append(context.gallery.add(f"lengths-{key}", say("data.lengths_of", what=title), make, [FILE]))
+            tail = all(as_number(edge) is not None for edge in edges) and edges[-1] - edges[-2] > charts.TAIL * (edges[1] - edges[0])
+            found.append(context.gallery.add(f"lengths-{key}", say("data.lengths_of_tail" if tail else "data.lengths_of", what=title), make, [FILE]))
     return found
 
 
