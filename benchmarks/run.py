@@ -66,7 +66,8 @@ def _training(shape: str, method: str, peer: str = "", *options: str) -> Compari
     both = tuple(o for o in options if o == "--checkpointing")
     commands = [("benchmarks.train", "--shape", shape, "--method", method, *both)]
     if peer:
-        commands.append((f"benchmarks.peers.{peer}", "--shape", shape, *options))
+        one_width = ("--pad-to", "16384") if peer == "trl_sft" else ()  # else it compiles anew for each width
+        commands.append((f"benchmarks.peers.{peer}", "--shape", shape, *one_width, *options))
     return Comparison("-".join(["train", shape, method, *(o.strip("-") for o in both)]), tuple(commands))
 
 

@@ -1,9 +1,9 @@
 """TRL's SFTTrainer on one of our shapes and rows, at its best setting found; a process of its own.
 
-    python -m benchmarks.peers.trl_sft --shape gemma-2-2b --out benchmarks/results/train-gemma-2-2b-trl.json
+    python -m benchmarks.peers.trl_sft --shape gemma-2-2b --pad-to 16384 --out benchmarks/results/train-gemma-2-2b-trl.json
 
-Its best (TRL 1.16): rows packed best-fit into 8 x 2,048, flex attention, Liger's layer kernels, bfloat16, no
-checkpointing. The rows come tokenised with labels, of which TRL uses every one, so loss falls on the same tokens as ours.
+Its best (TRL 1.16): rows packed best-fit into 8 x 2,048, every batch padded to one width, flex attention, Liger's layer
+kernels, bfloat16, no checkpointing. The rows come tokenised with labels, of which TRL uses every one, so loss falls on the same tokens as ours.
 Tokens are counted as ours are: the rows' own, without padding.
 """
 
