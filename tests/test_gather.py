@@ -10,6 +10,8 @@ from chat import small
 from tarazu import gather, study
 from tarazu.errors import BadInput
 from tarazu.report.build import build
+from tarazu.report.measures import measures, over_seeds
+from tarazu.report.reading import read_study
 from tarazu.run_folder import read_json, write_json
 
 METHODS = {name: small.METHODS[name] for name in ("base", "lora", "layers")}
@@ -92,6 +94,12 @@ def test_seeds_of_a_method_from_two_parts(home, tmp_path, undrawn):
     folder = gather.gather([str(first), str(second)], str(tmp_path / "out"))
     assert [(part["methods"], part["seeds"]) for part in read_json(folder.path / "environment.json")["parts"]] == [(["layers"], [0]), (["layers"], [1])]
     assert [one["memory"] for one in read_json(folder.path / "estimate.json")["methods"]] != [7]
+    stamp = read_json(folder.path / "environment.json")
+    stamp["parts"][1]["device"] = {"name": "another"}
+    write_json(folder.path / "environment.json", stamp)
+    arm, cost = read_study(folder.path).arm("layers"), measures("chat")["train_seconds"]
+    assert [run.elsewhere for run in arm.runs] == [False, True]
+    assert over_seeds(arm, cost) == [cost.of(arm.runs[0])] and len(over_seeds(arm, measures("chat")["loss"])) == 2
     assert ">layers</code> (seed <bdi class=n dir=ltr>1</bdi>)" in build(folder.path).read_text(encoding="utf-8")
 
 

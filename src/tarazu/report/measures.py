@@ -107,12 +107,13 @@ def mean_over_seeds(arm: Arm, measure: Measure) -> float | None:
     """The mean over the seeds that have the figure; a method that trains nothing has no costs of its own."""
     if measure.cost and arm.untrained:
         return None
-    values = [value for run in arm.runs if (value := measure.of(run)) is not None]
+    values = over_seeds(arm, measure)
     return float(np.mean(values)) if values else None
 
 
 def over_seeds(arm: Arm, measure: Measure) -> list[float]:
-    return [value for run in arm.runs if (value := measure.of(run)) is not None]
+    """The figure of each seed that has it; of the ledger's, only of those on the device that most of the method's seeds ran on."""
+    return [value for run in arm.runs if not (measure.file == "ledger.json" and run.elsewhere) and (value := measure.of(run)) is not None]
 
 
 @dataclass(frozen=True)

@@ -55,6 +55,7 @@ class RunView:
     metrics: dict = field(default_factory=dict)
     samples: list[dict] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
+    elsewhere: bool = False  # on another device than most seeds of its method: its seconds and bytes are not theirs
 
     def file(self, name: str) -> str:
         return f"{self.folder}/{name}"
@@ -132,6 +133,7 @@ def read_study(folder: Path) -> StudyView:
     arms: dict[str, Arm] = {}
     for view in views:
         arms.setdefault(view.name, Arm(view.name, view.kind, [])).runs.append(view)
+    _mark_elsewhere(list(arms.values()), files["environment"])
     for arm in arms.values():
         arm.search = _dict(root, f"{arm.name}/search.json", problems)
     base = next((arm for arm in arms.values() if arm.kind == "base"), None)
@@ -150,6 +152,19 @@ def read_study(folder: Path) -> StudyView:
         base,
         problems + [p for v in views for p in v.problems],
     )
+
+
+def _mark_elsewhere(arms: list[Arm], environment: dict) -> None:
+    """Of a study that was gathered from parts: the runs that were made on another device than most runs of their method."""
+    devices = {}
+    for part in records(environment.get("parts")):
+        for method in dig(part, "methods", default=[]):
+            devices |= {(str(method), seed): str(dig(part, "device", "name")) for seed in dig(part, "seeds", default=[]) if isinstance(seed, int)}
+    for arm in arms:
+        names = [name for run in arm.runs if (name := devices.get((arm.name, run.seed)))]
+        most = max(names, key=names.count, default=None)
+        for run in arm.runs:
+            run.elsewhere = devices.get((arm.name, run.seed), most) != most
 
 
 def _order(root: RunFolder, problems: list[str]) -> list[str]:
