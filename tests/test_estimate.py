@@ -16,7 +16,8 @@ from chat.tiny import model as tiny
 from tarazu import cli, estimate, foresight
 from tarazu.chat import estimate as chat_estimate
 from tarazu.chat.task import Chat
-from tarazu.engine.order import RowOrder
+from tarazu.engine.ledger import Ledger
+from tarazu.engine.order import RowOrder, order_of
 from tarazu.errors import BadInput
 from tarazu.recipe import Budget, Search, load
 from tarazu.run_folder import Run, RunFolder, read_json
@@ -173,6 +174,19 @@ def test_a_run_loses_more_than_its_first_steps_where_it_meets_more_shapes(recipe
     places = int(data.store.lengths("train")[:3].sum())
     assert chat_estimate.shapes(chat, trainee, packed, loaded, [0, 1, 2]) == {places} and places <= 400
     assert chat_estimate.shapes(chat, trainee, dataclasses.replace(data, packed=False), loaded, [0, 1, 2]) == set()
+
+
+def test_the_measured_steps_are_those_that_a_run_begins_with(recipe, data, tmp_path):
+    class Seen(Chat):
+        def collate(self, trainee, data, split, rows, limit):
+            seen.append(rows)
+            return super().collate(trainee, data, split, rows, limit)
+
+    seen, loaded, task = [], load(recipe), Seen()
+    order = order_of(data, loaded.methods["lora"], loaded.budget, 0)
+    rows = [row for step in range(3) for row in order.at(step)]
+    estimate.train_few(task, loaded, "lora", data, task.build(loaded, "lora", data, 0, CPU), rows, tmp_path, Ledger(CPU))
+    assert [some for some in seen if len(some) == len(order.at(0))][:3] == [order.at(step) for step in range(3)]
 
 
 def test_a_search_costs_its_steps_its_trials_and_one_model(recipe):

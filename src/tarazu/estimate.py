@@ -23,7 +23,7 @@ from tarazu.engine import fingerprint, search
 from tarazu.engine.few import Few, fit, silence
 from tarazu.engine.ledger import Ledger
 from tarazu.engine.loop import MEMORY_ERRORS, SAVE_SECONDS, autocast
-from tarazu.engine.order import RowOrder
+from tarazu.engine.order import RowOrder, order_of, undone
 from tarazu.engine.progress import note
 from tarazu.engine.task import Trainee
 from tarazu.errors import TarazuError
@@ -115,7 +115,7 @@ def _measure(task, recipe: Recipe, name: str, data, device: torch.device, scratc
         began = time.perf_counter()
         fingerprint.fingerprint(trainee.module)
         seconds["fingerprint"] = 2 * (time.perf_counter() - began)
-        order = RowOrder(data.size("train"), method.batch_rows or recipe.budget.batch_rows, seed)
+        order = order_of(data, method, recipe.budget, seed)
         heaviest = known.heaviest(data, fullest(data, order, known))
         train_few(task, recipe, name, data, trainee, heaviest, scratch / "heaviest", ledger)
         memory = ledger.memory["allocated"] or ledger.memory["resident"]
@@ -160,28 +160,13 @@ def _measure(task, recipe: Recipe, name: str, data, device: torch.device, scratc
 def train_few(
     task, recipe: Recipe, name: str, data, trainee: Trainee, rows: list[int], where: Path, ledger: Ledger
 ) -> Run:
-    """One pass of the real loop over the rows, in steps of the method's own size, without validations between."""
-    per_step = recipe.methods[name].batch_rows or recipe.budget.batch_rows
-    budget = recipe.budget.model_copy(
-        update={
-            "tokens": None,
-            "epochs": 1.0,
-            "batch_rows": per_step,
-            "evaluate_every": NEVER,
-            "keep": "last",
-            "patience": None,
-            "watch": "loss",
-        }
-    )
-    recipe = recipe.model_copy(update={"budget": budget})
-    return fit(
-        Few(task, data, rows),
-        trainee,
-        recipe,
-        recipe.methods[name],
-        Run(where / name / f"seed-{recipe.seeds[0]}"),
-        ledger,
-    )
+    """One pass of the real loop over the rows as they stand, in steps of the method's own size, without validations between."""
+    method, seed = recipe.methods[name], recipe.seeds[0]
+    changes = {"tokens": None, "epochs": 1.0, "batch_rows": method.batch_rows or recipe.budget.batch_rows, "evaluate_every": NEVER, "keep": "last", "patience": None, "watch": "loss"}
+    budget = recipe.budget.model_copy(update=changes)
+    few = Few(task, data, rows)
+    few.rows = undone(rows, order_of(few, method, budget, seed))  # a step of other rows would have other shapes than the run's
+    return fit(few, trainee, recipe.model_copy(update={"budget": budget}), method, Run(where / name / f"seed-{seed}"), ledger)
 
 
 def shape_of_saves(run: Run) -> tuple[int, int]:

@@ -24,7 +24,7 @@ from tarazu.engine.average import Average
 from tarazu.engine.events import Events
 from tarazu.engine.figures import Figures, Moment, Unread
 from tarazu.engine.ledger import Ledger
-from tarazu.engine.order import RowOrder
+from tarazu.engine.order import order_of
 from tarazu.engine.progress import Bar, note
 from tarazu.engine.schedule import in_phases
 from tarazu.engine.signals import StopSignals
@@ -74,7 +74,7 @@ class _Fit:
         self.task, self.trainee, self.data, self.recipe, self.run = task, trainee, data, recipe, run
         self.budget: Budget = recipe.budget
         self.ledger, self.stop, self.device = ledger, stop, ledger.device
-        self.order = RowOrder(data.size("train"), method.batch_rows or self.budget.batch_rows, seed, getattr(method, "together", None) or getattr(data, "together", 1))
+        self.order = order_of(data, method, self.budget, seed)
         self.at = Position(limit=self.budget.micro_batch_tokens)
         self.optimizer = optim.build(trainee, method)
         self.average = Average(trainee, method.average) if method.average else None

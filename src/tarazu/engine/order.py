@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
+from tarazu.engine.task import Data
+from tarazu.recipe import Budget, Method
+
 
 class RowOrder:
     """Endless passes over `rows` rows, shuffled anew each epoch, in steps of `per_step`; the last step may be short.
@@ -36,3 +39,18 @@ class RowOrder:
         firsts = dice.permutation(-(-self.rows // self.together)) * self.together
         rows = (firsts[:, None] + np.arange(self.together)).ravel()
         return rows[rows < self.rows]
+
+
+def order_of(data: Data, method: Method, budget: Budget, seed: int) -> RowOrder:
+    """That of a method's training rows."""
+    together = getattr(method, "together", None) or getattr(data, "together", 1)
+    return RowOrder(data.size("train"), method.batch_rows or budget.batch_rows, seed, together)
+
+
+def undone(rows: list[int], order: RowOrder) -> list[int]:
+    """The rows laid out so that the shuffle of `order`, which is over as many, brings them back in the order that they have here."""
+    out = [0] * len(rows)
+    places = (place for step in range(order.steps_per_epoch) for place in order.at(step))
+    for row, place in zip(rows, places, strict=True):
+        out[place] = row
+    return out
