@@ -5,6 +5,8 @@ import gc
 import hashlib
 import os
 import signal
+import subprocess
+import sys
 import time
 import zipfile
 from functools import partial
@@ -212,6 +214,37 @@ def test_a_cache_is_free_again_though_a_crew_was_forked_within(hands, cache):
 
 def add_one(shared, place):
     shared.array[place] += 1
+
+
+@pytest.mark.parametrize("hands", ["processes"], indirect=True)
+def test_a_crew_that_a_stream_forks_does_not_keep_its_memory(hands):
+    crew.dismiss()
+    assert len(list(extraction.stream([list("12"), list("34")], flat, lambda x: x.float().mean((1, 2, 3)), 2, CPU))) == 2
+    gc.collect()
+    time.sleep(0.3)
+    assert not any(crew.NAME in Path(f"/proc/{pid}/maps").read_text() for pid in at_work())
+
+
+MAKER = """
+import time
+from tarazu.captions.crew import Shared
+made = Shared((40,), "int64")
+print(made.place, flush=True)
+time.sleep(600)
+"""
+
+
+def test_memory_of_a_killed_process_is_removed_by_the_next_that_makes_some():
+    with subprocess.Popen([sys.executable, "-c", MAKER], stdout=subprocess.PIPE, text=True) as process:
+        place, mine = process.stdout.readline().strip(), crew.Shared((40,), "int64")
+        for path in (place, mine.place):
+            os.utime(path, (0, 0))
+        crew.Shared((1,), "uint8")
+        assert os.path.exists(place) and os.path.exists(mine.place)  # their processes live
+        process.kill()
+    assert os.path.exists(place)
+    crew.Shared((1,), "uint8")
+    assert os.path.exists(mine.place) and not os.path.exists(place)
 
 
 @pytest.mark.parametrize("hands", ["processes"], indirect=True)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import fcntl
 import mmap
 import multiprocessing
 import os
@@ -33,11 +34,22 @@ MANY = 500  # pictures from which on processes are worth their start
 CORES = 4  # below this they would gain nothing
 MOST = 12  # a dozen decode faster than a GPU looks
 DIE_WITH_PARENT = 1  # prctl's PR_SET_PDEATHSIG
+NAME = "tarazu-shared-"  # of the files of `Shared`
+SETTLED = 60  # seconds after which whoever made such a file holds it locked, if it still lives
 
 spent: Counter[str] = Counter()  # seconds by what they went to, for benchmarks
 _pool: ProcessPoolExecutor | None = None
 _owner = 0  # the process that forked it
 _loaded: tuple[str, Callable[[Any], Any] | None] = ("", None)  # in a forked process: what it does, and the file it came from
+
+
+def ready(count: int) -> bool:
+    """Whether so many items are work for processes, which are there then. Ask it before `Shared` memory is made: processes
+    that are forked later have that memory for as long as they live."""
+    if sys.platform != "linux" or count < MANY or cores() < CORES:
+        return False
+    _gathered()
+    return True
 
 
 @contextlib.contextmanager
@@ -47,7 +59,7 @@ def crew(work: Callable[[Any], Any], count: int) -> Iterator[Callable[[Sequence]
     `work` must be picklable; what it writes is lost in a process, but for `Shared` arrays; it may raise a `TarazuError`,
     which comes back.
     """
-    if sys.platform != "linux" or count < MANY or cores() < CORES:
+    if not ready(count):
         with ThreadPoolExecutor(os.cpu_count()) as threads:
             yield lambda items: threads.submit(lambda: [work(item) for item in items])
         return
@@ -69,7 +81,7 @@ def crew(work: Callable[[Any], Any], count: int) -> Iterator[Callable[[Sequence]
         finally:
             for job in waiting:  # none begins after the file is gone
                 job.cancel()
-            with contextlib.suppress(BrokenProcessPool):
+            with contextlib.suppress(RuntimeError):  # broken, or the program ends
                 for _ in range(_size()):
                     pool.submit(_put_down)
 
@@ -79,9 +91,11 @@ class Shared:
 
     def __init__(self, shape: tuple[int, ...], dtype: str):
         self.shape, self.dtype, size = shape, dtype, max(1, int(np.prod(shape)) * np.dtype(dtype).itemsize)
-        file, self.place = tempfile.mkstemp(prefix="tarazu-", dir=_folder_for(size))
+        _sweep()
+        file, self.place = tempfile.mkstemp(prefix=NAME, dir=_folder_for(size))
         weakref.finalize(self, _forget, self.place, os.getpid())
         with open(file, "r+b") as opened:
+            fcntl.flock(opened, fcntl.LOCK_EX)  # for as long as the memory is open here: see `_sweep`
             opened.truncate(size)
             self._attach(opened.fileno())
 
@@ -96,6 +110,17 @@ class Shared:
     def _attach(self, file: int) -> None:
         values = np.frombuffer(mmap.mmap(file, 0), self.dtype, int(np.prod(self.shape)))
         self.array = values.reshape(self.shape)
+
+
+def _sweep() -> None:
+    """Removes the memory of processes that were killed, which nobody holds locked."""
+    for folder in ("/dev/shm", tempfile.gettempdir()):
+        for path in Path(folder).glob(f"{NAME}*"):
+            with contextlib.suppress(OSError):  # it is held, another user's, or gone
+                if time.time() - path.stat().st_mtime > SETTLED:
+                    with open(path, "r+b") as file:
+                        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                        path.unlink()
 
 
 def _folder_for(size: int) -> str:
@@ -145,7 +170,7 @@ def _gathered() -> ProcessPoolExecutor:
             return _pool
     with counted("forking"), warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # "multi-threaded": the children use no library's threads
-        _pool = ProcessPoolExecutor(_size(), multiprocessing.get_context("fork"), _begin)
+        _pool = ProcessPoolExecutor(_size(), multiprocessing.get_context("fork"), _begin, (os.getpid(),))
         _owner = os.getpid()
         _pool.submit(int).result()  # all are forked at the first job
     return _pool
@@ -155,11 +180,13 @@ def _size() -> int:
     return min(cores(), MOST)
 
 
-def _begin() -> None:
+def _begin(parent: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).prctl(DIE_WITH_PARENT, signal.SIGKILL)
+    if os.getppid() != parent:  # it died before it could be told
+        os._exit(1)
 
 
 def _put_down() -> None:

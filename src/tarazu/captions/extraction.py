@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tarazu.captions.crew import Shared, counted, crew
+from tarazu.captions.crew import Shared, counted, crew, ready
 
 AHEAD = {"cpu": 1, "cuda": 4}  # batches that are being decoded while one is computed
 RUNNING = {"cpu": 0, "cuda": 1}  # batches that the device works on while the one before is written
@@ -45,9 +45,11 @@ def stream(
         see: pixels (n, size, size, 3), uint8, on the device -> their rows (n, ...), there.
     """
     ahead, behind = AHEAD[device.type], RUNNING[device.type]
+    count = sum(map(len, batches))
+    ready(count)
     ring = Shared((ahead + 2, max(map(len, batches), default=0), size, size, 3), "uint8")
     decoding, running = deque(), deque()
-    with crew(partial(_fill, ring, decode), sum(map(len, batches))) as submit:
+    with crew(partial(_fill, ring, decode), count) as submit:
         for number, keys in enumerate([*batches, *[None] * (ahead + behind)]):  # the last ones only drain
             if keys is not None:
                 decoding.append(_begin(keys, number % len(ring.array), ring.array, submit))

@@ -67,9 +67,11 @@ class RowCache:
                 try:
                     yield
                 finally:  # also when a signal ends it
-                    with counted("writing"):
-                        self._note()
-                    fcntl.flock(lock, fcntl.LOCK_UN)  # processes forked meanwhile hold the file open
+                    try:
+                        with counted("writing"):
+                            self._note()
+                    finally:
+                        fcntl.flock(lock, fcntl.LOCK_UN)  # processes forked meanwhile hold the file open
 
     def append(self, keys: list[str], rows: np.ndarray) -> None:
         """Adds rows (n, *shape). Raises `TarazuError` when the disk is full."""
