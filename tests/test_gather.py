@@ -92,7 +92,7 @@ def test_seeds_of_a_method_from_two_parts(home, tmp_path, undrawn):
     expected = read_json(second / "estimate.json")
     write_json(second / "estimate.json", {**expected, "methods": [{**one, "memory": 7} for one in expected["methods"]]})
     folder = gather.gather([str(first), str(second)], str(tmp_path / "out"))
-    assert [(part["methods"], part["seeds"]) for part in read_json(folder.path / "environment.json")["parts"]] == [(["layers"], [0]), (["layers"], [1])]
+    assert [(part["methods"], part["seeds"]) for part in read_json(folder.path / "environment.json")["parts"]] == [(["layers"], {"layers": [0]}), (["layers"], {"layers": [1]})]
     assert [one["memory"] for one in read_json(folder.path / "estimate.json")["methods"]] != [7]
     stamp = read_json(folder.path / "environment.json")
     stamp["parts"][1]["device"] = {"name": "another"}
@@ -101,6 +101,22 @@ def test_seeds_of_a_method_from_two_parts(home, tmp_path, undrawn):
     assert [run.elsewhere for run in arm.runs] == [False, True]
     assert over_seeds(arm, cost) == [cost.of(arm.runs[0])] and len(over_seeds(arm, measures("chat")["loss"])) == 2
     assert ">layers</code> (seed <bdi class=n dir=ltr>1</bdi>)" in build(folder.path).read_text(encoding="utf-8")
+
+
+def test_a_part_has_not_brought_every_seed_of_every_method(home, tmp_path, undrawn):
+    """One part has two seeds of LoRA and one of the layers, whose other seed is of the other part."""
+    first, second = (shutil.copytree(home / name, tmp_path / name) for name in ("a", "whole"))
+    shutil.rmtree(first / "layers" / "seed-0")
+    shutil.rmtree(second / "layers" / "seed-1")
+    folder = gather.gather([str(first), str(second)], str(tmp_path / "out"))
+    stamp = read_json(folder.path / "environment.json")
+    assert stamp["parts"][1]["seeds"] == {"base": [0], "layers": [0], "lora": [0, 1]}
+    stamp["parts"][0]["device"] = {"name": "another"}
+    write_json(folder.path / "environment.json", stamp)
+    found = read_study(folder.path)
+    assert [[run.elsewhere for run in found.arm(name).runs] for name in ("layers", "lora")] == [[False, True], [False, False]]
+    text = build(folder.path).read_text(encoding="utf-8")
+    assert all(f">layers</code> (seed <bdi class=n dir=ltr>{seed}</bdi>)" in text for seed in (0, 1)) and ">lora</code> (seed" not in text
 
 
 def test_parts_that_do_not_belong_together_are_refused(home, parts, tmp_path):

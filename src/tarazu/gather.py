@@ -118,9 +118,11 @@ def _environment(studies: list[RunFolder]) -> dict:
     stamps = [study.read_json("environment.json") or {} for study in studies]
     parts = []
     for study, stamp in zip(studies, stamps, strict=True):
-        runs = finished(study)
+        seeds: dict[str, list[int]] = {}
+        for run in finished(study):
+            seeds.setdefault(run.name, []).append(run.seed)
         known = {key: stamp.get(key) for key in ("command", "commit", "started", "device")}
-        parts.append({**known, "methods": sorted({run.name for run in runs}), "seeds": sorted({run.seed for run in runs})})
+        parts.append({**known, "methods": sorted(seeds), "seeds": {name: sorted(some) for name, some in sorted(seeds.items())}})
     return {**stamps[0], "parts": parts}
 
 

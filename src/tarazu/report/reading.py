@@ -159,12 +159,19 @@ def _mark_elsewhere(arms: list[Arm], environment: dict) -> None:
     devices = {}
     for part in records(environment.get("parts")):
         for method in dig(part, "methods", default=[]):
-            devices |= {(str(method), seed): str(dig(part, "device", "name")) for seed in dig(part, "seeds", default=[]) if isinstance(seed, int)}
+            devices |= {(str(method), seed): str(dig(part, "device", "name")) for seed in seeds_of(part, str(method))}
     for arm in arms:
         names = [name for run in arm.runs if (name := devices.get((arm.name, run.seed)))]
         most = max(names, key=names.count, default=None)
         for run in arm.runs:
             run.elsewhere = devices.get((arm.name, run.seed), most) != most
+
+
+def seeds_of(part: dict, method: str) -> list[int]:
+    """Those that a part of a gathered study brought of a method; earlier stamps have one list for all of its methods."""
+    seeds = part.get("seeds")
+    found = seeds.get(method) if isinstance(seeds, dict) else seeds
+    return [seed for seed in found if isinstance(seed, int)] if isinstance(found, list) else []
 
 
 def _order(root: RunFolder, problems: list[str]) -> list[str]:

@@ -7,7 +7,7 @@ from functools import partial
 from tarazu.report import charts
 from tarazu.report.blocks import Table, code_cell, figure_cell, pairs_table, text_cell
 from tarazu.report.known import noted, paths_taken, told
-from tarazu.report.reading import StudyView, as_number, dig, records
+from tarazu.report.reading import StudyView, as_number, dig, records, seeds_of
 from tarazu.report.sections.answers import all_arms, arm_name
 from tarazu.report.sections.base import Context, Section
 from tarazu.report.sections.expected import expected_view
@@ -190,8 +190,9 @@ def _parts(study: StudyView) -> list[Both]:
 
 def _named(part: dict, parts: list[dict]) -> list:
     """A part's methods; with its seeds, those of which another part has seeds too."""
-    names, seeds = (part.get(key) if isinstance(part.get(key), list) else [] for key in ("methods", "seeds"))
-    elsewhere = [name for other in parts if other is not part for name in (other.get("methods") or [])]
-    numbers = joined([number(seed, "count") for seed in seeds])
-    return [say("caveat.part_seeds", method=code(name), seeds=numbers) if name in elsewhere and seeds else code(name) for name in names]
-
+    elsewhere = {str(name) for other in parts if other is not part for name in dig(other, "methods", default=[])}
+    found = []
+    for name in map(str, dig(part, "methods", default=[])):
+        seeds = joined([number(seed, "count") for seed in seeds_of(part, name)]) if name in elsewhere and seeds_of(part, name) else None
+        found.append(say("caveat.part_seeds", method=code(name), seeds=seeds) if seeds else code(name))
+    return found
