@@ -20,14 +20,14 @@ from tarazu.engine.fingerprint import fingerprint
 TWO = {**tiny.SIZES, **tiny.SPECIALS, "num_hidden_layers": 2}
 
 
-def build(family: str = "llama", biases: bool = False, attention: str = "eager", **settings):
+def build(family: str = "llama", biases: bool = False, attention: str = "eager", dtype: torch.dtype = torch.float32, **settings):
     """A trainee of two layers whose weights are large enough that mistakes show; `settings` are peft's."""
     torch.manual_seed(0)
     if family == "llama":
         model = LlamaForCausalLM(LlamaConfig(**TWO, attention_bias=biases, mlp_bias=biases))
     else:
         model = Gemma2ForCausalLM(Gemma2Config(**TWO, sliding_window=12, query_pre_attn_scalar=8))
-    model.set_attn_implementation(attention)
+    model.to(dtype).set_attn_implementation(attention)
     trainee = adapted(model, peft.LoraConfig(**{"r": 4, "lora_alpha": 12, "target_modules": "all-linear", "task_type": "CAUSAL_LM", **settings}), "all-linear")
     with torch.no_grad():
         for name, parameter in trainee.module.named_parameters():
@@ -37,7 +37,7 @@ def build(family: str = "llama", biases: bool = False, attention: str = "eager",
     return trainee
 
 
-def compile_layers(trainee) -> list:
+def compile_layers(trainee, checkpointing: bool = False) -> list:
     """The compiler's own tracing, with plain arithmetic behind it; returns what it compiled."""
     made = []
 
@@ -47,7 +47,7 @@ def compile_layers(trainee) -> list:
 
     for layer in trainee.base.get_decoder().layers:
         layer.self_attn.sliding_window = None  # as `compiled.compile_layers` does
-    compiled.give_prefixes(trainee.base, False, lambda forward: torch.compile(forward, backend=backend))
+    compiled.give_prefixes(trainee.base, checkpointing, lambda forward: torch.compile(forward, backend=backend))
     return made
 
 
@@ -100,6 +100,25 @@ def test_losses_and_gradients_are_the_plain_paths(case):
     for lengths, width in (((33, 150, 70), 256), ((33, 200, 70), 384))[: 1 + (case in ("gemma2", "dora"))]:  # another width is compiled anew
         assert agree(gradients(joined, lengths, width), gradients(plain, lengths, width))
         assert len(graphs) == 1 + (width == 384)
+
+
+@pytest.mark.usefixtures("blocks")
+def test_activations_that_are_made_again_give_the_same_gradients():
+    kept, forgotten = (build(use_dora=True, attention=flex.NAME) for _ in range(2))
+    for trainee, checkpointing in ((kept, False), (forgotten, True)):
+        wide.widen(trainee.base)
+        assert all(map(is_wide, compile_layers(trainee, checkpointing)))
+    assert agree(gradients(forgotten), gradients(kept))
+
+
+@pytest.mark.usefixtures("blocks")
+def test_in_bfloat16_dora_is_as_near_to_float32_as_the_plain_path():
+    exact, plain, joined = build(use_dora=True), build(use_dora=True, dtype=torch.bfloat16), build(use_dora=True, dtype=torch.bfloat16, attention=flex.NAME)
+    wide.widen(joined.base)
+    graphs = compile_layers(joined)
+    truth, *found = (gradients(trainee) for trainee in (exact, plain, joined))
+    away = [{key: float(torch.linalg.norm(one[key].float() - truth[key]) / torch.linalg.norm(truth[key])) for key in truth} for one in found]
+    assert is_wide(graphs[0]) and all(away[1][key] < 1.5 * away[0][key] + 0.005 for key in truth), away
 
 
 @pytest.mark.parametrize(

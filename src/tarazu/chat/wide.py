@@ -51,7 +51,7 @@ def _together(parent: nn.Module, names: tuple[str, ...]) -> list[LeanLoRA] | Non
     """The children of these names, if all can be joined."""
     modules = [getattr(parent, name, None) for name in names]
     kinds = {type(module) for module in modules}
-    if len(kinds) > 1 or not kinds <= WIDE.keys() or not all(isinstance(module.lora_dropout[module.active_adapters[0]], nn.Identity) for module in modules):
+    if len(kinds) > 1 or not kinds <= JOINED.keys() or not all(isinstance(module.lora_dropout[module.active_adapters[0]], nn.Identity) for module in modules):
         return None
     weights = [module.base_layer.weight for module in modules]
     known = all(type(module.base_layer) is nn.Linear and not weight.requires_grad for module, weight in zip(modules, weights, strict=True))
@@ -87,7 +87,7 @@ class _Group:
             mine = self.matrix[row : row + size, : self.width]
             mine.copy_(weight)
             weight.data = mine
-            module.group, module.place, module.__class__ = self, place, WIDE[type(module)]
+            module.group, module.place, module.__class__ = self, place, JOINED[type(module)]
             row += size
         self.squares = (self.matrix[:row, : self.width].to(torch.float32) ** 2).sum(1) if dora else None
 
@@ -117,7 +117,6 @@ class _Group:
             self.input, self.outputs = None, []
         return out
 
-
     def lengths(self) -> tuple[torch.Tensor, ...]:
         """(out,) of each layer: the norms of the rows of W + s B A. The zeros of the matrix keep the layers apart."""
         total, width = sum(self.sizes), self.width
@@ -143,7 +142,7 @@ class WideDoRA(_Wide, LeanDoRA):
     """DoRA: `_Group` scales what comes out of the product."""
 
 
-WIDE = {LeanLoRA: WideLoRA, LeanDoRA: WideDoRA}
+JOINED = {LeanLoRA: WideLoRA, LeanDoRA: WideDoRA}
 
 
 class WideProduct(torch.autograd.Function):
