@@ -284,6 +284,9 @@ def test_a_picture_that_is_looked_at_once_for_its_captions_is_the_same_picture(h
         losses.append(task.loss(trainee, batch).total)
         assert len(batch.pictures) == (2 if data.together == 5 else 10)
     torch.testing.assert_close(*losses)
+    data.together = 5
+    (batch,) = task.collate(trainee, data, "train", rows[::-1], 10**6)  # the step's first picture stays the first, for rewards of a share
+    assert batch.pictures[batch.rows].tolist() == data.places["train"][rows[::-1]].tolist() and batch.rows[0] == 0
     data.together, trainee.method = 5, trainee.method.model_copy(update={"together": 1})  # its own, before the data's
     (batch,) = task.collate(trainee, data, "train", rows, 10**6)
     assert batch.rows is None and len(batch.pictures) == 10

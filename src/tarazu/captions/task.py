@@ -90,7 +90,7 @@ class Captions:
             counts = Counts(len(chosen), real, real, len(chosen) * (width - 1) - real)
             pictures, which = places[chosen], None
             if judged or (len(chosen) == len(rows) and trainee.keeps_together()):
-                pictures, which = np.unique(pictures, return_inverse=True)
+                pictures, which = _once(pictures)
             tensors = (None if x is None else torch.from_numpy(x) for x in (tokens[chosen, :width], pictures, which))
             words, pictures, which = tensors
             batches.append(CaptionBatch(words, pictures, counts, which))
@@ -185,6 +185,16 @@ class Captions:
         trainee = self.build(recipe, name, data, seed, device)
         weights.put(trainee, weights.read(run))
         return trainee
+
+
+def _once(pictures: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Each picture once, and the place of each row's among them.
+
+    In the order in which they come: a reward for a share of a step's pictures takes the first, which must not be the data's first.
+    """
+    found, first, which = np.unique(pictures, return_index=True, return_inverse=True)
+    order = np.argsort(first)
+    return found[order], np.argsort(order)[which]
 
 
 def _pictures(trainee: CaptionTrainee, data: Prepared) -> str:
