@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -43,6 +44,18 @@ def test_a_file_keeps_the_rules(path):
     assert "torch.load(" not in text and "trust_remote_code=True" not in text
     assert text.count("\n") <= 350, "more than one idea?"
     assert ast.get_docstring(ast.parse(text)) or not text.strip(), "a file says which idea it has"
+
+
+def test_the_design_names_every_file():
+    """Those of a folder that the design names as one (methods/, decoders/, sections/) are known by the folder."""
+    design = (ROOT.parents[1] / "docs" / "design.md").read_text(encoding="utf-8")
+    layout = dict(re.findall(r"^  (engine|chat|captions|report)/(.*?)(?=^  \w+/|^\w)", design, re.S | re.M))
+    layout["."] = design.split("src/tarazu/", 1)[1].split("  engine/", 1)[0]
+    for path in FILES:
+        folder, name = str(path.parent.relative_to(ROOT)), path.name
+        if not name.startswith("__"):
+            named = f"{path.parent.name}/" in layout[folder.split("/")[0]] if "/" in folder else name in layout[folder].split()
+            assert named, f"{folder}/{name} is not in docs/design.md"
 
 
 @pytest.mark.parametrize("name", ["cli.py", "recipe.py", "errors.py", "recipes.py", "table.py", "run_folder.py", "chat/settings.py", "captions/settings.py"])
