@@ -21,7 +21,7 @@ from tarazu.captions.features import Bank, Item, RowCache
 from tarazu.captions.images import open_image, pixels
 from tarazu.captions.settings import EncoderSettings
 from tarazu.captions.sources import ENDINGS, ImageStore
-from tarazu.errors import BadInput
+from tarazu.errors import BadInput, TarazuError
 
 CPU = torch.device("cpu")
 
@@ -177,6 +177,17 @@ def test_a_picture_that_cannot_be_decoded_ends_the_stream(hands):
     assert raised.value.where in "ab"
 
 
+def killed(key):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+@pytest.mark.parametrize("hands", ["processes"], indirect=True)
+def test_a_process_that_is_killed_while_it_decodes_ends_the_stream_with_a_word(hands):
+    with pytest.raises(TarazuError, match="was killed"):
+        list(extraction.stream([["1"], ["2"]], killed, lambda x: x, 2, CPU))
+    assert len(list(extraction.stream([["1"], ["2"]], flat, lambda x: x, 2, CPU))) == 2  # the next finds new ones
+
+
 def process(_):
     time.sleep(0.01)
     return os.getpid()
@@ -218,6 +229,7 @@ def add_one(shared, place):
 
 @pytest.mark.parametrize("hands", ["processes"], indirect=True)
 def test_a_crew_that_a_stream_forks_does_not_keep_its_memory(hands):
+    gc.collect()  # what a failure before this one still holds would be forked too
     crew.dismiss()
     assert len(list(extraction.stream([list("12"), list("34")], flat, lambda x: x.float().mean((1, 2, 3)), 2, CPU))) == 2
     gc.collect()

@@ -30,6 +30,8 @@ from typing import Any
 
 import numpy as np
 
+from tarazu.errors import TarazuError
+
 MANY = 500  # pictures from which on processes are worth their start
 CORES = 4  # below this they would gain nothing
 MOST = 12  # a dozen decode faster than a GPU looks
@@ -57,7 +59,7 @@ def crew(work: Callable[[Any], Any], count: int) -> Iterator[Callable[[Sequence]
     """Yields `submit(items)`, the future of [work(item) for item in items]. `count`: how many items there will be.
 
     `work` must be picklable; what it writes is lost in a process, but for `Shared` arrays; it may raise a `TarazuError`,
-    which comes back.
+    which comes back. Raises one itself when a process is killed.
     """
     if not ready(count):
         with ThreadPoolExecutor(os.cpu_count()) as threads:
@@ -75,9 +77,9 @@ def crew(work: Callable[[Any], Any], count: int) -> Iterator[Callable[[Sequence]
 
         try:
             yield submit
-        except BrokenProcessPool:
+        except BrokenProcessPool as error:
             dismiss()
-            raise
+            raise TarazuError("a process that decodes pictures was killed", todo="memory may be short: end other programs and run again") from error
         finally:
             for job in waiting:  # none begins after the file is gone
                 job.cancel()
