@@ -39,7 +39,7 @@ def freedom(whole: float, parts: list[tuple[float, int]]) -> float:
     return float(max(least, min(MANY, whole**2 / unsure))) if unsure > 0 else MANY
 
 
-@lru_cache(maxsize=256)
+@lru_cache(maxsize=32)  # 320 KB each
 def _distribution(freedom: float) -> tuple[np.ndarray, np.ndarray]:
     """The distribution on a grid of angles: t is sqrt(freedom) tan(angle), whose density is cos(angle)^(freedom - 1)."""
     angles = np.linspace(-np.pi / 2, np.pi / 2, GRID)
