@@ -14,6 +14,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -101,60 +102,68 @@ def explain(error: Exception) -> str:
     return f"fails with this model and attention: {type(error).__name__}: {text}"
 
 
+@dataclass(frozen=True)
+class Timed:
+    """What a few real steps tell of a method's training."""
+
+    train: float  # seconds of the whole budget's steps
+    checkpoint: float  # seconds of the few steps' checkpoints
+    each: float  # seconds of a step, which holds `held` tokens
+    held: float
+    lost: float  # seconds of the first passes beyond what they take later
+    speed: float  # tokens a second
+    memory: int  # bytes
+    disk: int  # bytes
+
+
 def _measure(task, recipe: Recipe, name: str, data, device: torch.device, scratch: Path) -> dict:
-    known, method, seed = (
-        importlib.import_module(f"tarazu.{recipe.task}.estimate"),
-        recipe.methods[name],
-        recipe.seeds[0],
-    )
-    ledger = Ledger(device)
+    known, ledger = importlib.import_module(f"tarazu.{recipe.task}.estimate"), Ledger(device)
     with ledger.phase("load"):
-        trainee = task.build(recipe, name, data, seed, device)
-    seconds, memory, speed, disk, beyond = {"load": ledger.seconds["load"]}, None, None, 0, 0.0
+        trainee = task.build(recipe, name, data, recipe.seeds[0], device)
+    seconds, timed, beyond, count = {"load": ledger.seconds["load"]}, None, 0.0, validations(recipe.budget)
     if trainee.may_change:
         began = time.perf_counter()
         fingerprint.fingerprint(trainee.module)
         seconds["fingerprint"] = 2 * (time.perf_counter() - began)
-        order = order_of(data, method, recipe.budget, seed)
-        heaviest = known.heaviest(data, fullest(data, order, known))
-        train_few(task, recipe, name, data, trainee, heaviest, scratch / "heaviest", ledger)
-        memory = ledger.memory["allocated"] or ledger.memory["resident"]
-        rows = [row for step in range(STEPS[device.type]) for row in order.at(step)]
-        rounds = []
-        for number in range(ROUNDS[device.type]):
-            warm = Ledger(device)
-            run = train_few(task, recipe, name, data, trainee, rows, scratch / f"steps-{number}", warm)
-            rounds.append(warm.seconds["train"])
-            memory = max(memory, warm.memory["allocated"] or warm.memory["resident"])
-        saves, disk = shape_of_saves(run)
-        steps = training_steps(recipe.budget, order, warm)
-        each, speed = pace(run, warm)
-        lost = first_cost(rounds)
-        shapes = partial(known.shapes, task, trainee, data, recipe) if hasattr(known, "shapes") else None
-        seconds["train"] = steps * each + (lost * recurring(order, shapes, heaviest, warm.steps, steps) if lost else 0.0)
-        speed *= steps * each / seconds["train"]
-        count = validations(recipe.budget)
-        seconds["checkpoint"] = warm.seconds["checkpoint"] * (count - 1 + seconds["train"] // SAVE_SECONDS)
+        timed = train_timed(task, recipe, name, data, trainee, scratch, ledger)
+        seconds["train"] = timed.train
+        seconds["checkpoint"] = timed.checkpoint * (count - 1 + timed.train // SAVE_SECONDS)
     trainee.module.eval()
     with torch.no_grad(), autocast(recipe.budget, device):
         parts = known.parts(task, trainee, data, recipe)
-    if trainee.may_change:
-        seconds |= {
-            "validate": count * parts["validate"],
-            "generate": parts["generate"] + count * parts["sample"],
-            "evaluate": parts["evaluate"],
-        }
-        trial = parts["validate"] + warm.seconds["checkpoint"]
-        held = warm.counts.tokens / warm.steps
-        found, beyond = searching(recipe, name, seconds["load"] + lost, each, held, trial)
+    if timed:
+        seconds["validate"] = count * parts["validate"]
+    seconds |= {"generate": parts["generate"] + (count * parts["sample"] if timed else 0.0), "evaluate": parts["evaluate"]}
+    if timed:
+        trial = parts["validate"] + timed.checkpoint
+        found, beyond = searching(recipe, name, seconds["load"] + timed.lost, timed.each, timed.held, trial)
         seconds |= found
-    else:
-        seconds |= {"generate": parts["generate"], "evaluate": parts["evaluate"]}
     spent = sum(seconds.values())
+    speed, memory, disk = (timed.speed, timed.memory, timed.disk) if timed else (None, None, 0)
     return {
         "how": "measured", "seconds": {**seconds, "total": spent}, "tokens_per_second": speed, "memory": memory, "disk": disk,
         "range": {"seconds": [spent, spent + beyond], "disk": [disk, disk], "memory": [memory, memory]},
     }  # fmt: skip
+
+
+def train_timed(task, recipe: Recipe, name: str, data, trainee: Trainee, scratch: Path, ledger: Ledger) -> Timed:
+    """The heaviest step, for its memory, and then those that a run begins with, more than once where the first time is not like the others."""
+    known, device = importlib.import_module(f"tarazu.{recipe.task}.estimate"), ledger.device
+    order = order_of(data, recipe.methods[name], recipe.budget, recipe.seeds[0])
+    heaviest = known.heaviest(data, fullest(data, order, known))
+    rows = [row for step in range(STEPS[device.type]) for row in order.at(step)]
+    train_few(task, recipe, name, data, trainee, heaviest, scratch / "heaviest", ledger)
+    ledgers = [ledger]
+    for number in range(ROUNDS[device.type]):
+        ledgers.append(Ledger(device))
+        run = train_few(task, recipe, name, data, trainee, rows, scratch / f"steps-{number}", ledgers[-1])
+    warm, (each, speed), disk = ledgers[-1], pace(run, ledgers[-1]), room_on_disk(run)
+    lost = first_cost([one.seconds["train"] for one in ledgers[1:]])
+    steps = training_steps(recipe.budget, order, warm)
+    shapes = partial(known.shapes, task, trainee, data, recipe) if hasattr(known, "shapes") else None
+    train = steps * each + (lost * recurring(order, shapes, heaviest, warm.steps, steps) if lost else 0.0)
+    memory = max(one.memory["allocated"] or one.memory["resident"] for one in ledgers)
+    return Timed(train, warm.seconds["checkpoint"], each, warm.counts.tokens / warm.steps, lost, speed * steps * each / train, memory, disk)
 
 
 def train_few(
@@ -169,11 +178,11 @@ def train_few(
     return fit(few, trainee, recipe.model_copy(update={"budget": budget}), method, Run(where / name / f"seed-{seed}"), ledger)
 
 
-def shape_of_saves(run: Run) -> tuple[int, int]:
-    """Checkpoints written by a short run, and the most bytes that a whole run keeps on disk: two of them and the weights."""
+def room_on_disk(run: Run) -> int:
+    """The most bytes that a whole run keeps there, told by a short one: two checkpoints and the weights."""
     checkpoints = [folder for folder in (run.path / "checkpoint").iterdir() if folder.is_dir()]
     size = sum(file.stat().st_size for file in checkpoints[-1].iterdir())
-    return len(checkpoints), 2 * size + run.weights.stat().st_size
+    return 2 * size + run.weights.stat().st_size
 
 
 def training_steps(budget: Budget, order: RowOrder, warm: Ledger) -> float:
