@@ -56,6 +56,7 @@ def test_the_shipped_questions() -> None:
         assert not any(check(q, "").values())
         made = q.sample()
         assert made["turns"][-1] == {"role": "human", "text": q.prompt} and made["good"] == q.good_fa
+        assert made["checks_fa"].keys() == check(q, "").keys()  # the report names every check in Persian
         assert (made["turns"][0]["role"] == "system") == bool(q.system)
     assert {expected_script(q) for q in questions} == {"fa", "en"}
 

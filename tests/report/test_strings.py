@@ -12,6 +12,7 @@ import tarazu.report
 from tarazu.report.assignment import CAPTIONS, CHAT
 from tarazu.report.explain import FOLDER, explain
 from tarazu.report.known import noted, paths_taken, recognised
+from tarazu.report.sections.answers import checks_view, question_view
 from tarazu.report.text import Both, data_text, number, say, strings
 
 ROOT = Path(tarazu.report.__file__).parent
@@ -113,6 +114,15 @@ def test_a_recipes_note_is_shown_in_the_language_of_the_page():
     assert 'dir="rtl"' in noted({"fa": "rows به جای SlimOrca", "en": "rows"}).fa  # though its first letters are Latin
     assert "<data>" not in both.en and noted("as it is") == data_text("as it is")
     assert noted({"fa": "تنها"}) == data_text({"fa": "تنها"})  # a damaged note is shown, not lost
+
+
+def test_a_designed_question_is_shown_in_the_language_of_the_page():
+    sample = {"good": "یکی", "good_en": "one", "checks": {"says <one>": True, "short": False}, "checks_fa": {"says <one>": "یکی را می‌گوید"}}
+    assert question_view(sample)["good"].plain("fa") == "یکی" and question_view(sample)["good"].plain("en") == "one"
+    (said, passed), (other, failed) = checks_view(sample)
+    assert (said.plain("fa"), said.plain("en")) == ("یکی را می‌گوید", "says <one>") and "<one>" not in said.en
+    assert other == data_text("short") and (passed, failed) == (True, False)  # a run of before has English only
+    assert checks_view({"checks": {"short": True}, "checks_fa": ["damaged"]}) == [(data_text("short"), True)]
 
 
 @pytest.mark.parametrize(

@@ -127,7 +127,7 @@ class Question(Strict):
         turns = [{"role": "system", "text": self.system}] if self.system else []
         turns.append({"role": "human", "text": self.prompt})
         return {"id": self.id, "from": "questions", "ability": self.ability, "turns": turns, "reference": None,
-                "good": self.good_fa, "good_en": self.good_en}  # fmt: skip
+                "good": self.good_fa, "good_en": self.good_en, "checks_fa": {c.text_en: c.text_fa for c in self.checks}}  # fmt: skip
 
 
 _QUESTION = TypeAdapter(Question)

@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from itertools import zip_longest
 
+from markupsafe import Markup
+
+from tarazu.report.known import noted
 from tarazu.report.measures import by_id, sample_score
 from tarazu.report.reading import Arm, StudyView, dig
 from tarazu.report.sections.base import Context
@@ -71,16 +74,29 @@ def left_out(context: Context) -> Both | None:
 def answer_view(arm: Arm, sample: dict, limit: int) -> Answer:
     text = sample.get("output")
     score = sample_score(sample, score_key(sample))
-    checks = sample.get("checks") if isinstance(sample.get("checks"), dict) else {}
+    checks = checks_view(sample)
     source = arm.first.file("samples.jsonl")
     return Answer(
         who=arm_name(arm),
         text=data_text(text, limit) if text else say("answers.empty"),
         score=None if score is None else say(f"answers.{score_key(sample)}", score=number(score, "points", source)),
         finished=sample.get("finished") is not False,
-        failed=[data_text(c) for c, ok in checks.items() if not ok],
-        passed=[data_text(c) for c, ok in checks.items() if ok],
+        failed=[text for text, ok in checks if not ok],
+        passed=[text for text, ok in checks if ok],
     )
+
+
+def checks_view(sample: dict) -> list[tuple[Both | Markup, bool]]:
+    """Each check in both languages, as far as the file names it in both, and whether the answer passed it."""
+    checks, persian = (sample[key] if isinstance(sample.get(key), dict) else {} for key in ("checks", "checks_fa"))
+    return [(_in_both(persian.get(text), text), bool(ok)) for text, ok in checks.items()]
+
+
+def _in_both(fa: object, en: object, limit: int | None = None) -> Both | Markup:
+    """A question's own words in both languages; where it has one side only, that one."""
+    sides = {"fa": fa, "en": en}
+    whole = all(isinstance(side, str) and side and (limit is None or len(side) <= limit) for side in sides.values())
+    return noted(sides) if whole else data_text(fa or en, limit)
 
 
 def score_key(sample: dict) -> str:
@@ -107,7 +123,7 @@ def question_view(sample: dict, limit: int = QUESTION) -> dict:
         if ability
         else say("answers.from_reading" if sample.get("from") == "reading" else "answers.from_test"),
         "turns": turns_view(sample.get("turns"), limit),
-        "good": data_text(sample["good"], limit) if sample.get("good") else None,
+        "good": _in_both(sample["good"], sample.get("good_en"), limit) if sample.get("good") else None,
         "reference": data_text(sample["reference"], limit) if sample.get("reference") else None,
     }
 
