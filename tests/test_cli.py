@@ -99,6 +99,8 @@ def test_set_overrides_and_scientific_numbers(tmp_path):
         ("methods.lora.rnk=5", r": methods.lora.rnk: .*did you mean 'rank'"),
         ("methods.lorra.rank=5", r"--set methods.lorra.rank: methods.lorra: .*'lorra': one of base, .*; did you mean 'lora'"),
         ("budget.tokens=many", "--set budget.tokens: "),
+        ("budget.tokens=۴٬۰۰۰", "budget.tokens: a number of a recipe has the digits 0 to 9: write 4000"),
+        ("methods.lora.learning_rate=۰٫۰۱", "write 0.01"),
         ("search.widen=false", "--set search.widen: search.tokens: Field required"),
         ("budget.epochs=1", r"demo.yaml:\d+:1: budget: give either"),
     ],

@@ -113,6 +113,11 @@ def test_damaged_results(copied, tmp_path, content):
             export(str(copied / "lora"), str(tmp_path / "out"), "")
 
 
+def test_an_unknown_form_of_export_names_the_known_ones(copied, tmp_path):
+    with pytest.raises(BadInput, match="(?s)no form.*--form merged or --form peft"):
+        export(str(copied / "lora"), str(tmp_path / "out"), "gguf")
+
+
 def test_verify_wants_a_study(tmp_path):
     with pytest.raises(BadInput, match="not a run folder"):
         verify(str(tmp_path), [], False, "")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import difflib
+import re
+import unicodedata
 from collections.abc import Iterator
 from typing import Any, get_args
 
@@ -44,7 +46,15 @@ def _message(problem: Any, model: type[BaseModel]) -> str:
     if problem["type"] == "union_tag_invalid":
         tag, kinds = problem["ctx"]["tag"], problem["ctx"]["expected_tags"].replace("'", "")
         return f"no kind of method is called {tag!r}: one of {kinds}{_meant(tag, kinds.split(', '))}"
+    if problem["type"] in ("int_parsing", "float_parsing") and (plain := _with_latin_digits(problem["input"])):
+        return f"a number of a recipe has the digits 0 to 9: write {plain}"
     return problem["msg"].removeprefix("Value error, ")
+
+
+def _with_latin_digits(text: str) -> str:
+    """A number that was written in Persian, Arabic or other digits, in those that YAML reads; nothing for other text."""
+    plain = "".join(str(unicodedata.decimal(letter, letter)) for letter in text.strip()).replace("٬", "").replace("٫", ".")
+    return plain if plain != text.strip() and re.fullmatch(r"[+-]?[\d_]+(\.\d*)?", plain) else ""
 
 
 def _meant(word: Any, known: Any) -> str:

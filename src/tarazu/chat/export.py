@@ -14,6 +14,7 @@ from tarazu.run_folder import find_run
 
 LOW_RANK = {"lora", "rslora", "dora", "loha"}
 SOFT = {"prompt_tuning", "prefix_tuning", "p_tuning"}
+FORMS = ("merged", "peft")
 
 
 def forms(kind: str) -> list[str]:
@@ -32,8 +33,7 @@ def export(run_path: str, to: Path, form: str = "") -> None:
     possible = forms(run.kind)
     form = form or possible[0]
     if form not in possible:
-        why = "a soft prompt is no part of the weights" if run.kind in SOFT else "this method has no adapter"
-        raise BadInput(f"{run.kind} cannot be exported as {form!r}: {why}", where=run_path, todo=f"--form {possible[0]}")
+        raise BadInput(f"{run.kind} cannot be exported as {form!r}: {_why_not(form, run.kind)}", where=run_path, todo=" or ".join(f"--form {one}" for one in possible))
     trainee, template, run, recipe = load(run_path, unpacked=form == "merged")
     if form == "merged" and recipe.quantize != "none":
         note("the base was trained on in 4 bits; its weights are written unpacked, the adapter merged into them")
@@ -50,3 +50,9 @@ def export(run_path: str, to: Path, form: str = "") -> None:
     if template.name != "tokenizer":  # trained with another template than the tokenizer's own, if it has one
         template.tokenizer.chat_template = chat_template(template)
     template.tokenizer.save_pretrained(to)
+
+
+def _why_not(form: str, kind: str) -> str:
+    if form not in FORMS:
+        return "no form of a language model is called so"
+    return "a soft prompt is no part of the weights" if kind in SOFT else "this method has no adapter"

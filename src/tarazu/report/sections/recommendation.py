@@ -179,7 +179,7 @@ def _on_cost(context: Context, arm: Arm, cost: Measure, pros: list, cons: list) 
     if mine == least:
         pros.append(say("pro.least", cost=say(f"measure.{cost.key}"), value=shape(mine), most=shape(most)))
     elif mine == most:
-        times = number(mine / least, "two") if least else number(None)
+        times = number(mine / least, "two" if mine < 10 * least else "count") if least else number(None)
         cons.append(say("con.most", cost=say(f"measure.{cost.key}"), value=shape(mine), times=times))
 
 
