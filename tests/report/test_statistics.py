@@ -83,6 +83,17 @@ def test_the_interval_of_few_seeds_holds_the_truth_as_often_as_it_says(seeds, sc
     assert 0.88 <= inside / 150 <= 0.995
 
 
+def test_a_single_seed_has_luck_too_beside_a_method_with_several():
+    rng, alarms = np.random.default_rng(2), {True: 0, False: 0}
+    for _ in range(150):
+        a, b = (rng.normal(0, 0.03, (seeds, 1)) + rng.normal(0, 0.05, (seeds, 100)) for seeds in (1, 3))
+        for started in alarms:
+            alarms[started] += difference(a, b, draws=1000, started=started).p < 0.05
+    assert alarms[True] <= 12 < alarms[False]
+    base, tuned = rng.normal(0, 0.05, 100), rng.normal(-0.03, 0.05, (3, 100))  # the untouched model has no start
+    assert difference(base, tuned, started=False).p < difference(base, tuned).p
+
+
 def test_a_difference_of_seed_luck_is_not_a_finding():
     rows = np.random.default_rng(8).normal(2, 0.1, 300)
     lucky, plain = rows + np.array([[-0.3], [0.0], [0.25]]), rows + np.array([[-0.2], [0.1], [0.2]])

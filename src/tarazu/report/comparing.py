@@ -63,7 +63,7 @@ def compare(study: StudyView) -> Comparison:
         odd |= set(left_out)
         for name, found in rows.items():
             intervals[name, key] = interval(found.values, found.weights)
-        pairs[key] = _test(known[key], rows)
+        pairs[key] = _test(known[key], rows, study.base.name if study.base else None)
     return Comparison(intervals, pairs, sorted(odd))
 
 
@@ -80,8 +80,8 @@ def _same_rows(arms: list[Arm], key: str) -> tuple[dict[str, Rows], list[str]]:
     ]
 
 
-def _test(measure: Measure, rows: dict[str, Rows]) -> list[Pair]:
+def _test(measure: Measure, rows: dict[str, Rows], base: str | None) -> list[Pair]:
     couples = list(combinations(rows, 2))
-    found = [difference(rows[a].values, rows[b].values, rows[a].weights, comparisons=len(couples)) for a, b in couples]
+    found = [difference(rows[a].values, rows[b].values, rows[a].weights, comparisons=len(couples), started=base not in (a, b)) for a, b in couples]
     adjusted = holm([one.p for one in found])
     return [Pair(a, b, measure, one, p) for (a, b), one, p in zip(couples, found, adjusted, strict=True)]

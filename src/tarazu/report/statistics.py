@@ -70,6 +70,7 @@ def difference(
     draws: int = DRAWS,
     seed: int = 0,
     comparisons: int = 1,
+    started: bool = True,
 ) -> Difference:
     """`a - b`: rows are resampled together (paired), the seeds of each side apart.
 
@@ -77,14 +78,17 @@ def difference(
         a, b: (rows,) or (seeds, rows) of the same rows; the number of seeds may differ.
         weights: (rows,), as in `interval`.
         comparisons: how many pairs are tested together: `detectable` then uses level / comparisons, as Holm does first.
+        started: both were trained from some start: where one side has a single seed, its luck is taken to scatter as the other's.
     """
     a, shared = _shaped(a, weights)
     b, _ = _shaped(b, weights)
     if a.shape[1] != b.shape[1]:
         raise ValueError(f"paired rows needed, not {a.shape[1]} and {b.shape[1]}")
     centre = _mean(a, shared) - _mean(b, shared)
+    luck = _luck(shared, a, b) if started else 0.0
     drawn = _drawn(a, shared, draws, seed, 1) - _drawn(b, shared, draws, seed, 2)
-    free = _freedom(drawn, shared, a, b)
+    drawn = drawn + np.random.default_rng([seed, 3]).normal(0, luck**0.5, len(drawn))
+    free = _freedom(drawn, shared, a, b, borrowed=luck)
     low, high = _tails(drawn, centre, free)
     rows = (a.mean(0) - b.mean(0)) / shared.mean()
     spread = rows.std(ddof=1) if rows.size > 1 else 0.0
@@ -156,10 +160,16 @@ def _mean(values: np.ndarray, weights: np.ndarray) -> float:
     return float(values.mean(0).sum() / weights.sum())
 
 
-def _freedom(drawn: np.ndarray, weights: np.ndarray, *sides: np.ndarray) -> float:
+def _luck(weights: np.ndarray, a: np.ndarray, b: np.ndarray) -> float:
+    """The variance of one start's luck, from the side that has several seeds where the other has one; else 0."""
+    several = [side for side in (a, b) if len(side) > 1]
+    return float((several[0].sum(1) / weights.sum()).var(ddof=1)) if len(several) == 1 else 0.0
+
+
+def _freedom(drawn: np.ndarray, weights: np.ndarray, *sides: np.ndarray, borrowed: float = 0.0) -> float:
     """Degrees of freedom of the resamples' spread: few where it comes from the seeds, many where it comes from the rows."""
     centres = [side.sum(1) / weights.sum() for side in sides]
-    return student.freedom(float(drawn.var()), [(float(c.var(ddof=1)) / len(c), len(c)) for c in centres if len(c) > 1])
+    return student.freedom(float(drawn.var()), [(float(c.var(ddof=1)) / len(c) + borrowed, len(c)) for c in centres if len(c) > 1])
 
 
 def _tails(drawn: np.ndarray, centre: float, free: float) -> tuple[float, float]:
