@@ -28,7 +28,8 @@ TASKS = {"chat": "tarazu.chat.task:Chat", "captions": "tarazu.captions.task:Capt
 
 
 def run(recipe_path: str, out: str, methods: list[str] = (), sets: list[str] = (), estimate: str = "") -> RunFolder:
-    """`tarazu run`: a new study in `out`. Raises `BadInput` if the folder already holds one.
+    """`tarazu run`: a new study in `out`. Raises `BadInput` if the folder already holds one; a study whose data or model
+    could not be had leaves no folder.
 
     Args:
         estimate: what `tarazu check --out` wrote for this recipe, kept beside the results.
@@ -45,7 +46,12 @@ def run(recipe_path: str, out: str, methods: list[str] = (), sets: list[str] = (
         write_json(folder.path / "environment.json", environment.describe(recipe, pick_device(recipe)))
         folder.remember_home()
         write_aside(folder.path / "resolved.yaml", dump_yaml(recipe).encode())
-        return work(recipe, folder)
+        try:
+            return work(recipe, folder)
+        except BadInput:
+            if not (folder.path / "data.json").exists():  # no row was ever read: the command that is mended may name the same folder
+                shutil.rmtree(folder.path, ignore_errors=True)
+            raise
 
 
 def only(recipe: Recipe, methods: list[str]) -> Recipe:

