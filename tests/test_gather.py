@@ -103,6 +103,15 @@ def test_seeds_of_a_method_from_two_parts(home, tmp_path, undrawn):
     assert ">layers</code> (seed <bdi class=n dir=ltr>1</bdi>)" in build(folder.path).read_text(encoding="utf-8")
 
 
+def test_what_was_gathered_is_gathered_again_with_all_its_parts(home, tmp_path):
+    parts = [shutil.copytree(home / "a", tmp_path / str(seed)) for seed in (0, 1)]
+    for seed, part in enumerate(parts):
+        shutil.rmtree(part / "layers" / f"seed-{1 - seed}")
+    before = gather.gather([str(part) for part in parts], str(tmp_path / "before")).path
+    folder = gather.gather([str(before), str(home / "b")], str(tmp_path / "out"))
+    assert [part["seeds"] for part in read_json(folder.path / "environment.json")["parts"]] == [{"layers": [0]}, {"layers": [1]}, {"base": [0], "lora": [0, 1]}]
+
+
 def test_a_part_has_not_brought_every_seed_of_every_method(home, tmp_path, undrawn):
     """One part has two seeds of LoRA and one of the layers, whose other seed is of the other part."""
     first, second = (shutil.copytree(home / name, tmp_path / name) for name in ("a", "whole"))

@@ -118,6 +118,9 @@ def _environment(studies: list[RunFolder]) -> dict:
     stamps = [study.read_json("environment.json") or {} for study in studies]
     parts = []
     for study, stamp in zip(studies, stamps, strict=True):
+        if stamp.get("parts"):  # gathered before
+            parts += stamp["parts"]
+            continue
         seeds: dict[str, list[int]] = {}
         for run in finished(study):
             seeds.setdefault(run.name, []).append(run.seed)
@@ -148,7 +151,7 @@ def _join(studies: list[RunFolder], folder: RunFolder, recipe: Recipe) -> None:
 def _where(entry: dict, whole: dict, found: list[dict]) -> dict:
     """A method's entry; with its device where the parts were verified on several."""
     devices = [one.get("device") for one in found]
-    return {**entry, "device": whole["device"]} if "checks" in entry and any(device != devices[0] for device in devices) else entry
+    return {"device": whole.get("device"), **entry} if "checks" in entry and any(device != devices[0] for device in devices) else entry
 
 
 def _verdict(methods: list[dict], found: list[dict]) -> dict:
