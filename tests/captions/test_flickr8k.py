@@ -186,6 +186,11 @@ def test_nothing_there(tmp_path):
         flickr8k.read(tmp_path)
 
 
+def test_a_drawn_scenes_words_have_the_right_article():
+    found = [drawn.Thing(count, "big", "orange", "star").words(sized) for count, sized in ((1, False), (1, True), (2, False))]
+    assert found == ["an orange star", "a big orange star", "two orange stars"]
+
+
 def test_scenes_are_drawn_alike_from_the_same_seed(tmp_path):
     one, two, other = (drawn.write(tmp_path / str(i), 12, seed) for i, seed in enumerate((0, 0, 1)))
     texts = [(folder / "captions.txt").read_text() for folder in (one, two, other)]

@@ -57,6 +57,8 @@ def test_fingerprints_find_one_flipped_bit_and_what_stood_still():
     assert proof["wrongly_changed"] == ["1.running_mean"] and proof["wrongly_unchanged"] == ["0.weight"]
     with pytest.raises(TarazuError, match=r"1\.running_mean.*0\.weight"):
         demand(proof, "here")
+    with pytest.raises(TarazuError, match=r"did not change: 0\.weight(?s:.*)after a single step give a larger budget"):
+        demand({**proof, "wrongly_changed": []}, "here")
 
 
 def test_shape_and_dtype_are_part_of_the_fingerprint():

@@ -48,7 +48,9 @@ class Thing:
 
     def words(self, sized: bool = True) -> str:
         noun = self.shape if self.count == 1 else self.shape + "s"
-        return " ".join(word for word in (NUMBERS[self.count], self.size if sized else "", self.colour, noun) if word)
+        described = f"{self.size} {self.colour} {noun}" if sized else f"{self.colour} {noun}"
+        number = "an" if self.count == 1 and described[0] in "aeiou" else NUMBERS[self.count]
+        return f"{number} {described}"
 
 
 @dataclass(frozen=True)

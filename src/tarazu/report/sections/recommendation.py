@@ -63,7 +63,7 @@ def choice_sentences(context: Context, choice: Choice) -> list[Both]:
         found.append(_on_choice(context, choice))
     if choice.ties:
         found.append(say("choice.ties", best=code(verdict.best.name), others=joined([code(n) for n in choice.ties])))
-    if choice.name in verdict.not_better:
+    if choice.name in verdict.not_better and (one.gain is None or one.gain > 0):  # no gain at all was said above
         found.append(say(f"choice.not_better{'' if context.study.base else '_constant'}"))
     return found
 
