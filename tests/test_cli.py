@@ -53,6 +53,7 @@ def test_bad_input_has_exit_code_2_and_no_traceback(tmp_path, run_here):
 def test_new_lists_and_copies_a_recipe(tmp_path):
     assert "demo" in run("new", cwd=tmp_path).stdout
     assert run("new", "demo", cwd=tmp_path).returncode == 0 and load(tmp_path / "demo.yaml").task == "chat"
+    assert "$schema" not in (tmp_path / "demo.yaml").read_text()  # its path is the checkout's
     assert run("new", "demo", cwd=tmp_path).returncode == 2, "an existing file is kept"
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from tarazu.errors import BadInput
 
 FOLDERS = (Path(__file__).parent / "recipes", Path(__file__).parents[2] / "recipes")  # installed, or a checkout
+SCHEMA = "../docs/recipe.schema.json"  # what the first line of a shipped recipe names
 
 
 def shipped() -> dict[str, Path]:
@@ -29,7 +30,10 @@ def copy(name: str, to: Path) -> Path:
     target = to / f"{name}.yaml"
     if target.exists():
         raise BadInput("this file exists already", where=str(target), todo="move it away first")
-    target.write_text(found[name].read_text(encoding="utf-8"), encoding="utf-8")
+    text = found[name].read_text(encoding="utf-8")
+    if SCHEMA in text and not (to / SCHEMA).exists():  # an editor would complain of a schema that is not there
+        text = text.partition("\n")[2]
+    target.write_text(text, encoding="utf-8")
     return target
 
 

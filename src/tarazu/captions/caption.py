@@ -37,6 +37,7 @@ def caption(run_path: str, images: list[str], beam: int = 3, heatmap: str | None
             continue
         if heatmap:
             answer["heatmap"] = _draw(model, image, answer, heatmap, several=len(images) > 1)
+            note(f"where it looked: {answer['heatmap']}")
         found.append(answer)
         if not as_json:
             print(answer["caption"] if len(images) == 1 else f"{image}: {answer['caption']}")
