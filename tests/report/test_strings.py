@@ -70,6 +70,9 @@ def test_numbers_carry_their_unit_and_their_source():
     assert 'title="a/metrics.json"' in number(1, "count", "a/metrics.json").en
     assert number(90, "seconds").plain("en") == "90 s" and number(3 * 3600, "seconds").plain("fa") == "3.0 ساعت"
     assert number(2_400_000_000, "bytes").plain("en") == "2.4 GB"
+    change = number(-0.25, "percentage_points")  # 50% to 25% is no change of 25%
+    assert (change.plain("fa"), change.plain("en")) == ("−25.0 واحد درصد", "−25.0 points")
+    assert number(0.0, "percentage_points").plain("en") == "0.0 points"
     assert number(-0.5, "signed").plain("en") == "−0.500"
     assert number(-0.00001, "signed").plain("en") == "0.000"  # no "−0.000"
     for nothing in (None, float("nan"), "7", True, [1]):

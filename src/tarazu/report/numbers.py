@@ -18,16 +18,20 @@ def shaped(value: Any, form: str) -> tuple[str | None, str]:
         return _duration(value)
     if form == "percent":
         return f"{value * 100:.1f}".replace("-", "\u2212"), "percent"
-    if form == "signed_percent":
-        return f"{value * 100:+.1f}".replace("-", "\u2212"), "percent"
+    if form in ("signed_percent", "percentage_points"):  # of a share of another thing; between two shares
+        return _signed(f"{value * 100:+.1f}"), "percent" if form == "signed_percent" else "percentage_point"
     if form == "share":
         share = value * 100
         return (f"{share:.1f}" if abs(share) >= 1 else f"{share:.3g}"), "percent"
     writer = WRITERS.get(form, _significant)
-    text = writer(value)
+    return _signed(writer(value)), ""
+
+
+def _signed(text: str) -> str:
+    """With a true minus; a change that rounds to nothing has no sign."""
     if text[:1] in "+-" and not text.strip("+-0."):
-        text = text[1:]  # a change that rounds to nothing has no sign
-    return text.replace("-", "\u2212"), ""
+        text = text[1:]
+    return text.replace("-", "\u2212")
 
 
 def _significant(value: float) -> str:

@@ -97,7 +97,7 @@ def _against_base(context: Context, arm: Arm) -> Table:
         if after is None:
             continue
         change = None if before is None else after - before
-        form = "signed_percent" if measure.form == "percent" else signed_form(measure)
+        form = "percentage_points" if measure.form == "percent" else signed_form(measure)
         source = arm.first.file("metrics.json")
         rows.append(
             [
