@@ -66,7 +66,7 @@ def crew(work: Callable[[Any], Any], count: int) -> Iterator[Callable[[Sequence]
             yield lambda items: threads.submit(lambda: [work(item) for item in items])
         return
     pool = _gathered()
-    with tempfile.TemporaryDirectory(prefix="tarazu-") as folder:
+    with tempfile.TemporaryDirectory(prefix="tarazu-") as folder:  # that only this user can open: what is unpickled is our own
         file = Path(folder, "work")
         file.write_bytes(pickle.dumps(work))
         waiting: list[Future] = []
