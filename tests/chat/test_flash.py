@@ -7,6 +7,7 @@ import torch
 from chat.test_flex import gradients
 from chat.test_methods import build, close, rows
 from chat.tiny import FAMILIES
+from torch._dynamo.testing import CompileCounterWithBackend
 
 from tarazu.chat import compiled, flash, flex
 from tarazu.chat.forward import hidden_states
@@ -100,14 +101,21 @@ def test_by_edges_is_the_models_own_attention(name, family, arithmetic):
 
 @pytest.mark.parametrize("family", ["gemma2", "llama"])
 def test_compiled_layers_take_edges(family, arithmetic, monkeypatch):
-    """The compiler sees the operators whole, with their backward pass, also under checkpointing."""
+    """The compiler sees the operators whole, with their backward pass, also under checkpointing; once for all widths."""
     expected = gradients(build("lora", family, window=WIDE))
-    monkeypatch.setattr("chat.test_flex.lay_out", lambda *a, **more: lay_out(*a, **more, edges=True))
     for checkpointing in (False, True):
+        torch._dynamo.reset()
+        counted = CompileCounterWithBackend("aot_eager")
         trainee = build("lora", family, attention=flex.NAME, window=WIDE)
-        compiled.give_prefixes(trainee.base, checkpointing, lambda forward: torch.compile(forward, backend="aot_eager"))
-        found = gradients(trainee)
-        assert all(torch.allclose(found[key], wanted, atol=1e-4, rtol=1e-3) for key, wanted in expected.items())
+        for layer in trainee.base.get_decoder().layers:
+            layer.self_attn.sliding_window = None  # as `compiled.compile_layers` does
+        compiled.give_prefixes(trainee.base, checkpointing, lambda forward: torch.compile(forward, backend=counted))
+        for width in (256, 384, 512):
+            monkeypatch.setattr("chat.test_flex.lay_out", lambda *a, **more: lay_out(*a, **{**more, "width": width}, edges=True))
+            trainee.module.zero_grad()
+            found = gradients(trainee)
+            assert all(torch.allclose(found[key], wanted, atol=1e-4, rtol=1e-3) for key, wanted in expected.items())
+        assert counted.frame_count == 1
 
 
 def test_says_what_stands_in_the_way():

@@ -38,7 +38,6 @@ def compile_layers(model: PreTrainedModel, checkpointing: bool = False) -> None:
     for layer in model.get_decoder().layers:
         if getattr(layer.self_attn, "sliding_window", None) is not None:
             layer.self_attn.sliding_window = None  # the mask does the window; a difference between layers would compile them twice
-    # a second packed width makes the width a variable
     give_prefixes(model, checkpointing, partial(torch.compile, options={"post_grad_custom_pre_pass": _thin_products()}))
 
 
@@ -66,6 +65,13 @@ def give_prefixes(model: PreTrainedModel, checkpointing: bool = False, made: Cal
         layer.forward = _Layer(layer, made(inner), number, checkpointing)
 
 
+def _of_any_width(*inputs: torch.Tensor | None) -> None:
+    """Tells the compiler that the second side of (B, T, ...) is a variable. Left alone it finds out at the second packed width, and compiles all again."""
+    for tensor in inputs:
+        if tensor is not None:
+            torch._dynamo.maybe_mark_dynamic(tensor, 1)
+
+
 class _Layer:
     """One layer's forward: the prepared one for block attention, the plain one for everything else."""
 
@@ -82,6 +88,8 @@ class _Layer:
             rest["prefix"] = prefixes[self.number]
         if self.number == 0 and (self.trained or prefixes) and torch.is_grad_enabled():
             args[0].requires_grad_()  # as in all other layers: one piece of code for all costs less than this gradient
+        if self.number == 0 and flash.are_edges(attention_mask):
+            _of_any_width(args[0], rest.get("position_ids"), *(rest.get("position_embeddings") or ()))
         if self.layer.training and self.checkpointing:  # a kept state of the dice could not be recorded
             return checkpoint(self.prepared, *args, attention_mask=attention_mask, use_reentrant=False, preserve_rng_state=self.draws, **rest)
         return self.prepared(*args, attention_mask=attention_mask, **rest)
