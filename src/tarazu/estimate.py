@@ -10,35 +10,25 @@ import gc
 import importlib
 import math
 import shutil
-import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import torch
 
 from tarazu.engine import fingerprint, search
-from tarazu.engine.few import Few, fit, silence
+from tarazu.engine.few import silence
 from tarazu.engine.ledger import Ledger
 from tarazu.engine.loop import MEMORY_ERRORS, SAVE_SECONDS, autocast
-from tarazu.engine.order import RowOrder, order_of, undone
 from tarazu.engine.progress import note
-from tarazu.engine.task import Trainee
 from tarazu.errors import TarazuError
 from tarazu.foresight import MODEL_ERRORS, UNSEEN, foresee
 from tarazu.recipe import Budget, Recipe
+from tarazu.rehearsal import STEPS, Timed, rehearse
 from tarazu.run_folder import Run, understood
 from tarazu.searching import REUSED
 from tarazu.study import make_task
-
-STEPS = {"cpu": 3, "cuda": 12}  # on a GPU a step is short, and the first ones are not like the others
-ROUNDS = {"cpu": 1, "cuda": 2}  # there a width's first pass is planned, compiled and recorded, and the next ones are played
-SHAPES_LOOKED_AT = 200  # steps whose passes are laid out to see which shapes come: what comes later is rare
-LOOKED_AT = 1000  # steps among which the heaviest one is looked for
-NEVER = 10**12  # tokens between validations
 
 
 def estimate(recipe: Recipe, data, device: torch.device, measure: bool = True, on: str | None = None) -> dict:
@@ -68,11 +58,22 @@ def estimate(recipe: Recipe, data, device: torch.device, measure: bool = True, o
 
 
 def total(recipe: Recipe, methods: list[dict]) -> dict:
-    """Over all methods and seeds (the untouched model runs once), as [least, most] seconds and bytes."""
-    known = [(1 if m["kind"] == "base" else len(recipe.seeds), m) for m in methods if m["works"] and m["range"]]
-    low, high = (sum(times * m["range"]["seconds"][side] for times, m in known) for side in (0, 1))
-    disk = [sum(times * m["range"]["disk"][side] for times, m in known) for side in (0, 1)]
-    return {"seconds": [low, high], "disk": disk, "methods": len(known)}
+    """Over all methods and seeds (the untouched model runs once, and a search serves all seeds), as [least, most] seconds and bytes."""
+    known = [(recipe.seeds[:1] if m["kind"] == "base" else recipe.seeds, m) for m in methods if m["works"] and m["range"]]
+    seconds = [sum(side) for side in zip(*(of_seeds(m, seeds) for seeds, m in known), strict=True)] or [0, 0]
+    disk = [sum(len(seeds) * m["range"]["disk"][side] for seeds, m in known) for side in (0, 1)]
+    return {"seconds": seconds, "disk": disk, "methods": len(known)}
+
+
+def of_seeds(entry: dict, seeds: list[int]) -> list[float]:
+    """[least, most] seconds of a method's runs with all seeds."""
+    low, high = entry["range"]["seconds"]
+    phases, by_seed = entry["seconds"] or {}, entry.get("by_seed") or {}
+    later = [by_seed.get(str(seed), {}).get("train", phases.get("train", 0.0)) - phases.get("train", 0.0) for seed in seeds[1:]]
+    if entry["how"] != "measured":
+        return [low * len(seeds), high * len(seeds)]
+    again = sum(phases["total"] - phases.get("search", 0.0) + more for more in later)
+    return [low + again, high + again]
 
 
 def measured(task, recipe: Recipe, name: str, data, device: torch.device, entry: dict) -> dict:
@@ -102,20 +103,6 @@ def explain(error: Exception) -> str:
     return f"fails with this model and attention: {type(error).__name__}: {text}"
 
 
-@dataclass(frozen=True)
-class Timed:
-    """What a few real steps tell of a method's training."""
-
-    train: float  # seconds of the whole budget's steps
-    checkpoint: float  # seconds of the few steps' checkpoints
-    each: float  # seconds of a step, which holds `held` tokens
-    held: float
-    lost: float  # seconds of the first passes beyond what they take later
-    speed: float  # tokens a second
-    memory: int  # bytes
-    disk: int  # bytes
-
-
 def _measure(task, recipe: Recipe, name: str, data, device: torch.device, scratch: Path) -> dict:
     known, ledger = importlib.import_module(f"tarazu.{recipe.task}.estimate"), Ledger(device)
     with ledger.phase("load"):
@@ -125,9 +112,9 @@ def _measure(task, recipe: Recipe, name: str, data, device: torch.device, scratc
         began = time.perf_counter()
         fingerprint.fingerprint(trainee.module)
         seconds["fingerprint"] = 2 * (time.perf_counter() - began)
-        timed = train_timed(task, recipe, name, data, trainee, scratch, ledger)
-        seconds["train"] = timed.train
-        seconds["checkpoint"] = timed.checkpoint * (count - 1 + timed.train // SAVE_SECONDS)
+        timed = rehearse(task, recipe, name, data, trainee, scratch, ledger)
+        seconds["train"] = timed.train(timed.first)
+        seconds["checkpoint"] = timed.checkpoint * (count - 1 + seconds["train"] // SAVE_SECONDS)
     trainee.module.eval()
     with torch.no_grad(), autocast(recipe.budget, device):
         parts = known.parts(task, trainee, data, recipe)
@@ -135,61 +122,27 @@ def _measure(task, recipe: Recipe, name: str, data, device: torch.device, scratc
         seconds["validate"] = count * parts["validate"]
     seconds |= {"generate": parts["generate"] + (count * parts["sample"] if timed else 0.0), "evaluate": parts["evaluate"]}
     if timed:
-        trial = parts["validate"] + timed.checkpoint
-        found, beyond = searching(recipe, name, seconds["load"] + timed.lost, timed.each, timed.held, trial)
+        found, beyond = searching(recipe, name, seconds["load"], timed.each, timed.held, parts["validate"] + timed.checkpoint, timed.lost)
         seconds |= found
-    spent = sum(seconds.values())
-    speed, memory, disk = (timed.speed, timed.memory, timed.disk) if timed else (None, None, 0)
-    return {
-        "how": "measured", "seconds": {**seconds, "total": spent}, "tokens_per_second": speed, "memory": memory, "disk": disk,
-        "range": {"seconds": [spent, spent + beyond], "disk": [disk, disk], "memory": [memory, memory]},
-    }  # fmt: skip
+    spent, disk = sum(seconds.values()), timed.disk if timed else 0
+    if hasattr(known, "written"):
+        disk += known.written(task, data, recipe, count if timed else 0)
+    return {"how": "measured", "seconds": {**seconds, "total": spent}, "disk": disk, **training(timed), "range": ranges(timed, spent, beyond, disk)}
 
 
-def train_timed(task, recipe: Recipe, name: str, data, trainee: Trainee, scratch: Path, ledger: Ledger) -> Timed:
-    """The heaviest step, for its memory, and then those that a run begins with, more than once where the first time is not like the others."""
-    known, device = importlib.import_module(f"tarazu.{recipe.task}.estimate"), ledger.device
-    order = order_of(data, recipe.methods[name], recipe.budget, recipe.seeds[0])
-    heaviest = known.heaviest(data, fullest(data, order, known))
-    rows = [row for step in range(STEPS[device.type]) for row in order.at(step)]
-    train_few(task, recipe, name, data, trainee, heaviest, scratch / "heaviest", ledger)
-    ledgers = [ledger]
-    for number in range(ROUNDS[device.type]):
-        ledgers.append(Ledger(device))
-        run = train_few(task, recipe, name, data, trainee, rows, scratch / f"steps-{number}", ledgers[-1])
-    warm, (each, speed), disk = ledgers[-1], pace(run, ledgers[-1]), room_on_disk(run)
-    lost = first_cost([one.seconds["train"] for one in ledgers[1:]])
-    steps = training_steps(recipe.budget, order, warm)
-    shapes = partial(known.shapes, task, trainee, data, recipe) if hasattr(known, "shapes") else None
-    train = steps * each + (lost * recurring(order, shapes, heaviest, warm.steps, steps) if lost else 0.0)
-    memory = max(one.memory["allocated"] or one.memory["resident"] for one in ledgers)
-    return Timed(train, warm.seconds["checkpoint"], each, warm.counts.tokens / warm.steps, lost, speed * steps * each / train, memory, disk)
+def training(timed: Timed | None) -> dict:
+    """Speed and memory of the first seed's training, and where seeds differ, those and the seconds of each."""
+    if timed is None:
+        return {"tokens_per_second": None, "memory": None}
+    found = {seed: {"train": timed.train(one), "tokens_per_second": timed.speed(one), "memory": one.memory} for seed, one in timed.starts.items()}
+    by_seed = {"by_seed": {str(seed): figures for seed, figures in found.items()}} if len(found) > 1 else {}
+    return {"tokens_per_second": timed.speed(timed.first), "memory": timed.first.memory, **by_seed}
 
 
-def train_few(
-    task, recipe: Recipe, name: str, data, trainee: Trainee, rows: list[int], where: Path, ledger: Ledger
-) -> Run:
-    """One pass of the real loop over the rows as they stand, in steps of the method's own size, without validations between."""
-    method, seed = recipe.methods[name], recipe.seeds[0]
-    changes = {"tokens": None, "epochs": 1.0, "batch_rows": method.batch_rows or recipe.budget.batch_rows, "evaluate_every": NEVER, "keep": "last", "patience": None, "watch": "loss"}
-    budget = recipe.budget.model_copy(update=changes)
-    few = Few(task, data, rows)
-    few.rows = undone(rows, order_of(few, method, budget, seed))  # a step of other rows would have other shapes than the run's
-    return fit(few, trainee, recipe.model_copy(update={"budget": budget}), method, Run(where / name / f"seed-{seed}"), ledger)
-
-
-def room_on_disk(run: Run) -> int:
-    """The most bytes that a whole run keeps there, told by a short one: two checkpoints and the weights."""
-    checkpoints = [folder for folder in (run.path / "checkpoint").iterdir() if folder.is_dir()]
-    size = sum(file.stat().st_size for file in checkpoints[-1].iterdir())
-    return 2 * size + run.weights.stat().st_size
-
-
-def training_steps(budget: Budget, order: RowOrder, warm: Ledger) -> float:
-    """Optimizer steps of the whole budget; for a budget in tokens, by what a step held here."""
-    if budget.epochs:
-        return math.ceil(budget.epochs * order.steps_per_epoch)
-    return math.ceil(budget.tokens / (warm.counts.tokens / warm.steps))
+def ranges(timed: Timed | None, spent: float, beyond: float, disk: int) -> dict[str, list]:
+    """[least, most] of the first seed's seconds and disk, and of the memory of any seed."""
+    memory = [one.memory for one in timed.starts.values()] if timed else [None]
+    return {"seconds": [spent, spent + beyond], "disk": [disk, disk], "memory": [min(memory), max(memory)] if timed else [None, None]}
 
 
 def validations(budget: Budget) -> int:
@@ -200,58 +153,21 @@ def validations(budget: Budget) -> int:
     return 1 + math.ceil(budget.epochs)  # one that validates by tokens is rarer: epochs are what it is then read as
 
 
-def pace(run: Run, warm: Ledger) -> tuple[float, float]:
-    """Seconds of a step and tokens a second: of all steps on a CPU, on a GPU of those after the first third.
-
-    Steps that took twice the median are left out there: what is compiled or recorded once must not be multiplied by the steps of a run.
-    """
-    if warm.device.type == "cpu":
-        return warm.seconds["train"] / warm.steps, warm.counts.tokens / warm.seconds["train"]
-    steps = [event for event in run.read_lines("events.jsonl") if event["event"] == "step"]
-    steps = steps[len(steps) // 3 :]
-    most = 2 * statistics.median(step["seconds"] for step in steps)
-    steps = [step for step in steps if step["seconds"] <= most]
-    each = statistics.fmean(step["seconds"] for step in steps)
-    return each, sum(step["tokens_per_second"] * step["seconds"] for step in steps) / len(steps) / each
-
-
-def fullest(data, order: RowOrder, known) -> list[int]:
-    """The rows of the step that holds the most, of the run's first ones: what its peak of memory comes from."""
-    if not hasattr(known, "weight"):  # all rows of the task are alike
-        return order.at(0)
-    return max((order.at(step) for step in range(min(LOOKED_AT, order.steps_per_epoch))), key=lambda rows: known.weight(data, rows))
-
-
-def first_cost(rounds: list[float]) -> float:
-    """Seconds that a newly built method loses until its passes are what they stay: the same steps' earlier rounds beside the last."""
-    return sum(max(0.0, seconds - rounds[-1]) for seconds in rounds[:-1])
-
-
-def recurring(order: RowOrder, shapes: Callable[[list[int]], set] | None, heaviest: list[int], measured: int, steps: float) -> float:
-    """How many times what the measured steps lost a run loses: it meets shapes of passes that were not among them.
-
-    Args:
-        shapes: of rows, the shapes that are planned or recorded when they first come; None where the task has no such.
-        heaviest: the rows of the step that came before the measured ones.
-    """
-    if shapes is None:
-        return 1.0
-    new = set().union(*(shapes(order.at(step)) for step in range(measured))) - shapes(heaviest)
-    looked_at = range(min(SHAPES_LOOKED_AT, order.steps_per_epoch, math.ceil(steps)))
-    return max(1.0, len(set().union(*(shapes(order.at(step)) for step in looked_at))) / len(new)) if new else 1.0
-
-
-def searching(recipe: Recipe, name: str, load: float, each: float, held: float, trial: float) -> tuple[dict[str, float], float]:
+def searching(
+    recipe: Recipe, name: str, load: float, each: float, held: float, trial: float, lost: Callable[[int], float] = lambda steps: 0.0
+) -> tuple[dict[str, float], float]:
     """Seconds of the method's search of its lists, and the most that rates beyond an edge may take besides.
 
     Args:
-        load: seconds of building the method and of its first passes; each: of a later step, which holds `held` tokens; trial: of what
-            each trial takes besides its steps.
+        load: seconds of building the method; each: of a step whose like has run, which holds `held` tokens; trial: of what each trial
+            takes besides its steps; lost: what first passes take besides, among so many steps.
     """
     method, asked = recipe.methods[name], recipe.search
     if asked is None or not (tried := search.candidates(asked, method)):
         return {}, 0.0
-    rounds = [(size, math.ceil(tokens / held) * each + trial) for size, tokens in search.plan(len(tried), asked.tokens)]
+    steps = [(size, math.ceil(tokens / held)) for size, tokens in search.plan(len(tried), asked.tokens)]
+    rounds = [(size, count * each + trial) for size, count in steps]
+    load += lost(max(count for _, count in steps))
     only_rates = set(tried[0].settings) == {"learning_rate"}  # then one model serves all trials
     builds = 1 if only_rates and recipe.task in REUSED else sum(size for size, _ in rounds)
     further = search.WIDENINGS * sum(spent for _, spent in rounds) if may_widen(recipe, name) else 0.0
@@ -279,7 +195,10 @@ def compared(found: dict, runs: Iterator[Run]) -> list[dict]:
             happened["total (s)"] = sum(seconds or 0.0 for seconds in happened.values())
             happened["tokens/s"] = ledger["tokens_per_second"]
             happened["memory (bytes)"] = ledger["train_memory"]["allocated"] or ledger["train_memory"]["resident"]
-        estimated = {f"{phase} (s)": value for phase, value in guess["seconds"].items()}
+        guess = guess | guess.get("by_seed", {}).get(str(run.seed), {})
+        phases = guess["seconds"] | ({"train": guess["train"]} if "train" in guess else {})
+        phases["total"] = sum(seconds for phase, seconds in phases.items() if phase != "total")
+        estimated = {f"{phase} (s)": value for phase, value in phases.items()}
         estimated |= {"tokens/s": guess["tokens_per_second"], "memory (bytes)": guess["memory"]}
         for figure, value in estimated.items():
             real = happened.get(figure)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable
 
@@ -21,7 +22,7 @@ from tarazu.engine.loop import uses_bfloat16
 from tarazu.foresight import Outline
 
 BEGIN = {"cpu": 1, "cuda": 8}  # words that are timed together with reading the prompt (a GPU captures a graph among them)
-SOME = {"cpu": 4, "cuda": 48}  # words after them, timed apart
+SOME = {"cpu": 4, "cuda": 192}  # words after them, timed apart: the room for an answer makes each of them slower, so all of a usual one
 PASSAGES = 2
 
 
@@ -48,6 +49,12 @@ def shapes(task: Chat, trainee: ChatTrainee, data: Prepared, recipe: ChatRecipe,
     return {batch.ids.shape[1] for batch in task.collate(trainee, data, "train", rows, recipe.budget.micro_batch_tokens)}
 
 
+def afresh(trainee: ChatTrainee) -> None:
+    """As newly built, for the shapes of passes."""
+    if trainee.recorder is not None:
+        trainee.recorder.clear()
+
+
 def parts(task: Chat, trainee: ChatTrainee, data: Prepared, recipe: ChatRecipe) -> dict[str, float]:
     """Seconds of one validation, of its sampled answers, and of the final evaluation and generation."""
     limit = recipe.budget.micro_batch_tokens
@@ -67,7 +74,7 @@ def parts(task: Chat, trainee: ChatTrainee, data: Prepared, recipe: ChatRecipe) 
     final = writing(task, trainee, data, recipe, task.asked(data, recipe), recipe.generation.max_new_tokens)
     if data.reading:
         final += writing(task, trainee, data, recipe, data.reading, recipe.reading.max_new_tokens)
-    final += judging(data, task.asked(data, recipe))
+    final += judging(task.asked(data, recipe)) + judging(data.reading)
     sample = writing(task, trainee, data, recipe, asked, recipe.generation.max_new_tokens)
     return {
         "validate": each * float(lengths["validation"][: recipe.budget.validation_rows].sum()),
@@ -88,13 +95,14 @@ def writing(
     """Seconds of answering all of `asked` to the end: the first word and some more of the middle batch are timed."""
     if not asked:
         return 0.0
-    prompts = sorted(
-        (data.template.encode_prompt([Turn(t["role"], t["text"]) for t in a["turns"]]) for a in asked), key=len
-    )
+    began = time.perf_counter()
+    prompts = sorted((data.template.encode_prompt([Turn(t["role"], t["text"]) for t in a["turns"]]) for a in asked), key=len)
+    encoding = time.perf_counter() - began
     size = recipe.generation.batch_rows
     batches = [prompts[start : start + size] for start in range(0, len(prompts), size)]
     middle = batches[len(batches) // 2 if len(batches[-1]) == size else max(0, (len(batches) - 1) // 2)]
-    begin, some = BEGIN[trainee.base.device.type], SOME[trainee.base.device.type]
+    begin = BEGIN[trainee.base.device.type]
+    some = max(1, min(SOME[trainee.base.device.type], most - begin))
     first = timed(trainee, lambda: generate(trainee, middle, set(), begin, size))
     more = timed(trainee, lambda: generate(trainee, middle, set(), begin + some, size), warm=True)
     step = max(0.0, more - first) / some
@@ -102,10 +110,10 @@ def writing(
     of_middle = len(middle) * len(middle[-1])
     together = trainee.base.device.type == "cuda"  # there a small batch takes as long as a large one
     steps = sum(1 if together else len(batch) / len(middle) for batch in batches) * max(0, most - begin)
-    return first * sum(places) / of_middle + step * steps
+    return encoding + first * sum(places) / of_middle + step * steps
 
 
-def judging(data: Prepared, asked: list[dict]) -> float:
+def judging(asked: list[dict]) -> float:
     """Seconds of scoring the answers: a few references are scored, each against the next one."""
     some = [(a["reference"], a["turns"][-1]["text"]) for a in asked if a["reference"]][:8]
     if not some:
@@ -114,6 +122,21 @@ def judging(data: Prepared, asked: list[dict]) -> float:
     for (said, question), (other, _) in zip(some, [*some[1:], some[0]], strict=True):
         scoring.score(said, question, other)
     return (time.perf_counter() - began) * len(asked) / len(some)
+
+
+def written(task: Chat, data: Prepared, recipe: ChatRecipe, validations: int) -> int:
+    """Bytes of a run's answers on disk: of the last ones, and of those sampled at each of its `validations`. Answers have all tokens they may."""
+    asked = task.asked(data, recipe)
+    answers = data.store.column("test", "answer_bytes").sum() / max(1, data.store.column("test", "answer_tokens").sum())  # bytes of a token
+    sampled = [a for a in asked if a["from"] == "questions"][: recipe.generation.during_training]
+
+    def size(some: list[dict], most: int) -> float:
+        fields = {"output": "", "finished": False, "tokens": most, "checks": {}, "scores": scoring.score("a b", "a b", "a c")}
+        return sum(len(json.dumps(a | fields, ensure_ascii=False).encode()) + answers * most for a in some)
+
+    read = size(data.reading, recipe.reading.max_new_tokens) if data.reading else 0.0
+    most = recipe.generation.max_new_tokens
+    return round(size(asked, most) + read + validations * size(sampled, most))
 
 
 def timed(trainee: ChatTrainee, work: Callable[[], object], warm: bool = False) -> float:
