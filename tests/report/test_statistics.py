@@ -7,6 +7,7 @@ import pytest
 from scipy import stats
 
 from tarazu.report import student
+from tarazu.report.numbers import shaped
 from tarazu.report.statistics import difference, holm, interval
 
 
@@ -127,3 +128,9 @@ def test_rows_that_are_not_pairs_are_refused(rows):
 def test_one_row_has_no_spread():
     found = interval(np.array([2.0]))
     assert (found.low, found.mean, found.high) == (2.0, 2.0, 2.0)
+
+
+def test_a_p_that_more_resamples_would_make_smaller_says_so(rows):
+    sure, chance = difference(rows, rows + 5), difference(rows, rows[::-1])
+    assert sure.floor and sure.p == pytest.approx(2 / 10_001) and not chance.floor
+    assert shaped(36 * sure.p, "p_floor")[0] == "≤ 0.007" and shaped(1e-5, "p_floor")[0] == "≤ 0.001"

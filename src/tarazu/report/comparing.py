@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from itertools import combinations
 
-from tarazu.report.measures import TESTED, Measure, Rows, measures, row_values
+from tarazu.report.measures import BESIDES, SAME_ROWS, TESTED, Measure, Rows, measures, row_values
 from tarazu.report.reading import Arm, StudyView
 from tarazu.report.statistics import Difference, Interval, difference, holm, interval
 
@@ -25,6 +25,11 @@ class Pair:
     @property
     def sure(self) -> bool:
         return self.p < SURE
+
+    @property
+    def p_form(self) -> str:
+        """How `p` is written: at most so much, where more resamples could make it smaller."""
+        return "p_floor" if self.found.floor else "p"
 
     @property
     def winner(self) -> str | None:
@@ -47,18 +52,18 @@ class Comparison:
 
     def differ(self, key: str, a: str, b: str) -> bool | None:
         """Whether a difference was found; None where it could not be tested."""
-        pair = self.pair(key, a, b)
+        pair = self.pair(SAME_ROWS.get(key, key), a, b)
         return None if pair is None else pair.sure
 
 
 def compare(study: StudyView) -> Comparison:
-    """Every figure of `TESTED` for every pair of methods, the untouched model included."""
+    """Every figure of `TESTED` and `BESIDES` for every pair of methods, the untouched model included."""
     arms = ([study.base] if study.base else []) + study.arms
     known = measures(study.task)
     intervals: dict[tuple[str, str], Interval] = {}
     pairs: dict[str, list[Pair]] = {}
     odd: set[str] = set()
-    for key in TESTED.get(study.task, []):
+    for key in [*TESTED.get(study.task, []), *BESIDES.get(study.task, [])]:
         rows, left_out = _same_rows(arms, key)
         odd |= set(left_out)
         for name, found in rows.items():

@@ -92,6 +92,9 @@ QUALITY = {
 UTILISATION = Measure("utilisation", "high", "percent", "ledger.json", (("utilisation",),))
 FORGETTING = ("english_bits_per_byte", "persian_bits_per_byte")
 TESTED = {"chat": ["loss", "chrf", "checks_passed", "reading_f1", *FORGETTING], "captions": ["cider", "bleu4"]}
+BESIDES = {"chat": ["rouge_l", "repetition", "wrong_script", "unfinished", "echo", "reading_exact_match"]}  # tested too, told in a sentence each
+SAME_ROWS = {"perplexity": "loss", "bits_per_byte": "loss"}  # the same rows' loss in another unit: its test speaks for them
+OVER = {"repetition": 0.2, "wrong_script": 0.5, "echo": 0.5}  # an answer counts from here on, as in the rates of metrics.json
 
 
 def measures(task: str) -> dict[str, Measure]:
@@ -161,16 +164,22 @@ def _summed(rows, by: int) -> tuple[tuple, list[float], np.ndarray] | None:
 
 
 def sample_score(sample: dict, key: str) -> float | None:
-    """One answer's score: the share of its checks passed (x100), or the named score; chrF only on test rows."""
+    """One answer's score, 0 to 100: the share of its checks passed, of reading the named score, of a test row that or whether it counts in a rate."""
     if key == "checks_passed":
         checks = sample.get("checks")
         return 100 * float(np.mean([bool(v) for v in checks.values()])) if isinstance(checks, dict) and checks else None
     if key == "reading_f1":
         value = as_number(dig(sample, "scores", "f1")) if sample.get("from") == "reading" else None
         return None if value is None else 100 * value
-    if key == "chrf" and sample.get("from") not in (None, "test"):
+    if key == "reading_exact_match":
+        value = as_number(dig(sample, "scores", "exact_match")) if sample.get("from") == "reading" else None
+        return None if value is None else 100 * value
+    if sample.get("from") not in (None, "test"):
         return None
-    return as_number(dig(sample, "scores", key))
+    if key == "unfinished":
+        return 100.0 * (not sample["finished"]) if isinstance(sample.get("finished"), bool) else None
+    value = as_number(dig(sample, "scores", key))
+    return 100.0 * (value > OVER[key]) if value is not None and key in OVER else value
 
 
 def by_id(run: RunView) -> dict[str, dict]:

@@ -36,6 +36,7 @@ class Difference:
 
     `effect` is Cohen's d of the row differences (mean over standard deviation), `lower` the share of rows on which `a`
     is below `b`, `detectable` the smallest difference that so many rows and seeds would show four times out of five.
+    `floor`: so many resamples cannot show a smaller p than this one.
     """
 
     mean: float
@@ -47,6 +48,7 @@ class Difference:
     detectable: float
     rows: int
     seeds: int
+    floor: bool = False
 
 
 def interval(values: np.ndarray, weights: np.ndarray | None = None, draws: int = DRAWS, seed: int = 0) -> Interval:
@@ -92,17 +94,19 @@ def difference(
     low, high = _tails(drawn, centre, free)
     rows = (a.mean(0) - b.mean(0)) / shared.mean()
     spread = rows.std(ddof=1) if rows.size > 1 else 0.0
+    p = _two_sided(drawn, centre, free)
     reach = student.quantile(1 - (1 - LEVEL) / 2 / comparisons, free) + student.quantile(0.8, free)
     return Difference(
         centre,
         low,
         high,
-        _two_sided(drawn, centre, free),
+        p,
         float(rows.mean() / spread) if spread > 0 else 0.0,
         float((rows < 0).mean()),
         float(reach * drawn.std()),
         a.shape[1],
         min(a.shape[0], b.shape[0]),
+        p <= _least(drawn),
     )
 
 
@@ -178,6 +182,10 @@ def _tails(drawn: np.ndarray, centre: float, free: float) -> tuple[float, float]
     return float(centre + (low - centre) * wider), float(centre + (high - centre) * wider)
 
 
+def _least(drawn: np.ndarray) -> float:
+    return 2 / (len(drawn) + 1)
+
+
 def _two_sided(drawn: np.ndarray, centre: float, free: float) -> float:
     """Twice the smaller tail beyond zero; never 0, because a finite number of draws cannot show that.
 
@@ -186,7 +194,7 @@ def _two_sided(drawn: np.ndarray, centre: float, free: float) -> float:
     if not drawn.any():
         return 1.0
     below, above = (drawn <= 0).sum(), (drawn >= 0).sum()
-    least = 2 / (len(drawn) + 1)
+    least = _least(drawn)
     p = float(min(1.0, least * (min(below, above) + 1)))
     if free >= student.MANY or p >= 1.0:
         return p

@@ -15,6 +15,7 @@ from tarazu.report.measures import (
     FRONTS,
     QUALITY,
     SPEED,
+    TESTED,
     UTILISATION,
     Measure,
     mean_over_seeds,
@@ -41,7 +42,7 @@ def comparison_section(context: Context) -> Section:
         "curves": validation_figure(context),
         "trades": [f for cost in FRONTS if (f := trade_figure(context, cost)) is not None],
         "forest": forest_figure(context),
-        "pairs": [pair_table(context, key) for key in context.comparison.pairs if context.comparison.pairs[key]],
+        "pairs": [pair_table(context, key) for key in TESTED.get(study.task, []) if context.comparison.pairs.get(key)],
         "findings": pair_findings(context),
         "rows_differ": joined([code(n) for n in context.comparison.rows_differ])
         if context.comparison.rows_differ

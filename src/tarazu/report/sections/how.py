@@ -22,7 +22,7 @@ SMALL_TEST = 100
 
 def how_section(context: Context) -> Section:
     study = context.study
-    commands = _commands(study)
+    commands, parts = _commands(study), len(records(study.environment.get("parts")))
     view = {
         "environment": _environment(study),
         "packages": _packages(study),
@@ -36,16 +36,25 @@ def how_section(context: Context) -> Section:
         ),
         "caveats": caveats(context),
         "commands": [code(command) for command in commands],
-        "repeat": say("how.repeat_parts_title" if len(commands) > 1 else "how.repeat"),
+        "repeat": say("how.repeat_parts_title" if parts > 1 else "how.repeat_more" if len(commands) > 1 else "how.repeat"),
+        "repeat_how": [say(f"how.repeat_{key}") for key, true in (("parts", parts > 1), ("extended", _extensions(study))) if true],
         "verify": invariants_view(study),
     }
     return Section("how", say("section.how"), "how.html", view)
 
 
 def _commands(study: StudyView) -> list[str]:
-    """What makes the study again: its command, or those of all its parts."""
-    found = [part.get("command") for part in records(study.environment.get("parts"))] or [study.environment.get("command")]
+    """What makes the study again: its command, or those of all its parts, each with those that extended it."""
+    found = [one.get("command") for part in _stamps(study) for one in (part, *records(part.get("extended")))]
     return list(dict.fromkeys(str(command) for command in found if command))
+
+
+def _stamps(study: StudyView) -> list[dict]:
+    return records(study.environment.get("parts")) or [study.environment]
+
+
+def _extensions(study: StudyView) -> bool:
+    return any(records(part.get("extended")) for part in _stamps(study))
 
 
 def _environment(study: StudyView) -> Table:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from tarazu.report.blocks import Cell, Table, figure_cell, text_cell
 from tarazu.report.explain import explain, explain_kind
-from tarazu.report.measures import QUALITY, Measure, mean_over_seeds, signed_form, unsigned
+from tarazu.report.measures import QUALITY, TESTED, Measure, mean_over_seeds, signed_form, unsigned
 from tarazu.report.reading import Arm
 from tarazu.report.sections.answers import changes
 from tarazu.report.sections.base import Context, Section
 from tarazu.report.sections.curves import curve_sentences, loss_figure
 from tarazu.report.sections.proof import proof_view, settings_table, targets_table, troubles
 from tarazu.report.sections.searching import search_view
-from tarazu.report.text import Both, code, number, say, say_or
+from tarazu.report.text import Both, code, number, say, say_or, spaced
 
 FAMILIES = {
     "soft": (("prompt_tuning", "prefix_tuning", "p_tuning"), ("soft-prompts",)),
@@ -69,7 +69,7 @@ def beside_base(context: Context, arm: Arm) -> list[Both]:
     base, found = context.study.base, []
     if base is None:
         return []
-    for key in context.comparison.pairs:
+    for key in TESTED["chat"]:
         pair = context.comparison.pair(key, base.name, arm.name)
         if pair is None:
             continue
@@ -81,7 +81,7 @@ def beside_base(context: Context, arm: Arm) -> list[Both]:
             "mean": number(sign * pair.found.mean, form),
             "low": number(ends[0], form),
             "high": number(ends[1], form),
-            "p": number(pair.p, "p"),
+            "p": number(pair.p, pair.p_form),
         }
         outcome = "none" if not pair.sure else "better" if pair.winner == arm.name else "worse"
         found.append(say(f"beside.{outcome}", **values, detectable=number(pair.found.detectable, unsigned(form))))
@@ -119,9 +119,10 @@ def _against_base(context: Context, arm: Arm) -> Table:
 
 
 def _direction(measure: Measure, change: float | None, sure: bool | None) -> Cell:
-    """Better or worse by the means; where a test says (`sure`) that this may be chance, that."""
+    """Better or worse where the test is `sure`; that this may be chance where it is not; by the means where there is no test."""
     if change is None or abs(change) < 1e-9:
         return text_cell(say("method.same"))
     if sure is False:
         return text_cell(say("method.unsure"))
-    return text_cell(say("method.better" if (change < 0) == (measure.better == "low") else "method.worse"))
+    way = "method.better" if (change < 0) == (measure.better == "low") else "method.worse"
+    return text_cell(say(way) if sure else spaced(say(way), say("method.untested")))

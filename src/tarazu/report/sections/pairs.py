@@ -49,7 +49,7 @@ def pair_table(context: Context, key: str) -> Table:
                 Cell(spaced(_name(context, pair.a), say("pair.against"), _name(context, pair.b)), f"{pair.a} {pair.b}"),
                 figure_cell(found.mean, form),
                 Cell(span, found.low),
-                figure_cell(pair.p, "p"),
+                figure_cell(pair.p, pair.p_form),
                 figure_cell(found.effect, "two"),
                 text_cell(says),
             ]

@@ -189,7 +189,7 @@ def _on_side_effects(context: Context, arm: Arm, pros: list, cons: list) -> None
         if base is None or measure.key not in RATES:
             continue
         before, after = mean_over_seeds(base, measure), mean_over_seeds(arm, measure)
-        if before is None or after is None or abs(after - before) < 0.05:
+        if before is None or after is None or abs(after - before) < 0.05 or context.comparison.differ(measure.key, base.name, arm.name) is False:
             continue
         values = {"rate": say(f"measure.{measure.key}"), **_change(base, before, arm, after, "percent")}
         (pros if after < before else cons).append(say("pro.rate_fell" if after < before else "con.rate_rose", **values))

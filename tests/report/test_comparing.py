@@ -1,0 +1,61 @@
+"""What is tested row by row: the rates of metrics.json too, and figures that are another's in a different unit."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from folders import chat_folder
+
+from tarazu.chat.scoring import gather, score
+from tarazu.report.comparing import compare
+from tarazu.report.measures import BESIDES, TESTED, measures, sample_score
+from tarazu.report.reading import read_study
+from tarazu.report.sections.methods import _direction
+
+ANSWERS = [
+    ("پاسخ کوتاه و درست این است", True),
+    ("یک دو سه چهار یک دو سه چهار یک دو سه چهار", False),
+    ("this answer is in another language", True),
+    ("پرسش این است که چرا آسمان آبی است", True),
+]
+
+
+def answered(change=lambda output: output) -> list[dict]:
+    question, reference = "پرسش این است که چرا آسمان آبی است؟", "چون نور آبی بیشتر پراکنده می‌شود"
+    return [
+        {"id": f"test-{i}", "from": "test", "output": change(output), "finished": done, "checks": {}, "scores": score(change(output), question, reference)}
+        for i, (output, done) in enumerate(ANSWERS)
+    ]
+
+
+@pytest.mark.parametrize("key", ["repetition", "wrong_script", "unfinished", "echo"])
+def test_a_row_counts_in_a_rate_as_metrics_json_counts_it(key):
+    samples = answered()
+    rate = gather(samples)[key]
+    assert 0 < rate < 1 and sum(sample_score(s, key) for s in samples) / len(samples) == pytest.approx(100 * rate)
+
+
+def test_only_answers_to_test_rows_count_in_rates():
+    assert sample_score({**answered()[1], "from": "questions"}, "repetition") is None
+    assert sample_score({"from": "reading", "scores": {"exact_match": 1.0}}, "reading_exact_match") == 100
+    assert sample_score({"from": "test", "finished": None, "scores": {}}, "unfinished") is None
+
+
+def test_every_quality_figure_is_tested_where_its_rows_are_known(tmp_path):
+    """Better and worse are said where a test found them: a drop of one answer in eight is none."""
+    folder = chat_folder(tmp_path)
+    for name, finished in (("base", True), ("lora", False)):
+        path = folder / name / "seed-0" / "samples.jsonl"
+        rows = [json.loads(line) for line in path.read_text().splitlines()]
+        tests = [row for row in rows if row["from"] == "test"]
+        tests[0]["finished"] = finished
+        for row in tests[1:]:
+            row["finished"] = True
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    comparison, known = compare(read_study(folder)), measures("chat")
+    assert comparison.differ("unfinished", "base", "lora") is False
+    assert comparison.differ("perplexity", "base", "lora") is True and comparison.pairs.get("perplexity") is None  # the loss's test
+    assert set(comparison.pairs) == {*TESTED["chat"], *BESIDES["chat"]}
+    said = [_direction(known["unfinished"], 0.125, sure).html.plain("en") for sure in (True, False, None)]
+    assert said == ["worse", "no difference found", "worse (not tested)"]
