@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import html
+import shlex
 import shutil
 
 import pytest
 from chat import small
 
-from tarazu import gather, study
+from tarazu import cli, gather, study
 from tarazu.errors import BadInput
 from tarazu.report.build import build
 from tarazu.report.measures import measures, over_seeds
@@ -30,6 +32,27 @@ def home(tmp_path_factory):
     study.run(recipe, str(home / "b"), ["lora", "base"])
     study.extend(recipe, str(home / "b"), ["seeds=[0, 1]"], ["lora"])
     return home
+
+
+def test_what_extended_a_study_is_in_its_stamp_and_in_the_report(home, parts, tmp_path, monkeypatch, undrawn):
+    folder, recipe, commands = shutil.copytree(home / "a", tmp_path / "study"), str(home / "recipe.yaml"), []
+    began = read_json(folder / "environment.json")
+    for methods, seeds in ((["layers"], "[0, 1, 2]"), (["layers", "base"], "[0, 1, 2]")):
+        words = ["run", recipe, *(word for name in methods for word in ("--method", name)), "--set", f"seeds={seeds}", "--extend", "--out", str(folder)]
+        monkeypatch.setattr("sys.argv", ["tarazu", *words])
+        commands.append(shlex.join(["tarazu", *words]))
+        cli.main()
+    stamp = read_json(folder / "environment.json")
+    assert [one["command"] for one in stamp["extended"]] == commands and {key: stamp[key] for key in began} == began
+    assert all(one["started"] >= began["started"] and one["device"] == began["device"] for one in stamp["extended"])
+    page = html.unescape(build(folder).read_text(encoding="utf-8"))
+    places = [page.index(command) for command in (began["command"], *commands)]
+    assert places == sorted(places) and "after the one that made it" in page and "tarazu gather put them together" not in page
+    shutil.rmtree(folder / "base")
+    whole = gather.gather([str(folder), parts[1]], str(tmp_path / "out"))
+    assert [len(part.get("extended", [])) for part in read_json(whole.path / "environment.json")["parts"]] == [2, 1]
+    page = html.unescape(build(whole.path).read_text(encoding="utf-8"))
+    assert all(command in page for command in commands) and "tarazu gather put them together" in page
 
 
 @pytest.fixture

@@ -37,6 +37,18 @@ def describe(recipe: Recipe, device: torch.device) -> dict:
     }
 
 
+def extended(stamp: dict, device: torch.device) -> dict:
+    """The stamp of a study that is extended now: what extended it stands in a list behind what began it."""
+    now = {
+        "command": shlex.join(["tarazu", *sys.argv[1:]]),
+        "commit": _commit(),
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "device": describe_device(device),
+    }
+    before = stamp.get("extended")
+    return {**stamp, "extended": [*(before if isinstance(before, list) else []), now]}
+
+
 def describe_device(device: torch.device) -> dict:
     """Type, name, memory in bytes and CPU cores."""
     cores = os.cpu_count()

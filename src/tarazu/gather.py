@@ -124,7 +124,7 @@ def _environment(studies: list[RunFolder]) -> dict:
         seeds: dict[str, list[int]] = {}
         for run in finished(study):
             seeds.setdefault(run.name, []).append(run.seed)
-        known = {key: stamp.get(key) for key in ("command", "commit", "started", "device")}
+        known = {key: stamp.get(key) for key in ("command", "commit", "started", "device", "extended") if key in stamp}
         parts.append({**known, "methods": sorted(seeds), "seeds": {name: sorted(some) for name, some in sorted(seeds.items())}})
     return {**stamps[0], "parts": parts}
 

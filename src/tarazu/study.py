@@ -76,6 +76,9 @@ def extend(recipe_path: str, out: str, sets: list[str] = (), methods: list[str] 
     recipe.seeds = [*old.seeds, *(seed for seed in recipe.seeds if seed not in old.seeds)]
     make_task(recipe.task).admit(recipe)
     with folder.lock():
+        with understood(folder.path / "environment.json"):
+            stamp = environment.extended(folder.read_json("environment.json") or {}, pick_device(recipe))
+        write_json(folder.path / "environment.json", stamp)
         write_json(folder.path / "order.json", {"methods": list(recipe.methods)})
         write_aside(folder.path / "resolved.yaml", dump_yaml(recipe).encode())
         with folder.at_home() as here:
