@@ -362,3 +362,43 @@ def test_an_invariant_says_what_was_compared_and_why_so_much_may_differ(tmp_path
     page = Page(build(folder).read_text(encoding="utf-8"))
     told = " ".join(page.text)
     assert re.search(r"nats of 6 rows\s+the device may add in another order", told), told[told.find("nats of"):][:300]
+
+
+def test_methods_that_no_invariant_was_tried_on_are_named(tmp_path, undrawn):
+    folder = chat_folder(tmp_path)
+    found = json.loads((folder / "verify.json").read_text()) | {"device": {"name": "H100"}}
+    (folder / "verify.json").write_text(json.dumps(found))
+    told = re.sub(r"\s+", " ", " ".join(Page(build(folder).read_text(encoding="utf-8")).text))
+    assert "on H100 1 invariants held" in told and "not tried at all: prompt_tuning , lora_high_rank and layers" in told, told[told.find("invariants held") - 60 :][:300]
+    (folder / "verify.json").unlink()
+    assert "not tried for this study yet. To try them: tarazu verify DIR" in re.sub(r"\s+", " ", " ".join(Page(build(folder).read_text(encoding="utf-8")).text))
+
+
+def test_computing_per_token_is_told_beside_how_much_is_trained(tmp_path, undrawn):
+    folder = chat_folder(tmp_path)
+    for name, flops in (("lora", 0.9e9), ("layers", 1.35e9)):
+        path = folder / name / "seed-0" / "ledger.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"flops_per_token": flops, "device_matmul_flops": 7.9e14}))
+    told = re.sub(r"\s+", " ", " ".join(Page(build(folder).read_text(encoding="utf-8")).text))
+    assert re.search(r"from 900 ۹۰۰ MFLOP|from 900 MFLOP", told) and "1.50 times as much" in told and "differ up to 6 times" in told and "790 TFLOP a second" in told
+
+
+def test_tensors_are_named_once_where_every_seed_changed_the_same(tmp_path, undrawn):
+    folder = chat_folder(tmp_path, seeds=(0, 1))
+    names = "Names of the tensors that changed"
+    same = build(folder).read_text(encoding="utf-8")
+    path = folder / "lora" / "seed-1" / "fingerprint.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"changed": ["another.weight"]}))
+    other = build(folder).read_text(encoding="utf-8")
+    assert (same.count(names), other.count(names)) == (4, 5) and "another.<wbr>weight" not in same
+
+
+def test_a_large_page_is_filled_with_answers(tmp_path, undrawn, monkeypatch):
+    """A third of the answers would fit well: what is left over is used."""
+    folder = chat_folder(tmp_path)
+    for path in folder.glob("*/seed-0/samples.jsonl"):
+        samples = [{**json.loads(line), "output": "سلام " * 4000} for line in path.read_text().splitlines()]
+        path.write_text("".join(json.dumps(s) + "\n" for s in samples))
+    whole = len(build(folder).read_bytes())
+    monkeypatch.setattr("tarazu.report.build.MOST_BYTES", whole - 30_000)
+    assert whole - 90_000 < len(build(folder).read_bytes()) <= whole - 30_000

@@ -29,14 +29,28 @@ def build(folder: Path) -> Path:
     study = read_study(Path(folder))
     comparison = compare(study)
     context = Context(study, comparison, judge(study, comparison), Gallery(study.path / "figures"))
-    page = _page(context)
-    while len(page) > MOST_BYTES and context.room > LEAST_ROOM:
-        context = replace(context, room=context.room // 3)
-        page = _page(context)
+    page = _fitting(context)
     write_aside(study.path / "results.csv", _csv(study).encode("utf-8-sig", "replace"))
     path = study.path / "report.html"
     write_aside(path, page)
     return path
+
+
+def _fitting(context: Context) -> bytes:
+    """The page with about as much of the answers as fits: a third until it fits, then twice half of what lies between."""
+    page, above = _page(context), 0
+    while len(page) > MOST_BYTES and context.room > LEAST_ROOM:
+        above = context.room
+        context = replace(context, room=above // 3)
+        page = _page(context)
+    for _ in range(2 if above else 0):
+        between = replace(context, room=(context.room + above) // 2)
+        tried = _page(between)
+        if len(tried) > MOST_BYTES:
+            above = between.room
+        else:
+            context, page = between, tried
+    return page
 
 
 def _page(context: Context) -> bytes:

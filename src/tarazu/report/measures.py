@@ -89,6 +89,7 @@ QUALITY = {
         Measure("perplexity", "low", "two", "metrics.json", (("perplexity",),)),
     ],
 }
+FLOPS = Measure("flops_per_token", "low", "flops", "ledger.json", (("flops_per_token",),))
 UTILISATION = Measure("utilisation", "high", "percent", "ledger.json", (("utilisation",),))
 FORGETTING = ("english_bits_per_byte", "persian_bits_per_byte")
 TESTED = {"chat": ["loss", "chrf", "checks_passed", "reading_f1", *FORGETTING], "captions": ["cider", "bleu4"]}
@@ -98,7 +99,7 @@ OVER = {"repetition": 0.2, "wrong_script": 0.5, "echo": 0.5}  # an answer counts
 
 
 def measures(task: str) -> dict[str, Measure]:
-    return {m.key: m for m in [*QUALITY.get(task, QUALITY["chat"]), *COSTS, SPEED, ENERGY, UTILISATION]}
+    return {m.key: m for m in [*QUALITY.get(task, QUALITY["chat"]), *COSTS, SPEED, ENERGY, FLOPS, UTILISATION]}
 
 
 def primary(task: str) -> Measure:

@@ -14,6 +14,8 @@ def shaped(value: Any, form: str) -> tuple[str | None, str]:
         return None, ""
     if form == "bytes":
         return _scaled(value, 1000, ("byte", "kilobyte", "megabyte", "gigabyte", "terabyte"))
+    if form == "flops":
+        return _scaled(value, 1000, ("flop", "kiloflop", "megaflop", "gigaflop", "teraflop"))
     if form == "seconds":
         return _duration(value)
     if form == "percent":

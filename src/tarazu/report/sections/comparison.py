@@ -12,6 +12,7 @@ from tarazu.report.figures import Figure
 from tarazu.report.measures import (
     COSTS,
     ENERGY,
+    FLOPS,
     FRONTS,
     QUALITY,
     SPEED,
@@ -39,6 +40,7 @@ def comparison_section(context: Context) -> Section:
         "extras": captions_extras(context) if captions else None,
         "quality": quality_table(context),
         "costs": cost_table(study),
+        "computing": computing(study),
         "curves": validation_figure(context),
         "trades": [f for cost in FRONTS if (f := trade_figure(context, cost)) is not None],
         "forest": forest_figure(context),
@@ -122,7 +124,7 @@ def _with_interval(context: Context, arm: Arm, measure: Measure, best: bool) -> 
 def cost_table(study: StudyView) -> Table:
     """What every method cost: the mean over its seeds."""
     arms = study.arms
-    known = [m for m in [*COSTS, SPEED, ENERGY, UTILISATION] if any(mean_over_seeds(a, m) is not None for a in arms)]
+    known = [m for m in [*COSTS, SPEED, ENERGY, FLOPS, UTILISATION] if any(mean_over_seeds(a, m) is not None for a in arms)]
     best = {m.key: best_index([mean_over_seeds(a, m) for a in arms], m.better) for m in known}
     rows = []
     for i, arm in enumerate(arms):
@@ -148,6 +150,23 @@ def cost_table(study: StudyView) -> Table:
         [run.file("ledger.json") for arm in arms for run in arm.runs if run.ledger],
         sortable=True,
     )
+
+
+def computing(study: StudyView) -> list[Both]:
+    """What a token's training takes beside how much is trained, and the rate that utilisation is a share of."""
+    found, known = [], [(f, p, arm) for arm in study.arms if (f := mean_over_seeds(arm, FLOPS)) and (p := mean_over_seeds(arm, COSTS[2]))]
+    if len(known) > 1:
+        ends = {"least": min(known, key=lambda one: one[0]), "most": max(known, key=lambda one: one[0])}
+        values = {key: number(one[0], FLOPS.form, one[2].first.file("ledger.json")) for key, one in ends.items()}
+        names = {f"{key}_name": code(one[2].name) for key, one in ends.items()}
+        trained = [one[1] for one in known]
+        spread = {"times": number(ends["most"][0] / ends["least"][0], "two"), "trained": number(max(trained) / min(trained), "count")}
+        found.append(say("compare.flops", **values, **names, **spread))
+    rates = {str(dig(run.ledger, "device_matmul_flops")): run for arm in study.arms for run in arm.runs if as_number(dig(run.ledger, "device_matmul_flops"))}
+    if rates:
+        told = [number(as_number(dig(run.ledger, "device_matmul_flops")), "flops", run.file("ledger.json")) for run in rates.values()]
+        found.append(say("compare.matmul", rates=joined(told)))
+    return found
 
 
 def validation_figure(context: Context) -> Figure | None:

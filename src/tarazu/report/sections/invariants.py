@@ -12,21 +12,25 @@ from tarazu.report.text import Both, code, joined, number, pick, say, say_or, sp
 FILE = "verify.json"
 
 
-def invariants_view(study: StudyView) -> dict | None:
-    """One table of all methods, and how many hold; None where `verify` was not run."""
+def invariants_view(study: StudyView) -> dict:
+    """One table of all methods, how many hold, and which methods were not tried; how to try them where `verify` was not run."""
     found = study.extras["verify"]
     if not found:
-        return None
+        return {"absent": say("verify.none", command=code("tarazu verify DIR"))}
     counts = {key: number(dig(found, "counts", key), "count", FILE) for key in ("ok", "failed", "not applicable")}
-    sentence = say("verify.counts", ok=counts["ok"], failed=counts["failed"], other=counts["not applicable"])
+    device = dig(found, "device", "name")
+    sentence = say("verify.counts", ok=counts["ok"], failed=counts["failed"], other=counts["not applicable"], device=code(device) if device else say("verify.this"))
+    untried = [code(arm.name) for arm in study.arms if arm.name not in {str(one.get("method")) for one in records(found.get("methods"))} and not arm.untrained]
     waiting = [code(name) for name in found["waiting"]] if isinstance(found.get("waiting"), list) else []
     checks = [
         (str(one.get("method")), check) for one in records(found.get("methods")) for check in records(one.get("checks"))
     ]
     names = ("compare.method", "how.invariant", "how.holds", "pair.difference", "verify.tolerance", "verify.compared")
     return {
+        "absent": None,
         "sentence": sentence,
         "waiting": say("verify.waiting", methods=joined(waiting)) if waiting else None,
+        "untried": say("verify.untried", methods=joined(untried)) if untried else None,
         "summary": _summary(checks),
         "table": Table(
             say("how.verify"), [say(name) for name in names], [_row(*one) for one in checks], [FILE], sortable=True

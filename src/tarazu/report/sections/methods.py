@@ -54,7 +54,7 @@ def _arm(context: Context, arm: Arm, told: set[str]) -> dict:
         "targets": targets_table(arm),
         "search": search_view(context, arm),
         "untrained": arm.untrained,
-        "proofs": [(run.seed, view) for run in arm.runs if (view := proof_view(run))],
+        "proofs": [(run.seed, view) for run in arm.runs if (view := proof_view(run, arm.runs[0]))],
         "figure": loss_figure(context, arm),
         "analysis": curve_sentences(context, arm),
         "troubles": troubles(arm),

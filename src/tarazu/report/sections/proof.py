@@ -37,16 +37,16 @@ def targets_table(arm: Arm) -> Table:
     return Table(say("method.targets"), [say("method.pattern"), say("model.shape"), say("data.count")], rows, [source])
 
 
-def proof_view(run: RunView) -> dict | None:
-    """The fingerprint in sentences: how many tensors, which changed, and whether that is what should have."""
+def proof_view(run: RunView, told: RunView | None = None) -> dict | None:
+    """The fingerprint in sentences: how many tensors, which changed, and whether that is what should have.
+
+    Args:
+        told: a run whose tensors are listed already: where the same ones changed, their names are not said again.
+    """
     found, source = run.fingerprint, run.file("fingerprint.json")
     if not found:
         return None
-    changed = (
-        [str(name) for name in found.get("changed", []) if name is not None]
-        if isinstance(found.get("changed"), list)
-        else []
-    )
+    changed = _names(found, "changed")
     wrong = [*_names(found, "wrongly_changed"), *_names(found, "wrongly_unchanged")]
     values = {
         "tensors": number(found.get("tensors"), "count", source),
@@ -65,12 +65,13 @@ def proof_view(run: RunView) -> dict | None:
         "groups": [(code(name), number(n, "count", source)) for name, n in patterns(changed)],
         "names": [code(name) for name in changed[:NAMES_SHOWN]],
         "more": number(len(changed) - NAMES_SHOWN, "count", source) if len(changed) > NAMES_SHOWN else None,
+        "same": told is not None and told is not run and bool(changed) and _names(told.fingerprint, "changed") == changed,
         "file": source,
     }
 
 
 def _names(found: dict, key: str) -> list[str]:
-    return [str(name) for name in found.get(key) or []] if isinstance(found.get(key), list) else []
+    return [str(name) for name in found.get(key) or [] if name is not None] if isinstance(found.get(key), list) else []
 
 
 def _trained(run: RunView) -> Both | None:
