@@ -9,6 +9,7 @@ import torch
 from chat import small
 
 from tarazu import searching, study
+from tarazu.chat import loading
 from tarazu.chat.task import Chat
 from tarazu.engine.signals import StopSignals
 from tarazu.recipe import Search, load
@@ -69,3 +70,13 @@ def test_another_rank_is_another_module(recipe, data, tmp_path):
     wide = lora.model_copy(update={"rank": 4})
     other = trials.fresh(recipe.model_copy(update={"methods": {**recipe.methods, "lora": wide}}), wide, 0)
     assert other is not first and max(p.shape[0] for n, p in other.trainable().items() if "lora_A" in n) == 4
+
+
+def test_a_run_with_a_searched_rank_is_loaded_as_it_was_trained(tmp_path):
+    """The recipe says rank 2, the search 8: talking to the run and exporting it need the 8."""
+    budget = {"tokens": 800, "batch_rows": 4, "micro_batch_tokens": 1000, "evaluate_every": 800, "validation_rows": 2}
+    model, search = small.save_model(tmp_path / "model"), {"tokens": 400, "rank": [8], "widen": False}
+    path = small.recipe(tmp_path / "recipe.yaml", model, budget=budget, forgetting=None, search=search, methods={"lora": {"rank": 2}})
+    study.run(recipe_path=str(path), out=str(tmp_path / "out"))
+    trainee, *_, known = loading.load(str(tmp_path / "out" / "lora"))
+    assert known.methods["lora"].rank == 8 and max(p.shape[0] for n, p in trainee.module.named_parameters() if "lora_A" in n) == 8

@@ -8,7 +8,7 @@ from tarazu.chat.task import Chat
 from tarazu.chat.trainee import ChatTrainee
 from tarazu.engine import weights
 from tarazu.errors import BadInput
-from tarazu.run_folder import Run, RunFolder, find_run
+from tarazu.run_folder import Run, RunFolder, find_run, understood
 from tarazu.study import pick_device, read_recipe
 
 
@@ -35,8 +35,17 @@ def _loaded(study: RunFolder, run: Run, path: str, unpacked: bool) -> tuple[Chat
     model = task.load(recipe, run.name, device)
     if unpacked and recipe.quantize != "none":
         model = model.dequantize()
+    recipe = as_trained(recipe, run)
     trainee = task.ready(recipe, run.name, model, tokenizer)
     if run.weights.exists():
         weights.put(trainee, weights.read(run))
     trainee.module.eval()
     return trainee, chosen, run, recipe
+
+
+def as_trained(recipe: ChatRecipe, run: Run) -> ChatRecipe:
+    """The recipe with the settings that this run was trained with: a search may have chosen another rank, or number of virtual tokens."""
+    state, path = run.read_json("run.json") or {}, run.path / "run.json"
+    with understood(path):
+        method = type(recipe.methods[run.name]).model_validate(state["settings"])
+    return recipe.model_copy(update={"methods": {**recipe.methods, run.name: method}})
