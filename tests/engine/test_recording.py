@@ -78,6 +78,32 @@ def test_a_real_recording_gives_the_outputs_and_gradients_of_its_work():
     assert len(played.records) == 4 and not played.why
 
 
+def adds_up(device):
+    """One step: a batch before the recorder, then widths that it records, plays, and (beyond `MOST`) runs as they are."""
+    module = Twice().to(device)
+    played, sizes = Recorder(module.work, module), [5, 6, 5, 8, 9, 6, 9]
+    grads = []
+    for runs in ([module.work] + [played] * 6, [module.work] * 7):
+        for run, size in zip(runs, sizes, strict=True):
+            torch.manual_seed(size)
+            sum((out * out).sum() for out in run(torch.randn(size, 16).to(device))).backward()
+        grads.append([p.grad.clone() for p in module.layer.parameters()])
+        module.zero_grad(set_to_none=True)
+    torch.testing.assert_close(*grads, atol=1e-4, rtol=1e-4)
+    assert len(played.records) == 3 and not played.why
+
+
+def test_gradients_add_up_while_recordings_are_made(no_gpu, monkeypatch):
+    monkeypatch.setattr(recording, "MOST", 3)
+    adds_up("cpu")
+
+
+@GPU
+def test_gradients_add_up_while_real_recordings_are_made(monkeypatch):
+    monkeypatch.setattr(recording, "MOST", 3)
+    adds_up("cuda")
+
+
 @GPU
 def test_what_a_recording_uses_is_counted_as_used():
     module = torch.nn.Sequential(*(torch.nn.Linear(1024, 1024) for _ in range(8))).cuda()

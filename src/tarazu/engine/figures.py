@@ -40,7 +40,7 @@ class Moment:
 
 @dataclass(frozen=True)
 class Unread:
-    """A step that is done or under way; `measured` holds its loss and gradient norm on the device."""
+    """A step that is done or under way; `measured` holds its loss and gradient norm, on the host once `ended` has passed."""
 
     step: int
     tokens: int
@@ -82,9 +82,9 @@ class Figures:
     def _read(self, done: Unread | None) -> None:
         if done is None:
             return
-        loss, norm = done.measured.tolist()
         if done.ended.event is not None:
             done.ended.event.synchronize()
+        loss, norm = done.measured.tolist()
         seconds = done.began.until(done.ended)
         if math.isfinite(norm) and math.isfinite(loss):
             self.position.skipped = 0

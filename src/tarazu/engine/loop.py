@@ -230,8 +230,9 @@ class _Fit:
         self.advance(counts)
         if self.average:
             self.average.update(self.at.step)
+        told = measured.to("cpu", non_blocking=True)  # now: asked for later, it would wait for the step after this one as well
         self.edge = Moment(self.device)  # a step begins where the last one ended: what is between them belongs to it
-        done = Unread(self.at.step, self.at.tokens, self.order.epoch(self.at.step), rate, counts, measured, began, self.edge)
+        done = Unread(self.at.step, self.at.tokens, self.order.epoch(self.at.step), rate, counts, told, began, self.edge)
         self.figures.add(done, late=optim.decides_alone(self.optimizer))
         bar.at(min(1.0, self.fraction()), self.figures.shown)
 

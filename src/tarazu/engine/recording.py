@@ -40,7 +40,8 @@ def altered() -> None:
 class Recorder:
     """`work(*inputs, *also)`, tensors that depend on a module's parameters, played back from recordings.
 
-    Inputs need no gradients; the module's parameters get theirs. What cannot be recorded is run as it is, and `why` says so.
+    Inputs need no gradients; the parameters' are added to their `.grad`, so ask for them by `backward()`, not `autograd.grad`.
+    What cannot be recorded is run as it is, and `why` says so.
 
     Args:
         work: knows no randomness but the device's own generator, and never asks the device for a number.
@@ -84,6 +85,7 @@ class Recorder:
 
     def _record(self, key: Hashable, inputs: tuple[Tensor, ...], also: tuple, parameters: list[Tensor]) -> None:
         self.space = self.space or Space()
+        self.space.let_go(parameters)
         try:
             with device_memory.recording(self.space.pool):
                 self.records[key] = Recording(lambda *x: self.work(*x, *also), inputs, parameters, self.space)
@@ -124,6 +126,12 @@ class Space:
                 self.nodes[id(parameter)] = parameter.view_as(parameter).grad_fn.next_functions[0][0]
         return self.gradients.setdefault(id(parameter), torch.empty_like(parameter, requires_grad=False))
 
+    def let_go(self, parameters: list[Tensor]) -> None:
+        """Gradients that have come so far leave their places, where a recording is about to be tried out."""
+        for parameter in parameters:
+            if parameter.grad is not None and parameter.grad is self.gradients.get(id(parameter)):
+                parameter.grad = parameter.grad.clone()
+
 
 def _left(pool: tuple[int, int]) -> None:
     """A space is gone. With the last one go the matrix library's workspaces (66 MiB for each space on an H100), which would keep the pools."""
@@ -141,11 +149,11 @@ class Recording:
         self.work, self.parameters, self.turn = work, parameters, 0
         self.inputs = [x.detach().clone() for x in inputs]
         self.places: list[Tensor] = []
-        self.gradients: list[Tensor | None] = []
+        self.pairs: list[tuple[Tensor, Tensor]] = []  # each parameter that gets a gradient, and its place
         dice = torch.cuda.get_rng_state() if torch.cuda.is_available() else None
         host_dice = torch.get_rng_state()
         try:
-            with no_cast_kept(), nothing_collected():
+            with no_cast_kept(), nothing_collected(first=not space.nodes):
                 self.places = [space.place(p) for p in parameters]  # only now is no older graph alive that would keep the ends on its stream
                 warm_up(self._both, space)
                 self.forward, outputs = recorded(self._outputs, space)
@@ -165,13 +173,12 @@ class Recording:
         return self.live
 
     def _gradients(self) -> tuple[()]:
-        """Into their places. An output without a gradient, one that is only reported, is passed over."""
+        """Added to their places. An output without a gradient, one that is only reported, is passed over."""
         outputs, slopes = zip(*(pair for pair in zip(self.live, self.slopes, strict=True) if pair[0].requires_grad), strict=True)
         with torch.autocast(slopes[0].device.type, enabled=False):  # as in a backward pass after the loss
             found = torch.autograd.grad(outputs, self.parameters, slopes, allow_unused=True)
-        pairs = [(place, g) for place, g in zip(self.places, found, strict=True) if g is not None]
-        torch._foreach_copy_([place for place, _ in pairs], [g for _, g in pairs])
-        self.gradients = [None if g is None else place for place, g in zip(self.places, found, strict=True)]
+        self.pairs = [(p, place) for p, place, g in zip(self.parameters, self.places, found, strict=True) if g is not None]
+        torch._foreach_add_([place for _, place in self.pairs], [g for g in found if g is not None])
         return ()
 
     def _both(self) -> None:
@@ -200,9 +207,21 @@ class _Played(torch.autograd.Function):
             raise RuntimeError("a batch of the same shape was played again before this one's backward pass")
         for own, given in zip(recording.slopes, slopes, strict=True):
             own.copy_(given)
+        put_in_place(recording.pairs)
         recording.backward()
-        # the recording keeps its own hold of these, so autograd adds copies of them to the parameters' gradients
-        return None, None, *[None] * ctx.count, *recording.gradients
+        return None, None, *[None] * (ctx.count + len(recording.parameters))  # they are where they belong
+
+
+def put_in_place(pairs: list[tuple[Tensor, Tensor]]) -> None:
+    """Makes each place its parameter's `.grad`, with what has come so far: a few launches, where autograd would add each by itself."""
+    new = [place for parameter, place in pairs if parameter.grad is None]
+    moved = [(place, parameter.grad) for parameter, place in pairs if parameter.grad is not None and parameter.grad is not place]
+    if new:
+        torch._foreach_zero_(new)
+    if moved:
+        torch._foreach_copy_([place for place, _ in moved], [grad for _, grad in moved])
+    for parameter, place in pairs:
+        parameter.grad = place
 
 
 def warm_up(work: Callable[[], None], space: Space) -> None:
@@ -244,9 +263,11 @@ def abandon(graph: torch.cuda.CUDAGraph, pool: torch.cuda.MemPool, holders: int)
 
 
 @contextlib.contextmanager
-def nothing_collected() -> Iterator[None]:
-    """An older recording that Python throws away while one is made would spoil it."""
-    gc.collect()
+def nothing_collected(first: bool) -> Iterator[None]:
+    """An older recording that Python throws away while one is made would spoil it. Before the `first`, older graphs that keep the
+    parameters' ends on their stream must go; later it would only take half a second each time."""
+    if first:
+        gc.collect()
     collecting = gc.isenabled()
     gc.disable()
     try:
