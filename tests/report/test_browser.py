@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 
 import pytest
@@ -102,3 +103,37 @@ def test_digits_turn_persian_with_and_without_scripts(browser, reports, scripts)
         assert persian & set("".join(page.locator("#figure-curves-lora .live text").all_text_contents()))
     page.locator("label[for=show-en]").click()  # Persian digits belong to the Persian text
     assert "".join(figures.all_inner_texts()) == before and chart.count() == 0
+
+
+def test_a_search_has_its_curve_with_values_at_what_was_tried(browser, reports):
+    page, _ = opened(browser, reports["chat"])
+    figure = page.locator("#figure-search-lora")
+    figure.scroll_into_view_if_needed()
+    marks = figure.locator(".live text").all_text_contents()
+    assert any(re.fullmatch(r"\de-\d", mark) for mark in marks), marks
+    figure.locator(".live svg").focus()
+    page.keyboard.press("ArrowRight")
+    assert re.search(r"\de-\d\)", figure.locator(".tip").inner_text())
+    page.locator("label[for=digits]").click()
+    assert set("۰۱۲۳۴۵۶۷۸۹") & set(figure.locator(".legend").inner_text())
+
+
+def test_a_tapped_figure_shows_the_file_it_came_from(browser, reports):
+    page, _ = opened(browser, reports["chat"], viewport={"width": 390, "height": 800}, has_touch=True)
+    figure = page.locator("#recommendation .n[title]:visible").first
+    figure.tap()
+    link = page.locator("a.from")
+    assert link.is_visible() and link.inner_text() == figure.get_attribute("title") and link.get_attribute("href").startswith("./")
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    page.locator("#recommendation-title").tap()
+    assert not link.is_visible()
+
+
+def test_the_loss_with_its_intervals_has_room_in_print(browser, reports):
+    """Else each row is five lines high, and the table of many methods longer than its page on its side."""
+    page, _ = opened(browser, reports["chat"])
+    page.emulate_media(media="print")
+    page.set_viewport_size({"width": 1010, "height": 700})  # A4 on its side, between margins
+    table = page.locator("#comparison > h2 + .scroll table")
+    row = table.locator("tbody tr").nth(1).bounding_box()
+    assert row["height"] < 45 and table.bounding_box()["width"] <= 1010

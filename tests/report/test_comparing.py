@@ -8,6 +8,7 @@ import pytest
 from folders import chat_folder
 
 from tarazu.chat.scoring import gather, score
+from tarazu.report.blocks import best_of
 from tarazu.report.comparing import compare
 from tarazu.report.measures import BESIDES, TESTED, measures, sample_score
 from tarazu.report.reading import read_study
@@ -59,3 +60,8 @@ def test_every_quality_figure_is_tested_where_its_rows_are_known(tmp_path):
     assert set(comparison.pairs) == {*TESTED["chat"], *BESIDES["chat"]}
     said = [_direction(known["unfinished"], 0.125, sure).html.plain("en") for sure in (True, False, None)]
     assert said == ["worse", "no difference found", "worse (not tested)"]
+
+
+def test_every_equal_best_has_its_star():
+    assert best_of([0.01, 0.0, 0.0, None], "low") == {1, 2} and best_of([1.0, 3.0, 2.0], "high") == {1}
+    assert best_of([2.0, 2.0], "low") == best_of([None, 1.0], "low") == set()

@@ -26,3 +26,10 @@ def test_names_of_near_points_cover_neither_each_other_nor_a_point():
     assert found.keys() == near.keys() and found["rslora"][0] != found["lora"][0]
     assert found["dora"][0] == "right" and found["layers"][0] == "left"  # inwards at the edges
     assert found["layers"][1] > 0 > found["prefix_tuning"][1]
+
+
+def test_figures_among_persian_words_have_both_digits():
+    svg = '<svg><text>\u2067اعتبارسنجی، 10,000 توکن\u2069</text><text>lora 2</text></svg>'
+    persian = inline(svg, "curves-fa", "x")
+    assert '<tspan class="ld">10,000</tspan><tspan class="fd">۱۰٬۰۰۰</tspan> توکن' in persian and ">lora 2</text>" in persian
+    assert "10,000 توکن" in inline(svg, "curves-en", "x")

@@ -70,9 +70,10 @@ def patterns(names: Iterable[str]) -> list[tuple[str, int]]:
     return list(found.items())
 
 
-def best_index(values: list[float | None], better: str) -> int | None:
-    """Where the best figure stands; None when fewer than two are known or all are alike."""
-    known = [(float(f"{v:.9g}"), i) for i, v in enumerate(values) if v is not None]
-    if len(known) < 2 or len({v for v, _ in known}) == 1:
-        return None
-    return min(known)[1] if better == "low" else max(known)[1]
+def best_of(values: list[float | None], better: str) -> set[int]:
+    """Where the best figure stands, more than once where several are equal; nowhere when fewer than two are known or all are alike."""
+    known = {i: float(f"{v:.9g}") for i, v in enumerate(values) if v is not None}
+    if len(set(known.values())) < 2:
+        return set()
+    best = min(known.values()) if better == "low" else max(known.values())
+    return {i for i, value in known.items() if value == best}

@@ -36,6 +36,8 @@ _NOISE = re.compile(
 )
 _EMPTY = re.compile(r'<path d="(?:M0,0h0v0h0Z)?"(?: display="none")?/>')
 _FIGURE = re.compile("(<text[^>]*>)([−+0-9.,]*[0-9][0-9.,]*[kMGm%]?)</text>")  # an axis label; k, M, G as d3 writes them
+_SENTENCE = re.compile("(<text[^>]*>)([^<]*[\u0600-\u06ff][^<]*)</text>")  # Persian words, with figures among them perhaps
+_AMONG = re.compile(r"\d+(?:[.,]\d+)*")
 _PLACE = re.compile(r' (?:d|transform|x|y|x1|x2|y1|y2|width|height)="[^"]*"')
 _DECIMALS = re.compile(r"(\d\.\d)\d+")
 
@@ -96,4 +98,5 @@ def inline(svg: str, identity: str, label: str) -> Markup:
     svg = svg.replace(f'"{INK}"', '"currentColor"')
     if identity.endswith("-fa"):
         svg = _FIGURE.sub(lambda found: f"{found[1]}{digits(found[2], 'tspan')}</text>", svg)
+        svg = _SENTENCE.sub(lambda found: f"{found[1]}{_AMONG.sub(lambda one: str(digits(one[0], 'tspan')), found[2])}</text>", svg)
     return Markup(svg.replace("<svg ", f'<svg role="img" aria-label="{escape(label)}" ', 1))

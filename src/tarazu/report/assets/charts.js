@@ -2,7 +2,7 @@
 // Curves that answer: hover for values, drag to zoom, double-click (or Escape) to go back, buttons to hide a line.
 // Without this script the page shows the same curves as a fixed picture. Text enters by textContent alone.
 (function () {
-  const LEFT = 58, RIGHT = 12, TOP = 10, BOTTOM = 46;
+  const LEFT = 58, RIGHT = 18, TOP = 10, BOTTOM = 46;
   let WIDE = 640, HIGH = 320;
   const fit = () => {  // a narrow screen gets a narrow chart, not a shrunken one
     const wide = Math.max(320, Math.min(640, document.getElementById("main").clientWidth - 44));
@@ -11,7 +11,9 @@
     return changed;
   };  const language = () => (document.getElementById("show-fa").checked ? "fa" : "en");
   const persian = () => language() === "fa" && document.getElementById("digits").checked;
-  const figures = (text) => persian() ? text.replace(/\d/g, (d) => "۰۱۲۳۴۵۶۷۸۹"[d]).replace(/\./g, "٫") : text;
+  const figures = (text) => persian() ? text.replace(/(\d),(?=\d)/g, "$1٬").replace(/(\d)\.(?=\d)/g, "$1٫").replace(/\d/g, (d) => "۰۱۲۳۴۵۶۷۸۹"[d]) : text;
+  const named = (text) => /[\u0600-\u06ff]/.test(text) ? figures(text) : text;  // a method's name keeps its digits
+  const rate = (value) => value.toExponential().replace("e+", "e");
   const make = (name, attributes, parent) => {
     const element = document.createElementNS("http://www.w3.org/2000/svg", name);
     for (const key in attributes) element.setAttribute(key, attributes[key]);
@@ -36,6 +38,7 @@
     constructor(figure, data) {
       this.figure = figure;
       this.data = data;
+      this.along = data.log ? Math.log10 : (x) => x;  // how far along the axis a value stands
       this.hidden = new Set();
       this.zoom = null;
       this.live = document.createElement("div");
@@ -58,12 +61,12 @@
     extent() {
       if (this.zoom) return this.zoom;
       const lines = this.shown().length ? this.shown() : this.data.series;
-      const xs = lines.flatMap((s) => s.x), ys = lines.flatMap((s) => s.y);
+      const xs = lines.flatMap((s) => s.x.map(this.along)), ys = lines.flatMap((s) => s.y);
       const y0 = ys.reduce((a, b) => Math.min(a, b)), y1 = ys.reduce((a, b) => Math.max(a, b)), room = (y1 - y0 || Math.abs(y1) || 1) * 0.05;
-      return { x0: xs.reduce((a, b) => Math.min(a, b)), x1: xs.reduce((a, b) => Math.max(a, b)) || 1, y0: y0 - room, y1: y1 + room };
+      return { x0: xs.reduce((a, b) => Math.min(a, b)), x1: xs.reduce((a, b) => Math.max(a, b)), y0: y0 - room, y1: y1 + room };
     }
 
-    px(x) { return LEFT + ((x - this.range.x0) / (this.range.x1 - this.range.x0 || 1)) * (WIDE - LEFT - RIGHT); }
+    px(x) { return LEFT + ((this.along(x) - this.range.x0) / (this.range.x1 - this.range.x0 || 1)) * (WIDE - LEFT - RIGHT); }
     py(y) { return HIGH - BOTTOM - ((y - this.range.y0) / (this.range.y1 - this.range.y0 || 1)) * (HIGH - TOP - BOTTOM); }
 
     draw() {
@@ -86,9 +89,21 @@
       this.drawLegend(lang);
     }
 
+    told(x) { return this.data.log ? rate(x) : short(x); }
+
+    marks() {  // a log axis is marked where something was tried
+      if (!this.data.log) return ticks(this.range.x0, this.range.x1, Math.round(WIDE / 107));
+      const tried = [...new Set(this.data.series.flatMap((s) => s.x))].sort((a, b) => a - b), found = [];
+      for (const x of tried) {
+        const inside = this.along(x) >= this.range.x0 - 1e-9 && this.along(x) <= this.range.x1 + 1e-9;
+        if (inside && (!found.length || this.px(x) - this.px(found[found.length - 1]) > 44)) found.push(x);
+      }
+      return found;
+    }
+
     axes(svg, lang) {
       const text = (value, attributes) => { make("text", { fill: "currentColor", "font-size": 12, ...attributes }, svg).textContent = value; };
-      for (const x of ticks(this.range.x0, this.range.x1, Math.round(WIDE / 107))) text(short(x), { x: this.px(x), y: HIGH - BOTTOM + 17, "text-anchor": "middle" });
+      for (const x of this.marks()) text(this.told(x), { x: this.px(x), y: HIGH - BOTTOM + 17, "text-anchor": "middle" });
       for (const y of ticks(this.range.y0, this.range.y1, 5)) {
         make("line", { x1: LEFT, x2: WIDE - RIGHT, y1: this.py(y), y2: this.py(y), stroke: "currentColor", "stroke-opacity": 0.15 }, svg);
         text(short(y), { x: LEFT - 6, y: this.py(y) + 4, "text-anchor": "end" });
@@ -104,7 +119,7 @@
         make("line", { x1: 0, x2: 26, y1: 4, y2: 4, stroke: line.color, "stroke-width": 3, "stroke-dasharray": line.dash.join(" ") }, key);
         button.type = "button";
         button.setAttribute("aria-pressed", String(!this.hidden.has(i)));
-        button.append(key, " " + line.name[lang]);
+        button.append(key, " " + named(line.name[lang]));
         button.addEventListener("click", () => { this.hidden.has(i) ? this.hidden.delete(i) : this.hidden.add(i); this.draw(); this.legend.children[i].focus(); });
         return button;
       }));
@@ -130,7 +145,7 @@
       this.cursor.setAttribute("cx", x);
       this.cursor.setAttribute("cy", y);
       this.cursor.setAttribute("visibility", "visible");
-      this.tip.textContent = `${line.name[language()]}: ${figures(String(+line.y[i].toPrecision(5)))}  (${this.data.x[language()]}: ${short(line.x[i])})`;
+      this.tip.textContent = `${named(line.name[language()])}: ${figures(String(+line.y[i].toPrecision(5)))}  (${this.data.x[language()]}: ${this.told(line.x[i])})`;
       this.tip.hidden = false;
       this.tip.style.left = Math.min((x / WIDE) * box.width + 8, Math.max(0, box.width - this.tip.offsetWidth - 4)) + "px";
       this.tip.style.top = Math.max(0, (y / HIGH) * box.height - 36) + "px";
@@ -147,7 +162,7 @@
     zoomTo(a, b) {
       const back = (x) => this.range.x0 + ((x - LEFT) / (WIDE - LEFT - RIGHT)) * (this.range.x1 - this.range.x0);
       const [x0, x1] = [back(Math.min(a, b)), back(Math.max(a, b))];
-      const ys = this.shown().flatMap((s) => s.y.filter((_, i) => s.x[i] >= x0 && s.x[i] <= x1));
+      const ys = this.shown().flatMap((s) => s.y.filter((_, i) => this.along(s.x[i]) >= x0 && this.along(s.x[i]) <= x1));
       if (ys.length < 2) return;
       const room = (Math.max(...ys) - Math.min(...ys) || 1) * 0.05;
       this.zoom = { x0, x1, y0: Math.min(...ys) - room, y1: Math.max(...ys) + room };

@@ -1,4 +1,4 @@
-// What the page can do with scripts: sort tables, filter answers, a direction that follows the language.
+// What the page can do with scripts: sort tables, filter answers, the file of a figure at a tap, a direction that follows the language.
 (function () {
   const root = document.documentElement, fa = document.getElementById("show-fa"), en = document.getElementById("show-en");
   const follow = () => { root.lang = fa.checked ? "fa" : "en"; root.dir = fa.checked ? "rtl" : "ltr"; };
@@ -35,6 +35,23 @@
       for (const sample of samples) sample.hidden = button.dataset.filter !== "" && sample.dataset.ability !== button.dataset.filter;
     });
   }
+
+  const from = document.createElement("a");  // the file of a figure, where it was tapped: a screen without a pointer shows no title
+  from.className = "from";
+  from.dir = "ltr";
+  from.hidden = true;
+  document.getElementById("main").append(from);
+  document.addEventListener("click", (event) => {
+    const figure = event.target.closest(".n[title]");
+    if (event.target === from) return;
+    from.hidden = !figure || event.target.closest("a, button, summary, label") !== null;
+    if (from.hidden) return;
+    const box = figure.getBoundingClientRect();
+    from.textContent = figure.title;
+    from.href = "./" + figure.title.split("/").map(encodeURIComponent).join("/");
+    from.style.top = box.bottom + scrollY + 2 + "px";
+    from.style.left = Math.max(8, Math.min(box.left, document.documentElement.clientWidth - from.offsetWidth - 8)) + scrollX + "px";
+  });
 
   addEventListener("beforeprint", () => { for (const details of document.querySelectorAll("main .explain, main .fold:not(.long)")) details.open = true; });
 })();

@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import partial
 
 from tarazu.report import charts
-from tarazu.report.blocks import Cell, Table, best_index, figure_cell, text_cell
+from tarazu.report.blocks import Cell, Table, best_of, figure_cell, text_cell
 from tarazu.report.curve_analysis import curve
 from tarazu.report.explain import explain
 from tarazu.report.figures import Figure
@@ -51,6 +51,7 @@ def comparison_section(context: Context) -> Section:
         else None,
         "judge": judge_table(study),
         "forgetting": forgetting_sentences(context),
+        "forgetting_files": [run.file("metrics.json") for arm in all_arms(study) for run in arm.measured],
         "reading": reading_table(context),
         "samples": samples,
         "part": left_out(context),
@@ -70,11 +71,11 @@ def quality_table(context: Context) -> Table:
     """Quality of every method: mean over seeds, an interval where rows allow one, and the gain over the base."""
     study, arms = context.study, all_arms(context.study)
     known = [m for m in QUALITY.get(study.task, []) if any(mean_over_seeds(a, m) is not None for a in arms)]
-    best = {m.key: best_index([mean_over_seeds(a, m) for a in arms], m.better) for m in known}
+    best = {m.key: best_of([mean_over_seeds(a, m) for a in arms], m.better) for m in known}
     lead, rows = primary(study.task), []
     for i, arm in enumerate(arms):
         cells = [text_cell(arm_name(arm)), figure_cell(len(arm.measured), "count")]
-        cells += [_with_interval(context, arm, m, best[m.key] == i) for m in known]
+        cells += [_with_interval(context, arm, m, i in best[m.key]) for m in known]
         if study.base:
             after, before = mean_over_seeds(arm, lead), mean_over_seeds(study.base, lead)
             gain = (
@@ -125,12 +126,12 @@ def cost_table(study: StudyView) -> Table:
     """What every method cost: the mean over its seeds."""
     arms = study.arms
     known = [m for m in [*COSTS, SPEED, ENERGY, FLOPS, UTILISATION] if any(mean_over_seeds(a, m) is not None for a in arms)]
-    best = {m.key: best_index([mean_over_seeds(a, m) for a in arms], m.better) for m in known}
+    best = {m.key: best_of([mean_over_seeds(a, m) for a in arms], m.better) for m in known}
     rows = []
     for i, arm in enumerate(arms):
         cells = [text_cell(arm_name(arm))]
         cells += [
-            figure_cell(mean_over_seeds(arm, m), m.form, arm.first.file("ledger.json"), best[m.key] == i) for m in known
+            figure_cell(mean_over_seeds(arm, m), m.form, arm.first.file("ledger.json"), i in best[m.key]) for m in known
         ]
         total = as_number(arm.first.ledger.get("total_parameters")) or as_number(
             arm.first.facts.get("total_parameters")

@@ -54,12 +54,13 @@ def loss_figure(context: Context, arm: Arm) -> Figure | None:
 
 
 def line_figure(
-    context: Context, name: str, caption: Both, series: list[charts.Series], x: Both, y: Both, sources: list[str]
+    context: Context, name: str, caption: Both, series: list[charts.Series], x: Both, y: Both, sources: list[str], log: bool = False
 ) -> Figure:
     """Lines as a figure that the page's script can also draw."""
     data = {
         "x": sides(x),
         "y": sides(y),
+        "log": log,
         "series": [
             {
                 "name": sides(s.name),
@@ -71,7 +72,7 @@ def line_figure(
             for s in series
         ],
     }
-    make = partial(charts.lines, series, x, y)
+    make = partial(charts.lines, series, x, y, log=log)
     return context.gallery.add(name, caption, make, sources, data)
 
 

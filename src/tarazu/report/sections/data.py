@@ -11,7 +11,7 @@ from tarazu.report.figures import Figure
 from tarazu.report.known import noted
 from tarazu.report.reading import as_number, dig, records
 from tarazu.report.sections.base import Context, Section
-from tarazu.report.text import code, data_text, has, joined, number, say, say_or, spaced
+from tarazu.report.text import Both, code, data_text, has, joined, number, say, say_or, spaced
 
 FILE = "data.json"
 LINES_SHOWN = 6  # of each problem; data.json has more
@@ -42,7 +42,7 @@ def _facts(data: dict) -> Table:
     template = dig(data, "template", "name")
     reason = dig(data, "template", "reason")
     pairs = [
-        (say("data.source"), code_cell(data["source"]) if data.get("source") else None),
+        (say("data.source"), text_cell(sources_named(data)) if data.get("source") else None),
         (say("data.hash"), code_cell(data["sha256"]) if data.get("sha256") else None),
         (say("data.tokenizer"), code_cell(data["tokenizer"]) if data.get("tokenizer") else None),
         (say("data.template"), Cell(code(template)) if template else None),
@@ -53,6 +53,13 @@ def _facts(data: dict) -> Table:
         ),
     ]
     return pairs_table(say("data.facts"), pairs, [say("common.what"), say("common.value")], [FILE])
+
+
+def sources_named(data: dict) -> Both:
+    """Where the rows are from: a list of files as each language writes lists."""
+    whole = str(data.get("source", "?"))
+    parts = whole.split(", ")
+    return joined([code(one) for one in parts]) if not any(" " in one or ":" in one for one in parts) else Both(code(whole), code(whole))
 
 
 def splits_table(data: dict, columns: list[str]) -> Table:

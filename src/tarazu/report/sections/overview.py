@@ -7,7 +7,8 @@ from tarazu.report.measures import COSTS
 from tarazu.report.reading import as_number, dig
 from tarazu.report.sections.base import Context, Section
 from tarazu.report.sections.comparison import trade_figure
-from tarazu.report.sections.recommendation import choice_sentences
+from tarazu.report.sections.data import sources_named
+from tarazu.report.sections.recommendation import choice_sentences, files_of
 from tarazu.report.text import Both, code, joined, number, say
 
 
@@ -18,6 +19,7 @@ def overview_section(context: Context) -> Section:
         "budget": _budget(study.settings),
         "prefer": say(f"prefer.{study.prefer}"),
         "verdict": choice_sentences(context, context.verdict.choices[study.prefer]),
+        "files": files_of(context),
         "figure": next((f for cost in COSTS if (f := trade_figure(context, cost, "verdict")) is not None), None),
         "note": noted(study.data["note"]) if study.data.get("note") else None,
         "unfinished": _unfinished(context),
@@ -37,11 +39,11 @@ def _compared(context: Context) -> Both:
             methods=names,
             model=code(model),
             images=images,
-            source=code(study.data.get("source", "?")),
+            source=sources_named(study.data),
         )
     model = study.model.get("name") or study.settings.get("model") or "?"
     rows = number(dig(study.data, "splits", "train", "rows"), "count", "data.json")
-    return say("overview.chat", methods=names, model=code(model), rows=rows, source=code(study.data.get("source", "?")))
+    return say("overview.chat", methods=names, model=code(model), rows=rows, source=sources_named(study.data))
 
 
 def _budget(settings: dict) -> Both | None:

@@ -33,8 +33,15 @@ def recommendation_section(context: Context) -> Section:
             for arm in context.study.arms
         ],
         "changes": would_change(context),
+        "files": files_of(context),
     }
     return Section("recommendation", say("section.recommendation"), "recommendation.html", view, explain("pareto"))
+
+
+def files_of(context: Context) -> list[str]:
+    """What the sentences were read from: figures and costs of every method's first run."""
+    arms = ([context.study.base] if context.study.base else []) + context.study.arms
+    return [arm.first.file(name) for arm in arms for name in (("metrics.json",) if arm is context.study.base else ("metrics.json", "ledger.json"))]
 
 
 def choice_sentences(context: Context, choice: Choice) -> list[Both]:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from functools import partial
-
 from tarazu.report import charts
 from tarazu.report.blocks import Table, code_cell, figure_cell, text_cell
 from tarazu.report.reading import Arm, StudyView, as_number, dig, records
 from tarazu.report.sections.base import Context
-from tarazu.report.text import Both, code, joined, number, say
+from tarazu.report.sections.curves import line_figure
+from tarazu.report.text import Both, code, joined, listed, number, say
 
 
 def search_view(context: Context, arm: Arm) -> dict | None:
@@ -94,32 +93,22 @@ def _table(arm: Arm, source: str) -> Table:
 
 
 def _figure(context: Context, arm: Arm, source: str):
-    """One line per round: what is left of the candidates after so many tokens."""
-    rounds: dict[float, list[tuple[float, float]]] = {}
+    """One line per round, and per value of whatever else was searched: what is left of the candidates after so many tokens."""
+    lines: dict[tuple[float, str], list[tuple[float, float]]] = {}
     for candidate in records(arm.search.get("candidates")):
-        rate = as_number(dig(candidate, "settings", "learning_rate"))
+        settings = candidate.get("settings") if isinstance(candidate.get("settings"), dict) else {}
+        rate, rest = as_number(settings.get("learning_rate")), _settings({k: v for k, v in settings.items() if k != "learning_rate"})
         for one in records(candidate.get("rounds")):
             loss, tokens = as_number(one.get("loss")), as_number(one.get("tokens"))
             if None not in (rate, loss, tokens):
-                rounds.setdefault(tokens, []).append((rate, loss))
+                lines.setdefault((tokens, rest), []).append((rate, loss))
+    rounds, rests = sorted({tokens for tokens, _ in lines}), sorted({rest for _, rest in lines})
     series = []
-    for i, (tokens, points) in enumerate(sorted(rounds.items())):
-        points.sort()
-        series.append(
-            charts.Series(
-                say("search.round", tokens=number(tokens, "count")),
-                [p[0] for p in points],
-                [p[1] for p in points],
-                i,
-                i,
-            )
-        )
+    for (tokens, rest), points in sorted(lines.items()):
+        told = say("search.round", tokens=number(tokens, "count"))
+        x, y = zip(*sorted(points), strict=True)
+        series.append(charts.Series(listed([told, code(rest)]) if rest else told, list(x), list(y), rounds.index(tokens), rests.index(rest) if len(rests) > 1 else rounds.index(tokens)))
     if not series:
         return None
-    make = partial(charts.lines, series, say("axis.learning_rate"), say("axis.validation_loss"), log=True)
-    return context.gallery.add(
-        f"search-{arm.name}",
-        say("search.figure", method=code(arm.name)),
-        lambda language: make(language=language),
-        [source],
-    )
+    caption = say("search.figure", method=code(arm.name))
+    return line_figure(context, f"search-{arm.name}", caption, series, say("axis.learning_rate"), say("axis.validation_loss"), [source], log=True)
