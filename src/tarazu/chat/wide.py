@@ -15,6 +15,7 @@ come from the matrix too. `adapters.py` is the plain path that tests compare wit
 
 from __future__ import annotations
 
+from collections import defaultdict
 from functools import cache
 from typing import Any
 
@@ -35,11 +36,15 @@ def widen(model: nn.Module) -> int:
     will stay: a moved model has its weights apart again, and must not be trained so.
     """
     parts = [_together(module, names) for module in model.modules() for names in GROUPS]
-    groups = [_Group(modules) for modules in parts if modules and _columns(modules) <= MOST]
-    if groups:
+    alike: dict[tuple, list[list[LeanLoRA]]] = defaultdict(list)
+    for modules in parts:
+        if modules and _columns(modules) <= MOST:
+            alike[_kind(modules)].append(modules)
+    stacks = [_Stack(some) for some in alike.values()]
+    if stacks:
         _teach_compiler()
-        model.get_decoder().register_forward_pre_hook(lambda *_: _fill(groups))
-    return len(groups)
+        model.get_decoder().register_forward_pre_hook(lambda *_: _fill(stacks))
+    return sum(len(some) for some in alike.values())
 
 
 def is_wide(model: nn.Module) -> bool:
@@ -63,23 +68,50 @@ def _columns(modules: list[LeanLoRA]) -> int:
     return -(-sum(module.r[module.active_adapters[0]] for module in modules) // STEP) * STEP
 
 
-def _fill(groups: list[_Group]) -> None:
+def _kind(modules: list[LeanLoRA]) -> tuple:
+    """What groups that are filled together have in common."""
+    first, names = modules[0].base_layer.weight, [module.active_adapters[0] for module in modules]
+    return first.dtype, first.device, *((type(m), *m.base_layer.weight.shape, m.r[name], m.scaling[name]) for m, name in zip(modules, names, strict=True))
+
+
+def _fill(stacks: list[_Stack]) -> None:
     """Copies on the device only, so that a recorded pass does them again."""
     if torch.is_grad_enabled():
-        for group in groups:
-            group.fill()
+        for stack in stacks:
+            stack.fill()
+
+
+class _Stack:
+    """The same group of every layer: their matrices lie one behind the other, so that a few copies fill them all."""
+
+    def __init__(self, alike: list[list[LeanLoRA]]):
+        first, spare = alike[0][0].base_layer.weight, _columns(alike[0])
+        self.sizes, self.width = [module.base_layer.weight.shape[0] for module in alike[0]], first.shape[1]
+        self.matrices = first.new_zeros(len(alike), sum(self.sizes) + spare, self.width + spare)
+        self.groups = [_Group(modules, matrix) for modules, matrix in zip(alike, self.matrices, strict=True)]
+
+    def fill(self) -> None:
+        """A and s B into the matrices. Through `data`: autograd need not know, as they change only when the parameters do."""
+        total, row, column = sum(self.sizes), 0, 0
+        for place, size in enumerate(self.sizes):
+            modules = [group.modules[place] for group in self.groups]
+            name = modules[0].active_adapters[0]
+            downs, ups = (torch.stack([factor.data for factor in same]) for same in zip(*(module.factors(name) for module in modules), strict=True))
+            end = column + downs.shape[1]
+            torch.mul(ups, modules[0].scaling[name], out=self.matrices[:, row : row + size, self.width + column : self.width + end])
+            self.matrices[:, total + column : total + end, : self.width].copy_(downs)
+            row, column = row + size, end
 
 
 class _Group:
-    """Layers that read the same input, and their matrix (outputs + spare, inputs + spare)."""
+    """Layers that read the same input, and their `matrix` (outputs + spare, inputs + spare), still of zeros."""
 
-    def __init__(self, modules: list[LeanLoRA]):
+    def __init__(self, modules: list[LeanLoRA], matrix: torch.Tensor):
         first = modules[0].base_layer.weight
-        self.modules, self.width = modules, first.shape[1]
+        self.modules, self.width, self.matrix = modules, first.shape[1], matrix
         self.sizes = [module.base_layer.weight.shape[0] for module in modules]
-        spare = _columns(modules)
-        self.matrix = first.new_zeros(sum(self.sizes) + spare, self.width + spare)
-        self.scales = first.new_zeros(len(modules), dtype=torch.float32)  # not numbers: the compiler would make anew for others
+        scales = [module.scaling[module.active_adapters[0]] for module in modules]
+        self.scales = torch.tensor(scales, device=first.device)  # not numbers: the compiler would make anew for others
         self.input, self.outputs, row = None, [], 0
         dora = type(modules[0]) is LeanDoRA
         for place, (module, size) in enumerate(zip(modules, self.sizes, strict=True)):
@@ -90,18 +122,6 @@ class _Group:
             module.group, module.place, module.__class__ = self, place, JOINED[type(module)]
             row += size
         self.squares = (self.matrix[:row, : self.width].to(torch.float32) ** 2).sum(1) if dora else None
-
-    def fill(self) -> None:
-        """A and s B into the matrix. Through `data`: autograd need not know, as they change only when the parameters do."""
-        row, column, matrix = 0, 0, self.matrix.data
-        for module, size in zip(self.modules, self.sizes, strict=True):
-            name = module.active_adapters[0]
-            down, up = module.factors(name)
-            end = column + down.shape[0]
-            torch.mul(up.data, module.scaling[name], out=matrix[row : row + size, self.width + column : self.width + end])
-            matrix[sum(self.sizes) + column : sum(self.sizes) + end, : self.width].copy_(down.data)
-            self.scales.data[module.place].fill_(module.scaling[name])
-            row, column = row + size, end
 
     def output(self, place: int, x: torch.Tensor) -> torch.Tensor:
         """Of the layer number `place`. The first that is called with an input works for all of them."""
