@@ -402,3 +402,14 @@ def test_a_large_page_is_filled_with_answers(tmp_path, undrawn, monkeypatch):
     whole = len(build(folder).read_bytes())
     monkeypatch.setattr("tarazu.report.build.MOST_BYTES", whole - 30_000)
     assert whole - 90_000 < len(build(folder).read_bytes()) <= whole - 30_000
+
+
+def test_the_judge_table_names_what_the_answers_stood_beside_and_its_verdicts(tmp_path, undrawn):
+    folder = chat_folder(tmp_path)
+    found = json.loads((folder / "judge.json").read_text())
+    (folder / "judge").mkdir()
+    (folder / "judge" / "lora.jsonl").write_text("{}\n")
+    for against, told in (("base", "Win rate against the untouched model"), ("layers", "Win rate against layers")):
+        (folder / "judge.json").write_text(json.dumps(found | {"against": against}))
+        text = build(folder).read_text(encoding="utf-8")
+        assert told in re.sub(r"\s+", " ", " ".join(Page(text).text)) and 'href="./judge/lora.jsonl"' in text

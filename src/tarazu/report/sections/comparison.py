@@ -58,6 +58,7 @@ def comparison_section(context: Context) -> Section:
         "answer_files": [arm.first.file("samples.jsonl") for arm in all_arms(study) if arm.first.samples],
         "abilities": list(dict.fromkeys((s["ability"], s["label"]) for s in samples)),
     }
+    view["judge_against"] = judged_against(study)
     view["judge_model"] = code(study.extras["judge"].get("model", "?")) if study.extras["judge"] else None
     pages = (
         ("bleu", "caption-metrics", "fairness", "memory-and-time")
@@ -247,4 +248,10 @@ def judge_table(study: StudyView) -> Table | None:
         say("judge.rate"),
         *[say(f"judge.{k}") for k in ("win", "tie", "loss", "inconsistent", "no_verdict")],
     ]
-    return Table(say("judge.table"), columns, rows, ["judge.json"], sortable=True)
+    return Table(say("judge.table", against=judged_against(study)), columns, rows, ["judge.json", *[file for name in found if (study.path / (file := f"judge/{name}.jsonl")).exists()]], sortable=True)
+
+
+def judged_against(study: StudyView) -> Both:
+    """The method whose answers stood beside the others' before the judge."""
+    name = study.extras["judge"].get("against")
+    return say("judge.base") if name is None or (study.base and name == study.base.name) else Both(code(name), code(name))
