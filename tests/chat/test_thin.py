@@ -78,3 +78,10 @@ def test_products_that_need_each_other_stay():
     step(traced.graph)
     traced.recompile()
     torch.testing.assert_close(traced(*inputs), expected)
+
+
+def test_a_number_that_is_only_known_when_it_runs_is_no_product():
+    step = ThinProducts()
+    traced = make_fx(lambda x: x + x.shape[0] + x, tracing_mode="symbolic")(torch.ones(5, 3))
+    step(traced.graph)
+    assert step.found == 0 and torch.equal(traced(torch.ones(4, 3)), torch.full((4, 3), 6.0))

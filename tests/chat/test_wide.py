@@ -146,6 +146,23 @@ def test_nothing_of_the_model_changes_and_nothing_is_stored_twice():
 
 
 @pytest.mark.usefixtures("blocks")
+def test_another_rank_in_the_same_process_makes_no_side_of_the_matrix_a_variable():
+    """torch 2.11 cannot compile that (`overwrite_tensor_vt_proxy`)."""
+    for rank in (4, 40, 64):
+        trainee = build(r=rank, attention=flex.NAME)
+        wide.widen(trainee.base)
+        given = []
+
+        def backend(graph, inputs, given=given):
+            given.extend(node.meta["example_value"] for node in graph.graph.nodes if node.op == "placeholder")
+            return aot_eager(graph, inputs)
+
+        compiled.give_prefixes(trainee.base, False, lambda forward, backend=backend: torch.compile(forward, backend=backend))
+        gradients(trainee)
+        assert given and all(isinstance(x, torch.Tensor) and all(isinstance(side, int) for side in x.shape) for x in given)
+
+
+@pytest.mark.usefixtures("blocks")
 @pytest.mark.parametrize("dora", [False, True])
 def test_switched_off_or_merged_they_are_as_plain_ones(dora):
     plain, joined = build(use_dora=dora), build(use_dora=dora, attention=flex.NAME)

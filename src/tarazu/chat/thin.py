@@ -111,8 +111,13 @@ def _terms(node: Node) -> list[Node]:
 
 
 def _is_sum(node: Any) -> bool:
-    same = isinstance(node, Node) and node.target is aten.add.Tensor and not node.kwargs and all(isinstance(part, Node) for part in node.args)
+    same = isinstance(node, Node) and node.target is aten.add.Tensor and not node.kwargs and all(_is_tensor(part) for part in node.args)
     return same and all(part.meta["val"].shape == node.meta["val"].shape and part.meta["val"].dtype == node.meta["val"].dtype for part in node.args)
+
+
+def _is_tensor(part: Any) -> bool:
+    """And no number, be it one that is only known when it runs."""
+    return isinstance(part, Node) and isinstance(part.meta["val"], torch.Tensor)
 
 
 def _product(term: Node) -> Node:

@@ -112,6 +112,7 @@ class _Group:
         self.sizes = [module.base_layer.weight.shape[0] for module in modules]
         scales = [module.scaling[module.active_adapters[0]] for module in modules]
         self.scales = torch.tensor(scales, device=first.device)  # not numbers: the compiler would make anew for others
+        torch._dynamo.mark_static(self.matrix)  # another rank in this process would make its sides variables, which torch 2.11 cannot do here
         self.input, self.outputs, row = None, [], 0
         dora = type(modules[0]) is LeanDoRA
         for place, (module, size) in enumerate(zip(modules, self.sizes, strict=True)):
