@@ -413,3 +413,17 @@ def test_the_judge_table_names_what_the_answers_stood_beside_and_its_verdicts(tm
         (folder / "judge.json").write_text(json.dumps(found | {"against": against}))
         text = build(folder).read_text(encoding="utf-8")
         assert told in re.sub(r"\s+", " ", " ".join(Page(text).text)) and 'href="./judge/lora.jsonl"' in text
+
+
+def test_an_item_leads_to_its_own_part(tmp_path, undrawn):
+    """Not to the head of twenty screens: the proof, the curves, the troubles and the answers of the first method of its kind."""
+    page = build(chat_folder(tmp_path)).read_text(encoding="utf-8")
+    places = dict(re.findall(r'<li><a href="#([^"]+)"><b dir="ltr">(T[0-9.]+)</b>', page))
+    expected = {"method-prompt_tuning-proof": "T2.3", "method-prompt_tuning-curves": "T2.5", "method-prompt_tuning-after": "T2.6", "method-lora-proof": "T3.3", "method-layers-proof": "T4.3"}
+    assert expected.items() <= places.items() and all(f'id="{anchor}"' in page for anchor in expected)
+
+
+def test_which_method_of_a_family_the_numbers_speak_for(tmp_path, undrawn):
+    told = re.sub(r"\s+", " ", " ".join(Page(build(chat_folder(tmp_path)).read_text(encoding="utf-8")).text))
+    found = re.search(r"speak for (lora|lora_high_rank) .{0,60}? against (lora|lora_high_rank) .{0,80}?No difference was found between it and (lora|lora_high_rank)", told)
+    assert found and found[2] == found[3] != found[1]

@@ -55,6 +55,9 @@ CAPTIONS = {
     "C5.2": "comparison-bleu",
     "C5.3": "before",
 }
+# Within the first method of the item's kinds: the heading of this part.
+PARTS = {"T2.2": "setup", "T2.3": "proof", "T2.4": "troubles", "T2.5": "curves", "T2.6": "after", "T3.3": "proof", "T4.3": "proof",
+         "C2.5": "troubles", "C2.6": "curves", "C3.3": "final", "C4.4": "curves"}  # fmt: skip
 NEEDS = {"family-soft": SOFT, "family-low_rank": LOW_RANK, "family-layers": ("layers",)}
 
 
@@ -79,6 +82,8 @@ def items_of(study: StudyView) -> list[Item]:
         if number == "C4.1":
             needs = ("transformer",)
         there = not needs or bool(kinds & set(needs))
+        first = next((arm for arm in study.arms if arm.kind in needs), None) if number in PARTS else None
+        anchor = f"method-{first.name}-{PARTS[number]}" if first else anchor
         found.append(Item(number, say(f"item.{number}"), anchor if there else "methods", there))
     return found
 

@@ -11,7 +11,7 @@ from tarazu.report.sections.base import Context, Section
 from tarazu.report.sections.curves import curve_sentences, loss_figure
 from tarazu.report.sections.proof import proof_view, settings_table, targets_table, troubles
 from tarazu.report.sections.searching import search_view
-from tarazu.report.text import Both, code, number, say, say_or, spaced
+from tarazu.report.text import Both, code, joined, number, say, say_or, spaced
 
 FAMILIES = {
     "soft": (("prompt_tuning", "prefix_tuning", "p_tuning"), ("soft-prompts",)),
@@ -35,11 +35,24 @@ def methods_section(context: Context) -> Section:
                 "name": name,
                 "title": say(f"family.{name}"),
                 "explanations": explain(*pages),
+                "choice": family_choice(context, arms),
                 "arms": [_arm(context, arm, told) for arm in arms],
             }
             families.append(view)
     view = {"families": families, "missing": not families}
     return Section("methods", say("section.methods"), "methods.html", view, explain("fingerprints", "curves"))
+
+
+def family_choice(context: Context, arms: list[Arm]) -> Both | None:
+    """Which of a family's methods these numbers speak for, and whether the next one is told apart from it."""
+    verdict, names = context.verdict, {arm.name for arm in arms}
+    ranked = [one for one in verdict.contenders if one.name in names]  # best first
+    if len(ranked) < 2:
+        return None
+    shown = [spaced(code(one.name), number(one.quality, verdict.measure.form, context.study.arm(one.name).first.file("metrics.json"))) for one in ranked]
+    tied = [one.name for one in ranked[1:] if context.comparison.differ(verdict.measure.key, ranked[0].name, one.name) is False]
+    told = say("family.tied", methods=joined([code(name) for name in tied])) if tied else say("family.sure")
+    return spaced(say("family.choice", figure=say(f"measure.{verdict.measure.key}"), best=shown[0], others=joined(shown[1:])), told)
 
 
 def _arm(context: Context, arm: Arm, told: set[str]) -> dict:

@@ -9,7 +9,7 @@ from tarazu.report.blocks import Cell, Table, code_cell, figure_cell, pairs_tabl
 from tarazu.report.explain import explain
 from tarazu.report.reading import as_number, dig, records
 from tarazu.report.sections.base import Context, Section
-from tarazu.report.text import data_text, number, say, say_or
+from tarazu.report.text import data_text, has, number, say, say_or
 
 FILE = "model.json"
 COUNTS = ("parameters", "layers", "hidden", "heads", "key_value_heads", "vocabulary", "context", "sliding_window")
@@ -22,6 +22,7 @@ def model_section(context: Context) -> Section:
     view = {
         "facts": _facts(model),
         "variant": say_or(f"variant.{variant}", variant) if variant else None,
+        "variant_why": say(f"model.why_{variant}") if has(f"model.why_{variant}") else None,
         "variant_reason": data_text(model.get("variant_reason")) if model.get("variant_reason") else None,
         "parts": _parts(context, model),
         "tensors": _tensors(model),
