@@ -109,9 +109,9 @@ def test_compiled_layers_take_edges(family, arithmetic, monkeypatch):
         trainee = build("lora", family, attention=flex.NAME, window=WIDE)
         for layer in trainee.base.get_decoder().layers:
             layer.self_attn.sliding_window = None  # as `compiled.compile_layers` does
-        compiled.give_prefixes(trainee.base, checkpointing, lambda forward: torch.compile(forward, backend=counted))
+        compiled.give_prefixes(trainee.base, checkpointing, lambda forward, counted=counted: torch.compile(forward, backend=counted))
         for width in (256, 384, 512):
-            monkeypatch.setattr("chat.test_flex.lay_out", lambda *a, **more: lay_out(*a, **{**more, "width": width}, edges=True))
+            monkeypatch.setattr("chat.test_flex.lay_out", lambda *a, width=width, **more: lay_out(*a, width=width, edges=True))
             trainee.module.zero_grad()
             found = gradients(trainee)
             assert all(torch.allclose(found[key], wanted, atol=1e-4, rtol=1e-3) for key, wanted in expected.items())

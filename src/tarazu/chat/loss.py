@@ -6,7 +6,10 @@ gradient at once and are forgotten; the head runs twice per token instead of the
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import lru_cache
+from importlib.util import find_spec
+from types import ModuleType
 
 import torch
 import torch.nn.functional as F
@@ -29,10 +32,11 @@ class ChunkedCrossEntropy(torch.autograd.Function):
         losses = torch.empty(len(labels), dtype=torch.float32, device=hidden.device)
         matrix = weight.to(hidden.dtype)
         rows = max(1, chunk // (hidden.element_size() * weight.shape[0]))
-        loss_of = _fused() if hidden.is_cuda and need_hidden else loss_and_slope
         for start in range(0, len(labels), rows):
             part = slice(start, start + rows)
-            losses[part], grad = loss_of(hidden[part] @ matrix.T, labels[part], softcap, need_hidden or need_weight)
+            logits = hidden[part] @ matrix.T
+            loss_of = _fast(logits, softcap) if need_hidden else loss_and_slope
+            losses[part], grad = loss_of(logits, labels[part], softcap, need_hidden or need_weight)
             if need_hidden:
                 torch.mm(grad, matrix, out=grad_hidden[part])
             if need_weight:
@@ -62,9 +66,26 @@ def loss_and_slope(logits: torch.Tensor, labels: torch.Tensor, softcap: float | 
     return total - picked, grad.to(logits.dtype)
 
 
+def _fast(logits: torch.Tensor, softcap: float | None) -> Callable:
+    """`loss_and_slope` for these logits in few readings: by our kernel, or compiled; on a CPU as it is."""
+    if not logits.is_cuda:
+        return loss_and_slope
+    kernel = _kernel()
+    return kernel.loss_and_slope if kernel and kernel.suits(logits, softcap) else _compiled()
+
+
 @lru_cache
-def _fused():
-    """`loss_and_slope` in two passes over the logits instead of a dozen."""
+def _kernel() -> ModuleType | None:
+    """The kernel's file, where there is what it is made with: an NVIDIA GPU and Triton, which comes with torch for it."""
+    if torch.version.cuda is None or find_spec("triton") is None:
+        return None
+    from tarazu.chat import loss_kernel
+
+    return loss_kernel
+
+
+@lru_cache
+def _compiled() -> Callable:
     return torch.compile(loss_and_slope, dynamic=True)
 
 
