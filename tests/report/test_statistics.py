@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from scipy import stats
 
 from tarazu.report import student
-from tarazu.report.numbers import shaped
+from tarazu.report.comparing import Pair
+from tarazu.report.measures import measures
+from tarazu.report.sections.pairs import p_of
 from tarazu.report.statistics import difference, holm, interval
 
 
@@ -133,4 +137,11 @@ def test_one_row_has_no_spread():
 def test_a_p_that_more_resamples_would_make_smaller_says_so(rows):
     sure, chance = difference(rows, rows + 5), difference(rows, rows[::-1])
     assert sure.floor and sure.p == pytest.approx(2 / 10_001) and not chance.floor
-    assert shaped(36 * sure.p, "p_floor")[0] == "≤ 0.007" and shaped(1e-5, "p_floor")[0] == "≤ 0.001"
+
+
+def test_such_a_p_is_written_as_at_most(rows):
+    sure = difference(rows, rows + 5)
+    pair = Pair("a", "b", measures("chat")["loss"], sure, 36 * sure.p)
+    assert p_of(pair).plain("en") == "≤ 0.007" and p_of(pair).plain("fa").startswith("حداکثر")
+    assert p_of(replace(pair, p=2 * sure.p)).plain("en") == "< 0.001"
+    assert p_of(replace(pair, p=0.04, found=replace(sure, floor=False))).plain("en") == "0.040"

@@ -27,11 +27,6 @@ class Pair:
         return self.p < SURE
 
     @property
-    def p_form(self) -> str:
-        """How `p` is written: at most so much, where more resamples could make it smaller."""
-        return "p_floor" if self.found.floor else "p"
-
-    @property
     def winner(self) -> str | None:
         """The better of the two where the difference is sure, else None."""
         if not self.sure:

@@ -54,7 +54,6 @@ WRITERS = {
     "signed_points": lambda v: f"{v:+.1f}",
     "two": lambda v: f"{v:.2f}",
     "rate": lambda v: f"{v:.3g}",
-    "p_floor": lambda v: "≤ " + WRITERS["p"](v).removeprefix("< "),
     "p": lambda v: "< 0.001" if v < 0.001 else f"{v:.3f}",
 }
 

@@ -132,7 +132,7 @@ def number(value: Any, form: str = "number", source: str = "") -> Both:
     """A figure with its unit in both languages, and the file that it came from as its title.
 
     Forms: number (4 significant digits), count (thousands), percent, points (1 decimal), loss (3 decimals), bytes,
-    seconds, signed, signed_points, signed_percent, percentage_points (between two shares), rate (scientific), flops (operations), p, p_floor (at most so much).
+    seconds, signed, signed_points, signed_percent, percentage_points (between two shares), rate (scientific), flops (operations), p.
     """
     from tarazu.report.numbers import shaped  # the shapes need `Both`'s strings: imported late
 

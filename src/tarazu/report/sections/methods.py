@@ -9,6 +9,7 @@ from tarazu.report.reading import Arm
 from tarazu.report.sections.answers import changes
 from tarazu.report.sections.base import Context, Section
 from tarazu.report.sections.curves import curve_sentences, loss_figure
+from tarazu.report.sections.pairs import p_of
 from tarazu.report.sections.proof import proof_view, settings_table, targets_table, troubles
 from tarazu.report.sections.searching import search_view
 from tarazu.report.text import Both, code, joined, number, say, say_or, spaced
@@ -94,7 +95,7 @@ def beside_base(context: Context, arm: Arm) -> list[Both]:
             "mean": number(sign * pair.found.mean, form),
             "low": number(ends[0], form),
             "high": number(ends[1], form),
-            "p": number(pair.p, pair.p_form),
+            "p": p_of(pair),
         }
         outcome = "none" if not pair.sure else "better" if pair.winner == arm.name else "worse"
         found.append(say(f"beside.{outcome}", **values, detectable=number(pair.found.detectable, unsigned(form))))

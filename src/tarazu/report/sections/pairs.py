@@ -6,6 +6,7 @@ from functools import partial
 
 from tarazu.report import charts
 from tarazu.report.blocks import Cell, Table, figure_cell, text_cell
+from tarazu.report.comparing import Pair
 from tarazu.report.figures import Figure
 from tarazu.report.measures import FORGETTING, primary, signed_form, unsigned
 from tarazu.report.sections.answers import all_arms, arm_name
@@ -49,7 +50,7 @@ def pair_table(context: Context, key: str) -> Table:
                 Cell(spaced(_name(context, pair.a), say("pair.against"), _name(context, pair.b)), f"{pair.a} {pair.b}"),
                 figure_cell(found.mean, form),
                 Cell(span, found.low),
-                figure_cell(pair.p, pair.p_form),
+                Cell(p_of(pair), pair.p),
                 figure_cell(found.effect, "two"),
                 text_cell(says),
             ]
@@ -77,6 +78,11 @@ def pair_table(context: Context, key: str) -> Table:
         [run.file(file) for arm in all_arms(context.study) for run in arm.measured],
         sortable=True,
     )
+
+
+def p_of(pair: Pair) -> Both:
+    """The corrected p: at most so much, where more resamples could make it smaller."""
+    return say("pair.at_most", p=number(pair.p, "p")) if pair.found.floor and pair.p >= 0.001 else number(pair.p, "p")
 
 
 def _name(context: Context, name: str) -> Both:
