@@ -137,3 +137,18 @@ def test_the_loss_with_its_intervals_has_room_in_print(browser, reports):
     table = page.locator("#comparison > h2 + .scroll table")
     row = table.locator("tbody tr").nth(1).bounding_box()
     assert row["height"] < 45 and table.bounding_box()["width"] <= 1010
+
+
+def test_a_curve_is_zoomed_by_the_keyboard_too(browser, reports):
+    page, _ = opened(browser, reports["chat"])
+    figure = page.locator("#figure-curves-lora")
+    figure.locator(".live svg").focus()
+    before = figure.locator(".live text").all_text_contents()
+    page.keyboard.press("ArrowRight")
+    page.keyboard.press("+")
+    assert figure.locator(".live text").all_text_contents() != before
+    page.keyboard.press("Escape")
+    assert figure.locator(".live text").all_text_contents() == before
+    page.keyboard.press("ArrowRight")  # the new drawing is where the keys go
+    assert figure.locator(".tip").is_visible()
+    assert page.locator(".chart-hint:visible").count() == 1

@@ -1,5 +1,5 @@
 "use strict";
-// Curves that answer: hover for values, drag to zoom, double-click (or Escape) to go back, buttons to hide a line.
+// Curves that answer: hover for values, drag (or +) to zoom, double-click (or Escape) to go back, buttons to hide a line.
 // Without this script the page shows the same curves as a fixed picture. Text enters by textContent alone.
 (function () {
   const LEFT = 58, RIGHT = 18, TOP = 10, BOTTOM = 46;
@@ -85,7 +85,9 @@
       this.cursor = make("circle", { r: 5, fill: "none", stroke: "currentColor", "stroke-width": 2, visibility: "hidden" }, svg);
       this.band = make("rect", { y: TOP, height: HIGH - TOP - BOTTOM, fill: "currentColor", opacity: 0.12, visibility: "hidden" }, svg);
       this.listen(svg);
+      const focused = this.live.contains(document.activeElement);
       this.live.replaceChildren(svg, this.tip);
+      if (focused) svg.focus();
       this.drawLegend(lang);
     }
 
@@ -169,6 +171,11 @@
       this.draw();
     }
 
+    closer() {  // half of what is shown, around the point that was told last
+      const found = this.found, middle = found ? this.px(found.line.x[found.i]) : (LEFT + WIDE - RIGHT) / 2, span = (WIDE - LEFT - RIGHT) / 4;
+      this.zoomTo(Math.max(LEFT, middle - span), Math.min(WIDE - RIGHT, middle + span));
+    }
+
     reset() { this.zoom = null; this.draw(); }
 
     listen(svg) {
@@ -189,6 +196,7 @@
         if (event.key === "ArrowRight") this.step(1);
         else if (event.key === "ArrowLeft") this.step(-1);
         else if (event.key === "Escape") this.reset();
+        else if (event.key === "+" || event.key === "=") this.closer();
         else return;
         event.preventDefault();
       });
@@ -200,6 +208,8 @@
     const points = figure.querySelector("script.points");
     return points ? new Chart(figure, JSON.parse(points.textContent)) : null;
   }).filter(Boolean);
+  const hint = document.querySelector(".chart-hint");
+  if (hint) hint.hidden = false;
   for (const id of ["show-fa", "show-en", "digits"]) document.getElementById(id).addEventListener("change", () => charts.forEach((chart) => chart.draw()));
   addEventListener("resize", () => { if (fit()) charts.forEach((chart) => chart.draw()); });
 })();
