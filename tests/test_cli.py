@@ -165,3 +165,12 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path, out, message, run_her
     monkeypatch.chdir(tmp_path)
     code, told = run_here("run", str(shipped()["demo"]), "--out", out)
     assert code in (1, 2) and message in told and "what to do" in told and "Traceback" not in told
+
+
+def test_verify_refuses_a_folder_as_its_file_before_it_begins(tmp_path):
+    from chat import small
+
+    from tarazu.verify import verify
+
+    with pytest.raises(BadInput, match="this is a folder"):
+        verify(str(small.recipe(tmp_path / "recipe.yaml", tmp_path / "no-model")), [], False, str(tmp_path))

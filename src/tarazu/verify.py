@@ -37,6 +37,8 @@ def verify(target: str, sets: list[str], as_json: bool, out: str, methods: list[
     study = find_study(target) if Path(target).is_dir() else None
     recipe = only(read_recipe(study) if study else load(target, sets), methods)
     path = (study.path / "verify.json" if study else Path(out)).absolute() if study or out else None
+    if path and path.is_dir():
+        raise BadInput("this is a folder", where=f"--out {out}", todo="give a file, or `tarazu verify DIR` for a study")
     with study.at_home() if study else contextlib.nullcontext():
         found = examine(recipe, path, read_json(path) if path and methods else None)
     if as_json:
