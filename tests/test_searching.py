@@ -13,7 +13,8 @@ from tarazu.chat import loading
 from tarazu.chat.task import Chat
 from tarazu.engine.signals import StopSignals
 from tarazu.recipe import Search, load
-from tarazu.run_folder import Run, RunFolder
+from tarazu.run_folder import Run, RunFolder, read_json
+from tarazu.verify import verify
 
 CPU = torch.device("cpu")
 TRAINED = [name for name in small.METHODS if name != "base"]
@@ -72,11 +73,32 @@ def test_another_rank_is_another_module(recipe, data, tmp_path):
     assert other is not first and max(p.shape[0] for n, p in other.trainable().items() if "lora_A" in n) == 4
 
 
-def test_a_run_with_a_searched_rank_is_loaded_as_it_was_trained(tmp_path):
-    """The recipe says rank 2, the search 8: talking to the run and exporting it need the 8."""
+@pytest.fixture(scope="module")
+def of_other_sizes(tmp_path_factory):
+    """A study whose recipe says rank 2 and 4 virtual tokens, where its search could only choose 8 and 6."""
+    home = tmp_path_factory.mktemp("sizes")
     budget = {"tokens": 800, "batch_rows": 4, "micro_batch_tokens": 1000, "evaluate_every": 800, "validation_rows": 2}
-    model, search = small.save_model(tmp_path / "model"), {"tokens": 400, "rank": [8], "widen": False}
-    path = small.recipe(tmp_path / "recipe.yaml", model, budget=budget, forgetting=None, search=search, methods={"lora": {"rank": 2}})
-    study.run(recipe_path=str(path), out=str(tmp_path / "out"))
-    trainee, *_, known = loading.load(str(tmp_path / "out" / "lora"))
+    methods = {"lora": {"rank": 2}, "prompt_tuning": {"virtual_tokens": 4}}
+    search = {"tokens": 400, "rank": [8], "virtual_tokens": [6], "widen": False}
+    path = small.recipe(home / "recipe.yaml", small.save_model(home / "model"), budget=budget, forgetting=None, search=search, methods=methods)
+    study.run(recipe_path=str(path), out=str(home / "out"))
+    return home / "out"
+
+
+def test_a_run_with_a_searched_rank_is_loaded_as_it_was_trained(of_other_sizes):
+    """Talking to the run and exporting it need the searched 8."""
+    trainee, *_, known = loading.load(str(of_other_sizes / "lora"))
     assert known.methods["lora"].rank == 8 and max(p.shape[0] for n, p in trainee.module.named_parameters() if "lora_A" in n) == 8
+
+
+def test_a_study_is_verified_with_what_its_search_chose(of_other_sizes, monkeypatch):
+    built, kept = {}, (of_other_sizes / "resolved.yaml").read_text()
+    monkeypatch.setattr(Chat, "build", lambda self, recipe, name, *args, whole=Chat.build: built.setdefault(name, []).append(size(made := whole(self, recipe, name, *args))) or made)
+    verify(str(of_other_sizes), [], True, "")
+    assert set(built) == {"lora", "prompt_tuning"} and set(built["lora"]) == {8} and set(built["prompt_tuning"]) == {6}
+    assert (of_other_sizes / "resolved.yaml").read_text() == kept and read_json(of_other_sizes / "verify.json")["verdict"] == "ok"
+
+
+def size(trainee) -> int:
+    """The rank of a LoRA, or how many virtual tokens a soft prompt has."""
+    return next(p.shape[0] for n, p in trainee.trainable().items() if "lora_A" in n or "prompt" in n)

@@ -21,6 +21,7 @@ from tarazu.engine.pace import Pace
 from tarazu.errors import BadInput, TarazuError
 from tarazu.recipe import Recipe, load
 from tarazu.run_folder import RunFolder, find_study, read_json, understood, write_json
+from tarazu.searching import search_result
 from tarazu.study import make_task, only, pick_device, read_recipe, tidy
 
 ROWS = 6  # a handful; three steps of two rows make an epoch
@@ -35,7 +36,7 @@ def verify(target: str, sets: list[str], as_json: bool, out: str, methods: list[
         methods: only these of the recipe's; what the file says of the others stays.
     """
     study = find_study(target) if Path(target).is_dir() else None
-    recipe = only(read_recipe(study) if study else load(target, sets), methods)
+    recipe = only(as_searched(read_recipe(study), study) if study else load(target, sets), methods)
     path = (study.path / "verify.json" if study else Path(out)).absolute() if study or out else None
     if path and path.is_dir():
         raise BadInput("this is a folder", where=f"--out {out}", todo="give a file, or `tarazu verify DIR` for a study")
@@ -49,6 +50,15 @@ def verify(target: str, sets: list[str], as_json: bool, out: str, methods: list[
     if failed:
         what = f"{len(failed)} invariants do not hold: {'; '.join(failed)}"
         raise TarazuError(what, where=target, todo="do not trust runs of these methods here")
+
+
+def as_searched(recipe: Recipe, study: RunFolder) -> Recipe:
+    """The recipe as its runs were trained: a search may have chosen another rate, rank or number of virtual tokens. Raises `BadInput`."""
+    methods = dict(recipe.methods)
+    for name, method in recipe.methods.items():
+        if (path := study.path / name / "search.json").exists():
+            methods[name] = method.model_copy(update=search_result(path, method)["winner"])
+    return recipe.model_copy(update={"methods": methods})
 
 
 def examine(recipe: Recipe, path: Path | None = None, old: dict | None = None) -> dict:
