@@ -121,13 +121,79 @@ def test_what_a_recording_uses_is_counted_as_used():
     assert played.records and all(0.9 * peaks[0] < peak < 2.5 * peaks[0] for peak in peaks[1:])
 
 
-def test_a_recording_that_was_played_again_has_lost_its_gradients(no_gpu):
+@pytest.mark.parametrize("width", [2, 5])
+@pytest.mark.parametrize("known", [False, True])
+def test_a_pass_before_another_has_lost_its_gradients(width, known, no_gpu):
+    """All shapes lie in the same memory: of a shape that is only now recorded, too."""
     layer = torch.nn.Linear(2, 1)
     played = Recorder(lambda x: (layer(x).sum(),), layer)
-    earlier, last = (played(torch.ones(3, 2))[0] for _ in range(2))
+    if known:
+        played(torch.ones(width, 2))
+    earlier, last = (played(torch.ones(size, 2))[0] for size in (2, width))
     last.backward()
-    with pytest.raises(RuntimeError, match="played again"):
+    with pytest.raises(RuntimeError, match="overwritten"):
         earlier.backward()
+
+
+def test_a_pass_is_gone_back_through_once(no_gpu):
+    layer = torch.nn.Linear(2, 1)
+    out = Recorder(lambda x: (layer(x).square().sum(),), layer)(torch.ones(3, 2))[0]
+    out.backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="overwritten"):
+        out.backward()
+
+
+def frozen(module, _first, _second):
+    module.layer.bias.requires_grad_(False)
+
+
+BETWEEN = {
+    "nothing": lambda module, first, second: None,
+    "cleared": lambda module, first, second: first.clear(),
+    "altered": lambda module, first, second: recording.altered(),
+    "a part stands still": frozen,
+    "another recorder": lambda module, first, second: squares(second(torch.ones(3, 16))),
+    "launched": lambda module, first, second: squares(module.work(torch.ones(3, 16))),
+    "zeroed": lambda module, first, second: module.zero_grad(set_to_none=False),
+    "no number, then a new step": lambda module, first, second: (module.layer.weight.grad.fill_(torch.nan), module.zero_grad(set_to_none=True)),
+}
+
+
+def squares(outs):
+    sum((out * out).sum() for out in outs).backward()
+
+
+@pytest.mark.parametrize("between", BETWEEN)
+def test_gradients_are_the_same_whatever_comes_between_two_passes(between, no_gpu):
+    found = []
+    for recorders in (True, False):
+        module = Twice()
+        first, second = (Recorder(module.work, module) for _ in range(2))
+        if not recorders:
+            first.why = second.why = "runs as it is"
+        squares(second(torch.full((3, 16), 2.0)))  # leaves its places full
+        module.zero_grad(set_to_none=True)
+        for size in (4, 6):
+            squares(first(torch.ones(size, 16)))
+        BETWEEN[between](module, first, second)
+        for size in (4, 9):
+            squares(first(torch.ones(size, 16)))
+        assert bool(first.records) == recorders
+        found.append([p.grad for p in module.layer.parameters()])
+    torch.testing.assert_close(*found, atol=1e-4, rtol=1e-4)
+
+
+def test_memory_is_given_back_where_already_the_gradients_so_far_find_no_room(no_gpu, monkeypatch):
+    def full(*_):
+        raise RuntimeError("CUDA out of memory")
+
+    layer = torch.nn.Linear(2, 1)
+    played = Recorder(lambda x: (layer(x).sum(),), layer)
+    played(torch.ones(3, 2))[0].backward()
+    monkeypatch.setattr(recording.Space, "let_go", full)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        played(torch.ones(4, 2))
+    assert not played.records and played.space is None and not played.why
 
 
 GONE: list[str] = []
