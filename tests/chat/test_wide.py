@@ -55,11 +55,16 @@ def is_wide(graph: torch.fx.GraphModule) -> bool:
     return any("thin_product" in str(part.graph) for part in graph.modules() if isinstance(part, torch.fx.GraphModule))
 
 
-def gradients(trainee, lengths=(90, 41), width: int = 256) -> dict[str, torch.Tensor]:
-    trainee.module.train().zero_grad()
+def loss_of(trainee, lengths: tuple[int, ...], width: int) -> torch.Tensor:
     batch = lay_out([rows(lengths)], width=width)
     hidden = hidden_states(trainee, batch).flatten(0, 1).index_select(0, batch.sources)
-    loss = token_losses(trainee.base, hidden, batch.labels).sum()
+    return token_losses(trainee.base, hidden, batch.labels).sum()
+
+
+def gradients(trainee, *passes: tuple[int, ...], width: int = 256) -> dict[str, torch.Tensor]:
+    """Of passes that all stand before the first backward one."""
+    trainee.module.train().zero_grad()
+    loss = sum([loss_of(trainee, lengths, width) for lengths in passes or [(90, 41)]])
     loss.backward()
     return {"loss": loss.detach(), **{key: parameter.grad.clone() for key, parameter in trainee.trainable().items()}}
 
@@ -98,8 +103,35 @@ def test_losses_and_gradients_are_the_plain_paths(case):
             for parameter in trainee.trainable().values():
                 parameter.mul_(1.5)
     for lengths, width in (((33, 150, 70), 256), ((33, 200, 70), 384))[: 1 + (case in ("gemma2", "dora"))]:  # another width is compiled anew
-        assert agree(gradients(joined, lengths, width), gradients(plain, lengths, width))
+        assert agree(gradients(joined, lengths, width=width), gradients(plain, lengths, width=width))
         assert len(graphs) == 1 + (width == 384)
+
+
+@pytest.mark.usefixtures("blocks")
+@pytest.mark.parametrize("stack", [wide.STACK, 1])
+def test_two_passes_before_the_first_goes_back_in_stacks_of_any_size(stack, monkeypatch):
+    """The matrices are filled again in between, with the same numbers."""
+    monkeypatch.setattr(wide, "STACK", stack)
+    plain, joined = build(), build(attention=flex.NAME)
+    assert wide.widen(joined.base) == 2 * len(wide.GROUPS)
+    stacks = {layer.mlp.down_proj.group.matrix.untyped_storage().data_ptr() for layer in joined.base.model.layers}
+    assert len(stacks) == (2 if stack == 1 else 1)
+    graphs = compile_layers(joined)
+    assert agree(gradients(joined, (90, 41), (60, 100)), gradients(plain, (90, 41), (60, 100)))
+    assert is_wide(graphs[0])
+
+
+@pytest.mark.usefixtures("blocks")
+def test_layers_that_differ_are_filled_apart():
+    """In rank and in scale; the second layer's key has another rank, so its group is of another kind."""
+    unlike = {"rank_pattern": {r"layers\.1\..*k_proj": 7}, "alpha_pattern": {r"layers\.0\..*down_proj": 40}}
+    plain, joined = build(**unlike), build(**unlike, attention=flex.NAME)
+    assert wide.widen(joined.base) == 2 * len(wide.GROUPS)
+    apart = [len({getattr(part(layer), name).group.matrix.untyped_storage().data_ptr() for layer in joined.base.model.layers}) for part, name in (
+        (lambda layer: layer.self_attn, "k_proj"), (lambda layer: layer.mlp, "down_proj"), (lambda layer: layer.mlp, "up_proj"))]  # fmt: skip
+    assert apart == [2, 2, 1]
+    compile_layers(joined)
+    assert agree(gradients(joined), gradients(plain))
 
 
 @pytest.mark.usefixtures("blocks")

@@ -16,17 +16,17 @@ come from the matrix too. `adapters.py` is the plain path that tests compare wit
 from __future__ import annotations
 
 from collections import defaultdict
-from functools import cache
-from typing import Any
 
 import torch
 from torch import nn
 
 from tarazu.chat.adapters import LeanDoRA, LeanLoRA, row_norms
+from tarazu.chat.wide_product import WideProduct, teach_compiler
 
 GROUPS = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"), ("o_proj",), ("down_proj",))
 STEP = 64  # an inner side must stay a multiple of this, or the product slows down by more than is saved
 MOST = 256  # columns for adapters; with more, the zeros between the blocks would cost more than is saved
+STACK = 2**30  # bytes of matrices that are filled together: the weights that go into them are in memory twice until all are there
 
 
 def widen(model: nn.Module) -> int:
@@ -40,9 +40,9 @@ def widen(model: nn.Module) -> int:
     for modules in parts:
         if modules and _columns(modules) <= MOST:
             alike[_kind(modules)].append(modules)
-    stacks = [_Stack(some) for some in alike.values()]
+    stacks = [_Stack(some) for same in alike.values() for some in _pieces(same)]
     if stacks:
-        _teach_compiler()
+        teach_compiler()
         model.get_decoder().register_forward_pre_hook(lambda *_: _fill(stacks))
     return sum(len(some) for some in alike.values())
 
@@ -71,7 +71,20 @@ def _columns(modules: list[LeanLoRA]) -> int:
 def _kind(modules: list[LeanLoRA]) -> tuple:
     """What groups that are filled together have in common."""
     first, names = modules[0].base_layer.weight, [module.active_adapters[0] for module in modules]
-    return first.dtype, first.device, *((type(m), *m.base_layer.weight.shape, m.r[name], m.scaling[name]) for m, name in zip(modules, names, strict=True))
+    return first.dtype, first.device, *((type(m), name, *m.base_layer.weight.shape, m.r[name], m.scaling[name]) for m, name in zip(modules, names, strict=True))
+
+
+def _sides(modules: list[LeanLoRA]) -> tuple[int, int]:
+    """Rows and columns of their matrix."""
+    spare = _columns(modules)
+    return sum(module.base_layer.weight.shape[0] for module in modules) + spare, modules[0].base_layer.weight.shape[1] + spare
+
+
+def _pieces(alike: list[list[LeanLoRA]]) -> list[list[list[LeanLoRA]]]:
+    """Groups of one kind, so many together that their matrices are no larger than `STACK`."""
+    rows, columns = _sides(alike[0])
+    most = max(1, STACK // (rows * columns * alike[0][0].base_layer.weight.itemsize))
+    return [alike[start : start + most] for start in range(0, len(alike), most)]
 
 
 def _fill(stacks: list[_Stack]) -> None:
@@ -85,32 +98,32 @@ class _Stack:
     """The same group of every layer: their matrices lie one behind the other, so that a few copies fill them all."""
 
     def __init__(self, alike: list[list[LeanLoRA]]):
-        first, spare = alike[0][0].base_layer.weight, _columns(alike[0])
+        first = alike[0][0].base_layer.weight
         self.sizes, self.width = [module.base_layer.weight.shape[0] for module in alike[0]], first.shape[1]
-        self.matrices = first.new_zeros(len(alike), sum(self.sizes) + spare, self.width + spare)
-        self.groups = [_Group(modules, matrix) for modules, matrix in zip(alike, self.matrices, strict=True)]
+        self.matrices = first.new_zeros(len(alike), *_sides(alike[0]))
+        self.scales = [module.scaling[module.active_adapters[0]] for module in alike[0]]
+        self.groups = [_Group(modules, matrix, self.scales) for modules, matrix in zip(alike, self.matrices, strict=True)]
 
     def fill(self) -> None:
         """A and s B into the matrices. Through `data`: autograd need not know, as they change only when the parameters do."""
-        total, row, column = sum(self.sizes), 0, 0
+        matrices, total, row, column = self.matrices.data, sum(self.sizes), 0, 0
         for place, size in enumerate(self.sizes):
             modules = [group.modules[place] for group in self.groups]
             name = modules[0].active_adapters[0]
             downs, ups = (torch.stack([factor.data for factor in same]) for same in zip(*(module.factors(name) for module in modules), strict=True))
             end = column + downs.shape[1]
-            torch.mul(ups, modules[0].scaling[name], out=self.matrices[:, row : row + size, self.width + column : self.width + end])
-            self.matrices[:, total + column : total + end, : self.width].copy_(downs)
+            torch.mul(ups, self.scales[place], out=matrices[:, row : row + size, self.width + column : self.width + end])
+            matrices[:, total + column : total + end, : self.width].copy_(downs)
             row, column = row + size, end
 
 
 class _Group:
     """Layers that read the same input, and their `matrix` (outputs + spare, inputs + spare), still of zeros."""
 
-    def __init__(self, modules: list[LeanLoRA], matrix: torch.Tensor):
+    def __init__(self, modules: list[LeanLoRA], matrix: torch.Tensor, scales: list[float]):
         first = modules[0].base_layer.weight
         self.modules, self.width, self.matrix = modules, first.shape[1], matrix
         self.sizes = [module.base_layer.weight.shape[0] for module in modules]
-        scales = [module.scaling[module.active_adapters[0]] for module in modules]
         self.scales = torch.tensor(scales, device=first.device)  # not numbers: the compiler would make anew for others
         torch._dynamo.mark_static(self.matrix)  # another rank in this process would make its sides variables, which torch 2.11 cannot do here
         self.input, self.outputs, row = None, [], 0
@@ -164,80 +177,3 @@ class WideDoRA(_Wide, LeanDoRA):
 
 
 JOINED = {LeanLoRA: WideLoRA, LeanDoRA: WideDoRA}
-
-
-class WideProduct(torch.autograd.Function):
-    """(x (..., in), matrix, scales, A1, B1, A2, B2, ...) -> (..., out) of each layer; see the module's text."""
-
-    @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, matrix: torch.Tensor, scales: torch.Tensor, *factors: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        sizes, width = [up.shape[0] for up in factors[1::2]], x.shape[-1]
-        total = sum(sizes)
-        extended = _extended([x.reshape(-1, width)], matrix[total:, :width])
-        ctx.save_for_backward(extended, matrix, scales, *factors)
-        ctx.sizes = sizes
-        out = extended @ matrix[:total].T
-        return tuple(part.view(*x.shape[:-1], -1) for part in out.split(sizes, 1))
-
-    @staticmethod
-    def backward(ctx: Any, *slopes: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        inputs, matrix, scales, *factors = ctx.saved_tensors
-        total, width = sum(ctx.sizes), factors[0].shape[1]
-        extended = _extended([slope.reshape(-1, slope.shape[-1]) for slope in slopes], matrix[:total, width:].T)
-        into = extended @ matrix[:, :width]
-        downs = extended[:, total:].T @ inputs[:, :width]
-        ups = extended[:, :total].T @ inputs[:, width:]
-        found, row, column = [], 0, 0
-        for size, scale, down, up in zip(ctx.sizes, scales, factors[::2], factors[1::2], strict=True):
-            end = column + down.shape[0]
-            found += [downs[column:end].to(down.dtype), ups[row : row + size, column:end].to(up.dtype) * scale]
-            row, column = row + size, end
-        return into.view(*slopes[0].shape[:-1], width), None, None, *found
-
-
-def _extended(parts: list[torch.Tensor], thin: torch.Tensor) -> torch.Tensor:
-    """[x, x thin'] for x (T, n) in parts side by side, and thin (spare, n).
-
-    The thin product writes into the place that was left for it, so that x is written once, where it belongs.
-    """
-    made = torch.ops.tarazu.with_room(parts, thin.shape[0])
-    torch.ops.tarazu.thin_product(made, thin)
-    return made
-
-
-@torch.library.custom_op("tarazu::with_room", mutates_args=(), schema="(Tensor[] parts, int room) -> Tensor")
-def _with_room(parts: list[torch.Tensor], room: int) -> torch.Tensor:
-    """(T, n1), (T, n2), ... side by side, and `room` more columns."""
-    return torch.cat([*parts, parts[0].new_zeros(parts[0].shape[0], room)], 1)
-
-
-@_with_room.register_fake
-def _(parts: list[torch.Tensor], room: int) -> torch.Tensor:
-    return parts[0].new_empty(parts[0].shape[0], sum(part.shape[1] for part in parts) + room)
-
-
-@torch.library.custom_op("tarazu::thin_product", mutates_args=("made",))
-def _thin_product(made: torch.Tensor, thin: torch.Tensor) -> None:
-    """Writes the product of the first columns of `made` (T, n + spare) and of thin' (n, spare) into its last columns."""
-    width = thin.shape[1]
-    torch.mm(made[:, :width], thin.T, out=made[:, width:])
-
-
-@_thin_product.register_fake
-def _(made: torch.Tensor, thin: torch.Tensor) -> None:
-    return None
-
-
-@cache
-def _teach_compiler() -> None:
-    """Whoever makes a part writes it into its place. Left alone, the compiler makes all parts in one kernel on a GPU, which
-    reads what they share (the gradients of gate and up: three matrices) once for each."""
-    from torch._inductor import ir
-    from torch._inductor.lowering import lowerings, register_lowering
-
-    @register_lowering(torch.ops.tarazu.with_room, type_promotion_kind=None)
-    def _(parts: list[Any], room: int) -> Any:
-        first = parts[0]
-        zeros = lowerings[torch.ops.aten.full.default]([first.get_size()[0], room], 0, dtype=first.get_dtype(), device=first.get_device())
-        made = ir.ConcatKernel.create([*parts, zeros], 1)
-        return made if isinstance(made, ir.TensorBox) else ir.TensorBox(made)
