@@ -13,7 +13,7 @@ GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="a GPU's kernel")
 @GPU
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("words", [40, 4096, 128256, 256000])
-@pytest.mark.parametrize("softcap", [None, 30.0])
+@pytest.mark.parametrize("softcap", [None, 0.0, 30.0])  # 0: none, as everywhere else
 def test_losses_and_slopes_are_the_plain_paths(words, softcap, dtype):
     torch.manual_seed(0)
     logits = (torch.randn(70, words, device="cuda") * 8).to(dtype)

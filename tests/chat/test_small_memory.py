@@ -42,6 +42,20 @@ def test_the_chunk_of_the_loss_changes_nothing(family):
         assert torch.allclose(losses, expected, atol=1e-5) and torch.allclose(grad, gradient, atol=1e-5)
 
 
+@pytest.mark.parametrize("chunk", [1, 5000])
+@pytest.mark.parametrize("trained", ["head", "head and hidden"])
+def test_a_trained_head_gets_its_gradient_in_chunks_as_often_as_asked(trained, chunk):
+    base = model("gemma2")
+    head, labels = base.lm_head.weight.requires_grad_(), torch.randint(0, VOCABULARY, (40,))
+    hidden = torch.randn(40, 32, requires_grad=trained != "head")
+    own = [head, hidden][: 1 + hidden.requires_grad]
+    logits = torch.tanh(base.lm_head(hidden) / base.config.final_logit_softcapping) * base.config.final_logit_softcapping
+    wanted = torch.autograd.grad(torch.nn.functional.cross_entropy(logits, labels, reduction="sum"), own)
+    loss = token_losses(base, hidden, labels, chunk).sum()
+    for _ in range(2):
+        torch.testing.assert_close(torch.autograd.grad(loss, own, retain_graph=True), wanted, atol=1e-5, rtol=1e-4)
+
+
 def test_a_prefix_trains_with_flex_attention_where_blocks_do_not_fit(tmp_path):
     """On a CPU, and for narrow lines on a GPU, the prefix is a cache: it must be there under checkpointing too."""
     from chat.small import recipe, save_model

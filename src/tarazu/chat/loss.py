@@ -41,6 +41,7 @@ class ChunkedCrossEntropy(torch.autograd.Function):
                 torch.mm(grad, matrix, out=grad_hidden[part])
             if need_weight:
                 grad_weight += grad.T.float() @ hidden[part].float()
+            del logits, grad  # before the next chunk is made
         ctx.save_for_backward(grad_hidden, grad_weight)
         return losses
 
@@ -67,17 +68,22 @@ def loss_and_slope(logits: torch.Tensor, labels: torch.Tensor, softcap: float | 
 
 
 def _fast(logits: torch.Tensor, softcap: float | None) -> Callable:
-    """`loss_and_slope` for these logits in few readings: by our kernel, or compiled; on a CPU as it is."""
-    if not logits.is_cuda:
+    """`loss_and_slope` for these logits in few readings: by our kernel, or compiled; as it is on a CPU and without Triton (Windows)."""
+    if not logits.is_cuda or not _has_triton():
         return loss_and_slope
     kernel = _kernel()
     return kernel.loss_and_slope if kernel and kernel.suits(logits, softcap) else _compiled()
 
 
 @lru_cache
+def _has_triton() -> bool:
+    return find_spec("triton") is not None
+
+
+@lru_cache
 def _kernel() -> ModuleType | None:
-    """The kernel's file, where there is what it is made with: an NVIDIA GPU and Triton, which comes with torch for it."""
-    if torch.version.cuda is None or find_spec("triton") is None:
+    """The kernel's file, where it was tried: on an NVIDIA GPU."""
+    if torch.version.cuda is None:
         return None
     from tarazu.chat import loss_kernel
 
