@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -174,3 +175,19 @@ def test_verify_refuses_a_folder_as_its_file_before_it_begins(tmp_path):
 
     with pytest.raises(BadInput, match="this is a folder"):
         verify(str(small.recipe(tmp_path / "recipe.yaml", tmp_path / "no-model")), [], False, str(tmp_path))
+
+
+def test_another_gpu_becomes_the_process_s_own_and_one_that_is_not_there_is_refused(monkeypatch):
+    """Streams, events and kernels go to the current device: else a step's figures would be read before they are there."""
+    import torch
+
+    from tarazu.study import pick_device
+
+    chosen = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    assert [str(pick_device(SimpleNamespace(device=name))) for name in ("cuda", "cuda:0", "cuda:1")] == ["cuda:0", "cuda:0", "cuda:1"]
+    assert chosen == [torch.device("cuda:1")]
+    with pytest.raises(BadInput, match="cuda:2"):
+        pick_device(SimpleNamespace(device="cuda:2"))

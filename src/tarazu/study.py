@@ -239,8 +239,10 @@ def pick_device(recipe: Recipe) -> torch.device:
         device = torch.device(recipe.device)
     except RuntimeError:
         raise BadInput(f"unknown device {recipe.device!r}", where="device", todo="auto, cpu, cuda or cuda:N") from None
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise BadInput("this machine has no usable CUDA device", where="device", todo="device: auto, or cpu")
+    if device.type == "cuda" and not (torch.cuda.is_available() and (device.index or 0) < torch.cuda.device_count()):
+        raise BadInput(f"this machine has no usable device {recipe.device}", where="device", todo="device: auto, or cpu")
+    if device.type == "cuda" and device.index:
+        torch.cuda.set_device(device)  # streams, events and kernels of ours are made on the process's own
     return torch.device("cuda:0") if device == torch.device("cuda") else device
 
 
