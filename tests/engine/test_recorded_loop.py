@@ -1,0 +1,101 @@
+"""The whole training loop over passes that are played back ends where it ends without: on a CPU, with stand-ins for recordings."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from engine.test_recording import by_running, no_gpu  # noqa: F401 (a fixture)
+from engine.toy import Toy, train
+
+from tarazu.engine import loop, recording
+from tarazu.engine.recording import Recorder
+
+
+class Played:
+    """A module whose calls are played back."""
+
+    training = True
+
+    def __init__(self, module):
+        self.module, self.recorder = module, Recorder(lambda x: (module(x),), module)
+
+    def __call__(self, x):
+        return self.recorder(x)[0]
+
+    def __getitem__(self, place):
+        return self.module[place]
+
+
+class Recorded(Toy):
+    """A poisoned step's gradient reaches a weight past the recording as well."""
+
+    played = None
+
+    def loss(self, trainee, batch):
+        if not trainee.module.training:
+            return super().loss(trainee, batch)
+        if self.played is None or self.played.module is not trainee.module:
+            self.played = Played(trainee.module)
+        return super().loss(SimpleNamespace(module=self.played), batch)
+
+
+CASES = {
+    "many passes a step": ({}, {"micro_batch_tokens": 12}),
+    "a batch that does not fit": ({"memory": 20}, {"micro_batch_tokens": 64}),
+    "a step without a finite gradient": ({"poison": (4,)}, {"micro_batch_tokens": 12}),
+    "the mean of the weights": ({}, {"average": 0.9, "micro_batch_tokens": 12}),
+    "sgd": ({}, {"optimizer": "sgd", "micro_batch_tokens": 12}),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_loop_ends_where_it_ends_without_recordings(case, tmp_path, no_gpu):  # noqa: F811
+    toy, settings = CASES[case]
+    ends, task = [], Recorded(**toy)
+    for name, one in (("played", task), ("plain", Toy(**toy))):
+        trainee, events, _ = train(tmp_path / name, one, **settings)
+        ends.append([*trainee.trainable().values(), torch.tensor([e["loss"] for e in events if e["event"] == "step"])])
+    assert task.played.recorder.records and not task.played.recorder.why
+    for mine, wanted in zip(*ends, strict=True):
+        torch.testing.assert_close(mine.detach(), wanted.detach(), atol=2e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("at", range(1, 14, 3))
+def test_a_recording_that_finds_no_memory_halves_the_batch_and_keeps_the_step(at, tmp_path, no_gpu, monkeypatch):  # noqa: F811
+    tries = []
+
+    def once_full(work, space):
+        tries.append(work)
+        if len(tries) == at:
+            work()  # the gradients of this try are in their places already
+            raise RuntimeError("CUDA out of memory")
+        return by_running(work, space)
+
+    monkeypatch.setattr(recording, "recorded", once_full)
+    mine, events, _ = train(tmp_path / "played", Recorded(), micro_batch_tokens=16)
+    wanted, _, _ = train(tmp_path / "plain", micro_batch_tokens=8)
+    assert [e["kind"] for e in events if e["event"] == "warning"].count("out_of_memory") == 1
+    for a, b in zip(mine.trainable().values(), wanted.trainable().values(), strict=True):
+        torch.testing.assert_close(a, b, atol=2e-5, rtol=1e-4)
+
+
+def test_a_run_that_is_cut_and_resumed_with_new_recordings_ends_the_same(tmp_path, no_gpu, monkeypatch):  # noqa: F811
+    monkeypatch.setattr(loop, "SAVE_SECONDS", 0.0)
+    whole, _, _ = train(tmp_path / "whole", Recorded(), micro_batch_tokens=12)
+
+    class Cut(Exception):
+        pass
+
+    class Cutting(Recorded):
+        def loss(self, trainee, batch):
+            if self.steps == 20:
+                raise Cut
+            return super().loss(trainee, batch)
+
+    with pytest.raises(Cut):
+        train(tmp_path / "cut", Cutting(), micro_batch_tokens=12)
+    resumed, _, _ = train(tmp_path / "cut", Recorded(), micro_batch_tokens=12)
+    for a, b in zip(resumed.trainable().values(), whole.trainable().values(), strict=True):
+        assert torch.equal(a, b)
