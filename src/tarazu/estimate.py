@@ -17,10 +17,10 @@ from pathlib import Path
 
 import torch
 
-from tarazu.engine import fingerprint, search
+from tarazu.engine import device_memory, fingerprint, search
 from tarazu.engine.few import silence
 from tarazu.engine.ledger import Ledger
-from tarazu.engine.loop import MEMORY_ERRORS, SAVE_SECONDS, autocast
+from tarazu.engine.loop import SAVE_SECONDS, autocast
 from tarazu.engine.progress import note
 from tarazu.errors import TarazuError
 from tarazu.foresight import MODEL_ERRORS, UNSEEN, foresee
@@ -98,7 +98,7 @@ def explain(error: Exception) -> str:
     if isinstance(error, TarazuError):
         return error.what
     text = (str(error).strip().splitlines() or [type(error).__name__])[0]
-    if any(mark in str(error) for mark in MEMORY_ERRORS):
+    if device_memory.is_lacking(error):
         return f"does not fit into memory: {text}"
     return f"fails with this model and attention: {type(error).__name__}: {text}"
 

@@ -81,6 +81,23 @@ def test_a_recording_that_finds_no_memory_halves_the_batch_and_keeps_the_step(at
         torch.testing.assert_close(a, b, atol=2e-5, rtol=1e-4)
 
 
+def test_recordings_of_passes_that_proved_too_large_are_given_up(tmp_path, no_gpu):  # noqa: F811
+    class Full(Recorded):
+        """Out of memory after the third pass was played."""
+
+        def loss(self, trainee, batch):
+            found = super().loss(trainee, batch)
+            if trainee.module.training and self.steps == 3:
+                self.widths = [len(one.inputs[0]) for one in self.played.recorder.records.values()]
+                raise RuntimeError("CUDA out of memory")
+            return found
+
+    task = Full()
+    train(tmp_path, task, micro_batch_tokens=24)
+    widths = [len(one.inputs[0]) for one in task.played.recorder.records.values()]
+    assert max(task.widths) > 12 >= max(widths)
+
+
 def test_a_run_that_is_cut_and_resumed_with_new_recordings_ends_the_same(tmp_path, no_gpu, monkeypatch):  # noqa: F811
     monkeypatch.setattr(loop, "SAVE_SECONDS", 0.0)
     whole, _, _ = train(tmp_path / "whole", Recorded(), micro_batch_tokens=12)

@@ -150,7 +150,7 @@ def frozen(module, _first, _second):
 BETWEEN = {
     "nothing": lambda module, first, second: None,
     "cleared": lambda module, first, second: first.clear(),
-    "altered": lambda module, first, second: recording.altered(),
+    "outdated": lambda module, first, second: recording.outdate(),
     "a part stands still": frozen,
     "another recorder": lambda module, first, second: squares(second(torch.ones(3, 16))),
     "launched": lambda module, first, second: squares(module.work(torch.ones(3, 16))),

@@ -1,4 +1,4 @@
-"""Peak memory of a GPU, with what recordings (CUDA graphs) use while they play and the allocator no longer counts.
+"""Peak memory of a GPU, with what recordings (CUDA graphs) use while they play and the allocator no longer counts; and a lack of it.
 
 A recording's intermediate tensors are forgotten by Python once it is made, so the allocator calls their memory free; each
 time it plays, they are there again. Here a recording's whole pool counts as used from the moment it is made.
@@ -12,8 +12,14 @@ from typing import Any
 
 import torch
 
+LACKING = ("out of memory", "can't allocate memory", "not enough memory")  # in what libraries say, of a GPU or of the host
 _peak = 0  # the highest so far, since `reset`
 _pools: dict[Any, int] = {}  # bytes of each pool that its recordings use and the allocator calls free
+
+
+def is_lacking(error: BaseException) -> bool:
+    """Whether an error tells of too little memory."""
+    return any(text in str(error) for text in LACKING)
 
 
 def reset(device: torch.device) -> None:

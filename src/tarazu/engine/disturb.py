@@ -25,13 +25,13 @@ def nudged(module: nn.Module, unit: float) -> Iterator[None]:
         return (out * (1 + unit * signs.to(torch.float64))).to(out.dtype)
 
     handles = [m.register_forward_hook(move) for m in module.modules() if isinstance(m, nn.Embedding) and unit]
-    recording.altered()
+    recording.outdate()
     try:
         yield
     finally:
         for handle in handles:
             handle.remove()
-        recording.altered()
+        recording.outdate()
 
 
 @contextlib.contextmanager
@@ -65,13 +65,13 @@ def without_dropout(module: nn.Module) -> Iterator[None]:
             if isinstance(value, (float, dict)):
                 changed.append((part, key, value))
                 setattr(part, key, dict.fromkeys(value, 0.0) if isinstance(value, dict) else 0.0)
-    recording.altered()
+    recording.outdate()
     try:
         yield
     finally:
         for part, key, value in changed:
             setattr(part, key, value)
-        recording.altered()
+        recording.outdate()
 
 
 def draws(module: nn.Module) -> bool:

@@ -18,9 +18,10 @@ import torch
 from safetensors.torch import load_file
 from safetensors.torch import save as tensor_bytes
 
-from tarazu.engine import checkpoint, weights
+from tarazu.engine import checkpoint, recording, weights
 from tarazu.engine import optimizer as optim
 from tarazu.engine.average import Average
+from tarazu.engine.device_memory import is_lacking
 from tarazu.engine.events import Events
 from tarazu.engine.figures import Figures, Moment, Unread
 from tarazu.engine.ledger import Ledger
@@ -34,7 +35,6 @@ from tarazu.recipe import Budget, Method, Recipe
 from tarazu.run_folder import Run, write_aside
 
 SAVE_SECONDS = 120.0  # between checkpoints, besides the one at each validation
-MEMORY_ERRORS = ("out of memory", "can't allocate memory", "not enough memory")
 
 
 @dataclass
@@ -268,7 +268,7 @@ class _Fit:
             try:
                 return self.accumulate(batches)
             except RuntimeError as error:
-                if not any(text in str(error) for text in MEMORY_ERRORS):
+                if not is_lacking(error):
                     raise
                 rows = max(batch.counts.rows for batch in batches)
             self.halve(rows)
@@ -300,6 +300,7 @@ class _Fit:
 
     def halve(self, rows: int) -> None:
         self.optimizer.zero_grad(set_to_none=True)
+        recording.outdate()  # those of larger passes would keep their room
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
         if rows <= 1:

@@ -18,18 +18,18 @@ from torch.autograd.function import FunctionCtx, once_differentiable
 
 from tarazu.engine import device_memory
 from tarazu.engine.capture import Space, no_cast_kept, nothing_collected, recorded, settle, warm_up
-from tarazu.engine.loop import MEMORY_ERRORS
 from tarazu.engine.progress import note
 
 Work = Callable[..., tuple[Tensor, ...]]
 MOST = 48  # recordings of one piece of work: each keeps its launches, some megabytes
-_altered = 0  # how many times `altered` was called
+_outdated = 0  # how many times
 
 
-def altered() -> None:
-    """Tells that modules were changed in a way that their tensors do not show (a hook, a share of dropout): no recording is valid any more."""
-    global _altered
-    _altered += 1
+def outdate() -> None:
+    """No recording may be played any more, and its memory goes: modules were changed in a way that their tensors do not show
+    (a hook, a share of dropout), or the room is needed."""
+    global _outdated
+    _outdated += 1
 
 
 class Recorder:
@@ -56,7 +56,7 @@ class Recorder:
     def __call__(self, *inputs: Tensor, also: tuple = ()) -> tuple[Tensor, ...]:
         self.everything = self.everything or list(self.module.parameters())
         parameters = [p for p in self.everything if p.requires_grad]
-        trained = (_altered, *map(id, parameters))
+        trained = (_outdated, *map(id, parameters))
         if trained != self.trained:  # a part has begun to train: the old recordings are of no use any more
             self.clear()
             self.trained = trained
@@ -88,7 +88,7 @@ class Recorder:
         except RuntimeError as error:
             cause = error.__context__ or error
             self.clear()  # whatever is next, a smaller try or none, needs the room
-            if any(text in str(e) for text in MEMORY_ERRORS for e in (error, cause)):
+            if any(map(device_memory.is_lacking, (error, cause))):
                 raise RuntimeError(f"out of memory: {error}") from error
             settle()
             at = traceback.extract_tb(cause.__traceback__)[-1]
