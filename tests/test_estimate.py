@@ -165,9 +165,9 @@ def test_the_steps_that_bring_a_new_shape_are_found(recipe, data):
     def shapes(rows):
         return widths[steps[tuple(rows)]]
 
-    assert rehearsal.bringing(order, shapes, 10, True) == ((0, 2, 4, 6), True)
-    assert rehearsal.bringing(order, shapes, 4, False) == ((0, 2), False)
-    assert rehearsal.bringing(order, shapes, 11, True) == ((0, 2, 4, 6), True)  # the last one, of two rows, would mix the others
+    assert rehearsal.bringing(order, shapes, 10) == (0, 2, 4, 6)
+    assert rehearsal.bringing(order, shapes, 4) == (0, 2)
+    assert rehearsal.bringing(order, shapes, 11) == (0, 2, 4, 6)  # the last one, of two rows, would mix the others
     loaded = load(recipe)
     trainee = chat.build(loaded, "lora", data, 0, CPU)
     packed = dataclasses.replace(data, packed=True)

@@ -68,11 +68,11 @@ def total(recipe: Recipe, methods: list[dict]) -> dict:
 def of_seeds(entry: dict, seeds: list[int]) -> list[float]:
     """[least, most] seconds of a method's runs with all seeds."""
     low, high = entry["range"]["seconds"]
-    phases, by_seed = entry["seconds"] or {}, entry.get("by_seed") or {}
-    later = [by_seed.get(str(seed), {}).get("train", phases.get("train", 0.0)) - phases.get("train", 0.0) for seed in seeds[1:]]
     if entry["how"] != "measured":
         return [low * len(seeds), high * len(seeds)]
-    again = sum(phases["total"] - phases.get("search", 0.0) + more for more in later)
+    phases, by_seed = entry["seconds"], entry.get("by_seed", {})
+    train = phases.get("train", 0.0)
+    again = sum(phases["total"] - phases.get("search", 0.0) - train + by_seed.get(str(seed), {}).get("train", train) for seed in seeds[1:])
     return [low + again, high + again]
 
 

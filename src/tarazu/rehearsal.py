@@ -84,18 +84,12 @@ def rehearse(task, recipe: Recipe, name: str, data, trainee: Trainee, scratch: P
     orders = {seed: order_of(data, method, recipe.budget, seed) for seed in recipe.seeds[:SEEDS]}
     first = next(iter(orders.values()))
     heaviest = known.heaviest(data, fullest(data, first, known))
-    begin, starts = [row for step in range(STEPS[device.type]) for row in first.at(step)], {}
-    if hasattr(known, "shapes") and ROUNDS[device.type] > 1:
-        shapes = partial(known.shapes, task, trainee, data, recipe)
-        weigh = partial(known.weight, data)
-        starts = {seed: bringing(order, shapes, *looked_at(order, recipe.budget, weigh)) for seed, order in orders.items()}
-    if any(new for new, _ in starts.values()):
-        starts = {seed: start(few, known, trainee, orders[seed], new, [] if whole else heaviest, scratch / str(seed), device) for seed, (new, whole) in starts.items()}
-        rounds = 1
-    else:
+    begin = [row for step in range(STEPS[device.type]) for row in first.at(step)]
+    new = new_shapes(task, recipe, data, trainee, known, orders) if hasattr(known, "shapes") and ROUNDS[device.type] > 1 else {}
+    starts = {seed: start(few, known, trainee, orders[seed], steps, [] if whole else heaviest, scratch / str(seed), device) for seed, (steps, whole) in new.items()}
+    if not starts:
         few(heaviest, scratch / "heaviest", ledger)
-        starts, rounds = {}, ROUNDS[device.type]
-    ledgers = [Ledger(device) for _ in range(rounds)]
+    ledgers = [Ledger(device) for _ in range(1 if starts else ROUNDS[device.type])]
     for number, one in enumerate(ledgers):
         run = few(begin, scratch / f"steps-{number}", one)
     warm, each = ledgers[-1], pace(run, ledgers[-1])
@@ -116,8 +110,17 @@ def start(few: Callable, known, trainee: Trainee, order: RowOrder, new: tuple[in
     return Start(first_cost([ledger.seconds["train"] for ledger in ledgers]), max(map(peak, ledgers)), new)
 
 
-def bringing(order: RowOrder, shapes: Callable[[list[int]], set], steps: int, whole: bool) -> tuple[tuple[int, ...], bool]:
-    """Which of the first `steps` steps hold a pass of a shape that none before it had; and `whole`, whether that is all of the run.
+def new_shapes(task, recipe: Recipe, data, trainee: Trainee, known, orders: dict[int, RowOrder]) -> dict[int, tuple[tuple[int, ...], bool]]:
+    """By seed, the steps that bring a new shape, and whether all of the run was looked at; empty where no seed has such a step."""
+    shapes, found = partial(known.shapes, task, trainee, data, recipe), {}
+    for seed, order in orders.items():
+        steps, whole = looked_at(order, recipe.budget, partial(known.weight, data))
+        found[seed] = bringing(order, shapes, steps), whole
+    return found if any(steps for steps, _ in found.values()) else {}
+
+
+def bringing(order: RowOrder, shapes: Callable[[list[int]], set], steps: int) -> tuple[int, ...]:
+    """Which of the first `steps` steps hold a pass of a shape that none before it had.
 
     Args:
         shapes: of rows, the shapes that are planned or recorded when they first come.
@@ -129,7 +132,7 @@ def bringing(order: RowOrder, shapes: Callable[[list[int]], set], steps: int, wh
         if found and len(rows) == order.per_step:  # an epoch's last, short step could not stand among the others
             met |= found
             new.append(step)
-    return tuple(new), whole
+    return tuple(new)
 
 
 def looked_at(order: RowOrder, budget: Budget, weigh: Callable[[list[int]], int]) -> tuple[int, bool]:
