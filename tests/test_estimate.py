@@ -200,6 +200,7 @@ def test_each_seeds_new_shapes_are_met_in_its_own_order(recipe, data, tmp_path, 
     trainee = task.build(loaded, "lora", packed, 3, CPU)
     timed = rehearsal.rehearse(task, loaded, "lora", packed, trainee, tmp_path, Ledger(CPU))
     orders = {seed: order_of(packed, loaded.methods["lora"], loaded.budget, seed) for seed in (3, 5)}
+    seen.remove(orders[3].at(0))  # not counted: a process pays there what it pays once
     assert list(timed.starts) == [3, 5] and timed.starts[3].new != timed.starts[5].new
     for seed, start in timed.starts.items():
         steps = [orders[seed].at(step) for step in start.new]
