@@ -86,7 +86,7 @@ def rehearse(task, recipe: Recipe, name: str, data, trainee: Trainee, scratch: P
     heaviest = known.heaviest(data, fullest(data, first, known))
     begin = [row for step in range(STEPS[device.type]) for row in first.at(step)]
     new = new_shapes(task, recipe, data, trainee, known, orders) if hasattr(known, "shapes") and ROUNDS[device.type] > 1 else {}
-    if new:  # what a process pays once, as for loading kernels, belongs to no method: seconds of check's, of minutes at most
+    if new:  # what a process pays once, as for loading kernels, belongs to no method
         few(first.at(0), scratch / "once", Ledger(device))
     starts = {seed: start(few, known, trainee, orders[seed], steps, [] if whole else heaviest, scratch / str(seed), device) for seed, (steps, whole) in new.items()}
     if not starts:
