@@ -25,12 +25,9 @@ def describe(recipe: Recipe, device: torch.device) -> dict:
     """What `environment.json` holds."""
     return {
         "tarazu": tarazu.__version__,
-        "commit": _commit(),
-        "command": shlex.join(["tarazu", *sys.argv[1:]]),
-        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        **_command(device),
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "device": describe_device(device),
         "packages": {name: found for name in PACKAGES if (found := _version(name))},
         "recipe_sha256": hashlib.sha256(dump_yaml(recipe).encode()).hexdigest(),
         "threads": torch.get_num_threads(),
@@ -39,14 +36,18 @@ def describe(recipe: Recipe, device: torch.device) -> dict:
 
 def extended(stamp: dict, device: torch.device) -> dict:
     """The stamp of a study that is extended now: what extended it stands in a list behind what began it."""
-    now = {
+    before = stamp.get("extended")
+    return {**stamp, "extended": [*(before if isinstance(before, list) else []), _command(device)]}
+
+
+def _command(device: torch.device) -> dict:
+    """What was asked for, with which code, when and where."""
+    return {
         "command": shlex.join(["tarazu", *sys.argv[1:]]),
         "commit": _commit(),
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "device": describe_device(device),
     }
-    before = stamp.get("extended")
-    return {**stamp, "extended": [*(before if isinstance(before, list) else []), now]}
 
 
 def describe_device(device: torch.device) -> dict:

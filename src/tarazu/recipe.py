@@ -11,7 +11,7 @@ import importlib
 import io
 import json
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 from pydantic import (
     BaseModel,
@@ -120,6 +120,10 @@ class Recipe(Strict):
                 settings.setdefault("kind", name)
             values = {**values, "methods": {**values["methods"], **arms}}
         return values
+
+    def with_method(self, name: str, method: Method) -> Self:
+        """The same recipe with other settings for one of its methods."""
+        return self.model_copy(update={"methods": {**self.methods, name: method}})
 
     @model_validator(mode="after")
     def _names(self) -> Recipe:

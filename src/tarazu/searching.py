@@ -52,7 +52,7 @@ class Trials:
 
     def train(self, tried: Method, budget: Budget, trial: Run) -> float | None:
         """The validation loss at the end of a trial; None where it never got a finite gradient: such a rate has lost."""
-        changed = self.recipe.model_copy(update={"budget": budget, "methods": {**self.recipe.methods, self.name: tried}})
+        changed = self.recipe.with_method(self.name, tried).model_copy(update={"budget": budget})
         trainee = self.fresh(changed, tried, trial.seed)
         try:
             loop.fit(self.task, trainee, self.data, changed, tried, trial, trial.seed, Ledger(self.device), self.stop, sampled=False)

@@ -162,7 +162,7 @@ def run_one(task, recipe: Recipe, name: str, data, one: Run, device: torch.devic
     found = searched(task, recipe, name, data, device, stop, folder)
     tidy(device)  # what the trials held must not count as this run's memory
     if found:
-        recipe = recipe.model_copy(update={"methods": {**recipe.methods, name: recipe.methods[name].model_copy(update=found["winner"])}})
+        recipe = recipe.with_method(name, recipe.methods[name].model_copy(update=found["winner"]))
     method, ledger = recipe.methods[name], Ledger(device)
     one.update(name=name, kind=method.kind, seed=one.seed, settings=method.model_dump(mode="json"), status="running", error=None)
     with ledger.phase("load"):

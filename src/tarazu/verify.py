@@ -54,11 +54,10 @@ def verify(target: str, sets: list[str], as_json: bool, out: str, methods: list[
 
 def as_searched(recipe: Recipe, study: RunFolder) -> Recipe:
     """The recipe as its runs were trained: a search may have chosen another rate, rank or number of virtual tokens. Raises `BadInput`."""
-    methods = dict(recipe.methods)
     for name, method in recipe.methods.items():
         if (path := study.path / name / "search.json").exists():
-            methods[name] = method.model_copy(update=search_result(path, method)["winner"])
-    return recipe.model_copy(update={"methods": methods})
+            recipe = recipe.with_method(name, method.model_copy(update=search_result(path, method)["winner"]))
+    return recipe
 
 
 def examine(recipe: Recipe, path: Path | None = None, old: dict | None = None) -> dict:

@@ -48,4 +48,4 @@ def as_trained(recipe: ChatRecipe, run: Run) -> ChatRecipe:
     state, path = run.read_json("run.json") or {}, run.path / "run.json"
     with understood(path):
         method = type(recipe.methods[run.name]).model_validate(state["settings"])
-    return recipe.model_copy(update={"methods": {**recipe.methods, run.name: method}})
+    return recipe.with_method(run.name, method)
