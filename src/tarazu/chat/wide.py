@@ -21,6 +21,7 @@ import torch
 from torch import nn
 
 from tarazu.chat.adapters import LeanDoRA, LeanLoRA, row_norms
+from tarazu.chat.gated import gate
 from tarazu.chat.wide_product import WideProduct, teach_compiler
 
 GROUPS = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"), ("o_proj",), ("down_proj",))
@@ -43,6 +44,8 @@ def widen(model: nn.Module) -> int:
     stacks = [_Stack(some) for same in alike.values() for some in _pieces(same)]
     if stacks:
         teach_compiler()
+        for module in list(model.modules()):
+            gate(module)
         model.get_decoder().register_forward_pre_hook(lambda *_: _fill(stacks))
     return sum(len(some) for some in alike.values())
 
@@ -140,16 +143,18 @@ class _Group:
     def output(self, place: int, x: torch.Tensor) -> torch.Tensor:
         """Of the layer number `place`. The first that is called with an input works for all of them."""
         if self.input is not x or self.outputs[place] is None:
-            names = [module.active_adapters[0] for module in self.modules]
-            factors = [factor for module, name in zip(self.modules, names, strict=True) for factor in module.factors(name)]
-            self.input, self.outputs = x, list(WideProduct.apply(x, self.matrix, self.scales, *factors))
+            self.input, self.outputs = x, list(WideProduct.apply(x, self.matrix, self.scales, *self.factors()))
             if self.squares is not None:
-                shares = [module.lora_magnitude_vector[name].weight / length for module, name, length in zip(self.modules, names, self.lengths(), strict=True)]
+                shares = [module.lora_magnitude_vector[module.active_adapters[0]].weight / length for module, length in zip(self.modules, self.lengths(), strict=True)]
                 self.outputs = [turned * share.to(x.dtype) for turned, share in zip(self.outputs, shares, strict=True)]
         out, self.outputs[place] = self.outputs[place], None
         if place == len(self.modules) - 1:
             self.input, self.outputs = None, []
         return out
+
+    def factors(self) -> list[torch.Tensor]:
+        """A and B of the first layer, of the second, and so on."""
+        return [factor for module in self.modules for factor in module.factors(module.active_adapters[0])]
 
     def lengths(self) -> tuple[torch.Tensor, ...]:
         """(out,) of each layer: the norms of the rows of W + s B A. The zeros of the matrix keep the layers apart."""
@@ -160,9 +165,13 @@ class _Group:
 class _Wide:
     """An adapter whose product is part of its group's, in a compiled layer that learns."""
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def stands_alone(self, x: torch.Tensor) -> bool:
+        """Whether for this input it works as if it had no group."""
         plain = self.disable_adapters or self.merged or x.dtype != self.group.matrix.dtype
-        if plain or not torch.is_grad_enabled() or not torch.compiler.is_compiling():
+        return plain or not torch.is_grad_enabled() or not torch.compiler.is_compiling()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.stands_alone(x):
             return super().forward(x)
         out = self.group.output(self.place, x)
         return out if self.base_layer.bias is None else out + self.base_layer.bias

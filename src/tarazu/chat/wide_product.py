@@ -15,20 +15,20 @@ class WideProduct(torch.autograd.Function):
     def forward(ctx: Any, x: torch.Tensor, matrix: torch.Tensor, scales: torch.Tensor, *factors: torch.Tensor) -> tuple[torch.Tensor, ...]:
         sizes, width = [up.shape[0] for up in factors[1::2]], x.shape[-1]
         total = sum(sizes)
-        extended = _extended([x.reshape(-1, width)], matrix[total:, :width])
-        ctx.save_for_backward(extended, matrix, scales, *factors)
+        wider = extended([x.reshape(-1, width)], matrix[total:, :width])
+        ctx.save_for_backward(wider, matrix, scales, *factors)
         ctx.sizes = sizes
-        out = extended @ matrix[:total].T
+        out = wider @ matrix[:total].T
         return tuple(part.view(*x.shape[:-1], -1) for part in out.split(sizes, 1))
 
     @staticmethod
     def backward(ctx: Any, *slopes: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         inputs, matrix, scales, *factors = ctx.saved_tensors
         total, width = sum(ctx.sizes), factors[0].shape[1]
-        extended = _extended([slope.reshape(-1, slope.shape[-1]) for slope in slopes], matrix[:total, width:].T)
-        into = extended @ matrix[:, :width]
-        downs = extended[:, total:].T @ inputs[:, :width]
-        ups = extended[:, :total].T @ inputs[:, width:]
+        wider = extended([slope.reshape(-1, slope.shape[-1]) for slope in slopes], matrix[:total, width:].T)
+        into = wider @ matrix[:, :width]
+        downs = wider[:, total:].T @ inputs[:, :width]
+        ups = wider[:, :total].T @ inputs[:, width:]
         found, row, column = [], 0, 0
         for size, scale, down, up in zip(ctx.sizes, scales, factors[::2], factors[1::2], strict=True):
             end = column + down.shape[0]
@@ -37,7 +37,7 @@ class WideProduct(torch.autograd.Function):
         return into.view(*slopes[0].shape[:-1], width), None, None, *found
 
 
-def _extended(parts: list[torch.Tensor], thin: torch.Tensor) -> torch.Tensor:
+def extended(parts: list[torch.Tensor], thin: torch.Tensor) -> torch.Tensor:
     """[x, x thin'] for x (T, n) in parts side by side, and thin (spare, n).
 
     The thin product writes into the place that was left for it, so that x is written once, where it belongs.

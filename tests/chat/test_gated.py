@@ -1,0 +1,121 @@
+"""A gated MLP in one piece gives what the model's own code gives, on a CPU by plain arithmetic and on a GPU by its kernel."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from chat.test_recorded import GPU
+from chat.test_wide import agree, blocks, build, compile_layers, gradients
+
+from tarazu.chat import flex, gated, wide
+
+__all__ = ["blocks"]  # a fixture
+
+
+@pytest.fixture
+def anywhere(monkeypatch):
+    """As if there were a kernel for this machine."""
+    monkeypatch.setattr(gated, "suits", lambda weight: True)
+
+
+def is_gated(graph: torch.fx.GraphModule) -> bool:
+    return any("tarazu.gated" in str(part.graph) or "GatedProduct" in str(part.graph) for part in graph.modules() if isinstance(part, torch.fx.GraphModule))
+
+
+def joined(**case):
+    trainee = build(**case, attention=flex.NAME)
+    wide.widen(trainee.base)
+    return trainee
+
+
+CASES = {
+    "gemma2": {"family": "gemma2"},
+    "llama, unlike ranks and scales": {"rank_pattern": {"gate_proj": 9, "up_proj": 1, "down_proj": 7}, "alpha_pattern": {"up_proj": 3, "gate_proj": 20}},
+    "rslora, two steps of columns": {"r": 40, "use_rslora": True},
+}
+
+
+@pytest.mark.usefixtures("blocks", "anywhere")
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("case", CASES)
+def test_losses_and_gradients_are_the_plain_paths(case, checkpointing):
+    plain, one = build(**CASES[case]), joined(**CASES[case])
+    assert all(isinstance(layer.mlp, gated._Gated) for layer in one.base.model.layers)
+    graphs = compile_layers(one, checkpointing)
+    assert agree(gradients(one), gradients(plain))
+    assert len(graphs) == 1 and is_gated(graphs[0])
+    assert agree(gradients(one, (90, 41), (60, 100)), gradients(plain, (90, 41), (60, 100))), "two passes before the first goes back"
+
+
+@pytest.mark.usefixtures("blocks", "anywhere")
+def test_where_the_last_place_counts_the_sums_keep_their_order():
+    one = joined()
+    torch.use_deterministic_algorithms(True)
+    try:
+        graphs = compile_layers(one)
+        gradients(one)
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert not is_gated(graphs[0])
+    gradients(one)
+    assert is_gated(graphs[1]), "and are free again afterwards"
+
+
+class Scaled(torch.nn.Module):
+    def forward(self, x):
+        return torch.nn.functional.silu(x) * 1.01
+
+
+@pytest.mark.usefixtures("anywhere")
+@pytest.mark.parametrize("case", [{"use_dora": True}, {"biases": True}, {"r": gated.MOST_RANK + 1}])
+def test_other_adapters_stay_apart(case):
+    assert not any(isinstance(layer.mlp, gated._Gated) for layer in joined(**case).base.model.layers)
+
+
+@pytest.mark.usefixtures("anywhere")
+@pytest.mark.parametrize("change", [lambda mlp: setattr(mlp, "act_fn", torch.nn.ReLU()), lambda mlp: setattr(mlp, "act_fn", Scaled()), lambda mlp: setattr(mlp, "forward", lambda x: type(mlp).forward(mlp, x) * 2)])
+def test_an_mlp_that_computes_something_else_stays_as_it_is(change):
+    trainee = build()
+    for layer in trainee.base.model.layers:
+        change(layer.mlp)
+    assert wide.widen(trainee.base) == 8
+    assert not any(isinstance(layer.mlp, gated._Gated) for layer in trainee.base.model.layers)
+
+
+def test_a_cpu_and_full_precision_have_no_kernel():
+    assert not gated.suits(torch.ones(2, dtype=torch.bfloat16))
+    assert not any(isinstance(layer.mlp, gated._Gated) for layer in joined().base.model.layers)
+
+
+def matrices(places: int, width: int, ranks: tuple[int, ...], dtype: torch.dtype, device: str) -> list[torch.Tensor]:
+    """Arguments of `gated_slopes`, lying within wider matrices as they do there, and A of the down layer."""
+    torch.manual_seed(0)
+    gate, up, down = ranks
+    spare = -(-(gate + up) // wide.STEP) * wide.STEP
+    ups = torch.zeros(2 * width, 8 + spare)
+    ups[:width, 8 : 8 + gate].normal_()
+    ups[width:, 8 + gate : 8 + gate + up].normal_()
+    factor = torch.zeros(wide.STEP, width + 8)
+    factor[:down].normal_()
+    thin_slope, thin_input = torch.randn(places, 8 + wide.STEP), torch.randn(places, 8 + spare)
+    whole = [torch.randn(places, width), torch.randn(places, 2 * width), thin_slope, thin_input, ups, factor]
+    slope, both, thin_slope, thin_input, ups, factor = (one.to(device, dtype) for one in whole)
+    return [slope, both, thin_slope[:, 8:], thin_input[:, 8:], ups[:, 8:], factor[:, :width]]
+
+
+@GPU
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("gelu", [True, False])
+@pytest.mark.parametrize(("places", "width", "ranks"), [(512, 9216, (16, 16, 16)), (1100, 200, (4, 7, 16)), (70, 1000, (64, 33, 1)), (4608, 512, (16, 16, 40))])
+def test_the_kernel_computes_what_the_plain_arithmetic_does(places, width, ranks, gelu, dtype):
+    slope, both, thin_slope, thin_input, ups, factor = matrices(places, width, ranks, dtype, "cuda")
+    exact = matrices(places, width, ranks, torch.float64, "cpu")
+    rounded = [one.cpu().to(torch.float64) for one in (slope, both, thin_slope, thin_input, ups, factor)]
+    assert all(a.shape == b.shape for a, b in zip(exact, rounded, strict=True))
+    found = [*torch.ops.tarazu.gated(both, factor, gelu, ranks[2]), *torch.ops.tarazu.gated_slopes(slope, both, thin_slope, thin_input, ups, gelu, list(ranks))]
+    slope, both, thin_slope, thin_input, ups, factor = (one.float() for one in rounded)
+    wanted = [*torch.ops.tarazu.gated(both, factor, gelu, ranks[2]), *torch.ops.tarazu.gated_slopes(slope, both, thin_slope, thin_input, ups, gelu, list(ranks))]
+    for mine, plain in zip(found, wanted, strict=True):
+        assert mine.shape == plain.shape and torch.isfinite(mine).all()
+        for a, b in zip(mine.cpu().float().split([width, mine.shape[1] - width] if mine.shape[1] > width else [mine.shape[1]], 1), plain.split([width, plain.shape[1] - width] if plain.shape[1] > width else [plain.shape[1]], 1), strict=True):
+            assert (a - b).norm() <= 8e-3 * b.norm()
