@@ -39,6 +39,8 @@ def compile_layers(model: PreTrainedModel, checkpointing: bool = False) -> None:
         if getattr(layer.self_attn, "sliding_window", None) is not None:
             layer.self_attn.sliding_window = None  # the mask does the window; a difference between layers would compile them twice
     give_prefixes(model, checkpointing, partial(torch.compile, options={"post_grad_custom_pre_pass": _thin_products()}))
+    if (norm := getattr(model.get_decoder(), "norm", None)) is not None:
+        norm.forward = _Norm(norm)
 
 
 @cache
@@ -70,6 +72,19 @@ def _of_any_width(*inputs: torch.Tensor | None) -> None:
     for tensor in inputs:
         if tensor is not None:
             torch._dynamo.maybe_mark_dynamic(tensor, 1)
+
+
+class _Norm:
+    """The norm behind the last layer: compiled for packed lines that are learned from on a GPU, the plain one for everything else."""
+
+    def __init__(self, norm: torch.nn.Module):
+        self.norm, self.plain, self.prepared = norm, norm.forward, torch.compile(norm.forward)
+
+    def __call__(self, hidden: torch.Tensor) -> torch.Tensor:
+        if not (hidden.is_cuda and self.norm.training and torch.is_grad_enabled() and hidden.shape[0] == 1):
+            return self.plain(hidden)
+        _of_any_width(hidden)
+        return self.prepared(hidden)
 
 
 class _Layer:

@@ -8,7 +8,7 @@ need them, and act(gate) * up is made again, so it is not kept: a seventh less m
 
 from __future__ import annotations
 
-from functools import cache
+from functools import cache, partial
 from importlib.util import find_spec
 from typing import Any
 
@@ -100,7 +100,7 @@ class GatedProduct(torch.autograd.Function):
         last_up = above[:, :out].T @ thin
         found = [
             first[: ranks[0]], gates * scales[0], first[ranks[0] : ranks[0] + ranks[1]], ups * scales[1],
-            downs.T, last_up[:, : ranks[2]] * last_scales[0],
+            downs, last_up[:, : ranks[2]] * last_scales[0],
         ]  # fmt: skip
         return (slopes @ matrix[:, :width]).view(*slope.shape[:-1], width), *[None] * 5, *(one.to(factor.dtype) for one, factor in zip(found, factors, strict=True))
 
@@ -146,7 +146,7 @@ def _backward(
 
     Returns:
         [d, d ups] (T, 2 width + spare) for the slope d of `both`; and in float32 the gradients of B of gate (width, r) and of up,
-        without s, and of A of down (width, r).
+        without s, and of A of down (r, width).
     """
     if both.is_cuda:
         return _kernel().backward(slope, both, thin_slope, thin_input, ups, gelu, ranks)
@@ -156,7 +156,7 @@ def _backward(
     into = torch.cat([steep, slope.float() * value], 1).to(slope.dtype)
     (width, cut, end), thin = (slope.shape[1], ranks[0], ranks[0] + ranks[1]), thin_input.float()
     gates, others = into[:, :width].T.float() @ thin[:, :cut], into[:, width:].T.float() @ thin[:, cut:end]
-    return torch.cat([into, into @ ups], 1), gates, others, (value * up).to(slope.dtype).T.float() @ thin_slope[:, : ranks[2]].float()
+    return torch.cat([into, into @ ups], 1), gates, others, thin_slope[:, : ranks[2]].T.float() @ (value * up).to(slope.dtype).float()
 
 
 @_backward.register_fake
@@ -164,7 +164,8 @@ def _(
     slope: torch.Tensor, both: torch.Tensor, thin_slope: torch.Tensor, thin_input: torch.Tensor, ups: torch.Tensor, gelu: bool, ranks: list[int]
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     (places, width), spare = slope.shape, ups.shape[1]
-    return slope.new_empty(places, 2 * width + spare), *(slope.new_empty(width, rank, dtype=torch.float32) for rank in ranks)
+    sums = partial(slope.new_empty, dtype=torch.float32)
+    return slope.new_empty(places, 2 * width + spare), sums(width, ranks[0]), sums(width, ranks[1]), sums(ranks[2], width)
 
 
 def _activated(gate: torch.Tensor, gelu: bool) -> torch.Tensor:

@@ -134,7 +134,8 @@ class Recording:
         with torch.autocast(slopes[0].device.type, enabled=False):  # as in a backward pass after the loss
             found = torch.autograd.grad(outputs, self.parameters, slopes, allow_unused=True)
         self.pairs = [(p, place) for p, place, g in zip(self.parameters, self.places, found, strict=True) if g is not None]
-        torch._foreach_add_([place for _, place in self.pairs], [g for g in found if g is not None])
+        grads = [g.contiguous() for g in found if g is not None]  # one that lies otherwise than its place, and each is added in a launch of its own
+        torch._foreach_add_([place for _, place in self.pairs], grads)
         return ()
 
     def _both(self) -> None:
