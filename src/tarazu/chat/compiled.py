@@ -31,7 +31,6 @@ def compile_layers(model: PreTrainedModel, checkpointing: bool = False) -> None:
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_folder() / "compiled"))
     os.environ.setdefault("FLASH_ATTENTION_CUTE_DSL_CACHE_ENABLED", "1")  # its kernels take ten seconds to make: the next process finds them
     os.environ.setdefault("FLASH_ATTENTION_CUTE_DSL_CACHE_DIR", str(cache_folder() / "flash"))
-    os.environ.setdefault("QUACK_CACHE_DIR", str(cache_folder() / "quack"))
     flex.allow_many_shapes()
     teach_compiler()
     if model.config.get_text_config().hidden_size >= WIDE:
@@ -39,29 +38,23 @@ def compile_layers(model: PreTrainedModel, checkpointing: bool = False) -> None:
     for layer in model.get_decoder().layers:
         if getattr(layer.self_attn, "sliding_window", None) is not None:
             layer.self_attn.sliding_window = None  # the mask does the window; a difference between layers would compile them twice
-    give_prefixes(model, checkpointing, partial(torch.compile, options={"post_grad_custom_pre_pass": _step()}))
+    give_prefixes(model, checkpointing, partial(torch.compile, options={"post_grad_custom_pre_pass": _thin_products()}))
     if (norm := getattr(model.get_decoder(), "norm", None)) is not None:
         norm.forward = _Norm(norm)
 
 
 @cache
-def _step():
-    """What is done to each graph. One object for all layers, or each would be compiled anew. The compiler is imported only where it is used."""
-    from tarazu.chat.products import LargeProducts, why_not
+def _thin_products():
+    """One object for all layers, or each would be compiled anew. The compiler is imported only where it is used."""
     from tarazu.chat.thin import ThinProducts
 
-    return ThinProducts() if why_not() else LargeProducts()
+    return ThinProducts()
 
 
 def is_compiled(model: PreTrainedModel) -> bool:
     """Whether `compile_layers` was here."""
     forward = model.get_decoder().layers[0].forward
     return isinstance(forward, _Layer) and hasattr(forward.prepared, "_torchdynamo_orig_callable")
-
-
-def by_quack(model: PreTrainedModel) -> bool:
-    """Whether its compiled layers hand large products over (`products.py`)."""
-    return is_compiled(model) and hasattr(_step(), "given")
 
 
 def give_prefixes(model: PreTrainedModel, checkpointing: bool = False, made: Callable = lambda function: function) -> None:

@@ -267,7 +267,7 @@ class Chat:
     def paths(self, trainee: ChatTrainee, data: Prepared) -> dict[str, str]:
         """Which code ran, for the ledger."""
         layers = "compiled" if compiled.is_compiled(trainee.base) else "lean adapters" if adapters.are_lean(trainee.base) else "plain"
-        layers += ", adapters in the large products" * wide.is_wide(trainee.base) + ", QuACK's products" * compiled.by_quack(trainee.base)
+        layers += ", adapters in the large products" * wide.is_wide(trainee.base)
         if trainee.recorder is not None and (trainee.recorder.made or trainee.recorder.why):
             layers += f", {trainee.recorder.why or 'recorded'}"
         weights = {"weights": "4 bits (NF4)"} if quantized.is_packed(trainee.base) else {}
