@@ -18,7 +18,7 @@ from torch.nn.attention.flex_attention import BlockMask
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
-from tarazu.chat import flash, flex, wide
+from tarazu.chat import flash, flex, whole_rows, wide
 from tarazu.chat.fast_tanh import teach_compiler
 from tarazu.chat.hub import cache_folder
 from tarazu.engine import disturb
@@ -33,6 +33,7 @@ def compile_layers(model: PreTrainedModel, checkpointing: bool = False) -> None:
     os.environ.setdefault("FLASH_ATTENTION_CUTE_DSL_CACHE_DIR", str(cache_folder() / "flash"))
     flex.allow_many_shapes()
     teach_compiler()
+    whole_rows.teach_compiler()
     if model.config.get_text_config().hidden_size >= WIDE:
         wide.widen(model)
     for layer in model.get_decoder().layers:
