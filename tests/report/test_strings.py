@@ -131,7 +131,7 @@ def test_a_designed_question_is_shown_in_the_language_of_the_page():
 @pytest.mark.parametrize(
     "paths",
     [
-        {"attention": "FlashAttention 4", "layout": "packed", "layers": "compiled, adapters in the large products, recorded", "weights": "4 bits (NF4)"},
+        {"attention": "FlashAttention 4", "layout": "packed", "layers": "compiled, adapters in the large products, MLPs in one piece, recorded", "weights": "4 bits (NF4)"},
         {"attention": "own", "teaching": "torch's LSTM, self-critical steps recorded", "layout": "padded", "pictures": "pixels, then features kept in float16"},
     ],
 )

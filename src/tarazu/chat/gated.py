@@ -43,6 +43,11 @@ def gate(mlp: nn.Module) -> bool:
     return True
 
 
+def is_gated(model: nn.Module) -> bool:
+    """Whether `gate` was here and found something."""
+    return any(isinstance(module, _Gated) for module in model.modules())
+
+
 def _activation(function: Any) -> str | None:
     """Which of those that the kernel knows it is, by what it does."""
     probe = torch.linspace(-6, 6, 97)

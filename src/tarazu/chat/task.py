@@ -17,6 +17,7 @@ from tarazu.chat import (
     flex,
     flops,
     forgetting,
+    gated,
     generation,
     hub,
     model_card,
@@ -267,7 +268,7 @@ class Chat:
     def paths(self, trainee: ChatTrainee, data: Prepared) -> dict[str, str]:
         """Which code ran, for the ledger."""
         layers = "compiled" if compiled.is_compiled(trainee.base) else "lean adapters" if adapters.are_lean(trainee.base) else "plain"
-        layers += ", adapters in the large products" * wide.is_wide(trainee.base)
+        layers += ", adapters in the large products" * wide.is_wide(trainee.base) + ", MLPs in one piece" * gated.is_gated(trainee.base)
         if trainee.recorder is not None and (trainee.recorder.made or trainee.recorder.why):
             layers += f", {trainee.recorder.why or 'recorded'}"
         weights = {"weights": "4 bits (NF4)"} if quantized.is_packed(trainee.base) else {}
