@@ -40,7 +40,7 @@ CASES = {
 @pytest.mark.parametrize("case", CASES)
 def test_losses_and_gradients_are_the_plain_paths(case, checkpointing):
     plain, one = build(**CASES[case]), joined(**CASES[case])
-    assert all(isinstance(layer.mlp, gated._Gated) for layer in one.base.model.layers)
+    assert all(isinstance(layer.mlp, gated._Gated) for layer in one.base.model.layers) and gated.is_gated(one.base)
     graphs = compile_layers(one, checkpointing)
     assert agree(gradients(one), gradients(plain))
     assert len(graphs) == 1 and is_gated(graphs[0])
@@ -73,13 +73,16 @@ def test_other_adapters_stay_apart(case):
 
 
 @pytest.mark.usefixtures("anywhere")
-@pytest.mark.parametrize("change", [lambda mlp: setattr(mlp, "act_fn", torch.nn.ReLU()), lambda mlp: setattr(mlp, "act_fn", Scaled()), lambda mlp: setattr(mlp, "forward", lambda x: type(mlp).forward(mlp, x) * 2)])
-def test_an_mlp_that_computes_something_else_stays_as_it_is(change):
+@pytest.mark.parametrize("act", [torch.nn.ReLU(), Scaled(), torch.nn.GELU(), torch.nn.PReLU(), torch.nn.GLU(0), None])
+def test_an_mlp_that_computes_something_else_stays_as_it_is(act):
     trainee = build()
     for layer in trainee.base.model.layers:
-        change(layer.mlp)
+        if act is None:
+            layer.mlp.forward = lambda x, mlp=layer.mlp: type(mlp).forward(mlp, x) * 2
+        else:
+            layer.mlp.act_fn = act
     assert wide.widen(trainee.base) == 8
-    assert not any(isinstance(layer.mlp, gated._Gated) for layer in trainee.base.model.layers)
+    assert not gated.is_gated(trainee.base)
 
 
 def test_a_cpu_and_full_precision_have_no_kernel():

@@ -50,17 +50,18 @@ def is_gated(model: nn.Module) -> bool:
 
 def _activation(function: Any) -> str | None:
     """Which of those that the kernel knows it is, by what it does."""
-    probe = torch.linspace(-6, 6, 97)
-    known = {"silu": F.silu(probe), "gelu": F.gelu(probe, approximate="tanh")}
-    found = function(probe) if callable(function) else probe
-    return next((name for name, wanted in known.items() if torch.allclose(found, wanted, atol=1e-6)), None)
+    if not callable(function) or (isinstance(function, nn.Module) and function.state_dict()):
+        return None  # one that learns, or lies on the GPU
+    probe = torch.linspace(-6, 6, 98)
+    known, found = {"silu": F.silu(probe), "gelu": F.gelu(probe, approximate="tanh")}, function(probe)
+    return next((name for name, wanted in known.items() if found.shape == probe.shape and torch.allclose(found, wanted, atol=1e-6)), None)
 
 
 @torch.no_grad()
 def _is_plain(mlp: nn.Module) -> bool:
     """Whether it computes what the first line of this file says: no factor, norm or dropout besides."""
     weight = mlp.gate_proj.base_layer.weight
-    x = torch.linspace(-1, 1, weight.shape[1], device=weight.device, dtype=weight.dtype)[None]
+    x = torch.linspace(-1, 1, weight.shape[1], device=weight.device, dtype=weight.dtype)[None, None]
     return torch.equal(mlp(x), mlp.down_proj(mlp.act_fn(mlp.gate_proj(x)) * mlp.up_proj(x)))
 
 
