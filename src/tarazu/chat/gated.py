@@ -19,14 +19,14 @@ from torch import nn
 from tarazu.chat.wide_product import extended
 
 MOST_RANK = 64  # the kernel holds so many columns at a time
-AMPERE = (8, 0)  # the first GPUs that multiply bfloat16
+GENERATIONS = (9, 10)  # of data centres' GPUs, Hopper and Blackwell: the kernel's tiles take 96 to 164 KiB of a processor's own memory, which others have not
 
 
 def suits(weight: torch.Tensor) -> bool:
-    """Whether there is a kernel for such weights: on an NVIDIA GPU, in 16 bits."""
+    """Whether there is a kernel for such weights: in 16 bits, on an NVIDIA GPU with room for it (tried on an H100)."""
     if not weight.is_cuda or torch.version.cuda is None or find_spec("triton") is None:
         return False
-    return weight.dtype in (torch.bfloat16, torch.float16) and torch.cuda.get_device_capability(weight.device) >= AMPERE
+    return weight.dtype in (torch.bfloat16, torch.float16) and torch.cuda.get_device_capability(weight.device)[0] in GENERATIONS
 
 
 def gate(mlp: nn.Module) -> bool:
