@@ -112,13 +112,10 @@ def matrices(places: int, width: int, ranks: tuple[int, ...], dtype: torch.dtype
 @pytest.mark.parametrize(("places", "width", "ranks"), [(512, 9216, (16, 16, 16)), (1100, 200, (4, 7, 16)), (70, 1000, (64, 33, 1)), (4608, 512, (16, 16, 40))])
 def test_the_kernel_computes_what_the_plain_arithmetic_does(places, width, ranks, gelu, dtype):
     slope, both, thin_slope, thin_input, ups, factor = matrices(places, width, ranks, dtype, "cuda")
-    exact = matrices(places, width, ranks, torch.float64, "cpu")
-    rounded = [one.cpu().to(torch.float64) for one in (slope, both, thin_slope, thin_input, ups, factor)]
-    assert all(a.shape == b.shape for a, b in zip(exact, rounded, strict=True))
     found = [*torch.ops.tarazu.gated(both, factor, gelu, ranks[2]), *torch.ops.tarazu.gated_slopes(slope, both, thin_slope, thin_input, ups, gelu, list(ranks))]
-    slope, both, thin_slope, thin_input, ups, factor = (one.float() for one in rounded)
+    slope, both, thin_slope, thin_input, ups, factor = (one.cpu().float() for one in (slope, both, thin_slope, thin_input, ups, factor))
     wanted = [*torch.ops.tarazu.gated(both, factor, gelu, ranks[2]), *torch.ops.tarazu.gated_slopes(slope, both, thin_slope, thin_input, ups, gelu, list(ranks))]
     for mine, plain in zip(found, wanted, strict=True):
         assert mine.shape == plain.shape and torch.isfinite(mine).all()
-        for a, b in zip(mine.cpu().float().split([width, mine.shape[1] - width] if mine.shape[1] > width else [mine.shape[1]], 1), plain.split([width, plain.shape[1] - width] if plain.shape[1] > width else [plain.shape[1]], 1), strict=True):
+        for a, b in zip(mine.cpu().float().split(width, 1), plain.split(width, 1), strict=True):  # the thin columns by themselves
             assert (a - b).norm() <= 8e-3 * b.norm()

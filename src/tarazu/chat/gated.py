@@ -1,7 +1,7 @@
 """A gated MLP whose three layers carry LoRA, as one piece: down(act(gate x) * up x) with the adapters inside the products.
 
 `wide.py` makes two large products of it. What lies between them is done here: forward, act(gate) * up is made beside its product
-with the down layer's A; backward, one reading of the matrices gives the slopes of gate and up and all four thin products that
+with the down layer's A; backward, one reading of the matrices gives the slopes of gate and up and all five thin products that
 need them, and act(gate) * up is made again, so it is not kept: a seventh less memory for Gemma2-2B. On a GPU that is
 `gated_kernel.py`; what is here computes the same, and tests compare both with the model's own code.
 """
