@@ -11,7 +11,7 @@ from torch.nn.attention.flex_attention import create_mask, flex_attention
 from tarazu.chat import adapters, compiled, flex
 from tarazu.chat.attention import visible
 from tarazu.chat.forward import hidden_states
-from tarazu.chat.layout import SHARED, group, lay_out, packed_width
+from tarazu.chat.layout import SHARED, group, lay_out, packed
 from tarazu.chat.loss import token_losses
 
 LENGTHS = (300, 41, 9, 22, 130, 128, 260, 77)
@@ -64,16 +64,27 @@ def test_without_blocks_it_is_the_models_own_attention(name, family):
         assert close(expected, losses(build(name, family, attention=flex.NAME), rows(), 200, packed=True))
 
 
-def test_packed_widths_are_few_and_lines_full():
+@pytest.mark.parametrize(("limit", "full"), [(12288, 0.99), (8192, 0.988), (4096, 0.98), (2048, 0.95)])
+def test_packed_widths_are_few_and_lines_full(limit, full):
+    """Of steps of 32 rows; every row is there once, and what the widths add up to is what the rows need and few blocks more."""
     widths, places, tokens = set(), 0, 0
-    for seed in range(40):
-        lengths = torch.randint(20, 500, (64,), generator=torch.Generator().manual_seed(seed)).tolist()
-        for lines in group(rows(lengths), 4096, 0, True):
-            width, used = packed_width(lines, 0, 4096), sum(len(row.ids) for row in lines[0])
+    for seed in range(60):
+        lengths = (torch.randn(32, generator=torch.Generator().manual_seed(seed)) * 0.8 + 6.1).exp().clamp(48, min(limit, 2048)).int().tolist()
+        batches = packed(rows(lengths), limit, 0)
+        assert sorted(row.index for lines, _ in batches for row in lines[0]) == list(range(32))
+        for lines, width in batches:
+            used = sum(len(row.ids) for row in lines[0])
+            assert limit >= width >= used and width % 128 == 0
             widths.add(width)
-            assert width >= used and width % 128 == 0
             places, tokens = places + width, tokens + used
-    assert len(widths) <= 16 and tokens / places > 0.97
+    assert len(widths) <= 16 + max(0, limit // 16 // 128 - 1) and tokens / places > full
+
+
+def test_a_row_beyond_the_limit_is_a_line_of_its_own():
+    (long, wide), (short, narrow) = packed(rows((1100, 300)), 1000, 4)
+    assert [len(row.ids) for row in long[0]] == [1100] and wide == 1152
+    assert [len(row.ids) for row in short[0]] == [300] and narrow == 384
+    assert packed([], 1000, 0) == []
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -51,9 +51,9 @@ def gradients(trainee, lengths: tuple[int, ...], packed: bool) -> tuple[float, d
     rows = [Row(np.random.default_rng(i).integers(3, 512, n), np.arange(n) > n // 3, i) for i, n in enumerate(lengths)]
     device, prefix = trainee.base.device, trainee.virtual if trainee.prefix else 0
     total = torch.zeros((), device=device)
-    for some in task.group(rows, 1024, trainee.virtual - prefix, packed):
-        width = task.packed_width(some, trainee.virtual - prefix, 1024) if packed else None
-        loss = task.Chat().loss(trainee, lay_out(some, trainee.virtual - prefix, prefix, width=width).to(device)).total
+    virtual = trainee.virtual - prefix
+    for some, width in task.packed(rows, 1024, virtual) if packed else [(lines, None) for lines in task.group(rows, 1024, virtual, False)]:
+        loss = task.Chat().loss(trainee, lay_out(some, virtual, prefix, width=width).to(device)).total
         loss.backward()
         total += loss.detach()
         del loss  # its graph would spoil a recording

@@ -16,10 +16,9 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 
 from tarazu.chat import flash
 from tarazu.chat.fast_tanh import FastTanh, teach_compiler
-from tarazu.chat.layout import PAD
+from tarazu.chat.layout import BLOCK, PAD
 
 NAME = "tarazu_flex"
-BLOCK = 128  # places; a packed line is a multiple of this
 NOBODY = -2  # the segment of the places that fill a prefix up to whole blocks
 # Heads over 128 numbers wide: tiles of 64 need no larger blocks, and 4 warps would spill registers in the backward pass.
 WIDE_HEAD = {"fwd_BLOCK_M": 64, "fwd_BLOCK_N": 32, "fwd_num_stages": 2, "fwd_num_warps": 4, "bwd_num_warps": 8}

@@ -16,6 +16,7 @@ from tarazu.engine.task import Counts
 
 PAD = -1  # segment of a padded place
 SHARED = -2  # segment that every row sees: the prefix
+BLOCK = 128  # widths of packed lines are multiples of it
 
 
 @dataclass
@@ -133,8 +134,23 @@ def group(rows: list[Row], limit: int, virtual: int, packed: bool) -> list[list[
     return [[line] for _, line in bins]
 
 
-def packed_width(lines: list[list[Row]], virtual: int, limit: int) -> int:
-    """The width of a packed line: one of sixteen, in whole blocks: padding stays small and shapes few."""
-    size = sum(virtual + len(row.ids) for row in lines[0])
-    step = max(128, limit // 16 // 128 * 128)
+def packed(rows: list[Row], limit: int, virtual: int) -> list[tuple[list[list[Row]], int]]:
+    """The packed batches of `group`, each with the width that its line is filled up to: padding stays small, and widths few.
+
+    A width is one of sixteen, or that of a full line which ends some blocks before `limit`: sixteenths alone always add up to a
+    sixteenth, which half of one would be padding for, however the rows are laid (a fiftieth of a step in two lines).
+    """
+    step = max(BLOCK, limit // 16 // BLOCK * BLOCK)
+
+    def width(size: int, most: int) -> int:
+        return min(_whole(size, step), _whole(most, BLOCK)) if size <= most else _whole(size, step)
+
+    tried = []
+    for most in range(limit, limit - step, -BLOCK):
+        batches = group(rows, most, virtual, packed=True)
+        tried.append([(batch, width(sum(virtual + len(row.ids) for row in batch[0]), most)) for batch in batches])
+    return min(tried, key=lambda batches: sum(size for _, size in batches))
+
+
+def _whole(size: int, step: int) -> int:
     return -(-size // step) * step

@@ -30,7 +30,7 @@ from tarazu.chat import (
     template,
     wide,
 )
-from tarazu.chat.layout import ChatBatch, Row, group, lay_out, packed_width
+from tarazu.chat.layout import ChatBatch, Row, group, lay_out, packed
 from tarazu.chat.loss import SMALL_CHUNK, token_losses
 from tarazu.chat.persian import english_share
 from tarazu.chat.settings import ChatRecipe, Sources
@@ -139,8 +139,8 @@ class Chat:
         prefix = trainee.virtual if trainee.prefix else 0
         virtual = trainee.virtual - prefix
         few = data.packed and (flex.by_blocks(trainee.base) or trainee.base.device.type == "cuda")  # a GPU's libraries plan anew for each width, at 0.1 s
-        lines = group(rows, limit, virtual, data.packed)
-        return [lay_out(some, virtual, prefix, width=packed_width(some, virtual, limit) if few else None, edges=few and trainee.edges) for some in lines]
+        batches = packed(rows, limit, virtual) if few else [(lines, None) for lines in group(rows, limit, virtual, data.packed)]
+        return [lay_out(lines, virtual, prefix, width=width, edges=few and trainee.edges) for lines, width in batches]
 
     def loss(self, trainee: ChatTrainee, batch: ChatBatch) -> LossSum:
         return LossSum(self.losses(trainee, batch).sum(), len(batch.labels))
