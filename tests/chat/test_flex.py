@@ -71,17 +71,17 @@ def test_packed_widths_are_few_and_lines_full(limit, full):
     for seed in range(60):
         lengths = (torch.randn(32, generator=torch.Generator().manual_seed(seed)) * 0.8 + 6.1).exp().clamp(48, min(limit, 2048)).int().tolist()
         batches = packed(rows(lengths), limit, 0)
-        assert sorted(row.index for lines, _ in batches for row in lines[0]) == list(range(32))
-        for lines, width in batches:
+        assert sorted(row.index for lines, *_ in batches for row in lines[0]) == list(range(32))
+        for lines, width, widest in batches:
             used = sum(len(row.ids) for row in lines[0])
-            assert limit >= width >= used and width % 128 == 0
+            assert widest >= width >= used and width % 128 == 0 and widest in (width, limit)
             widths.add(width)
             places, tokens = places + width, tokens + used
     assert len(widths) <= 16 + max(0, limit // 16 // 128 - 1) and tokens / places > full
 
 
 def test_a_row_beyond_the_limit_is_a_line_of_its_own():
-    (long, wide), (short, narrow) = packed(rows((1100, 300)), 1000, 4)
+    (long, wide, _), (short, narrow, _) = packed(rows((1100, 300)), 1000, 4)
     assert [len(row.ids) for row in long[0]] == [1100] and wide == 1152
     assert [len(row.ids) for row in short[0]] == [300] and narrow == 384
     assert packed([], 1000, 0) == []

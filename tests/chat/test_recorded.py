@@ -52,7 +52,7 @@ def gradients(trainee, lengths: tuple[int, ...], packed: bool) -> tuple[float, d
     device, prefix = trainee.base.device, trainee.virtual if trainee.prefix else 0
     total = torch.zeros((), device=device)
     virtual = trainee.virtual - prefix
-    for some, width in task.packed(rows, 1024, virtual) if packed else [(lines, None) for lines in task.group(rows, 1024, virtual, False)]:
+    for some, width, _ in task.packed(rows, 1024, virtual) if packed else [(lines, None, 0) for lines in task.group(rows, 1024, virtual, False)]:
         loss = task.Chat().loss(trainee, lay_out(some, virtual, prefix, width=width).to(device)).total
         loss.backward()
         total += loss.detach()
@@ -130,6 +130,34 @@ def test_a_plain_pass_that_is_played_gives_what_a_launched_one_gives(name, shape
     assert len(played.recorder.records) == 2 and not played.recorder.why
     gradients(played, (128, 128), False)
     assert len(played.recorder.records) == 2  # padded rows have any shape
+
+
+def widths(trainee) -> list[int]:
+    """Of its recordings, in the order in which they were made."""
+    return [recording.inputs[0].shape[1] for recording in trainee.recorder.records.values()]
+
+
+def test_narrow_recordings_lie_where_a_wide_one_does(no_gpu):
+    """So the widest is made first where it is known to come, and else all begin anew with it."""
+    launched, played = made("lora", "gemma3", "sdpa", "cpu"), made("lora", "gemma3", "sdpa", "cpu")
+    played.recorder = recorded.recorder(played)
+    for size, width, widest, expected in ((90, 128, 0, [128]), (200, 256, 0, [256]), (90, 128, 0, [256, 128]), (300, 384, 640, [640, 384]), (500, 512, 640, [640, 384, 512])):
+        batch = lay_out([[Row(np.random.default_rng(size).integers(3, 512, size), np.arange(size) > 9)]], width=width, widest=widest)
+        found = []
+        for trainee in (launched, played):
+            loss = task.Chat().loss(trainee, batch).total
+            loss.backward()
+            found.append((float(loss.detach()), {n: p.grad.clone() for n, p in trainee.trainable().items()}))
+            trainee.module.zero_grad(set_to_none=True)
+        compare(*found, 1e-5, 1e-4, 1e-5)
+        assert widths(played) == expected
+
+
+def test_the_widest_lines_edges_end_where_it_does():
+    batch = lay_out([[Row(np.arange(70), np.arange(70) > 3), Row(np.arange(50), np.arange(50) > 3)]], width=256, edges=True, widest=384)
+    stretched = recorded._stretched(batch)
+    assert stretched.ids.shape == stretched.segments.shape == (1, 384)
+    assert stretched.edges[:4].tolist() == [0, 70, 120, 384] and stretched.edges.dtype == batch.edges.dtype and len(stretched.edges) == len(batch.edges)
 
 
 def test_dropout_on_the_host_is_not_recorded(no_gpu):

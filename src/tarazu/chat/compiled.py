@@ -39,17 +39,20 @@ def compile_layers(model: PreTrainedModel, checkpointing: bool = False) -> None:
     for layer in model.get_decoder().layers:
         if getattr(layer.self_attn, "sliding_window", None) is not None:
             layer.self_attn.sliding_window = None  # the mask does the window; a difference between layers would compile them twice
-    give_prefixes(model, checkpointing, partial(torch.compile, options={"post_grad_custom_pre_pass": _thin_products()}))
+    give_prefixes(model, checkpointing, partial(torch.compile, options=_options()))
     if (norm := getattr(model.get_decoder(), "norm", None)) is not None:
         norm.forward = _Norm(norm)
 
 
 @cache
-def _thin_products():
-    """One object for all layers, or each would be compiled anew. The compiler is imported only where it is used."""
+def _options() -> dict[str, Any]:
+    """For the compiler, which is imported only where it is used. One object for all layers, or each would be compiled anew."""
+    from torch._inductor import config
+
     from tarazu.chat.thin import ThinProducts
 
-    return ThinProducts()
+    together = {"combo_kernels": True, "combo_kernels_pointwise_only": True}  # small kernels that do not wait for each other are one
+    return {"post_grad_custom_pre_pass": ThinProducts(), **(together if hasattr(config, "combo_kernels_pointwise_only") else {})}
 
 
 def is_compiled(model: PreTrainedModel) -> bool:

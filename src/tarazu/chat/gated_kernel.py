@@ -17,6 +17,7 @@ import triton.language as tl
 # The fastest of a dozen on an H100 between the products that they stand between: there the clock is lower than where a kernel runs alone.
 ROWS, COLUMNS, WARPS, STAGES = 32, 128, 4, 3  # of `_forward`
 SLOPE_ROWS, SLOPE_COLUMNS, SLOPE_WARPS, SLOPE_STAGES, SLOPE_PART = 64, 64, 4, 3, 512  # of `_backward`; the last: places that a program goes along
+INSIDE = 16  # columns up to which `_backward` makes d ups as well: more would be added to by too many programs
 NARROWEST = 16  # columns that the GPU multiplies with at least
 
 
@@ -43,13 +44,17 @@ def backward(
     made, thin = slope.new_empty(places, 2 * width + spare), slope.new_empty(places, spare, dtype=torch.float32)
     gates, others = (slope.new_empty(width, rank, dtype=torch.float32) for rank in ranks[:2])
     downs = slope.new_empty(ranks[2], width, dtype=torch.float32)
+    rank = columns(max(ranks[:2]))
     torch._foreach_zero_([thin, gates, others, downs])
     _backward[(triton.cdiv(width, SLOPE_COLUMNS), triton.cdiv(places, SLOPE_PART))](
         slope, both, thin_slope, thin_input, ups, made, thin, gates, others, downs, places, width, thin_slope.stride(0), thin_input.stride(0), ups.stride(0), *ranks,
-        GELU=gelu, SPARE=spare, RANK=columns(max(ranks[:2])), DOWN=columns(ranks[2]), ROWS=SLOPE_ROWS, COLUMNS=SLOPE_COLUMNS, PART=SLOPE_PART,
+        GELU=gelu, SPARE=spare, RANK=rank, DOWN=columns(ranks[2]), INSIDE=rank <= INSIDE, ROWS=SLOPE_ROWS, COLUMNS=SLOPE_COLUMNS, PART=SLOPE_PART,
         num_warps=SLOPE_WARPS, num_stages=SLOPE_STAGES,
     )  # fmt: skip
-    made[:, 2 * width :].copy_(thin)
+    if rank <= INSIDE:
+        made[:, 2 * width :].copy_(thin)
+    else:
+        torch.mm(made[:, : 2 * width], ups, out=made[:, 2 * width :])
     return made, gates, others, downs
 
 
@@ -110,7 +115,7 @@ def _forward(both, down, made, thin, places, width, down_stride, rank, GELU: tl.
 @triton.jit
 def _backward(
     slope, both, thin_slope, thin_input, ups, made, thin, gates, others, downs, places, width, thin_slope_stride, thin_input_stride, ups_stride, gate_rank, up_rank, down_rank,
-    GELU: tl.constexpr, SPARE: tl.constexpr, RANK: tl.constexpr, DOWN: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, PART: tl.constexpr,
+    GELU: tl.constexpr, SPARE: tl.constexpr, RANK: tl.constexpr, DOWN: tl.constexpr, INSIDE: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, PART: tl.constexpr,
 ):  # fmt: skip
     """A program: some columns, along some of the rows; sums over rows stay with it, those over columns are added to others'."""
     left, first = tl.program_id(0) * COLUMNS, tl.program_id(1) * PART
@@ -119,9 +124,10 @@ def _backward(
     here, within = column < width - left, place < width - left
     is_gate, is_up, is_down = factor < gate_rank, factor < up_rank, down_factor < down_rank
     dtype = made.dtype.element_ty
-    ups += left.to(tl.int64) * ups_stride
-    of_gate = tl.load(ups + place * ups_stride + factor, mask=within & is_gate, other=0.0)
-    of_up = tl.load(ups + width.to(tl.int64) * ups_stride + gate_rank + place * ups_stride + factor, mask=within & is_up, other=0.0)
+    if INSIDE:
+        ups += left.to(tl.int64) * ups_stride
+        of_gate = tl.load(ups + place * ups_stride + factor, mask=within & is_gate, other=0.0)
+        of_up = tl.load(ups + width.to(tl.int64) * ups_stride + gate_rank + place * ups_stride + factor, mask=within & is_up, other=0.0)
     slope += first.to(tl.int64) * width + left
     both += first.to(tl.int64) * (2 * width) + left
     made += first.to(tl.int64) * (2 * width + SPARE) + left
@@ -145,8 +151,9 @@ def _backward(
         sum_gate = tl.dot(tl.trans(into_gate), inputs_gate, sum_gate)
         sum_up = tl.dot(tl.trans(into_up), inputs_up, sum_up)
         sum_down = tl.dot(tl.trans(hidden), slopes_down, sum_down)
-        tl.atomic_add(thin + row * SPARE + factor, tl.dot(into_gate, of_gate), mask=there & is_gate, sem="relaxed")
-        tl.atomic_add(thin + gate_rank + row * SPARE + factor, tl.dot(into_up, of_up), mask=there & is_up, sem="relaxed")
+        if INSIDE:
+            tl.atomic_add(thin + row * SPARE + factor, tl.dot(into_gate, of_gate), mask=there & is_gate, sem="relaxed")
+            tl.atomic_add(thin + gate_rank + row * SPARE + factor, tl.dot(into_up, of_up), mask=there & is_up, sem="relaxed")
         slope += ROWS * width
         both += ROWS * 2 * width
         made += ROWS * (2 * width + SPARE)

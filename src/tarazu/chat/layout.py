@@ -34,6 +34,7 @@ class ChatBatch:
         counts: for the ledger.
         longest: places of the longest row, virtual tokens included.
         edges: (E,) where rows begin and end (`flash.row_edges`); None: attention is by a mask.
+        widest: places of the widest line that may be looked for soon, if it is wider than this one.
     """
 
     ids: torch.Tensor
@@ -46,6 +47,7 @@ class ChatBatch:
     counts: Counts
     longest: int = 0
     edges: torch.Tensor | None = None
+    widest: int = 0
 
     def to(self, device: torch.device) -> ChatBatch:
         if device.type == "cpu":
@@ -63,7 +65,9 @@ class Row:
     index: int = 0
 
 
-def lay_out(lines: list[list[Row]], virtual: int = 0, prefix: int = 0, left: bool = False, width: int | None = None, edges: bool = False) -> ChatBatch:
+def lay_out(
+    lines: list[list[Row]], virtual: int = 0, prefix: int = 0, left: bool = False, width: int | None = None, edges: bool = False, widest: int = 0
+) -> ChatBatch:
     """Lays lines of rows (one row a line when padded, several when packed) on a (B, T) grid.
 
     Args:
@@ -73,6 +77,7 @@ def lay_out(lines: list[list[Row]], virtual: int = 0, prefix: int = 0, left: boo
         left: pad on the left, as generation needs it.
         width: T; default the longest line.
         edges: with the edges of the rows, for attention that needs no mask.
+        widest: as in `ChatBatch`.
     """
     sizes = [sum(virtual + len(row.ids) for row in line) for line in lines]
     width = max([width or 0, *sizes])
@@ -103,7 +108,7 @@ def lay_out(lines: list[list[Row]], virtual: int = 0, prefix: int = 0, left: boo
     arrays = (ids, index, positions, segments, flat(sources), flat(labels).astype(np.int64), flat(owners))
     longest = max((virtual + len(row.ids) for row in rows), default=0)
     made = torch.from_numpy(row_edges(starts, width * len(lines))) if edges else None
-    return ChatBatch(*(torch.from_numpy(np.ascontiguousarray(a)) for a in arrays), counts, longest, made)
+    return ChatBatch(*(torch.from_numpy(np.ascontiguousarray(a)) for a in arrays), counts, longest, made, widest)
 
 
 def group(rows: list[Row], limit: int, virtual: int, packed: bool) -> list[list[list[Row]]]:
@@ -134,11 +139,11 @@ def group(rows: list[Row], limit: int, virtual: int, packed: bool) -> list[list[
     return [[line] for _, line in bins]
 
 
-def packed(rows: list[Row], limit: int, virtual: int) -> list[tuple[list[list[Row]], int]]:
-    """The packed batches of `group`, each with the width that its line is filled up to: padding stays small, and widths few.
+def packed(rows: list[Row], limit: int, virtual: int) -> list[tuple[list[list[Row]], int, int]]:
+    """The packed batches of `group`, each with the width that its line is filled up to, and that of the widest line of its kind.
 
-    A width is one of sixteen, or that of a full line which ends some blocks before `limit`: sixteenths alone always add up to a
-    sixteenth, which half of one would be padding for, however the rows are laid (a fiftieth of a step in two lines).
+    Padding stays small and widths few: one of sixteen, or that of a full line which ends some blocks before `limit`. Sixteenths
+    alone always add up to one, and half of one would be padding, however the rows are laid (a fiftieth of a step in two lines).
     """
     step = max(BLOCK, limit // 16 // BLOCK * BLOCK)
 
@@ -149,7 +154,8 @@ def packed(rows: list[Row], limit: int, virtual: int) -> list[tuple[list[list[Ro
     for most in range(limit, limit - step, -BLOCK):
         batches = group(rows, most, virtual, packed=True)
         tried.append([(batch, width(sum(virtual + len(row.ids) for row in batch[0]), most)) for batch in batches])
-    return min(tried, key=lambda batches: sum(size for _, size in batches))
+    best = min(tried, key=lambda batches: sum(size for _, size in batches))
+    return [(batch, size, _whole(limit, BLOCK) if size > limit - step else size) for batch, size in best]
 
 
 def _whole(size: int, step: int) -> int:

@@ -6,7 +6,10 @@ loss stays outside, since the number of answer tokens differs from batch to batc
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
+import torch.nn.functional as F
 
 from tarazu.chat import flex, forward
 from tarazu.chat.layout import ChatBatch
@@ -36,8 +39,23 @@ def hidden_states(trainee: ChatTrainee, batch: ChatBatch) -> torch.Tensor:
     if trainee.recorder is None or not learns or not suits(trainee, batch):
         return forward.hidden_states(trainee, batch)
     longest = batch.ids.shape[1] if beyond_window(trainee, batch) else 0
-    edges = () if batch.edges is None else (batch.edges,)
-    return trainee.recorder(batch.ids, batch.virtual, batch.positions, batch.segments, *edges, also=(longest,))[0]
+    recorder = trainee.recorder
+    if max(batch.widest, batch.ids.shape[1]) > recorder.room() and not recorder.why:  # narrow ones lie where a wide one did, a wide one beside all narrow ones
+        recorder.clear()
+        recorder.prepare(*_inputs(_stretched(batch)), also=(longest,))
+    return recorder(*_inputs(batch), also=(longest,))[0]
+
+
+def _inputs(batch: ChatBatch) -> tuple[torch.Tensor, ...]:
+    return batch.ids, batch.virtual, batch.positions, batch.segments, *(() if batch.edges is None else (batch.edges,))
+
+
+def _stretched(batch: ChatBatch) -> ChatBatch:
+    """Something of the shapes that the widest line has."""
+    width, widest = batch.ids.shape[1], max(batch.widest, batch.ids.shape[1])
+    more, edges = (0, widest - width), batch.edges if batch.edges is None else torch.where(batch.edges == width, widest, batch.edges)
+    grid = {name: F.pad(getattr(batch, name), more) for name in ("ids", "virtual", "positions", "segments")}
+    return replace(batch, **grid, edges=edges)
 
 
 def suits(trainee: ChatTrainee, batch: ChatBatch) -> bool:

@@ -52,39 +52,60 @@ class Recorder:
         self.everything: list[nn.Parameter] = []  # to look for them at each call would take longer than the call
         self.trained: tuple[int, ...] = ()
         self.made = 0
+        self._largest = 0
 
     def __call__(self, *inputs: Tensor, also: tuple = ()) -> tuple[Tensor, ...]:
-        self.everything = self.everything or list(self.module.parameters())
-        parameters = [p for p in self.everything if p.requires_grad]
-        trained = (_outdated, *map(id, parameters))
-        if trained != self.trained:  # a part has begun to train: the old recordings are of no use any more
-            self.clear()
-            self.trained = trained
-        key = (also, *((x.shape, x.dtype) for x in inputs), torch.is_autocast_enabled("cuda"))
+        parameters, key = self._parameters(), self._key(inputs, also)
         self.met[key] += 1
-        if key not in self.records and not self.why and self.met[key] >= self.often and len(self.records) < MOST:
+        if self.met[key] >= self.often:
             self._record(key, inputs, also, parameters)
         if key not in self.records:
             return self.work(*inputs, *also)
         return _Played.apply(self.records[key], len(inputs), *inputs, *parameters)
 
+    def room(self) -> int:
+        """How many numbers the first input of the largest recording has: smaller ones lie in its memory."""
+        self._parameters()
+        return self._largest
+
+    def prepare(self, *inputs: Tensor, also: tuple = ()) -> None:
+        """Records inputs of these shapes before they come."""
+        self._record(self._key(inputs, also), inputs, also, self._parameters())
+
     def clear(self) -> None:
         """Gives the recordings' memory back."""
         self.records.clear()
         self.met.clear()
-        self.space = None
+        self.space, self._largest = None, 0
+
+    def _parameters(self) -> list[nn.Parameter]:
+        """Those that learn. Where others learn than before, the old recordings are of no use any more."""
+        self.everything = self.everything or list(self.module.parameters())
+        parameters = [p for p in self.everything if p.requires_grad]
+        trained = (_outdated, *map(id, parameters))
+        if trained != self.trained:
+            self.clear()
+            self.trained = trained
+        return parameters
+
+    @staticmethod
+    def _key(inputs: tuple[Tensor, ...], also: tuple) -> Hashable:
+        return (also, *((x.shape, x.dtype) for x in inputs), torch.is_autocast_enabled("cuda"))
 
     def __del__(self):
         """Recordings go before the memory that they share, also where the collector takes a recorder and its module together."""
         self.clear()
 
     def _record(self, key: Hashable, inputs: tuple[Tensor, ...], also: tuple, parameters: list[Tensor]) -> None:
+        """Unless there is one of these shapes, or there can be none."""
+        if key in self.records or self.why or len(self.records) >= MOST:
+            return
         self.space = self.space or Space()
         try:
             self.space.let_go(parameters)
             with device_memory.recording(self.space.pool):
                 self.records[key] = Recording(lambda *x: self.work(*x, *also), inputs, parameters, self.space)
-            self.made += 1
+            self.made, self._largest = self.made + 1, max(self._largest, inputs[0].numel())
         except RuntimeError as error:
             cause = error.__context__ or error
             self.clear()  # whatever is next, a smaller try or none, needs the room
