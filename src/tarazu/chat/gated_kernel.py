@@ -16,8 +16,8 @@ import triton.language as tl
 
 # The fastest of a dozen on an H100 between the products that they stand between: there the clock is lower than where a kernel runs alone.
 ROWS, COLUMNS, WARPS, STAGES = 32, 128, 4, 3  # of `_forward`
-SLOPE_ROWS, SLOPE_COLUMNS, SLOPE_WARPS, SLOPE_STAGES, SLOPE_PART = 64, 64, 4, 3, 512  # of `_backward`; the last: places that a program goes along
-INSIDE = 16  # columns up to which `_backward` makes d ups as well: more would be added to by too many programs
+SLOPE_ROWS, SLOPE_COLUMNS, SLOPE_WARPS, SLOPE_STAGES, SLOPE_PART = (64, 32), 64, 4, 3, 512  # of `_backward`: rows up to `NARROWEST` columns and beyond; the last: places that a program goes along
+INSIDE = 32  # columns up to which `_backward` makes d ups as well: with more, what each of the programs adds to them costs more than another reading
 NARROWEST = 16  # columns that the GPU multiplies with at least
 
 
@@ -48,7 +48,7 @@ def backward(
     torch._foreach_zero_([thin, gates, others, downs])
     _backward[(triton.cdiv(width, SLOPE_COLUMNS), triton.cdiv(places, SLOPE_PART))](
         slope, both, thin_slope, thin_input, ups, made, thin, gates, others, downs, places, width, thin_slope.stride(0), thin_input.stride(0), ups.stride(0), *ranks,
-        GELU=gelu, SPARE=spare, RANK=rank, DOWN=columns(ranks[2]), INSIDE=rank <= INSIDE, ROWS=SLOPE_ROWS, COLUMNS=SLOPE_COLUMNS, PART=SLOPE_PART,
+        GELU=gelu, SPARE=spare, RANK=rank, DOWN=columns(ranks[2]), INSIDE=rank <= INSIDE, ROWS=SLOPE_ROWS[rank > NARROWEST], COLUMNS=SLOPE_COLUMNS, PART=SLOPE_PART,
         num_warps=SLOPE_WARPS, num_stages=SLOPE_STAGES,
     )  # fmt: skip
     if rank <= INSIDE:
