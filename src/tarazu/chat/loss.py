@@ -16,6 +16,7 @@ import torch.nn.functional as F
 
 SMALL_CHUNK = 256 * 2**20  # bytes of logits
 LARGE_CHUNK = 1024 * 2**20  # larger products run faster on a GPU
+CACHED = 4 * 2**20  # bytes of logits that stay in a processor's cache
 
 
 class ChunkedCrossEntropy(torch.autograd.Function):
@@ -35,8 +36,7 @@ class ChunkedCrossEntropy(torch.autograd.Function):
         for start in range(0, len(labels), rows):
             part = slice(start, start + rows)
             logits = hidden[part] @ matrix.T
-            loss_of = _fast(logits, softcap) if need_hidden else loss_and_slope
-            losses[part], grad = loss_of(logits, labels[part], softcap, need_hidden or need_weight)
+            losses[part], grad = _fast(logits, softcap, need_hidden)(logits, labels[part], softcap, need_hidden or need_weight)
             if need_hidden:
                 torch.mm(grad, matrix, out=grad_hidden[part])
             if need_weight:
@@ -67,9 +67,29 @@ def loss_and_slope(logits: torch.Tensor, labels: torch.Tensor, softcap: float | 
     return total - picked, grad.to(logits.dtype)
 
 
-def _fast(logits: torch.Tensor, softcap: float | None) -> Callable:
-    """`loss_and_slope` for these logits in few readings: by our kernel, or compiled; as it is on a CPU and without Triton (Windows)."""
-    if not logits.is_cuda or not _has_triton():
+def row_by_row(logits: torch.Tensor, labels: torch.Tensor, softcap: float | None, sloped: bool) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """As `loss_and_slope`, in the logits' own memory, a few rows at a time that a processor's cache holds: it would wait for memory otherwise."""
+    losses = torch.empty(len(labels), dtype=torch.float32, device=logits.device)
+    rows = max(1, CACHED // (4 * logits.shape[1]))
+    for mine, part, chosen in zip(losses.split(rows), logits.split(rows), labels.split(rows), strict=True):
+        x, label = part.float(), chosen[:, None]
+        share = x.div_(softcap).tanh_().clone() if softcap else None
+        x = x.mul_(softcap) if softcap else x
+        x.sub_(x.amax(1, keepdim=True))
+        picked = x.gather(1, label)
+        total = x.exp_().sum(1, keepdim=True)
+        mine.copy_((total.log() - picked)[:, 0])
+        if sloped:
+            x.div_(total).scatter_add_(1, label, torch.full_like(picked, -1.0))
+            part.copy_(x if share is None else x.mul_(share.square_().neg_().add_(1)))
+    return losses, logits if sloped else None
+
+
+def _fast(logits: torch.Tensor, softcap: float | None, sloped: bool) -> Callable:
+    """`loss_and_slope` for these logits in few readings: by our kernel, or compiled; as it is without Triton (Windows)."""
+    if not logits.is_cuda:
+        return row_by_row
+    if not sloped or not _has_triton():
         return loss_and_slope
     kernel = _kernel()
     return kernel.loss_and_slope if kernel and kernel.suits(logits, softcap) else _compiled()

@@ -1,0 +1,52 @@
+"""The loss's fast paths, a GPU's kernel and a CPU's rows in its cache, against the plain one, with and without a cap."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from tarazu.chat import loss
+
+GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="a GPU's kernel")
+
+
+@GPU
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("words", [40, 4096, 128256, 256000])
+@pytest.mark.parametrize("softcap", [None, 0.0, 30.0])  # 0: none, as everywhere else
+def test_losses_and_slopes_are_the_plain_paths(words, softcap, dtype):
+    torch.manual_seed(0)
+    logits = (torch.randn(70, words, device="cuda") * 8).to(dtype)
+    labels = torch.randint(0, words, (70,), device="cuda")
+    labels[:2] = torch.tensor([0, words - 1])
+    wanted, slope = loss.loss_and_slope(logits.double().float(), labels, softcap, True)
+    fast = loss._fast(logits, softcap, True)
+    assert fast is loss._kernel().loss_and_slope
+    found, mine = fast(logits, labels, softcap, True)
+    assert mine.data_ptr() == logits.data_ptr()  # in place
+    torch.testing.assert_close(found, wanted, atol=2e-2 if softcap else 1e-4, rtol=1e-4)
+    assert (mine.float() - slope).norm() < 5e-3 * slope.norm()
+
+
+@GPU
+def test_what_the_kernel_is_not_for_is_compiled():
+    assert loss._fast(torch.ones(3, 8, device="cuda"), None, True) is loss._compiled()
+    assert loss._fast(torch.ones(3, 8, device="cuda", dtype=torch.bfloat16), 200.0, True) is loss._compiled()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("softcap", [None, 0.0, 30.0])
+@pytest.mark.parametrize("sloped", [True, False])
+def test_a_cpu_goes_row_by_row(softcap, dtype, sloped, monkeypatch):
+    monkeypatch.setattr(loss, "CACHED", 3 * 4 * 500)  # three rows at a time, and one is left
+    torch.manual_seed(0)
+    logits, labels = (torch.randn(7, 500) * 30).to(dtype), torch.randint(0, 500, (7,))
+    wanted, slope = loss.loss_and_slope(logits.float().double().float(), labels, softcap, sloped)
+    fast = loss._fast(logits, softcap, sloped)
+    assert fast is loss.row_by_row
+    found, mine = fast(logits, labels, softcap, sloped)
+    torch.testing.assert_close(found, wanted, atol=1e-5, rtol=1e-5)
+    assert (mine is None) == (slope is None)
+    if sloped:
+        assert mine.data_ptr() == logits.data_ptr() and mine.dtype == dtype
+        torch.testing.assert_close(mine.float(), slope, atol=1e-6 if dtype is torch.float32 else 1e-2, rtol=1e-5)
