@@ -139,11 +139,11 @@ def group(rows: list[Row], limit: int, virtual: int, packed: bool) -> list[list[
     return [[line] for _, line in bins]
 
 
-def packed(rows: list[Row], limit: int, virtual: int) -> list[tuple[list[list[Row]], int, int]]:
+def packed(rows: list[Row], limit: int, virtual: int, shorter: bool = False) -> list[tuple[list[list[Row]], int, int]]:
     """The packed batches of `group`, each with the width that its line is filled up to, and that of the widest line of its kind.
 
-    Padding stays small and widths few: one of sixteen, or that of a full line which ends some blocks before `limit`. Sixteenths
-    alone always add up to one, and half of one would be padding, however the rows are laid (a fiftieth of a step in two lines).
+    Padding stays small and widths few: one of sixteen. Sixteenths always add up to one, so half of one is padding however the
+    rows are laid (a fiftieth of a step in two lines), unless full lines may be `shorter`, by some blocks, than `limit`.
     """
     step = max(BLOCK, limit // 16 // BLOCK * BLOCK)
 
@@ -151,11 +151,11 @@ def packed(rows: list[Row], limit: int, virtual: int) -> list[tuple[list[list[Ro
         return min(_whole(size, step), _whole(most, BLOCK)) if size <= most else _whole(size, step)
 
     tried = []
-    for most in range(limit, limit - step, -BLOCK):
+    for most in range(limit, limit - step, -BLOCK) if shorter else (limit,):
         batches = group(rows, most, virtual, packed=True)
         tried.append([(batch, width(sum(virtual + len(row.ids) for row in batch[0]), most)) for batch in batches])
     best = min(tried, key=lambda batches: sum(size for _, size in batches))
-    return [(batch, size, _whole(limit, BLOCK) if size > limit - step else size) for batch, size in best]
+    return [(batch, size, _whole(limit, BLOCK) if limit - step < size <= limit else size) for batch, size in best]
 
 
 def _whole(size: int, step: int) -> int:

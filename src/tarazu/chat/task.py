@@ -139,8 +139,9 @@ class Chat:
         prefix = trainee.virtual if trainee.prefix else 0
         virtual = trainee.virtual - prefix
         few = data.packed and (flex.by_blocks(trainee.base) or trainee.base.device.type == "cuda")  # a GPU's libraries plan anew for each width, at 0.1 s
-        batches = packed(rows, limit, virtual) if few else [(lines, None, 0) for lines in group(rows, limit, virtual, data.packed)]
-        return [lay_out(lines, virtual, prefix, width=width, edges=few and trainee.edges, widest=widest) for lines, width, widest in batches]
+        edges = few and trainee.edges
+        batches = packed(rows, limit, virtual, shorter=edges) if few else [(lines, None, 0) for lines in group(rows, limit, virtual, data.packed)]
+        return [lay_out(lines, virtual, prefix, width=width, edges=edges, widest=widest) for lines, width, widest in batches]
 
     def loss(self, trainee: ChatTrainee, batch: ChatBatch) -> LossSum:
         return LossSum(self.losses(trainee, batch).sum(), len(batch.labels))
