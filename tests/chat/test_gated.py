@@ -109,7 +109,7 @@ def matrices(places: int, width: int, ranks: tuple[int, ...], dtype: torch.dtype
 @GPU
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("gelu", [True, False])
-@pytest.mark.parametrize(("places", "width", "ranks"), [(512, 9216, (16, 16, 16)), (1100, 200, (4, 7, 16)), (70, 1000, (64, 33, 1)), (4608, 512, (16, 16, 40))])
+@pytest.mark.parametrize(("places", "width", "ranks"), [(512, 9216, (16, 16, 16)), (1100, 200, (4, 7, 16)), (70, 1000, (64, 33, 1)), (300, 520, (32, 17, 32)), (4608, 512, (16, 16, 40))])
 def test_the_kernel_computes_what_the_plain_arithmetic_does(places, width, ranks, gelu, dtype):
     slope, both, thin_slope, thin_input, ups, factor = matrices(places, width, ranks, dtype, "cuda")
     found = [*torch.ops.tarazu.gated(both, factor, gelu, ranks[2]), *torch.ops.tarazu.gated_slopes(slope, both, thin_slope, thin_input, ups, gelu, list(ranks))]

@@ -2,7 +2,7 @@
 
 `wide.py` makes two large products of it. What lies between them is done here: forward, act(gate) * up is made beside its product
 with the down layer's A; backward, one reading of the matrices gives the slopes of gate and up and all five thin products that
-need them, and act(gate) * up is made again, so it is not kept: a seventh less memory for Gemma2-2B. On a GPU that is
+need them (three above rank 32), and act(gate) * up is made again, so it is not kept: a seventh less memory for Gemma2-2B. On a GPU that is
 `gated_kernel.py`; what is here computes the same, and tests compare both with the model's own code.
 """
 

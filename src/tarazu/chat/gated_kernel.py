@@ -3,7 +3,8 @@
 Activations and slopes of an MLP are the largest matrices of a layer. Each thin product that stands beside one, (places, width)
 with a few columns, costs a reading of it, and storing act(gate) up for an adapter's gradient costs as much memory as attention
 does. Here the kernel that makes such a matrix multiplies its tiles while it holds them, and makes act(gate) up once more
-from what is kept anyhow. `gated.py` has the plain path, which tests compare with.
+from what is kept anyhow. Above rank 32 the slopes' products with B are made beside it after
+all. `gated.py` has the plain path, which tests compare with.
 
 Sums over a row go through additions of many programs to one place: their order, and so the last place of a number, changes.
 """
@@ -17,7 +18,7 @@ import triton.language as tl
 # The fastest of a dozen on an H100 between the products that they stand between: there the clock is lower than where a kernel runs alone.
 ROWS, COLUMNS, WARPS, STAGES = 32, 128, 4, 3  # of `_forward`
 SLOPE_ROWS, SLOPE_COLUMNS, SLOPE_WARPS, SLOPE_STAGES, SLOPE_PART = (64, 32), 64, 4, 3, 512  # of `_backward`: rows up to `NARROWEST` columns and beyond; the last: places that a program goes along
-INSIDE = 32  # columns up to which `_backward` makes d ups as well: with more, what each of the programs adds to them costs more than another reading
+MOST_ADDED = 32  # columns up to which `_backward` makes d ups as well: with more, what each of the programs adds to them costs more than another reading
 NARROWEST = 16  # columns that the GPU multiplies with at least
 
 
@@ -48,10 +49,10 @@ def backward(
     torch._foreach_zero_([thin, gates, others, downs])
     _backward[(triton.cdiv(width, SLOPE_COLUMNS), triton.cdiv(places, SLOPE_PART))](
         slope, both, thin_slope, thin_input, ups, made, thin, gates, others, downs, places, width, thin_slope.stride(0), thin_input.stride(0), ups.stride(0), *ranks,
-        GELU=gelu, SPARE=spare, RANK=rank, DOWN=columns(ranks[2]), INSIDE=rank <= INSIDE, ROWS=SLOPE_ROWS[rank > NARROWEST], COLUMNS=SLOPE_COLUMNS, PART=SLOPE_PART,
+        GELU=gelu, SPARE=spare, RANK=rank, DOWN=columns(ranks[2]), ADDS_UPS=rank <= MOST_ADDED, ROWS=SLOPE_ROWS[rank > NARROWEST], COLUMNS=SLOPE_COLUMNS, PART=SLOPE_PART,
         num_warps=SLOPE_WARPS, num_stages=SLOPE_STAGES,
     )  # fmt: skip
-    if rank <= INSIDE:
+    if rank <= MOST_ADDED:
         made[:, 2 * width :].copy_(thin)
     else:
         torch.mm(made[:, : 2 * width], ups, out=made[:, 2 * width :])
@@ -115,16 +116,16 @@ def _forward(both, down, made, thin, places, width, down_stride, rank, GELU: tl.
 @triton.jit
 def _backward(
     slope, both, thin_slope, thin_input, ups, made, thin, gates, others, downs, places, width, thin_slope_stride, thin_input_stride, ups_stride, gate_rank, up_rank, down_rank,
-    GELU: tl.constexpr, SPARE: tl.constexpr, RANK: tl.constexpr, DOWN: tl.constexpr, INSIDE: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, PART: tl.constexpr,
+    GELU: tl.constexpr, SPARE: tl.constexpr, RANK: tl.constexpr, DOWN: tl.constexpr, ADDS_UPS: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, PART: tl.constexpr,
 ):  # fmt: skip
-    """A program: some columns, along some of the rows; sums over rows stay with it, those over columns are added to others'."""
+    """A program: some columns, along some of the rows; sums over rows stay with it, those over columns (`ADDS_UPS`) are added to others'."""
     left, first = tl.program_id(0) * COLUMNS, tl.program_id(1) * PART
     row, column, place = tl.arange(0, ROWS)[:, None], tl.arange(0, COLUMNS)[None, :], tl.arange(0, COLUMNS)[:, None]
     factor, down_factor = tl.arange(0, RANK)[None, :], tl.arange(0, DOWN)[None, :]
     here, within = column < width - left, place < width - left
     is_gate, is_up, is_down = factor < gate_rank, factor < up_rank, down_factor < down_rank
     dtype = made.dtype.element_ty
-    if INSIDE:
+    if ADDS_UPS:
         ups += left.to(tl.int64) * ups_stride
         of_gate = tl.load(ups + place * ups_stride + factor, mask=within & is_gate, other=0.0)
         of_up = tl.load(ups + width.to(tl.int64) * ups_stride + gate_rank + place * ups_stride + factor, mask=within & is_up, other=0.0)
@@ -151,7 +152,7 @@ def _backward(
         sum_gate = tl.dot(tl.trans(into_gate), inputs_gate, sum_gate)
         sum_up = tl.dot(tl.trans(into_up), inputs_up, sum_up)
         sum_down = tl.dot(tl.trans(hidden), slopes_down, sum_down)
-        if INSIDE:
+        if ADDS_UPS:
             tl.atomic_add(thin + row * SPARE + factor, tl.dot(into_gate, of_gate), mask=there & is_gate, sem="relaxed")
             tl.atomic_add(thin + gate_rank + row * SPARE + factor, tl.dot(into_up, of_up), mask=there & is_up, sem="relaxed")
         slope += ROWS * width

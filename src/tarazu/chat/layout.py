@@ -17,6 +17,7 @@ from tarazu.engine.task import Counts
 PAD = -1  # segment of a padded place
 SHARED = -2  # segment that every row sees: the prefix
 BLOCK = 128  # widths of packed lines are multiples of it
+ENDS = 6  # of full lines: each may be one more width to record
 
 
 @dataclass
@@ -34,7 +35,7 @@ class ChatBatch:
         counts: for the ledger.
         longest: places of the longest row, virtual tokens included.
         edges: (E,) where rows begin and end (`flash.row_edges`); None: attention is by a mask.
-        widest: places of the widest line that may be looked for soon, if it is wider than this one.
+        widest: places of the widest line that is to be expected soon; 0: unknown.
     """
 
     ids: torch.Tensor
@@ -140,10 +141,11 @@ def group(rows: list[Row], limit: int, virtual: int, packed: bool) -> list[list[
 
 
 def packed(rows: list[Row], limit: int, virtual: int, shorter: bool = False) -> list[tuple[list[list[Row]], int, int]]:
-    """The packed batches of `group`, each with the width that its line is filled up to, and that of the widest line of its kind.
+    """The packed batches of `group`, each with the width that its line is filled up to, and the widest that a full line may have.
 
-    Padding stays small and widths few: one of sixteen. Sixteenths always add up to one, so half of one is padding however the
-    rows are laid (a fiftieth of a step in two lines), unless full lines may be `shorter`, by some blocks, than `limit`.
+    Widths are sixteenths of `limit`, so that they are few. Those of a step then add up to whole sixteenths, and half of one is
+    padding on average, a fiftieth of a step in two lines. With `shorter` full lines may end a few blocks before `limit`, all of
+    a step's alike: that of the few ends which needs the fewest places is taken.
     """
     step = max(BLOCK, limit // 16 // BLOCK * BLOCK)
 
@@ -151,7 +153,7 @@ def packed(rows: list[Row], limit: int, virtual: int, shorter: bool = False) -> 
         return min(_whole(size, step), _whole(most, BLOCK)) if size <= most else _whole(size, step)
 
     tried = []
-    for most in range(limit, limit - step, -BLOCK) if shorter else (limit,):
+    for most in range(limit, limit - min(step, ENDS * BLOCK), -BLOCK) if shorter else (limit,):
         batches = group(rows, most, virtual, packed=True)
         tried.append([(batch, width(sum(virtual + len(row.ids) for row in batch[0]), most)) for batch in batches])
     best = min(tried, key=lambda batches: sum(size for _, size in batches))

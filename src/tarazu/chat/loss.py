@@ -36,7 +36,7 @@ class ChunkedCrossEntropy(torch.autograd.Function):
         for start in range(0, len(labels), rows):
             part = slice(start, start + rows)
             logits = hidden[part] @ matrix.T
-            losses[part], grad = _fast(logits, softcap, need_hidden)(logits, labels[part], softcap, need_hidden or need_weight)
+            losses[part], grad = _fast(logits, softcap, need_hidden or need_weight)(logits, labels[part], softcap, need_hidden or need_weight)
             if need_hidden:
                 torch.mm(grad, matrix, out=grad_hidden[part])
             if need_weight:
@@ -86,7 +86,7 @@ def row_by_row(logits: torch.Tensor, labels: torch.Tensor, softcap: float | None
 
 
 def _fast(logits: torch.Tensor, softcap: float | None, sloped: bool) -> Callable:
-    """`loss_and_slope` for these logits in few readings: by our kernel, or compiled; as it is without Triton (Windows)."""
+    """`loss_and_slope` for these logits in few readings: row by row on a CPU, by our kernel, or compiled; as it is without Triton (Windows)."""
     if not logits.is_cuda:
         return row_by_row
     if not sloped or not _has_triton():

@@ -12,14 +12,14 @@ import torch
 import torch.nn.functional as F
 
 from tarazu.chat import flex, forward
-from tarazu.chat.layout import ChatBatch
+from tarazu.chat.layout import PAD, ChatBatch
 from tarazu.chat.trainee import ChatTrainee
 from tarazu.engine.recording import Recorder
 from tarazu.engine.task import Counts
 
 
 def recorder(trainee: ChatTrainee) -> Recorder:
-    """For the passes of `trainee`, one recording for each packed width, made when it first comes.
+    """For the passes of `trainee`, one recording for each packed width (and number of row edges), made when it first comes.
 
     A rare one would be launched as fast, but beside the memory that the recordings hold and share.
     """
@@ -38,12 +38,18 @@ def hidden_states(trainee: ChatTrainee, batch: ChatBatch) -> torch.Tensor:
     learns = trainee.module.training and torch.is_grad_enabled()
     if trainee.recorder is None or not learns or not suits(trainee, batch):
         return forward.hidden_states(trainee, batch)
-    longest = batch.ids.shape[1] if beyond_window(trainee, batch) else 0
     recorder = trainee.recorder
-    if max(batch.widest, batch.ids.shape[1]) > recorder.room() and not recorder.why:  # narrow ones lie where a wide one did, a wide one beside all narrow ones
+    if max(batch.widest, batch.ids.shape[1]) > recorder.room() and not recorder.why:
+        # a narrower recording fits into a wider one's memory; a wider one would lie beside all narrower ones, so they are made anew
         recorder.clear()
-        recorder.prepare(*_inputs(_stretched(batch)), also=(longest,))
-    return recorder(*_inputs(batch), also=(longest,))[0]
+        stretched = _stretched(batch)
+        recorder.prepare(*_inputs(stretched), also=_also(trainee, stretched))
+    return recorder(*_inputs(batch), also=_also(trainee, batch))[0]
+
+
+def _also(trainee: ChatTrainee, batch: ChatBatch) -> tuple[int]:
+    """`longest`, as far as a pass must know it."""
+    return (batch.ids.shape[1] if beyond_window(trainee, batch) else 0,)
 
 
 def _inputs(batch: ChatBatch) -> tuple[torch.Tensor, ...]:
@@ -53,15 +59,15 @@ def _inputs(batch: ChatBatch) -> tuple[torch.Tensor, ...]:
 def _stretched(batch: ChatBatch) -> ChatBatch:
     """Something of the shapes that the widest line has."""
     width, widest = batch.ids.shape[1], max(batch.widest, batch.ids.shape[1])
-    more, edges = (0, widest - width), batch.edges if batch.edges is None else torch.where(batch.edges == width, widest, batch.edges)
-    grid = {name: F.pad(getattr(batch, name), more) for name in ("ids", "virtual", "positions", "segments")}
-    return replace(batch, **grid, edges=edges)
+    edges = batch.edges if batch.edges is None else torch.where(batch.edges == width, widest, batch.edges)
+    filling = {"ids": 0, "virtual": -1, "positions": 0, "segments": PAD}
+    return replace(batch, **{name: F.pad(getattr(batch, name), (0, widest - width), value=value) for name, value in filling.items()}, edges=edges)
 
 
 def suits(trainee: ChatTrainee, batch: ChatBatch) -> bool:
     """Whether batches of this shape come again: packed lines, whose widths are rounded; padded rows have any shape."""
     lines, width = batch.ids.shape
-    return flex.fits(width, batch.ids.device) if flex.by_blocks(trainee.base) else lines == 1 and width % flex.BLOCK == 0
+    return lines == 1 and (flex.fits(width, batch.ids.device) if flex.by_blocks(trainee.base) else width % flex.BLOCK == 0)
 
 
 def beyond_window(trainee: ChatTrainee, batch: ChatBatch) -> bool:
