@@ -247,7 +247,8 @@ def _activations(
         each > 4 * config.num_attention_heads * head for each, _ in work.keys
     )  # layers that are gone back through
     places = max(recipe.budget.micro_batch_tokens, int(lengths.max()))
-    return places * block * deep * dtype.itemsize + 3 * min(_chunk(recipe, device), places * config.vocab_size * dtype.itemsize)
+    logits = min(_chunk(recipe, device), places * config.vocab_size * dtype.itemsize)  # their gradient lies where they were
+    return places * block * deep * dtype.itemsize + logits
 
 
 def _chunk(recipe: ChatRecipe, device: torch.device) -> int:
