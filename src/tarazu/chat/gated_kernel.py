@@ -3,8 +3,8 @@
 Activations and slopes of an MLP are the largest matrices of a layer. Each thin product that stands beside one, (places, width)
 with a few columns, costs a reading of it, and storing act(gate) up for an adapter's gradient costs as much memory as attention
 does. Here the kernel that makes such a matrix multiplies its tiles while it holds them, and makes act(gate) up once more
-from what is kept anyhow. Above rank 32 the slopes' products with B are made beside it after
-all. `gated.py` has the plain path, which tests compare with.
+from what is kept anyhow. Above rank 32 the slopes' products with B are made beside it after all. `gated.py` has the plain
+path, which tests compare with.
 
 Sums over a row go through additions of many programs to one place: their order, and so the last place of a number, changes.
 """

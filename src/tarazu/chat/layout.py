@@ -35,7 +35,7 @@ class ChatBatch:
         counts: for the ledger.
         longest: places of the longest row, virtual tokens included.
         edges: (E,) where rows begin and end (`flash.row_edges`); None: attention is by a mask.
-        widest: places of the widest line that is to be expected soon; 0: unknown.
+        widest: places of the widest line that is to be expected soon, this one's or more.
     """
 
     ids: torch.Tensor
@@ -78,7 +78,7 @@ def lay_out(
         left: pad on the left, as generation needs it.
         width: T; default the longest line.
         edges: with the edges of the rows, for attention that needs no mask.
-        widest: as in `ChatBatch`.
+        widest: as in `ChatBatch`; 0: unknown.
     """
     sizes = [sum(virtual + len(row.ids) for row in line) for line in lines]
     width = max([width or 0, *sizes])
@@ -109,7 +109,7 @@ def lay_out(
     arrays = (ids, index, positions, segments, flat(sources), flat(labels).astype(np.int64), flat(owners))
     longest = max((virtual + len(row.ids) for row in rows), default=0)
     made = torch.from_numpy(row_edges(starts, width * len(lines))) if edges else None
-    return ChatBatch(*(torch.from_numpy(np.ascontiguousarray(a)) for a in arrays), counts, longest, made, widest)
+    return ChatBatch(*(torch.from_numpy(np.ascontiguousarray(a)) for a in arrays), counts, longest, made, max(width, widest))
 
 
 def group(rows: list[Row], limit: int, virtual: int, packed: bool) -> list[list[list[Row]]]:

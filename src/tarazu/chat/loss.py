@@ -28,6 +28,7 @@ class ChunkedCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx, hidden, weight, labels, softcap, chunk):
         need_hidden, need_weight = ctx.needs_input_grad[:2]
+        sloped = need_hidden or need_weight
         grad_hidden = torch.empty_like(hidden) if need_hidden else None
         grad_weight = torch.zeros_like(weight, dtype=torch.float32) if need_weight else None
         losses = torch.empty(len(labels), dtype=torch.float32, device=hidden.device)
@@ -36,7 +37,7 @@ class ChunkedCrossEntropy(torch.autograd.Function):
         for start in range(0, len(labels), rows):
             part = slice(start, start + rows)
             logits = hidden[part] @ matrix.T
-            losses[part], grad = _fast(logits, softcap, need_hidden or need_weight)(logits, labels[part], softcap, need_hidden or need_weight)
+            losses[part], grad = _fast(logits, softcap, sloped)(logits, labels[part], softcap, sloped)
             if need_hidden:
                 torch.mm(grad, matrix, out=grad_hidden[part])
             if need_weight:

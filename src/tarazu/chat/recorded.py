@@ -39,7 +39,7 @@ def hidden_states(trainee: ChatTrainee, batch: ChatBatch) -> torch.Tensor:
     if trainee.recorder is None or not learns or not suits(trainee, batch):
         return forward.hidden_states(trainee, batch)
     recorder = trainee.recorder
-    if max(batch.widest, batch.ids.shape[1]) > recorder.room() and not recorder.why:
+    if batch.widest > recorder.room() and not recorder.why:
         # a narrower recording fits into a wider one's memory; a wider one would lie beside all narrower ones, so they are made anew
         recorder.clear()
         stretched = _stretched(batch)
@@ -58,10 +58,10 @@ def _inputs(batch: ChatBatch) -> tuple[torch.Tensor, ...]:
 
 def _stretched(batch: ChatBatch) -> ChatBatch:
     """Something of the shapes that the widest line has."""
-    width, widest = batch.ids.shape[1], max(batch.widest, batch.ids.shape[1])
-    edges = batch.edges if batch.edges is None else torch.where(batch.edges == width, widest, batch.edges)
+    width = batch.ids.shape[1]
+    edges = batch.edges if batch.edges is None else torch.where(batch.edges == width, batch.widest, batch.edges)
     filling = {"ids": 0, "virtual": -1, "positions": 0, "segments": PAD}
-    return replace(batch, **{name: F.pad(getattr(batch, name), (0, widest - width), value=value) for name, value in filling.items()}, edges=edges)
+    return replace(batch, **{name: F.pad(getattr(batch, name), (0, batch.widest - width), value=value) for name, value in filling.items()}, edges=edges)
 
 
 def suits(trainee: ChatTrainee, batch: ChatBatch) -> bool:
