@@ -33,9 +33,9 @@ class Bench:
     def __init__(self, args: argparse.Namespace, folder: Path):
         import torch
 
-        from tarazu import recipe
-        from tarazu.captions import data
-        from tarazu.run_folder import RunFolder
+        from tarazu.recipe import schema
+        from tarazu.captions import dataset
+        from tarazu.storage.run_folder import RunFolder
 
         os.environ["TARAZU_CACHE"] = str(folder / "cache")  # empty: nothing is measured that was done before
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -44,9 +44,9 @@ class Bench:
         source = source if args.drawn else [f"data.source={args.source}"]
         size = [f"encoder.size={args.size}"] if args.size else []
         plain = ["data.views=1", "length_penalty=1.0", "beam_stop=full"]  # what the peer does
-        self.recipe = recipe.load(args.recipe, [*source, *size, f"encoder.name={args.encoder}", *plain, *args.set])
+        self.recipe = schema.load(args.recipe, [*source, *size, f"encoder.name={args.encoder}", *plain, *args.set])
         self.folder, self.args, self.out, self.faults = RunFolder(folder / "run"), args, [], []
-        self.data = data.prepare(self.recipe, self.folder, self.device)
+        self.data = dataset.prepare(self.recipe, self.folder, self.device)
         self.turn = 0
 
     def tell(self, who: str, setting: str, group: str, **figures: Any) -> dict:
@@ -73,28 +73,29 @@ def measure_features(bench: Bench) -> None:
     import torch
     from benchmarks.peers import plain_captions
 
-    from tarazu.captions import crew, features
-    from tarazu.captions.images import RESAMPLE
+    from tarazu.captions.data import worker_pool
+    from tarazu.captions.encoder import feature_cache
+    from tarazu.captions.data.images import RESAMPLE
 
     data, encoder, found, where = bench.data, bench.data.encoder, {}, []
     names = data.all_names[: bench.args.images]
-    items = [features.Item(name) for name in names]
+    items = [feature_cache.Item(name) for name in names]
     with torch.no_grad():  # the first use of a library is not its speed
         for half in (False, bench.device.type == "cuda"):
             with torch.autocast(bench.device.type, torch.float16, enabled=half):
-                count = features.AT_ONCE[bench.device.type]
+                count = feature_cache.AT_ONCE[bench.device.type]
                 encoder.module.to(bench.device)(torch.zeros(count, encoder.size, encoder.size, 3, device=bench.device))
 
     def ours() -> None:
-        crew.spent.clear()
+        worker_pool.spent.clear()
         began = time.perf_counter()
         with tempfile.TemporaryDirectory() as cache:
             before, os.environ["TARAZU_CACHE"] = os.environ["TARAZU_CACHE"], cache
-            bank = features.features(encoder, data.collection.images, items, data.looks, data.precision, bench.device)
+            bank = feature_cache.features(encoder, data.collection.images, items, data.looks, data.precision, bench.device)
             bank_there = time.perf_counter() - began
             found["ours"] = torch.from_numpy(bank.array[bank.rows[:64]]).float()
             os.environ["TARAZU_CACHE"] = before
-        where.append({what: round(seconds, 3) for what, seconds in crew.spent.items()} | {"in all": round(bank_there, 3)})
+        where.append({what: round(seconds, 3) for what, seconds in worker_pool.spent.items()} | {"in all": round(bank_there, 3)})
         print(f"features, seconds: {where[-1]}", flush=True)
 
     def theirs() -> None:
@@ -118,9 +119,9 @@ def train(bench: Bench, recipe: Any, steps: int) -> tuple[list[dict], Any]:
     import torch
 
     from tarazu.captions.task import Captions
-    from tarazu.engine import loop
+    from tarazu.engine import trainer
     from tarazu.engine.ledger import Ledger
-    from tarazu.engine.order import RowOrder
+    from tarazu.engine.row_sampler import RowOrder
     from tarazu.engine.signals import StopSignals
 
     class Unjudged(Captions):
@@ -135,7 +136,7 @@ def train(bench: Bench, recipe: Any, steps: int) -> tuple[list[dict], Any]:
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
     with StopSignals(str(bench.folder.path)) as stop:
-        loop.fit(task, trainee, bench.data, recipe, method, run, seed, Ledger(bench.device), stop, sampled=False)
+        trainer.fit(task, trainee, bench.data, recipe, method, run, seed, Ledger(bench.device), stop, sampled=False)
     return [event for event in run.read_lines("events.jsonl") if event["event"] == "step"], trainee
 
 
@@ -145,7 +146,7 @@ def train_plainly(bench: Bench, recipe: Any, steps: int) -> tuple[list[float], l
     from benchmarks.peers import plain_captions
 
     from tarazu.captions.task import Captions
-    from tarazu.engine.order import RowOrder
+    from tarazu.engine.row_sampler import RowOrder
 
     (name, method), data, seed = *recipe.methods.items(), bench.data, 0
     plain = recipe.model_copy(update={"methods": {name: method.model_copy(update={"fast": False})}})
@@ -169,7 +170,7 @@ def train_plainly(bench: Bench, recipe: Any, steps: int) -> tuple[list[float], l
 
 def measure_training(bench: Bench, name: str, fine_tune: dict | None = None) -> Any:
     """Seconds of an epoch, from steps after the first ones; returns what was trained."""
-    from tarazu.engine.order import RowOrder
+    from tarazu.engine.row_sampler import RowOrder
 
     still = bench.method(name, **STILL, fine_tune=None)
     own, (_, theirs) = [e["loss"] for e in train(bench, still, CHECKED)[0]], train_plainly(bench, still, CHECKED)
@@ -197,7 +198,7 @@ def measure_beams(bench: Bench, name: str, trainee: Any) -> None:
     """Images per second of beam 3 over the test split; the peer writes for a few pictures."""
     from benchmarks.peers import plain_captions
 
-    from tarazu.captions import evaluation
+    from tarazu.captions.evaluation import evaluate
 
     data, written = bench.data, {}
     names = data.names["test"]
@@ -205,7 +206,7 @@ def measure_beams(bench: Bench, name: str, trainee: Any) -> None:
     trainee.module.eval()
 
     def ours() -> None:
-        written["ours"] = evaluation.write(trainee, data, "test", bench.recipe, 3)
+        written["ours"] = evaluate.write(trainee, data, "test", bench.recipe, 3)
 
     def theirs() -> None:
         import torch
@@ -214,7 +215,7 @@ def measure_beams(bench: Bench, name: str, trainee: Any) -> None:
         looked = (data.means if trainee.pooled else data.maps).take(places).float()
         written["theirs"] = [plain_captions.beam_search(trainee.module, looked[i : i + 1], 3, data.vocabulary.max_length) for i in range(len(few))]
 
-    evaluation.write(trainee, data, "test", bench.recipe, 3, names[:8])
+    evaluate.write(trainee, data, "test", bench.recipe, 3, names[:8])
     seconds = common.alternate({"tarazu": ours, "plain loop": theirs}, bench.args.repeats)
     same = sum(written["ours"][one].words == words for one, words in zip(few, written["theirs"], strict=True)) / len(few)
     rates = {who: [count / s for s in seconds[who]] for who, count in (("tarazu", len(names)), ("plain loop", len(few)))}

@@ -38,13 +38,13 @@ class Study:
     def __init__(self, path: str, steps: int, folder: Path, sets: list[str] = ()):
         import torch
 
-        from tarazu import recipe
+        from tarazu.recipe import schema
         from tarazu.chat.task import Chat
-        from tarazu.engine.order import RowOrder
-        from tarazu.run_folder import RunFolder
+        from tarazu.engine.row_sampler import RowOrder
+        from tarazu.storage.run_folder import RunFolder
 
         plain = ["budget.schedule=constant", "budget.warmup=0", "budget.validation_rows=1", "budget.evaluate_every=1000000000", "device=cpu"]
-        self.recipe = recipe.load(path, [*plain, *sets])
+        self.recipe = schema.load(path, [*plain, *sets])
         self.folder, self.task, self.device = RunFolder(folder), Chat(), torch.device("cpu")
         self.data = self.task.prepare(self.recipe, self.folder, self.device)
         self.seed = self.recipe.seeds[0]
@@ -72,14 +72,14 @@ class Study:
 
     def ours(self, name: str) -> Steps:
         """One training by tarazu's own loop, read from the event log it leaves."""
-        from tarazu.engine import loop
+        from tarazu.engine import trainer
         from tarazu.engine.ledger import Ledger
         from tarazu.engine.signals import StopSignals
 
         self.turn += 1
         run, method = self.folder.run(name, self.turn), self.recipe.methods[name]
         with StopSignals(str(self.folder.path)) as stop:
-            loop.fit(self.task, self.build(name), self.data, self.recipe, method, run, self.seed, Ledger(self.device), stop, sampled=False)
+            trainer.fit(self.task, self.build(name), self.data, self.recipe, method, run, self.seed, Ledger(self.device), stop, sampled=False)
         events = [event for event in run.read_lines("events.jsonl") if event["event"] == "step"]
         tokens = [after["tokens"] - before for before, after in zip([0, *(e["tokens"] for e in events)], events, strict=False)]
         return Steps([e["seconds"] for e in events], [e["loss"] for e in events], tokens)
@@ -88,7 +88,7 @@ class Study:
         """The same training by the plain loop: the model's own forward (peft's, for a soft prompt), full logits."""
         import torch
 
-        from tarazu.chat.layout import Row
+        from tarazu.chat.model.batching import Row
 
         trainee, out = self.build(name), Steps([], [], [])
         model = trainee.module.train()

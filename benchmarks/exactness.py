@@ -15,7 +15,7 @@ def compared(task: Any, trainee: Any, data: Any, recipe: Any, words: Any, limit:
     """{"loss", "reference_loss": nats a token; "gradient_distance": |fast - reference| / |reference|; "gradient_cosine"}."""
     import torch
 
-    from tarazu.engine.loop import autocast
+    from tarazu.engine.trainer import autocast
 
     device = trainee.base.device
     rows = [i for i in range(32) if len(data.store.row("train", i)[0]) <= limit][:12]

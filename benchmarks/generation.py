@@ -37,31 +37,33 @@ class Job:
 
 def named(args: argparse.Namespace, device: Any, dtype: Any) -> Job:
     """A model by name or folder, and the designed questions in its own template."""
-    from tarazu.chat import hub, questions, template
+    from tarazu.chat.data import chat_template
+    from tarazu.chat.evaluation import questions
+    from tarazu.chat.model import loading
     from tarazu.chat.task import shipped
 
-    words = hub.load_tokenizer(args.model)
-    chosen = template.choose(words, hub.model_type(args.model))
+    words = loading.load_tokenizer(args.model)
+    chosen = chat_template.choose(words, loading.model_type(args.model))
     asked = questions.load(shipped("samples:questions_fa.jsonl"))[: args.prompts]
-    prompts = [chosen.encode_prompt([template.Turn(t["role"], t["text"]) for t in one.sample()["turns"]]) for one in asked]
-    model = hub.load_model(args.model, None, dtype, device)
+    prompts = [chosen.encode_prompt([chat_template.Turn(t["role"], t["text"]) for t in one.sample()["turns"]]) for one in asked]
+    model = loading.load_model(args.model, None, dtype, device)
     return Job(args.model, model, prompts, set(chosen.stop_ids), args.most, args.batch_rows)
 
 
 def random(args: argparse.Namespace, device: Any, dtype: Any) -> Job:
     """A random model of one of the shapes, and the prompts of random rows; nothing ends an answer early."""
-    from tarazu.chat import hub
+    from tarazu.chat.model import loading
 
     model_type = shapes.SHAPES[args.shape]().model_type
-    model = shapes.build(args.shape, str(device), hub.pick_attention(model_type, "auto", device), dtype).eval()
+    model = shapes.build(args.shape, str(device), loading.pick_attention(model_type, "auto", device), dtype).eval()
     rows = shapes.rows(args.prompts, args.seed, model.config.vocab_size, args.longest)
     return Job(args.shape, model, [row.ids[~row.supervised].tolist() for row in rows], set(), args.most, args.batch_rows)
 
 
 def ours(job: Job) -> list[list[int]]:
     """Token ids of the answers, with their end-of-turn left out."""
-    from tarazu.chat.generation import generate
-    from tarazu.chat.trainee import ChatTrainee
+    from tarazu.chat.evaluation.generation import generate
+    from tarazu.chat.model.trainable import ChatTrainee
 
     answers = generate(ChatTrainee(job.model, frozenset(), base=job.model), job.prompts, job.stop, job.most, job.batch_rows)
     return [answer.ids for answer in answers]

@@ -61,11 +61,11 @@ def prepared(args: argparse.Namespace, recipe: Any) -> tuple:
     """The trainee and its rows, on the GPU."""
     import torch
 
-    from tarazu.chat import flex
+    from tarazu.chat.model import flex_attention
     from tarazu.chat.task import Chat, Prepared
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = shapes.build(args.shape, device, "sdpa" if args.attention == "sdpa" else flex.NAME).eval()
+    model = shapes.build(args.shape, device, "sdpa" if args.attention == "sdpa" else flex_attention.NAME).eval()
     out = {"parameters": shapes.parameters(model)}
     if args.quantize != "none":
         model = packed(model, args.quantize)
@@ -78,13 +78,13 @@ def prepared(args: argparse.Namespace, recipe: Any) -> tuple:
 
 def packed(model: Any, form: str) -> Any:
     """The model as a user has it in 4 bits: written to a folder, and packed as it is read."""
-    from tarazu.chat import hub
+    from tarazu.chat.model import loading
 
     dtype, device = model.dtype, model.device
     with tempfile.TemporaryDirectory() as folder:
         model.save_pretrained(folder)
         del model
-        return hub.load_model(folder, None, dtype, device, "flex", form).eval()
+        return loading.load_model(folder, None, dtype, device, "flex", form).eval()
 
 
 class Words:
@@ -102,9 +102,9 @@ def train(args: argparse.Namespace) -> dict:
     import torch
 
     from tarazu.engine.ledger import Ledger
-    from tarazu.engine.loop import fit
+    from tarazu.engine.trainer import fit
     from tarazu.engine.signals import StopSignals
-    from tarazu.run_folder import RunFolder
+    from tarazu.storage.run_folder import RunFolder
 
     recipe = recipe_of(args)
     task, trainee, data, out = prepared(args, recipe)

@@ -23,7 +23,7 @@ def undrawn(monkeypatch):
     """Reports are built without drawing, which is the slow part: charts become empty pictures."""
     from markupsafe import Markup
 
-    from tarazu.report.figures import Gallery
-    from tarazu.report.text import Both
+    from tarazu.report.render.figures import Gallery
+    from tarazu.report.render.bilingual import Both
 
     monkeypatch.setattr(Gallery, "drawn", lambda self, name, caption, make: Both(Markup("<svg></svg>"), Markup("<svg></svg>")))

@@ -18,7 +18,7 @@ sys.path.insert(0, str(ROOT))
 from benchmarks import common, generation, run, shapes, table  # noqa: E402
 from benchmarks.peers import plain_loop  # noqa: E402
 
-from tarazu.chat.layout import Row, lay_out  # noqa: E402
+from tarazu.chat.model.batching import Row, lay_out  # noqa: E402
 
 
 def test_rows_have_the_lengths_and_labels_that_they_say():

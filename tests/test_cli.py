@@ -14,8 +14,8 @@ import pytest
 import tarazu
 from tarazu.cli import main
 from tarazu.errors import BadInput
-from tarazu.recipe import json_schema, load
-from tarazu.recipes import shipped
+from tarazu.recipe.schema import json_schema, load
+from tarazu.recipe.shipped import shipped
 
 SOURCE = str(Path(tarazu.__file__).parents[1])
 
@@ -126,11 +126,11 @@ def test_every_command_explains_itself(command):
 def test_the_command_that_is_kept_can_be_pasted_into_a_shell(monkeypatch):
     import shlex
 
-    from tarazu import environment
+    from tarazu.storage import provenance
 
     words = ["run", "r.yaml", "--set", "seeds=[0, 1]", "--out", "my study"]
     monkeypatch.setattr(sys, "argv", ["/anywhere/tarazu", *words])
-    kept = environment.describe(load(shipped()["demo"]), __import__("torch").device("cpu"))["command"]
+    kept = provenance.describe(load(shipped()["demo"]), __import__("torch").device("cpu"))["command"]
     assert shlex.split(kept) == ["tarazu", *words]
 
 
@@ -139,7 +139,7 @@ def test_its_version():
 
 
 def test_check_ends_with_its_verdict(capsys):
-    from tarazu.check import tell
+    from tarazu.commands.check import tell
 
     def method(name, works, reason):
         return {"method": name, "works": works, "reasons": reason, "notes": [], "seconds": None, "range": None, "tokens_per_second": None}
@@ -171,7 +171,7 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path, out, message, run_her
 def test_verify_refuses_a_folder_as_its_file_before_it_begins(tmp_path):
     from chat import small
 
-    from tarazu.verify import verify
+    from tarazu.commands.verify import verify
 
     with pytest.raises(BadInput, match="this is a folder"):
         verify(str(small.recipe(tmp_path / "recipe.yaml", tmp_path / "no-model")), [], False, str(tmp_path))
@@ -181,7 +181,7 @@ def test_another_gpu_becomes_the_process_s_own_and_one_that_is_not_there_is_refu
     """Streams, events and kernels go to the current device: else a step's figures would be read before they are there."""
     import torch
 
-    from tarazu.study import pick_device
+    from tarazu.study.runner import pick_device
 
     chosen = []
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)

@@ -9,13 +9,14 @@ import shutil
 import pytest
 from chat import small
 
-from tarazu import study, table
-from tarazu.captions.vocabulary import Vocabulary
-from tarazu.chat import loading
+from tarazu.commands import tables
+from tarazu.study import runner
+from tarazu.captions.data.vocabulary import Vocabulary
+from tarazu.chat.inference import trained_model
 from tarazu.errors import BadInput, TarazuError
-from tarazu.export import export
-from tarazu.run_folder import Run, RunFolder, read_json, read_lines
-from tarazu.verify import verify
+from tarazu.commands.export import export
+from tarazu.storage.run_folder import Run, RunFolder, read_json, read_lines
+from tarazu.commands.verify import verify
 
 TRUNCATED, WRONG = '{"methods": ["lo', ["[1, 2]", '"text"', "7", "true"]
 
@@ -57,7 +58,7 @@ def finished(tmp_path_factory):
     methods = {"lora": small.METHODS["lora"]}
     search = {"tokens": 2000, "learning_rate": [1e-3, 1e-2]}
     recipe = small.recipe(root / "recipe.yaml", small.save_model(root / "model"), methods=methods, search=search)
-    return study.run(str(recipe), str(root / "study"), sets=["budget.tokens=3000"]).path
+    return runner.run(str(recipe), str(root / "study"), sets=["budget.tokens=3000"]).path
 
 
 @pytest.fixture
@@ -76,14 +77,14 @@ def test_resume_names_the_damaged_file(copied, name, harm):
     bad = {"truncated": whole[: len(whole) // 2], "list": "[1]", "wrong values": json.dumps(dict.fromkeys(json.loads(whole), "?"))}
     (copied / name).write_text(bad[harm])
     with pytest.raises(BadInput) as caught:
-        study.resume(str(copied))
+        runner.resume(str(copied))
     assert str(copied / name) in str(caught.value) and caught.value.todo
 
 
 def test_without_an_order_resume_writes_it_again(copied):
     before = (copied / "order.json").read_text()
     (copied / "order.json").unlink()
-    study.resume(str(copied))
+    runner.resume(str(copied))
     assert (copied / "order.json").read_text() == before
 
 
@@ -92,13 +93,13 @@ def test_a_damaged_search_is_not_taken_for_a_winner(copied, content):
     (copied / "lora" / "search.json").write_text(content)
     shutil.rmtree(copied / "lora" / "seed-0")
     with pytest.raises(BadInput, match="search.json"):
-        study.resume(str(copied))
+        runner.resume(str(copied))
 
 
 @pytest.mark.parametrize("content", ["methods: [", "- a", "task: 7", "task: chat\nbudget: 3", "\x00"])
 def test_a_damaged_recipe_of_a_study(copied, content):
     (copied / "resolved.yaml").write_text(content)
-    for command in (lambda: study.resume(str(copied)), lambda: verify(str(copied), [], False, "")):
+    for command in (lambda: runner.resume(str(copied)), lambda: verify(str(copied), [], False, "")):
         with pytest.raises(BadInput, match="resolved.yaml"):
             command()
 
@@ -107,7 +108,7 @@ def test_a_damaged_recipe_of_a_study(copied, content):
 def test_damaged_results(copied, tmp_path, content):
     (copied / "results.json").write_text(content)
     with pytest.raises(BadInput, match="results.json"):
-        table.show(copied)
+        tables.show(copied)
     if "rows\": 3" not in content:
         with pytest.raises(BadInput, match="results.json"):
             export(str(copied / "lora"), str(tmp_path / "out"), "")
@@ -149,7 +150,7 @@ def test_one_flipped_byte_of_the_weights_is_noticed(copied, tmp_path):
     data = bytearray(weights.read_bytes())
     data[-5] ^= 1  # inside the last tensor: still a valid file
     weights.write_bytes(data)
-    for use in (lambda: loading.load(str(copied / "lora")), lambda: export(str(copied / "lora"), str(tmp_path / "out"), "")):
+    for use in (lambda: trained_model.load(str(copied / "lora")), lambda: export(str(copied / "lora"), str(tmp_path / "out"), "")):
         with pytest.raises(BadInput) as caught:
             use()
         assert f"the weights of {copied / 'lora'} (seed 0) are damaged" in str(caught.value) and "resume" in caught.value.todo
@@ -158,7 +159,7 @@ def test_one_flipped_byte_of_the_weights_is_noticed(copied, tmp_path):
 
 def test_weights_without_a_hash_are_those_of_an_earlier_version(copied):
     (copied / "lora" / "seed-0" / "weights.sha256").unlink()
-    assert loading.load(str(copied / "lora"))[2].done()
+    assert trained_model.load(str(copied / "lora"))[2].done()
 
 
 def test_the_hash_is_one_that_other_tools_check(copied):

@@ -8,12 +8,14 @@ import shutil
 import pytest
 from chat import small
 
-from tarazu import cli, estimate, study
+from tarazu import cli
+from tarazu.estimate import estimator
+from tarazu.study import runner
 from tarazu.errors import BadInput
 from tarazu.report.build import build
-from tarazu.report.reading import read_study
-from tarazu.report.sections.expected import expected_view
-from tarazu.run_folder import read_json, write_json
+from tarazu.report.analysis.study_view import read_study
+from tarazu.report.sections.common.estimates import expected_view
+from tarazu.storage.run_folder import read_json, write_json
 
 METHODS = {"base": {}, "lora": {"rank": 2}}
 BUDGET = {"tokens": 3_000, "batch_rows": 8, "micro_batch_tokens": 1500, "evaluate_every": 1_500, "validation_rows": 4}
@@ -28,8 +30,8 @@ def home(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("sys.argv", ["tarazu", *arguments])
         cli.main()
-    study.run(str(recipe), str(home / "told"), estimate=str(home / "estimate.json"))
-    study.run(str(recipe), str(home / "foreseen"))
+    runner.run(str(recipe), str(home / "told"), estimate=str(home / "estimate.json"))
+    runner.run(str(recipe), str(home / "foreseen"))
     return home
 
 
@@ -66,28 +68,28 @@ def test_the_report_puts_it_beside_what_happened(home, undrawn):
 def test_an_estimate_of_another_recipe_is_refused(home, tmp_path):
     for sets, what in ((["budget.tokens=4000"], "budget"), (["methods.lora.rank=4"], "methods.lora")):
         with pytest.raises(BadInput, match=what):
-            study.run(str(home / "recipe.yaml"), str(tmp_path / "out"), sets=sets, estimate=str(home / "estimate.json"))
+            runner.run(str(home / "recipe.yaml"), str(tmp_path / "out"), sets=sets, estimate=str(home / "estimate.json"))
     for content in ("{", "[]", '{"recipe": {}}', '{"recipe": {}, "estimate": {"methods": 3}}'):
         (tmp_path / "bad.json").write_text(content)
         with pytest.raises(BadInput, match="bad.json"):
-            study.run(str(home / "recipe.yaml"), str(tmp_path / "out"), estimate=str(tmp_path / "bad.json"))
+            runner.run(str(home / "recipe.yaml"), str(tmp_path / "out"), estimate=str(tmp_path / "bad.json"))
     with pytest.raises(BadInput, match="no such file"):
-        study.run(str(home / "recipe.yaml"), str(tmp_path / "out"), estimate=str(tmp_path / "none.json"))
+        runner.run(str(home / "recipe.yaml"), str(tmp_path / "out"), estimate=str(tmp_path / "none.json"))
     assert not (tmp_path / "out").exists()
 
 
 def test_a_method_that_has_run_is_not_estimated_afterwards_and_a_new_one_is(home, tmp_path):
     folder = shutil.copytree(home / "foreseen", tmp_path / "study")
     (folder / "estimate.json").unlink()
-    study.resume(str(folder))
+    runner.resume(str(folder))
     assert not (folder / "estimate.json").exists()
-    study.extend(str(home / "recipe.yaml"), str(folder), sets=["methods.layers={first: 1, last: 1}"])
+    runner.extend(str(home / "recipe.yaml"), str(folder), sets=["methods.layers={first: 1, last: 1}"])
     assert [m["method"] for m in read_json(folder / "estimate.json")["methods"]] == ["layers"]
 
 
 def test_a_guess_that_fails_stops_nothing(home, tmp_path, monkeypatch):
-    monkeypatch.setattr(estimate, "estimate", lambda *_, **__: 1 / 0)
-    folder = study.run(str(home / "recipe.yaml"), str(tmp_path / "out"), ["base"]).path
+    monkeypatch.setattr(estimator, "estimate", lambda *_, **__: 1 / 0)
+    folder = runner.run(str(home / "recipe.yaml"), str(tmp_path / "out"), ["base"]).path
     assert not (folder / "estimate.json").exists() and read_json(folder / "base/seed-0/run.json")["status"] == "done"
 
 
@@ -96,7 +98,7 @@ def test_a_damaged_estimate_is_named(home, tmp_path, content, undrawn):
     folder = shutil.copytree(home / "foreseen", tmp_path / "study")
     (folder / "estimate.json").write_text(content)
     with pytest.raises(BadInput, match="estimate.json"):
-        study.resume(str(folder))
+        runner.resume(str(folder))
     build(folder)
 
 

@@ -9,12 +9,13 @@ import shutil
 import pytest
 from chat import small
 
-from tarazu import cli, gather, study
+from tarazu import cli
+from tarazu.study import merge, runner
 from tarazu.errors import BadInput
 from tarazu.report.build import build
-from tarazu.report.measures import measures, over_seeds
-from tarazu.report.reading import read_study
-from tarazu.run_folder import read_json, write_json
+from tarazu.report.analysis.metrics import measures, over_seeds
+from tarazu.report.analysis.study_view import read_study
+from tarazu.storage.run_folder import read_json, write_json
 
 METHODS = {name: small.METHODS[name] for name in ("base", "lora", "layers")}
 BUDGET = {"tokens": 3_000, "batch_rows": 8, "micro_batch_tokens": 1500, "evaluate_every": 1_500, "validation_rows": 2}
@@ -27,10 +28,10 @@ def home(tmp_path_factory):
     home = tmp_path_factory.mktemp("gather")
     search = {"tokens": 1200, "learning_rate": [1e-3, 1e-2], "widen": False}
     recipe = str(small.recipe(home / "recipe.yaml", small.save_model(home / "model"), methods=METHODS, budget=BUDGET, search=search, forgetting=None))
-    study.run(recipe, str(home / "whole"), sets=["seeds=[0, 1]"])
-    study.run(recipe, str(home / "a"), ["layers"], ["seeds=[0, 1]"])
-    study.run(recipe, str(home / "b"), ["lora", "base"])
-    study.extend(recipe, str(home / "b"), ["seeds=[0, 1]"], ["lora"])
+    runner.run(recipe, str(home / "whole"), sets=["seeds=[0, 1]"])
+    runner.run(recipe, str(home / "a"), ["layers"], ["seeds=[0, 1]"])
+    runner.run(recipe, str(home / "b"), ["lora", "base"])
+    runner.extend(recipe, str(home / "b"), ["seeds=[0, 1]"], ["lora"])
     return home
 
 
@@ -49,7 +50,7 @@ def test_what_extended_a_study_is_in_its_stamp_and_in_the_report(home, parts, tm
     places = [page.index(command) for command in (began["command"], *commands)]
     assert places == sorted(places) and "after the one that made it" in page and "tarazu gather put them together" not in page
     shutil.rmtree(folder / "base")
-    whole = gather.gather([str(folder), parts[1]], str(tmp_path / "out"))
+    whole = merge.gather([str(folder), parts[1]], str(tmp_path / "out"))
     assert [len(part.get("extended", [])) for part in read_json(whole.path / "environment.json")["parts"]] == [2, 1]
     page = html.unescape(build(whole.path).read_text(encoding="utf-8"))
     assert all(command in page for command in commands) and "tarazu gather put them together" in page
@@ -65,7 +66,7 @@ def told(folder) -> list[dict]:
 
 
 def test_parts_together_are_the_whole(home, parts, tmp_path, undrawn):
-    folder = gather.gather(parts, str(tmp_path / "out"))
+    folder = merge.gather(parts, str(tmp_path / "out"))
     assert told(folder.path) == told(home / "whole") and folder.order() == ["base", "lora", "layers"]
     for name in ("lora", "layers"):
         ours, theirs = (read_json(root / name / "search.json") for root in (folder.path, home / "whole"))
@@ -73,17 +74,17 @@ def test_parts_together_are_the_whole(home, parts, tmp_path, undrawn):
     assert [m["method"] for m in read_json(folder.path / "estimate.json")["methods"]] == ["base", "lora", "layers"]
     assert [part["methods"] for part in read_json(folder.path / "environment.json")["parts"]] == [["layers"], ["base", "lora"]]
     assert not list(folder.path.rglob("checkpoint")) and (folder.path / "layers/seed-1/weights.safetensors").exists()
-    assert study.read_recipe(folder) == study.read_recipe(study.find_study(home / "whole"))
+    assert runner.read_recipe(folder) == runner.read_recipe(runner.find_study(home / "whole"))
     assert "each run by itself on a device of its own" in build(folder.path).read_text(encoding="utf-8")
     before = (folder.path / "lora/seed-0/metrics.json").stat().st_mtime_ns
-    study.resume(str(folder.path))
+    runner.resume(str(folder.path))
     assert (folder.path / "lora/seed-0/metrics.json").stat().st_mtime_ns == before
 
 
 def test_what_is_not_finished_stays_behind(parts, tmp_path, capsys):
     run = tmp_path / "a" / "layers" / "seed-1" / "run.json"
     write_json(run, {**read_json(run), "status": "stopped"})
-    folder = gather.gather(parts, str(tmp_path / "out"))
+    folder = merge.gather(parts, str(tmp_path / "out"))
     assert not (folder.path / "layers/seed-1").exists() and len(told(folder.path)) == 4
     assert "left out, for it is not finished" in capsys.readouterr().err
 
@@ -92,7 +93,7 @@ def test_invariants_of_all_parts_are_there(parts, tmp_path):
     for part, name, verdict in zip(parts, ("layers", "lora"), ("ok", "failed"), strict=True):
         checks = [{"name": "n", "verdict": verdict}]
         write_json(tmp_path / part / "verify.json", {"methods": [{"method": name, "checks": checks}], "counts": {}, "verdict": verdict})
-    found = read_json(gather.gather(parts, str(tmp_path / "out")).path / "verify.json")
+    found = read_json(merge.gather(parts, str(tmp_path / "out")).path / "verify.json")
     assert found["counts"] == {"ok": 1, "failed": 1, "not applicable": 0} and found["verdict"] == "failed"
     assert [m["method"] for m in found["methods"]] == ["lora", "layers"]
 
@@ -102,7 +103,7 @@ def test_a_method_that_was_cut_in_one_part_and_verified_in_another(parts, tmp_pa
         checks = [{"name": name, "verdict": "ok"} for name in names]
         write_json(tmp_path / part / "verify.json", {"device": {"name": device}, "methods": [{"method": "layers", "checks": checks}], "waiting": waiting, "counts": {}, "verdict": "ok"})
     for order in (parts, parts[::-1]):
-        found = read_json(gather.gather(order, str(tmp_path / f"out{order[0][-1]}")).path / "verify.json")
+        found = read_json(merge.gather(order, str(tmp_path / f"out{order[0][-1]}")).path / "verify.json")
         assert found["waiting"] == [] and found["counts"]["ok"] == 2 and found["methods"][0]["device"] == {"name": "H100"}
 
 
@@ -114,7 +115,7 @@ def test_seeds_of_a_method_from_two_parts(home, tmp_path, undrawn):
         shutil.rmtree(path / "layers" / f"seed-{gone}")
     expected = read_json(second / "estimate.json")
     write_json(second / "estimate.json", {**expected, "methods": [{**one, "memory": 7} for one in expected["methods"]]})
-    folder = gather.gather([str(first), str(second)], str(tmp_path / "out"))
+    folder = merge.gather([str(first), str(second)], str(tmp_path / "out"))
     assert [(part["methods"], part["seeds"]) for part in read_json(folder.path / "environment.json")["parts"]] == [(["layers"], {"layers": [0]}), (["layers"], {"layers": [1]})]
     assert [one["memory"] for one in read_json(folder.path / "estimate.json")["methods"]] != [7]
     stamp = read_json(folder.path / "environment.json")
@@ -130,8 +131,8 @@ def test_what_was_gathered_is_gathered_again_with_all_its_parts(home, tmp_path):
     parts = [shutil.copytree(home / "a", tmp_path / str(seed)) for seed in (0, 1)]
     for seed, part in enumerate(parts):
         shutil.rmtree(part / "layers" / f"seed-{1 - seed}")
-    before = gather.gather([str(part) for part in parts], str(tmp_path / "before")).path
-    folder = gather.gather([str(before), str(home / "b")], str(tmp_path / "out"))
+    before = merge.gather([str(part) for part in parts], str(tmp_path / "before")).path
+    folder = merge.gather([str(before), str(home / "b")], str(tmp_path / "out"))
     assert [part["seeds"] for part in read_json(folder.path / "environment.json")["parts"]] == [{"layers": [0]}, {"layers": [1]}, {"base": [0], "lora": [0, 1]}]
 
 
@@ -140,7 +141,7 @@ def test_a_part_has_not_brought_every_seed_of_every_method(home, tmp_path, undra
     first, second = (shutil.copytree(home / name, tmp_path / name) for name in ("a", "whole"))
     shutil.rmtree(first / "layers" / "seed-0")
     shutil.rmtree(second / "layers" / "seed-1")
-    folder = gather.gather([str(first), str(second)], str(tmp_path / "out"))
+    folder = merge.gather([str(first), str(second)], str(tmp_path / "out"))
     stamp = read_json(folder.path / "environment.json")
     assert stamp["parts"][1]["seeds"] == {"base": [0], "layers": [0], "lora": [0, 1]}
     stamp["parts"][0]["device"] = {"name": "another"}
@@ -154,17 +155,17 @@ def test_a_part_has_not_brought_every_seed_of_every_method(home, tmp_path, undra
 def test_parts_that_do_not_belong_together_are_refused(home, parts, tmp_path):
     out = str(tmp_path / "out")
     with pytest.raises(BadInput, match="layers with seed 0 is in"):
-        gather.gather([parts[0], parts[0]], out)
+        merge.gather([parts[0], parts[0]], out)
     for name, key, value in (("data.json", "sha256", "0" * 64), ("environment.json", "packages", {"torch": "1.0"})):
         path = tmp_path / "b" / name
         good = read_json(path)
         write_json(path, {**good, key: value})
         with pytest.raises(BadInput, match="sha256" if name == "data.json" else "versions"):
-            gather.gather(parts, out)
+            merge.gather(parts, out)
         write_json(path, good)
     resolved = tmp_path / "b" / "resolved.yaml"
     resolved.write_text(resolved.read_text().replace("tokens: 3000", "tokens: 4000"))
     with pytest.raises(BadInput, match="another budget"):
-        gather.gather(parts, out)
+        merge.gather(parts, out)
     with pytest.raises(BadInput, match="not empty"):
-        gather.gather([str(home / "a")], str(home / "b"))
+        merge.gather([str(home / "a")], str(home / "b"))

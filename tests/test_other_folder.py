@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 from chat import small
 
-from tarazu import study
-from tarazu.run_folder import RunFolder
+from tarazu.study import runner
+from tarazu.storage.run_folder import RunFolder
 
 
 def tarazu(folder: Path, *words: str) -> subprocess.CompletedProcess:
@@ -30,7 +30,7 @@ def project(tmp_path_factory):
     data = {"source": "rows.jsonl", "split": {"train": 0.8, "validation": 0.1, "test": 0.1}, "max_length": 256}
     small.recipe(root / "recipe.yaml", Path("model"), data=data, methods={"base": {}, "lora": small.METHODS["lora"]}, forgetting=None)
     with contextlib.chdir(root):
-        study.run("recipe.yaml", "study", ["lora"], ["budget.tokens=3000"])
+        runner.run("recipe.yaml", "study", ["lora"], ["budget.tokens=3000"])
     return root
 
 

@@ -8,13 +8,13 @@ import pytest
 import torch
 from chat import small
 
-from tarazu import searching, study
-from tarazu.chat import loading
+from tarazu.study import hyperparameter_search, runner
+from tarazu.chat.inference import trained_model
 from tarazu.chat.task import Chat
 from tarazu.engine.signals import StopSignals
-from tarazu.recipe import Search, load
-from tarazu.run_folder import Run, RunFolder, read_json
-from tarazu.verify import verify
+from tarazu.recipe.schema import Search, load
+from tarazu.storage.run_folder import Run, RunFolder, read_json
+from tarazu.commands.verify import verify
 
 CPU = torch.device("cpu")
 TRAINED = [name for name in small.METHODS if name != "base"]
@@ -34,7 +34,7 @@ def data(recipe, tmp_path_factory):
 
 def losses(recipe, data, name, folder, rates) -> list[float]:
     """The losses of one method's trials, one after the other."""
-    trials, method = searching.Trials(Chat(), recipe, name, data, CPU, StopSignals("")), recipe.methods[name]
+    trials, method = hyperparameter_search.Trials(Chat(), recipe, name, data, CPU, StopSignals("")), recipe.methods[name]
     settings = [method.model_copy(update={"learning_rate": rate}) for rate in rates]
     return [trials.train(one, recipe.budget, Run(folder / str(i) / "seed-0")) for i, one in enumerate(settings)]
 
@@ -45,16 +45,16 @@ def test_a_trainee_that_is_used_again_gives_what_a_new_one_gives(recipe, data, n
     monkeypatch.setattr(Chat, "load", lambda self, *args, whole=Chat.load: built.append(1) or whole(self, *args))
     again = losses(recipe, data, name, tmp_path / "again", [3e-2, 1e-3, 3e-2])
     assert len(built) == 1 and again[0] == again[2] != again[1]
-    monkeypatch.setattr(searching, "REUSED", set())
+    monkeypatch.setattr(hyperparameter_search, "REUSED", set())
     assert losses(recipe, data, name, tmp_path / "anew", [3e-2, 1e-3, 3e-2]) == again and len(built) == 4
 
 
 def test_what_the_trials_held_is_gone_before_the_run_is_built(recipe, data, tmp_path, monkeypatch):
     asked, held, alive = recipe.model_copy(update={"search": Search(tokens=400, learning_rate=[1e-3, 1e-2], widen=False)}), [], []
-    monkeypatch.setattr(searching.Trials, "fresh", lambda self, *args, whole=searching.Trials.fresh: keep(held, whole(self, *args)))
+    monkeypatch.setattr(hyperparameter_search.Trials, "fresh", lambda self, *args, whole=hyperparameter_search.Trials.fresh: keep(held, whole(self, *args)))
     monkeypatch.setattr(Chat, "build", lambda self, *args, whole=Chat.build: (alive.append([one() is not None for one in held]), whole(self, *args))[1])
     folder = RunFolder(tmp_path / "study")
-    study.run_one(Chat(), asked, "lora", data, folder.run("lora", 0), CPU, StopSignals(""), folder)
+    runner.run_one(Chat(), asked, "lora", data, folder.run("lora", 0), CPU, StopSignals(""), folder)
     assert len(held) == 2 and len(alive) == 2 and not any(alive[-1])
 
 
@@ -64,7 +64,7 @@ def keep(held: list, trainee):
 
 
 def test_another_rank_is_another_module(recipe, data, tmp_path):
-    trials = searching.Trials(Chat(), recipe, "lora", data, CPU, StopSignals(""))
+    trials = hyperparameter_search.Trials(Chat(), recipe, "lora", data, CPU, StopSignals(""))
     lora = recipe.methods["lora"]
     first = trials.fresh(recipe, lora, 0)
     assert trials.fresh(recipe, lora.model_copy(update={"learning_rate": 1.0}), 0) is first and first.learning_rate == 1.0
@@ -81,13 +81,13 @@ def of_other_sizes(tmp_path_factory):
     methods = {"lora": {"rank": 2}, "prompt_tuning": {"virtual_tokens": 4}}
     search = {"tokens": 400, "rank": [8], "virtual_tokens": [6], "widen": False}
     path = small.recipe(home / "recipe.yaml", small.save_model(home / "model"), budget=budget, forgetting=None, search=search, methods=methods)
-    study.run(recipe_path=str(path), out=str(home / "out"))
+    runner.run(recipe_path=str(path), out=str(home / "out"))
     return home / "out"
 
 
 def test_a_run_with_a_searched_rank_is_loaded_as_it_was_trained(of_other_sizes):
     """Talking to the run and exporting it need the searched 8."""
-    trainee, *_, known = loading.load(str(of_other_sizes / "lora"))
+    trainee, *_, known = trained_model.load(str(of_other_sizes / "lora"))
     assert known.methods["lora"].rank == 8 and max(p.shape[0] for n, p in trainee.module.named_parameters() if "lora_A" in n) == 8
 
 

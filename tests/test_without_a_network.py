@@ -8,9 +8,9 @@ import time
 import pytest
 from huggingface_hub import constants
 
-from tarazu import hub
-from tarazu.chat.hub import load_tokenizer
-from tarazu.chat.rows import read
+from tarazu.storage import hub_status
+from tarazu.chat.model.loading import load_tokenizer
+from tarazu.chat.data.sources import read
 from tarazu.errors import BadInput
 
 
@@ -21,9 +21,9 @@ def no_network(monkeypatch):
 
     monkeypatch.setattr(socket, "getaddrinfo", unknown)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    hub.reached.cache_clear()
+    hub_status.reached.cache_clear()
     yield
-    hub.reached.cache_clear()
+    hub_status.reached.cache_clear()
 
 
 def test_a_model_of_the_hub_fails_soon_and_clearly(no_network):
@@ -39,8 +39,8 @@ def test_rows_of_the_hub_too(no_network):
 
 
 def test_pictures_and_their_encoder_too(no_network, tmp_path):
-    from tarazu.captions import hub as pictures
-    from tarazu.captions.pretrained import load
+    from tarazu.captions.data import hub_dataset as pictures
+    from tarazu.captions.encoder.pretrained import load
     from tarazu.captions.settings import EncoderSettings
 
     with pytest.raises(BadInput, match=r"(?s)nobody/no-such-set: .*does not answer.*FOLDER"):
@@ -55,6 +55,6 @@ def test_a_hub_that_answers_is_asked_once(monkeypatch):
     asked = []
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr("huggingface_hub.get_session", lambda: type("S", (), {"head": lambda self, url, timeout: asked.append(url)})())
-    hub.reached.cache_clear()
-    assert hub.reached() and hub.reached() and asked == [constants.ENDPOINT] and not constants.HF_HUB_OFFLINE
-    hub.reached.cache_clear()
+    hub_status.reached.cache_clear()
+    assert hub_status.reached() and hub_status.reached() and asked == [constants.ENDPOINT] and not constants.HF_HUB_OFFLINE
+    hub_status.reached.cache_clear()

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from tarazu.captions.vocabulary import EOS, PAD, SOS, UNK
+from tarazu.captions.data.vocabulary import EOS, PAD, SOS, UNK
 
 
 class Pictures(Dataset):

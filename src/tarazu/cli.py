@@ -50,9 +50,9 @@ def about(version: Annotated[bool, typer.Option("--version", help="print the ver
 @app.command()
 def new(name: Annotated[str, typer.Argument(help="a shipped recipe to copy here")] = "") -> None:
     """List the shipped recipes, or copy one here."""
-    from tarazu import recipes
+    from tarazu.recipe import shipped
 
-    print(recipes.copy(name, Path.cwd()) if name else recipes.listing())
+    print(shipped.copy(name, Path.cwd()) if name else shipped.listing())
 
 
 @app.command()
@@ -72,7 +72,7 @@ def check(
 
     Reads a recipe and its data, shows which tokens carry loss, and takes a few real steps of every method.
     """
-    from tarazu import check as work
+    from tarazu.commands import check as work
 
     work.check(recipe, sets, rows, json, measure, on, compare, out, defaults, method)
 
@@ -90,19 +90,19 @@ def run(
 
     All under the same conditions: the same rows in the same order, the same budget.
     """
-    from tarazu import study
+    from tarazu.study import runner
 
     if extend and estimate:
         raise typer.BadParameter("--estimate is for a new study; leave it or --extend out")
-    _finish((study.extend(recipe, out, sets, method) if extend else study.run(recipe, out, method, sets, estimate)).path)
+    _finish((runner.extend(recipe, out, sets, method) if extend else runner.run(recipe, out, method, sets, estimate)).path)
 
 
 @app.command()
 def resume(folder: Annotated[str, typer.Argument(metavar="DIR", help="a run folder")]) -> None:
     """Go on exactly where a study stopped."""
-    from tarazu import study
+    from tarazu.study import runner
 
-    _finish(study.resume(folder).path)
+    _finish(runner.resume(folder).path)
 
 
 @app.command()
@@ -114,7 +114,7 @@ def gather(
 
     The parts must agree on everything but their methods, seeds and device. Then the report is written.
     """
-    from tarazu import gather as work
+    from tarazu.study import merge as work
 
     _finish(work.gather(parts, out).path)
 
@@ -123,7 +123,7 @@ def gather(
 def report(folder: Annotated[str, typer.Argument(metavar="DIR", help="a run folder")]) -> None:
     """Write report.html, results.csv and figures/ from a run folder."""
     from tarazu.report.build import build
-    from tarazu.run_folder import find_study
+    from tarazu.storage.run_folder import find_study
 
     print(build(find_study(folder).path))
 
@@ -138,9 +138,9 @@ def chat(
     most: Annotated[int, typer.Option("--max-new-tokens", min=1, help="longest answer")] = 256,
 ) -> None:
     """Talk to a tuned model in the terminal."""
-    from tarazu.chat import terminal
+    from tarazu.chat.inference import terminal_chat
 
-    terminal.talk(runs, compare, prompt, system, temperature, most)
+    terminal_chat.talk(runs, compare, prompt, system, temperature, most)
 
 
 @app.command()
@@ -152,7 +152,7 @@ def caption(
     json: Json = False,
 ) -> None:
     """Describe images."""
-    from tarazu.captions import caption as work
+    from tarazu.captions.inference import caption_images as work
 
     work.caption(run, images, beam, heatmap or None, json)
 
@@ -164,7 +164,7 @@ def export(
     form: Annotated[str, typer.Option("--form", help="merged, peft or onnx; default: what the method can be")] = "",
 ) -> None:
     """Write a merged model, a PEFT adapter, or ONNX for other tools."""
-    from tarazu import export as work
+    from tarazu.commands import export as work
 
     print(work.export(run, to, form))
 
@@ -184,8 +184,8 @@ def judge(
 
     Every pair of answers is shown in both orders; nothing else needs this.
     """
-    from tarazu.chat import judge as work
-    from tarazu.chat.endpoint import Endpoint
+    from tarazu.chat.evaluation import llm_judge as work
+    from tarazu.chat.evaluation.openai_client import Endpoint
 
     server = Endpoint(endpoint, model, work.key_from(key), timeout)
     print(work.table(work.judge(folder, server, against, method, limit)))
@@ -203,7 +203,7 @@ def verify(
 
     Packed = unpacked, padded = unpadded, cached = uncached, resumed = uninterrupted, saved = loaded.
     """
-    from tarazu import verify as work
+    from tarazu.commands import verify as work
 
     work.verify(target, sets, json, out, method)
 
@@ -211,7 +211,7 @@ def verify(
 @app.command()
 def doctor(json: Json = False) -> None:
     """Say what this machine can do."""
-    from tarazu import doctor as work
+    from tarazu.commands import doctor as work
 
     work.doctor(json)
 
@@ -219,18 +219,18 @@ def doctor(json: Json = False) -> None:
 @app.command()
 def schema() -> None:
     """Print the JSON schema of a recipe, for editors."""
-    from tarazu.recipe import json_schema
+    from tarazu.recipe.schema import json_schema
 
     print(json_schema())
 
 
 def _finish(folder: Path) -> None:
     """Report and table after a study."""
-    from tarazu import table
+    from tarazu.commands import tables
     from tarazu.report.build import build
 
     page = build(folder)
-    table.show(folder)
+    tables.show(folder)
     print(page)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from tarazu.captions.decoders import make
+from tarazu.captions.model.decoders import make
 from tarazu.captions.settings import ShowAndTell, ShowAttendTell, Transformer
 
 KINDS = {

@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from tarazu.captions.augment import is_mirrored, new_view, view_of
+from tarazu.captions.data.augmentation import is_mirrored, new_view, view_of
 
 
 def ramp():

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from captions.written_captions import SETS, tokenised, tokenised_references
 
-from tarazu.captions.bleu import COLUMNS, References, bleu, brevity_penalty, precisions_mean
-from tarazu.captions.tokens import ptb_like
+from tarazu.captions.metrics.bleu import COLUMNS, References, bleu, brevity_penalty, precisions_mean
+from tarazu.captions.metrics.ptb_tokenizer import ptb_like
 
 # pycocoevalcap 1.2, Bleu(4).compute_score(references, candidates)[0] on the tokens of `ptb_like`, x1, Python 3.11.
 COCO = {

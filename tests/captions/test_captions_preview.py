@@ -6,7 +6,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from tarazu.captions import preview
+from tarazu.captions.data import preview
 
 
 def test_everything_is_shown_and_captions_are_not_markup():

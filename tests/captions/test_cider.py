@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from captions.written_captions import CANDIDATES, REFERENCES, SETS, tokenised, tokenised_references
 
-from tarazu.captions.cider import Cider
+from tarazu.captions.metrics.cider import Cider
 from tarazu.errors import BadInput
 
 # pycocoevalcap 1.2, Cider().compute_score(references, candidates) on the tokens of `ptb_like`, Python 3.11.

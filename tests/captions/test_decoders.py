@@ -4,8 +4,8 @@ import pytest
 import torch
 from scenes import CHANNELS, KINDS, PLACES, WORDS, decoder
 
-from tarazu.captions.decoders.transformer import masks, padding_mask, sinusoids
-from tarazu.captions.vocabulary import EOS, PAD, SOS
+from tarazu.captions.model.decoders.transformer import masks, padding_mask, sinusoids
+from tarazu.captions.data.vocabulary import EOS, PAD, SOS
 
 every = pytest.mark.parametrize("kind", KINDS)
 

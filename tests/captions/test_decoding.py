@@ -6,11 +6,11 @@ import pytest
 import torch
 from scenes import CHANNELS, KINDS, PLACES, WORDS, Table, decoder
 
-from tarazu.captions.decoders import make
-from tarazu.captions.decoding import Ensemble, beam_search, greedy, sample
-from tarazu.captions.mirrored import Mirrored
-from tarazu.captions.model import ImageCaptioningModel
-from tarazu.captions.vocabulary import EOS, PAD, SOS
+from tarazu.captions.model.decoders import make
+from tarazu.captions.decoding.beam_search import Ensemble, beam_search, greedy, sample
+from tarazu.captions.decoding.mirrored_view import Mirrored
+from tarazu.captions.model.captioning_model import ImageCaptioningModel
+from tarazu.captions.data.vocabulary import EOS, PAD, SOS
 
 PICTURES = torch.zeros(3, 1)
 

@@ -4,8 +4,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from tarazu.captions import pretrained
-from tarazu.captions.encoders import SHAPES, EfficientNet
+from tarazu.captions.encoder import pretrained
+from tarazu.captions.encoder.efficientnet import SHAPES, EfficientNet
 from tarazu.captions.settings import EncoderSettings
 from tarazu.errors import BadInput
 

@@ -7,10 +7,10 @@ import json
 import pytest
 from captions.written_captions import CANDIDATES, REFERENCES
 
-from tarazu.captions.errors import analyse, compare, diversity, judge, lexicon, repeats
-from tarazu.captions.lexicon import forms, load
-from tarazu.captions.nouns import NOUNS
-from tarazu.captions.tokens import ptb_like
+from tarazu.captions.evaluation.error_analysis import analyse, compare, diversity, judge, lexicon, repeats
+from tarazu.captions.evaluation.concepts.lexicon import forms, load
+from tarazu.captions.evaluation.concepts.nouns import NOUNS
+from tarazu.captions.metrics.ptb_tokenizer import ptb_like
 from tarazu.errors import BadInput
 
 

@@ -7,13 +7,13 @@ import pytest
 import torch
 from scenes import KINDS
 
-from tarazu.captions.decoders import make
-from tarazu.captions.decoding import greedy
-from tarazu.captions.encoders import SHAPES, STAGES, EfficientNet
-from tarazu.captions.export import describe, write_onnx
-from tarazu.captions.model import ImageCaptioningModel
-from tarazu.captions.pretrained import Pretrained
-from tarazu.captions.vocabulary import SPECIALS, Vocabulary
+from tarazu.captions.model.decoders import make
+from tarazu.captions.decoding.beam_search import greedy
+from tarazu.captions.encoder.efficientnet import SHAPES, STAGES, EfficientNet
+from tarazu.captions.inference.onnx_export import describe, write_onnx
+from tarazu.captions.model.captioning_model import ImageCaptioningModel
+from tarazu.captions.encoder.pretrained import Pretrained
+from tarazu.captions.data.vocabulary import SPECIALS, Vocabulary
 
 SHAPE = replace(SHAPES["efficientnet-lite0"], stages=STAGES[:1])  # tracing all sixteen blocks takes a minute
 

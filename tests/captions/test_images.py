@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tarazu.captions.images import open_image, pixels, small_jpeg
+from tarazu.captions.data.images import open_image, pixels, small_jpeg
 from tarazu.errors import BadInput
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from captions.written_captions import CANDIDATES, REFERENCES
 
-from tarazu.captions.judgements import PUBLISHED, agreement, compare, main, read_folder
+from tarazu.captions.evaluation.human_correlation import PUBLISHED, agreement, compare, main, read_folder
 from tarazu.errors import BadInput
 
 FLICKR8K = os.environ.get("TARAZU_FLICKR8K", "")  # the folder with Flickr8k's text files

@@ -5,13 +5,14 @@ import torch
 from scenes import CHANNELS, KINDS, PLACES, WORDS, decoder
 from torch.nn import functional as F
 
-from tarazu.captions import decoding, objective
-from tarazu.captions.encoders import SHAPES, EfficientNet
-from tarazu.captions.model import ImageCaptioningModel
-from tarazu.captions.objective import likelihood, self_critical
-from tarazu.captions.rewards import Rewards
+from tarazu.captions.decoding import beam_search
+from tarazu.captions.training import objective
+from tarazu.captions.encoder.efficientnet import SHAPES, EfficientNet
+from tarazu.captions.model.captioning_model import ImageCaptioningModel
+from tarazu.captions.training.objective import likelihood, self_critical
+from tarazu.captions.training.cider_reward import Rewards
 from tarazu.captions.settings import SelfCritical, ShowAndTell, ShowAttendTell
-from tarazu.captions.vocabulary import EOS, PAD, SOS, SPECIALS, UNK, Vocabulary
+from tarazu.captions.data.vocabulary import EOS, PAD, SOS, SPECIALS, UNK, Vocabulary
 
 TOKENS = torch.tensor([[SOS, 5, 6, 7, EOS], [SOS, 8, EOS, PAD, PAD], [SOS, 5, 9, EOS, PAD]])
 FEATURES = torch.randn(3, PLACES, CHANNELS, generator=torch.Generator().manual_seed(1))
@@ -128,7 +129,7 @@ def test_what_is_learnt_from_is_what_was_drawn_from():
     found = objective._log_chances(logits, said, 3)
     for line in range(2):
         for place, word in enumerate(said[line].tolist()):
-            allowed = torch.softmax(decoding._ban(logits[line : line + 1, place], place, 3), 1)[0]
+            allowed = torch.softmax(beam_search._ban(logits[line : line + 1, place], place, 3), 1)[0]
             wanted = allowed[word].log() if word != PAD else torch.zeros(())
             torch.testing.assert_close(found[line, place], wanted)
     assert found[0, 3] == 0
@@ -143,7 +144,7 @@ def test_hidden_channels_are_the_same_at_all_places_and_only_in_training():
     seen = whole.train().see(ones)
     assert torch.equal(seen, seen[:, :1].expand_as(seen))
     assert 0.3 < (seen == 0).float().mean() < 0.5 and seen.max() == pytest.approx(1 / 0.6)
-    with decoding.without_dropout(whole):  # rewards are drawn without it
+    with beam_search.without_dropout(whole):  # rewards are drawn without it
         assert whole.see(ones) is ones
     assert whole.eval().see(ones) is ones
 

@@ -9,7 +9,7 @@ from collections import OrderedDict
 import pytest
 import torch
 
-from tarazu.captions.pth import read_pth
+from tarazu.captions.encoder.torch_checkpoint import read_pth
 from tarazu.errors import BadInput
 
 STATE = OrderedDict(

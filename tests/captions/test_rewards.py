@@ -6,10 +6,10 @@ import random
 import pytest
 import torch
 
-from tarazu.captions.bleu import References
-from tarazu.captions.cider import Cider
-from tarazu.captions.rewards import Rewards
-from tarazu.captions.vocabulary import Vocabulary
+from tarazu.captions.metrics.bleu import References
+from tarazu.captions.metrics.cider import Cider
+from tarazu.captions.training.cider_reward import Rewards
+from tarazu.captions.data.vocabulary import Vocabulary
 
 END = "endofsentence"
 LETTERS = "abcdefghij"

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 from captions.written_captions import CANDIDATES, REFERENCES, SETS, tokenised, tokenised_references
 
-from tarazu.captions.rouge import longest_common_subsequence, rouge_l
-from tarazu.captions.tokens import ptb_like
+from tarazu.captions.metrics.rouge import longest_common_subsequence, rouge_l
+from tarazu.captions.metrics.ptb_tokenizer import ptb_like
 
 # pycocoevalcap 1.2, Rouge().compute_score(references, candidates)[1] on the tokens of `ptb_like`, Python 3.11.
 COCO_IMAGES = [0.60696517, 0.61538462, 0.58404255, 0.55707763, 0.79880952, 0.29140127]  # "written", in its order

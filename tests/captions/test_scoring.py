@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from captions.written_captions import CANDIDATES, REFERENCES, salad, tokenised, tokenised_references
 
-from tarazu.captions import meteor
-from tarazu.captions.scoring import Scorer, intervals, per_image, score
-from tarazu.captions.tokens import ptb_like
+from tarazu.captions.metrics import meteor
+from tarazu.captions.metrics.scorer import Scorer, intervals, per_image, score
+from tarazu.captions.metrics.ptb_tokenizer import ptb_like
 from tarazu.errors import BadInput
 
 METEOR = 0.3490508766427455  # pycocoevalcap 1.2, Meteor().compute_score(...)[0] on the written captions, Java 17

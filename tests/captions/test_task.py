@@ -8,15 +8,16 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tarazu import study
-from tarazu.captions import caption, saved, still
+from tarazu.study import runner
+from tarazu.captions.inference import caption_images, trained_model
+from tarazu.captions.model import refrozen_features
 from tarazu.captions.task import Captions
-from tarazu.engine import loop
+from tarazu.engine import trainer
 from tarazu.engine.ledger import Ledger
 from tarazu.engine.signals import StopSignals
 from tarazu.errors import BadInput, Stopped
-from tarazu.recipe import load
-from tarazu.run_folder import RunFolder, read_json, read_lines
+from tarazu.recipe.schema import load
+from tarazu.storage.run_folder import RunFolder, read_json, read_lines
 
 RECIPE = """
 task: captions
@@ -58,14 +59,14 @@ def home(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         folder = tmp_path_factory.mktemp("captions")
         patch.setenv("TARAZU_CACHE", str(folder / "cache"))
-        patch.setattr("tarazu.captions.meteor.jar", lambda: None)  # Java takes longer than all the rest
+        patch.setattr("tarazu.captions.metrics.meteor.jar", lambda: None)  # Java takes longer than all the rest
         (folder / "recipe.yaml").write_text(RECIPE)
         yield folder
 
 
 @pytest.fixture(scope="module")
 def done(home):
-    return study.run(str(home / "recipe.yaml"), str(home / "run")).path
+    return runner.run(str(home / "recipe.yaml"), str(home / "run")).path
 
 
 METHODS = ["show_and_tell", "show_attend_tell", "transformer", "tuned", "rewarded", "three"]
@@ -129,7 +130,7 @@ def test_a_caption_from_the_run_is_what_evaluation_wrote(done, home, capsys):
     picture = next((home / "cache" / "drawn" / "40" / "Images").glob(line["id"]))
     for method in METHODS:
         expected = read_lines(done / method / "seed-0" / "samples.jsonl")[0]["beam3"]
-        caption.caption(str(done / method), [str(picture)])
+        caption_images.caption(str(done / method), [str(picture)])
         assert capsys.readouterr().out.strip() == expected
 
 
@@ -137,7 +138,7 @@ def test_caption_as_json_with_heat_map_and_a_bad_picture(done, home, capsys, tmp
     pictures = sorted((home / "cache" / "drawn" / "40" / "Images").iterdir())[:2]
     (tmp_path / "bad.jpg").write_bytes(b"nothing")
     with pytest.raises(BadInput, match="1 of 3 images"):
-        caption.caption(
+        caption_images.caption(
             str(done / "transformer"),
             [str(pictures[0]), str(tmp_path / "bad.jpg"), str(pictures[1])],
             2,
@@ -153,7 +154,7 @@ def test_caption_as_json_with_heat_map_and_a_bad_picture(done, home, capsys, tmp
     assert "not an image" in found[1]["error"] and len(found[0]["beams"]) == 2
     assert (tmp_path / f"heat-{pictures[0].stem}.png").read_bytes().startswith(b"\x89PNG")
     with pytest.raises(BadInput, match="no attention"):
-        caption.caption(str(done / "show_and_tell"), [str(pictures[0])], 3, str(tmp_path / "heat.png"))
+        caption_images.caption(str(done / "show_and_tell"), [str(pictures[0])], 3, str(tmp_path / "heat.png"))
 
 
 def test_other_encoder_weights_are_noticed(done, tmp_path):
@@ -164,7 +165,7 @@ def test_other_encoder_weights_are_noticed(done, tmp_path):
     told["encoder"]["sha256"] = "0" * 64
     (tmp_path / "copy" / "model.json").write_text(json.dumps(told))
     with pytest.raises(BadInput, match="not those that this run was trained on"):
-        saved.load(tmp_path / "copy" / "transformer")
+        trained_model.load(tmp_path / "copy" / "transformer")
 
 
 @pytest.mark.parametrize("name", ["show_and_tell", "tuned", "rewarded"])
@@ -185,17 +186,17 @@ def test_a_stopped_run_goes_on_exactly(home, done, name, monkeypatch):
             pass
 
     with monkeypatch.context() as patch:
-        patch.setattr(study, "StopSignals", StopsOnce)
+        patch.setattr(runner, "StopSignals", StopsOnce)
         with pytest.raises(Stopped):
-            study.run(str(home / "recipe.yaml"), str(out), [name])
-    study.resume(str(out))
+            runner.run(str(home / "recipe.yaml"), str(out), [name])
+    runner.resume(str(out))
     whole, halves = (load_file(folder / name / "seed-0" / "weights.safetensors") for folder in (done, out))
     assert whole.keys() == halves.keys() and all(torch.equal(whole[key], halves[key]) for key in whole)
 
 
 def test_captions_together_a_tuned_encoder_and_rewards_at_their_own_rate(home):
     (home / "together.yaml").write_text(TOGETHER)
-    out = study.run(str(home / "together.yaml"), str(home / "together")).path
+    out = runner.run(str(home / "together.yaml"), str(home / "together")).path
     rows = {row["method"]: row for row in read_json(out / "results.json")["rows"]}
     assert all(row["status"] == "done" for row in rows.values()), rows
     steps = [event for event in read_lines(out / "tell" / "seed-0" / "events.jsonl") if event["event"] == "step"]
@@ -229,7 +230,7 @@ def test_an_encoder_that_stands_still_again_is_the_best_one_and_is_looked_throug
     assert torch.equal(trainee.look(places), shown)
     trainee.epoch = 2
     torch.testing.assert_close(trainee.look(places).float(), trainee.module.encode(shown), atol=2e-3, rtol=2e-3)
-    mirrored = still._view(trainee.data, places, 1)  # rows of views stand as in `Prepared.maps`
+    mirrored = refrozen_features._view(trainee.data, places, 1)  # rows of views stand as in `Prepared.maps`
     seen = trainee.kept.take(len(trainee.data.all_names) + places)
     assert mirrored.shape == seen.shape[:1] + shown.shape[1:] and not torch.equal(seen, trainee.look(places))
 
@@ -269,7 +270,7 @@ def fitted(home, folder, name, sets, stop_after=10**6):
     data = task.prepare(recipe, folder, cpu)
     trainee, run = task.build(recipe, name, data, 0, cpu), folder.run(name, 0)
     with StopsAfter(str(folder.path), stop_after) as stop:
-        loop.fit(task, trainee, data, recipe, recipe.methods[name], run, 0, Ledger(cpu), stop)
+        trainer.fit(task, trainee, data, recipe, recipe.methods[name], run, 0, Ledger(cpu), stop)
     return run, trainee
 
 
@@ -302,6 +303,6 @@ def test_an_ensemble_needs_its_members(home):
     text = RECIPE.replace("of: [show_and_tell,", "of: [nobody,")
     (home / "bad.yaml").write_text(text)
     with pytest.raises(BadInput, match="must be a method above it"):
-        study.run(str(home / "bad.yaml"), str(home / "bad"))
+        runner.run(str(home / "bad.yaml"), str(home / "bad"))
     with pytest.raises(BadInput, match="not trained yet"):
-        study.run(str(home / "recipe.yaml"), str(home / "alone"), ["three"])
+        runner.run(str(home / "recipe.yaml"), str(home / "alone"), ["three"])

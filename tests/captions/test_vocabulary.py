@@ -2,7 +2,7 @@
 
 import pytest
 
-from tarazu.captions.vocabulary import EOS, PAD, SOS, SPECIALS, UNK, Vocabulary, clean
+from tarazu.captions.data.vocabulary import EOS, PAD, SOS, SPECIALS, UNK, Vocabulary, clean
 from tarazu.errors import BadInput
 
 

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 from captions.written_captions import REFERENCES
 
-from tarazu.captions import flickr8k
-from tarazu.captions.judgements import find, read_tokens
-from tarazu.captions.scoring import score
-from tarazu.captions.yardsticks import central, human, shuffled, yardsticks
+from tarazu.captions.data import flickr8k
+from tarazu.captions.evaluation.human_correlation import find, read_tokens
+from tarazu.captions.metrics.scorer import score
+from tarazu.captions.evaluation.baselines import central, human, shuffled, yardsticks
 from tarazu.errors import BadInput
 
 FLICKR8K = os.environ.get("TARAZU_FLICKR8K", "")  # the folder with Flickr8k's text files

@@ -65,14 +65,14 @@ def salad(seed: int, images: int = 40) -> tuple[dict[str, str], dict[str, list[s
 
 def tokenised(captions: dict[str, str]) -> dict[str, list[str]]:
     """As the COCO scorers take candidates: one joined line per image."""
-    from tarazu.captions.tokens import ptb_like
+    from tarazu.captions.metrics.ptb_tokenizer import ptb_like
 
     return {image: [" ".join(ptb_like(caption))] for image, caption in captions.items()}
 
 
 def tokenised_references(references: dict[str, list[str]]) -> dict[str, list[str]]:
     """As the COCO scorers take references."""
-    from tarazu.captions.tokens import ptb_like
+    from tarazu.captions.metrics.ptb_tokenizer import ptb_like
 
     return {image: [" ".join(ptb_like(caption)) for caption in captions] for image, captions in references.items()}
 

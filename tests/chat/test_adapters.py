@@ -7,12 +7,12 @@ import torch
 from chat.test_methods import build, losses, rows
 from chat.tiny import FAMILIES
 
-from tarazu.chat import adapters
-from tarazu.chat.forward import hidden_states
-from tarazu.chat.layout import lay_out
-from tarazu.chat.loss import token_losses
+from tarazu.chat.fast import lightweight_adapters
+from tarazu.chat.model.forward import hidden_states
+from tarazu.chat.model.batching import lay_out
+from tarazu.chat.model.loss import token_losses
 
-LEAN = {"lora": adapters.LeanLoRA, "rslora": adapters.LeanLoRA, "dora": adapters.LeanDoRA, "loha": adapters.LeanLoHa}
+LEAN = {"lora": lightweight_adapters.LeanLoRA, "rslora": lightweight_adapters.LeanLoRA, "dora": lightweight_adapters.LeanDoRA, "loha": lightweight_adapters.LeanLoHa}
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -21,7 +21,7 @@ def test_lean_adapters_equal_pefts(name, family):
     trainee = build(name, family)
     names = set(trainee.trainable())
     expected, expected_gradients = loss_and_gradients(trainee)
-    adapters.lean(trainee.base)
+    lightweight_adapters.lean(trainee.base)
     assert sum(type(module) is LEAN[name] for module in trainee.module.modules()) == 6 * 7
     value, gradients = loss_and_gradients(trainee)
     assert abs(value - expected) < 1e-4 and set(trainee.trainable()) == names
@@ -32,7 +32,7 @@ def test_lean_adapters_equal_pefts(name, family):
 @pytest.mark.parametrize("name", LEAN)
 def test_switched_off_they_are_the_base(name):
     trainee = build(name, "llama")
-    adapters.lean(trainee.base)
+    lightweight_adapters.lean(trainee.base)
     changed = losses(trainee, rows(), 99, True)
     with trainee.module.disable_adapter():
         plain = losses(trainee, rows(), 99, True)

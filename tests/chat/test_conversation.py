@@ -6,8 +6,8 @@ import json
 
 import pytest
 
-from tarazu.chat import conversation as c
-from tarazu.chat.conversation import Dropped, Problems, Turn, understand
+from tarazu.chat.data import conversation as c
+from tarazu.chat.data.conversation import Dropped, Problems, Turn, understand
 
 EXPECTED = (Turn("system", "کوتاه."), Turn("human", "پرسش؟"), Turn("gpt", "پاسخ."))
 SCHEMAS = {

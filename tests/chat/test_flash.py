@@ -9,10 +9,11 @@ from chat.test_methods import build, close, rows
 from chat.tiny import FAMILIES
 from torch._dynamo.testing import CompileCounterWithBackend
 
-from tarazu.chat import compiled, flash, flex
-from tarazu.chat.forward import hidden_states
-from tarazu.chat.layout import group, lay_out
-from tarazu.chat.loss import token_losses
+from tarazu.chat.fast import compile_layers
+from tarazu.chat.model import flash_attention, flex_attention
+from tarazu.chat.model.forward import hidden_states
+from tarazu.chat.model.batching import group, lay_out
+from tarazu.chat.model.loss import token_losses
 
 WIDE = 512  # a window that no row reaches
 
@@ -52,9 +53,9 @@ def plain_slopes(query, key, value, _out, slope, _sums, edges, scaling, softcap)
 @pytest.fixture
 def arithmetic(monkeypatch):
     """Runs the operators on a CPU, in float32."""
-    flash._forward.register_kernel("cpu")(plain)
-    flash._backward.register_kernel("cpu")(plain_slopes)
-    monkeypatch.setattr(flash, "HALVES", (torch.float32,))
+    flash_attention._forward.register_kernel("cpu")(plain)
+    flash_attention._backward.register_kernel("cpu")(plain_slopes)
+    monkeypatch.setattr(flash_attention, "HALVES", (torch.float32,))
 
 
 @pytest.mark.parametrize(
@@ -70,7 +71,7 @@ def test_edges_are_where_rows_begin(virtual, packed, left, width):
             batch.edges[0] == 0
             and (ends >= 0).all()
             and (batch.edges >= places).any()
-            and len(batch.edges) >= flash.FEWEST
+            and len(batch.edges) >= flash_attention.FEWEST
         )
         row = torch.bucketize(torch.arange(places), batch.edges, right=True)
         segments = (
@@ -80,14 +81,14 @@ def test_edges_are_where_rows_begin(virtual, packed, left, width):
 
 
 def test_many_rows_take_more_edges_in_few_sizes():
-    assert len({len(flash.row_edges(list(range(n)), 1000)) for n in range(1, 200)}) == 4
-    assert flash.row_edges(list(range(31)), 99)[-1] == 99 and len(flash.row_edges(list(range(32)), 99)) == 64
+    assert len({len(flash_attention.row_edges(list(range(n)), 1000)) for n in range(1, 200)}) == 4
+    assert flash_attention.row_edges(list(range(31)), 99)[-1] == 99 and len(flash_attention.row_edges(list(range(32)), 99)) == 64
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("name", ["lora", "dora", "prompt_tuning", "layers"])
 def test_by_edges_is_the_models_own_attention(name, family, arithmetic):
-    trainee, by_mask = build(name, family, attention=flex.NAME, window=WIDE), build(name, family, window=WIDE)
+    trainee, by_mask = build(name, family, attention=flex_attention.NAME, window=WIDE), build(name, family, window=WIDE)
     lines = group(rows(), 200, trainee.virtual, True)[0]
     found = []
     for one, edges in ((trainee, True), (by_mask, False)):
@@ -106,10 +107,10 @@ def test_compiled_layers_take_edges(family, arithmetic, monkeypatch):
     for checkpointing in (False, True):
         torch._dynamo.reset()
         counted = CompileCounterWithBackend("aot_eager")
-        trainee = build("lora", family, attention=flex.NAME, window=WIDE)
+        trainee = build("lora", family, attention=flex_attention.NAME, window=WIDE)
         for layer in trainee.base.get_decoder().layers:
             layer.self_attn.sliding_window = None  # as `compiled.compile_layers` does
-        compiled.give_prefixes(trainee.base, checkpointing, lambda forward, counted=counted: torch.compile(forward, backend=counted))
+        compile_layers.give_prefixes(trainee.base, checkpointing, lambda forward, counted=counted: torch.compile(forward, backend=counted))
         for width in (256, 384, 512):
             monkeypatch.setattr("chat.test_flex.lay_out", lambda *a, width=width, **more: lay_out(*a, width=width, edges=True))
             trainee.module.zero_grad()
@@ -120,16 +121,16 @@ def test_compiled_layers_take_edges(family, arithmetic, monkeypatch):
 
 def test_says_what_stands_in_the_way():
     config = build("base", "llama").base.config
-    assert "Hopper" in flash.why_not(config, torch.bfloat16, torch.device("cpu"), 100, 0)
+    assert "Hopper" in flash_attention.why_not(config, torch.bfloat16, torch.device("cpu"), 100, 0)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize(("heads", "shared", "size", "softcap"), [(8, 4, 256, 50.0), (24, 8, 128, 0.0)])
 def test_the_kernels_compute_what_they_should(heads, shared, size, softcap):
-    if why := flash.why_not(build("base", "llama").base.config, torch.bfloat16, torch.device("cuda"), 100, 0):
+    if why := flash_attention.why_not(build("base", "llama").base.config, torch.bfloat16, torch.device("cuda"), 100, 0):
         pytest.skip(why)
     torch.manual_seed(0)
-    edges = torch.from_numpy(flash.row_edges([0, 9, 200, 201, 700], 1024))
+    edges = torch.from_numpy(flash_attention.row_edges([0, 9, 200, 201, 700], 1024))
     inputs = [torch.randn(1024, n, size, dtype=torch.bfloat16) for n in (heads, shared, shared)]
     slope = torch.randn(1024, heads, size, dtype=torch.bfloat16)
     own = [x.cuda().requires_grad_() for x in inputs]

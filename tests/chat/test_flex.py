@@ -8,11 +8,12 @@ from chat.test_methods import METHODS, build, close, losses, rows
 from chat.tiny import FAMILIES
 from torch.nn.attention.flex_attention import create_mask, flex_attention
 
-from tarazu.chat import adapters, compiled, flex
-from tarazu.chat.attention import visible
-from tarazu.chat.forward import hidden_states
-from tarazu.chat.layout import SHARED, group, lay_out, packed
-from tarazu.chat.loss import token_losses
+from tarazu.chat.fast import compile_layers, lightweight_adapters
+from tarazu.chat.model import flex_attention as flex
+from tarazu.chat.model.attention_mask import visible
+from tarazu.chat.model.forward import hidden_states
+from tarazu.chat.model.batching import SHARED, group, lay_out, packed
+from tarazu.chat.model.loss import token_losses
 
 LENGTHS = (300, 41, 9, 22, 130, 128, 260, 77)
 
@@ -99,7 +100,7 @@ def test_attention_by_blocks_gives_the_same_losses(name, family, monkeypatch):
         monkeypatch.setattr(flex, "fits", lambda queries, device: True)
         monkeypatch.setattr(flex, "_compiled", lambda: flex_attention)
         trainee = build(name, family, attention=flex.NAME)
-        compiled.give_prefixes(trainee.base)
+        compile_layers.give_prefixes(trainee.base)
         calls = []
         monkeypatch.setattr(flex, "block_mask", lambda *a, make=flex.block_mask: calls.append(a) or make(*a))
         assert close(expected, losses(trainee, given, 200, packed=True, width=256), 1e-4)
@@ -114,8 +115,8 @@ def test_compiled_layers_and_checkpointing_give_the_plain_paths_gradients(name, 
     monkeypatch.setattr("torch.nn.attention.flex_attention._validate_device", lambda *_: None)  # it refuses a CPU, not for a reason of arithmetic
     for checkpointing in (False, True):
         trainee = build(name, family, attention=flex.NAME)
-        adapters.lean(trainee.base)
-        compiled.give_prefixes(trainee.base, checkpointing, lambda forward: torch.compile(forward, backend="aot_eager"))
+        lightweight_adapters.lean(trainee.base)
+        compile_layers.give_prefixes(trainee.base, checkpointing, lambda forward: torch.compile(forward, backend="aot_eager"))
         found = gradients(trainee)
         assert found.keys() == expected.keys()
         assert all(torch.allclose(found[key], expected[key], atol=1e-4, rtol=1e-3) for key in found)

@@ -9,12 +9,12 @@ from chat.test_methods import METHODS
 from chat.tiny import VOCABULARY, Words, model
 from torch.utils.flop_counter import FlopCounterMode
 
-from tarazu.chat import adapters
-from tarazu.chat.attention import visible
+from tarazu.chat.fast import lightweight_adapters
+from tarazu.chat.model.attention_mask import visible
 from tarazu.chat.flops import visible_pairs, work_of
-from tarazu.chat.forward import hidden_states
-from tarazu.chat.layout import Row, lay_out
-from tarazu.chat.loss import token_losses
+from tarazu.chat.model.forward import hidden_states
+from tarazu.chat.model.batching import Row, lay_out
+from tarazu.chat.model.loss import token_losses
 from tarazu.chat.methods import Layers, LoRA, PrefixTuning
 
 LENGTHS = np.array([40, 40, 40])
@@ -53,7 +53,7 @@ def test_as_torchs_counter_sees_it(name, family, lean):
     torch.manual_seed(0)
     trainee = {**METHODS, **MORE}[name].attach(model(family, attention="eager"), Words())
     if lean:
-        adapters.lean(trainee.base)
+        lightweight_adapters.lean(trainee.base)
     work = work_of(trainee)
     prefix = trainee.virtual if trainee.prefix else 0
     places = LENGTHS + trainee.virtual - prefix

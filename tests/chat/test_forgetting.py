@@ -9,13 +9,13 @@ import pytest
 import torch
 from chat import small, spelling
 
-from tarazu.chat import forgetting
+from tarazu.chat.evaluation import forgetting
 from tarazu.chat.settings import Forgetting
 from tarazu.chat.task import Chat
-from tarazu.chat.template import choose
+from tarazu.chat.data.chat_template import choose
 from tarazu.errors import BadInput
-from tarazu.recipe import load
-from tarazu.run_folder import RunFolder
+from tarazu.recipe.schema import load
+from tarazu.storage.run_folder import RunFolder
 
 TEXTS = ["Rivers run to the sea.", "Bread is flour,\nwater and time.", "a " * 40]
 

@@ -7,7 +7,8 @@ import torch
 from chat.test_recorded import GPU
 from chat.test_wide import agree, blocks, build, compile_layers, gradients
 
-from tarazu.chat import flex, gated, wide
+from tarazu.chat.fast import fused_lora, fused_mlp
+from tarazu.chat.model import flex_attention
 
 __all__ = ["blocks"]  # a fixture
 
@@ -15,7 +16,7 @@ __all__ = ["blocks"]  # a fixture
 @pytest.fixture
 def anywhere(monkeypatch):
     """As if there were a kernel for this machine."""
-    monkeypatch.setattr(gated, "suits", lambda weight: True)
+    monkeypatch.setattr(fused_mlp, "suits", lambda weight: True)
 
 
 def is_gated(graph: torch.fx.GraphModule) -> bool:
@@ -23,8 +24,8 @@ def is_gated(graph: torch.fx.GraphModule) -> bool:
 
 
 def joined(**case):
-    trainee = build(**case, attention=flex.NAME)
-    wide.widen(trainee.base)
+    trainee = build(**case, attention=flex_attention.NAME)
+    fused_lora.widen(trainee.base)
     return trainee
 
 
@@ -40,7 +41,7 @@ CASES = {
 @pytest.mark.parametrize("case", CASES)
 def test_losses_and_gradients_are_the_plain_paths(case, checkpointing):
     plain, one = build(**CASES[case]), joined(**CASES[case])
-    assert all(isinstance(layer.mlp, gated._Gated) for layer in one.base.model.layers) and gated.is_gated(one.base)
+    assert all(isinstance(layer.mlp, fused_mlp._Gated) for layer in one.base.model.layers) and fused_mlp.is_gated(one.base)
     graphs = compile_layers(one, checkpointing)
     assert agree(gradients(one), gradients(plain))
     assert len(graphs) == 1 and is_gated(graphs[0])
@@ -67,9 +68,9 @@ class Scaled(torch.nn.Module):
 
 
 @pytest.mark.usefixtures("anywhere")
-@pytest.mark.parametrize("case", [{"use_dora": True}, {"biases": True}, {"r": gated.MOST_RANK + 1}])
+@pytest.mark.parametrize("case", [{"use_dora": True}, {"biases": True}, {"r": fused_mlp.MOST_RANK + 1}])
 def test_other_adapters_stay_apart(case):
-    assert not any(isinstance(layer.mlp, gated._Gated) for layer in joined(**case).base.model.layers)
+    assert not any(isinstance(layer.mlp, fused_mlp._Gated) for layer in joined(**case).base.model.layers)
 
 
 @pytest.mark.usefixtures("anywhere")
@@ -81,26 +82,26 @@ def test_an_mlp_that_computes_something_else_stays_as_it_is(act):
             layer.mlp.forward = lambda x, mlp=layer.mlp: type(mlp).forward(mlp, x) * 2
         else:
             layer.mlp.act_fn = act
-    assert wide.widen(trainee.base) == 8
-    assert not gated.is_gated(trainee.base)
+    assert fused_lora.widen(trainee.base) == 8
+    assert not fused_mlp.is_gated(trainee.base)
 
 
 def test_a_cpu_and_full_precision_have_no_kernel():
-    assert not gated.suits(torch.ones(2, dtype=torch.bfloat16))
-    assert not any(isinstance(layer.mlp, gated._Gated) for layer in joined().base.model.layers)
+    assert not fused_mlp.suits(torch.ones(2, dtype=torch.bfloat16))
+    assert not any(isinstance(layer.mlp, fused_mlp._Gated) for layer in joined().base.model.layers)
 
 
 def matrices(places: int, width: int, ranks: tuple[int, ...], dtype: torch.dtype, device: str) -> list[torch.Tensor]:
     """Arguments of `gated_slopes`, lying within wider matrices as they do there, and A of the down layer."""
     torch.manual_seed(0)
     gate, up, down = ranks
-    spare = -(-(gate + up) // wide.STEP) * wide.STEP
+    spare = -(-(gate + up) // fused_lora.STEP) * fused_lora.STEP
     ups = torch.zeros(2 * width, 8 + spare)
     ups[:width, 8 : 8 + gate].normal_()
     ups[width:, 8 + gate : 8 + gate + up].normal_()
-    factor = torch.zeros(wide.STEP, width + 8)
+    factor = torch.zeros(fused_lora.STEP, width + 8)
     factor[:down].normal_()
-    thin_slope, thin_input = torch.randn(places, 8 + wide.STEP), torch.randn(places, 8 + spare)
+    thin_slope, thin_input = torch.randn(places, 8 + fused_lora.STEP), torch.randn(places, 8 + spare)
     whole = [torch.randn(places, width), torch.randn(places, 2 * width), thin_slope, thin_input, ups, factor]
     slope, both, thin_slope, thin_input, ups, factor = (one.to(device, dtype) for one in whole)
     return [slope, both, thin_slope[:, 8:], thin_input[:, 8:], ups[:, 8:], factor[:, :width]]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tarazu.chat import loss
+from tarazu.chat.model import loss
 
 GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="a GPU's kernel")
 

@@ -7,10 +7,10 @@ import pytest
 import torch
 from chat.tiny import FAMILIES, VOCABULARY, Words, model
 
-from tarazu.chat.forward import hidden_states
-from tarazu.chat.generation import generate
-from tarazu.chat.layout import Row, group, lay_out
-from tarazu.chat.loss import token_losses
+from tarazu.chat.model.forward import hidden_states
+from tarazu.chat.evaluation.generation import generate
+from tarazu.chat.model.batching import Row, group, lay_out
+from tarazu.chat.model.loss import token_losses
 from tarazu.chat.methods import Base, DoRA, Layers, LoHa, LoRA, PrefixTuning, PromptTuning, PTuning, RsLoRA
 from tarazu.engine import weights
 from tarazu.engine.fingerprint import compare, fingerprint
@@ -187,7 +187,7 @@ def test_prefix_begins_as_the_models_own_keys_and_values():
     trainee = build("prefix_tuning", "llama", shake=False)
     base = build("base", "llama")
     from tarazu.chat.methods.prompt_tuning import INSTRUCTION
-    from tarazu.chat.trainee import start_ids
+    from tarazu.chat.model.trainable import start_ids
 
     text = start_ids(Words(), INSTRUCTION, 4).numpy()
     given = rows((9,))[0]

@@ -7,8 +7,8 @@ import unicodedata
 
 import pytest
 
-from tarazu.chat import persian
-from tarazu.chat.persian import english_share, fold_for_match, normalise, script_shares, words
+from tarazu.chat.data import persian
+from tarazu.chat.data.persian import english_share, fold_for_match, normalise, script_shares, words
 
 
 @pytest.mark.parametrize(

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 from chat import spelling
 
-from tarazu.chat import portable
-from tarazu.chat.conversation import Conversation, Turn
-from tarazu.chat.template import choose
+from tarazu.chat.inference import jinja_template
+from tarazu.chat.data.conversation import Conversation, Turn
+from tarazu.chat.data.chat_template import choose
 
 TURNS = (Turn("human", "سلام، «خوبی»؟"), Turn("gpt", "درود! {{ x }} \"y\"\nبله"), Turn("human", "باز هم"), Turn("gpt", "باشد"))
 CASES = {
@@ -28,7 +28,7 @@ def test_the_same_tokens(case, system):
     turns = (*system, *TURNS)
     roles = {"system": "system", "human": "user", "gpt": "assistant"}
     messages = [{"role": roles[turn.role], "content": f" {turn.text} "} for turn in turns]
-    jinja = portable.chat_template(template)
+    jinja = jinja_template.chat_template(template)
 
     def theirs(messages, prompt):
         return tokenizer.apply_chat_template(messages, chat_template=jinja, add_generation_prompt=prompt, return_dict=True)["input_ids"]

@@ -10,9 +10,9 @@ import pytest
 from chat import spelling
 from rich.console import Console
 
-from tarazu.chat import preview
-from tarazu.chat.store import prepare
-from tarazu.chat.template import choose
+from tarazu.chat.data import preview
+from tarazu.chat.data.dataset import prepare
+from tarazu.chat.data.chat_template import choose
 
 
 @pytest.fixture(scope="module")

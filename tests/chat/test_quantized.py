@@ -8,24 +8,24 @@ from chat import small
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from tarazu import study
-from tarazu.chat import hub, quantized
-from tarazu.chat.estimate import shell, weight_bytes
-from tarazu.chat.export import export
-from tarazu.chat.loading import load as load_run
-from tarazu.chat.model_card import describe
+from tarazu.study import runner
+from tarazu.chat.model import loading, quantization
+from tarazu.chat.cost import shell, weight_bytes
+from tarazu.chat.inference.export import export
+from tarazu.chat.inference.trained_model import load as load_run
+from tarazu.chat.model.summary import describe
 from tarazu.chat.task import Chat
 from tarazu.engine.fingerprint import fingerprint
 from tarazu.errors import BadInput
-from tarazu.foresight import foresee
-from tarazu.recipe import load
-from tarazu.run_folder import Run, RunFolder
-from tarazu.verify import examine
+from tarazu.estimate.cost_model import foresee
+from tarazu.recipe.schema import load
+from tarazu.storage.run_folder import Run, RunFolder
+from tarazu.commands.verify import examine
 
 REFUSED = {"loha", "layers"}
 METHODS = {name: settings for name, settings in small.METHODS.items() if name not in REFUSED}
 CPU = torch.device("cpu")
-installed = pytest.mark.skipif(not quantized.installed(), reason="bitsandbytes is not installed")
+installed = pytest.mark.skipif(not quantization.installed(), reason="bitsandbytes is not installed")
 
 
 @pytest.fixture(scope="module")
@@ -47,24 +47,24 @@ def recipe(root, monkeypatch):
 
 
 def packed(root):
-    return hub.load_model(str(root / "model"), None, torch.float32, CPU, quantize="4bit")
+    return loading.load_model(str(root / "model"), None, torch.float32, CPU, quantize="4bit")
 
 
 def test_without_the_package_it_says_what_to_install(recipe, root, monkeypatch):
     path = recipe(methods=METHODS)
-    monkeypatch.setattr(quantized, "installed", lambda: False)
+    monkeypatch.setattr(quantization, "installed", lambda: False)
     with pytest.raises(BadInput, match=r"pip install 'tarazu\[quantized\]'"):
-        study.run(str(path), str(root / "refused"))
+        runner.run(str(path), str(root / "refused"))
     assert not (root / "refused").exists(), "refused before anything is written"
     Chat().admit(load(recipe(quantize="none")))
 
 
 @pytest.mark.parametrize("name", sorted(REFUSED))
 def test_what_cannot_work_is_refused_before_anything_is_trained(name, recipe, root, monkeypatch):
-    monkeypatch.setattr(quantized, "installed", lambda: True)
+    monkeypatch.setattr(quantization, "installed", lambda: True)
     path = recipe(methods={"lora": {}, name: small.METHODS[name]})
     with pytest.raises(BadInput, match=f"methods.{name}: not with quantize: 4bit"):
-        study.run(str(path), str(root / "refused"))
+        runner.run(str(path), str(root / "refused"))
     assert not (root / "refused").exists()
     Chat().admit(load(recipe(methods=METHODS | {"layers": {"first": 0, "last": 0, "embeddings": True}})))
 
@@ -72,7 +72,7 @@ def test_what_cannot_work_is_refused_before_anything_is_trained(name, recipe, ro
 def test_check_tells_which_methods_will_not_work(recipe, tmp_path, monkeypatch):
     found = load(recipe())
     data = Chat().prepare(found, RunFolder(tmp_path), CPU)
-    monkeypatch.setattr(quantized, "installed", lambda: True)
+    monkeypatch.setattr(quantization, "installed", lambda: True)
     told = {name: foresee(Chat(), found, name, data, CPU) for name in small.METHODS}
     assert {name for name, entry in told.items() if not entry["works"]} == REFUSED
     assert all("4bit" in told[name]["reasons"][0] for name in REFUSED)
@@ -103,19 +103,19 @@ def test_every_other_method_trains_resumes_loads_and_leaves_the_packed_weights_a
 @pytest.mark.parametrize("name", ["lora", "dora"])
 def test_a_run_is_evaluated_loaded_back_and_merged(name, recipe, root, tmp_path):
     path = recipe(methods={name: small.METHODS[name]}, memory="small")
-    study.run(str(path), str(tmp_path / "out"))
+    runner.run(str(path), str(tmp_path / "out"))
     run = Run(tmp_path / "out" / name / "seed-0")
     assert run.read_json("fingerprint.json")["verdict"] == "ok"
     assert run.read_json("ledger.json")["paths"]["weights"] == "4 bits (NF4)"
     trainee, *_ = load_run(str(tmp_path / "out" / name))
-    assert quantized.is_packed(trainee.base)
+    assert quantization.is_packed(trainee.base)
     assert sorted(load_file(run.weights)) == sorted(trainee.may_change)
     ids = torch.arange(20)[None]
     with torch.no_grad():
         expected, untouched = trainee.module(ids).logits, packed(root)(ids).logits
     export(str(tmp_path / "out" / name), tmp_path / "merged")
     merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged", dtype=torch.float32)
-    assert not quantized.is_packed(merged)
+    assert not quantization.is_packed(merged)
     with torch.no_grad():
         assert torch.allclose(merged(ids).logits, expected, atol=1e-4)
     assert (expected - untouched).abs().max() > 0.01, "nothing was learnt, so nothing was tested"

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tarazu.chat.questions import Question, check, expected_script, load
-from tarazu.chat.rows import local
+from tarazu.chat.evaluation.questions import Question, check, expected_script, load
+from tarazu.chat.data.sources import local
 from tarazu.errors import BadInput
 
 

@@ -9,13 +9,13 @@ import random
 import pytest
 from chat import small, spelling
 
-from tarazu import study
-from tarazu.chat import reading
-from tarazu.chat.persian import fold_for_match
+from tarazu.study import runner
+from tarazu.chat.evaluation import reading_comprehension
+from tarazu.chat.data.persian import fold_for_match
 from tarazu.chat.settings import Reading
-from tarazu.chat.template import choose
+from tarazu.chat.data.chat_template import choose
 from tarazu.errors import BadInput
-from tarazu.run_folder import read_json, read_lines
+from tarazu.storage.run_folder import read_json, read_lines
 
 WAYS = Reading(source="x").unanswerable
 
@@ -40,8 +40,8 @@ def test_f1_is_that_of_squad():
     values = set()
     for _ in range(300):
         a, b = (" ".join(draw.choices(words, k=draw.randint(0, 6))) for _ in range(2))
-        assert reading.token_f1(a, b) == pytest.approx(squad_f1(b, a, fold_for_match))
-        values.add(round(reading.token_f1(a, b), 3))
+        assert reading_comprehension.token_f1(a, b) == pytest.approx(squad_f1(b, a, fold_for_match))
+        values.add(round(reading_comprehension.token_f1(a, b), 3))
     assert len(values) > 10
 
 
@@ -58,25 +58,25 @@ def test_f1_is_that_of_squad():
     ],
 )
 def test_answerable(output, reference, exact, f1):
-    made = reading.score(output, reference, WAYS)
+    made = reading_comprehension.score(output, reference, WAYS)
     assert made["answerable"] and made["exact_match"] == exact and made["f1"] == pytest.approx(f1)
 
 
 @pytest.mark.parametrize("reference", ["پاسخ این پرسش در متن نیامده است.", "پاسخ در متن نیست"])
 @pytest.mark.parametrize(("output", "right"), [("پاسخ در متن نيست!", 1), ("«پاسخ این پرسش در متن نیامده است.»", 1), ("تهران", 0), ("", 0)])
 def test_unanswerable(reference, output, right):
-    made = reading.score(output, reference, WAYS)
+    made = reading_comprehension.score(output, reference, WAYS)
     assert not made["answerable"] and made["exact_match"] == made["f1"] == right
 
 
 def test_gather_keeps_both_kinds_apart():
-    scores = [reading.score(o, r, WAYS) for o, r in [("تهران", "تهران"), ("شهر تهران", "تهران"), ("ری", "پاسخ در متن نیست")]]
-    made = reading.gather(scores)
+    scores = [reading_comprehension.score(o, r, WAYS) for o, r in [("تهران", "تهران"), ("شهر تهران", "تهران"), ("ری", "پاسخ در متن نیست")]]
+    made = reading_comprehension.gather(scores)
     assert made["n"] == 3 and made["exact_match"] == pytest.approx(1 / 3) and made["f1"] == pytest.approx((1 + 2 / 3) / 3)
     assert made["answerable"] == {"n": 2, "exact_match": 0.5, "f1": pytest.approx(5 / 6), "abstained": 0}
     assert made["unanswerable"] == {"n": 1, "exact_match": 0, "f1": 0, "abstained": 0}
     assert made["items"] == [[1, 1, 1], [0, pytest.approx(2 / 3), 1], [0, 0, 0]]
-    assert reading.gather(scores[:1])["unanswerable"]["f1"] is None
+    assert reading_comprehension.gather(scores[:1])["unanswerable"]["f1"] is None
 
 
 def rows(path, texts: list[str]):
@@ -89,7 +89,7 @@ def test_the_same_questions_whatever_their_order(tmp_path):
     template = choose(spelling.llama3(), "llama")
 
     def drawn(texts, seed=0):
-        asked = reading.prepare(Reading(source=rows(tmp_path / "r.jsonl", texts), rows=10, seed=seed), template)
+        asked = reading_comprehension.prepare(Reading(source=rows(tmp_path / "r.jsonl", texts), rows=10, seed=seed), template)
         return [sample["turns"][-1]["text"] for sample in asked]
 
     first = drawn(texts)
@@ -98,7 +98,7 @@ def test_the_same_questions_whatever_their_order(tmp_path):
 
 def test_no_usable_row_is_an_error(tmp_path):
     with pytest.raises(BadInput, match="no row"):
-        reading.prepare(Reading(source=rows(tmp_path / "r.jsonl", [""])), choose(spelling.llama3(), "llama"))
+        reading_comprehension.prepare(Reading(source=rows(tmp_path / "r.jsonl", [""])), choose(spelling.llama3(), "llama"))
 
 
 def test_a_study_measures_reading_and_forgetting(tmp_path, monkeypatch):
@@ -113,7 +113,7 @@ def test_a_study_measures_reading_and_forgetting(tmp_path, monkeypatch):
             tmp_path / "recipe.yaml", model, questions=None, methods={"base": {}},
             reading={"source": str(source), "rows": 4, "max_new_tokens": 8}, forgetting={"rows": 2, "persian": None},
         )  # fmt: skip
-        folder = study.run(str(recipe), str(tmp_path / name))
+        folder = runner.run(str(recipe), str(tmp_path / name))
         samples = [s for s in read_lines(folder.path / "base/seed-0/samples.jsonl") if s["from"] == "reading"]
         return folder, read_json(folder.path / "base/seed-0/metrics.json"), {s["turns"][-1]["text"]: s["output"] for s in samples}
 

@@ -13,10 +13,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import AutoModelForCausalLM, Gemma2Config, Gemma3TextConfig, LlamaConfig
 
-from tarazu.chat import flex, forward, recorded, task
-from tarazu.chat.layout import Row, lay_out
+from tarazu.chat import task
+from tarazu.chat.fast import graphed_forward
+from tarazu.chat.model import flex_attention, forward
+from tarazu.chat.model.batching import Row, lay_out
 from tarazu.chat.settings import ChatRecipe
-from tarazu.engine import disturb, recording
+from tarazu.engine.cuda_graphs import recorder
+from tarazu.engine.invariants import perturbations
 
 GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA graphs need a GPU")
 SIZES = {"vocab_size": 512, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 4, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16}
@@ -94,7 +97,7 @@ def watched(name: str, shape: str, attention: str, **settings) -> list[str]:
     for first in filter(None, (trainee.prompt, trainee.prefix)):
         first()  # moves its indices once, as the warm-up does
     with HostWatched() as watch:
-        out = recorded.recorder(trainee).work(*batch, 0)[0]
+        out = graphed_forward.recorder(trainee).work(*batch, 0)[0]
         torch.autograd.grad(out, list(trainee.trainable().values()), torch.ones_like(out), allow_unused=True)
     return watch.found
 
@@ -116,15 +119,15 @@ def test_the_watch_sees_a_draw_on_the_host():
 
 @pytest.fixture
 def no_gpu(monkeypatch):
-    monkeypatch.setattr(recording, "warm_up", lambda work, space: work())
-    monkeypatch.setattr(recording, "recorded", by_running)
+    monkeypatch.setattr(recorder, "warm_up", lambda work, space: work())
+    monkeypatch.setattr(recorder, "recorded", by_running)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)  # where there is one, its memory must not be taken for nothing
 
 
 @pytest.mark.parametrize(("name", "shape", "attention"), [*((name, "gemma3", "sdpa") for name in NAMES), ("prefix_tuning", "gemma2", "eager")])
 def test_a_plain_pass_that_is_played_gives_what_a_launched_one_gives(name, shape, attention, no_gpu):
     launched, played = made(name, shape, attention, "cpu"), made(name, shape, attention, "cpu")
-    played.recorder = recorded.recorder(played)
+    played.recorder = graphed_forward.recorder(played)
     for lengths in (*FEW, *FEW, *FEW):
         compare(gradients(launched, lengths, True), gradients(played, lengths, True), 1e-5, 1e-4, 1e-5)
     assert len(played.recorder.records) == 2 and not played.recorder.why
@@ -140,7 +143,7 @@ def widths(trainee) -> list[int]:
 def test_narrow_recordings_lie_where_a_wide_one_does(no_gpu):
     """So the widest is made first where it is known to come, and else all begin anew with it."""
     launched, played = made("lora", "gemma3", "sdpa", "cpu"), made("lora", "gemma3", "sdpa", "cpu")
-    played.recorder = recorded.recorder(played)
+    played.recorder = graphed_forward.recorder(played)
     for size, width, widest, expected in ((90, 128, 0, [128]), (200, 256, 0, [256]), (90, 128, 0, [256, 128]), (300, 384, 640, [640, 384]), (500, 512, 640, [640, 384, 512])):
         batch = lay_out([[Row(np.random.default_rng(size).integers(3, 512, size), np.arange(size) > 9)]], width=width, widest=widest)
         found = []
@@ -155,14 +158,14 @@ def test_narrow_recordings_lie_where_a_wide_one_does(no_gpu):
 
 def test_the_widest_lines_edges_end_where_it_does():
     batch = lay_out([[Row(np.arange(70), np.arange(70) > 3), Row(np.arange(50), np.arange(50) > 3)]], width=256, edges=True, widest=384)
-    stretched = recorded._stretched(batch)
+    stretched = graphed_forward._stretched(batch)
     assert stretched.ids.shape == stretched.segments.shape == (1, 384)
     assert stretched.edges[:4].tolist() == [0, 70, 120, 384] and stretched.edges.dtype == batch.edges.dtype and len(stretched.edges) == len(batch.edges)
 
 
 def test_dropout_on_the_host_is_not_recorded(no_gpu):
     played = made("loha", "llama", "sdpa", "cpu", dropout=0.1)
-    played.recorder = recorded.recorder(played)
+    played.recorder = graphed_forward.recorder(played)
     for _ in range(3):
         before = torch.get_rng_state()
         gradients(played, FEW[1], True)
@@ -173,9 +176,9 @@ def test_dropout_on_the_host_is_not_recorded(no_gpu):
 
 def test_a_nudge_is_felt_though_a_recording_was_made_without_it(no_gpu):
     played = made("lora", "llama", "sdpa", "cpu")
-    played.recorder = recorded.recorder(played)
+    played.recorder = graphed_forward.recorder(played)
     before = [gradients(played, FEW[1], True)[0] for _ in range(3)]
-    with disturb.nudged(played.module, 0.05):
+    with perturbations.nudged(played.module, 0.05):
         moved = [gradients(played, FEW[1], True)[0] for _ in range(3)]
     after = [gradients(played, FEW[1], True)[0] for _ in range(3)]
     assert np.allclose(before, after, rtol=1e-6) and min(abs(m - before[0]) for m in moved) > 1e-4 * before[0]
@@ -230,7 +233,7 @@ def test_a_pass_of_plain_layers_in_bfloat16_is_recorded():
         batch = lay_out([[Row(np.arange(200) + 3, np.arange(200) > 3)]], width=256).to(torch.device("cuda"))
         half = replace(batch, segments=torch.where(torch.arange(256, device="cuda") < 100, 0, 1)[None])
         for one in (batch, batch, half, batch):
-            found = recorded.hidden_states(played, one).detach().float()  # a graph that is kept would spoil the recording
+            found = graphed_forward.hidden_states(played, one).detach().float()  # a graph that is kept would spoil the recording
             assert torch.linalg.norm(found - (wanted := forward.hidden_states(launched, one).detach().float())) < 1e-2 * torch.linalg.norm(wanted)
     assert played.recorder.records and not played.recorder.why
 
@@ -240,7 +243,7 @@ def test_a_pass_of_plain_layers_in_bfloat16_is_recorded():
 @pytest.mark.parametrize("name", NAMES)
 def test_recorded_passes_give_the_plain_paths_losses_and_gradients(name, shape):
     torch.backends.cuda.matmul.allow_tf32 = False
-    plain, fast = made(name, shape, "eager", "cuda", fast=False), made(name, shape, flex.NAME, "cuda")
+    plain, fast = made(name, shape, "eager", "cuda", fast=False), made(name, shape, flex_attention.NAME, "cuda")
     for lengths in (*LENGTHS, LENGTHS[0]):
         compare(gradients(plain, lengths, False), gradients(fast, lengths, True), 1e-3, 5e-3, 1e-4)
     assert fast.recorder.records and not fast.recorder.why
@@ -249,6 +252,6 @@ def test_recorded_passes_give_the_plain_paths_losses_and_gradients(name, shape):
 @GPU
 @pytest.mark.parametrize("name", ["lora", "prefix_tuning"])
 def test_checkpointing_can_be_recorded(name):
-    plain, fast = made(name, "gemma2", "eager", "cuda", fast=False), made(name, "gemma2", flex.NAME, "cuda", checkpointing=True)
+    plain, fast = made(name, "gemma2", "eager", "cuda", fast=False), made(name, "gemma2", flex_attention.NAME, "cuda", checkpointing=True)
     compare(gradients(plain, (300, 290), False), gradients(fast, (300, 290), True), 1e-3, 5e-3, 1e-4)
     assert fast.recorder.records and not fast.recorder.why

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from tarazu.chat import rows
-from tarazu.chat.conversation import MALFORMED, NOT_TEXT
-from tarazu.chat.rows import Problem, fingerprint, read
+from tarazu.chat.data import sources
+from tarazu.chat.data.conversation import MALFORMED, NOT_TEXT
+from tarazu.chat.data.sources import Problem, fingerprint, read
 from tarazu.errors import BadInput
 
 ROWS = [{"instruction": f"پرسش {i}", "input": "", "output": f"پاسخ\n{i}"} for i in range(1, 4)]
@@ -94,10 +94,10 @@ def test_bad_lines_are_named_and_the_rest_is_read(tmp_path: Path) -> None:
 
 
 def test_an_endless_line_is_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rows, "LONGEST_ROW", 1000)
+    monkeypatch.setattr(sources, "LONGEST_ROW", 1000)
     path = tmp_path / "a.jsonl"
     path.write_text('{"a": 1}\n{"a": "' + "x" * 5000 + '"}\n{"a": 2}\n')
-    assert dict(read(path)) == {1: {"a": 1}, 2: Problem(rows.TOO_LONG), 3: {"a": 2}}
+    assert dict(read(path)) == {1: {"a": 1}, 2: Problem(sources.TOO_LONG), 3: {"a": 2}}
 
 
 def test_a_damaged_gzip_ends_with_a_problem(tmp_path: Path) -> None:
@@ -105,7 +105,7 @@ def test_a_damaged_gzip_ends_with_a_problem(tmp_path: Path) -> None:
     whole = gzip.compress("\n".join(json.dumps({"text": f"{i} {hash(str(i))}"}) for i in range(5000)).encode())
     path.write_bytes(whole[: len(whole) // 2])
     *found, (_, last) = read(path)
-    assert last == Problem(rows.CUT_OFF) and found[0][0] == 1 and not any(isinstance(row, Problem) for _, row in found)
+    assert last == Problem(sources.CUT_OFF) and found[0][0] == 1 and not any(isinstance(row, Problem) for _, row in found)
 
 
 def test_a_json_array_that_breaks_off(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 
-from tarazu.chat.scoring import _common
+from tarazu.chat.evaluation.text_metrics import _common
 
 
 def table(a: list[str], b: list[str]) -> int:

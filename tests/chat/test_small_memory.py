@@ -7,7 +7,7 @@ import torch
 from chat.test_methods import VOCABULARY, model
 from pydantic import ValidationError
 
-from tarazu.chat.loss import token_losses
+from tarazu.chat.model.loss import token_losses
 from tarazu.chat.settings import ChatRecipe
 
 CONTENT = {"task": "chat", "model": "x", "data": {"source": "x", "max_length": 300}, "budget": {"tokens": 10}, "methods": {"lora": {}}}
@@ -60,9 +60,9 @@ def test_a_prefix_trains_with_flex_attention_where_blocks_do_not_fit(tmp_path):
     """On a CPU, and for narrow lines on a GPU, the prefix is a cache: it must be there under checkpointing too."""
     from chat.small import recipe, save_model
 
-    from tarazu import study
+    from tarazu.study import runner
 
     content = recipe(tmp_path / "r.json", save_model(tmp_path / "m"), methods={"prefix_tuning": {"virtual_tokens": 4}}, attention="flex", layout="packed", memory="small", questions=None)
-    run = study.run(str(content), str(tmp_path / "out")).run("prefix_tuning", 0)
+    run = runner.run(str(content), str(tmp_path / "out")).run("prefix_tuning", 0)
     losses = [event["loss"] for event in run.read_lines("events.jsonl") if event["event"] == "validation"]
     assert run.done() and losses[-1] < losses[0]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from tarazu.chat.split import SPLITS, by_rank, repeated
+from tarazu.chat.data.split import SPLITS, by_rank, repeated
 
 SHARES = {"train": 0.8, "validation": 0.15, "test": 0.05}
 

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 from chat import spelling
 
-from tarazu.chat import store as stores
-from tarazu.chat.conversation import NO_ANSWER, Conversation
-from tarazu.chat.persian import normalise
-from tarazu.chat.rows import local
-from tarazu.chat.store import Store, prepare
-from tarazu.chat.template import choose
+from tarazu.chat.data import dataset as stores
+from tarazu.chat.data.conversation import NO_ANSWER, Conversation
+from tarazu.chat.data.persian import normalise
+from tarazu.chat.data.sources import local
+from tarazu.chat.data.dataset import Store, prepare
+from tarazu.chat.data.chat_template import choose
 from tarazu.errors import BadInput
 
 TOKENIZER = spelling.gemma()

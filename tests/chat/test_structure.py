@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from chat import spelling
 
-from tarazu.chat import structure
-from tarazu.chat.conversation import Conversation, Turn
-from tarazu.chat.template import choose
+from tarazu.chat.data import statistics
+from tarazu.chat.data.conversation import Conversation, Turn
+from tarazu.chat.data.chat_template import choose
 
 ROWS = [
     Conversation((Turn("human", "سلام"), Turn("gpt", "درود بر شما"))),
@@ -20,10 +20,10 @@ ROWS = [
 def described(max_length: int | None = None) -> tuple[dict, list]:
     template = choose(spelling.gemma(), "gemma2")
     encoded = template.encode_batch(ROWS, max_length)
-    measured = [structure.measure(row, e) for row, e in zip(ROWS, encoded, strict=True)]
-    assert set(measured[0]) == set(structure.COLUMNS)
-    columns = {name: np.array([m[name] for m in measured], dtype=np.int32) for name in structure.COLUMNS}
-    return structure.describe(columns, duplicates=2), encoded
+    measured = [statistics.measure(row, e) for row, e in zip(ROWS, encoded, strict=True)]
+    assert set(measured[0]) == set(statistics.COLUMNS)
+    columns = {name: np.array([m[name] for m in measured], dtype=np.int32) for name in statistics.COLUMNS}
+    return statistics.describe(columns, duplicates=2), encoded
 
 
 def test_counts_by_hand() -> None:
@@ -57,7 +57,7 @@ def test_truncation_is_measured_before_it_cuts() -> None:
 @pytest.mark.parametrize("values", [[5], [0, 0, 0], [1, 2, 3], list(range(1000)), [3] * 99 + [9000], np.random.default_rng(0).lognormal(5, 1, 5000)])
 def test_histograms_hold_every_row_once(values) -> None:
     values = np.array(values, dtype=np.int64)
-    found = structure.lengths(values)
+    found = statistics.lengths(values)
     histogram = found["histogram"]
     assert sum(histogram["counts"]) == len(values) and len(histogram["edges"]) == len(histogram["counts"]) + 1
     assert histogram["edges"] == sorted(set(histogram["edges"]))
@@ -66,5 +66,5 @@ def test_histograms_hold_every_row_once(values) -> None:
 
 
 def test_no_rows_have_no_numbers() -> None:
-    empty = structure.describe({name: np.array([], dtype=np.int32) for name in structure.COLUMNS}, 0)
+    empty = statistics.describe({name: np.array([], dtype=np.int32) for name in statistics.COLUMNS}, 0)
     assert empty["rows"] == 0 and empty["tokens_per_word"] is None and empty["lengths"]["words"]["mean"] is None

@@ -15,27 +15,27 @@ import pytest
 from chat import small
 from safetensors.torch import load_file
 
-from tarazu import study
+from tarazu.study import runner
 from tarazu.errors import BadInput
-from tarazu.run_folder import Run, read_json, read_lines
+from tarazu.storage.run_folder import Run, read_json, read_lines
 
 TRAINED = [name for name in small.METHODS if name != "base"]
 fork = multiprocessing.get_context("forkserver")  # imports once; every child is still a process of its own
-fork.set_forkserver_preload(["tarazu.study", "tarazu.chat.task", "peft", "datasets", "pyarrow"])
+fork.set_forkserver_preload(["tarazu.study.runner", "tarazu.chat.task", "peft", "datasets", "pyarrow"])
 
 
 def _study(arguments: dict) -> None:
     """Runs in the child. Checkpoints after every step, so that any of them can be the one it goes on from."""
     import torch
 
-    from tarazu import study
-    from tarazu.engine import loop
+    from tarazu.study import runner
+    from tarazu.engine import trainer
     from tarazu.errors import TarazuError
 
     torch.set_num_threads(1)
-    loop.SAVE_SECONDS = 0.0
+    trainer.SAVE_SECONDS = 0.0
     try:
-        study.resume(arguments["out"]) if "recipe" not in arguments else study.run(**{k: v for k, v in arguments.items() if k != "recipe"}, recipe_path=arguments["recipe"])
+        runner.resume(arguments["out"]) if "recipe" not in arguments else runner.run(**{k: v for k, v in arguments.items() if k != "recipe"}, recipe_path=arguments["recipe"])
     except TarazuError as error:
         print(error, file=sys.stderr)
         sys.exit(error.exit_code)
@@ -146,14 +146,15 @@ def test_chat_and_export_answer_as_the_run_did(whole, tmp_path):
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from tarazu.chat import export, generation
-    from tarazu.chat.loading import load
+    from tarazu.chat.evaluation import generation
+    from tarazu.chat.inference import export
+    from tarazu.chat.inference.trained_model import load
 
     for name in ("lora", "layers", "loha", "prompt_tuning", "p_tuning", "prefix_tuning"):
         path = str(whole / "whole" / name)
         trainee, template, run, _ = load(path)
         sample = run.read_lines("samples.jsonl")[0]
-        from tarazu.chat.template import Turn
+        from tarazu.chat.data.chat_template import Turn
 
         prompt = template.encode_prompt([Turn(t["role"], t["text"]) for t in sample["turns"]])
         ours = generation.generate(trainee, [prompt], set(template.stop_ids), 5)[0].ids
@@ -185,5 +186,5 @@ def test_events_are_whole_lines(whole):
 def test_a_study_whose_rows_cannot_be_had_leaves_no_folder(tmp_path):
     small.recipe(tmp_path / "recipe.yaml", small.save_model(tmp_path / "model"))
     with pytest.raises(BadInput, match=r"missing\.jsonl"):
-        study.run(str(tmp_path / "recipe.yaml"), str(tmp_path / "new"), sets=["data.source=missing.jsonl"])
+        runner.run(str(tmp_path / "recipe.yaml"), str(tmp_path / "new"), sets=["data.source=missing.jsonl"])
     assert not (tmp_path / "new").exists()  # so the mended command may name it again

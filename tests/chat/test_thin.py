@@ -5,7 +5,7 @@ from functorch.compile import make_boxed_func
 from torch._dynamo.backends.common import aot_autograd
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from tarazu.chat.thin import ThinProducts
+from tarazu.chat.fast.matmul_fusion_pass import ThinProducts
 
 PLACES, WIDTH, RANK = 96, 80, 4
 mm = torch.ops.aten.mm.default

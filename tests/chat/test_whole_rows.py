@@ -13,7 +13,7 @@ from torch._inductor.runtime.hints import ReductionHint
 from torch._inductor.sizevars import SizeVarAllocator
 from torch._inductor.virtualized import V
 
-from tarazu.chat import whole_rows
+from tarazu.chat.fast import inductor_patches
 
 
 @pytest.mark.parametrize(
@@ -21,7 +21,7 @@ from tarazu.chat import whole_rows
     [(640, ReductionHint.INNER, False, True), (3072, ReductionHint.INNER, False, True), (4097, ReductionHint.INNER, False, False), (3072, ReductionHint.OUTER, False, False), (3072, ReductionHint.INNER, True, False)],
 )
 def test_only_sums_along_rows_of_a_models_width_are_decided_otherwise(numbers, hint, cooperative, wanted):
-    whole_rows.teach_compiler()
+    inductor_patches.teach_compiler()
     features = SimpleNamespace(reduction_numel=sympy.Integer(numbers), numel=8192, get_reduction_hint=lambda: hint)
     with V.set_graph_handler(SimpleNamespace(sizevars=SizeVarAllocator())):
         assert InductorChoices.should_use_persistent_reduction(features, cooperative) == wanted
@@ -31,7 +31,7 @@ def test_only_sums_along_rows_of_a_models_width_are_decided_otherwise(numbers, h
 def test_a_norm_reads_its_rows_once_on_a_gpu():
     from torch._inductor.utils import run_and_get_code
 
-    whole_rows.teach_compiler()
+    inductor_patches.teach_compiler()
     norm = torch.nn.RMSNorm(2304, device="cuda", dtype=torch.bfloat16)
     rows = torch.randn(256, 2304, device="cuda", dtype=torch.bfloat16)
     with torch.no_grad():

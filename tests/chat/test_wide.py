@@ -10,11 +10,12 @@ from chat.test_methods import rows
 from torch._dynamo.backends.debugging import aot_eager
 from transformers import Gemma2Config, Gemma2ForCausalLM, LlamaConfig, LlamaForCausalLM
 
-from tarazu.chat import adapters, compiled, flex, wide
-from tarazu.chat.forward import hidden_states
-from tarazu.chat.layout import lay_out
-from tarazu.chat.loss import token_losses
-from tarazu.chat.trainee import adapted
+from tarazu.chat.fast import compile_layers as compiled, fused_lora, lightweight_adapters
+from tarazu.chat.model import flex_attention
+from tarazu.chat.model.forward import hidden_states
+from tarazu.chat.model.batching import lay_out
+from tarazu.chat.model.loss import token_losses
+from tarazu.chat.model.trainable import adapted
 from tarazu.engine.fingerprint import fingerprint
 
 TWO = {**tiny.SIZES, **tiny.SPECIALS, "num_hidden_layers": 2}
@@ -33,7 +34,7 @@ def build(family: str = "llama", biases: bool = False, attention: str = "eager",
         for name, parameter in trainee.module.named_parameters():
             if parameter.dim() == 2 or "bias" in name:
                 parameter.normal_(0, 0.15)
-    adapters.lean(trainee.base)
+    lightweight_adapters.lean(trainee.base)
     return trainee
 
 
@@ -77,7 +78,7 @@ def agree(found: dict, expected: dict) -> bool:
 def blocks(monkeypatch):
     """Attention by blocks, on a CPU."""
     torch._dynamo.reset()
-    monkeypatch.setattr(flex, "fits", lambda queries, device: True)
+    monkeypatch.setattr(flex_attention, "fits", lambda queries, device: True)
     monkeypatch.setattr("torch.nn.attention.flex_attention._validate_device", lambda *_: None)
 
 
@@ -93,8 +94,8 @@ CASES = {
 @pytest.mark.usefixtures("blocks")
 @pytest.mark.parametrize("case", CASES)
 def test_losses_and_gradients_are_the_plain_paths(case):
-    plain, joined = build(**CASES[case]), build(**CASES[case], attention=flex.NAME)
-    assert wide.widen(joined.base) == 2 * len(wide.GROUPS)
+    plain, joined = build(**CASES[case]), build(**CASES[case], attention=flex_attention.NAME)
+    assert fused_lora.widen(joined.base) == 2 * len(fused_lora.GROUPS)
     graphs = compile_layers(joined)
     assert agree(gradients(joined), gradients(plain))
     assert len(graphs) == 1 and is_wide(graphs[0]), "one piece of code for all layers"
@@ -108,12 +109,12 @@ def test_losses_and_gradients_are_the_plain_paths(case):
 
 
 @pytest.mark.usefixtures("blocks")
-@pytest.mark.parametrize("stack", [wide.STACK, 1])
+@pytest.mark.parametrize("stack", [fused_lora.STACK, 1])
 def test_two_passes_before_the_first_goes_back_in_stacks_of_any_size(stack, monkeypatch):
     """The matrices are filled again in between, with the same numbers."""
-    monkeypatch.setattr(wide, "STACK", stack)
-    plain, joined = build(), build(attention=flex.NAME)
-    assert wide.widen(joined.base) == 2 * len(wide.GROUPS)
+    monkeypatch.setattr(fused_lora, "STACK", stack)
+    plain, joined = build(), build(attention=flex_attention.NAME)
+    assert fused_lora.widen(joined.base) == 2 * len(fused_lora.GROUPS)
     stacks = {layer.mlp.down_proj.group.matrix.untyped_storage().data_ptr() for layer in joined.base.model.layers}
     assert len(stacks) == (2 if stack == 1 else 1)
     graphs = compile_layers(joined)
@@ -125,8 +126,8 @@ def test_two_passes_before_the_first_goes_back_in_stacks_of_any_size(stack, monk
 def test_layers_that_differ_are_filled_apart():
     """In rank and in scale; the second layer's key has another rank, so its group is of another kind."""
     unlike = {"rank_pattern": {r"layers\.1\..*k_proj": 7}, "alpha_pattern": {r"layers\.0\..*down_proj": 40}}
-    plain, joined = build(**unlike), build(**unlike, attention=flex.NAME)
-    assert wide.widen(joined.base) == 2 * len(wide.GROUPS)
+    plain, joined = build(**unlike), build(**unlike, attention=flex_attention.NAME)
+    assert fused_lora.widen(joined.base) == 2 * len(fused_lora.GROUPS)
     apart = [len({getattr(part(layer), name).group.matrix.untyped_storage().data_ptr() for layer in joined.base.model.layers}) for part, name in (
         (lambda layer: layer.self_attn, "k_proj"), (lambda layer: layer.mlp, "down_proj"), (lambda layer: layer.mlp, "up_proj"))]  # fmt: skip
     assert apart == [2, 2, 1]
@@ -136,17 +137,17 @@ def test_layers_that_differ_are_filled_apart():
 
 @pytest.mark.usefixtures("blocks")
 def test_activations_that_are_made_again_give_the_same_gradients():
-    kept, forgotten = (build(use_dora=True, attention=flex.NAME) for _ in range(2))
+    kept, forgotten = (build(use_dora=True, attention=flex_attention.NAME) for _ in range(2))
     for trainee, checkpointing in ((kept, False), (forgotten, True)):
-        wide.widen(trainee.base)
+        fused_lora.widen(trainee.base)
         assert all(map(is_wide, compile_layers(trainee, checkpointing)))
     assert agree(gradients(forgotten), gradients(kept))
 
 
 @pytest.mark.usefixtures("blocks")
 def test_in_bfloat16_dora_is_as_near_to_float32_as_the_plain_path():
-    exact, plain, joined = build(use_dora=True), build(use_dora=True, dtype=torch.bfloat16), build(use_dora=True, dtype=torch.bfloat16, attention=flex.NAME)
-    wide.widen(joined.base)
+    exact, plain, joined = build(use_dora=True), build(use_dora=True, dtype=torch.bfloat16), build(use_dora=True, dtype=torch.bfloat16, attention=flex_attention.NAME)
+    fused_lora.widen(joined.base)
     graphs = compile_layers(joined)
     truth, *found = (gradients(trainee) for trainee in (exact, plain, joined))
     away = [{key: float(torch.linalg.norm(one[key].float() - truth[key]) / torch.linalg.norm(truth[key])) for key in truth} for one in found]
@@ -154,20 +155,20 @@ def test_in_bfloat16_dora_is_as_near_to_float32_as_the_plain_path():
 
 
 @pytest.mark.parametrize(
-    "settings", [{"lora_dropout": 0.5}, {"use_dora": True, "lora_dropout": 0.5}, {"lora_bias": True}, {"r": wide.MOST + 1}, {"target_modules": ["q_proj", "up_proj"]}]
+    "settings", [{"lora_dropout": 0.5}, {"use_dora": True, "lora_dropout": 0.5}, {"lora_bias": True}, {"r": fused_lora.MOST + 1}, {"target_modules": ["q_proj", "up_proj"]}]
 )
 def test_other_adapters_stay_as_they_are(settings):
     trainee = build(**settings)
     kinds = [type(module) for module in trainee.module.modules()]
-    assert wide.widen(trainee.base) == 0
+    assert fused_lora.widen(trainee.base) == 0
     assert kinds == [type(module) for module in trainee.module.modules()]
 
 
 @pytest.mark.usefixtures("blocks")
 def test_nothing_of_the_model_changes_and_nothing_is_stored_twice():
-    trainee = build(biases=True, attention=flex.NAME)
+    trainee = build(biases=True, attention=flex_attention.NAME)
     before = fingerprint(trainee.module)
-    wide.widen(trainee.base)
+    fused_lora.widen(trainee.base)
     compile_layers(trainee)
     gradients(trainee)
     assert fingerprint(trainee.module) == before
@@ -181,8 +182,8 @@ def test_nothing_of_the_model_changes_and_nothing_is_stored_twice():
 def test_another_rank_in_the_same_process_makes_no_side_of_the_matrix_a_variable():
     """torch 2.11 cannot compile that (`overwrite_tensor_vt_proxy`)."""
     for rank in (4, 40, 64):
-        trainee = build(r=rank, attention=flex.NAME)
-        wide.widen(trainee.base)
+        trainee = build(r=rank, attention=flex_attention.NAME)
+        fused_lora.widen(trainee.base)
         given = []
 
         def backend(graph, inputs, given=given):
@@ -197,8 +198,8 @@ def test_another_rank_in_the_same_process_makes_no_side_of_the_matrix_a_variable
 @pytest.mark.usefixtures("blocks")
 @pytest.mark.parametrize("dora", [False, True])
 def test_switched_off_or_merged_they_are_as_plain_ones(dora):
-    plain, joined = build(use_dora=dora), build(use_dora=dora, attention=flex.NAME)
-    wide.widen(joined.base)
+    plain, joined = build(use_dora=dora), build(use_dora=dora, attention=flex_attention.NAME)
+    fused_lora.widen(joined.base)
     graphs = compile_layers(joined)
     batch = lay_out([rows((90, 41))], width=256)
     real = batch.segments[0] >= 0

@@ -9,7 +9,7 @@ from engine.toy import CPU, SYMBOLS, Toy, ToyData
 from tarazu.engine import flops
 from tarazu.engine.ledger import Ledger
 from tarazu.engine.task import Counts
-from tarazu.recipe import Budget, Recipe
+from tarazu.recipe.schema import Budget, Recipe
 
 RECIPE = Recipe(task="toy", budget=Budget(epochs=1, batch_rows=4), methods={"toy": {}})
 

@@ -9,11 +9,11 @@ import torch
 from engine.toy import CPU, Toy, ToyData
 
 from tarazu.engine import optimizer
-from tarazu.engine.disturb import nudged, shake, without_dropout
-from tarazu.engine.few import Few
-from tarazu.engine.invariants import Bench, judged, shared
+from tarazu.engine.invariants.perturbations import nudged, shake, without_dropout
+from tarazu.engine.subset_task import Few
+from tarazu.engine.invariants.checks import Bench, judged, shared
 from tarazu.engine.task import LossSum
-from tarazu.recipe import Budget, Method, Recipe
+from tarazu.recipe.schema import Budget, Method, Recipe
 
 GRADIENT, TENSORS, RESUMED, LOADED = (
     "gradient = whatever the cut",

@@ -7,7 +7,7 @@ import torch
 from engine.toy import Toy, ToyData, train
 from safetensors.torch import load_file
 
-from tarazu.engine import checkpoint, loop
+from tarazu.engine import checkpoint, trainer
 from tarazu.engine import weights as saved_weights
 from tarazu.engine.task import Group
 from tarazu.errors import TarazuError
@@ -75,7 +75,7 @@ def test_an_infinite_gradient_is_never_applied(tmp_path):
 @pytest.mark.parametrize("optimizer, average", [("adamw", 0.0), ("adamw", 0.9), ("sgd", 0.0), ("rmsprop", 0.0)])
 def test_a_run_cut_anywhere_ends_the_same(tmp_path, monkeypatch, optimizer, average):
     """Cut at every step once, also between validations; the end is equal byte for byte, and so is the event log's length."""
-    monkeypatch.setattr(loop, "SAVE_SECONDS", 0.0)
+    monkeypatch.setattr(trainer, "SAVE_SECONDS", 0.0)
     _, events, _ = train(tmp_path / "whole", Toy(dropout=0.3), optimizer=optimizer, average=average)
 
     class Cut(Exception):
@@ -114,13 +114,13 @@ def test_early_stop_and_best_weights(tmp_path):
 
 def test_averaged_weights_are_the_mean_of_the_steps(tmp_path, monkeypatch):
     """What is validated and kept is the mean, by hand; training itself goes on as without it."""
-    steps, step = [], loop._Fit.step
+    steps, step = [], trainer._Fit.step
 
     def seen(self, bar):
         step(self, bar)
         steps.append(self.trainee.module[2].weight.detach().clone())
 
-    monkeypatch.setattr(loop._Fit, "step", seen)
+    monkeypatch.setattr(trainer._Fit, "step", seen)
     trainee = Toy().build()
     mean = trainee.module[2].weight.detach().clone()
     _, events, _ = train(tmp_path / "mean", trainee=trainee, average=0.8)
@@ -180,7 +180,7 @@ def test_reading_a_steps_figures_late_changes_nothing(tmp_path, monkeypatch, poi
     build = torch.optim.AdamW
     monkeypatch.setattr(torch.optim, "AdamW", lambda *a, **k: build(*a, **{**k, "fused": True}))
     _, late, _ = train(tmp_path / "late", Toy(poison=poison))
-    monkeypatch.setattr(loop.Figures, "add", lambda self, done, late, add=loop.Figures.add: add(self, done, False))
+    monkeypatch.setattr(trainer.Figures, "add", lambda self, done, late, add=trainer.Figures.add: add(self, done, False))
     _, prompt, _ = train(tmp_path / "prompt", Toy(poison=poison))
     a, b = weights(tmp_path / "late"), weights(tmp_path / "prompt")
     assert all(torch.equal(a[name], b[name]) for name in a)

@@ -9,8 +9,8 @@ import torch
 
 from tarazu.engine.fingerprint import compare, demand, fingerprint
 from tarazu.engine.ledger import Ledger
-from tarazu.engine.order import RowOrder
-from tarazu.engine.schedule import in_phases, scale
+from tarazu.engine.row_sampler import RowOrder
+from tarazu.engine.lr_schedule import in_phases, scale
 from tarazu.engine.task import Phase
 from tarazu.errors import TarazuError
 

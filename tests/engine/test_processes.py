@@ -15,7 +15,7 @@ import torch
 
 from tarazu.engine import checkpoint
 from tarazu.errors import BadInput
-from tarazu.run_folder import RunFolder
+from tarazu.storage.run_folder import RunFolder
 
 SAVER = """
     import sys, torch

@@ -9,8 +9,9 @@ import torch
 from engine.test_recording import by_running, no_gpu  # noqa: F401 (a fixture)
 from engine.toy import Toy, train
 
-from tarazu.engine import loop, recording
-from tarazu.engine.recording import Recorder
+from tarazu.engine import trainer
+from tarazu.engine.cuda_graphs import recorder
+from tarazu.engine.cuda_graphs.recorder import Recorder
 
 
 class Played:
@@ -73,7 +74,7 @@ def test_a_recording_that_finds_no_memory_halves_the_batch_and_keeps_the_step(at
             raise RuntimeError("CUDA out of memory")
         return by_running(work, space)
 
-    monkeypatch.setattr(recording, "recorded", once_full)
+    monkeypatch.setattr(recorder, "recorded", once_full)
     mine, events, _ = train(tmp_path / "played", Recorded(), micro_batch_tokens=16)
     wanted, _, _ = train(tmp_path / "plain", micro_batch_tokens=8)
     assert [e["kind"] for e in events if e["event"] == "warning"].count("out_of_memory") == 1
@@ -99,7 +100,7 @@ def test_recordings_of_passes_that_proved_too_large_are_given_up(tmp_path, no_gp
 
 
 def test_a_run_that_is_cut_and_resumed_with_new_recordings_ends_the_same(tmp_path, no_gpu, monkeypatch):  # noqa: F811
-    monkeypatch.setattr(loop, "SAVE_SECONDS", 0.0)
+    monkeypatch.setattr(trainer, "SAVE_SECONDS", 0.0)
     whole, _, _ = train(tmp_path / "whole", Recorded(), micro_batch_tokens=12)
 
     class Cut(Exception):

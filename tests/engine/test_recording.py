@@ -7,8 +7,8 @@ import sys
 import pytest
 import torch
 
-from tarazu.engine import device_memory, recording
-from tarazu.engine.recording import Recorder
+from tarazu.engine.cuda_graphs import memory, recorder
+from tarazu.engine.cuda_graphs.recorder import Recorder
 
 GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA graphs need a GPU")
 
@@ -28,8 +28,8 @@ def by_running(work, _space):
 
 @pytest.fixture
 def no_gpu(monkeypatch):
-    monkeypatch.setattr(recording, "warm_up", lambda work, space: work())
-    monkeypatch.setattr(recording, "recorded", by_running)
+    monkeypatch.setattr(recorder, "warm_up", lambda work, space: work())
+    monkeypatch.setattr(recorder, "recorded", by_running)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)  # where there is one, its memory must not be taken for nothing
 
 
@@ -94,13 +94,13 @@ def adds_up(device):
 
 
 def test_gradients_add_up_while_recordings_are_made(no_gpu, monkeypatch):
-    monkeypatch.setattr(recording, "MOST", 3)
+    monkeypatch.setattr(recorder, "MOST", 3)
     adds_up("cpu")
 
 
 @GPU
 def test_gradients_add_up_while_real_recordings_are_made(monkeypatch):
-    monkeypatch.setattr(recording, "MOST", 3)
+    monkeypatch.setattr(recorder, "MOST", 3)
     adds_up("cuda")
 
 
@@ -113,10 +113,10 @@ def test_what_a_recording_uses_is_counted_as_used():
     played = Recorder(lambda x: (module(x),), module)
     peaks = []
     for run in (plain, played, played):  # the last one only plays
-        device_memory.reset(device)
+        memory.reset(device)
         run(x)[0].sum().backward()
         torch.cuda.synchronize()
-        peaks.append(device_memory.peak(device))
+        peaks.append(memory.peak(device))
         module.zero_grad(set_to_none=True)
     assert played.records and all(0.9 * peaks[0] < peak < 2.5 * peaks[0] for peak in peaks[1:])
 
@@ -150,7 +150,7 @@ def frozen(module, _first, _second):
 BETWEEN = {
     "nothing": lambda module, first, second: None,
     "cleared": lambda module, first, second: first.clear(),
-    "outdated": lambda module, first, second: recording.outdate(),
+    "outdated": lambda module, first, second: recorder.outdate(),
     "a part stands still": frozen,
     "another recorder": lambda module, first, second: squares(second(torch.ones(3, 16))),
     "launched": lambda module, first, second: squares(module.work(torch.ones(3, 16))),
@@ -190,7 +190,7 @@ def test_memory_is_given_back_where_already_the_gradients_so_far_find_no_room(no
     layer = torch.nn.Linear(2, 1)
     played = Recorder(lambda x: (layer(x).sum(),), layer)
     played(torch.ones(3, 2))[0].backward()
-    monkeypatch.setattr(recording.Space, "let_go", full)
+    monkeypatch.setattr(recorder.Space, "let_go", full)
     with pytest.raises(RuntimeError, match="out of memory"):
         played(torch.ones(4, 2))
     assert not played.records and played.space is None and not played.why
@@ -310,7 +310,7 @@ def test_what_cannot_be_recorded_is_run_as_it_is_but_a_lack_of_memory_is_told(te
     def refuse(work, space):
         raise RuntimeError(text)
 
-    monkeypatch.setattr(recording, "recorded", refuse)
+    monkeypatch.setattr(recorder, "recorded", refuse)
     layer = torch.nn.Linear(2, 1)
     played = Recorder(lambda x: (layer(x).sum(),), layer)
     if "memory" in text:

@@ -7,11 +7,11 @@ import math
 import pytest
 from engine.toy import Toy, train
 
-from tarazu.engine.schedule import scale
-from tarazu.engine.search import candidates, halve, most_beyond, plan
+from tarazu.engine.lr_schedule import scale
+from tarazu.engine.successive_halving import candidates, halve, most_beyond, plan
 from tarazu.errors import BadInput
-from tarazu.recipe import Budget, Method, Search
-from tarazu.run_folder import Run
+from tarazu.recipe.schema import Budget, Method, Search
+from tarazu.storage.run_folder import Run
 
 
 def test_rounds_cost_no_more_than_was_given():

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from tarazu.engine import loop
+from tarazu.engine import trainer
 from tarazu.engine.ledger import Ledger
 from tarazu.engine.signals import StopSignals
 from tarazu.engine.task import Counts, LossSum, Trainee
-from tarazu.recipe import Budget, Method, Recipe
-from tarazu.run_folder import Run
+from tarazu.recipe.schema import Budget, Method, Recipe
+from tarazu.storage.run_folder import Run
 
 SYMBOLS = 17
 CPU = torch.device("cpu")
@@ -94,5 +94,5 @@ def train(path, task=None, trainee=None, optimizer="adamw", average=0.0, **budge
     recipe = Recipe(task="toy", budget=Budget(**budget), methods={"toy": {}})
     trainee, run, ledger = trainee or task.build(), Run(path / "toy" / "seed-0"), Ledger(CPU)
     with StopSignals(str(path)) as stop:
-        loop.fit(task, trainee, ToyData(), recipe, Method(kind="toy", optimizer=optimizer, average=average), run, 0, ledger, stop)
+        trainer.fit(task, trainee, ToyData(), recipe, Method(kind="toy", optimizer=optimizer, average=average), run, 0, ledger, stop)
     return trainee, run.read_lines("events.jsonl"), ledger

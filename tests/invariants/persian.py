@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 
-from tarazu.report.known import recognised
-from tarazu.report.text import Both, strings
+from tarazu.report.render.known_messages import recognised
+from tarazu.report.render.bilingual import Both, strings
 
 
 def unknown_to_the_report(checks: list[dict]) -> list[str]:

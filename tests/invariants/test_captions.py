@@ -6,14 +6,16 @@ import pytest
 import torch
 from invariants.persian import unknown_to_the_report
 
-from tarazu.captions import decoding, evaluation, invariants
-from tarazu.captions.decoders import transformer
+from tarazu.captions import invariants
+from tarazu.captions.decoding import beam_search
+from tarazu.captions.evaluation import evaluate
+from tarazu.captions.model.decoders import transformer
 from tarazu.captions.task import Captions
-from tarazu.engine.disturb import shake
-from tarazu.engine.few import Few
-from tarazu.engine.invariants import Bench
-from tarazu.recipe import validate
-from tarazu.run_folder import RunFolder
+from tarazu.engine.invariants.perturbations import shake
+from tarazu.engine.subset_task import Few
+from tarazu.engine.invariants.checks import Bench
+from tarazu.recipe.schema import validate
+from tarazu.storage.run_folder import RunFolder
 
 PADDED, FUTURE, STEPS, BEAMS = (
     "padded = alone",
@@ -89,9 +91,9 @@ def test_a_word_in_the_wrong_place_is_noticed(benches, monkeypatch):
 
 
 def test_beams_that_mix_pictures_are_noticed(benches, monkeypatch):
-    right = decoding.beam_search
+    right = beam_search.beam_search
     monkeypatch.setattr(
-        evaluation.decoding,
+        evaluate.decoding,
         "beam_search",
         lambda writer, pictures, *rest: right(writer, pictures.mean(0, keepdim=True).expand_as(pictures), *rest),
     )

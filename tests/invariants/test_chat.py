@@ -11,14 +11,16 @@ from chat import small
 from invariants.persian import unknown_to_the_report
 
 from tarazu import cli
-from tarazu.chat import attention, generation, invariants
-from tarazu.chat.layout import PAD
+from tarazu.chat import invariants
+from tarazu.chat.evaluation import generation
+from tarazu.chat.model import attention_mask
+from tarazu.chat.model.batching import PAD
 from tarazu.chat.task import Chat
-from tarazu.engine.disturb import shake
-from tarazu.engine.few import Few
-from tarazu.engine.invariants import Bench
-from tarazu.recipe import load
-from tarazu.run_folder import RunFolder
+from tarazu.engine.invariants.perturbations import shake
+from tarazu.engine.subset_task import Few
+from tarazu.engine.invariants.checks import Bench
+from tarazu.recipe.schema import load
+from tarazu.storage.run_folder import RunFolder
 
 PADDED, PACKED, FUTURE, LEFT, CACHED = (
     "padded = alone",
@@ -65,7 +67,7 @@ def visible(same=lambda q, k: (q == k) & (q != PAD), later=0):
     """The rule of attention with one part of it broken."""
 
     def broken(q_segments, k_segments, q_positions, k_positions, window):
-        seen = same(q_segments[:, :, None], k_segments[:, None, :]) | (k_segments[:, None, :] == attention.SHARED)
+        seen = same(q_segments[:, :, None], k_segments[:, None, :]) | (k_segments[:, None, :] == attention_mask.SHARED)
         return (
             seen & (k_positions[:, None, :] <= q_positions[:, :, None] + later)
             | torch.eye(k_segments.shape[1], dtype=torch.bool)[-q_segments.shape[1] :]
@@ -92,7 +94,7 @@ def test_everything_holds(name, benches):
 def test_each_check_can_fail(what, benches, monkeypatch):
     place, made, broken = BREAKS[what]
     if place == "visible":
-        monkeypatch.setattr(attention, "visible", made)
+        monkeypatch.setattr(attention_mask, "visible", made)
     elif place == "next_place":
         right = generation.next_place
 
@@ -146,7 +148,7 @@ def test_the_command_writes_what_it_found(recipe_path, tmp_path, capsys, monkeyp
     with pytest.raises(SystemExit) as left:
         cli.main()
     assert left.value.code == 2 and "tried under another torch" in capsys.readouterr().err
-    monkeypatch.setattr(attention, "visible", BREAKS["rows of a packed line see each other"][1])
+    monkeypatch.setattr(attention_mask, "visible", BREAKS["rows of a packed line see each other"][1])
     monkeypatch.setattr("sys.argv", ["tarazu", "verify", str(recipe_path), "--set", "methods={base: {}}"])
     with pytest.raises(SystemExit) as left:
         cli.main()

@@ -9,12 +9,12 @@ from caption_folders import caption_run, captions_folder
 from folders import write
 
 from tarazu.report.build import build
-from tarazu.report.comparing import compare
-from tarazu.report.figures import Gallery
-from tarazu.report.reading import read_study
-from tarazu.report.sections.ablation import ablation_view, groups, what_differs
-from tarazu.report.sections.base import Context
-from tarazu.report.verdict import judge
+from tarazu.report.analysis.comparison import compare
+from tarazu.report.render.figures import Gallery
+from tarazu.report.analysis.study_view import read_study
+from tarazu.report.sections.captions.ablation import ablation_view, groups, what_differs
+from tarazu.report.sections.common.base import Context
+from tarazu.report.analysis.recommendation import judge
 
 ARMS = {"plain": {"dropout": 0.0}, "dropout": {"dropout": 0.5}, "tuned": {"dropout": 0.5, "fine_tune": {"blocks": 4}}}
 

@@ -7,12 +7,12 @@ import json
 import pytest
 from folders import chat_folder
 
-from tarazu.chat.scoring import gather, score
-from tarazu.report.blocks import best_of
-from tarazu.report.comparing import compare
-from tarazu.report.measures import BESIDES, TESTED, measures, sample_score
-from tarazu.report.reading import read_study
-from tarazu.report.sections.methods import _direction
+from tarazu.chat.evaluation.text_metrics import gather, score
+from tarazu.report.render.tables import best_of
+from tarazu.report.analysis.comparison import compare
+from tarazu.report.analysis.metrics import BESIDES, TESTED, measures, sample_score
+from tarazu.report.analysis.study_view import read_study
+from tarazu.report.sections.chat.methods import _direction
 
 ANSWERS = [
     ("پاسخ کوتاه و درست این است", True),

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from tarazu.report.curve_analysis import analyse, curve, thinned
-from tarazu.report.reading import RunView
+from tarazu.report.analysis.curves import analyse, curve, thinned
+from tarazu.report.analysis.study_view import RunView
 
 
 def run_of(validation: list[float], train: list[float | None] = ()) -> RunView:

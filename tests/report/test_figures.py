@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from tarazu.report.charts import _apart
-from tarazu.report.figures import inline
+from tarazu.report.render.charts import _apart
+from tarazu.report.render.figures import inline
 
 SVG = '<svg width="10" height="5"><g transform="translate(1.2345,0.5)"><text fill="#333333">6.3885</text><text>0.0001</text><text>lora 2</text></g></svg>'
 

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from tarazu.report import student
-from tarazu.report.comparing import Pair
-from tarazu.report.measures import measures
-from tarazu.report.sections.pairs import p_of
-from tarazu.report.statistics import difference, holm, interval
+from tarazu.report.analysis import student
+from tarazu.report.analysis.comparison import Pair
+from tarazu.report.analysis.metrics import measures
+from tarazu.report.sections.common.pairwise_tests import p_of
+from tarazu.report.analysis.statistics import difference, holm, interval
 
 
 @pytest.fixture

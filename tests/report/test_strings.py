@@ -10,10 +10,10 @@ import pytest
 
 import tarazu.report
 from tarazu.report.assignment import CAPTIONS, CHAT
-from tarazu.report.explain import FOLDER, explain
-from tarazu.report.known import noted, paths_taken, recognised
-from tarazu.report.sections.answers import checks_view, question_view
-from tarazu.report.text import Both, data_text, number, say, strings
+from tarazu.report.render.explanations import FOLDER, explain
+from tarazu.report.render.known_messages import noted, paths_taken, recognised
+from tarazu.report.sections.chat.answers import checks_view, question_view
+from tarazu.report.render.bilingual import Both, data_text, number, say, strings
 
 ROOT = Path(tarazu.report.__file__).parent
 LITERAL = re.compile(r"""\bsay\(\s*["']([a-z_]+\.[\w.-]+)["']""")
@@ -85,10 +85,10 @@ def test_values_are_escaped_inside_sentences():
 
 def test_what_was_done_to_rows_is_said_in_both_languages():
     """Every constant of the modules that read rows: a new reason needs its Persian."""
-    from tarazu.chat import conversation, persian, rows, store
+    from tarazu.chat.data import conversation, persian, sources, dataset
 
-    places = [(persian, ("LETTERS", "CONTROLS", "BIDI", "SURROGATES", "FORM", "SPACES", "HALF_SPACES")), (rows, ("TOO_LONG", "CUT_OFF"))]
-    places += [(store, ("CUT", "NOTHING_LEFT", "DUPLICATE", "IN_ANOTHER_SPLIT")), (conversation, ("MALFORMED", "NOT_TEXT", "WRONG_TYPE", "UNKNOWN_SCHEMA", "UNKNOWN_ROLE"))]
+    places = [(persian, ("LETTERS", "CONTROLS", "BIDI", "SURROGATES", "FORM", "SPACES", "HALF_SPACES")), (sources, ("TOO_LONG", "CUT_OFF"))]
+    places += [(dataset, ("CUT", "NOTHING_LEFT", "DUPLICATE", "IN_ANOTHER_SPLIT")), (conversation, ("MALFORMED", "NOT_TEXT", "WRONG_TYPE", "UNKNOWN_SCHEMA", "UNKNOWN_ROLE"))]
     places += [(conversation, ("NO_ANSWER", "NO_QUESTION", "EMPTY_TURN", "MERGED", "LATE_SYSTEM", "EARLY_ANSWER", "OPEN_QUESTION", "MARKERS"))]
     known = {key.removeprefix("reason.") for key in strings() if key.startswith("reason.")}
     assert {getattr(module, name) for module, names in places for name in names} <= known
@@ -100,11 +100,12 @@ def test_fixed_figures_of_a_sentence_follow_the_switch():
 
 
 def test_what_tarazu_notes_of_captions_is_said_in_both_languages():
-    from tarazu.captions import data, pretrained
+    from tarazu.captions import dataset
+    from tarazu.captions.encoder import pretrained
     from tarazu.captions.settings import CaptionData
 
     notes = [pretrained._stands_in(pretrained.SHAPES[name]) + "; tensors named as in timm" for name in ("efficientnet-lite0",)]
-    notes += [data._split_by(CaptionData()), data._split_by(CaptionData(split="karpathy"))]
+    notes += [dataset._split_by(CaptionData()), dataset._split_by(CaptionData(split="karpathy"))]
     for note in notes:
         found = recognised(note)
         assert isinstance(found, Both) and found.plain("en") == note

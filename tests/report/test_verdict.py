@@ -8,10 +8,10 @@ import shutil
 from caption_folders import captions_folder
 from folders import chat_folder
 
-from tarazu.report.comparing import compare
-from tarazu.report.measures import primary
-from tarazu.report.reading import read_study
-from tarazu.report.verdict import Contender, _choose, judge, pareto
+from tarazu.report.analysis.comparison import compare
+from tarazu.report.analysis.metrics import primary
+from tarazu.report.analysis.study_view import read_study
+from tarazu.report.analysis.recommendation import Contender, _choose, judge, pareto
 
 
 def verdict_of(folder):

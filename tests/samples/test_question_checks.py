@@ -9,7 +9,7 @@ import pytest
 from samples.written_answers import BAD, GOOD
 
 import tarazu
-from tarazu.chat.questions import check, load
+from tarazu.chat.evaluation.questions import check, load
 
 SAMPLES = Path(tarazu.__file__).parent / "samples"
 QUESTIONS = {q.id: q for q in load(SAMPLES / "questions_fa.jsonl")}

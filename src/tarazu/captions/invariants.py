@@ -8,13 +8,13 @@ from collections.abc import Iterator
 import torch
 import torch.nn.functional as F
 
-from tarazu.captions import evaluation
-from tarazu.captions.data import Prepared
+from tarazu.captions.evaluation import evaluate
+from tarazu.captions.dataset import Prepared
 from tarazu.captions.settings import CaptionMethod, CaptionsRecipe
-from tarazu.captions.trainee import CaptionBatch, CaptionTrainee
-from tarazu.captions.vocabulary import PAD, UNK
-from tarazu.engine.disturb import nudged
-from tarazu.engine.invariants import Bench, Finding, judged, largest
+from tarazu.captions.trainable import CaptionBatch, CaptionTrainee
+from tarazu.captions.data.vocabulary import PAD, UNK
+from tarazu.engine.invariants.perturbations import nudged
+from tarazu.engine.invariants.checks import Bench, Finding, judged, largest
 
 IMAGES = 60  # pictures that are read: enough for a vocabulary
 BEAMS = 3
@@ -123,8 +123,8 @@ def beam_check(bench: Bench, tolerance: float, why: str) -> Finding:
     """A picture's sentence does not depend on the pictures that are described with it."""
     data, recipe = bench.few.data, bench.recipe
     names = list(dict.fromkeys(data.all_names[data.places["train"][row]] for row in bench.few.rows))
-    together = evaluation.write(bench.trainee, data, "train", recipe, BEAMS, names)
-    alone = {name: evaluation.write(bench.trainee, data, "train", recipe, BEAMS, [name])[name] for name in names}
+    together = evaluate.write(bench.trainee, data, "train", recipe, BEAMS, names)
+    alone = {name: evaluate.write(bench.trainee, data, "train", recipe, BEAMS, [name])[name] for name in names}
     same = sum(together[name].words == alone[name].words for name in names)
     difference = max(abs(together[name].score - alone[name].score) for name in names)
     text = f"scores of the best of {BEAMS} beams for {len(names)} pictures described together and alone ({same} sentences are the same)"

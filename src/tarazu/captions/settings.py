@@ -14,7 +14,7 @@ from pydantic import (
     model_validator,
 )
 
-from tarazu.recipe import Method, Recipe, Strict
+from tarazu.recipe.schema import Method, Recipe, Strict
 
 Probability = Annotated[float, Field(ge=0, lt=1)]
 

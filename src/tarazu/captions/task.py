@@ -12,16 +12,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from tarazu.captions import data as prepared
-from tarazu.captions import evaluation
-from tarazu.captions.data import Prepared
+from tarazu.captions import dataset as prepared
+from tarazu.captions.evaluation import evaluate as evaluation
+from tarazu.captions.dataset import Prepared
 from tarazu.captions.settings import CaptionsRecipe
-from tarazu.captions.trainee import CaptionBatch, CaptionTrainee, together, trainee_of
-from tarazu.captions.vocabulary import PAD
+from tarazu.captions.trainable import CaptionBatch, CaptionTrainee, together, trainee_of
+from tarazu.captions.data.vocabulary import PAD
 from tarazu.engine import weights
 from tarazu.engine.task import Counts, LossSum
 from tarazu.errors import BadInput
-from tarazu.run_folder import RunFolder, write_json
+from tarazu.storage.run_folder import RunFolder, write_json
 
 if TYPE_CHECKING:
     from tarazu.engine.ledger import Ledger
@@ -166,7 +166,7 @@ class Captions:
 
     def export(self, trainee: CaptionTrainee, to: Path, form: str) -> None:
         """ONNX: see `captions.export`, which `tarazu export` calls with a finished run."""
-        from tarazu.captions.export import write_onnx
+        from tarazu.captions.inference.onnx_export import write_onnx
 
         write_onnx(trainee.module, trainee.data.encoder, trainee.data.vocabulary, to)
 

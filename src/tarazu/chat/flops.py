@@ -14,10 +14,10 @@ import numpy as np
 import torch
 from torch import nn
 
-from tarazu.chat import adapters
-from tarazu.chat.forward import hidden_states
-from tarazu.chat.layout import ChatBatch, Row, lay_out
-from tarazu.chat.trainee import ChatTrainee
+from tarazu.chat.fast import lightweight_adapters
+from tarazu.chat.model.forward import hidden_states
+from tarazu.chat.model.batching import ChatBatch, Row, lay_out
+from tarazu.chat.model.trainable import ChatTrainee
 from tarazu.engine.flops import linear_flops
 
 LENGTH = 5  # tokens of the small pass: few, so that no layer of a model is so narrow
@@ -119,7 +119,7 @@ def _watch(trainee: ChatTrainee, work: Work, places: int) -> list:
     for module in trainee.base.modules():
         if isinstance(module, nn.Linear) and module is not head:
             handles.append(module.register_forward_pre_hook(lambda m, args: _linear(work, m, args[0], places)))
-        if isinstance(module, adapters.LEAN):
+        if isinstance(module, lightweight_adapters.LEAN):
             handles.append(module.register_forward_pre_hook(lambda m, args: _lean(work, m, args[0])))
         elif hasattr(module, "hada_w1_a"):
             handles.append(module.register_forward_pre_hook(lambda m, args: _hadamard(work, m, args[0])))
@@ -157,7 +157,7 @@ def _lean(work: Work, module: nn.Module, x: torch.Tensor) -> None:
     rank = module.factors(module.active_adapters[0])[0].shape[0]
     work.position += linear_flops(1, into, rank) * work.times(x.requires_grad, True)
     work.position += linear_flops(1, rank, out) * work.times(True, True)
-    if isinstance(module, adapters.LeanDoRA):
+    if isinstance(module, lightweight_adapters.LeanDoRA):
         work.position += linear_flops(1, into, out) * work.times(x.requires_grad, False)
         work.batch += linear_flops(out, into, rank) + linear_flops(rank, into, rank) + linear_flops(out, rank, rank)
 

@@ -9,15 +9,15 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 
-from tarazu.chat.forward import hidden_states
-from tarazu.chat.generation import begin, generate, next_place, read
-from tarazu.chat.layout import Row
-from tarazu.chat.loss import logits_of
+from tarazu.chat.model.forward import hidden_states
+from tarazu.chat.evaluation.generation import begin, generate, next_place, read
+from tarazu.chat.model.batching import Row
+from tarazu.chat.model.loss import logits_of
 from tarazu.chat.settings import ChatRecipe
 from tarazu.chat.task import Chat, Prepared
-from tarazu.chat.trainee import ChatTrainee
-from tarazu.engine.disturb import nudged
-from tarazu.engine.invariants import Bench, Finding, judged, largest, not_applicable
+from tarazu.chat.model.trainable import ChatTrainee
+from tarazu.engine.invariants.perturbations import nudged
+from tarazu.engine.invariants.checks import Bench, Finding, judged, largest, not_applicable
 
 WRITTEN = 8  # tokens of each answer
 PROMPTS = 3

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
 from tarazu.chat.methods import AnyMethod
-from tarazu.recipe import Budget, Recipe, Strict
+from tarazu.recipe.schema import Budget, Recipe, Strict
 
 
 class Shares(Strict):

@@ -10,36 +10,23 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from tarazu.chat import (
-    adapters,
-    compiled,
-    flash,
-    flex,
-    flops,
-    forgetting,
-    gated,
-    generation,
-    hub,
-    model_card,
-    quantized,
-    questions,
-    reading,
-    recorded,
-    scoring,
-    store,
-    template,
-    wide,
-)
-from tarazu.chat.layout import ChatBatch, Row, group, lay_out, packed
-from tarazu.chat.loss import SMALL_CHUNK, token_losses
-from tarazu.chat.persian import english_share
+import tarazu
+
+from tarazu.chat import flops
+from tarazu.chat.data import chat_template, dataset
+from tarazu.chat.evaluation import forgetting, generation, questions, reading_comprehension, text_metrics
+from tarazu.chat.fast import compile_layers, fused_lora, fused_mlp, graphed_forward, lightweight_adapters
+from tarazu.chat.model import flash_attention, flex_attention, loading, quantization, summary as model_card
+from tarazu.chat.model.batching import ChatBatch, Row, group, lay_out, packed
+from tarazu.chat.model.loss import SMALL_CHUNK, token_losses
+from tarazu.chat.data.persian import english_share
 from tarazu.chat.settings import ChatRecipe, Sources
-from tarazu.chat.trainee import ChatTrainee
-from tarazu.engine import disturb
-from tarazu.engine.loop import uses_bfloat16
+from tarazu.chat.model.trainable import ChatTrainee
+from tarazu.engine.invariants import perturbations
+from tarazu.engine.trainer import uses_bfloat16
 from tarazu.engine.task import LossSum
 from tarazu.errors import BadInput
-from tarazu.run_folder import RunFolder, write_json, write_lines
+from tarazu.storage.run_folder import RunFolder, write_json, write_lines
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -53,8 +40,8 @@ NO_CHECKPOINTING = {"prefix_tuning"}  # by transformers, which drops the cache a
 class Prepared:
     """Tokenised rows, and what turns text into tokens and back."""
 
-    store: store.Store
-    template: template.Template
+    store: dataset.Store
+    template: chat_template.Template
     tokenizer: PreTrainedTokenizerBase
     questions: list[questions.Question]
     packed: bool
@@ -72,24 +59,24 @@ class Chat:
 
     def admit(self, recipe: ChatRecipe) -> None:
         for name in recipe.methods:
-            quantized.demand(recipe, name)
+            quantization.demand(recipe, name)
 
     def prepare(self, recipe: ChatRecipe, folder: RunFolder, device: torch.device) -> Prepared:
-        tokenizer = hub.load_tokenizer(recipe.model, recipe.revision)
-        chosen = template.choose(tokenizer, hub.model_type(recipe.model, recipe.revision))
+        tokenizer = loading.load_tokenizer(recipe.model, recipe.revision)
+        chosen = chat_template.choose(tokenizer, loading.model_type(recipe.model, recipe.revision))
         data = recipe.data
         source = shipped(data.source.model_dump() if isinstance(data.source, Sources) else data.source)
         split = data.split.model_dump()
-        made = store.prepare(
+        made = dataset.prepare(
             source, tokenizer, chosen, max_length=data.max_length, split=split, seed=data.split_seed,
-            cache=hub.cache_folder() / "rows", rows=data.rows, duplicates=data.duplicates, note=data.model_dump()["note"],
+            cache=loading.cache_folder() / "rows", rows=data.rows, duplicates=data.duplicates, note=data.model_dump()["note"],
         )
         designed = questions.load(shipped(recipe.questions)) if recipe.questions else []
         passages = forgetting.prepare(recipe.forgetting, chosen) if recipe.forgetting else {}
-        read = reading.prepare(recipe.reading, chosen) if recipe.reading else []
+        read = reading_comprehension.prepare(recipe.reading, chosen) if recipe.reading else []
         extra = {"forgetting": {language: found.describe() for language, found in passages.items()}}
         if recipe.reading:
-            extra["reading"] = reading.describe(recipe.reading, read)
+            extra["reading"] = reading_comprehension.describe(recipe.reading, read)
         demand_the_same(folder, extra)
         named = {"tokenizer": recipe.model, "source": written(data.source)}  # as the recipe says it, not where it lies here
         write_json(folder.path / "data.json", {**made.data_json(), **named, **extra})
@@ -105,9 +92,9 @@ class Chat:
 
     def load(self, recipe: ChatRecipe, name: str, device: torch.device) -> PreTrainedModel:
         """The base model for one method. Raises `BadInput` when the method cannot work with it."""
-        quantized.demand(recipe, name)
+        quantization.demand(recipe, name)
         dtype = torch.bfloat16 if uses_bfloat16(recipe.budget, device) else torch.float32
-        return hub.load_model(recipe.model, recipe.revision, dtype, device, recipe.attention, recipe.quantize)
+        return loading.load_model(recipe.model, recipe.revision, dtype, device, recipe.attention, recipe.quantize)
 
     def ready(self, recipe: ChatRecipe, name: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> ChatTrainee:
         """A loaded model as one method of the recipe trains it."""
@@ -119,16 +106,16 @@ class Chat:
         for parameter in trainee.trainable().values():
             parameter.data = parameter.data.float()  # small steps vanish in bfloat16
         if recipe.budget.gradient_checkpointing and method.kind not in NO_CHECKPOINTING:
-            draws = disturb.draws(model)  # else the state of the dice is not kept, which could not be recorded
+            draws = perturbations.draws(model)  # else the state of the dice is not kept, which could not be recorded
             model.gradient_checkpointing_enable({"use_reentrant": False, "preserve_rng_state": draws})
         if recipe.fast:
-            adapters.lean(model)
+            lightweight_adapters.lean(model)
         trainee.edges = by_edges(trainee, recipe)
         on_gpu = recipe.fast and model.device.type == "cuda"
-        if flex.by_blocks(model):
-            prepare = compiled.compile_layers if on_gpu else compiled.give_prefixes
+        if flex_attention.by_blocks(model):
+            prepare = compile_layers.compile_layers if on_gpu else compile_layers.give_prefixes
             prepare(model, recipe.budget.gradient_checkpointing)
-        trainee.recorder = recorded.recorder(trainee) if on_gpu else None
+        trainee.recorder = graphed_forward.recorder(trainee) if on_gpu else None
         return trainee
 
     def collate(self, trainee: ChatTrainee, data: Prepared, split: str, rows: list[int], limit: int) -> list[ChatBatch]:
@@ -138,7 +125,7 @@ class Chat:
         """Any rows as batches, with the method's virtual tokens before each."""
         prefix = trainee.virtual if trainee.prefix else 0
         virtual = trainee.virtual - prefix
-        few = data.packed and (flex.by_blocks(trainee.base) or trainee.base.device.type == "cuda")  # a GPU's libraries plan anew for each width, at 0.1 s
+        few = data.packed and (flex_attention.by_blocks(trainee.base) or trainee.base.device.type == "cuda")  # a GPU's libraries plan anew for each width, at 0.1 s
         edges = few and trainee.edges
         batches = packed(rows, limit, virtual, shorter=edges) if few else [(lines, None, 0) for lines in group(rows, limit, virtual, data.packed)]
         return [lay_out(lines, virtual, prefix, width=width, edges=edges, widest=widest) for lines, width, widest in batches]
@@ -148,7 +135,7 @@ class Chat:
 
     def losses(self, trainee: ChatTrainee, batch: ChatBatch) -> torch.Tensor:
         """Nats of each supervised token, (N,)."""
-        hidden = recorded.hidden_states(trainee, batch)
+        hidden = graphed_forward.hidden_states(trainee, batch)
         return token_losses(trainee.base, hidden.flatten(0, 1).index_select(0, batch.sources), batch.labels, trainee.loss_chunk)
 
     def validate(self, trainee: ChatTrainee, data: Prepared, recipe: ChatRecipe) -> dict[str, float]:
@@ -192,7 +179,7 @@ class Chat:
         """`asked` with outputs (of at most `most` tokens; default: the recipe's), checks and scores."""
         if not asked:
             return []
-        prompts = [data.template.encode_prompt([template.Turn(t["role"], t["text"]) for t in a["turns"]]) for a in asked]
+        prompts = [data.template.encode_prompt([chat_template.Turn(t["role"], t["text"]) for t in a["turns"]]) for a in asked]
         settings = recipe.generation
         answers = generation.generate(trainee, prompts, set(data.template.stop_ids), most or settings.max_new_tokens, settings.batch_rows)
         by_id = {question.id: question for question in data.questions}
@@ -202,7 +189,7 @@ class Chat:
             question = a["turns"][-1]["text"]
             expected = questions.expected_script(by_id[a["id"]]) if a["id"] in by_id else ("en" if english_share(a["reference"]) > 0.5 else "fa")
             checks = questions.check(by_id[a["id"]], text) if a["id"] in by_id else {}
-            scores = scoring.score(text, question, a["reference"], expected)
+            scores = text_metrics.score(text, question, a["reference"], expected)
             out.append({**a, "output": text, "finished": answer.finished, "tokens": len(answer.ids), "checks": checks, "scores": scores})
         return out
 
@@ -226,10 +213,10 @@ class Chat:
             "bits_per_byte": nats / math.log(2) / size,
             "rows": len(rows),
             "row_losses": rows,
-            "generation": {"test": scoring.gather([s for s in samples if s["from"] == "test"]), "questions": scoring.gather(asked)},
-            "abilities": {ability: scoring.gather([s for s in asked if s["ability"] == ability]) for ability in abilities},
+            "generation": {"test": text_metrics.gather([s for s in samples if s["from"] == "test"]), "questions": text_metrics.gather(asked)},
+            "abilities": {ability: text_metrics.gather([s for s in asked if s["ability"] == ability]) for ability in abilities},
             **({"forgetting": kept} if kept else {}),
-            **({"reading": reading.gather([s["scores"] for s in read])} if read else {}),
+            **({"reading": reading_comprehension.gather([s["scores"] for s in read])} if read else {}),
         }
 
     def nats(self, trainee: ChatTrainee, data: Prepared, rows: list[Row], limit: int) -> list[float]:
@@ -243,7 +230,7 @@ class Chat:
             return []
         answered = self.answer(trainee, data, recipe, data.reading, recipe.reading.max_new_tokens)
         for sample in answered:
-            sample["scores"] |= reading.score(sample["output"], sample["reference"], recipe.reading.unanswerable)
+            sample["scores"] |= reading_comprehension.score(sample["output"], sample["reference"], recipe.reading.unanswerable)
         return answered
 
     def summary(self, metrics: dict) -> dict[str, Any]:
@@ -251,7 +238,7 @@ class Chat:
         test, designed = metrics["generation"]["test"], metrics["generation"]["questions"]
         figures = {name: metrics[name] for name in ("loss", "perplexity", "bits_per_byte")}
         figures |= {name: test[name] for name in ("chrf", "rouge_l", "repetition", "wrong_script", "unfinished", "echo", "answer_words")}
-        figures["wrong_script"] = scoring.pooled([test, designed], "wrong_script")
+        figures["wrong_script"] = text_metrics.pooled([test, designed], "wrong_script")
         figures["checks_passed"] = designed["checks_passed"]
         figures |= {f"{language}_bits_per_byte": found["bits_per_byte"] for language, found in metrics.get("forgetting", {}).items()}
         return figures | {f"reading_{name}": metrics["reading"][name] for name in ("exact_match", "f1") if "reading" in metrics}
@@ -268,11 +255,11 @@ class Chat:
 
     def paths(self, trainee: ChatTrainee, data: Prepared) -> dict[str, str]:
         """Which code ran, for the ledger."""
-        layers = "compiled" if compiled.is_compiled(trainee.base) else "lean adapters" if adapters.are_lean(trainee.base) else "plain"
-        layers += ", adapters in the large products" * wide.is_wide(trainee.base) + ", MLPs in one piece" * gated.is_gated(trainee.base)
+        layers = "compiled" if compile_layers.is_compiled(trainee.base) else "lean adapters" if lightweight_adapters.are_lean(trainee.base) else "plain"
+        layers += ", adapters in the large products" * fused_lora.is_wide(trainee.base) + ", MLPs in one piece" * fused_mlp.is_gated(trainee.base)
         if trainee.recorder is not None and (trainee.recorder.made or trainee.recorder.why):
             layers += f", {trainee.recorder.why or 'recorded'}"
-        weights = {"weights": "4 bits (NF4)"} if quantized.is_packed(trainee.base) else {}
+        weights = {"weights": "4 bits (NF4)"} if quantization.is_packed(trainee.base) else {}
         attention = "FlashAttention 4" if trainee.edges else trainee.base.config._attn_implementation
         return {"attention": attention, "layout": "packed" if data.packed else "padded", "layers": layers, **weights}
 
@@ -283,9 +270,9 @@ class Chat:
 def by_edges(trainee: ChatTrainee, recipe: ChatRecipe) -> bool:
     """Whether FlashAttention 4 takes the training passes. Raises `BadInput` where the recipe asks for it and it cannot."""
     model, prefix = trainee.base, trainee.virtual if trainee.prefix else 0
-    if recipe.attention not in ("auto", "flash") or not flex.by_blocks(model):
+    if recipe.attention not in ("auto", "flash") or not flex_attention.by_blocks(model):
         return False
-    why = flash.why_not(model.config, model.dtype, model.device, recipe.data.max_length + trainee.virtual, prefix)
+    why = flash_attention.why_not(model.config, model.dtype, model.device, recipe.data.max_length + trainee.virtual, prefix)
     if why and recipe.attention == "flash" and not prefix:
         raise BadInput(why, where="attention: flash", todo="attention: auto takes what there is")
     return not why
@@ -313,5 +300,5 @@ def shipped(name):
     if isinstance(name, list):
         return [shipped(one) for one in name]
     if name.startswith("samples:"):
-        return str(Path(__file__).parent.parent / "samples" / name.removeprefix("samples:"))
+        return str(Path(tarazu.__file__).parent / "samples" / name.removeprefix("samples:"))
     return name

@@ -18,7 +18,7 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as tensor_bytes
 
 from tarazu.errors import TarazuError
-from tarazu.run_folder import finite, flush_folder
+from tarazu.storage.run_folder import finite, flush_folder
 
 KEEP = 2
 

@@ -17,10 +17,10 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from tarazu.engine.ledger import Ledger
-from tarazu.engine.loop import autocast, uses_bfloat16
+from tarazu.engine.trainer import autocast, uses_bfloat16
 from tarazu.engine.progress import note
 from tarazu.engine.task import Data, Task, Trainee
-from tarazu.recipe import Recipe
+from tarazu.recipe.schema import Recipe
 
 
 def figures(task: Task, trainee: Trainee, data: Data, recipe: Recipe, ledger: Ledger) -> dict[str, float | None]:

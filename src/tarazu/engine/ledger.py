@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import psutil
 import torch
 
-from tarazu.engine import device_memory
+from tarazu.engine.cuda_graphs import memory
 from tarazu.engine.task import Counts
 
 
@@ -88,7 +88,7 @@ class _Watch:
 
     def __enter__(self) -> _Watch:
         if self.device.type == "cuda":
-            device_memory.reset(self.device)
+            memory.reset(self.device)
             self._start = _energy(self.device)
         else:
             self._thread = threading.Thread(target=self._look, daemon=True)
@@ -105,7 +105,7 @@ class _Watch:
 
     def peaks(self) -> dict[str, int]:
         if self.device.type == "cuda":
-            return {"allocated": device_memory.peak(self.device), "reserved": torch.cuda.max_memory_reserved(self.device)}
+            return {"allocated": memory.peak(self.device), "reserved": torch.cuda.max_memory_reserved(self.device)}
         return {"resident": self.resident}
 
     def _look(self) -> None:

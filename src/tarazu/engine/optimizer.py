@@ -7,7 +7,7 @@ import math
 import torch
 
 from tarazu.engine.task import Trainee
-from tarazu.recipe import Method
+from tarazu.recipe.schema import Method
 
 
 def build(trainee: Trainee, method: Method) -> torch.optim.Optimizer:

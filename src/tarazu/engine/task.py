@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import torch
 
     from tarazu.engine.ledger import Ledger
-    from tarazu.run_folder import RunFolder
+    from tarazu.storage.run_folder import RunFolder
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from safetensors.torch import save as tensor_bytes
 
 from tarazu.engine.task import Trainee
 from tarazu.errors import BadInput, TarazuError
-from tarazu.run_folder import Run, write_aside
+from tarazu.storage.run_folder import Run, write_aside
 
 
 def write(run: Run, tensors: dict[str, torch.Tensor]) -> None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from tarazu.report.reading import StudyView
-from tarazu.report.text import Both, say
+from tarazu.report.analysis.study_view import StudyView
+from tarazu.report.render.bilingual import Both, say
 
 SOFT, LOW_RANK = ("prompt_tuning", "prefix_tuning", "p_tuning"), ("lora", "rslora", "dora", "loha")
 CHAT = {

@@ -9,15 +9,15 @@ from dataclasses import replace
 from pathlib import Path
 
 from tarazu.report.assignment import items_of, numbers_by_section
-from tarazu.report.comparing import compare
-from tarazu.report.figures import Gallery
-from tarazu.report.measures import measures
-from tarazu.report.page import compact, render
-from tarazu.report.reading import StudyView, dig, read_study, records
-from tarazu.report.sections.base import Context, Section
-from tarazu.report.text import say
-from tarazu.report.verdict import judge
-from tarazu.run_folder import write_aside
+from tarazu.report.analysis.comparison import compare
+from tarazu.report.render.figures import Gallery
+from tarazu.report.analysis.metrics import measures
+from tarazu.report.render.page import compact, render
+from tarazu.report.analysis.study_view import StudyView, dig, read_study, records
+from tarazu.report.sections.common.base import Context, Section
+from tarazu.report.render.bilingual import say
+from tarazu.report.analysis.recommendation import judge
+from tarazu.storage.run_folder import write_aside
 
 MOST_BYTES, LEAST_ROOM = 2_980_000, 20_000
 _PERSIAN = re.compile("[\u0600-\u06ff]")
@@ -69,14 +69,14 @@ def _page(context: Context) -> bytes:
 
 def _sections(context: Context) -> list[Section]:
     from tarazu.report.sections.comparison import comparison_section
-    from tarazu.report.sections.how import how_section
+    from tarazu.report.sections.reproduction import how_section
     from tarazu.report.sections.overview import overview_section
     from tarazu.report.sections.recommendation import recommendation_section
 
     if context.study.task == "captions":
-        from tarazu.report.sections import captions_task as task
+        from tarazu.report.sections import captions as task
     else:
-        from tarazu.report.sections import chat_task as task
+        from tarazu.report.sections import chat as task
     middle = [make(context) for make in task.SECTIONS]
     return [
         overview_section(context),

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal
 
-from tarazu.recipe import Method
+from tarazu.recipe.schema import Method
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from tarazu.chat.trainee import ChatTrainee
+    from tarazu.chat.model.trainable import ChatTrainee
 
 
 class ChatMethod(Method):
@@ -30,6 +30,6 @@ class Base(ChatMethod):
     kind: Literal["base"] = "base"
 
     def attach(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> ChatTrainee:
-        from tarazu.chat.trainee import ChatTrainee
+        from tarazu.chat.model.trainable import ChatTrainee
 
         return ChatTrainee(model.requires_grad_(False), frozenset(), base=model)

@@ -12,7 +12,7 @@ from tarazu.errors import BadInput
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from tarazu.chat.trainee import ChatTrainee
+    from tarazu.chat.model.trainable import ChatTrainee
 
 
 class Layers(ChatMethod):
@@ -28,7 +28,7 @@ class Layers(ChatMethod):
 
     def attach(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> ChatTrainee:
         """Raises `BadInput` when there are not so many blocks, or when the head is the embeddings (tied)."""
-        from tarazu.chat.trainee import opened
+        from tarazu.chat.model.trainable import opened
 
         decoder = model.get_decoder()
         count = len(decoder.layers)

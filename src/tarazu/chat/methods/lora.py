@@ -14,7 +14,7 @@ from tarazu.chat.methods.base import ChatMethod
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from tarazu.chat.trainee import ChatTrainee
+    from tarazu.chat.model.trainable import ChatTrainee
 
 
 class LowRank(ChatMethod):
@@ -36,7 +36,7 @@ class LowRank(ChatMethod):
 
     def attach(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> ChatTrainee:
         """Adapters on `targets`, all else frozen. Raises `BadInput`, naming the nearest module names."""
-        from tarazu.chat.trainee import adapted
+        from tarazu.chat.model.trainable import adapted
 
         return adapted(model, self.settings(), self.targets)
 

@@ -14,7 +14,7 @@ from tarazu.chat.methods.base import ChatMethod
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from tarazu.chat.trainee import ChatTrainee
+    from tarazu.chat.model.trainable import ChatTrainee
 
 
 class PTuning(ChatMethod):
@@ -33,7 +33,7 @@ class PTuning(ChatMethod):
     def attach(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> ChatTrainee:
         import peft
 
-        from tarazu.chat.trainee import centre_encoder, prompted
+        from tarazu.chat.model.trainable import centre_encoder, prompted
 
         config = peft.PromptEncoderConfig(
             task_type="CAUSAL_LM", num_virtual_tokens=self.virtual_tokens, encoder_reparameterization_type=self.encoder, encoder_hidden_size=self.encoder_width

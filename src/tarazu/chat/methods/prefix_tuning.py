@@ -14,7 +14,7 @@ from tarazu.chat.methods.base import ChatMethod
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from tarazu.chat.trainee import ChatTrainee
+    from tarazu.chat.model.trainable import ChatTrainee
 
 
 class PrefixTuning(ChatMethod):
@@ -35,7 +35,7 @@ class PrefixTuning(ChatMethod):
         import peft
 
         from tarazu.chat.methods.prompt_tuning import INSTRUCTION
-        from tarazu.chat.trainee import prefixed, start_ids
+        from tarazu.chat.model.trainable import prefixed, start_ids
 
         config = peft.PrefixTuningConfig(
             task_type="CAUSAL_LM", num_virtual_tokens=self.virtual_tokens, prefix_projection=self.projection, encoder_hidden_size=self.projection_width

@@ -14,7 +14,7 @@ from tarazu.chat.methods.base import ChatMethod
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from tarazu.chat.trainee import ChatTrainee
+    from tarazu.chat.model.trainable import ChatTrainee
 
 INSTRUCTION = "به پرسش‌های کاربر به فارسیِ روان، درست و کوتاه پاسخ بده. "
 
@@ -34,7 +34,7 @@ class PromptTuning(ChatMethod):
     def attach(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> ChatTrainee:
         import peft
 
-        from tarazu.chat.trainee import prompted, start_ids
+        from tarazu.chat.model.trainable import prompted, start_ids
 
         ids = start_ids(tokenizer, self.text if self.start == "text" else None, self.virtual_tokens)
         start = model.get_input_embeddings()(ids.to(model.device)).detach().float()  # the module: Gemma 3 scales in it

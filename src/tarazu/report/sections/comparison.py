@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from functools import partial
 
-from tarazu.report import charts
-from tarazu.report.blocks import Cell, Table, best_of, figure_cell, text_cell
-from tarazu.report.curve_analysis import curve
-from tarazu.report.explain import explain
-from tarazu.report.figures import Figure
-from tarazu.report.measures import (
+from tarazu.report.render import charts
+from tarazu.report.render.tables import Cell, Table, best_of, figure_cell, text_cell
+from tarazu.report.analysis.curves import curve
+from tarazu.report.render.explanations import explain
+from tarazu.report.render.figures import Figure
+from tarazu.report.analysis.metrics import (
     COSTS,
     ENERGY,
     FLOPS,
@@ -23,14 +23,14 @@ from tarazu.report.measures import (
     over_seeds,
     primary,
 )
-from tarazu.report.reading import Arm, StudyView, as_number, dig
-from tarazu.report.sections.answers import all_arms, arm_name, left_out, side_by_side
-from tarazu.report.sections.base import Context, Section
-from tarazu.report.sections.captions_comparison import captions_extras
-from tarazu.report.sections.curves import axis_of, line_figure
-from tarazu.report.sections.pairs import forest_figure, pair_findings, pair_table
-from tarazu.report.sections.side_effects import forgetting_sentences, reading_table
-from tarazu.report.text import Both, aside, code, joined, number, say, spaced
+from tarazu.report.analysis.study_view import Arm, StudyView, as_number, dig
+from tarazu.report.sections.chat.answers import all_arms, arm_name, left_out, side_by_side
+from tarazu.report.sections.common.base import Context, Section
+from tarazu.report.sections.captions.comparison import captions_extras
+from tarazu.report.sections.common.curves import axis_of, line_figure
+from tarazu.report.sections.common.pairwise_tests import forest_figure, pair_findings, pair_table
+from tarazu.report.sections.chat.side_effects import forgetting_sentences, reading_table
+from tarazu.report.render.bilingual import Both, aside, code, joined, number, say, spaced
 
 
 def comparison_section(context: Context) -> Section:

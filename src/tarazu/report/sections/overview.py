@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from tarazu.report.known import noted
-from tarazu.report.measures import COSTS
-from tarazu.report.reading import as_number, dig
-from tarazu.report.sections.base import Context, Section
+from tarazu.report.render.known_messages import noted
+from tarazu.report.analysis.metrics import COSTS
+from tarazu.report.analysis.study_view import as_number, dig
+from tarazu.report.sections.common.base import Context, Section
 from tarazu.report.sections.comparison import trade_figure
-from tarazu.report.sections.data import sources_named
+from tarazu.report.sections.chat.data import sources_named
 from tarazu.report.sections.recommendation import choice_sentences, files_of
-from tarazu.report.text import Both, code, joined, number, say
+from tarazu.report.render.bilingual import Both, code, joined, number, say
 
 
 def overview_section(context: Context) -> Section:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from functools import partial
 
-from tarazu.report.blocks import Cell, Table, text_cell
-from tarazu.report.explain import explain
-from tarazu.report.measures import COSTS, FORGETTING, FRONTS, QUALITY, Measure, mean_over_seeds, measures
-from tarazu.report.reading import Arm
-from tarazu.report.sections.base import Context, Section
-from tarazu.report.text import Both, code, joined, number, say
-from tarazu.report.verdict import KEEP, LAST, Choice
+from tarazu.report.render.tables import Cell, Table, text_cell
+from tarazu.report.render.explanations import explain
+from tarazu.report.analysis.metrics import COSTS, FORGETTING, FRONTS, QUALITY, Measure, mean_over_seeds, measures
+from tarazu.report.analysis.study_view import Arm
+from tarazu.report.sections.common.base import Context, Section
+from tarazu.report.render.bilingual import Both, code, joined, number, say
+from tarazu.report.analysis.recommendation import KEEP, LAST, Choice
 
 RATES = ("repetition", "wrong_script", "unfinished", "echo")
 ORDER = ("quality", "memory", "speed", "size")

@@ -1,0 +1,268 @@
+"""Prepared captions: read, checked, split, numbered, with the pictures' features at hand."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from tarazu.captions.data import duplicates, flickr8k, hub_dataset, splits, statistics, synthetic_scenes
+from tarazu.captions.encoder import feature_cache, pretrained
+from tarazu.captions.data.augmentation import SIDED
+from tarazu.captions.data.duplicates import Looks
+from tarazu.captions.encoder.feature_cache import Bank, Item
+from tarazu.captions.data.flickr8k import Collection
+from tarazu.captions.data.images import open_image, small_jpeg
+from tarazu.captions.encoder.pretrained import Pretrained
+from tarazu.captions.training.cider_reward import Rewards
+from tarazu.captions.settings import CaptionData, CaptionsRecipe, Shares
+from tarazu.captions.data.vocabulary import SPECIALS, Vocabulary, clean
+from tarazu.engine.progress import Bar, note
+from tarazu.errors import BadInput
+from tarazu.storage.run_folder import RunFolder, write_aside, write_json
+
+SHOWN = 5  # random images with processed captions
+
+
+@dataclass
+class Prepared:
+    """What the task trains and is judged on. Rows are (image, caption) pairs, by split.
+
+    Args:
+        names: images by split.
+        captions: raw captions by image, of the images in use.
+        tokens: (rows, max_length + 2) per split; places: the rows' images, as positions in `all_names`.
+        together: how many neighbouring rows always share a step.
+        views: how many views of a training picture there are (1: itself alone); crop: the least share that one keeps.
+        scorers, yardsticks: what evaluation works out once for all methods.
+    """
+
+    names: dict[str, list[str]]
+    captions: dict[str, list[str]]
+    vocabulary: Vocabulary
+    tokens: dict[str, np.ndarray]
+    places: dict[str, np.ndarray]
+    collection: Collection
+    looks: Looks
+    encoder: Pretrained
+    precision: str
+    views: int
+    crop: float
+    together: int
+    device: torch.device
+    folder: RunFolder
+    scorers: dict = field(default_factory=dict)
+    yardsticks: dict = field(default_factory=dict)
+
+    def size(self, split: str) -> int:
+        return len(self.tokens[split])
+
+    @cached_property
+    def all_names(self) -> list[str]:
+        return [name for images in self.names.values() for name in images]
+
+    @cached_property
+    def place_of(self) -> dict[str, int]:
+        return {name: place for place, name in enumerate(self.all_names)}
+
+    def references(self, split: str) -> dict[str, list[str]]:
+        return {name: self.captions[name] for name in self.names[split]}
+
+    @cached_property
+    def maps(self) -> Bank:
+        """The frozen encoder's features (N, P, D): of every picture, then of the training pictures' further views,
+        view by view."""
+        items = [Item(name) for name in self.all_names]
+        items += [Item(name, view, self.crop) for view in range(1, self.views) for name in self.names["train"]]
+        return feature_cache.features(self.encoder, self.collection.images, items, self.looks, self.precision, self.device)
+
+    def make_room(self) -> None:
+        """The frozen encoder's features leave the GPU; whoever asks for them brings them back."""
+        if "maps" in self.__dict__:
+            self.maps.__dict__.pop("resident", None)
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()  # other processes may share the GPU
+
+    @cached_property
+    def means(self) -> Bank:
+        """Their means over the places (N, 1, D)."""
+        return self.maps.mean()
+
+    @cached_property
+    def pixels(self) -> Bank:
+        """The pictures themselves (N, S, S, 3), for an encoder that is trained as well."""
+        return feature_cache.pictures(
+            self.encoder, self.collection.images, [Item(name) for name in self.all_names], self.looks, self.device
+        )
+
+    @cached_property
+    def rewards(self) -> Rewards:
+        """CIDEr against the training captions, on the device; images by their places."""
+        lines = [[clean(text) for text in texts] for texts in self.references("train").values()]
+        return Rewards(lines, self.vocabulary, self.device)
+
+    def view_rows(self, places: torch.Tensor, sided: torch.Tensor) -> torch.Tensor:
+        """Rows of `maps` for a random view of each training picture; never a mirrored one where `sided`."""
+        if self.views == 1:
+            return places
+        view = torch.randint(self.views, places.shape, device=places.device)
+        view = torch.where(sided, view - view % 2, view)
+        further = len(self.all_names) + (view - 1) * len(self.names["train"]) + places
+        return torch.where(view == 0, places, further)
+
+    def sided(self, tokens: torch.Tensor) -> torch.Tensor:
+        """tokens (B, T) -> (B,), True where the caption says left or right."""
+        numbers = [self.vocabulary.ids[word] for word in SIDED if word in self.vocabulary.ids]
+        found = torch.zeros(len(tokens), dtype=torch.bool, device=tokens.device)
+        for number in numbers:
+            found |= (tokens == number).any(1)
+        return found
+
+    def keep_image(self, name: str) -> str:
+        """Puts a small copy into the run folder and returns its path there."""
+        relative = f"images/{statistics.jpeg_name(name)}"
+        path = self.folder.path / relative
+        if not path.exists():
+            write_aside(path, small_jpeg(open_image(self.collection.images.read(name), name)))
+        return relative
+
+
+def prepare(recipe: CaptionsRecipe, folder: RunFolder, device: torch.device) -> Prepared:
+    """Reads a recipe's data and writes data.json, vocabulary.json and model.json. Raises `BadInput`."""
+    settings, encoder = recipe.data, pretrained.load(recipe.encoder)
+    collection = read(settings)
+    splits.fewer(collection, settings)
+    looks, copies = look(collection, settings)
+    names = splits.split(collection, copies, settings)
+    captions = {name: collection.captions[name] for images in names.values() for name in images}
+    words = {name: [clean(text) for text in texts] for name, texts in captions.items()}
+    vocabulary = Vocabulary.build(
+        (line for name in names["train"] for line in words[name]), settings.min_count, settings.max_length
+    )
+    if len(vocabulary) == len(SPECIALS):
+        raise BadInput(
+            f"no word is in the training captions {settings.min_count} times",
+            where="data.min_count",
+            todo="a smaller min_count, or more images",
+        )
+    tokens = {
+        split: np.array([vocabulary.encode(line) for name in images for line in words[name]], dtype=np.int64)
+        for split, images in names.items()
+    }
+    order = {name: place for place, name in enumerate(captions)}
+    places = {
+        split: np.array([order[name] for name in images for _ in words[name]], dtype=np.int64)
+        for split, images in names.items()
+    }
+    data = Prepared(
+        names,
+        captions,
+        vocabulary,
+        tokens,
+        places,
+        collection,
+        looks,
+        encoder,
+        recipe.encoder.precision,
+        settings.views,
+        settings.crop,
+        settings.together,
+        device,
+        folder,
+    )
+    _write(data, settings, copies)
+    return data
+
+
+def read(settings: CaptionData) -> Collection:
+    """The collection that a recipe names: drawn, local, or from the hub."""
+    if settings.source == "drawn":
+        home = feature_cache.cache_folder() / "drawn" / f"{settings.scenes}"
+        collection = flickr8k.read(synthetic_scenes.write(home, settings.scenes))
+        collection.layout = "drawn"
+        return collection
+    if not Path(settings.source).exists() and hub_dataset.looks_like_a_name(settings.source):
+        return hub_dataset.read(settings.source, feature_cache.cache_folder() / "hub")
+    return flickr8k.read(Path(settings.source), Path(settings.captions) if settings.captions else None)
+
+
+def look(collection: Collection, settings: CaptionData) -> tuple[Looks, list[dict]]:
+    """Reads every picture once. Unreadable ones are dropped, counted and named; copies are found."""
+    key = hashlib.sha256(str(Path(settings.source).resolve()).encode()).hexdigest()[:16]
+    with Bar("reading pictures") as bar:
+        looks = duplicates.look(
+            collection.images,
+            sorted(collection.captions),
+            feature_cache.cache_folder() / "looks" / key,
+            lambda done, of: bar.at(done / of, f"{done} of {of}"),
+        )
+    collection.problem(
+        "unreadable image files", "dropped", [f"{name}: {why}" for name, why in looks.unreadable.items()]
+    )
+    for name in looks.unreadable:
+        del collection.captions[name]
+    if not collection.captions:
+        raise BadInput("no picture can be read", where="data.source")
+    return looks, duplicates.pairs(looks, settings.near)
+
+
+def _write(data: Prepared, settings: CaptionData, copies: list[dict]) -> None:
+    """data.json, vocabulary.json and model.json."""
+    chosen = (
+        np.random.default_rng(0)
+        .choice(data.names["train"], min(SHOWN, len(data.names["train"])), replace=False)
+        .tolist()
+    )
+    for name in chosen:
+        data.keep_image(name)
+    used = copies if len(copies) < 200 else copies[:200]
+    tree = {
+        "source": settings.source,
+        "sha256": _digest(data),
+        "note": _note(data, settings),
+        "layout": data.collection.layout,
+        "split_by": _split_by(settings),
+        "splits": {
+            split: {"images": len(images), "captions": data.size(split)} for split, images in data.names.items()
+        },
+        "structure": statistics.structure(data.captions, data.names, data.vocabulary),
+        "vocabulary_specials": list(SPECIALS),
+        "problems": data.collection.problems,
+        "duplicates": used,
+        "examples": statistics.examples(data.captions, chosen, data.vocabulary),
+    }
+    write_json(data.folder.path / "data.json", tree)
+    write_aside(data.folder.path / "vocabulary.json", data.vocabulary.to_json().encode())
+    write_json(data.folder.path / "model.json", {"encoder": data.encoder.describe()})
+    captions, odd = sum(map(len, data.tokens.values())), sum(problem["count"] for problem in data.collection.problems)
+    note(f"{len(data.all_names)} images, {captions} captions, {len(data.vocabulary)} words; {odd} things dropped")
+
+
+def _digest(data: Prepared) -> str:
+    """Changes with any picture, caption or split in use."""
+    tree = {
+        split: [[name, data.looks.sha256[name], data.captions[name]] for name in images]
+        for split, images in data.names.items()
+    }
+    return hashlib.sha256(json.dumps(tree).encode()).hexdigest()
+
+
+def _split_by(settings: CaptionData) -> str:
+    if isinstance(settings.split, Shares):
+        shares = settings.split
+        parts = f"{shares.train:g}/{shares.validation:g}/{shares.test:g}"
+        return f"image, {parts}, seed {settings.split_seed}; copies stay together"
+    return f"image, {settings.split} lists"
+
+
+def _note(data: Prepared, settings: CaptionData) -> str | None:
+    if data.collection.layout == "drawn":
+        return (
+            "scenes that the project draws itself: they show that everything works, and say nothing about photographs"
+        )
+    return f"only {len(data.all_names)} images were used (data.images)" if settings.images else None

@@ -1,0 +1,1 @@
+"""Captions from a model: beam search, ensembles, mirrored images."""

@@ -1,0 +1,1 @@
+"""The pretrained CNN: architecture, weights, feature extraction and its cache."""

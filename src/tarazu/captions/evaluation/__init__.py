@@ -1,0 +1,1 @@
+"""Test-set evaluation: scores, baselines, error analysis, agreement with people."""

@@ -1,0 +1,1 @@
+"""The nouns, colours and numbers that the error analysis knows."""

@@ -1,0 +1,202 @@
+"""A trained model on a split: its sentences, their scores, what it said of which picture, and where it looked."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from tarazu.captions.decoding import beam_search
+from tarazu.captions.evaluation import baselines, error_analysis
+from tarazu.captions.dataset import Prepared
+from tarazu.captions.decoding.beam_search import Sentence
+from tarazu.captions.metrics.scorer import Scorer
+from tarazu.captions.settings import CaptionsRecipe
+from tarazu.captions.trainable import CaptionTrainee
+from tarazu.captions.data.vocabulary import PAD, SOS
+from tarazu.storage.run_folder import Run, understood, write_json, write_lines
+
+if TYPE_CHECKING:
+    from tarazu.engine.ledger import Ledger
+
+AT_ONCE = {"cpu": 64, "cuda": 500}  # pictures that are described together
+SHOWN = 8  # pictures with their attention, the same for every method
+EXTREMES = 5  # best and worst pictures of a method
+
+
+def write(
+    trainee: CaptionTrainee,
+    data: Prepared,
+    split: str,
+    recipe: CaptionsRecipe,
+    beams: int,
+    names: list[str] | None = None,
+) -> dict[str, Sentence]:
+    """The best sentence for each picture of a split, in float32 whatever training uses."""
+    names = names or data.names[split]
+    found = {}
+    size = AT_ONCE[data.device.type]
+    with torch.no_grad(), torch.autocast(data.device.type, enabled=False):
+        for start in range(0, len(names), size):
+            some = names[start : start + size]
+            sentences = beam_search.beam_search(
+                trainee.module,
+                _seen(trainee, data, some),
+                beams,
+                data.vocabulary.max_length,
+                recipe.length_penalty,
+                recipe.block_trigrams,
+                recipe.beam_stop,
+            )
+            found |= {name: best[0] for name, best in zip(some, sentences, strict=True)}
+    return found
+
+
+def texts(written: dict[str, Sentence], data: Prepared) -> dict[str, str]:
+    return {name: " ".join(data.vocabulary.decode(sentence.words)) for name, sentence in written.items()}
+
+
+def scorer(data: Prepared, split: str) -> Scorer:
+    """The split's scorer, made once."""
+    if split not in data.scorers:
+        data.scorers[split] = Scorer(data.references(split))
+    return data.scorers[split]
+
+
+def evaluate(trainee: CaptionTrainee, data: Prepared, recipe: CaptionsRecipe, folder: Path, ledger: Ledger) -> dict:
+    """Scores of greedy and of beams on the test split; writes samples.jsonl and the pictures that it shows."""
+    trainee.seen = {}
+    with ledger.phase("generate"):
+        written = {"greedy": write(trainee, data, "test", recipe, 1)}
+        for beams in dict.fromkeys([3, *recipe.extra_beams]):
+            written[f"beam{beams}"] = write(trainee, data, "test", recipe, beams)
+    said = {how: texts(sentences, data) for how, sentences in written.items()}
+    with ledger.phase("evaluate"):
+        judge = scorer(data, "test")
+        decoded = {how: judge.score(lines) for how, lines in said.items()}
+        alphas = attention(trainee, data, written["beam3"])
+        trainee.seen = None
+        analysis = error_analysis.analyse(
+            said["beam3"],
+            data.references("test"),
+            [text for texts in data.references("train").values() for text in texts],
+        )
+        write_lines(folder / "samples.jsonl", samples(said, alphas, judge, analysis, data))
+        compare_errors(data, Run(folder), analysis)
+    return {
+        "decoding": decoded,
+        "yardsticks": _yardsticks(data),
+        "diversity": analysis["diversity"],
+        "errors": analysis["errors"],
+        "entropy": entropy(alphas, said["beam3"]),
+    }
+
+
+def compare_errors(data: Prepared, run: Run, analysis: dict) -> None:
+    """errors.json: the errors of all methods with this seed that are done, on the same pictures; grows with every
+    method."""
+    found = {run.name: {"categories": analysis["errors"]["categories"], "per_image": analysis["per_image"]}}
+    for other in data.folder.runs():
+        if other.seed == run.seed and other.name != run.name and other.done():
+            with understood(other.path / "metrics.json", other.path / "samples.jsonl"):
+                found[other.name] = {
+                    "categories": other.read_json("metrics.json")["errors"]["categories"],
+                    "per_image": {line["id"]: line["errors"] for line in other.read_lines("samples.jsonl")},
+                }
+    if len(found) > 1:
+        write_json(data.folder.path / "errors.json", {"seed": run.seed, **error_analysis.compare(found)})
+
+
+def attention(trainee: CaptionTrainee, data: Prepared, written: dict[str, Sentence]) -> dict[str, np.ndarray] | None:
+    """Where the model looked while it wrote each word, (words, P) by picture; None for a decoder that does not look."""
+    names, found = list(written), {}
+    for start in range(0, len(names), AT_ONCE[data.device.type]):
+        some = names[start : start + AT_ONCE[data.device.type]]
+        lines = [[SOS, *written[name].words] for name in some]
+        width = max(map(len, lines))
+        tokens = torch.tensor([line + [PAD] * (width - len(line)) for line in lines], device=data.device)
+        nothing = torch.empty(0, dtype=torch.long, device=data.device)  # no word's logits are wanted
+        with torch.no_grad(), torch.autocast(data.device.type, enabled=False):
+            alphas = trainee.module.teach(_seen(trainee, data, some), tokens, at=nothing)[1]
+        if alphas is None:
+            return None
+        found |= {
+            name: alpha[: len(written[name].words)].float().cpu().numpy()
+            for name, alpha in zip(some, alphas, strict=True)
+        }
+    return found
+
+
+def entropy(alphas: dict[str, np.ndarray] | None, said: dict[str, str]) -> dict | None:
+    """How widely the model looks, in nats: 0 is one place, log P is everywhere alike; by word, and how the maps of one
+    sentence differ from their mean (total variation, 0..1): near 0 means that it looks at the same places for every
+    word."""
+    if not alphas:
+        return None
+    by_word, differ = defaultdict(list), []
+    for name, alpha in alphas.items():
+        nats = -(alpha * np.log(np.maximum(alpha, 1e-12))).sum(1)
+        for word, value in zip(said[name].split(), nats, strict=True):
+            by_word[word].append(float(value))
+        differ.append(float(np.abs(alpha - alpha.mean(0)).sum(1).mean() / 2))
+    everything = [value for values in by_word.values() for value in values]
+    most = math.log(next(iter(alphas.values())).shape[1])
+    frequent = sorted(by_word, key=lambda word: (-len(by_word[word]), word))[:40]
+    words = {word: {"nats": float(np.mean(by_word[word])), "count": len(by_word[word])} for word in frequent}
+    return {
+        "mean": float(np.mean(everything)),
+        "most": most,
+        "share": float(np.mean(everything)) / most,
+        "variation": float(np.mean(differ)),
+        "by_word": words,
+    }
+
+
+def samples(
+    said: dict[str, dict[str, str]], alphas: dict[str, np.ndarray] | None, judge: Scorer, analysis: dict, data: Prepared
+) -> list[dict]:
+    """One object per test picture; pictures and attention for the few that a report shows."""
+    own = judge.per_image(said["beam3"])
+    order = sorted(own, key=lambda name: own[name]["cider"])
+    fixed = np.random.default_rng(1).choice(data.names["test"], min(SHOWN, len(order)), replace=False).tolist()
+    pictured = {*fixed, *order[:EXTREMES], *order[-EXTREMES:], data.names["test"][0]}
+    lines = []
+    for name in data.names["test"]:
+        line = {
+            "id": name,
+            "image": data.keep_image(name) if name in pictured else None,
+            "references": data.captions[name],
+        }
+        line |= {how: texts[name] for how, texts in said.items()}
+        line |= {"scores": own[name], "errors": analysis["per_image"][name]}
+        if name in fixed and alphas:
+            line |= {"words": said["beam3"][name].split(), "attention": np.round(alphas[name], 5).tolist()}
+        lines.append(line)
+    return lines
+
+
+def _seen(trainee: CaptionTrainee, data: Prepared, names: list[str]) -> torch.Tensor:
+    """What the model is given of the named pictures. Pixels go through the encoder before the beams multiply them, and
+    within `evaluate` once for all ways of decoding."""
+    places = torch.tensor([data.place_of[name] for name in names], device=data.device)
+    if not trainee.tuned or getattr(trainee.module, "members", None) is not None:
+        return trainee.look(places)
+    seen, key = trainee.seen, tuple(names)
+    if seen is None:
+        return trainee.module.see(trainee.look(places))
+    if key not in seen:
+        seen[key] = trainee.module.see(trainee.look(places))
+    return seen[key]
+
+
+def _yardsticks(data: Prepared) -> dict:
+    """The same for every method: computed once."""
+    if not data.yardsticks:
+        data.yardsticks = baselines.yardsticks(
+            data.references("test"), [text for texts in data.references("train").values() for text in texts]
+        )
+    return data.yardsticks

@@ -1,0 +1,1 @@
+"""Trained captioners in use: loading, captioning, heat maps, ONNX."""

@@ -1,0 +1,1 @@
+"""One file per caption metric, under its published name."""

@@ -1,0 +1,1 @@
+"""The captioning model: encoder and decoder in one module."""

@@ -1,0 +1,239 @@
+"""One captioning method with all that it needs while it trains: the model, its settings and the pictures' rows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING
+
+import torch
+
+from tarazu.captions.model import decoders
+from tarazu.captions.data.augmentation import new_view
+from tarazu.captions.decoding.beam_search import Ensemble
+from tarazu.captions.decoding.mirrored_view import Mirrored
+from tarazu.captions.model.captioning_model import ImageCaptioningModel
+from tarazu.captions.training.objective import likelihood, self_critical
+from tarazu.captions.encoder.pretrained import Pretrained
+from tarazu.captions.settings import CaptionMethod, CaptionsRecipe
+from tarazu.captions.model.refrozen_features import Rows, see_all
+from tarazu.captions.data.vocabulary import PAD, Vocabulary
+from tarazu.engine.cuda_graphs.recorder import Recorder
+from tarazu.engine.task import Counts, Group, LossSum, Phase, Trainee
+from tarazu.errors import BadInput
+
+if TYPE_CHECKING:
+    from tarazu.captions.dataset import Prepared
+
+OFTEN = 3  # a shape is recorded when it comes so often: the last batch of an epoch may be the only one of its size
+
+
+@dataclass
+class CaptionBatch:
+    """Rows (image, caption): tokens (B, T + 1) from `<sos>` to the longest row's end, pictures (B,) as places in the
+    data; or, with `rows` (B,), every picture once, and the picture of each row."""
+
+    tokens: torch.Tensor
+    pictures: torch.Tensor
+    counts: Counts
+    rows: torch.Tensor | None = None
+
+    def to(self, device: torch.device) -> CaptionBatch:
+        tokens, pictures = (x.to(device, non_blocking=True) for x in (self.tokens, self.pictures))
+        rows = None if self.rows is None else self.rows.to(device, non_blocking=True)
+        return CaptionBatch(tokens, pictures, self.counts, rows)
+
+
+@dataclass
+class CaptionTrainee(Trainee):
+    """Args:
+    method: its settings; None for an ensemble, which is not trained.
+    data: where its pictures' rows come from; None for a model that is only used.
+    tuned: whether the encoder's own weights may differ from the pretrained ones: then only pixels will do.
+    seen: features of pictures by their names, while weights stand still (in the final evaluation); else None.
+    kept: what an encoder that stands still again sees of all pictures; made when it is first asked for.
+    replay, critic: what plays the loss of a batch, and the loss with the reward, on a GPU; only one of them holds recordings
+        at a time, as each has a place of its own for every gradient.
+    """
+
+    method: CaptionMethod | None = None
+    data: Prepared | None = None
+    tuned: bool = False
+    pooled: bool = False
+    replay: Recorder | None = None
+    critic: Recorder | None = None
+    seen: dict[tuple[str, ...], torch.Tensor] | None = None
+    kept: Rows | None = None
+
+    def look(self, pictures: torch.Tensor, sided: torch.Tensor | None = None) -> torch.Tensor:
+        """Places in the data (B,) -> what the model is given: pixels, maps, or means of maps.
+
+        With `sided` (B,), True where a caption says left or right, a random view of each picture is given.
+        """
+        if self.reads_pixels():
+            seen = self.data.pixels.take(pictures)
+            return seen if sided is None else new_view(seen, sided, self.data.crop)
+        rows = pictures if sided is None else self.data.view_rows(pictures, sided)
+        if self.stands_still():
+            self.kept = self.kept or see_all(self.module, self.data, self.pooled)
+            return self.kept.take(rows)
+        return (self.data.means if self.pooled else self.data.maps).take(rows)
+
+    def look_at(self, batch: CaptionBatch) -> torch.Tensor:
+        """What the model is given of a batch's pictures: in training, random views of them."""
+        if not self.module.training or self.data.views == 1:
+            return self.look(batch.pictures)
+        sided = self.data.sided(batch.tokens)
+        if batch.rows is not None:  # of each picture, if one of its captions does
+            sided = torch.zeros(len(batch.pictures), device=sided.device).index_add_(0, batch.rows, sided.float()) > 0
+        return self.look(batch.pictures, sided)
+
+    def likelihood(self, batch: CaptionBatch) -> LossSum:
+        """`objective.likelihood` of a batch; on a GPU, in training, played back from a recording of it."""
+        pictures, rows = self.look_at(batch), () if batch.rows is None else (batch.rows,)
+        if self.replay is None or not self.module.training or not pictures.is_cuda:
+            return likelihood(self.module, pictures, batch.tokens, self.method, self.fraction, *rows)
+        total, *extra = self.replay(pictures, batch.tokens, *rows)
+        return LossSum(total, 0, extra[0] if extra else None)
+
+    def self_critical(self, batch: CaptionBatch) -> LossSum:
+        """`objective.self_critical` of a batch, the same way: with tokens of one width, for one recording is large."""
+        if self.replay is not None:
+            self.replay.clear()
+        missing = self.data.vocabulary.max_length + 2 - batch.tokens.shape[1]
+        tokens = torch.nn.functional.pad(batch.tokens, (0, missing), value=PAD)
+        inputs = (self.look_at(batch), tokens, batch.pictures, *(() if batch.rows is None else (batch.rows,)))
+        total, extra = self.critic(*inputs) if self.critic is not None and tokens.is_cuda else _rewarded(self, *inputs)
+        return LossSum(total, 0, extra)
+
+    def how_taught(self) -> str:
+        """For the ledger."""
+        if self.method is None or not self.method.fast:
+            return "plain"
+        told = [self.module.decoder.fast_path]
+        for what, replay in (("", self.replay), ("self-critical steps ", self.critic)):
+            if replay is not None and (replay.why or replay.made):
+                told.append(what + (replay.why or "recorded"))
+        return ", ".join(filter(None, told))
+
+    def reads_pixels(self) -> bool:
+        """Until its blocks thaw, a fine-tuned encoder sees what the frozen one saw; once they stand still, what it saw then."""
+        waiting = (
+            self.module.training
+            and self.method is not None
+            and self.method.fine_tune
+            and self.epoch < self.method.fine_tune.from_epoch
+        )
+        return self.tuned and not waiting and not self.stands_still()
+
+    def keeps_together(self) -> bool:
+        """Whether an image's captions come in one step of training, so that it is looked at once."""
+        own = self.method.together if self.method else None
+        return (own or self.data.together) > 1
+
+    def stands_still(self) -> bool:
+        """Whether a fine-tuned encoder changes no more."""
+        tune = self.method.fine_tune if self.method else None
+        return bool(tune and tune.until_epoch and self.epoch >= tune.until_epoch)
+
+
+def model_of(method: CaptionMethod, encoder: Pretrained, words: int) -> ImageCaptioningModel:
+    """The whole model of a method's settings; the decoder is freshly initialised from torch's current seed."""
+    decoder = decoders.make(method, words, encoder.module.width, encoder.side**2)
+    half = method.fine_tune is not None and method.fine_tune.precision == "bfloat16"
+    return ImageCaptioningModel(encoder.module, decoder, method.feature_dropout, half)
+
+
+def trainee_of(
+    recipe: CaptionsRecipe,
+    name: str,
+    encoder: Pretrained,
+    vocabulary: Vocabulary,
+    seed: int,
+    data: Prepared | None = None,
+) -> CaptionTrainee:
+    """A method of the recipe, ready to be trained, or to be given its weights."""
+    method = recipe.methods[name]
+    torch.manual_seed(seed)
+    model = model_of(method, encoder, len(vocabulary))
+    names = {f"decoder.{n}" for n, _ in model.decoder.named_parameters()}
+    groups = []
+    if method.fine_tune:
+        groups = [
+            Group(
+                frozenset(f"encoder.{n}" for n in _thawed(method, encoder)),
+                method.fine_tune.learning_rate,
+                method.fine_tune.from_epoch,
+                method.fine_tune.until_epoch,
+            )
+        ]
+        names |= groups[0].names
+    for parameter_name, parameter in model.named_parameters():
+        parameter.requires_grad_(parameter_name in names)
+    pooled, late = model.decoder.looks_at == "pooled", method.self_critical
+    trainee = CaptionTrainee(
+        model,
+        frozenset(names),
+        method.learning_rate,
+        groups,
+        _phases(method),
+        method=method,
+        data=data,
+        tuned=bool(groups),
+        pooled=pooled,
+    )
+    if method.fast and not method.scheduled_sampling:  # whose share changes with every step
+        trainee.replay = Recorder(partial(_losses, model, method), model, OFTEN)
+    if method.fast and late and data is not None:
+        trainee.critic = Recorder(partial(_rewarded, trainee), model, OFTEN)
+    return trainee
+
+
+def _phases(method: CaptionMethod) -> list[Phase]:
+    """Where the encoder stands still again, and where the reward begins: with rates of their own, from the best weights."""
+    tune, late, rates = method.fine_tune, method.self_critical, {}
+    if tune and tune.until_epoch:
+        rates[tune.until_epoch] = tune.decoder_rate
+    if late and late.learning_rate:
+        rates[late.from_epoch] = late.learning_rate
+    return [Phase(epoch, rate / method.learning_rate, from_best=True) for epoch, rate in sorted(rates.items())]
+
+
+def _losses(
+    model: ImageCaptioningModel,
+    method: CaptionMethod,
+    pictures: torch.Tensor,
+    tokens: torch.Tensor,
+    rows: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, ...]:
+    found = likelihood(model, pictures, tokens, method, 0.0, rows)
+    return (found.total,) if found.extra is None else (found.total, found.extra)
+
+
+def _rewarded(
+    trainee: CaptionTrainee,
+    pictures: torch.Tensor,
+    tokens: torch.Tensor,
+    images: torch.Tensor,
+    rows: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, ...]:
+    data, late = trainee.data, trainee.method.self_critical
+    most = data.vocabulary.max_length
+    found = self_critical(trainee.module, pictures, tokens, images, data.rewards, late, most, rows)
+    return found.total, found.extra
+
+
+def together(members: list[CaptionTrainee], data: Prepared | None, mirrored: bool = False) -> CaptionTrainee:
+    """Trained members as one that is not trained itself; `mirrored` ones look twice, and then only pixels will do."""
+    modules = [member.module for member in members]
+    module = Ensemble([*modules, *(Mirrored(one) for one in modules if mirrored)])
+    module.requires_grad_(False)
+    tuned = mirrored or any(m.tuned for m in members)
+    return CaptionTrainee(module, frozenset(), data=data, tuned=tuned, pooled=all(m.pooled for m in members))
+
+
+def _thawed(method: CaptionMethod, encoder: Pretrained) -> frozenset[str]:
+    try:
+        return encoder.module.last_blocks(method.fine_tune.blocks)
+    except ValueError as error:
+        raise BadInput(str(error), where="fine_tune.blocks", todo="fewer blocks") from None

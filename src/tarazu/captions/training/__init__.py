@@ -1,0 +1,1 @@
+"""Training objectives: cross-entropy and the CIDEr reward."""

@@ -1,0 +1,1 @@
+"""Chat rows: read, repaired, rendered by the chat template, split and tokenized."""

@@ -1,0 +1,155 @@
+"""Writing answers: batched, left-padded, cached, greedy by default; the same code for every method.
+
+Equal to transformers' `generate` token by token (tests/chat/test_generation.py); a soft prompt or prefix is laid before
+each row's own tokens, after its padding, which peft's own generation gets wrong.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+
+from tarazu.chat.fast import graphed_decoding
+from tarazu.chat.model.forward import Past, hidden_states
+from tarazu.chat.model.batching import ChatBatch, Row, lay_out
+from tarazu.chat.model.loss import logits_of
+from tarazu.chat.model.trainable import ChatTrainee
+
+LIKE = 1.5  # prompts that are read together on a CPU: the longest over the shortest
+
+
+@dataclass(frozen=True)
+class Answer:
+    """Token ids of an answer, without its end-of-turn; `finished` says whether it ended by itself."""
+
+    ids: list[int]
+    finished: bool
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How the next token is picked. Temperature 0 is greedy."""
+
+    temperature: float = 0.0
+    top_p: float = 1.0
+
+
+@torch.no_grad()
+def generate(
+    trainee: ChatTrainee, prompts: list[list[int]], stop: set[int], most: int, batch_rows: int = 16, sampling: Sampling = Sampling(), replayed: bool | None = None
+) -> list[Answer]:
+    """Answers to `prompts` (token ids), in their order, of at most `most` tokens. Prompts of like length run together.
+
+    `replayed` chooses the fast path of `replay.py` (greedy only); by default on a GPU.
+    """
+    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
+    fast = (trainee.base.device.type == "cuda" if replayed is None else replayed) and sampling.temperature <= 0
+    answers: dict[int, Answer] = {}
+    for start in range(0, len(order), batch_rows):
+        chosen = order[start : start + batch_rows]
+        asked = [prompts[i] for i in chosen]
+        written = _replay_batch(trainee, asked, stop, most) if fast else _generate_batch(trainee, asked, stop, most, sampling)
+        answers.update(zip(chosen, written, strict=True))
+    return [answers[i] for i in range(len(prompts))]
+
+
+def stream(trainee: ChatTrainee, prompt: list[int], stop: set[int], most: int, sampling: Sampling):
+    """Yields one prompt's answer token by token, for a chat."""
+    batch, past = begin(trainee, [prompt])
+    with torch.no_grad():
+        for _ in range(most):
+            token = _pick(logits_of(trainee.base, hidden_states(trainee, batch, past)[:, -1]), sampling)
+            if int(token) in stop:
+                return
+            yield int(token)
+            batch = next_place(batch, token)
+
+
+def _generate_batch(trainee: ChatTrainee, prompts: list[list[int]], stop: set[int], most: int, sampling: Sampling) -> list[Answer]:
+    hidden, batch, past = read(trainee, prompts)
+    written: list[list[int]] = [[] for _ in prompts]
+    finished = [False] * len(prompts)
+    live = list(range(len(prompts)))
+    for step in range(most):
+        if step:
+            hidden = hidden_states(trainee, batch, past)[:, -1]
+        tokens = _pick(logits_of(trainee.base, hidden), sampling)
+        keep = []
+        for place, (row, token) in enumerate(zip(live, tokens.tolist(), strict=True)):
+            if token in stop:
+                finished[row] = True
+            else:
+                written[row].append(token)
+                keep.append(place)
+        if not keep:
+            break
+        batch = next_place(batch, tokens)
+        if len(keep) < len(live):
+            lines = torch.tensor(keep, device=tokens.device)
+            past.select(lines)
+            batch, live = _select(batch, lines), [live[place] for place in keep]
+    return [Answer(ids, done) for ids, done in zip(written, finished, strict=True)]
+
+
+def _replay_batch(trainee: ChatTrainee, prompts: list[list[int]], stop: set[int], most: int) -> list[Answer]:
+    hidden, batch, past = read(trainee, prompts)
+    first = logits_of(trainee.base, hidden).argmax(-1)
+    lines = graphed_decoding.decode(graphed_decoding.Steps(trainee, batch, past, first, most), stop, most)
+    ends = [next((i for i, token in enumerate(line) if token in stop), None) for line in lines]
+    return [Answer(line[:end], end is not None) for line, end in zip(lines, ends, strict=True)]
+
+
+def read(trainee: ChatTrainee, prompts: list[list[int]]) -> tuple[torch.Tensor, ChatBatch, Past]:
+    """The prompts' last hidden states (B, width), the last place of each, and what stands before it.
+
+    On a CPU, where padding costs what words cost, prompts of unlike length are read apart.
+    """
+    parts = [begin(trainee, some) for some in _alike(prompts)] if trainee.base.device.type == "cpu" else [begin(trainee, prompts)]
+    hidden = torch.cat([hidden_states(trainee, batch, past)[:, -1] for batch, past in parts])
+    (first, past), others = parts[0], parts[1:]
+    if not others:
+        return hidden, first, past
+    past.join([other for _, other in others])
+    last = {name: torch.cat([getattr(batch, name)[:, -1:] for batch, _ in parts]) for name in ("ids", "virtual", "positions", "segments")}
+    return hidden, replace(first, **last), past
+
+
+def _alike(prompts: list[list[int]]) -> list[list[list[int]]]:
+    """The prompts, which come shortest first, in groups whose longest is at most `LIKE` times their shortest."""
+    groups: list[list[list[int]]] = []
+    for prompt in prompts:
+        if groups and len(prompt) <= LIKE * len(groups[-1][0]):
+            groups[-1].append(prompt)
+        else:
+            groups.append([prompt])
+    return groups
+
+
+def begin(trainee: ChatTrainee, prompts: list[list[int]]) -> tuple[ChatBatch, Past]:
+    """The prompts, left-padded, and what stands before them."""
+    rows = [[Row(np.array(p), np.zeros(len(p), bool), i)] for i, p in enumerate(prompts)]
+    prefix = trainee.virtual if trainee.prefix else 0
+    batch = lay_out(rows, 0 if prefix else trainee.virtual, prefix, left=True).to(trainee.base.device)
+    return batch, Past(trainee, batch)
+
+
+def next_place(batch: ChatBatch, tokens: torch.Tensor) -> ChatBatch:
+    """One new place a line, after the last one."""
+    return replace(
+        batch, ids=tokens[:, None], virtual=torch.full_like(tokens[:, None], -1), positions=batch.positions[:, -1:] + 1, segments=batch.segments[:, -1:]
+    )
+
+
+def _select(batch: ChatBatch, lines: torch.Tensor) -> ChatBatch:
+    return replace(batch, **{name: getattr(batch, name)[lines] for name in ("ids", "virtual", "positions", "segments")})
+
+
+def _pick(logits: torch.Tensor, sampling: Sampling) -> torch.Tensor:
+    """(B,) next tokens from (B, V) logits; nucleus sampling as in Holtzman et al. 2019 (arXiv:1904.09751)."""
+    if sampling.temperature <= 0:
+        return logits.argmax(-1)
+    shares, words = torch.softmax(logits / sampling.temperature, -1).sort(descending=True)
+    shares[shares.cumsum(-1) - shares > sampling.top_p] = 0
+    return words.gather(1, torch.multinomial(shares, 1))[:, 0]

@@ -1,0 +1,1 @@
+"""Faster ways to compute what `chat/model` computes; every file has a plain counterpart."""

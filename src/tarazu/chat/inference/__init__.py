@@ -1,0 +1,1 @@
+"""Trained models in use: loading, exporting, chatting in the terminal."""

@@ -1,0 +1,1 @@
+"""The base model: loading, batches, attention, the forward pass and the loss."""

@@ -1,0 +1,1 @@
+"""What each command of the terminal prints and writes; `tarazu.cli` declares their options."""

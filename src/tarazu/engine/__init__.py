@@ -1,0 +1,1 @@
+"""Training, proof and accounting for any task. Imports no task."""

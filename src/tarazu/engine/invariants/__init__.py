@@ -1,0 +1,1 @@
+"""Properties that every run must keep, as checks that anyone can run."""

@@ -1,0 +1,1 @@
+"""What the numbers of a study say: comparisons, statistics, curves, the recommendation."""

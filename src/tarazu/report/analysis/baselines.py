@@ -1,0 +1,32 @@
+"""The three yardsticks of captioning: what a person, one fixed sentence and another image's caption score."""
+
+from __future__ import annotations
+
+from tarazu.report.analysis.study_view import StudyView, as_number, dig
+
+NAMES = ("human", "constant", "shuffled")
+_PLACES = {
+    "cider": ("cider",),
+    "rouge_l": ("rouge_l",),
+    "meteor": ("meteor",),
+    **{f"bleu{n}": ("bleu", n - 1) for n in (1, 2, 3, 4)},
+}
+
+
+def yardsticks(study: StudyView) -> tuple[dict[str, dict], str]:
+    """The yardsticks and the file that they stand in: the first run that has them (they are the same for all)."""
+    for arm in study.arms:
+        for run in arm.measured:
+            found = dig(run.metrics, "yardsticks", default={})
+            if isinstance(found, dict) and found:
+                return {name: found[name] for name in NAMES if isinstance(found.get(name), dict)}, run.file(
+                    "metrics.json"
+                )
+    return {}, ""
+
+
+def constant_score(study: StudyView, key: str) -> float | None:
+    """What one fixed caption for every image scores; None for a figure that yardsticks do not have."""
+    if key not in _PLACES:
+        return None
+    return as_number(dig(yardsticks(study)[0].get("constant"), *_PLACES[key]))

@@ -1,0 +1,152 @@
+"""Which method is best for these conditions: a rule that is stated, a Pareto front, and honesty where methods tie."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from tarazu.report.analysis.comparison import Comparison
+from tarazu.report.analysis.metrics import FRONTS, Measure, mean_over_seeds, over_seeds, primary
+from tarazu.report.analysis.study_view import StudyView
+
+LAST = "weights_bytes"  # what decides where the seeds cannot tell the other cost apart: it does not depend on the machine
+KEEP = 0.9  # "nearly as good": at least this share of the best method's gain
+PREFERENCES = {"quality": None, "memory": "train_memory", "speed": "train_seconds", "size": "weights_bytes"}
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A method with its quality, its gain over the baseline (positive is better) and its costs; None: not measured.
+
+    `spans` are the least and the most of each cost over the seeds.
+    """
+
+    name: str
+    kind: str
+    quality: float
+    gain: float | None
+    costs: dict[str, float | None]
+    spans: dict[str, tuple[float, float]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What one preference picks, and among whom. `ties` are the others that the tests cannot tell from the best.
+
+    `close` is the method whose cost `by` is a little lower, but not beyond what the seeds differ by: then the weights' size decided.
+    """
+
+    preference: str
+    name: str | None
+    allowed: list[str]
+    ties: list[str]
+    by: str | None  # the cost that decided, or None when quality alone did
+    close: str | None = None
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The verdict of a study under each preference."""
+
+    measure: Measure
+    baseline: float | None
+    contenders: list[Contender]
+    best: Contender | None
+    choices: dict[str, Choice]
+    fronts: dict[str, list[str]]
+    not_better: list[str]
+
+    def contender(self, name: str | None) -> Contender | None:
+        return next((c for c in self.contenders if c.name == name), None)
+
+
+def judge(study: StudyView, comparison: Comparison) -> Verdict:
+    """The verdict from the numbers alone."""
+    measure = primary(study.task)
+    baseline = _baseline(study, measure)
+    contenders = []
+    for arm in study.arms:
+        quality = mean_over_seeds(arm, measure)
+        if quality is not None:
+            gain = None if baseline is None else measure.gain(quality, baseline)
+            costs = {cost.key: mean_over_seeds(arm, cost) for cost in FRONTS}
+            spans = {c.key: (min(found), max(found)) for c in FRONTS if costs[c.key] is not None and (found := over_seeds(arm, c))}
+            contenders.append(Contender(arm.name, arm.kind, quality, gain, costs, spans))
+    contenders.sort(key=lambda c: -measure.gain(c.quality, 0.0))
+    best = contenders[0] if contenders else None
+    worse = [c.name for c in contenders if not _better_than_base(c, study, comparison, measure)]
+    choices = {name: _choose(name, cost, contenders, measure, comparison, worse) for name, cost in PREFERENCES.items()}
+    fronts = {cost.key: pareto(contenders, measure, cost.key) for cost in FRONTS}
+    return Verdict(measure, baseline, contenders, best, choices, fronts, worse)
+
+
+def pareto(contenders: list[Contender], measure: Measure, cost: str) -> list[str]:
+    """The methods that no other beats on quality and on `cost` at once, cheapest first."""
+    known = [c for c in contenders if c.costs.get(cost) is not None]
+    known.sort(key=lambda c: (c.costs[cost], -measure.gain(c.quality, 0.0)))
+    front: list[Contender] = []
+    for one in known:
+        if not front or measure.gain(one.quality, front[-1].quality) > 0:
+            front.append(one)
+    return [c.name for c in front]
+
+
+def _baseline(study: StudyView, measure: Measure) -> float | None:
+    """The untouched model's figure; for captions the constant caption's, the weakest yardstick that still speaks."""
+    if study.base:
+        return mean_over_seeds(study.base, measure)
+    from tarazu.report.analysis.baselines import constant_score
+
+    return constant_score(study, measure.key)
+
+
+def _choose(
+    preference: str,
+    cost: str | None,
+    contenders: list[Contender],
+    measure: Measure,
+    comparison: Comparison,
+    unsure: list[str],
+) -> Choice:
+    """The choice under one preference. A cheaper method that ties with the best is not chosen where only the best one's gain
+    over the untouched model is sure (`unsure` names the others)."""
+    if not contenders:
+        return Choice(preference, None, [], [], None)
+    best = contenders[0]
+    ties = [c.name for c in contenders[1:] if comparison.differ(measure.key, best.name, c.name) is False]
+    if cost is None:
+        equal = [c for c in contenders if c.name in ties and (best.name in unsure or c.name not in unsure)]
+        return (
+            _cheapest(preference, "train_seconds", [best, *equal], ties)
+            if ties
+            else Choice(preference, best.name, [best.name], [], None)
+        )
+    known = [c for c in contenders if c.costs.get(cost) is not None] or contenders
+    top = known[0]
+    if top.gain is not None and top.gain > 0:
+        allowed = [c for c in known if c.gain is not None and c.gain >= KEEP * top.gain]
+    else:
+        allowed = [top, *[c for c in known if c.name in ties]]
+    return _cheapest(preference, cost, allowed, ties)
+
+
+def _cheapest(preference: str, cost: str, allowed: list[Contender], ties: list[str]) -> Choice:
+    known = [c for c in allowed if c.costs.get(cost) is not None]
+    names = [c.name for c in allowed]
+    if not known:
+        return Choice(preference, allowed[0].name, names, ties, None)
+    least = min(known, key=lambda c: c.costs[cost])
+    picked = min((c for c in known if _overlap(c, least, cost)), key=lambda c: (c.costs[LAST], c.costs[cost]), default=least)
+    return Choice(preference, picked.name, names, ties, cost, None if picked is least else least.name)
+
+
+def _overlap(one: Contender, least: Contender, cost: str) -> bool:
+    """Whether the seeds leave open which of two methods costs less; both tell the size of their weights."""
+    if one.costs.get(LAST) is None or least.costs.get(LAST) is None:
+        return False
+    return one is least or (cost in one.spans and cost in least.spans and one.spans[cost][0] < least.spans[cost][1])
+
+
+def _better_than_base(one: Contender, study: StudyView, comparison: Comparison, measure: Measure) -> bool:
+    if one.gain is None or one.gain <= 0:
+        return one.gain is None
+    return not study.base or comparison.differ(measure.key, study.base.name, one.name) is not False

@@ -1,0 +1,1 @@
+"""How things look: HTML, charts, tables, numbers and text in two languages."""

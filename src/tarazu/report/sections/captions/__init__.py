@@ -1,0 +1,7 @@
+"""The sections that the captions task puts between the verdict and the comparison."""
+
+from tarazu.report.sections.captions.data import data_section
+from tarazu.report.sections.captions.methods import methods_section
+from tarazu.report.sections.captions.model import model_section, yardsticks_section
+
+SECTIONS = [data_section, model_section, yardsticks_section, methods_section]

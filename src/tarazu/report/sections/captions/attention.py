@@ -1,0 +1,137 @@
+"""Heat maps of attention, word by word, with an analysis that is computed from the weights."""
+
+from __future__ import annotations
+
+import math
+
+from tarazu.report.render.images import overlay, scale, sheet
+from tarazu.report.analysis.study_view import Arm, as_number, dig
+from tarazu.report.sections.common.base import Context
+from tarazu.report.render.bilingual import Both, code, data_text, joined, number, say, spaced
+
+IMAGES, WORDS = 2, 16
+NEAR_EQUAL = 0.1  # total variation below this: the maps of a sentence hardly differ
+
+
+def heat_maps(context: Context, arm: Arm) -> list[dict]:
+    """The first images that have attention: one small map a word, and what they say."""
+    found = []
+    for sample in arm.first.samples:
+        words, rows = sample.get("words"), sample.get("attention")
+        if len(found) == IMAGES or not _sound(words, rows) or not sample.get("image"):
+            continue
+        view = _view(
+            context, arm, sample, [str(w) for w in words][:WORDS], rows[:WORDS], f"heatmap-{arm.name}-{len(found) + 1}"
+        )
+        if view:
+            found.append(view)
+    return found
+
+
+def _sound(words, rows) -> bool:
+    """Whether there is a row of finite weights for each word."""
+    return (
+        isinstance(words, list)
+        and isinstance(rows, list)
+        and bool(words)
+        and len(rows) >= len(words)
+        and all(
+            isinstance(row, list) and len(row) == len(rows[0]) > 0 and all(as_number(v) is not None for v in row)
+            for row in rows
+        )
+    )
+
+
+def _view(
+    context: Context, arm: Arm, sample: dict, words: list[str], rows: list[list[float]], name: str
+) -> dict | None:
+    top = scale(rows)
+    maps = [
+        (data_text(word, 30), overlay(context.study.path, sample["image"], row, top, f"{word}"))
+        for word, row in zip(words, rows, strict=False)
+    ]
+    if not maps or any(image is None for _, image in maps):
+        return None
+    drawn = sheet(context.study.path, sample["image"], words, rows, context.study.path / "figures" / f"{name}.png")
+    return {
+        "maps": maps,
+        "id": code(sample.get("id", "?")),
+        "analysis": analysis(arm, words, rows),
+        "file": f"figures/{name}.png" if drawn else None,
+        "source": arm.first.file("samples.jsonl"),
+    }
+
+
+def entropy(row: list[float]) -> float:
+    """How widely a map is spread, in nats: 0 is one cell, log(cells) all alike."""
+    total = sum(row)
+    return -sum(v / total * math.log(v / total) for v in row if v > 0) if total > 0 else 0.0
+
+
+def place(row: list[float]) -> tuple[str, str]:
+    """(vertical, horizontal) third of the image in which the largest weight lies."""
+    side = int(round(len(row) ** 0.5))
+    index = row.index(max(row))
+    thirds = [min(2, (index // side) * 3 // side), min(2, (index % side) * 3 // side)]
+    return ("top", "middle", "bottom")[thirds[0]], ("left", "centre", "right")[thirds[1]]
+
+
+def analysis(arm: Arm, words: list[str], rows: list[list[float]]) -> list[Both]:
+    """Which words are looked for most sharply, where, and whether the maps differ at all."""
+    source = arm.first.file("samples.jsonl")
+    spread = [(entropy(row), word, row) for word, row in zip(words, rows, strict=False)]
+    sharp = sorted(spread, key=lambda item: item[0])[:3]
+    most = math.log(len(rows[0]))
+    found = [
+        say("attention.sharp", words=joined([_where(word, row) for _, word, row in sharp]), most=number(most, "two")),
+        say(
+            "attention.wide",
+            word=data_text(max(spread, key=lambda item: item[0])[1], 30),
+            nats=number(max(spread, key=lambda item: item[0])[0], "two", source),
+            most=number(most, "two"),
+        ),
+    ]
+    mean = [sum(column) / len(rows) for column in zip(*rows, strict=True)]
+    differ = sum(sum(abs(v - m) for v, m in zip(row, mean, strict=True)) / 2 for row in rows) / len(rows)
+    found.append(
+        say("attention.same" if differ < NEAR_EQUAL else "attention.differ", share=number(differ, "percent", source))
+    )
+    return found
+
+
+def _where(word: str, row: list[float]) -> Both:
+    vertical, horizontal = place(row)
+    return spaced(
+        say("attention.word", word=data_text(word, 30)),
+        say(
+            "attention.at",
+            vertical=say(f"place.{vertical}"),
+            horizontal=say(f"place.{horizontal}"),
+            nats=number(entropy(row), "two"),
+        ),
+    )
+
+
+def entropy_sentences(arm: Arm) -> list[Both]:
+    """The whole test split: mean entropy, and how much the maps of one sentence differ."""
+    found, source = dig(arm.first.metrics, "entropy", default={}), arm.first.file("metrics.json")
+    mean, most = as_number(dig(found, "mean")), as_number(dig(found, "most"))
+    if mean is None or not most:
+        return []
+    sentences = [
+        say(
+            "attention.mean",
+            mean=number(mean, "two", source),
+            most=number(most, "two", source),
+            share=number(mean / most, "percent", source),
+        )
+    ]
+    variation = as_number(dig(found, "variation"))
+    if variation is not None:
+        sentences.append(
+            say(
+                "attention.same" if variation < NEAR_EQUAL else "attention.differ",
+                share=number(variation, "percent", source),
+            )
+        )
+    return sentences

@@ -1,0 +1,1 @@
+"""Sections and parts of sections that every task shares."""

@@ -1,0 +1,124 @@
+"""A method's curves: the figure, and what they say in sentences with their numbers."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from tarazu.report.render import charts
+from tarazu.report.analysis.curves import analyse, curve, thinned
+from tarazu.report.render.figures import Figure
+from tarazu.report.analysis.study_view import Arm
+from tarazu.report.sections.common.base import Context
+from tarazu.report.render.bilingual import Both, code, number, say
+
+
+def axis_of(context: Context) -> tuple[str, Both, str]:
+    """(event field, axis title, number form): captions count epochs, chat counts tokens."""
+    return (
+        ("epoch", say("axis.epoch"), "two")
+        if context.study.task == "captions"
+        else ("tokens", say("axis.tokens"), "count")
+    )
+
+
+def loss_figure(context: Context, arm: Arm) -> Figure | None:
+    """Training and validation loss of the first run, and the validation loss of the other seeds."""
+    field, title, _ = axis_of(context)
+    train, size = thinned(curve(arm.first, "step", field))
+    validation = curve(arm.first, "validation", field)
+    series = []
+    if train:
+        series.append(charts.Series(say("curve.train"), train.x, train.y, 0, 0))
+    if validation:
+        series.append(charts.Series(say("curve.validation"), validation.x, validation.y, 1, 1))
+    for i, run in enumerate(run for run in arm.runs if run is not arm.first):
+        other = curve(run, "validation", field)
+        if other:
+            series.append(
+                charts.Series(say("curve.validation_seed", seed=number(run.seed, "count")), other.x, other.y, 2 + i, 2)
+            )
+    if not series:
+        return None
+    caption = say("curve.caption", method=code(arm.name))
+    if size > 1:
+        caption = say("curve.caption_thinned", method=code(arm.name), size=number(size, "count"))
+    return line_figure(
+        context,
+        f"curves-{arm.name}",
+        caption,
+        series,
+        title,
+        say("axis.loss"),
+        [run.file("events.jsonl") for run in arm.runs],
+    )
+
+
+def line_figure(
+    context: Context, name: str, caption: Both, series: list[charts.Series], x: Both, y: Both, sources: list[str], log: bool = False
+) -> Figure:
+    """Lines as a figure that the page's script can also draw."""
+    data = {
+        "x": sides(x),
+        "y": sides(y),
+        "log": log,
+        "series": [
+            {
+                "name": sides(s.name),
+                "x": s.x,
+                "y": s.y,
+                "color": charts.PALETTE[s.color % len(charts.PALETTE)],
+                "dash": charts.DASHES[s.dash % 4],
+            }
+            for s in series
+        ],
+    }
+    make = partial(charts.lines, series, x, y, log=log)
+    return context.gallery.add(name, caption, make, sources, data)
+
+
+def sides(text: Both | str) -> dict[str, str]:
+    """A label in both languages, for the page's script."""
+    return {language: charts.words(text, language) for language in ("fa", "en")}
+
+
+def curve_sentences(context: Context, arm: Arm) -> list[Both]:
+    """The analysis of one method's curves, from the numbers alone."""
+    field, _, form = axis_of(context)
+    facts, source = analyse(arm.first, field), arm.first.file("events.jsonl")
+    loss = partial(number, form="loss", source=source)
+    at = partial(number, form=form, source=source)
+    found: list[Both] = []
+    if facts.train_first is not None:
+        found.append(say("curve.train_fell", first=loss(facts.train_first), last=loss(facts.train_last)))
+    if facts.validation_first is not None:
+        values = {
+            "first": loss(facts.validation_first),
+            "best": loss(facts.validation_best),
+            "last": loss(facts.validation_last),
+            "at": at(facts.best_at),
+        }
+        found.append(say(f"curve.validation_{field}", **values))
+    if facts.flat_at is not None:
+        found.append(say(f"curve.flat_{field}", at=at(facts.flat_at), end=at(facts.end_at)))
+    elif facts.still_falling:
+        found.append(say("curve.falling"))
+    if facts.gap is not None:
+        found.append(say("curve.gap" if facts.gap > 0 else "curve.gap_negative", gap=loss(abs(facts.gap))))
+    if facts.validation_first is not None:
+        rise = facts.validation_last - facts.validation_best
+        key = "curve.overfit" if facts.overfit else "curve.not_overfit" if rise > 0 else "curve.lowest_last"
+        found.append(say(key, rise=loss(rise), at=at(facts.best_at)))
+        if facts.validation_last > facts.validation_first:
+            found.append(
+                say("curve.worse_than_start", first=loss(facts.validation_first), last=loss(facts.validation_last))
+            )
+    if facts.train_first is not None:
+        steps = ", ".join(str(s) for s in facts.spikes[:8])
+        found.append(
+            say("curve.spikes", n=number(len(facts.spikes), "count", source), steps=code(steps))
+            if facts.spikes
+            else say("curve.no_spikes")
+        )
+    if facts.largest_gradient is not None:
+        found.append(say("curve.gradient", norm=number(facts.largest_gradient, "number", source)))
+    return found or [say("curve.none")]

@@ -1,0 +1,207 @@
+"""Section 8: the machine, where the time went, seeds, hashes, caveats, and what repeats it all."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from tarazu.report.render import charts
+from tarazu.report.render.tables import Table, code_cell, figure_cell, pairs_table, text_cell
+from tarazu.report.render.known_messages import noted, paths_taken, told
+from tarazu.report.analysis.study_view import StudyView, as_number, dig, records, seeds_of
+from tarazu.report.sections.chat.answers import all_arms, arm_name
+from tarazu.report.sections.common.base import Context, Section
+from tarazu.report.sections.common.estimates import expected_view
+from tarazu.report.sections.common.invariants import invariants_view
+from tarazu.report.sections.common.hyperparameter_search import search_costs, spent_tokens
+from tarazu.report.render.bilingual import Both, code, joined, number, say
+
+PHASES = ("load", "tokenise", "search", "train", "validate", "generate", "evaluate", "checkpoint", "fingerprint")
+TOKENS = ("rows", "tokens", "supervised", "padding", "virtual")
+SMALL_TEST = 100
+
+
+def how_section(context: Context) -> Section:
+    study = context.study
+    commands, parts = _commands(study), len(records(study.environment.get("parts")))
+    view = {
+        "environment": _environment(study),
+        "packages": _packages(study),
+        "ledger": ledger_table(study),
+        "tokens": token_table(study),
+        "searches": search_costs(study),
+        "expected": expected_view(study),
+        "figure": _figure(context),
+        "seeds": joined(
+            [number(s, "count") for s in dict.fromkeys(run.seed for arm in study.arms for run in arm.runs)]
+        ),
+        "caveats": caveats(context),
+        "commands": [code(command) for command in commands],
+        "repeat": say("how.repeat_parts_title" if parts > 1 else "how.repeat_more" if len(commands) > 1 else "how.repeat"),
+        "repeat_how": [say(f"how.repeat_{key}") for key, true in (("parts", parts > 1), ("extended", _extensions(study))) if true],
+        "verify": invariants_view(study),
+    }
+    return Section("how", say("section.how"), "how.html", view)
+
+
+def _commands(study: StudyView) -> list[str]:
+    """What makes the study again: its command, or those of all its parts, each with those that extended it."""
+    found = [one.get("command") for part in _stamps(study) for one in (part, *records(part.get("extended")))]
+    return list(dict.fromkeys(str(command) for command in found if command))
+
+
+def _stamps(study: StudyView) -> list[dict]:
+    return records(study.environment.get("parts")) or [study.environment]
+
+
+def _extensions(study: StudyView) -> bool:
+    return any(records(part.get("extended")) for part in _stamps(study))
+
+
+def _environment(study: StudyView) -> Table:
+    env, file = study.environment, "environment.json"
+    device = dig(env, "device", default={})
+    pairs = [
+        (say(f"how.{key}"), code_cell(env[key]) if env.get(key) else None)
+        for key in ("tarazu", "commit", "started", "python", "platform", "recipe_sha256")
+    ]
+    pairs += [
+        (say("how.device"), code_cell(dig(device, "name") or dig(device, "type") or "?")),
+        (say("how.memory"), figure_cell(dig(device, "memory"), "bytes", file)),
+        (say("how.cores"), figure_cell(dig(device, "cores"), "count", file)),
+        (say("how.threads"), figure_cell(env.get("threads"), "count", file)),
+        (say("how.data_sha256"), code_cell(study.data["sha256"]) if study.data.get("sha256") else None),
+    ]
+    return pairs_table(say("how.environment"), pairs, [say("common.what"), say("common.value")], [file, "data.json"])
+
+
+def _packages(study: StudyView) -> Table:
+    found = dig(study.environment, "packages", default={})
+    rows = [
+        [code_cell(name), code_cell(version)] for name, version in (found.items() if isinstance(found, dict) else ())
+    ]
+    return Table(say("how.packages"), [say("how.package"), say("how.version")], rows, ["environment.json"])
+
+
+def ledger_table(study: StudyView) -> Table:
+    """Seconds by phase for every run: training time is training alone."""
+    runs = [(arm, run) for arm in all_arms(study) for run in arm.runs if run.ledger]
+    phases = [p for p in PHASES if any(as_number(dig(run.ledger, "seconds", p)) is not None for _, run in runs)]
+    rows = [
+        [
+            text_cell(arm_name(arm)),
+            figure_cell(run.seed, "count"),
+            *[figure_cell(dig(run.ledger, "seconds", p), "seconds", run.file("ledger.json")) for p in phases],
+        ]
+        for arm, run in runs
+    ]
+    return Table(
+        say("how.ledger"),
+        [say("compare.method"), say("how.seed"), *[say(f"phase.{p}") for p in phases]],
+        rows,
+        [run.file("ledger.json") for _, run in runs],
+        sortable=True,
+    )
+
+
+def token_table(study: StudyView) -> Table:
+    """Tokens with and without padding and virtual tokens: the budget counts the real ones."""
+    runs = [(arm, run) for arm in study.arms for run in arm.runs if dig(run.ledger, "tokens")]
+    rows = [
+        [
+            text_cell(arm_name(arm)),
+            figure_cell(run.seed, "count"),
+            *[figure_cell(dig(run.ledger, "tokens", t), "count", run.file("ledger.json")) for t in TOKENS],
+            text_cell(paths_taken(dig(run.ledger, "paths"))),
+        ]
+        for arm, run in runs
+    ]
+    return Table(
+        say("how.tokens"),
+        [say("compare.method"), say("how.seed"), *[say(f"tokens.{t}") for t in TOKENS], say("how.paths")],
+        rows,
+        [run.file("ledger.json") for _, run in runs],
+        sortable=True,
+    )
+
+
+def _figure(context: Context):
+    rows = []
+    for arm in all_arms(context.study):
+        for phase in PHASES:
+            seconds = as_number(dig(arm.first.ledger, "seconds", phase))
+            if seconds:
+                rows.append((arm.name, say(f"phase.{phase}"), seconds))
+    if not rows:
+        return None
+    make = partial(charts.stacked, rows, say("axis.seconds"))
+    return context.gallery.add(
+        "time-by-phase",
+        say("how.figure"),
+        lambda language: make(language=language),
+        [arm.first.file("ledger.json") for arm in all_arms(context.study)],
+    )
+
+
+def caveats(context: Context) -> list[Both]:
+    """What a careful reader should hold against these numbers, found from the folder itself."""
+    study, found = context.study, []
+    if study.data.get("note"):
+        found.append(say("caveat.note", note=noted(study.data["note"])))
+    if dig(study.model, "encoder", "weights_note"):
+        found.append(say("caveat.note", note=told(dig(study.model, "encoder", "weights_note"))))
+    if all(len(arm.runs) == 1 for arm in study.arms):
+        found.append(say("caveat.one_seed"))
+    elif len({len(arm.measured) for arm in study.arms}) > 1:
+        found.append(say("caveat.uneven_seeds"))
+    missing = missing_seeds(study)
+    if missing:
+        found.append(say("caveat.missing_seeds", n=number(len(missing), "count"), seeds=joined([number(s, "count") for s in missing])))
+    size = next((i.rows for i in context.comparison.intervals.values()), None)
+    if size is not None and size < SMALL_TEST:
+        found.append(say("caveat.small_test", rows=number(size, "count")))
+    spent = spent_tokens(study)
+    if spent and spent[0] < spent[-1]:
+        found.append(say("caveat.search_uneven", least=number(spent[0], "count"), most=number(spent[-1], "count")))
+    edges = [arm.name for arm in study.arms if arm.search.get("edges")]
+    if edges:
+        found.append(say("caveat.edges", methods=joined([code(n) for n in edges])))
+    if context.comparison.rows_differ:
+        found.append(say("caveat.rows_differ", methods=joined([code(n) for n in context.comparison.rows_differ])))
+    if not any(arm.search for arm in study.arms):
+        found.append(say("caveat.no_search"))
+    if dig(study.environment, "device", "type") == "cpu":
+        found.append(say("caveat.cpu"))
+    found += _parts(study)
+    if any(run.status != "done" for arm in study.arms for run in arm.runs):
+        found.append(say("caveat.unfinished"))
+    if study.problems:
+        found.append(say("caveat.broken", files=joined([code(p) for p in study.problems])))
+    return found
+
+
+def missing_seeds(study: StudyView) -> list[int]:
+    """Seeds that the recipe asks for and of which no method has come to its end."""
+    asked = study.settings.get("seeds")
+    there = {run.seed for arm in study.arms for run in arm.measured}
+    return [seed for seed in asked if isinstance(seed, int) and seed not in there] if isinstance(asked, list) and there else []
+
+
+def _parts(study: StudyView) -> list[Both]:
+    """Of a study that `tarazu gather` put together: what ran where, and whether seconds compare."""
+    parts = records(study.environment.get("parts"))
+    if len(parts) < 2:
+        return []
+    devices = [dig(part, "device", "name") or "?" for part in parts]
+    told = [say("caveat.part", device=code(device), methods=joined(_named(part, parts))) for device, part in zip(devices, parts, strict=True)]
+    found = [say("caveat.parts", n=number(len(parts), "count"), parts=joined(told))]
+    return found + ([say("caveat.parts_differ")] if len(set(devices)) > 1 else [])
+
+
+def _named(part: dict, parts: list[dict]) -> list:
+    """A part's methods; with its seeds, those of which another part has seeds too."""
+    elsewhere = {str(name) for other in parts if other is not part for name in dig(other, "methods", default=[])}
+    found = []
+    for name in map(str, dig(part, "methods", default=[])):
+        seeds = joined([number(seed, "count") for seed in seeds_of(part, name)]) if name in elsewhere and seeds_of(part, name) else None
+        found.append(say("caveat.part_seeds", method=code(name), seeds=seeds) if seeds else code(name))
+    return found
