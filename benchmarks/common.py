@@ -24,7 +24,9 @@ from typing import Any  # noqa: E402
 
 RESULTS = Path(__file__).parent / "results"
 PACKAGES = ("tarazu", "torch", "transformers", "peft", "trl", "liger-kernel", "datasets", "triton")
-MATMUL = 8192  # side of the square bfloat16 product that gives a GPU's rate; 1024 in float32 on a CPU
+MATMUL = (
+    8192  # side of the square bfloat16 product that gives a GPU's rate; 1024 in float32 on a CPU
+)
 
 
 # --- time ---
@@ -82,7 +84,11 @@ def device_name() -> str:
         return torch.cuda.get_device_name()
     found = platform.processor() or platform.machine()
     with contextlib.suppress(OSError, StopIteration):
-        found = next(line.split(":", 1)[1].strip() for line in open("/proc/cpuinfo") if line.startswith("model name"))
+        found = next(
+            line.split(":", 1)[1].strip()
+            for line in open("/proc/cpuinfo")
+            if line.startswith("model name")
+        )
     return f"{found}, {torch.get_num_threads()} threads"
 
 
@@ -113,13 +119,17 @@ def matmul_rate() -> float | None:
     gpu = torch.cuda.is_available()
     size, dtype = (MATMUL, torch.bfloat16) if gpu else (1024, torch.float32)
     try:
-        a, b = (torch.randn(size, size, device="cuda" if gpu else "cpu", dtype=dtype) for _ in range(2))
+        a, b = (
+            torch.randn(size, size, device="cuda" if gpu else "cpu", dtype=dtype) for _ in range(2)
+        )
         return 2 * size**3 / min(timed(lambda: a @ b) for _ in range(8))
     except RuntimeError:
         return None
 
 
-def bound_share(tokens_per_second: float | None, parameters: int, rate: float | None) -> float | None:
+def bound_share(
+    tokens_per_second: float | None, parameters: int, rate: float | None
+) -> float | None:
     """The part of the bound that was reached: training adapters takes 4N FLOP a token (2N forward, 2N back to the inputs)."""
     return tokens_per_second * 4 * parameters / rate if tokens_per_second and rate else None
 
@@ -127,7 +137,9 @@ def bound_share(tokens_per_second: float | None, parameters: int, rate: float | 
 # --- the record ---
 
 
-def record(table: str, who: str, setting: str, shape: str, group: str = "", **figures: Any) -> dict[str, Any]:
+def record(
+    table: str, who: str, setting: str, shape: str, group: str = "", **figures: Any
+) -> dict[str, Any]:
     """One line of a table, with its machine, versions and date.
 
     Args:
@@ -138,8 +150,20 @@ def record(table: str, who: str, setting: str, shape: str, group: str = "", **fi
         group: what may be compared with what inside a table (the method, with or without checkpointing).
         figures: tokens_per_second, peak_gib, first_step_seconds, bound_share, loss, ... as far as they were measured.
     """
-    stamp = {"device": device_name(), "versions": versions(), "date": datetime.now(UTC).isoformat(timespec="seconds")}
-    return {"table": table, "who": who, "setting": setting, "shape": shape, "group": group, **figures, **stamp}
+    stamp = {
+        "device": device_name(),
+        "versions": versions(),
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+    return {
+        "table": table,
+        "who": who,
+        "setting": setting,
+        "shape": shape,
+        "group": group,
+        **figures,
+        **stamp,
+    }
 
 
 def write(path: Path | str, records: dict | list[dict]) -> None:
@@ -147,7 +171,10 @@ def write(path: Path | str, records: dict | list[dict]) -> None:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f"{path.name}.{os.getpid()}")
-    aside.write_text(json.dumps(_finite(records), ensure_ascii=False, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    aside.write_text(
+        json.dumps(_finite(records), ensure_ascii=False, indent=1, allow_nan=False) + "\n",
+        encoding="utf-8",
+    )
     os.replace(aside, path)
 
 

@@ -38,17 +38,23 @@ class Study:
     def __init__(self, path: str, steps: int, folder: Path, sets: list[str] = ()):
         import torch
 
-        from tarazu.recipe import schema
         from tarazu.chat.task import Chat
-        from tarazu.engine.row_sampler import RowOrder
-        from tarazu.storage.run_folder import RunFolder
+        from tarazu.engine.row_sampler import RowSampler
+        from tarazu.recipe import schema
+        from tarazu.storage.run_folder import StudyDir
 
-        plain = ["budget.schedule=constant", "budget.warmup=0", "budget.validation_rows=1", "budget.evaluate_every=1000000000", "device=cpu"]
+        plain = [
+            "budget.schedule=constant",
+            "budget.warmup=0",
+            "budget.validation_rows=1",
+            "budget.evaluate_every=1000000000",
+            "device=cpu",
+        ]
         self.recipe = schema.load(path, [*plain, *sets])
-        self.folder, self.task, self.device = RunFolder(folder), Chat(), torch.device("cpu")
+        self.folder, self.task, self.device = StudyDir(folder), Chat(), torch.device("cpu")
         self.data = self.task.prepare(self.recipe, self.folder, self.device)
         self.seed = self.recipe.seeds[0]
-        order = RowOrder(self.data.size("train"), self.recipe.budget.batch_rows, self.seed)
+        order = RowSampler(self.data.size("train"), self.recipe.budget.batch_rows, self.seed)
         self.rows = [order.at(step) for step in range(steps)]
         lengths = self.data.store.lengths("train")
         self.tokens = [int(sum(lengths[row] for row in rows)) for rows in self.rows]
@@ -57,18 +63,25 @@ class Study:
         self._built: tuple[str, Any, dict] | None = None
 
     def build(self, name: str) -> Any:
-        """The method's trainee in its first state; loaded once, and set back for every training."""
+        """The method's model in its first state; loaded once, and set back for every training."""
         import torch
 
         if self._built is None or self._built[0] != name:
             self._built = None  # the model before may go
-            trainee = self.task.build(self.recipe, name, self.data, self.seed, self.device)
-            self._built = name, trainee, {key: parameter.detach().clone() for key, parameter in trainee.trainable().items()}
-        _, trainee, first = self._built
+            trainable = self.task.build(self.recipe, name, self.data, self.seed, self.device)
+            self._built = (
+                name,
+                trainable,
+                {
+                    key: parameter.detach().clone()
+                    for key, parameter in trainable.trainable().items()
+                },
+            )
+        _, trainable, first = self._built
         with torch.no_grad():
-            for key, parameter in trainee.trainable().items():
+            for key, parameter in trainable.trainable().items():
                 parameter.copy_(first[key])
-        return trainee
+        return trainable
 
     def ours(self, name: str) -> Steps:
         """One training by tarazu's own loop, read from the event log it leaves."""
@@ -79,27 +92,51 @@ class Study:
         self.turn += 1
         run, method = self.folder.run(name, self.turn), self.recipe.methods[name]
         with StopSignals(str(self.folder.path)) as stop:
-            trainer.fit(self.task, self.build(name), self.data, self.recipe, method, run, self.seed, Ledger(self.device), stop, sampled=False)
+            trainer.train(
+                self.task,
+                self.build(name),
+                self.data,
+                self.recipe,
+                method,
+                run,
+                self.seed,
+                Ledger(self.device),
+                stop,
+                sampled=False,
+            )
         events = [event for event in run.read_lines("events.jsonl") if event["event"] == "step"]
-        tokens = [after["tokens"] - before for before, after in zip([0, *(e["tokens"] for e in events)], events, strict=False)]
+        tokens = [
+            after["tokens"] - before
+            for before, after in zip([0, *(e["tokens"] for e in events)], events, strict=False)
+        ]
         return Steps([e["seconds"] for e in events], [e["loss"] for e in events], tokens)
 
     def theirs(self, name: str) -> Steps:
         """The same training by the plain loop: the model's own forward (peft's, for a soft prompt), full logits."""
         import torch
 
-        from tarazu.chat.model.batching import Row
+        from tarazu.chat.model.batching import TokenizedRow
 
-        trainee, out = self.build(name), Steps([], [], [])
-        model = trainee.module.train()
-        trained = list(trainee.trainable().values())
-        optimizer = torch.optim.AdamW(trained, lr=trainee.learning_rate, weight_decay=self.recipe.methods[name].weight_decay)
+        trainable, out = self.build(name), Steps([], [], [])
+        model = trainable.module.train()
+        trained = list(trainable.trainable().values())
+        optimizer = torch.optim.AdamW(
+            trained, lr=trainable.learning_rate, weight_decay=self.recipe.methods[name].weight_decay
+        )
         for numbers in self.rows:
-            rows = [Row(*self.data.store.row("train", i)) for i in numbers]
+            rows = [TokenizedRow(*self.data.store.row("train", i)) for i in numbers]
             losses: list[float] = []
 
             def step(rows=rows, losses=losses):
-                losses.append(plain_loop.train_step(model, optimizer, plain_loop.padded(rows, "cpu"), autocast=False, clip=self.recipe.budget.clip))
+                losses.append(
+                    plain_loop.train_step(
+                        model,
+                        optimizer,
+                        plain_loop.padded(rows, "cpu"),
+                        autocast=False,
+                        clip=self.recipe.budget.clip,
+                    )
+                )
 
             out.seconds.append(common.timed(step))
             out.losses.append(losses[0])
@@ -118,13 +155,30 @@ def measure(study: Study, name: str, repeats: int, warm: int) -> list[dict]:
     pairs = list(zip(*done.values(), strict=True))
     if any(own.tokens != peer.tokens for own, peer in pairs):
         raise SystemExit(f"{name}: the two did not train on the same rows")
-    apart = max(abs(a - b) for own, peer in pairs for a, b in zip(own.losses, peer.losses, strict=True))
-    ratios = [b / a for own, peer in pairs for a, b in zip(own.seconds[warm:], peer.seconds[warm:], strict=True)]
+    apart = max(
+        abs(a - b) for own, peer in pairs for a, b in zip(own.losses, peer.losses, strict=True)
+    )
+    ratios = [
+        b / a
+        for own, peer in pairs
+        for a, b in zip(own.seconds[warm:], peer.seconds[warm:], strict=True)
+    ]
     setting = f"{study.recipe.budget.batch_rows} rows a step, float32"
     records = [
         common.record(
-            "cpu", who, setting, str(study.recipe.model), group=name, loss=runs[0].losses,
-            tokens_per_second=common.spread([t / s for one in runs for t, s in zip(one.tokens[warm:], one.seconds[warm:], strict=True)]),
+            "cpu",
+            who,
+            setting,
+            str(study.recipe.model),
+            group=name,
+            loss=runs[0].losses,
+            tokens_per_second=common.spread(
+                [
+                    t / s
+                    for one in runs
+                    for t, s in zip(one.tokens[warm:], one.seconds[warm:], strict=True)
+                ]
+            ),
         )  # fmt: skip
         for who, runs in done.items()
     ]
@@ -137,20 +191,32 @@ def main() -> None:
     asked.add_argument("--recipe", default="recipes/demo.yaml")
     asked.add_argument("--methods", nargs="*", help="default: all that the recipe trains")
     asked.add_argument("--steps", type=int, default=3)
-    asked.add_argument("--warm", type=int, default=1, help="steps at the start of each training that are not measured")
+    asked.add_argument(
+        "--warm",
+        type=int,
+        default=1,
+        help="steps at the start of each training that are not measured",
+    )
     asked.add_argument("--repeats", type=int, default=3)
-    asked.add_argument("--set", nargs="*", default=[], help="changes of the recipe, as in `tarazu run`")
+    asked.add_argument(
+        "--set", nargs="*", default=[], help="changes of the recipe, as in `tarazu run`"
+    )
     asked.add_argument("--out", type=Path, default=common.RESULTS / "cpu-demo.json")
     args = asked.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         study = Study(args.recipe, args.steps, Path(folder), args.set)
-        names = args.methods or [name for name, method in study.recipe.methods.items() if method.kind != "base"]
+        names = args.methods or [
+            name for name, method in study.recipe.methods.items() if method.kind != "base"
+        ]
         records = []
         for name in names:
             records += measure(study, name, args.repeats, args.warm)
             common.write(args.out, records)
             own = records[-2]
-            print(f"{name}: {own['ratio']['median']:.2f} times the plain loop, losses within {own['largest_loss_difference']:.1e}", flush=True)
+            print(
+                f"{name}: {own['ratio']['median']:.2f} times the plain loop, losses within {own['largest_loss_difference']:.1e}",
+                flush=True,
+            )
     apart = {own["group"]: own["largest_loss_difference"] for own in records[::2]}
     if wrong := {name: by for name, by in apart.items() if not by < CLOSE}:
         raise SystemExit(f"losses differ from the plain loop's: {wrong}")

@@ -20,7 +20,9 @@ from typing import Any
 
 from benchmarks import shapes
 
-PEER_ATTENTION = {"gemma2": "eager"}  # what transformers itself takes: Gemma 2's softcapping has no SDPA
+PEER_ATTENTION = {
+    "gemma2": "eager"
+}  # what transformers itself takes: Gemma 2's softcapping has no SDPA
 
 
 @dataclass
@@ -40,12 +42,17 @@ def named(args: argparse.Namespace, device: Any, dtype: Any) -> Job:
     from tarazu.chat.data import chat_template
     from tarazu.chat.evaluation import questions
     from tarazu.chat.model import loading
-    from tarazu.chat.task import shipped
+    from tarazu.chat.task import resolve_samples
 
     words = loading.load_tokenizer(args.model)
-    chosen = chat_template.choose(words, loading.model_type(args.model))
-    asked = questions.load(shipped("samples:questions_fa.jsonl"))[: args.prompts]
-    prompts = [chosen.encode_prompt([chat_template.Turn(t["role"], t["text"]) for t in one.sample()["turns"]]) for one in asked]
+    chosen = chat_template.select_template(words, loading.model_type(args.model))
+    asked = questions.load(resolve_samples("samples:questions_fa.jsonl"))[: args.prompts]
+    prompts = [
+        chosen.encode_prompt(
+            [chat_template.Turn(t["role"], t["text"]) for t in one.sample()["turns"]]
+        )
+        for one in asked
+    ]
     model = loading.load_model(args.model, None, dtype, device)
     return Job(args.model, model, prompts, set(chosen.stop_ids), args.most, args.batch_rows)
 
@@ -55,17 +62,32 @@ def random(args: argparse.Namespace, device: Any, dtype: Any) -> Job:
     from tarazu.chat.model import loading
 
     model_type = shapes.SHAPES[args.shape]().model_type
-    model = shapes.build(args.shape, str(device), loading.pick_attention(model_type, "auto", device), dtype).eval()
+    model = shapes.build(
+        args.shape, str(device), loading.pick_attention(model_type, "auto", device), dtype
+    ).eval()
     rows = shapes.rows(args.prompts, args.seed, model.config.vocab_size, args.longest)
-    return Job(args.shape, model, [row.ids[~row.supervised].tolist() for row in rows], set(), args.most, args.batch_rows)
+    return Job(
+        args.shape,
+        model,
+        [row.ids[~row.supervised].tolist() for row in rows],
+        set(),
+        args.most,
+        args.batch_rows,
+    )
 
 
 def ours(job: Job) -> list[list[int]]:
     """Token ids of the answers, with their end-of-turn left out."""
     from tarazu.chat.evaluation.generation import generate
-    from tarazu.chat.model.trainable import ChatTrainee
+    from tarazu.chat.model.trainable import TrainableChatModel
 
-    answers = generate(ChatTrainee(job.model, frozenset(), base=job.model), job.prompts, job.stop, job.most, job.batch_rows)
+    answers = generate(
+        TrainableChatModel(job.model, frozenset(), base=job.model),
+        job.prompts,
+        job.stop,
+        job.most,
+        job.batch_rows,
+    )
     return [answer.ids for answer in answers]
 
 
@@ -105,12 +127,24 @@ def measure(job: Job, repeats: int) -> list[dict]:
     settings = {"tarazu": f"batches of {job.batch_rows}", "transformers generate": "row by row"}
     records = [
         common.record(
-            "generation", name, f"{settings[name]}, {dtype}", job.name, group=f"{len(job.prompts)} prompts, {job.most} new tokens",
-            tokens_per_second=common.spread([sum(map(len, answers[name])) / s for s in seconds[name]]), seconds=common.spread(seconds[name]),
+            "generation",
+            name,
+            f"{settings[name]}, {dtype}",
+            job.name,
+            group=f"{len(job.prompts)} prompts, {job.most} new tokens",
+            tokens_per_second=common.spread(
+                [sum(map(len, answers[name])) / s for s in seconds[name]]
+            ),
+            seconds=common.spread(seconds[name]),
         )  # fmt: skip
         for name in work
     ]
-    records[0] |= {"ratio": common.spread(ratios), "equal_answers": sum(equal) / len(equal), "peak_gib": common.peak_gib(), "tokens": [len(a) for a in own]}
+    records[0] |= {
+        "ratio": common.spread(ratios),
+        "equal_answers": sum(equal) / len(equal),
+        "peak_gib": common.peak_gib(),
+        "tokens": [len(a) for a in own],
+    }
     records[1] |= {"tokens": [len(a) for a in peer]}
     return records
 
@@ -120,11 +154,15 @@ def main() -> None:
     asked.add_argument("--model", default="gemma-3-270m", help="a name or folder as in a recipe")
     asked.add_argument("--shape", choices=list(shapes.SHAPES), help="random weights instead")
     asked.add_argument("--prompts", type=int, default=16)
-    asked.add_argument("--longest", type=int, default=1024, help="tokens of the random rows whose prompts are used")
+    asked.add_argument(
+        "--longest", type=int, default=1024, help="tokens of the random rows whose prompts are used"
+    )
     asked.add_argument("--most", type=int, default=24, help="new tokens")
     asked.add_argument("--batch-rows", type=int, default=16)
     asked.add_argument("--repeats", type=int, default=3)
-    asked.add_argument("--float32", action="store_true", help="on a GPU too: the tokens must then be equal")
+    asked.add_argument(
+        "--float32", action="store_true", help="on a GPU too: the tokens must then be equal"
+    )
     asked.add_argument("--seed", type=int, default=0)
     asked.add_argument("--out", type=Path)
     args = asked.parse_args()
@@ -132,11 +170,15 @@ def main() -> None:
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     exact = args.float32 or device.type == "cpu"
-    job = (random if args.shape else named)(args, device, torch.float32 if exact else torch.bfloat16)
+    job = (random if args.shape else named)(
+        args, device, torch.float32 if exact else torch.bfloat16
+    )
     records = measure(job, args.repeats)
     out = args.out or common.RESULTS / f"generation-{device.type}-{Path(job.name).name}.json"
     common.write(out, records)
-    print(f"{out}: {records[0]['ratio']['median']:.2f} times, {records[0]['equal_answers']:.0%} of the answers equal")
+    print(
+        f"{out}: {records[0]['ratio']['median']:.2f} times, {records[0]['equal_answers']:.0%} of the answers equal"
+    )
     if exact and records[0]["equal_answers"] < 1:
         raise SystemExit("in float32 the answers must be equal")
 

@@ -26,21 +26,30 @@ class PlainRow(NamedTuple):
     index: int
 
 
-def rows(count: int, seed: int = 0, vocabulary: int = 128_000, longest: int = LONGEST) -> list[PlainRow]:
+def rows(
+    count: int, seed: int = 0, vocabulary: int = 128_000, longest: int = LONGEST
+) -> list[PlainRow]:
     """`count` random rows, each a function of the seed and its number; a lower `longest` cuts the long ones."""
     return [_row(np.random.default_rng([seed, i]), vocabulary, longest, i) for i in range(count)]
 
 
 def _row(random: np.random.Generator, vocabulary: int, longest: int, index: int) -> PlainRow:
     length = int(np.clip(random.lognormal(np.log(MEDIAN), SIGMA), SHORTEST, LONGEST))
-    ids = SPECIAL + np.exp(random.uniform(0, np.log(vocabulary - SPECIAL), length)).astype(np.int64) - 1
+    ids = (
+        SPECIAL
+        + np.exp(random.uniform(0, np.log(vocabulary - SPECIAL), length)).astype(np.int64)
+        - 1
+    )
     length = min(length, longest)
     return PlainRow(ids[:length], np.arange(length) >= round((1 - ANSWER) * length), index)
 
 
 def labelled(rows: list[PlainRow]) -> dict[str, list]:
     """The rows as the columns that TRL (and any trainer of transformers) takes: labels are -100 where there is no loss."""
-    return {"input_ids": [row.ids.tolist() for row in rows], "labels": [np.where(row.supervised, row.ids, -100).tolist() for row in rows]}
+    return {
+        "input_ids": [row.ids.tolist() for row in rows],
+        "labels": [np.where(row.supervised, row.ids, -100).tolist() for row in rows],
+    }
 
 
 # --- models ---
@@ -61,7 +70,14 @@ def llama32_3b() -> Any:
     """meta-llama/Llama-3.2-3B: 3.21 billion parameters."""
     from transformers import LlamaConfig
 
-    rope = {"rope_type": "llama3", "rope_theta": 500_000.0, "factor": 32.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
+    rope = {
+        "rope_type": "llama3",
+        "rope_theta": 500_000.0,
+        "factor": 32.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 8192,
+    }
     return LlamaConfig(
         vocab_size=128_256, hidden_size=3072, intermediate_size=8192, num_hidden_layers=28, num_attention_heads=24, num_key_value_heads=8,
         head_dim=128, rope_parameters=rope, max_position_embeddings=131_072, rms_norm_eps=1e-5, tie_word_embeddings=True,
@@ -80,14 +96,24 @@ def gemma3_270m() -> Any:
     )  # fmt: skip
 
 
-TINY = {"vocab_size": 512, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 6, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16}
+TINY = {
+    "vocab_size": 512,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 6,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+}
 
 
 def tiny_gemma2() -> Any:
     """Gemma 2's structure, small enough for a test."""
     from transformers import Gemma2Config
 
-    return Gemma2Config(**TINY, sliding_window=128, query_pre_attn_scalar=16, max_position_embeddings=4096)
+    return Gemma2Config(
+        **TINY, sliding_window=128, query_pre_attn_scalar=16, max_position_embeddings=4096
+    )
 
 
 def tiny_llama() -> Any:
@@ -97,7 +123,13 @@ def tiny_llama() -> Any:
     return LlamaConfig(**TINY, tie_word_embeddings=True, max_position_embeddings=4096)
 
 
-SHAPES: dict[str, Callable[[], Any]] = {"gemma-2-2b": gemma2_2b, "llama-3.2-3b": llama32_3b, "gemma-3-270m": gemma3_270m, "tiny-gemma2": tiny_gemma2, "tiny-llama": tiny_llama}
+SHAPES: dict[str, Callable[[], Any]] = {
+    "gemma-2-2b": gemma2_2b,
+    "llama-3.2-3b": llama32_3b,
+    "gemma-3-270m": gemma3_270m,
+    "tiny-gemma2": tiny_gemma2,
+    "tiny-llama": tiny_llama,
+}
 
 
 def build(shape: str, device: str, attention: str, dtype: Any = None) -> Any:
@@ -115,7 +147,9 @@ def build(shape: str, device: str, attention: str, dtype: Any = None) -> Any:
     torch.manual_seed(0)
     dtype = dtype or (torch.bfloat16 if str(device).startswith("cuda") else torch.float32)
     with torch.device(device):
-        return AutoModelForCausalLM.from_config(SHAPES[shape](), dtype=dtype, attn_implementation=attention)
+        return AutoModelForCausalLM.from_config(
+            SHAPES[shape](), dtype=dtype, attn_implementation=attention
+        )
 
 
 def parameters(model: Any) -> int:

@@ -17,7 +17,16 @@ import argparse
 from pathlib import Path
 
 BEGIN, END = "<!-- benchmarks: made by `make bench` -->", "<!-- /benchmarks -->"
-HEAD = ("model, what", "who", "setting", "tokens/s (quartiles)", "peak GiB", "of the bound", "first step", "ratio")
+HEAD = (
+    "model, what",
+    "who",
+    "setting",
+    "tokens/s (quartiles)",
+    "peak GiB",
+    "of the bound",
+    "first step",
+    "ratio",
+)
 ORDER = ("train", "generation", "cpu", "captions")
 
 
@@ -25,8 +34,22 @@ def newest(records: list[dict]) -> list[dict]:
     """One record for each thing measured, the last one; ours first in each group, then the peers by speed."""
     last: dict[tuple, dict] = {}
     for one in sorted(records, key=lambda r: r["date"]):
-        last[tuple(one[key] for key in ("device", "table", "shape", "group", "who", "setting"))] = one
-    return sorted(last.values(), key=lambda r: (r["device"], _rank(r["table"]), r["table"], r["shape"], r["group"], not ours(r), -_speed(r), r["setting"]))
+        last[tuple(one[key] for key in ("device", "table", "shape", "group", "who", "setting"))] = (
+            one
+        )
+    return sorted(
+        last.values(),
+        key=lambda r: (
+            r["device"],
+            _rank(r["table"]),
+            r["table"],
+            r["shape"],
+            r["group"],
+            not ours(r),
+            -_speed(r),
+            r["setting"],
+        ),
+    )
 
 
 def ours(record: dict) -> bool:
@@ -39,7 +62,12 @@ def ratio(record: dict, records: list[dict]) -> float | None:
         return None
     if record.get("ratio"):
         return record["ratio"]["median"]
-    same = [r for r in records if not ours(r) and all(r[key] == record[key] for key in ("device", "table", "shape", "group"))]
+    same = [
+        r
+        for r in records
+        if not ours(r)
+        and all(r[key] == record[key] for key in ("device", "table", "shape", "group"))
+    ]
     best = max(map(_speed, same), default=0.0)
     return _speed(record) / best if best and _speed(record) else None
 
@@ -66,9 +94,16 @@ def insert(path: Path, text: str) -> None:
 
 def _cells(one: dict, times: float | None) -> tuple[str, ...]:
     share, first = one.get("bound_share"), one.get("first_step_seconds")
-    small = one["table"] == "train"  # the bound and the first step are told for training on the published shapes only
+    small = (
+        one["table"] == "train"
+    )  # the bound and the first step are told for training on the published shapes only
     return (
-        ", ".join(filter(None, (one["shape"], "generation" if one["table"] == "generation" else "", one["group"]))),
+        ", ".join(
+            filter(
+                None,
+                (one["shape"], "generation" if one["table"] == "generation" else "", one["group"]),
+            )
+        ),
         f"**{one['who']}**" if ours(one) else one["who"],
         one["setting"],
         _rate(one),

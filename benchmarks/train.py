@@ -23,7 +23,17 @@ from benchmarks import exactness, shapes
 from torch.profiler import ProfilerActivity, profile
 
 PROFILED = 4  # passes
-METHODS = ("base", "prompt_tuning", "prefix_tuning", "p_tuning", "lora", "rslora", "dora", "loha", "layers")
+METHODS = (
+    "base",
+    "prompt_tuning",
+    "prefix_tuning",
+    "p_tuning",
+    "lora",
+    "rslora",
+    "dora",
+    "loha",
+    "layers",
+)
 
 
 class Rows:
@@ -58,19 +68,21 @@ def recipe_of(args: argparse.Namespace) -> Any:
 
 
 def prepared(args: argparse.Namespace, recipe: Any) -> tuple:
-    """The trainee and its rows, on the GPU."""
+    """The model and its rows, on the GPU."""
     import torch
 
     from tarazu.chat.model import flex_attention
-    from tarazu.chat.task import Chat, Prepared
+    from tarazu.chat.task import Chat, ChatData
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = shapes.build(args.shape, device, "sdpa" if args.attention == "sdpa" else flex_attention.NAME).eval()
+    model = shapes.build(
+        args.shape, device, "sdpa" if args.attention == "sdpa" else flex_attention.NAME
+    ).eval()
     out = {"parameters": shapes.parameters(model)}
     if args.quantize != "none":
         model = packed(model, args.quantize)
     store = Rows(shapes.rows(args.rows, args.seed, model.config.vocab_size))
-    data = Prepared(store, None, Words(), [], packed=True)
+    data = ChatData(store, None, Words(), [], packed=True)
     task = Chat()
     torch.manual_seed(args.seed)
     return task, task.ready(recipe, args.method, model, Words()), data, out
@@ -102,58 +114,99 @@ def train(args: argparse.Namespace) -> dict:
     import torch
 
     from tarazu.engine.ledger import Ledger
-    from tarazu.engine.trainer import fit
     from tarazu.engine.signals import StopSignals
-    from tarazu.storage.run_folder import RunFolder
+    from tarazu.engine.trainer import train as fit
+    from tarazu.storage.run_folder import StudyDir
 
     recipe = recipe_of(args)
-    task, trainee, data, out = prepared(args, recipe)
-    ledger = Ledger(torch.device(trainee.base.device.type))
+    task, trainable, data, out = prepared(args, recipe)
+    ledger = Ledger(torch.device(trainable.base.device.type))
     watch = Watch(task, args)
     with tempfile.TemporaryDirectory() as folder, StopSignals(folder) as stop:
-        run = RunFolder(Path(folder)).run(args.method, args.seed)
+        run = StudyDir(Path(folder)).run(args.method, args.seed)
         run.path.mkdir(parents=True)
-        fit(watch, trainee, data, recipe, recipe.methods[args.method], run, args.seed, ledger, stop, sampled=False)
+        fit(
+            watch,
+            trainable,
+            data,
+            recipe,
+            recipe.methods[args.method],
+            run,
+            args.seed,
+            ledger,
+            stop,
+            sampled=False,
+        )
         events = [json.loads(line) for line in (run.path / "events.jsonl").read_text().splitlines()]
     steps = [event for event in events if event["event"] == "step"]
-    out |= {"steps": steps, "first": watch.first, "paths": task.paths(trainee, data), "ledger": ledger.as_json(), "whole": common.since_start()}
-    return {**out, "exactness": exactness.compared(task, trainee, data, recipe, Words(), args.limit) if args.check and args.quantize == "none" else None}
+    out |= {
+        "steps": steps,
+        "first": watch.first,
+        "paths": task.paths(trainable, data),
+        "ledger": ledger.as_json(),
+        "whole": common.since_start(),
+    }
+    return {
+        **out,
+        "exactness": exactness.compared(task, trainable, data, recipe, Words(), args.limit)
+        if args.check and args.quantize == "none"
+        else None,
+    }
 
 
 class Watch:
     """The task, with an eye on when the first step was done, and a profiler for some of the measured passes."""
 
     def __init__(self, task: Any, args: argparse.Namespace):
-        self.task, self.args, self.first, self.laid_out, self.passes, self.profiler = task, args, None, 0, 0, None
+        self.task, self.args, self.first, self.laid_out, self.passes, self.profiler = (
+            task,
+            args,
+            None,
+            0,
+            0,
+            None,
+        )
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.task, name)
 
-    def collate(self, trainee, data, split, rows, limit):
+    def collate(self, trainable, data, split, rows, limit):
         self.laid_out += split == "train"
-        if self.laid_out == 3 and self.first is None:  # the third step is laid out when the second begins
+        if (
+            self.laid_out == 3 and self.first is None
+        ):  # the third step is laid out when the second begins
             common.synchronize()
             self.first = common.since_start()
-        return self.task.collate(trainee, data, split, rows, limit)
+        return self.task.collate(trainable, data, split, rows, limit)
 
-    def loss(self, trainee, batch):
+    def loss(self, trainable, batch):
         self.passes += 1
         if self.args.profile and self.passes == 3 * self.args.warm:
             self.profiler = profile(activities=[ProfilerActivity.CUDA, ProfilerActivity.CPU])
             self.profiler.__enter__()
         elif self.profiler and self.passes == 3 * self.args.warm + PROFILED:
             self.profiler.__exit__(None, None, None)
-            table = self.profiler.key_averages().table(sort_by="self_cuda_time_total", row_limit=60, max_name_column_width=110)
+            table = self.profiler.key_averages().table(
+                sort_by="self_cuda_time_total", row_limit=60, max_name_column_width=110
+            )
             self.args.profile.write_text(table)
             self.profiler = None
-        return self.task.loss(trainee, batch)
+        return self.task.loss(trainable, batch)
 
 
 def result(args: argparse.Namespace, measured: dict, rate: float | None) -> dict:
     """The record of one run."""
     kept = measured["steps"][args.warm :]
     speed = common.spread([step["tokens_per_second"] for step in kept])
-    setting = ["packed", measured["paths"]["attention"], measured["paths"]["layers"], *["checkpointing"] * args.checkpointing, *["memory: small"] * (args.memory == "small"), *["4-bit base"] * (args.quantize == "4bit"), f"{args.limit} tokens a pass"]
+    setting = [
+        "packed",
+        measured["paths"]["attention"],
+        measured["paths"]["layers"],
+        *["checkpointing"] * args.checkpointing,
+        *["memory: small"] * (args.memory == "small"),
+        *["4-bit base"] * (args.quantize == "4bit"),
+        f"{args.limit} tokens a pass",
+    ]
     return common.record(
         "train", "tarazu", ", ".join(setting), args.shape, group=args.method + ", checkpointing" * args.checkpointing + ", memory: small" * (args.memory == "small") + ", 4-bit base" * (args.quantize == "4bit"),
         tokens_per_second=speed, peak_gib=(measured["ledger"]["train_memory"]["allocated"] or 0) / 2**30 or common.peak_gib(), first_step_seconds=measured["first"],
@@ -167,23 +220,52 @@ def arguments() -> argparse.Namespace:
     asked.add_argument("--shape", choices=list(shapes.SHAPES), default="gemma-2-2b")
     asked.add_argument("--method", choices=METHODS, default="lora")
     asked.add_argument("--out", type=Path, help="the JSON file to write")
-    asked.add_argument("--warm", type=int, default=14, help="steps that are not measured: in the first dozen each packed width is recorded")
+    asked.add_argument(
+        "--warm",
+        type=int,
+        default=14,
+        help="steps that are not measured: in the first dozen each packed width is recorded",
+    )
     asked.add_argument("--steps", type=int, default=16, help="steps that are")
     asked.add_argument("--limit", type=int, default=8192, help="tokens in a forward pass")
     asked.add_argument("--batch-rows", type=int, default=32)
     asked.add_argument("--checkpointing", action="store_true")
-    asked.add_argument("--memory", choices=("normal", "small"), default="normal", help="small: checkpointing, a row a pass, small chunks of the loss")
-    asked.add_argument("--quantize", choices=("none", "4bit"), default="none", help="the frozen linear layers in NF4")
-    asked.add_argument("--attention", choices=("auto", "flash", "flex", "sdpa"), default="auto", help="as in a recipe")
+    asked.add_argument(
+        "--memory",
+        choices=("normal", "small"),
+        default="normal",
+        help="small: checkpointing, a row a pass, small chunks of the loss",
+    )
+    asked.add_argument(
+        "--quantize",
+        choices=("none", "4bit"),
+        default="none",
+        help="the frozen linear layers in NF4",
+    )
+    asked.add_argument(
+        "--attention",
+        choices=("auto", "flash", "flex", "sdpa"),
+        default="auto",
+        help="as in a recipe",
+    )
     asked.add_argument("--plain", action="store_true", help="without the fast path")
     asked.add_argument("--profile", type=Path, help="write a table of the kernels here")
     asked.add_argument("--rank", type=int)
-    asked.add_argument("--check", action=argparse.BooleanOptionalAction, default=True, help="then compare loss and gradients with float32, row by row")
+    asked.add_argument(
+        "--check",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="then compare loss and gradients with float32, row by row",
+    )
     asked.add_argument("--rows", type=int, default=2048)
     asked.add_argument("--seed", type=int, default=0)
     args = asked.parse_args()
     args.limit = min(args.limit, shapes.LONGEST) if args.memory == "small" else args.limit
-    args.out = args.out or common.RESULTS / f"train-{args.shape}-tarazu-{args.method}{'-checkpointing' * args.checkpointing}.json"
+    args.out = (
+        args.out
+        or common.RESULTS
+        / f"train-{args.shape}-tarazu-{args.method}{'-checkpointing' * args.checkpointing}.json"
+    )
     return args
 
 
@@ -193,7 +275,9 @@ def main() -> None:
     common.write(args.out, result(args, measured, common.matmul_rate()))
     made = json.loads(args.out.read_text())
     peak = made["peak_gib"] or 0
-    print(f"{args.shape} {args.method}: {made['tokens_per_second']} tok/s, peak {peak:.1f} GiB, first step {made['first_step_seconds']:.1f} s, share {made['bound_share'] or 0:.2f}, {made['exactness']}")
+    print(
+        f"{args.shape} {args.method}: {made['tokens_per_second']} tok/s, peak {peak:.1f} GiB, first step {made['first_step_seconds']:.1f} s, share {made['bound_share'] or 0:.2f}, {made['exactness']}"
+    )
 
 
 if __name__ == "__main__":

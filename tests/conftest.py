@@ -23,7 +23,11 @@ def undrawn(monkeypatch):
     """Reports are built without drawing, which is the slow part: charts become empty pictures."""
     from markupsafe import Markup
 
-    from tarazu.report.render.figures import Gallery
-    from tarazu.report.render.bilingual import Both
+    from tarazu.report.render.bilingual import Bilingual
+    from tarazu.report.render.figures import FigureWriter
 
-    monkeypatch.setattr(Gallery, "drawn", lambda self, name, caption, make: Both(Markup("<svg></svg>"), Markup("<svg></svg>")))
+    monkeypatch.setattr(
+        FigureWriter,
+        "drawn",
+        lambda self, name, caption, make: Bilingual(Markup("<svg></svg>"), Markup("<svg></svg>")),
+    )

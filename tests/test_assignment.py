@@ -19,14 +19,20 @@ pytestmark = pytest.mark.skipif(not PAGE.exists(), reason="not a checkout")
 def rows() -> list[list[str]]:
     """The cells of each line that begins with an item's number."""
     lines = PAGE.read_text(encoding="utf-8").splitlines() if PAGE.exists() else []
-    return [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines if re.match(r"\| [TCB]\d", line)]
+    return [
+        [cell.strip() for cell in line.split("|")[1:-1]]
+        for line in lines
+        if re.match(r"\| [TCB]\d", line)
+    ]
 
 
 def missing(cell: str) -> list[str]:
     """Paths in backticks that lead nowhere, from the package, from the root, or beside the path before them."""
     lost, beside = [], SOURCE
     for name in re.findall(r"`([\w./*-]+(?:\.py|\.md|\.yaml|/))`", cell):
-        found = next((base for base in (SOURCE, ROOT, beside) if list(base.glob(name.rstrip("/")))), None)
+        found = next(
+            (base for base in (SOURCE, ROOT, beside) if list(base.glob(name.rstrip("/")))), None
+        )
         lost += [] if found else [name]
         beside = ((found or beside) / name.replace("*", "en")).parent
     return lost

@@ -18,7 +18,7 @@ sys.path.insert(0, str(ROOT))
 from benchmarks import common, generation, run, shapes, table  # noqa: E402
 from benchmarks.peers import plain_loop  # noqa: E402
 
-from tarazu.chat.model.batching import Row, lay_out  # noqa: E402
+from tarazu.chat.model.batching import TokenizedRow, make_batch  # noqa: E402
 
 
 def test_rows_have_the_lengths_and_labels_that_they_say():
@@ -28,7 +28,10 @@ def test_rows_have_the_lengths_and_labels_that_they_say():
     assert 420 < np.median(lengths) < 480 and 560 < lengths.mean() < 630
     assert abs(sum(row.supervised.sum() for row in rows) / lengths.sum() - 0.6) < 0.01
     assert all(row.supervised[-1] and not row.supervised[0] for row in rows)
-    assert min(row.ids.min() for row in rows) >= shapes.SPECIAL and max(row.ids.max() for row in rows) < 1000
+    assert (
+        min(row.ids.min() for row in rows) >= shapes.SPECIAL
+        and max(row.ids.max() for row in rows) < 1000
+    )
     again = shapes.rows(3, seed=1, vocabulary=1000)
     assert all((a.ids == b.ids).all() for a, b in zip(again, rows, strict=False))
 
@@ -36,16 +39,22 @@ def test_rows_have_the_lengths_and_labels_that_they_say():
 def test_a_long_row_is_cut_and_keeps_an_answer():
     whole, cut = (shapes.rows(200, longest=longest) for longest in (2048, 128))
     for a, b in zip(whole, cut, strict=True):
-        assert len(b.ids) == min(len(a.ids), 128) and (a.ids[:128] == b.ids).all() and abs(b.supervised.mean() - 0.6) < 0.02
+        assert (
+            len(b.ids) == min(len(a.ids), 128)
+            and (a.ids[:128] == b.ids).all()
+            and abs(b.supervised.mean() - 0.6) < 0.02
+        )
 
 
 def test_our_labels_and_the_peers_are_the_same_tokens():
     rows = shapes.rows(4, vocabulary=512, longest=200)
-    ours = lay_out([[Row(*row)] for row in rows])
+    ours = make_batch([[TokenizedRow(*row)] for row in rows])
     peers = plain_loop.padded(rows, "cpu")["labels"][:, 1:]
     assert ours.labels.tolist() == peers[peers != -100].tolist()
     columns = shapes.labelled(rows)["labels"]
-    assert ours.labels.tolist() == [token for line in columns for token in line[1:] if token != -100]
+    assert ours.labels.tolist() == [
+        token for line in columns for token in line[1:] if token != -100
+    ]
 
 
 @pytest.mark.parametrize(("shape", "billions"), [("gemma-2-2b", 2.614), ("llama-3.2-3b", 3.213)])
@@ -57,22 +66,62 @@ def test_the_shapes_have_the_published_sizes(shape, billions):
 
 def test_the_plain_loop_trains_and_leaves_a_record(tmp_path):
     out = tmp_path / "record.json"
-    command = [sys.executable, "-m", "benchmarks.peers.plain_loop", "--shape", "tiny-llama", "--batch", "2", "--max-length", "128"]
-    command += ["--warm", "1", "--steps", "3", "--attention", "sdpa", "--learning-rate", "0.01", "--out", str(out)]
-    subprocess.run(command, check=True, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True)
+    command = [
+        sys.executable,
+        "-m",
+        "benchmarks.peers.plain_loop",
+        "--shape",
+        "tiny-llama",
+        "--batch",
+        "2",
+        "--max-length",
+        "128",
+    ]
+    command += [
+        "--warm",
+        "1",
+        "--steps",
+        "3",
+        "--attention",
+        "sdpa",
+        "--learning-rate",
+        "0.01",
+        "--out",
+        str(out),
+    ]
+    subprocess.run(
+        command,
+        check=True,
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+    )
     one = json.loads(out.read_text())
-    assert one["table"] == "train" and one["group"] == "lora" and one["shape"] == "tiny-llama" and one["stopped"] is None
+    assert (
+        one["table"] == "train"
+        and one["group"] == "lora"
+        and one["shape"] == "tiny-llama"
+        and one["stopped"] is None
+    )
     assert len(one["loss"]) == 4 and one["loss"][0] == pytest.approx(np.log(512), abs=0.2)
     speed = one["tokens_per_second"]
     assert 0 < speed["low"] <= speed["median"] <= speed["high"] and 0 < one["bound_share"] < 1
-    assert one["first_step_seconds"] > 0 and one["versions"]["torch"] == torch.__version__ and one["device"]
+    assert (
+        one["first_step_seconds"] > 0
+        and one["versions"]["torch"] == torch.__version__
+        and one["device"]
+    )
 
 
 @pytest.mark.parametrize("shape", ["tiny-gemma2", "tiny-llama"])
 def test_generation_is_compared_token_by_token(shape):
     model = shapes.build(shape, "cpu", "eager" if "gemma" in shape else "sdpa").eval()
-    prompts = [row.ids[~row.supervised].tolist() for row in shapes.rows(5, vocabulary=512, longest=160)]
-    own, peer = generation.measure(generation.Job(shape, model, prompts, set(), most=6, batch_rows=4), repeats=2)
+    prompts = [
+        row.ids[~row.supervised].tolist() for row in shapes.rows(5, vocabulary=512, longest=160)
+    ]
+    own, peer = generation.measure(
+        generation.Job(shape, model, prompts, set(), most=6, batch_rows=4), repeats=2
+    )
     assert own["equal_answers"] == 1 and own["tokens"] == peer["tokens"] == [6] * 5
     assert own["ratio"]["median"] > 0 and own["who"] == "tarazu"
 
@@ -85,22 +134,44 @@ def test_turns_alternate():
 
 def a_record(who: str, rate: float | None, **more) -> dict:
     speed = rate and {"median": rate, "low": rate - 1, "high": rate + 1}
-    return common.record("train", who, "packed", "tiny-llama", group="lora", **{"tokens_per_second": speed, "peak_gib": 2.0, **more})
+    return common.record(
+        "train",
+        who,
+        "packed",
+        "tiny-llama",
+        group="lora",
+        **{"tokens_per_second": speed, "peak_gib": 2.0, **more},
+    )
 
 
 def test_the_table_compares_with_the_fastest_peer(tmp_path):
-    common.write(tmp_path / "a.json", a_record("tarazu", 300.0, bound_share=0.5, first_step_seconds=12.0))
+    common.write(
+        tmp_path / "a.json", a_record("tarazu", 300.0, bound_share=0.5, first_step_seconds=12.0)
+    )
     common.write(tmp_path / "b.json", [a_record("slow peer", 100.0), a_record("fast peer", 120.0)])
     common.write(tmp_path / "c.json", a_record("large peer", None, stopped="out of memory"))
     text = table.markdown(common.read(tmp_path))
     lines = [line for line in text.splitlines() if line.startswith("| tiny")]
-    assert "**2.50**" in lines[0] and "300 (299 to 301)" in lines[0] and "50%" in lines[0] and "12 s" in lines[0]
-    assert [line.split("|")[2].strip() for line in lines] == ["**tarazu**", "fast peer", "slow peer", "large peer"]
+    assert (
+        "**2.50**" in lines[0]
+        and "300 (299 to 301)" in lines[0]
+        and "50%" in lines[0]
+        and "12 s" in lines[0]
+    )
+    assert [line.split("|")[2].strip() for line in lines] == [
+        "**tarazu**",
+        "fast peer",
+        "slow peer",
+        "large peer",
+    ]
     assert "out of memory" in lines[3] and common.device_name() in text
 
 
 def test_a_newer_record_takes_the_place_of_the_older():
-    old, new = a_record("tarazu", 10.0) | {"date": "2026-01-01T00:00:00+00:00"}, a_record("tarazu", 20.0)
+    old, new = (
+        a_record("tarazu", 10.0) | {"date": "2026-01-01T00:00:00+00:00"},
+        a_record("tarazu", 20.0),
+    )
     assert [one["tokens_per_second"]["median"] for one in table.newest([new, old])] == [20.0]
 
 
@@ -120,7 +191,11 @@ def test_the_readme_has_the_marks():
 
 
 def test_runs_are_pooled_to_their_median_and_widest_spread():
-    first, second, third = a_record("tarazu", 30.0, peak_gib=1.0), a_record("tarazu", 10.0, peak_gib=3.0), a_record("tarazu", 20.0)
+    first, second, third = (
+        a_record("tarazu", 30.0, peak_gib=1.0),
+        a_record("tarazu", 10.0, peak_gib=3.0),
+        a_record("tarazu", 20.0),
+    )
     one = run.pooled([first, second, third])
     assert one["tokens_per_second"] == {"median": 20.0, "low": 9.0, "high": 31.0}
     assert one["peak_gib"] == 3.0 and one["runs"] == [10.0, 20.0, 30.0]

@@ -9,14 +9,14 @@ import shutil
 import pytest
 from chat import small
 
-from tarazu.commands import tables
-from tarazu.study import runner
 from tarazu.captions.data.vocabulary import Vocabulary
 from tarazu.chat.inference import trained_model
-from tarazu.errors import BadInput, TarazuError
+from tarazu.commands import tables
 from tarazu.commands.export import export
-from tarazu.storage.run_folder import Run, RunFolder, read_json, read_lines
 from tarazu.commands.verify import verify
+from tarazu.errors import TarazuError, UserError
+from tarazu.storage.run_folder import RunDir, StudyDir, read_json, read_jsonl
+from tarazu.study import runner
 
 TRUNCATED, WRONG = '{"methods": ["lo', ["[1, 2]", '"text"', "7", "true"]
 
@@ -26,9 +26,13 @@ def test_a_file_that_holds_no_object_is_named_with_what_to_do(tmp_path, content)
     path = tmp_path / "lora" / "seed-0" / "ledger.json"
     path.parent.mkdir(parents=True)
     path.write_text(content)
-    with pytest.raises(BadInput) as caught:
+    with pytest.raises(UserError) as caught:
         read_json(path)
-    assert caught.value.where == str(path) and str(path.parent) in caught.value.todo and "resume" in caught.value.todo
+    assert (
+        caught.value.where == str(path)
+        and str(path.parent) in caught.value.todo
+        and "resume" in caught.value.todo
+    )
 
 
 def test_no_file_and_null_are_nothing(tmp_path):
@@ -38,17 +42,19 @@ def test_no_file_and_null_are_nothing(tmp_path):
 
 def test_lines_are_objects_and_bytes_that_are_no_text_are_told(tmp_path):
     (tmp_path / "events.jsonl").write_text('{"a": 1}\n[2]\n3\n{"b"')
-    assert read_lines(tmp_path / "events.jsonl") == [{"a": 1}]
+    assert read_jsonl(tmp_path / "events.jsonl") == [{"a": 1}]
     (tmp_path / "events.jsonl").write_bytes(b"\xff\xfe{}")
-    with pytest.raises(BadInput, match="not readable as text"):
-        read_lines(tmp_path / "events.jsonl")
+    with pytest.raises(UserError, match="not readable as text"):
+        read_jsonl(tmp_path / "events.jsonl")
 
 
-@pytest.mark.parametrize("content", [TRUNCATED, *WRONG, '{"methods": 3}', '{"methods": [["lora"]]}'])
+@pytest.mark.parametrize(
+    "content", [TRUNCATED, *WRONG, '{"methods": 3}', '{"methods": [["lora"]]}']
+)
 def test_a_damaged_order(tmp_path, content):
     (tmp_path / "order.json").write_text(content)
-    with pytest.raises(BadInput, match="order.json"):
-        RunFolder(tmp_path).runs()
+    with pytest.raises(UserError, match="order.json"):
+        StudyDir(tmp_path).runs()
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +63,9 @@ def finished(tmp_path_factory):
     root = tmp_path_factory.mktemp("finished")
     methods = {"lora": small.METHODS["lora"]}
     search = {"tokens": 2000, "learning_rate": [1e-3, 1e-2]}
-    recipe = small.recipe(root / "recipe.yaml", small.save_model(root / "model"), methods=methods, search=search)
+    recipe = small.recipe(
+        root / "recipe.yaml", small.save_model(root / "model"), methods=methods, search=search
+    )
     return runner.run(str(recipe), str(root / "study"), sets=["budget.tokens=3000"]).path
 
 
@@ -66,17 +74,30 @@ def copied(finished, tmp_path):
     return shutil.copytree(finished, tmp_path / "study")
 
 
-READ = ["order.json", "data.json", "lora/seed-0/run.json", "lora/seed-0/ledger.json", "lora/seed-0/metrics.json"]
+READ = [
+    "order.json",
+    "data.json",
+    "lora/seed-0/run.json",
+    "lora/seed-0/ledger.json",
+    "lora/seed-0/metrics.json",
+]
 HARMS = [(name, harm) for name in READ for harm in ("truncated", "list")]
-HARMS += [(name, "wrong values") for name in ("order.json", "lora/seed-0/ledger.json", "lora/seed-0/metrics.json")]
+HARMS += [
+    (name, "wrong values")
+    for name in ("order.json", "lora/seed-0/ledger.json", "lora/seed-0/metrics.json")
+]
 
 
 @pytest.mark.parametrize(("name", "harm"), HARMS)
 def test_resume_names_the_damaged_file(copied, name, harm):
     whole = (copied / name).read_text()
-    bad = {"truncated": whole[: len(whole) // 2], "list": "[1]", "wrong values": json.dumps(dict.fromkeys(json.loads(whole), "?"))}
+    bad = {
+        "truncated": whole[: len(whole) // 2],
+        "list": "[1]",
+        "wrong values": json.dumps(dict.fromkeys(json.loads(whole), "?")),
+    }
     (copied / name).write_text(bad[harm])
-    with pytest.raises(BadInput) as caught:
+    with pytest.raises(UserError) as caught:
         runner.resume(str(copied))
     assert str(copied / name) in str(caught.value) and caught.value.todo
 
@@ -88,45 +109,54 @@ def test_without_an_order_resume_writes_it_again(copied):
     assert (copied / "order.json").read_text() == before
 
 
-@pytest.mark.parametrize("content", [TRUNCATED, "[]", '{"winner": {}}', '{"winner": {"learning_rate": "fast"}, "seconds": 1}'])
+@pytest.mark.parametrize(
+    "content",
+    [TRUNCATED, "[]", '{"winner": {}}', '{"winner": {"learning_rate": "fast"}, "seconds": 1}'],
+)
 def test_a_damaged_search_is_not_taken_for_a_winner(copied, content):
     (copied / "lora" / "search.json").write_text(content)
     shutil.rmtree(copied / "lora" / "seed-0")
-    with pytest.raises(BadInput, match="search.json"):
+    with pytest.raises(UserError, match="search.json"):
         runner.resume(str(copied))
 
 
-@pytest.mark.parametrize("content", ["methods: [", "- a", "task: 7", "task: chat\nbudget: 3", "\x00"])
+@pytest.mark.parametrize(
+    "content", ["methods: [", "- a", "task: 7", "task: chat\nbudget: 3", "\x00"]
+)
 def test_a_damaged_recipe_of_a_study(copied, content):
     (copied / "resolved.yaml").write_text(content)
     for command in (lambda: runner.resume(str(copied)), lambda: verify(str(copied), [], False, "")):
-        with pytest.raises(BadInput, match="resolved.yaml"):
+        with pytest.raises(UserError, match="resolved.yaml"):
             command()
 
 
-@pytest.mark.parametrize("content", [TRUNCATED, "[]", '{"task": "chess", "rows": []}', '{"task": "chat", "rows": 3}'])
+@pytest.mark.parametrize(
+    "content", [TRUNCATED, "[]", '{"task": "chess", "rows": []}', '{"task": "chat", "rows": 3}']
+)
 def test_damaged_results(copied, tmp_path, content):
     (copied / "results.json").write_text(content)
-    with pytest.raises(BadInput, match="results.json"):
+    with pytest.raises(UserError, match="results.json"):
         tables.show(copied)
-    if "rows\": 3" not in content:
-        with pytest.raises(BadInput, match="results.json"):
+    if 'rows": 3' not in content:
+        with pytest.raises(UserError, match="results.json"):
             export(str(copied / "lora"), str(tmp_path / "out"), "")
 
 
 def test_an_unknown_form_of_export_names_the_known_ones(copied, tmp_path):
-    with pytest.raises(BadInput, match="(?s)no form.*--form merged or --form peft"):
+    with pytest.raises(UserError, match="(?s)no form.*--form merged or --form peft"):
         export(str(copied / "lora"), str(tmp_path / "out"), "gguf")
 
 
 def test_verify_wants_a_study(tmp_path):
-    with pytest.raises(BadInput, match="not a run folder"):
+    with pytest.raises(UserError, match="not a run folder"):
         verify(str(tmp_path), [], False, "")
 
 
-@pytest.mark.parametrize("content", [b"{", b"[]", b'{"words": 3}', b'{"words": ["a"], "min_count": 1}', b"\xff\xff"])
+@pytest.mark.parametrize(
+    "content", [b"{", b"[]", b'{"words": 3}', b'{"words": ["a"], "min_count": 1}', b"\xff\xff"]
+)
 def test_a_damaged_vocabulary(content):
-    with pytest.raises(BadInput) as caught:
+    with pytest.raises(UserError) as caught:
         Vocabulary.from_json(content, "DIR/vocabulary.json")
     assert "DIR/vocabulary.json" in str(caught.value) and "resume" in caught.value.todo
 
@@ -150,10 +180,16 @@ def test_one_flipped_byte_of_the_weights_is_noticed(copied, tmp_path):
     data = bytearray(weights.read_bytes())
     data[-5] ^= 1  # inside the last tensor: still a valid file
     weights.write_bytes(data)
-    for use in (lambda: trained_model.load(str(copied / "lora")), lambda: export(str(copied / "lora"), str(tmp_path / "out"), "")):
-        with pytest.raises(BadInput) as caught:
+    for use in (
+        lambda: trained_model.load(str(copied / "lora")),
+        lambda: export(str(copied / "lora"), str(tmp_path / "out"), ""),
+    ):
+        with pytest.raises(UserError) as caught:
             use()
-        assert f"the weights of {copied / 'lora'} (seed 0) are damaged" in str(caught.value) and "resume" in caught.value.todo
+        assert (
+            f"the weights of {copied / 'lora'} (seed 0) are damaged" in str(caught.value)
+            and "resume" in caught.value.todo
+        )
     assert not (tmp_path / "out").exists()
 
 
@@ -169,4 +205,4 @@ def test_the_hash_is_one_that_other_tools_check(copied):
 
 
 def test_a_run_is_found_by_its_folder(copied):
-    assert Run(copied / "lora" / "seed-0").done()
+    assert RunDir(copied / "lora" / "seed-0").done()

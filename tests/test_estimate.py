@@ -14,14 +14,14 @@ from chat import small
 from chat.tiny import model as tiny
 
 from tarazu import cli
-from tarazu.estimate import cost_model, dry_run, estimator
 from tarazu.chat import cost as chat_estimate
 from tarazu.chat.task import Chat
 from tarazu.engine.ledger import Ledger
-from tarazu.engine.row_sampler import RowOrder, order_of
-from tarazu.errors import BadInput
+from tarazu.engine.row_sampler import RowSampler, order_of
+from tarazu.errors import UserError
+from tarazu.estimate import cost_model, dry_run, estimator
 from tarazu.recipe.schema import Budget, Search, load
-from tarazu.storage.run_folder import Run, RunFolder, read_json
+from tarazu.storage.run_folder import RunDir, StudyDir, read_json
 
 CPU = torch.device("cpu")
 METHODS = {
@@ -58,13 +58,18 @@ def recipe(home):
         "gradient_checkpointing": True,
     }
     return small.recipe(
-        home / "recipe.yaml", home / "model", methods=METHODS, data=data, budget=budget, forgetting=None
+        home / "recipe.yaml",
+        home / "model",
+        methods=METHODS,
+        data=data,
+        budget=budget,
+        forgetting=None,
     )
 
 
 @pytest.fixture(scope="module")
 def data(recipe, tmp_path_factory):
-    return Chat().prepare(load(recipe), RunFolder(tmp_path_factory.mktemp("data")), CPU)
+    return Chat().prepare(load(recipe), StudyDir(tmp_path_factory.mktemp("data")), CPU)
 
 
 def by_name(found: dict) -> dict[str, dict]:
@@ -73,194 +78,326 @@ def by_name(found: dict) -> dict[str, dict]:
 
 def test_what_cannot_work_is_said_without_loading_anything(recipe, data, monkeypatch):
     monkeypatch.setattr("tarazu.chat.model.loading.load_model", None)
-    found = by_name(estimator.estimate(load(recipe), data, CPU, measure=False))
-    assert [name for name, method in found.items() if not method["works"]] == ["misspelt", "too_many"]
-    assert "q_prog" in found["misspelt"]["reasons"][0] and "4 layers" in found["too_many"]["reasons"][0]
-    assert "gradient checkpointing" in found["prefix_tuning"]["notes"][0] and not found["lora"]["notes"]
+    found = by_name(estimator.estimate_study(load(recipe), data, CPU, measure=False))
+    assert [name for name, method in found.items() if not method["works"]] == [
+        "misspelt",
+        "too_many",
+    ]
+    assert (
+        "q_prog" in found["misspelt"]["reasons"][0]
+        and "4 layers" in found["too_many"]["reasons"][0]
+    )
+    assert (
+        "gradient checkpointing" in found["prefix_tuning"]["notes"][0]
+        and not found["lora"]["notes"]
+    )
 
 
 def test_gemma_2_with_sdpa_and_tied_heads_are_refused(home, recipe, data):
-    changed = load(recipe, [f"model={home / 'gemma2'}", "attention=sdpa", "methods={lora: {rank: 2}}"])
+    changed = load(
+        recipe, [f"model={home / 'gemma2'}", "attention=sdpa", "methods={lora: {rank: 2}}"]
+    )
     assert (
         "scaled_dot_product_attention"
-        in by_name(estimator.estimate(changed, data, CPU, measure=False))["lora"]["reasons"][0]
+        in by_name(estimator.estimate_study(changed, data, CPU, measure=False))["lora"]["reasons"][
+            0
+        ]
     )
-    changed = load(recipe, [f"model={home / 'gemma2'}", "methods={layers: {first: 1, last: 1, head: true}}"])
-    assert "tied" in by_name(estimator.estimate(changed, data, CPU, measure=False))["layers"]["reasons"][0]
+    changed = load(
+        recipe, [f"model={home / 'gemma2'}", "methods={layers: {first: 1, last: 1, head: true}}"]
+    )
+    assert (
+        "tied"
+        in by_name(estimator.estimate_study(changed, data, CPU, measure=False))["layers"][
+            "reasons"
+        ][0]
+    )
 
 
 def test_a_model_too_large_for_the_memory_is_refused_and_never_built(recipe, data, monkeypatch):
     monkeypatch.setattr(cost_model, "free_memory", lambda _: 1000)
     monkeypatch.setattr("tarazu.chat.model.loading.load_model", None)
-    found = by_name(estimator.estimate(load(recipe, ["methods={lora: {rank: 2}}"]), data, CPU))
+    found = by_name(
+        estimator.estimate_study(load(recipe, ["methods={lora: {rank: 2}}"]), data, CPU)
+    )
     assert not found["lora"]["works"] and "GiB of memory" in found["lora"]["reasons"][0]
 
 
 def test_a_device_of_the_table(recipe, data):
     slow, fast = (
-        by_name(estimator.estimate(load(recipe), data, CPU, False, on))["lora"]["range"]["seconds"]
+        by_name(estimator.estimate_study(load(recipe), data, CPU, False, on))["lora"]["range"][
+            "seconds"
+        ]
         for on in ("T4", "h100")
     )
     assert 0 < fast[0] < fast[1] and fast[0] < slow[0]
-    with pytest.raises(BadInput, match="H200"):
-        estimator.estimate(load(recipe), data, CPU, False, "abacus")
+    with pytest.raises(UserError, match="H200"):
+        estimator.estimate_study(load(recipe), data, CPU, False, "abacus")
 
 
 def test_a_method_that_breaks_says_how(recipe, data, monkeypatch):
-    def broken(self, trainee, batch):
+    def broken(self, trainable, batch):
         raise RuntimeError("no such kernel\nstack")
 
     monkeypatch.setattr(Chat, "loss", broken)
-    found = by_name(estimator.estimate(load(recipe, ["methods={lora: {rank: 2}}"]), data, CPU))
+    found = by_name(
+        estimator.estimate_study(load(recipe, ["methods={lora: {rank: 2}}"]), data, CPU)
+    )
     assert not found["lora"]["works"] and found["lora"]["reasons"] == [
         "fails with this model and attention: RuntimeError: no such kernel"
     ]
-    assert estimator.explain(RuntimeError("CUDA out of memory. Tried to")).startswith("does not fit into memory")
+    assert estimator.describe_failure(RuntimeError("CUDA out of memory. Tried to")).startswith(
+        "does not fit into memory"
+    )
 
 
 def test_the_number_of_validations_is_that_of_a_run():
-    assert estimator.validations(Budget(tokens=12_000, evaluate_every=4_000)) == 4
-    assert estimator.validations(Budget(tokens=12_000)) == 11
-    assert estimator.validations(Budget(epochs=3)) == 4
+    assert estimator.count_validations(Budget(tokens=12_000, evaluate_every=4_000)) == 4
+    assert estimator.count_validations(Budget(tokens=12_000)) == 11
+    assert estimator.count_validations(Budget(epochs=3)) == 4
 
 
 def test_the_heaviest_step_holds_the_longest_row(data):
     lengths = data.store.lengths("train")
-    rows = chat_estimate.heaviest(data, [0, 1, 2])
+    rows = chat_estimate.with_longest_row(data, [0, 1, 2])
     assert len(rows) == 3 and max(lengths[rows]) == lengths.max()
 
 
 def test_the_heaviest_step_is_the_one_with_the_most_tokens_of_the_run(data):
-    order, lengths = RowOrder(data.size("train"), 4, 0), data.store.lengths("train")
+    order, lengths = RowSampler(data.size("train"), 4, 0), data.store.lengths("train")
     most = max(int(lengths[order.at(step)].sum()) for step in range(order.steps_per_epoch))
-    assert int(lengths[dry_run.fullest(data, order, chat_estimate)].sum()) == most
-    assert list(dry_run.fullest(data, order, object())) == list(order.at(0))  # a task whose rows are alike
+    assert int(lengths[dry_run.heaviest_step(data, order, chat_estimate)].sum()) == most
+    assert list(dry_run.heaviest_step(data, order, object())) == list(
+        order.at(0)
+    )  # a task whose rows are alike
 
 
 def test_a_full_pass_is_what_is_timed_on_a_gpu():
     lengths = np.array([3, 4, 5, 6])
-    assert [chat_estimate.filling(lengths, limit) for limit in (1, 7, 11, 12, 99)] == [1, 2, 2, 3, 4]
+    assert [chat_estimate.filling(lengths, limit) for limit in (1, 7, 11, 12, 99)] == [
+        1,
+        2,
+        2,
+        3,
+        4,
+    ]
 
 
 def test_a_gpus_pace_is_not_that_of_a_step_that_compiled(tmp_path):
     seconds = [9.0, 0.2, 0.2, 5.0, 0.2, 0.2, 0.2, 0.3, 0.2]
-    run = Run(tmp_path / "lora" / "seed-0")
+    run = RunDir(tmp_path / "lora" / "seed-0")
     run.path.mkdir(parents=True)
     lines = [{"event": "step", "seconds": one, "tokens_per_second": 100 / one} for one in seconds]
     (run.path / "events.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    each = dry_run.pace(run, SimpleNamespace(device=torch.device("cuda")))
+    each = dry_run.seconds_per_step(run, SimpleNamespace(device=torch.device("cuda")))
     assert each == pytest.approx(0.22)  # one that was a little slower counts
 
 
 def test_first_passes_cost_what_they_take_beyond_the_last_ones():
-    assert dry_run.first_cost([3.0]) == 0.0
-    assert dry_run.first_cost([3.0, 2.0, 0.5]) == 4.0
-    assert dry_run.first_cost([0.4, 2.0, 0.5]) == 1.5
+    assert dry_run.warmup_seconds([3.0]) == 0.0
+    assert dry_run.warmup_seconds([3.0, 2.0, 0.5]) == 4.0
+    assert dry_run.warmup_seconds([0.4, 2.0, 0.5]) == 1.5
 
 
 def test_the_steps_that_bring_a_new_shape_are_found(recipe, data):
-    order, chat = RowOrder(42, 4, 0), Chat()
+    order, chat = RowSampler(42, 4, 0), Chat()
     widths = [{7}, {7}, {3, 7}, {3}, {9}, {7}, {1}, {9}, {9}, {9}, {5}]
     steps = {tuple(order.at(step)): step for step in range(11)}
 
     def shapes(rows):
         return widths[steps[tuple(rows)]]
 
-    assert dry_run.bringing(order, shapes, 10) == (0, 2, 4, 6)
-    assert dry_run.bringing(order, shapes, 4) == (0, 2)
-    assert dry_run.bringing(order, shapes, 11) == (0, 2, 4, 6)  # the last one, of two rows, would mix the others
+    assert dry_run.first_step_of_each_shape(order, shapes, 10) == (0, 2, 4, 6)
+    assert dry_run.first_step_of_each_shape(order, shapes, 4) == (0, 2)
+    assert dry_run.first_step_of_each_shape(order, shapes, 11) == (
+        0,
+        2,
+        4,
+        6,
+    )  # the last one, of two rows, would mix the others
     loaded = load(recipe)
-    trainee = chat.build(loaded, "lora", data, 0, CPU)
+    trainable = chat.build(loaded, "lora", data, 0, CPU)
     packed = dataclasses.replace(data, packed=True)
     places = int(data.store.lengths("train")[:3].sum())
-    assert chat_estimate.shapes(chat, trainee, packed, loaded, [0, 1, 2]) == {places} and places <= 400
-    assert chat_estimate.shapes(chat, trainee, dataclasses.replace(data, packed=False), loaded, [0, 1, 2]) == set()
+    assert (
+        chat_estimate.shapes(chat, trainable, packed, loaded, [0, 1, 2]) == {places}
+        and places <= 400
+    )
+    assert (
+        chat_estimate.shapes(
+            chat, trainable, dataclasses.replace(data, packed=False), loaded, [0, 1, 2]
+        )
+        == set()
+    )
 
 
 def test_all_steps_of_a_short_run_are_laid_out():
-    order = RowOrder(100, 4, 0)
-    assert dry_run.looked_at(order, Budget(tokens=95), lambda rows: 10) == (10, True)
-    assert dry_run.looked_at(order, Budget(tokens=95_000), lambda rows: 10) == (25, False)
-    assert dry_run.looked_at(order, Budget(epochs=0.5), lambda rows: 10) == (13, True)
-    assert dry_run.looked_at(order, Budget(epochs=2), lambda rows: 10) == (25, False)
+    order = RowSampler(100, 4, 0)
+    assert dry_run.steps_to_inspect(order, Budget(tokens=95), lambda rows: 10) == (10, True)
+    assert dry_run.steps_to_inspect(order, Budget(tokens=95_000), lambda rows: 10) == (25, False)
+    assert dry_run.steps_to_inspect(order, Budget(epochs=0.5), lambda rows: 10) == (13, True)
+    assert dry_run.steps_to_inspect(order, Budget(epochs=2), lambda rows: 10) == (25, False)
 
 
 def test_each_seeds_new_shapes_are_met_in_its_own_order(recipe, data, tmp_path, monkeypatch):
     class Seen(Chat):
-        def collate(self, trainee, data, split, rows, limit):
+        def collate(self, trainable, data, split, rows, limit):
             seen.append(rows)
-            return super().collate(trainee, data, split, rows, limit)
+            return super().collate(trainable, data, split, rows, limit)
 
     def widths(rows):  # few, so that they come again, as a GPU's do
-        return {batch.ids.shape[1] // 40 for batch in Chat().collate(trainee, packed, "train", rows, loaded.budget.micro_batch_tokens)}
+        return {
+            batch.ids.shape[1] // 40
+            for batch in Chat().collate(
+                trainable, packed, "train", rows, loaded.budget.micro_batch_tokens
+            )
+        }
 
-    monkeypatch.setitem(dry_run.ROUNDS, "cpu", 2)
-    monkeypatch.setattr(chat_estimate, "shapes", lambda task, trainee, data, recipe, rows: widths(rows))
-    seen, loaded, packed = [], load(recipe, ["seeds=[3, 5]"]), dataclasses.replace(data, packed=True)
+    monkeypatch.setitem(dry_run.WARMUP_ROUNDS, "cpu", 2)
+    monkeypatch.setattr(
+        chat_estimate, "shapes", lambda task, trainable, data, recipe, rows: widths(rows)
+    )
+    seen, loaded, packed = (
+        [],
+        load(recipe, ["seeds=[3, 5]"]),
+        dataclasses.replace(data, packed=True),
+    )
     task = Seen()
-    trainee = task.build(loaded, "lora", packed, 3, CPU)
-    timed = dry_run.rehearse(task, loaded, "lora", packed, trainee, tmp_path, Ledger(CPU))
-    orders = {seed: order_of(packed, loaded.methods["lora"], loaded.budget, seed) for seed in (3, 5)}
+    trainable = task.build(loaded, "lora", packed, 3, CPU)
+    timed = dry_run.dry_run(task, loaded, "lora", packed, trainable, tmp_path, Ledger(CPU))
+    orders = {
+        seed: order_of(packed, loaded.methods["lora"], loaded.budget, seed) for seed in (3, 5)
+    }
     seen.remove(orders[3].at(0))  # not counted: a process pays there what it pays once
     assert list(timed.starts) == [3, 5] and timed.starts[3].new != timed.starts[5].new
     for seed, start in timed.starts.items():
         steps = [orders[seed].at(step) for step in start.new]
         taken = [rows for rows in seen if rows in steps]
-        assert len(steps) > 1 and taken == [*steps, *steps] + [rows for rows in taken[2 * len(steps) :] if rows in steps]
+        assert len(steps) > 1 and taken == [*steps, *steps] + [
+            rows for rows in taken[2 * len(steps) :] if rows in steps
+        ]
         assert start.memory > 0 and start.lost >= 0
 
 
 def test_a_seeds_estimate_is_beside_its_own_run(tmp_path):
-    timed = dry_run.Timed({0: dry_run.Start(2.0, 100, (0, 1, 9, 40)), 1: dry_run.Start(5.0, 130, (0, 3))}, steps=100, each=0.1, held=50.0, checkpoint=0, disk=7)
-    assert [timed.lost(steps) for steps in (1, 10, 1000)] == [0.5, 1.5, 2.0]  # a search's short trials do not meet them all
-    told = estimator.training(timed)
-    assert told["memory"] == 100 and told["by_seed"]["1"] == {"train": 15.0, "tokens_per_second": 5000 / 15, "memory": 130}
+    timed = dry_run.TrainingTiming(
+        {0: dry_run.Warmup(2.0, 100, (0, 1, 9, 40)), 1: dry_run.Warmup(5.0, 130, (0, 3))},
+        steps=100,
+        each=0.1,
+        held=50.0,
+        checkpoint=0,
+        disk=7,
+    )
+    assert [timed.lost(steps) for steps in (1, 10, 1000)] == [
+        0.5,
+        1.5,
+        2.0,
+    ]  # a search's short trials do not meet them all
+    told = estimator.training_summary(timed)
+    assert told["memory"] == 100 and told["by_seed"]["1"] == {
+        "train": 15.0,
+        "tokens_per_second": 5000 / 15,
+        "memory": 130,
+    }
     seconds = {"load": 1.0, "train": 12.0, "search": 20.0, "total": 33.0}
-    entry = {"method": "lora", "kind": "lora", "works": True, "how": "measured", "seconds": seconds, **told, "range": estimator.ranges(timed, 33.0, 4.0, 7)}
+    entry = {
+        "method": "lora",
+        "kind": "lora",
+        "works": True,
+        "how": "measured",
+        "seconds": seconds,
+        **told,
+        "range": estimator.ranges(timed, 33.0, 4.0, 7),
+    }
     assert entry["range"] == {"seconds": [33.0, 37.0], "disk": [7, 7], "memory": [100, 130]}
-    whole = estimator.total(SimpleNamespace(seeds=[0, 1, 2]), [entry])
-    assert whole["seconds"] == [33 + (13 + 3) + 13, 37 + (13 + 3) + 13]  # the search is the first seed's, and serves all
+    whole = estimator.study_total(SimpleNamespace(seeds=[0, 1, 2]), [entry])
+    assert whole["seconds"] == [
+        33 + (13 + 3) + 13,
+        37 + (13 + 3) + 13,
+    ]  # the search is the first seed's, and serves all
     for seed in (0, 1):
-        run = Run(tmp_path / "lora" / f"seed-{seed}")
+        run = RunDir(tmp_path / "lora" / f"seed-{seed}")
         run.path.mkdir(parents=True)
-        ledger = {"seconds": {"load": 1.0, "train": 15.0, "search": 20.0}, "tokens_per_second": 400.0, "train_memory": {"allocated": 130, "resident": None}}
+        ledger = {
+            "seconds": {"load": 1.0, "train": 15.0, "search": 20.0},
+            "tokens_per_second": 400.0,
+            "train_memory": {"allocated": 130, "resident": None},
+        }
         (run.path / "ledger.json").write_text(json.dumps(ledger))
-        rows = {row["figure"]: row for row in estimator.compared({"methods": [entry]}, iter([run]))}
-        assert rows["train (s)"]["ratio"] == (1.25 if seed == 0 else 1.0) and rows["memory (bytes)"]["ratio"] == (1.3 if seed == 0 else 1.0)
+        rows = {
+            row["figure"]: row
+            for row in estimator.compare_with_runs({"methods": [entry]}, iter([run]))
+        }
+        assert rows["train (s)"]["ratio"] == (1.25 if seed == 0 else 1.0) and rows[
+            "memory (bytes)"
+        ]["ratio"] == (1.3 if seed == 0 else 1.0)
         assert rows["total (s)"]["estimated"] == (33.0 if seed == 0 else 36.0)
 
 
 def test_the_measured_steps_are_those_that_a_run_begins_with(recipe, data, tmp_path):
     class Seen(Chat):
-        def collate(self, trainee, data, split, rows, limit):
+        def collate(self, trainable, data, split, rows, limit):
             seen.append(rows)
-            return super().collate(trainee, data, split, rows, limit)
+            return super().collate(trainable, data, split, rows, limit)
 
     seen, loaded, task = [], load(recipe), Seen()
     order = order_of(data, loaded.methods["lora"], loaded.budget, 0)
     rows = [row for step in range(3) for row in order.at(step)]
-    dry_run.train_few(task, loaded, "lora", data, task.build(loaded, "lora", data, 0, CPU), rows, tmp_path, Ledger(CPU))
-    assert [some for some in seen if len(some) == len(order.at(0))][:3] == [order.at(step) for step in range(3)]
+    dry_run.train_on_rows(
+        task,
+        loaded,
+        "lora",
+        data,
+        task.build(loaded, "lora", data, 0, CPU),
+        rows,
+        tmp_path,
+        Ledger(CPU),
+    )
+    assert [some for some in seen if len(some) == len(order.at(0))][:3] == [
+        order.at(step) for step in range(3)
+    ]
 
 
 def test_a_search_costs_its_steps_its_trials_and_one_model(recipe):
-    changed = load(recipe).model_copy(update={"search": Search(tokens=1000, learning_rate=[1e-4, 1e-3])})
-    found, beyond = estimator.searching(changed, "lora", load=2.0, each=0.5, held=120, trial=1.0)
-    assert found == {"search": pytest.approx(2 + 2 * (5 * 0.5 + 1))} and beyond == pytest.approx(2 * (5 * 0.5 + 1))
-    fixed = changed.model_copy(update={"search": Search(tokens=1000, learning_rate=[1e-4, 1e-3], rank=[2, 4], widen=False)})
-    found, beyond = estimator.searching(fixed, "lora", load=2.0, each=0.5, held=120, trial=1.0)
+    changed = load(recipe).model_copy(
+        update={"search": Search(tokens=1000, learning_rate=[1e-4, 1e-3])}
+    )
+    found, beyond = estimator.search_seconds(
+        changed, "lora", load=2.0, each=0.5, held=120, trial=1.0
+    )
+    assert found == {"search": pytest.approx(2 + 2 * (5 * 0.5 + 1))} and beyond == pytest.approx(
+        2 * (5 * 0.5 + 1)
+    )
+    fixed = changed.model_copy(
+        update={"search": Search(tokens=1000, learning_rate=[1e-4, 1e-3], rank=[2, 4], widen=False)}
+    )
+    found, beyond = estimator.search_seconds(fixed, "lora", load=2.0, each=0.5, held=120, trial=1.0)
     trials = 4 * (math.ceil(125 / 120) * 0.5 + 1) + 2 * (math.ceil(250 / 120) * 0.5 + 1)
     assert found == {"search": pytest.approx(6 * 2 + trials)} and beyond == 0
-    assert estimator.searching(load(recipe), "lora", 2.0, 0.5, 120, 1.0) == ({}, 0.0)
-    met, _ = estimator.searching(changed, "lora", load=2.0, each=0.5, held=120, trial=1.0, lost=lambda steps: steps / 10)
-    assert met == {"search": pytest.approx(2 + 5 / 10 + 2 * (5 * 0.5 + 1))}  # the first passes of its longest trial, once
+    assert estimator.search_seconds(load(recipe), "lora", 2.0, 0.5, 120, 1.0) == ({}, 0.0)
+    met, _ = estimator.search_seconds(
+        changed, "lora", load=2.0, each=0.5, held=120, trial=1.0, lost=lambda steps: steps / 10
+    )
+    assert met == {
+        "search": pytest.approx(2 + 5 / 10 + 2 * (5 * 0.5 + 1))
+    }  # the first passes of its longest trial, once
 
 
 def test_measured_beside_what_happened(recipe, home, capsys, monkeypatch, tmp_path):
     out, sets = home / "run", ["--set", "methods={base: {}, lora: {rank: 2}}"]
     for command in (
         ["run", str(recipe), "--out", str(out), *sets],
-        ["check", str(recipe), *sets, "--rows", "0", "--compare", str(out), "--out", str(tmp_path / "check.json")],
+        [
+            "check",
+            str(recipe),
+            *sets,
+            "--rows",
+            "0",
+            "--compare",
+            str(out),
+            "--out",
+            str(tmp_path / "check.json"),
+        ],
     ):
         monkeypatch.setattr("sys.argv", ["tarazu", *command])
         cli.main()
@@ -270,15 +407,21 @@ def test_measured_beside_what_happened(recipe, home, capsys, monkeypatch, tmp_pa
     lora = by_name(found["estimate"])["lora"]
     assert lora["how"] == "measured" and lora["memory"] > 0 and lora["flops_per_token"] > 0
     ledger = read_json(out / "lora" / "seed-0" / "ledger.json")
-    assert ledger["utilisation"] > 0 and ledger["flops_per_token"] == pytest.approx(lora["flops_per_token"], rel=0.05)
+    assert ledger["utilisation"] > 0 and ledger["flops_per_token"] == pytest.approx(
+        lora["flops_per_token"], rel=0.05
+    )
     rows = {(row["method"], row["figure"]): row for row in found["compared"]}
     assert rows["lora", "train (s)"]["happened"] == ledger["seconds"]["train"]
     assert all(
         0.1 < rows["lora", figure]["ratio"] < 10
         for figure in ("train (s)", "tokens/s", "memory (bytes)", "validate (s)", "evaluate (s)")
     )
-    for name, method in by_name(found["estimate"]).items():  # answers weigh more than these small weights, and all that the base has
-        assert method["disk"] == pytest.approx(read_json(out / name / "seed-0" / "ledger.json")["disk_bytes"], rel=0.1)
+    for name, method in by_name(
+        found["estimate"]
+    ).items():  # answers weigh more than these small weights, and all that the base has
+        assert method["disk"] == pytest.approx(
+            read_json(out / name / "seed-0" / "ledger.json")["disk_bytes"], rel=0.1
+        )
     assert found["estimate"]["total"]["methods"] == 2
 
 
@@ -287,4 +430,4 @@ def test_json_of_the_whole(recipe, monkeypatch, capsys):
     cli.main()
     found = json.loads(capsys.readouterr().out)
     assert set(found) == {"recipe", "data", "estimate"} and found["estimate"]["how"] == "foreseen"
-    assert dataclasses.is_dataclass(cost_model.Device)
+    assert dataclasses.is_dataclass(cost_model.DeviceSpec)

@@ -9,23 +9,31 @@ import pytest
 from chat import small
 
 from tarazu import cli
+from tarazu.errors import UserError
 from tarazu.estimate import estimator
-from tarazu.study import runner
-from tarazu.errors import BadInput
-from tarazu.report.build import build
 from tarazu.report.analysis.study_view import read_study
+from tarazu.report.build import build
 from tarazu.report.sections.common.estimates import expected_view
 from tarazu.storage.run_folder import read_json, write_json
+from tarazu.study import runner
 
 METHODS = {"base": {}, "lora": {"rank": 2}}
-BUDGET = {"tokens": 3_000, "batch_rows": 8, "micro_batch_tokens": 1500, "evaluate_every": 1_500, "validation_rows": 4}
+BUDGET = {
+    "tokens": 3_000,
+    "batch_rows": 8,
+    "micro_batch_tokens": 1500,
+    "evaluate_every": 1_500,
+    "validation_rows": 4,
+}
 
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory):
     """A recipe, what `check` measured of it, and two studies: one that kept that, and one that foresaw for itself."""
     home = tmp_path_factory.mktemp("foretold")
-    recipe = small.recipe(home / "recipe.yaml", small.save_model(home / "model"), methods=METHODS, budget=BUDGET)
+    recipe = small.recipe(
+        home / "recipe.yaml", small.save_model(home / "model"), methods=METHODS, budget=BUDGET
+    )
     arguments = ["check", str(recipe), "--rows", "0", "--out", str(home / "estimate.json")]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("sys.argv", ["tarazu", *arguments])
@@ -37,16 +45,28 @@ def home(tmp_path_factory):
 
 def test_a_study_foresees_for_itself(home):
     kept = read_json(home / "foreseen" / "estimate.json")
-    assert [m["method"] for m in kept["methods"]] == ["base", "lora"] and kept["total"]["methods"] == 2
-    assert all(m["how"] == "foreseen" and m["range"]["seconds"][1] > 0 and m["made"] for m in kept["methods"])
+    assert [m["method"] for m in kept["methods"]] == ["base", "lora"] and kept["total"][
+        "methods"
+    ] == 2
+    assert all(
+        m["how"] == "foreseen" and m["range"]["seconds"][1] > 0 and m["made"]
+        for m in kept["methods"]
+    )
     ledger = read_json(home / "foreseen" / "lora" / "seed-0" / "ledger.json")
     weights = (home / "foreseen" / "lora" / "seed-0" / "weights.safetensors").stat().st_size
-    assert ledger["disk_bytes"] > 3 * weights  # the weights, and two checkpoints with the optimizer's state
+    assert (
+        ledger["disk_bytes"] > 3 * weights
+    )  # the weights, and two checkpoints with the optimizer's state
 
 
 def test_a_measured_estimate_is_kept_as_it_is(home):
-    kept, given = read_json(home / "told" / "estimate.json"), read_json(home / "estimate.json")["estimate"]
-    assert [{k: v for k, v in m.items() if k != "made"} for m in kept["methods"]] == given["methods"]
+    kept, given = (
+        read_json(home / "told" / "estimate.json"),
+        read_json(home / "estimate.json")["estimate"],
+    )
+    assert [{k: v for k, v in m.items() if k != "made"} for m in kept["methods"]] == given[
+        "methods"
+    ]
     assert kept["methods"][1]["how"] == "measured" and kept["methods"][1]["seconds"]["train"] > 0
 
 
@@ -55,26 +75,49 @@ def test_the_report_puts_it_beside_what_happened(home, undrawn):
     for view, how in ((measured, "a few real steps"), (foreseen, "a table of devices")):
         rows = {row[0].html.plain("en"): row for row in view["table"].rows}
         assert how in rows["lora"][1].html.plain("en")
-    ledger, guess = read_json(home / "told/lora/seed-0/ledger.json"), read_json(home / "told/estimate.json")["methods"][1]
+    ledger, guess = (
+        read_json(home / "told/lora/seed-0/ledger.json"),
+        read_json(home / "told/estimate.json")["methods"][1],
+    )
     columns = [column.plain("en") for column in measured["table"].columns]
     lora = dict(zip(columns, measured["table"].rows[1], strict=True))
-    assert lora["training time"].sort == pytest.approx(ledger["seconds"]["train"] / guess["seconds"]["train"])
-    assert lora["tokens per second"].sort == pytest.approx(ledger["tokens_per_second"] / guess["tokens_per_second"])
+    assert lora["training time"].sort == pytest.approx(
+        ledger["seconds"]["train"] / guess["seconds"]["train"]
+    )
+    assert lora["tokens per second"].sort == pytest.approx(
+        ledger["tokens_per_second"] / guess["tokens_per_second"]
+    )
     assert lora["disk while training"].sort == pytest.approx(ledger["disk_bytes"] / guess["disk"])
     page = build(home / "told").read_text(encoding="utf-8")
-    assert "The estimate before the run, and what happened" in page and "came out within 20%" in page
+    assert (
+        "The estimate before the run, and what happened" in page and "came out within 20%" in page
+    )
 
 
 def test_an_estimate_of_another_recipe_is_refused(home, tmp_path):
-    for sets, what in ((["budget.tokens=4000"], "budget"), (["methods.lora.rank=4"], "methods.lora")):
-        with pytest.raises(BadInput, match=what):
-            runner.run(str(home / "recipe.yaml"), str(tmp_path / "out"), sets=sets, estimate=str(home / "estimate.json"))
+    for sets, what in (
+        (["budget.tokens=4000"], "budget"),
+        (["methods.lora.rank=4"], "methods.lora"),
+    ):
+        with pytest.raises(UserError, match=what):
+            runner.run(
+                str(home / "recipe.yaml"),
+                str(tmp_path / "out"),
+                sets=sets,
+                estimate=str(home / "estimate.json"),
+            )
     for content in ("{", "[]", '{"recipe": {}}', '{"recipe": {}, "estimate": {"methods": 3}}'):
         (tmp_path / "bad.json").write_text(content)
-        with pytest.raises(BadInput, match="bad.json"):
-            runner.run(str(home / "recipe.yaml"), str(tmp_path / "out"), estimate=str(tmp_path / "bad.json"))
-    with pytest.raises(BadInput, match="no such file"):
-        runner.run(str(home / "recipe.yaml"), str(tmp_path / "out"), estimate=str(tmp_path / "none.json"))
+        with pytest.raises(UserError, match="bad.json"):
+            runner.run(
+                str(home / "recipe.yaml"),
+                str(tmp_path / "out"),
+                estimate=str(tmp_path / "bad.json"),
+            )
+    with pytest.raises(UserError, match="no such file"):
+        runner.run(
+            str(home / "recipe.yaml"), str(tmp_path / "out"), estimate=str(tmp_path / "none.json")
+        )
     assert not (tmp_path / "out").exists()
 
 
@@ -83,21 +126,26 @@ def test_a_method_that_has_run_is_not_estimated_afterwards_and_a_new_one_is(home
     (folder / "estimate.json").unlink()
     runner.resume(str(folder))
     assert not (folder / "estimate.json").exists()
-    runner.extend(str(home / "recipe.yaml"), str(folder), sets=["methods.layers={first: 1, last: 1}"])
+    runner.extend(
+        str(home / "recipe.yaml"), str(folder), sets=["methods.layers={first: 1, last: 1}"]
+    )
     assert [m["method"] for m in read_json(folder / "estimate.json")["methods"]] == ["layers"]
 
 
 def test_a_guess_that_fails_stops_nothing(home, tmp_path, monkeypatch):
-    monkeypatch.setattr(estimator, "estimate", lambda *_, **__: 1 / 0)
+    monkeypatch.setattr(estimator, "estimate_study", lambda *_, **__: 1 / 0)
     folder = runner.run(str(home / "recipe.yaml"), str(tmp_path / "out"), ["base"]).path
-    assert not (folder / "estimate.json").exists() and read_json(folder / "base/seed-0/run.json")["status"] == "done"
+    assert (
+        not (folder / "estimate.json").exists()
+        and read_json(folder / "base/seed-0/run.json")["status"] == "done"
+    )
 
 
 @pytest.mark.parametrize("content", ["{", "[]", '{"methods": 3}', '{"methods": [{}]}'])
 def test_a_damaged_estimate_is_named(home, tmp_path, content, undrawn):
     folder = shutil.copytree(home / "foreseen", tmp_path / "study")
     (folder / "estimate.json").write_text(content)
-    with pytest.raises(BadInput, match="estimate.json"):
+    with pytest.raises(UserError, match="estimate.json"):
         runner.resume(str(folder))
     build(folder)
 
@@ -107,7 +155,11 @@ def test_inside_below_and_above_a_range(home, tmp_path):
     whole = read_json(folder / "estimate.json")
     ledger = read_json(folder / "lora/seed-0/ledger.json")
     spent = sum(ledger["seconds"].values())
-    for low, high, ratio in ((spent / 2, spent * 2, 1.0), (spent * 2, spent * 4, 0.5), (spent / 4, spent / 2, 2.0)):
+    for low, high, ratio in (
+        (spent / 2, spent * 2, 1.0),
+        (spent * 2, spent * 4, 0.5),
+        (spent / 4, spent / 2, 2.0),
+    ):
         whole["methods"][1]["range"]["seconds"] = [low, high]
         write_json(folder / "estimate.json", whole)
         table = expected_view(read_study(folder))["table"]

@@ -10,15 +10,21 @@ import pytest
 from chat import small
 
 from tarazu import cli
-from tarazu.study import merge, runner
-from tarazu.errors import BadInput
-from tarazu.report.build import build
+from tarazu.errors import UserError
 from tarazu.report.analysis.metrics import measures, over_seeds
 from tarazu.report.analysis.study_view import read_study
+from tarazu.report.build import build
 from tarazu.storage.run_folder import read_json, write_json
+from tarazu.study import merge, runner
 
 METHODS = {name: small.METHODS[name] for name in ("base", "lora", "layers")}
-BUDGET = {"tokens": 3_000, "batch_rows": 8, "micro_batch_tokens": 1500, "evaluate_every": 1_500, "validation_rows": 2}
+BUDGET = {
+    "tokens": 3_000,
+    "batch_rows": 8,
+    "micro_batch_tokens": 1500,
+    "evaluate_every": 1_500,
+    "validation_rows": 2,
+}
 TIMES = {"train_seconds", "train_memory", "tokens_per_second"}
 
 
@@ -27,7 +33,16 @@ def home(tmp_path_factory):
     """One study in one place, and in two parts: one with another seed, one with a method of its own."""
     home = tmp_path_factory.mktemp("gather")
     search = {"tokens": 1200, "learning_rate": [1e-3, 1e-2], "widen": False}
-    recipe = str(small.recipe(home / "recipe.yaml", small.save_model(home / "model"), methods=METHODS, budget=BUDGET, search=search, forgetting=None))
+    recipe = str(
+        small.recipe(
+            home / "recipe.yaml",
+            small.save_model(home / "model"),
+            methods=METHODS,
+            budget=BUDGET,
+            search=search,
+            forgetting=None,
+        )
+    )
     runner.run(recipe, str(home / "whole"), sets=["seeds=[0, 1]"])
     runner.run(recipe, str(home / "a"), ["layers"], ["seeds=[0, 1]"])
     runner.run(recipe, str(home / "b"), ["lora", "base"])
@@ -35,25 +50,54 @@ def home(tmp_path_factory):
     return home
 
 
-def test_what_extended_a_study_is_in_its_stamp_and_in_the_report(home, parts, tmp_path, monkeypatch, undrawn):
-    folder, recipe, commands = shutil.copytree(home / "a", tmp_path / "study"), str(home / "recipe.yaml"), []
+def test_what_extended_a_study_is_in_its_stamp_and_in_the_report(
+    home, parts, tmp_path, monkeypatch, undrawn
+):
+    folder, recipe, commands = (
+        shutil.copytree(home / "a", tmp_path / "study"),
+        str(home / "recipe.yaml"),
+        [],
+    )
     began = read_json(folder / "environment.json")
     for methods, seeds in ((["layers"], "[0, 1, 2]"), (["layers", "base"], "[0, 1, 2]")):
-        words = ["run", recipe, *(word for name in methods for word in ("--method", name)), "--set", f"seeds={seeds}", "--extend", "--out", str(folder)]
+        words = [
+            "run",
+            recipe,
+            *(word for name in methods for word in ("--method", name)),
+            "--set",
+            f"seeds={seeds}",
+            "--extend",
+            "--out",
+            str(folder),
+        ]
         monkeypatch.setattr("sys.argv", ["tarazu", *words])
         commands.append(shlex.join(["tarazu", *words]))
         cli.main()
     stamp = read_json(folder / "environment.json")
-    assert [one["command"] for one in stamp["extended"]] == commands and {key: stamp[key] for key in began} == began
-    assert all(one["started"] >= began["started"] and one["device"] == began["device"] for one in stamp["extended"])
+    assert [one["command"] for one in stamp["extended"]] == commands and {
+        key: stamp[key] for key in began
+    } == began
+    assert all(
+        one["started"] >= began["started"] and one["device"] == began["device"]
+        for one in stamp["extended"]
+    )
     page = html.unescape(build(folder).read_text(encoding="utf-8"))
     places = [page.index(command) for command in (began["command"], *commands)]
-    assert places == sorted(places) and "after the one that made it" in page and "tarazu gather put them together" not in page
+    assert (
+        places == sorted(places)
+        and "after the one that made it" in page
+        and "tarazu gather put them together" not in page
+    )
     shutil.rmtree(folder / "base")
     whole = merge.gather([str(folder), parts[1]], str(tmp_path / "out"))
-    assert [len(part.get("extended", [])) for part in read_json(whole.path / "environment.json")["parts"]] == [2, 1]
+    assert [
+        len(part.get("extended", []))
+        for part in read_json(whole.path / "environment.json")["parts"]
+    ] == [2, 1]
     page = html.unescape(build(whole.path).read_text(encoding="utf-8"))
-    assert all(command in page for command in commands) and "tarazu gather put them together" in page
+    assert (
+        all(command in page for command in commands) and "tarazu gather put them together" in page
+    )
 
 
 @pytest.fixture
@@ -62,20 +106,41 @@ def parts(home, tmp_path):
 
 
 def told(folder) -> list[dict]:
-    return [{key: value for key, value in row.items() if key not in TIMES} for row in read_json(folder / "results.json")["rows"]]
+    return [
+        {key: value for key, value in row.items() if key not in TIMES}
+        for row in read_json(folder / "results.json")["rows"]
+    ]
 
 
 def test_parts_together_are_the_whole(home, parts, tmp_path, undrawn):
     folder = merge.gather(parts, str(tmp_path / "out"))
-    assert told(folder.path) == told(home / "whole") and folder.order() == ["base", "lora", "layers"]
+    assert told(folder.path) == told(home / "whole") and folder.order() == [
+        "base",
+        "lora",
+        "layers",
+    ]
     for name in ("lora", "layers"):
-        ours, theirs = (read_json(root / name / "search.json") for root in (folder.path, home / "whole"))
+        ours, theirs = (
+            read_json(root / name / "search.json") for root in (folder.path, home / "whole")
+        )
         assert ours["winner"] == theirs["winner"] and ours["loss"] == theirs["loss"]
-    assert [m["method"] for m in read_json(folder.path / "estimate.json")["methods"]] == ["base", "lora", "layers"]
-    assert [part["methods"] for part in read_json(folder.path / "environment.json")["parts"]] == [["layers"], ["base", "lora"]]
-    assert not list(folder.path.rglob("checkpoint")) and (folder.path / "layers/seed-1/weights.safetensors").exists()
+    assert [m["method"] for m in read_json(folder.path / "estimate.json")["methods"]] == [
+        "base",
+        "lora",
+        "layers",
+    ]
+    assert [part["methods"] for part in read_json(folder.path / "environment.json")["parts"]] == [
+        ["layers"],
+        ["base", "lora"],
+    ]
+    assert (
+        not list(folder.path.rglob("checkpoint"))
+        and (folder.path / "layers/seed-1/weights.safetensors").exists()
+    )
     assert runner.read_recipe(folder) == runner.read_recipe(runner.find_study(home / "whole"))
-    assert "each run by itself on a device of its own" in build(folder.path).read_text(encoding="utf-8")
+    assert "each run by itself on a device of its own" in build(folder.path).read_text(
+        encoding="utf-8"
+    )
     before = (folder.path / "lora/seed-0/metrics.json").stat().st_mtime_ns
     runner.resume(str(folder.path))
     assert (folder.path / "lora/seed-0/metrics.json").stat().st_mtime_ns == before
@@ -92,19 +157,42 @@ def test_what_is_not_finished_stays_behind(parts, tmp_path, capsys):
 def test_invariants_of_all_parts_are_there(parts, tmp_path):
     for part, name, verdict in zip(parts, ("layers", "lora"), ("ok", "failed"), strict=True):
         checks = [{"name": "n", "verdict": verdict}]
-        write_json(tmp_path / part / "verify.json", {"methods": [{"method": name, "checks": checks}], "counts": {}, "verdict": verdict})
+        write_json(
+            tmp_path / part / "verify.json",
+            {"methods": [{"method": name, "checks": checks}], "counts": {}, "verdict": verdict},
+        )
     found = read_json(merge.gather(parts, str(tmp_path / "out")).path / "verify.json")
-    assert found["counts"] == {"ok": 1, "failed": 1, "not applicable": 0} and found["verdict"] == "failed"
+    assert (
+        found["counts"] == {"ok": 1, "failed": 1, "not applicable": 0}
+        and found["verdict"] == "failed"
+    )
     assert [m["method"] for m in found["methods"]] == ["lora", "layers"]
 
 
 def test_a_method_that_was_cut_in_one_part_and_verified_in_another(parts, tmp_path):
-    for part, device, waiting, names in zip(parts, ("H200", "H100"), (["layers"], []), ("a", "ab"), strict=True):
+    for part, device, waiting, names in zip(
+        parts, ("H200", "H100"), (["layers"], []), ("a", "ab"), strict=True
+    ):
         checks = [{"name": name, "verdict": "ok"} for name in names]
-        write_json(tmp_path / part / "verify.json", {"device": {"name": device}, "methods": [{"method": "layers", "checks": checks}], "waiting": waiting, "counts": {}, "verdict": "ok"})
+        write_json(
+            tmp_path / part / "verify.json",
+            {
+                "device": {"name": device},
+                "methods": [{"method": "layers", "checks": checks}],
+                "waiting": waiting,
+                "counts": {},
+                "verdict": "ok",
+            },
+        )
     for order in (parts, parts[::-1]):
-        found = read_json(merge.gather(order, str(tmp_path / f"out{order[0][-1]}")).path / "verify.json")
-        assert found["waiting"] == [] and found["counts"]["ok"] == 2 and found["methods"][0]["device"] == {"name": "H100"}
+        found = read_json(
+            merge.gather(order, str(tmp_path / f"out{order[0][-1]}")).path / "verify.json"
+        )
+        assert (
+            found["waiting"] == []
+            and found["counts"]["ok"] == 2
+            and found["methods"][0]["device"] == {"name": "H100"}
+        )
 
 
 def test_seeds_of_a_method_from_two_parts(home, tmp_path, undrawn):
@@ -114,17 +202,28 @@ def test_seeds_of_a_method_from_two_parts(home, tmp_path, undrawn):
         shutil.copytree(home / "a", path)
         shutil.rmtree(path / "layers" / f"seed-{gone}")
     expected = read_json(second / "estimate.json")
-    write_json(second / "estimate.json", {**expected, "methods": [{**one, "memory": 7} for one in expected["methods"]]})
+    write_json(
+        second / "estimate.json",
+        {**expected, "methods": [{**one, "memory": 7} for one in expected["methods"]]},
+    )
     folder = merge.gather([str(first), str(second)], str(tmp_path / "out"))
-    assert [(part["methods"], part["seeds"]) for part in read_json(folder.path / "environment.json")["parts"]] == [(["layers"], {"layers": [0]}), (["layers"], {"layers": [1]})]
+    assert [
+        (part["methods"], part["seeds"])
+        for part in read_json(folder.path / "environment.json")["parts"]
+    ] == [(["layers"], {"layers": [0]}), (["layers"], {"layers": [1]})]
     assert [one["memory"] for one in read_json(folder.path / "estimate.json")["methods"]] != [7]
     stamp = read_json(folder.path / "environment.json")
     stamp["parts"][1]["device"] = {"name": "another"}
     write_json(folder.path / "environment.json", stamp)
     arm, cost = read_study(folder.path).arm("layers"), measures("chat")["train_seconds"]
     assert [run.elsewhere for run in arm.runs] == [False, True]
-    assert over_seeds(arm, cost) == [cost.of(arm.runs[0])] and len(over_seeds(arm, measures("chat")["loss"])) == 2
-    assert ">layers</code> (seed <bdi class=n dir=ltr>1</bdi>)" in build(folder.path).read_text(encoding="utf-8")
+    assert (
+        over_seeds(arm, cost) == [cost.of(arm.runs[0])]
+        and len(over_seeds(arm, measures("chat")["loss"])) == 2
+    )
+    assert ">layers</code> (seed <bdi class=n dir=ltr>1</bdi>)" in build(folder.path).read_text(
+        encoding="utf-8"
+    )
 
 
 def test_what_was_gathered_is_gathered_again_with_all_its_parts(home, tmp_path):
@@ -133,7 +232,11 @@ def test_what_was_gathered_is_gathered_again_with_all_its_parts(home, tmp_path):
         shutil.rmtree(part / "layers" / f"seed-{1 - seed}")
     before = merge.gather([str(part) for part in parts], str(tmp_path / "before")).path
     folder = merge.gather([str(before), str(home / "b")], str(tmp_path / "out"))
-    assert [part["seeds"] for part in read_json(folder.path / "environment.json")["parts"]] == [{"layers": [0]}, {"layers": [1]}, {"base": [0], "lora": [0, 1]}]
+    assert [part["seeds"] for part in read_json(folder.path / "environment.json")["parts"]] == [
+        {"layers": [0]},
+        {"layers": [1]},
+        {"base": [0], "lora": [0, 1]},
+    ]
 
 
 def test_a_part_has_not_brought_every_seed_of_every_method(home, tmp_path, undrawn):
@@ -147,25 +250,34 @@ def test_a_part_has_not_brought_every_seed_of_every_method(home, tmp_path, undra
     stamp["parts"][0]["device"] = {"name": "another"}
     write_json(folder.path / "environment.json", stamp)
     found = read_study(folder.path)
-    assert [[run.elsewhere for run in found.arm(name).runs] for name in ("layers", "lora")] == [[False, True], [False, False]]
+    assert [[run.elsewhere for run in found.arm(name).runs] for name in ("layers", "lora")] == [
+        [False, True],
+        [False, False],
+    ]
     text = build(folder.path).read_text(encoding="utf-8")
-    assert all(f">layers</code> (seed <bdi class=n dir=ltr>{seed}</bdi>)" in text for seed in (0, 1)) and ">lora</code> (seed" not in text
+    assert (
+        all(f">layers</code> (seed <bdi class=n dir=ltr>{seed}</bdi>)" in text for seed in (0, 1))
+        and ">lora</code> (seed" not in text
+    )
 
 
 def test_parts_that_do_not_belong_together_are_refused(home, parts, tmp_path):
     out = str(tmp_path / "out")
-    with pytest.raises(BadInput, match="layers with seed 0 is in"):
+    with pytest.raises(UserError, match="layers with seed 0 is in"):
         merge.gather([parts[0], parts[0]], out)
-    for name, key, value in (("data.json", "sha256", "0" * 64), ("environment.json", "packages", {"torch": "1.0"})):
+    for name, key, value in (
+        ("data.json", "sha256", "0" * 64),
+        ("environment.json", "packages", {"torch": "1.0"}),
+    ):
         path = tmp_path / "b" / name
         good = read_json(path)
         write_json(path, {**good, key: value})
-        with pytest.raises(BadInput, match="sha256" if name == "data.json" else "versions"):
+        with pytest.raises(UserError, match="sha256" if name == "data.json" else "versions"):
             merge.gather(parts, out)
         write_json(path, good)
     resolved = tmp_path / "b" / "resolved.yaml"
     resolved.write_text(resolved.read_text().replace("tokens: 3000", "tokens: 4000"))
-    with pytest.raises(BadInput, match="another budget"):
+    with pytest.raises(UserError, match="another budget"):
         merge.gather(parts, out)
-    with pytest.raises(BadInput, match="not empty"):
+    with pytest.raises(UserError, match="not empty"):
         merge.gather([str(home / "a")], str(home / "b"))

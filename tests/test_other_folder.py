@@ -12,13 +12,19 @@ from pathlib import Path
 import pytest
 from chat import small
 
+from tarazu.storage.run_folder import StudyDir
 from tarazu.study import runner
-from tarazu.storage.run_folder import RunFolder
 
 
 def tarazu(folder: Path, *words: str) -> subprocess.CompletedProcess:
     """The command in a process of its own, given in `folder`."""
-    return subprocess.run([sys.executable, "-m", "tarazu", *words], cwd=folder, capture_output=True, text=True, timeout=300)
+    return subprocess.run(
+        [sys.executable, "-m", "tarazu", *words],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
 
 
 @pytest.fixture(scope="module")
@@ -27,8 +33,18 @@ def project(tmp_path_factory):
     root = tmp_path_factory.mktemp("project")
     small.save_model(root / "model")
     shutil.copyfile(small.SAMPLES / "chat_fa.jsonl", root / "rows.jsonl")
-    data = {"source": "rows.jsonl", "split": {"train": 0.8, "validation": 0.1, "test": 0.1}, "max_length": 256}
-    small.recipe(root / "recipe.yaml", Path("model"), data=data, methods={"base": {}, "lora": small.METHODS["lora"]}, forgetting=None)
+    data = {
+        "source": "rows.jsonl",
+        "split": {"train": 0.8, "validation": 0.1, "test": 0.1},
+        "max_length": 256,
+    }
+    small.recipe(
+        root / "recipe.yaml",
+        Path("model"),
+        data=data,
+        methods={"base": {}, "lora": small.METHODS["lora"]},
+        forgetting=None,
+    )
     with contextlib.chdir(root):
         runner.run("recipe.yaml", "study", ["lora"], ["budget.tokens=3000"])
     return root
@@ -47,7 +63,9 @@ def test_chat_and_export_from_another_folder(project, tmp_path):
     there = tarazu(tmp_path, "chat", "link/study/lora", "--prompt", "سلام", "--max-new-tokens", "4")
     assert there.returncode == 0 and there.stdout, there.stderr
     done = tarazu(tmp_path, "export", "link/study/lora", "--to", "exported")
-    assert done.returncode == 0 and (tmp_path / "exported" / "model.safetensors").exists(), done.stderr
+    assert done.returncode == 0 and (tmp_path / "exported" / "model.safetensors").exists(), (
+        done.stderr
+    )
 
 
 def test_where_the_first_folder_is_gone_paths_count_from_here(project, tmp_path):
@@ -55,5 +73,5 @@ def test_where_the_first_folder_is_gone_paths_count_from_here(project, tmp_path)
     (moved / "study" / "place.json").write_text('{"working_folder": "/no/such/folder"}')
     done = tarazu(moved, "chat", "study/lora", "--prompt", "سلام", "--max-new-tokens", "4")
     assert done.returncode == 0, done.stderr
-    with RunFolder(moved / "study").at_home() as found:
+    with StudyDir(moved / "study").at_home() as found:
         assert found.path == moved / "study"

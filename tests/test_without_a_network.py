@@ -8,10 +8,10 @@ import time
 import pytest
 from huggingface_hub import constants
 
-from tarazu.storage import hub_status
+from tarazu.chat.data.sources import iter_rows
 from tarazu.chat.model.loading import load_tokenizer
-from tarazu.chat.data.sources import read
-from tarazu.errors import BadInput
+from tarazu.errors import UserError
+from tarazu.storage import hub_status
 
 
 @pytest.fixture
@@ -21,21 +21,26 @@ def no_network(monkeypatch):
 
     monkeypatch.setattr(socket, "getaddrinfo", unknown)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    hub_status.reached.cache_clear()
+    hub_status.hub_is_reachable.cache_clear()
     yield
-    hub_status.reached.cache_clear()
+    hub_status.hub_is_reachable.cache_clear()
 
 
 def test_a_model_of_the_hub_fails_soon_and_clearly(no_network):
     began = time.monotonic()
-    with pytest.raises(BadInput, match=r"(?s)nobody/no-such-model: .*hub does not answer.*local folder.*gemma-3-270m"):
+    with pytest.raises(
+        UserError,
+        match=r"(?s)nobody/no-such-model: .*hub does not answer.*local folder.*gemma-3-270m",
+    ):
         load_tokenizer("nobody/no-such-model")
     assert time.monotonic() - began < 5
 
 
 def test_rows_of_the_hub_too(no_network):
-    with pytest.raises(BadInput, match=r"(?s)nobody/no-such-rows: .*does not answer.*--set data.source=PATH"):
-        next(iter(read("nobody/no-such-rows")))
+    with pytest.raises(
+        UserError, match=r"(?s)nobody/no-such-rows: .*does not answer.*--set data.source=PATH"
+    ):
+        next(iter(iter_rows("nobody/no-such-rows")))
 
 
 def test_pictures_and_their_encoder_too(no_network, tmp_path):
@@ -43,10 +48,10 @@ def test_pictures_and_their_encoder_too(no_network, tmp_path):
     from tarazu.captions.encoder.pretrained import load
     from tarazu.captions.settings import EncoderSettings
 
-    with pytest.raises(BadInput, match=r"(?s)nobody/no-such-set: .*does not answer.*FOLDER"):
+    with pytest.raises(UserError, match=r"(?s)nobody/no-such-set: .*does not answer.*FOLDER"):
         pictures.read("nobody/no-such-set", tmp_path)
     began = time.monotonic()
-    with pytest.raises(BadInput, match="cannot be had"):
+    with pytest.raises(UserError, match="cannot be had"):
         load(EncoderSettings(name="efficientnet-b0"))
     assert time.monotonic() - began < 5
 
@@ -54,7 +59,15 @@ def test_pictures_and_their_encoder_too(no_network, tmp_path):
 def test_a_hub_that_answers_is_asked_once(monkeypatch):
     asked = []
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr("huggingface_hub.get_session", lambda: type("S", (), {"head": lambda self, url, timeout: asked.append(url)})())
-    hub_status.reached.cache_clear()
-    assert hub_status.reached() and hub_status.reached() and asked == [constants.ENDPOINT] and not constants.HF_HUB_OFFLINE
-    hub_status.reached.cache_clear()
+    monkeypatch.setattr(
+        "huggingface_hub.get_session",
+        lambda: type("S", (), {"head": lambda self, url, timeout: asked.append(url)})(),
+    )
+    hub_status.hub_is_reachable.cache_clear()
+    assert (
+        hub_status.hub_is_reachable()
+        and hub_status.hub_is_reachable()
+        and asked == [constants.ENDPOINT]
+        and not constants.HF_HUB_OFFLINE
+    )
+    hub_status.hub_is_reachable.cache_clear()

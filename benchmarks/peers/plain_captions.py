@@ -40,12 +40,24 @@ class Pictures(Dataset):
 def features(encoder: nn.Module, pictures: Pictures, device: torch.device) -> Tensor:
     """(N, P, D) float32, on the CPU."""
     workers = min(16, os.cpu_count() or 1)
-    loader = DataLoader(pictures, 128, num_workers=workers, pin_memory=device.type == "cuda", multiprocessing_context="fork")
+    loader = DataLoader(
+        pictures,
+        128,
+        num_workers=workers,
+        pin_memory=device.type == "cuda",
+        multiprocessing_context="fork",
+    )
     with torch.no_grad():
         return torch.cat([encoder(batch.to(device)).cpu() for batch in loader])
 
 
-def train_step(model: nn.Module, optimizer: torch.optim.Optimizer, pictures: Tensor, tokens: Tensor, clip: float) -> float:
+def train_step(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    pictures: Tensor,
+    tokens: Tensor,
+    clip: float,
+) -> float:
     """One step on (B, ...) pictures or features and (B, T) tokens; returns the mean loss per word."""
     optimizer.zero_grad()
     logits = model(pictures, tokens[:, :-1])

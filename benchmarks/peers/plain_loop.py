@@ -40,7 +40,9 @@ def tuned(model: Any, method: str, rank: int = 16) -> Any:
         "lora": lambda: peft.LoraConfig(lora_alpha=32, **low_rank),
         "rslora": lambda: peft.LoraConfig(lora_alpha=32, use_rslora=True, **low_rank),
         "dora": lambda: peft.LoraConfig(lora_alpha=32, use_dora=True, **low_rank),
-        "loha": lambda: peft.LoHaConfig(alpha=32, **low_rank | {"target_modules": LINEAR}),  # it does not know the word
+        "loha": lambda: peft.LoHaConfig(
+            alpha=32, **low_rank | {"target_modules": LINEAR}
+        ),  # it does not know the word
         "prompt_tuning": lambda: peft.PromptTuningConfig(**soft),
         "prefix_tuning": lambda: peft.PrefixTuningConfig(**soft),
         "p_tuning": lambda: peft.PromptEncoderConfig(encoder_hidden_size=256, **soft),
@@ -54,13 +56,22 @@ def padded(rows: list, device: str) -> dict[str, Any]:
     from torch.nn.utils.rnn import pad_sequence
 
     ids = [torch.tensor(row.ids, dtype=torch.long) for row in rows]
-    labels = [torch.where(torch.tensor(row.supervised), one, -100) for row, one in zip(rows, ids, strict=True)]
+    labels = [
+        torch.where(torch.tensor(row.supervised), one, -100)
+        for row, one in zip(rows, ids, strict=True)
+    ]
     columns = (
         pad_sequence(ids, batch_first=True),
         pad_sequence([torch.ones_like(one) for one in ids], batch_first=True),
         pad_sequence(labels, batch_first=True, padding_value=-100),
     )
-    return dict(zip(("input_ids", "attention_mask", "labels"), (column.to(device) for column in columns), strict=True))
+    return dict(
+        zip(
+            ("input_ids", "attention_mask", "labels"),
+            (column.to(device) for column in columns),
+            strict=True,
+        )
+    )
 
 
 def steps(rows: list, batch: int) -> Iterator[list]:
@@ -69,7 +80,9 @@ def steps(rows: list, batch: int) -> Iterator[list]:
         yield from (rows[i : i + batch] for i in range(0, len(rows) - batch + 1, batch))
 
 
-def train_step(model: Any, optimizer: Any, inputs: dict[str, Any], autocast: bool, clip: float | None = None) -> float:
+def train_step(
+    model: Any, optimizer: Any, inputs: dict[str, Any], autocast: bool, clip: float | None = None
+) -> float:
     """Forward, backward, step, with gradients clipped to a norm if one is given. Returns the mean loss of the supervised tokens."""
     import torch
 
@@ -77,7 +90,9 @@ def train_step(model: Any, optimizer: Any, inputs: dict[str, Any], autocast: boo
         loss = model(**inputs).loss
     loss.backward()
     if clip:
-        torch.nn.utils.clip_grad_norm_([p for group in optimizer.param_groups for p in group["params"]], clip)
+        torch.nn.utils.clip_grad_norm_(
+            [p for group in optimizer.param_groups for p in group["params"]], clip
+        )
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     return loss.item()
@@ -113,10 +128,16 @@ def train(args: argparse.Namespace, out: Measured) -> str | None:
         base.gradient_checkpointing_enable({"use_reentrant": False})
     model = tuned(base, args.method).train()
     optimizer = optimizer_of(model, args.learning_rate)
-    batches = steps(shapes.rows(args.rows, args.seed, base.config.vocab_size, args.max_length), args.batch)
+    batches = steps(
+        shapes.rows(args.rows, args.seed, base.config.vocab_size, args.max_length), args.batch
+    )
     for step, rows in zip(range(args.warm + args.steps), batches, strict=False):
         losses: list[float] = []
-        seconds = common.timed(lambda rows=rows, losses=losses: losses.append(train_step(model, optimizer, padded(rows, device), gpu)))
+        seconds = common.timed(
+            lambda rows=rows, losses=losses: losses.append(
+                train_step(model, optimizer, padded(rows, device), gpu)
+            )
+        )
         out.losses += losses
         out.first = out.first or common.since_start()
         if step >= args.warm:
@@ -126,10 +147,17 @@ def train(args: argparse.Namespace, out: Measured) -> str | None:
     return None
 
 
-def result(args: argparse.Namespace, out: Measured, stopped: str | None, rate: float | None) -> dict:
+def result(
+    args: argparse.Namespace, out: Measured, stopped: str | None, rate: float | None
+) -> dict:
     """The record of what was measured so far."""
     speed = common.spread(out.rates)
-    setting = ["padded", args.attention, *["checkpointing"] * args.checkpointing, f"{args.batch} x {args.max_length}"]
+    setting = [
+        "padded",
+        args.attention,
+        *["checkpointing"] * args.checkpointing,
+        f"{args.batch} x {args.max_length}",
+    ]
     return common.record(
         "train", "plain loop" if args.method == "layers" else "plain peft loop", ", ".join(setting), args.shape,
         group=args.method + ", checkpointing" * args.checkpointing,
@@ -146,16 +174,24 @@ def arguments() -> argparse.Namespace:
     asked.add_argument("--out", type=Path, help="the JSON file to write")
     asked.add_argument("--warm", type=int, default=4, help="steps that are not measured")
     asked.add_argument("--steps", type=int, default=16, help="steps that are")
-    asked.add_argument("--seconds", type=float, help="stop after the first step that ends so late in the process")
+    asked.add_argument(
+        "--seconds", type=float, help="stop after the first step that ends so late in the process"
+    )
     asked.add_argument("--batch", type=int, default=4)
     asked.add_argument("--max-length", type=int, default=1024)
-    asked.add_argument("--attention", default="eager", help="transformers' name: eager, sdpa, flex_attention, ...")
+    asked.add_argument(
+        "--attention", default="eager", help="transformers' name: eager, sdpa, flex_attention, ..."
+    )
     asked.add_argument("--checkpointing", action="store_true")
     asked.add_argument("--learning-rate", type=float, default=1e-4)
     asked.add_argument("--rows", type=int, default=512)
     asked.add_argument("--seed", type=int, default=0)
     args = asked.parse_args()
-    args.out = args.out or common.RESULTS / f"train-{args.shape}-plain-{args.method}{'-checkpointing' * args.checkpointing}.json"
+    args.out = (
+        args.out
+        or common.RESULTS
+        / f"train-{args.shape}-plain-{args.method}{'-checkpointing' * args.checkpointing}.json"
+    )
     return args
 
 

@@ -33,7 +33,9 @@ class Watch:
         self.ends: list[float] = []
         self.tokens: list[int] = []
         self.losses: list[float] = []
-        self._made: deque[int] = deque()  # tokens of batches that are made but not trained on: the loader is one ahead
+        self._made: deque[int] = (
+            deque()
+        )  # tokens of batches that are made but not trained on: the loader is one ahead
 
     def collator(self, inner):
         """`inner`, counting the rows' own tokens before it pads or packs them."""
@@ -76,8 +78,16 @@ def tokenizer() -> Any:
     from tokenizers import Tokenizer, models
     from transformers import PreTrainedTokenizerFast
 
-    words = Tokenizer(models.WordLevel({"<pad>": 0, "<eos>": 1, "<bos>": 2, "<unk>": 3}, unk_token="<unk>"))
-    return PreTrainedTokenizerFast(tokenizer_object=words, pad_token="<pad>", eos_token="<eos>", bos_token="<bos>", unk_token="<unk>")
+    words = Tokenizer(
+        models.WordLevel({"<pad>": 0, "<eos>": 1, "<bos>": 2, "<unk>": 3}, unk_token="<unk>")
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=words,
+        pad_token="<pad>",
+        eos_token="<eos>",
+        bos_token="<bos>",
+        unk_token="<unk>",
+    )
 
 
 def trainer(args: argparse.Namespace, watch: Watch, folder: str) -> Any:
@@ -99,7 +109,14 @@ def trainer(args: argparse.Namespace, watch: Watch, folder: str) -> Any:
     )  # fmt: skip
     adapters = LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM")
     rows = Dataset.from_dict(shapes.labelled(made))
-    built = SFTTrainer(model, settings, train_dataset=rows, processing_class=tokenizer(), peft_config=adapters, callbacks=[watch.callback()])
+    built = SFTTrainer(
+        model,
+        settings,
+        train_dataset=rows,
+        processing_class=tokenizer(),
+        peft_config=adapters,
+        callbacks=[watch.callback()],
+    )
     built.data_collator = watch.collator(built.data_collator)
     return built
 
@@ -108,7 +125,11 @@ def result(args: argparse.Namespace, watch: Watch, stopped: str | None, rate: fl
     """The record of what was measured so far."""
     speed = common.spread(watch.rates(args.warm))
     parts = ["padded" if args.padded else "packed", args.attention.removesuffix("_attention")]
-    parts += ["Liger kernels"] * bool(args.liger) + ["checkpointing"] * args.checkpointing + [f"{args.batch} x {args.max_length}"]
+    parts += (
+        ["Liger kernels"] * bool(args.liger)
+        + ["checkpointing"] * args.checkpointing
+        + [f"{args.batch} x {args.max_length}"]
+    )
     parts += [f"padded to a multiple of {args.pad_to}"] if args.pad_to else []
     return common.record(
         "train", f"TRL {common.versions().get('trl')}", ", ".join(parts), args.shape,
@@ -124,21 +145,39 @@ def arguments() -> argparse.Namespace:
     asked = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     asked.add_argument("--shape", choices=list(shapes.SHAPES), default="gemma-2-2b")
     asked.add_argument("--out", type=Path, help="the JSON file to write")
-    asked.add_argument("--warm", type=int, default=6, help="steps that are not measured: TRL compiles in them")
+    asked.add_argument(
+        "--warm", type=int, default=6, help="steps that are not measured: TRL compiles in them"
+    )
     asked.add_argument("--steps", type=int, default=12, help="steps that are")
-    asked.add_argument("--seconds", type=float, help="stop at the end of the first step after so many seconds of the process")
+    asked.add_argument(
+        "--seconds",
+        type=float,
+        help="stop at the end of the first step after so many seconds of the process",
+    )
     asked.add_argument("--batch", type=int, default=8)
     asked.add_argument("--max-length", type=int, default=2048)
-    asked.add_argument("--attention", default="flex_attention", help="transformers' name: flex_attention, sdpa, eager, ...")
+    asked.add_argument(
+        "--attention",
+        default="flex_attention",
+        help="transformers' name: flex_attention, sdpa, eager, ...",
+    )
     asked.add_argument("--padded", action="store_true", help="one row a line, as by TRL's default")
     asked.add_argument("--pad-to", type=int, help="TRL's pad_to_multiple_of")
     asked.add_argument("--checkpointing", action="store_true")
-    asked.add_argument("--liger", action=argparse.BooleanOptionalAction, help="Liger's layer kernels; default: on a GPU")
+    asked.add_argument(
+        "--liger",
+        action=argparse.BooleanOptionalAction,
+        help="Liger's layer kernels; default: on a GPU",
+    )
     asked.add_argument("--learning-rate", type=float, default=1e-4)
     asked.add_argument("--rows", type=int, default=2000)
     asked.add_argument("--seed", type=int, default=0)
     args = asked.parse_args()
-    args.out = args.out or common.RESULTS / f"train-{args.shape}-trl-{args.attention}{'-checkpointing' * args.checkpointing}.json"
+    args.out = (
+        args.out
+        or common.RESULTS
+        / f"train-{args.shape}-trl-{args.attention}{'-checkpointing' * args.checkpointing}.json"
+    )
     args.parameters = None
     return args
 
@@ -156,7 +195,9 @@ def main() -> None:
 
     with common.saved_when_stopped(save, args.seconds), tempfile.TemporaryDirectory() as folder:
         try:
-            with contextlib.redirect_stdout(sys.stderr):  # the trainer prints every log; stdout is for the result
+            with contextlib.redirect_stdout(
+                sys.stderr
+            ):  # the trainer prints every log; stdout is for the result
                 trainer(args, watch, folder).train()
             stopped = "time limit" if len(watch.ends) < args.warm + args.steps else None
         except torch.OutOfMemoryError:

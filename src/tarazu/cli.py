@@ -36,14 +36,29 @@ def _version(asked: bool) -> None:
         raise typer.Exit
 
 
-RecipeArgument = Annotated[str, typer.Argument(metavar="RECIPE", help="a recipe (YAML); `tarazu new` lists the shipped ones")]
-Sets = Annotated[list[str], typer.Option("--set", metavar="A.B=C", help="override one key of the recipe; repeatable")]
-Methods = Annotated[list[str], typer.Option("--method", metavar="M", help="only this method; repeatable")]
+RecipeArgument = Annotated[
+    str,
+    typer.Argument(metavar="RECIPE", help="a recipe (YAML); `tarazu new` lists the shipped ones"),
+]
+Sets = Annotated[
+    list[str],
+    typer.Option("--set", metavar="A.B=C", help="override one key of the recipe; repeatable"),
+]
+Methods = Annotated[
+    list[str], typer.Option("--method", metavar="M", help="only this method; repeatable")
+]
 Json = Annotated[bool, typer.Option("--json", help="machine-readable output")]
 
 
 @app.callback()
-def about(version: Annotated[bool, typer.Option("--version", help="print the version and leave", is_eager=True, callback=_version)] = False) -> None:
+def about(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", help="print the version and leave", is_eager=True, callback=_version
+        ),
+    ] = False,
+) -> None:
     """Weighs ways of training a model against each other: one recipe, the same data and budget, one report."""
 
 
@@ -61,11 +76,32 @@ def check(
     sets: Sets = [],  # noqa: B006
     method: Methods = [],  # noqa: B006
     rows: Annotated[int, typer.Option(min=0, help="rows to show")] = 3,
-    measure: Annotated[bool, typer.Option(help="take three steps of each method; without: a range from the model's shape")] = True,
-    on: Annotated[str, typer.Option("--on", metavar="GPU", help="estimate for another device (H100, A100, T4, ...); measures nothing")] = "",
-    compare: Annotated[str, typer.Option("--compare", metavar="DIR", help="put the runs of a finished study beside the estimate")] = "",
-    out: Annotated[str, typer.Option("--out", metavar="FILE", help="write the result as JSON")] = "",
-    defaults: Annotated[bool, typer.Option("--defaults", help="print the recipe with every default too")] = False,
+    measure: Annotated[
+        bool,
+        typer.Option(
+            help="take three steps of each method; without: a range from the model's shape"
+        ),
+    ] = True,
+    on: Annotated[
+        str,
+        typer.Option(
+            "--on",
+            metavar="GPU",
+            help="estimate for another device (H100, A100, T4, ...); measures nothing",
+        ),
+    ] = "",
+    compare: Annotated[
+        str,
+        typer.Option(
+            "--compare", metavar="DIR", help="put the runs of a finished study beside the estimate"
+        ),
+    ] = "",
+    out: Annotated[
+        str, typer.Option("--out", metavar="FILE", help="write the result as JSON")
+    ] = "",
+    defaults: Annotated[
+        bool, typer.Option("--defaults", help="print the recipe with every default too")
+    ] = False,
     json: Json = False,
 ) -> None:
     """Show the rows, what will work here, and what it will take.
@@ -83,8 +119,18 @@ def run(
     out: Annotated[str, typer.Option("--out", metavar="DIR", help="a new folder for the study")],
     method: Methods = [],  # noqa: B006
     sets: Sets = [],  # noqa: B006
-    extend: Annotated[bool, typer.Option("--extend", help="add this recipe's new methods or seeds to the study in DIR")] = False,
-    estimate: Annotated[str, typer.Option("--estimate", metavar="FILE", help="what `tarazu check --out FILE` measured; the report compares")] = "",
+    extend: Annotated[
+        bool,
+        typer.Option("--extend", help="add this recipe's new methods or seeds to the study in DIR"),
+    ] = False,
+    estimate: Annotated[
+        str,
+        typer.Option(
+            "--estimate",
+            metavar="FILE",
+            help="what `tarazu check --out FILE` measured; the report compares",
+        ),
+    ] = "",
 ) -> None:
     """Train and evaluate every method of a recipe; write the report.
 
@@ -94,7 +140,13 @@ def run(
 
     if extend and estimate:
         raise typer.BadParameter("--estimate is for a new study; leave it or --extend out")
-    _finish((runner.extend(recipe, out, sets, method) if extend else runner.run(recipe, out, method, sets, estimate)).path)
+    _finish(
+        (
+            runner.extend(recipe, out, sets, method)
+            if extend
+            else runner.run(recipe, out, method, sets, estimate)
+        ).path
+    )
 
 
 @app.command()
@@ -107,7 +159,12 @@ def resume(folder: Annotated[str, typer.Argument(metavar="DIR", help="a run fold
 
 @app.command()
 def gather(
-    parts: Annotated[list[str], typer.Argument(metavar="DIR...", help="studies of one recipe: some of its methods or seeds in each")],
+    parts: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="DIR...", help="studies of one recipe: some of its methods or seeds in each"
+        ),
+    ],
     out: Annotated[str, typer.Option("--out", metavar="DIR", help="a new folder for the whole")],
 ) -> None:
     """Put together the parts of a study that several devices ran.
@@ -130,8 +187,13 @@ def report(folder: Annotated[str, typer.Argument(metavar="DIR", help="a run fold
 
 @app.command()
 def chat(
-    runs: Annotated[list[str], typer.Argument(metavar="DIR/METHOD...", help="a tuned model; several with --compare")],
-    compare: Annotated[bool, typer.Option("--compare", help="answer with every model, one after the other")] = False,
+    runs: Annotated[
+        list[str],
+        typer.Argument(metavar="DIR/METHOD...", help="a tuned model; several with --compare"),
+    ],
+    compare: Annotated[
+        bool, typer.Option("--compare", help="answer with every model, one after the other")
+    ] = False,
     prompt: Annotated[str, typer.Option("--prompt", help="ask this once and leave")] = "",
     system: Annotated[str, typer.Option(help="a system message")] = "",
     temperature: Annotated[float, typer.Option(min=0, max=2, help="0 is greedy")] = 0.0,
@@ -140,7 +202,7 @@ def chat(
     """Talk to a tuned model in the terminal."""
     from tarazu.chat.inference import terminal_chat
 
-    terminal_chat.talk(runs, compare, prompt, system, temperature, most)
+    terminal_chat.chat_loop(runs, compare, prompt, system, temperature, most)
 
 
 @app.command()
@@ -148,7 +210,9 @@ def caption(
     run: Annotated[str, typer.Argument(metavar="DIR/METHOD", help="a trained captioning model")],
     images: Annotated[list[str], typer.Argument(metavar="IMAGE...", help="image files")],
     beam: Annotated[int, typer.Option(min=1, max=50, help="beam width; 1 is greedy")] = 3,
-    heatmap: Annotated[str, typer.Option(metavar="OUT.png", help="write where the model looked, word by word")] = "",
+    heatmap: Annotated[
+        str, typer.Option(metavar="OUT.png", help="write where the model looked, word by word")
+    ] = "",
     json: Json = False,
 ) -> None:
     """Describe images."""
@@ -161,7 +225,9 @@ def caption(
 def export(
     run: Annotated[str, typer.Argument(metavar="DIR/METHOD", help="a finished run")],
     to: Annotated[str, typer.Option("--to", metavar="FOLDER", help="a new folder")],
-    form: Annotated[str, typer.Option("--form", help="merged, peft or onnx; default: what the method can be")] = "",
+    form: Annotated[
+        str, typer.Option("--form", help="merged, peft or onnx; default: what the method can be")
+    ] = "",
 ) -> None:
     """Write a merged model, a PEFT adapter, or ONNX for other tools."""
     from tarazu.commands import export as work
@@ -172,10 +238,22 @@ def export(
 @app.command()
 def judge(
     folder: Annotated[str, typer.Argument(metavar="DIR", help="a run folder of chat")],
-    endpoint: Annotated[str, typer.Option(metavar="URL", help="an OpenAI-compatible API, such as http://localhost:8000/v1")],
+    endpoint: Annotated[
+        str,
+        typer.Option(
+            metavar="URL", help="an OpenAI-compatible API, such as http://localhost:8000/v1"
+        ),
+    ],
     model: Annotated[str, typer.Option(metavar="NAME", help="the judge's name at that endpoint")],
-    key: Annotated[str, typer.Option("--api-key-env", metavar="VAR", help="the environment variable that holds the key")] = "",
-    against: Annotated[str, typer.Option(metavar="M", help="the method that the others are held against")] = "base",
+    key: Annotated[
+        str,
+        typer.Option(
+            "--api-key-env", metavar="VAR", help="the environment variable that holds the key"
+        ),
+    ] = "",
+    against: Annotated[
+        str, typer.Option(metavar="M", help="the method that the others are held against")
+    ] = "base",
     method: Methods = [],  # noqa: B006
     limit: Annotated[int, typer.Option(min=1, help="only the first so many questions")] = None,
     timeout: Annotated[float, typer.Option(min=1, help="seconds to wait for one reply")] = 120,
@@ -193,11 +271,20 @@ def judge(
 
 @app.command()
 def verify(
-    target: Annotated[str, typer.Argument(metavar="RECIPE|DIR", help="a recipe, or a run folder, where verify.json is then written")],
+    target: Annotated[
+        str,
+        typer.Argument(
+            metavar="RECIPE|DIR",
+            help="a recipe, or a run folder, where verify.json is then written",
+        ),
+    ],
     method: Methods = [],  # noqa: B006
     sets: Sets = [],  # noqa: B006
     json: Json = False,
-    out: Annotated[str, typer.Option("--out", metavar="FILE", help="write the result as JSON, after each method")] = "",
+    out: Annotated[
+        str,
+        typer.Option("--out", metavar="FILE", help="write the result as JSON, after each method"),
+    ] = "",
 ) -> None:
     """Try the invariants on this model and this machine.
 
@@ -252,7 +339,10 @@ def main() -> None:
     except OSError as error:
         if error.errno not in PLACES:
             raise
-        print(f"tarazu: {error.filename or 'a file'}: {error.strerror}\n  what to do: {PLACES[error.errno]}", file=sys.stderr)
+        print(
+            f"tarazu: {error.filename or 'a file'}: {error.strerror}\n  what to do: {PLACES[error.errno]}",
+            file=sys.stderr,
+        )
         sys.exit(1)
     except Exception as error:
         if type(error).__module__.startswith(("click", "typer")):
@@ -263,5 +353,9 @@ def main() -> None:
 
 def _hush() -> None:
     """Libraries' notices that a user can do nothing about; both come with every command that loads a model."""
-    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)  # a faster 4-bit kernel for some CPUs is not installed
-    warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")  # peft asks transformers by its old name
+    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(
+        logging.ERROR
+    )  # a faster 4-bit kernel for some CPUs is not installed
+    warnings.filterwarnings(
+        "ignore", message="`is_gradient_checkpointing` is deprecated"
+    )  # peft asks transformers by its old name

@@ -22,7 +22,7 @@ class TarazuError(Exception):
         return f"{place}{self.what}{advice}"
 
 
-class BadInput(TarazuError):
+class UserError(TarazuError):
     """The recipe, the data, a file or an option cannot be used as given (exit code 2)."""
 
     exit_code = 2

@@ -13,12 +13,18 @@ KINDS = {
     "both": ShowAndTell(embedding=12, hidden=16, image_as="both"),
     "show_attend_tell": ShowAttendTell(embedding=12, hidden=16, attention=10, dropout=0.3),
     "projected": ShowAttendTell(embedding=12, hidden=16, attention=10, project=14, dropout=0.3),
-    "plain_attention": ShowAttendTell(embedding=12, hidden=16, attention=10, gate=False, mix=14, deep_output=False),
+    "plain_attention": ShowAttendTell(
+        embedding=12, hidden=16, attention=10, gate=False, mix=14, deep_output=False
+    ),
     "tied_teller": ShowAndTell(embedding=12, hidden=16, dropout=0.3, tie_words=True),
     "tied_attention": ShowAttendTell(embedding=12, hidden=16, attention=10, tie_words=True),
-    "tied_plain": ShowAttendTell(embedding=12, hidden=16, attention=10, deep_output=False, tie_words=True),
+    "tied_plain": ShowAttendTell(
+        embedding=12, hidden=16, attention=10, deep_output=False, tie_words=True
+    ),
     "transformer": Transformer(hidden=16, layers=2, heads=2, feed_forward=24, dropout=0.3),
-    "sinusoidal": Transformer(hidden=16, layers=1, heads=4, feed_forward=24, positions="sinusoidal", tie_words=True),
+    "sinusoidal": Transformer(
+        hidden=16, layers=1, heads=4, feed_forward=24, positions="sinusoidal", tie_words=True
+    ),
 }
 WORDS, CHANNELS, PLACES = 11, 20, 6
 
@@ -34,7 +40,9 @@ class Table:
     fixed = ()
 
     def __init__(self, words: int, seed: int):
-        self.logits = torch.randn(words, words, words, generator=torch.Generator().manual_seed(seed)) * 2
+        self.logits = (
+            torch.randn(words, words, words, generator=torch.Generator().manual_seed(seed)) * 2
+        )
 
     def start(self, pictures):
         return (torch.ones(len(pictures), dtype=torch.long),)

@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from tarazu.captions.data.augmentation import is_mirrored, new_view, view_of
+from tarazu.captions.data.augmentation import fixed_view, is_mirrored, random_view
 
 
 def ramp():
@@ -16,30 +16,32 @@ def ramp():
 
 @pytest.mark.parametrize("view", range(1, 9))
 def test_a_view_is_a_crop_mirrored_when_odd(view):
-    picture = view_of(Image.fromarray(ramp()), "ab" * 32, view, 0.6)
+    picture = fixed_view(Image.fromarray(ramp()), "ab" * 32, view, 0.6)
     values = np.asarray(picture).astype(int)
     assert 0.55 * 20_000 <= picture.width * picture.height <= 20_000
     rises = values[0, -1, 0] > values[0, 0, 0]
     assert rises != is_mirrored(view) and values[-1, 0, 1] > values[0, 0, 1]
-    assert picture.size == view_of(Image.fromarray(ramp()), "ab" * 32, view, 0.6).size
+    assert picture.size == fixed_view(Image.fromarray(ramp()), "ab" * 32, view, 0.6).size
 
 
 def test_view_zero_is_the_picture():
     picture = Image.fromarray(ramp())
-    assert view_of(picture, "00" * 32, 0, 0.5) is picture
+    assert fixed_view(picture, "00" * 32, 0, 0.5) is picture
 
 
 def test_new_views_are_crops_and_sided_captions_are_not_mirrored():
     torch.manual_seed(0)
-    pixels = torch.from_numpy(np.asarray(Image.fromarray(ramp()).resize((64, 64))).copy()).repeat(60, 1, 1, 1)
+    pixels = torch.from_numpy(np.asarray(Image.fromarray(ramp()).resize((64, 64))).copy()).repeat(
+        60, 1, 1, 1
+    )
     sided = torch.arange(60) < 30
-    seen = new_view(pixels, sided, 0.6)
+    seen = random_view(pixels, sided, 0.6)
     assert seen.shape == pixels.shape and seen.min() >= 0 and seen.max() <= pixels.max()
     rises = seen[:, 32, -1, 0] > seen[:, 32, 0, 0]
     assert rises[:30].all() and 5 < rises[30:].sum() < 25
     assert (seen[:, -1, 32, 1] > seen[:, 0, 32, 1]).all()
     torch.testing.assert_close(
-        new_view(pixels, torch.ones(60, dtype=torch.bool), 1.0)[:, 20:44, 20:44],
+        random_view(pixels, torch.ones(60, dtype=torch.bool), 1.0)[:, 20:44, 20:44],
         pixels[:, 20:44, 20:44].float(),
         atol=30,
         rtol=0,

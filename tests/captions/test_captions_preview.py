@@ -10,7 +10,14 @@ from tarazu.captions.data import preview
 
 
 def test_everything_is_shown_and_captions_are_not_markup():
-    lengths = {"mean": 8.5, "p50": 8, "p90": 12, "p99": 15, "max": 19, "histogram": {"edges": [0, 1], "counts": [1]}}
+    lengths = {
+        "mean": 8.5,
+        "p50": 8,
+        "p90": 12,
+        "p99": 15,
+        "max": 19,
+        "histogram": {"edges": [0, 1], "counts": [1]},
+    }
     data = {
         "source": "F", "layout": "official", "split_by": "image", "note": "only a few",
         "splits": {"train": {"images": 6000, "captions": 30000}},

@@ -7,10 +7,17 @@ import pytest
 from captions.written_captions import CANDIDATES, REFERENCES, SETS, tokenised, tokenised_references
 
 from tarazu.captions.metrics.cider import Cider
-from tarazu.errors import BadInput
+from tarazu.errors import UserError
 
 # pycocoevalcap 1.2, Cider().compute_score(references, candidates) on the tokens of `ptb_like`, Python 3.11.
-COCO_IMAGES = [1.0106204, 0.94419797, 1.00732593, 1.23852881, 1.82530732, 0.35888028]  # "written", in its order
+COCO_IMAGES = [
+    1.0106204,
+    0.94419797,
+    1.00732593,
+    1.23852881,
+    1.82530732,
+    0.35888028,
+]  # "written", in its order
 COCO_MEAN = {"written": 1.0641434525829838, "salad-0": 0.310703083116934}
 
 
@@ -34,18 +41,23 @@ def test_equals_the_coco_scorer(name):
 def test_rewards_of_several_samples_of_an_image_use_the_same_frequencies():
     cider = Cider(REFERENCES)
     alone = dict(zip(CANDIDATES, cider.scores(CANDIDATES), strict=True))
-    rewards = cider.rewards(["pool.jpg", "beach.jpg", "pool.jpg"], [CANDIDATES["pool.jpg"], CANDIDATES["beach.jpg"], "x"])
+    rewards = cider.rewards(
+        ["pool.jpg", "beach.jpg", "pool.jpg"],
+        [CANDIDATES["pool.jpg"], CANDIDATES["beach.jpg"], "x"],
+    )
     assert rewards == pytest.approx([alone["pool.jpg"], alone["beach.jpg"], 0.0])
 
 
 def test_a_reference_beats_another_images_caption():
     cider = Cider(REFERENCES)
-    own, other = cider.rewards(["cafe.jpg"] * 2, [REFERENCES["cafe.jpg"][2], REFERENCES["snow.jpg"][2]])
+    own, other = cider.rewards(
+        ["cafe.jpg"] * 2, [REFERENCES["cafe.jpg"][2], REFERENCES["snow.jpg"][2]]
+    )
     assert own > 10 * other
 
 
 def test_empty_captions_and_unknown_images():
     cider = Cider(REFERENCES)
     assert np.array_equal(cider.rewards(["cafe.jpg", "cafe.jpg"], ["", " . "]), [0, 0])
-    with pytest.raises(BadInput, match="moon.jpg"):
+    with pytest.raises(UserError, match="moon.jpg"):
         cider.scores({"moon.jpg": "a moon"})

@@ -4,8 +4,8 @@ import pytest
 import torch
 from scenes import CHANNELS, KINDS, PLACES, WORDS, decoder
 
-from tarazu.captions.model.decoders.transformer import masks, padding_mask, sinusoids
 from tarazu.captions.data.vocabulary import EOS, PAD, SOS
+from tarazu.captions.model.decoders.transformer import masks, padding_mask, sinusoids
 
 every = pytest.mark.parametrize("kind", KINDS)
 
@@ -46,7 +46,9 @@ def test_a_row_does_not_see_its_neighbours_nor_the_padding_they_need(kind):
     model, (features, tokens) = decoder(kind), inputs()
     padded = torch.cat([tokens[:1, :4], torch.full((1, 3), PAD)], 1)
     together = model(features, torch.cat([padded, tokens[1:]]))
-    torch.testing.assert_close(together[:1, :4], model(features[:1], tokens[:1, :4]), atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(
+        together[:1, :4], model(features[:1], tokens[:1, :4]), atol=1e-5, rtol=1e-4
+    )
 
 
 @every
@@ -73,7 +75,9 @@ def test_every_parameter_learns(kind):
     for part in model.modules():
         if isinstance(part, torch.nn.Dropout):
             part.p = 0.0
-    loss = torch.nn.functional.cross_entropy(model(features, tokens)[:, :-1].flatten(0, 1), tokens[:, 1:].flatten())
+    loss = torch.nn.functional.cross_entropy(
+        model(features, tokens)[:, :-1].flatten(0, 1), tokens[:, 1:].flatten()
+    )
     loss.backward()
     for name, parameter in model.named_parameters():
         assert parameter.grad is not None and parameter.grad.abs().max() > 1e-9, name
@@ -87,7 +91,9 @@ def test_it_can_learn_by_heart(kind):
             part.p = 0.0
     optimizer = torch.optim.AdamW(model.parameters(), 1e-2)
     for _ in range(150):
-        loss = torch.nn.functional.cross_entropy(model(features, tokens[:, :-1]).flatten(0, 1), tokens[:, 1:].flatten())
+        loss = torch.nn.functional.cross_entropy(
+            model(features, tokens[:, :-1]).flatten(0, 1), tokens[:, 1:].flatten()
+        )
         optimizer.zero_grad(), loss.backward(), optimizer.step()
     assert loss < 0.1
 

@@ -6,11 +6,11 @@ import pytest
 import torch
 from scenes import CHANNELS, KINDS, PLACES, WORDS, Table, decoder
 
-from tarazu.captions.model.decoders import make
-from tarazu.captions.decoding.beam_search import Ensemble, beam_search, greedy, sample
-from tarazu.captions.decoding.mirrored_view import Mirrored
-from tarazu.captions.model.captioning_model import ImageCaptioningModel
 from tarazu.captions.data.vocabulary import EOS, PAD, SOS
+from tarazu.captions.decoding.beam_search import Ensemble, beam_search, greedy, sample
+from tarazu.captions.decoding.mirrored_view import HorizontalFlip
+from tarazu.captions.model.captioning_model import ImageCaptioningModel
+from tarazu.captions.model.decoders import make
 
 PICTURES = torch.zeros(3, 1)
 
@@ -24,7 +24,10 @@ def everything(table: Table, most_words: int, power: float):
         for sentence in itertools.product(words, repeat=length):
             line = (SOS, SOS, *sentence, EOS)
             first = logp[1, SOS, line[2]]  # the table starts as if <sos> had come before <sos>
-            rest = sum(logp[line[i - 2] if i > 3 else SOS, line[i - 1], line[i]] for i in range(3, len(line)))
+            rest = sum(
+                logp[line[i - 2] if i > 3 else SOS, line[i - 1], line[i]]
+                for i in range(3, len(line))
+            )
             found.append((float(first + rest) / (length + 1) ** power, list(sentence)))
     return sorted(found, reverse=True)
 
@@ -38,7 +41,9 @@ def test_a_wide_beam_finds_what_exhaustive_search_finds(seed, power):
     assert len(found) == 3
     for hypotheses in found:
         assert [h.words for h in hypotheses] == [words for _, words in best]
-        assert [h.score for h in hypotheses] == pytest.approx([score for score, _ in best], abs=1e-4)
+        assert [h.score for h in hypotheses] == pytest.approx(
+            [score for score, _ in best], abs=1e-4
+        )
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -61,7 +66,9 @@ def test_sentences_are_never_empty_and_never_hold_special_tokens(kind):
     with torch.no_grad():
         model.output.bias[:4] += 50  # a model that wants nothing but special tokens
     for hypotheses in beam_search(model, features, 4, 6):
-        assert 1 <= len(hypotheses) <= 4 and len({tuple(h.words) for h in hypotheses}) == len(hypotheses)
+        assert 1 <= len(hypotheses) <= 4 and len({tuple(h.words) for h in hypotheses}) == len(
+            hypotheses
+        )
         assert all(1 <= len(h.words) <= 6 and min(h.words) > 3 for h in hypotheses)
         assert [h.score for h in hypotheses] == sorted((h.score for h in hypotheses), reverse=True)
 
@@ -93,7 +100,9 @@ def test_a_wider_beam_finds_likelier_sentences_on_the_whole():
 def test_no_three_words_twice():
     loop = Table(7, 3)
     loop.logits[:, :, EOS] = -20.0
-    assert any(len({tuple(s.words[i : i + 3]) for i in range(8)}) < 8 for s in greedy(loop, PICTURES, 10))
+    assert any(
+        len({tuple(s.words[i : i + 3]) for i in range(8)}) < 8 for s in greedy(loop, PICTURES, 10)
+    )
     for hypotheses in beam_search(loop, PICTURES, 3, 30, block_trigrams=True):
         for h in hypotheses:
             triples = [tuple(h.words[i : i + 3]) for i in range(len(h.words) - 2)]
@@ -115,7 +124,9 @@ def test_an_ensemble_averages_log_probabilities():
     )
     whole = Ensemble(members)
     logp, _, alpha = whole.step(whole.start(features), torch.full((2,), SOS))
-    alone = [torch.log_softmax(m.step(m.start(features), torch.full((2,), SOS))[0], 1) for m in members]
+    alone = [
+        torch.log_softmax(m.step(m.start(features), torch.full((2,), SOS))[0], 1) for m in members
+    ]
     torch.testing.assert_close(logp, torch.stack(alone).mean(0))
     torch.testing.assert_close(alpha.sum(1), torch.ones(2))
     torch.testing.assert_close(whole.teach(features, torch.full((2, 1), SOS))[0][:, 0], logp)
@@ -136,7 +147,9 @@ def test_samples_follow_the_model():
 
 @pytest.mark.parametrize("seed", range(6))
 def test_a_search_that_stops_later_never_ends_worse(seed):
-    full, ahead = (beam_search(Table(9, seed), PICTURES[:1], 2, 12, stop=stop)[0] for stop in ("full", "ahead"))
+    full, ahead = (
+        beam_search(Table(9, seed), PICTURES[:1], 2, 12, stop=stop)[0] for stop in ("full", "ahead")
+    )
     assert ahead[0].score >= full[0].score and len(ahead) == len(full) == 2
 
 
@@ -147,7 +160,9 @@ def test_a_model_that_ends_too_soon_is_outwaited():
     soon[SOS, 6], soon[6, 7], soon[7, 6], soon[7, EOS] = -1.1, -0.01, -0.3, -0.9
     table = Table(8, 0)
     table.logits = soon.expand(8, 8, 8).clone()
-    short, long = (beam_search(table, PICTURES[:1], 2, 8, stop=stop)[0][0] for stop in ("full", "ahead"))
+    short, long = (
+        beam_search(table, PICTURES[:1], 2, 8, stop=stop)[0][0] for stop in ("full", "ahead")
+    )
     assert len(long.words) > len(short.words) and long.score > short.score
 
 
@@ -174,9 +189,11 @@ def test_who_also_looks_into_the_mirror_says_the_same_of_a_mirrored_picture(kind
     torch.manual_seed(0)
     model = ImageCaptioningModel(Grid(3, CHANNELS, 1), make(KINDS[kind], WORDS, CHANNELS, 9)).eval()
     pixels, tokens = torch.rand(4, 3, 3, 3) * 9, torch.tensor([[SOS, 5, 6, 7]] * 4)
-    both = Ensemble([model, Mirrored(model)])
+    both = Ensemble([model, HorizontalFlip(model)])
     with torch.no_grad():
-        (said, looked), (again, turned) = (both.teach(seen, tokens) for seen in (pixels, pixels.flip(2)))
+        (said, looked), (again, turned) = (
+            both.teach(seen, tokens) for seen in (pixels, pixels.flip(2))
+        )
         stepped = both.step(both.start(pixels), tokens[:, 0])[0]
         one = [model.teach(seen, tokens)[0] for seen in (pixels, pixels.flip(2))]
     torch.testing.assert_close(said, again)

@@ -7,7 +7,7 @@ from safetensors.torch import save_file
 from tarazu.captions.encoder import pretrained
 from tarazu.captions.encoder.efficientnet import SHAPES, EfficientNet
 from tarazu.captions.settings import EncoderSettings
-from tarazu.errors import BadInput
+from tarazu.errors import UserError
 
 
 def stir(module):
@@ -23,19 +23,31 @@ def stir(module):
 def test_b0_computes_what_transformers_computes(tmp_path):
     from transformers import EfficientNetConfig, EfficientNetModel
 
-    config = EfficientNetConfig(image_size=224, width_coefficient=1.0, depth_coefficient=1.0, hidden_dim=1280)
+    config = EfficientNetConfig(
+        image_size=224, width_coefficient=1.0, depth_coefficient=1.0, hidden_dim=1280
+    )
     theirs = stir(EfficientNetModel(config))
-    save_file({name: tensor.contiguous() for name, tensor in theirs.state_dict().items()}, tmp_path / "b0.safetensors")
-    ours = pretrained.load(EncoderSettings(name="efficientnet-b0", file=str(tmp_path / "b0.safetensors")))
+    save_file(
+        {name: tensor.contiguous() for name, tensor in theirs.state_dict().items()},
+        tmp_path / "b0.safetensors",
+    )
+    ours = pretrained.load(
+        EncoderSettings(name="efficientnet-b0", file=str(tmp_path / "b0.safetensors"))
+    )
     images = torch.rand(2, 64, 64, 3) * 255
     normal = ((images - ours.module.normal[0]) / ours.module.normal[1]).permute(0, 3, 1, 2)
     with torch.no_grad():
         torch.testing.assert_close(
-            ours.module(images), theirs(normal).last_hidden_state.flatten(2).transpose(1, 2), atol=1e-5, rtol=1e-4
+            ours.module(images),
+            theirs(normal).last_hidden_state.flatten(2).transpose(1, 2),
+            atol=1e-5,
+            rtol=1e-4,
         )
     told = ours.describe()
     assert (
-        told["name"] == "EfficientNet-B0" and told["features"] == [49, 1280] and "transformers" in told["weights_note"]
+        told["name"] == "EfficientNet-B0"
+        and told["features"] == [49, 1280]
+        and "transformers" in told["weights_note"]
     )
 
 
@@ -45,14 +57,22 @@ def test_b0_computes_what_others_compute(tmp_path, library):
         other = __import__(library)
     except Exception as error:  # not installed, or built for another torch
         pytest.skip(f"{library}: {error}")
-    theirs = stir(other.models.efficientnet_b0() if library == "torchvision" else other.create_model("efficientnet_b0"))
+    theirs = stir(
+        other.models.efficientnet_b0()
+        if library == "torchvision"
+        else other.create_model("efficientnet_b0")
+    )
     torch.save(theirs.state_dict(), tmp_path / "b0.pth")
     ours = pretrained.load(EncoderSettings(name="efficientnet-b0", file=str(tmp_path / "b0.pth")))
     images = torch.rand(2, 96, 96, 3) * 255
     normal = ((images - ours.module.normal[0]) / ours.module.normal[1]).permute(0, 3, 1, 2)
     with torch.no_grad():
-        expected = theirs.features(normal) if library == "torchvision" else theirs.forward_features(normal)
-        torch.testing.assert_close(ours.module(images), expected.flatten(2).transpose(1, 2), atol=1e-5, rtol=1e-4)
+        expected = (
+            theirs.features(normal) if library == "torchvision" else theirs.forward_features(normal)
+        )
+        torch.testing.assert_close(
+            ours.module(images), expected.flatten(2).transpose(1, 2), atol=1e-5, rtol=1e-4
+        )
 
 
 @pytest.fixture(scope="module")
@@ -64,8 +84,14 @@ def lite():
 def test_lite0_says_what_it_is(lite):
     told = lite.describe()
     assert told["name"] == "EfficientNet-Lite0" and "not EfficientNet-B0" in told["weights_note"]
-    assert told["features"] == [49, 1280] and told["map"] == [7, 7] and told["input"] == [3, 224, 224]
-    assert told["mean"] == [127.0] * 3 and told["std"] == [128.0] * 3 and told["parameters"] == 3_371_008
+    assert (
+        told["features"] == [49, 1280] and told["map"] == [7, 7] and told["input"] == [3, 224, 224]
+    )
+    assert (
+        told["mean"] == [127.0] * 3
+        and told["std"] == [128.0] * 3
+        and told["parameters"] == 3_371_008
+    )
     with torch.no_grad():
         assert lite.module(torch.zeros(1, 224, 224, 3, dtype=torch.uint8)).shape == (1, 49, 1280)
 
@@ -92,7 +118,8 @@ def test_last_blocks(lite):
 
 
 @pytest.mark.parametrize(
-    "name, parameters, places", [("efficientnet-lite1", 4_135_680, 64), ("efficientnet-lite2", 4_811_072, 81)]
+    "name, parameters, places",
+    [("efficientnet-lite1", 4_135_680, 64), ("efficientnet-lite2", 4_811_072, 81)],
 )
 def test_the_bigger_shapes(name, parameters, places):
     module = EfficientNet(SHAPES[name], (127.0,) * 3, (128.0,) * 3)
@@ -110,7 +137,9 @@ def test_wrong_weights_are_refused(tmp_path, lite):
     save_file(state, tmp_path / "lite0.safetensors")
     (tmp_path / "broken.safetensors").write_bytes(b"\xff" * 40)
     assert (
-        pretrained.load(EncoderSettings(file=str(tmp_path / "lite0.safetensors"))).describe()["name"]
+        pretrained.load(EncoderSettings(file=str(tmp_path / "lite0.safetensors"))).describe()[
+            "name"
+        ]
         == "EfficientNet-Lite0"
     )
     for name, file in (
@@ -121,5 +150,5 @@ def test_wrong_weights_are_refused(tmp_path, lite):
         ("efficientnet-lite0", "absent"),
         ("resnet", "lite0"),
     ):
-        with pytest.raises(BadInput):
+        with pytest.raises(UserError):
             pretrained.load(EncoderSettings(name=name, file=str(tmp_path / f"{file}.safetensors")))

@@ -7,11 +7,18 @@ import json
 import pytest
 from captions.written_captions import CANDIDATES, REFERENCES
 
-from tarazu.captions.evaluation.error_analysis import analyse, compare, diversity, judge, lexicon, repeats
 from tarazu.captions.evaluation.concepts.lexicon import forms, load
 from tarazu.captions.evaluation.concepts.nouns import NOUNS
+from tarazu.captions.evaluation.error_analysis import (
+    analyse,
+    compare,
+    diversity,
+    judge,
+    lexicon,
+    repeats,
+)
 from tarazu.captions.metrics.ptb_tokenizer import ptb_like
-from tarazu.errors import BadInput
+from tarazu.errors import UserError
 
 
 def found(candidate: str, *references: str) -> dict[str, list[str]]:
@@ -19,7 +26,12 @@ def found(candidate: str, *references: str) -> dict[str, list[str]]:
 
 
 def test_invented_and_missed():
-    assert found("A cat on a bench .", "A dog sits on a bench .", "A dog is on the bench .", "Some brown dog .") == {
+    assert found(
+        "A cat on a bench .",
+        "A dog sits on a bench .",
+        "A dog is on the bench .",
+        "Some brown dog .",
+    ) == {
         "right": ["bench"],
         "invented": ["cat"],
         "caught": ["bench"],
@@ -28,7 +40,12 @@ def test_invented_and_missed():
 
 
 def test_synonyms_plurals_and_verb_endings_are_one_concept():
-    assert found("kids ran by bikes", "A child runs past a bicycle", "children running by bicycles")["invented"] == []
+    assert (
+        found("kids ran by bikes", "A child runs past a bicycle", "children running by bicycles")[
+            "invented"
+        ]
+        == []
+    )
     assert found("a puppy hugged toys", "dogs are hugging a toy")["right"] == ["dog", "hug", "toy"]
     assert found("women carried babies", "a lady carries a baby")["invented"] == []
 
@@ -36,7 +53,12 @@ def test_synonyms_plurals_and_verb_endings_are_one_concept():
 def test_the_general_word_is_right_but_the_special_one_is_a_claim():
     assert found("a person", "a man", "a man")["invented"] == []
     assert found("a person", "a man", "a man")["missed"] == ["man"]
-    assert found("a man", "a person", "a person") == {"right": [], "invented": ["man"], "caught": ["person"], "missed": []}
+    assert found("a man", "a person", "a person") == {
+        "right": [],
+        "invented": ["man"],
+        "caught": ["person"],
+        "missed": [],
+    }
 
 
 def test_a_compound_is_its_parts_together():
@@ -46,14 +68,24 @@ def test_a_compound_is_its_parts_together():
 
 
 def test_colours_counts_and_relations():
-    parts = found("Three black dogs in front of a red car", "Two black dogs behind a red car", "Two dogs next to a car")
+    parts = found(
+        "Three black dogs in front of a red car",
+        "Two black dogs behind a red car",
+        "Two dogs next to a car",
+    )
     assert parts["invented"] == ["in_front_of", "three"]
     assert parts["missed"] == ["two"]
-    assert found("a white hot dog", "a white dog")["invented"] == ["food"]  # a phrase is found before its parts
+    assert found("a white hot dog", "a white dog")["invented"] == [
+        "food"
+    ]  # a phrase is found before its parts
 
 
 def test_drawn_scenes_are_understood():
-    parts = found("Two red circles to the left of a star.", "A star to the right of two red circles.", "Two red circles.")
+    parts = found(
+        "Two red circles to the left of a star.",
+        "A star to the right of two red circles.",
+        "Two red circles.",
+    )
     assert parts["right"] == ["circle", "red", "star", "two"]
     assert parts["invented"] == ["left_of"]  # the mirrored relation is another concept
 
@@ -79,7 +111,10 @@ def test_the_lexicon_sees_most_of_what_captions_say():
 def test_the_whole_analysis():
     result = analyse(CANDIDATES, REFERENCES, ["Two dogs run on the beach ."])
     json.dumps(result, allow_nan=False)
-    assert result["per_image"]["cafe.jpg"] == {"invented": ["man"], "missed": ["book", "read", "woman"]}
+    assert result["per_image"]["cafe.jpg"] == {
+        "invented": ["man"],
+        "missed": ["book", "read", "woman"],
+    }
     assert ["skateboard", 1] in result["invented"]
     assert result["worst"][0] == "pool.jpg"
     assert result["best"][0] == "cafe.jpg"
@@ -121,13 +156,15 @@ def test_models_on_the_same_images():
     assert result["errors"]["a"]["invented_alone"] == 1  # the skateboard
     assert result["errors"]["b"]["invented_alone"] == 0
     assert ["man", 1] in result["shared"]["invented"]  # both see a man in the cafe
-    precision = {name: figures["precision"] for name, figures in result["categories"]["objects"].items()}
+    precision = {
+        name: figures["precision"] for name, figures in result["categories"]["objects"].items()
+    }
     assert precision["b"] > precision["a"]
     one = {"pool.jpg": CANDIDATES["pool.jpg"]}
-    with pytest.raises(BadInput, match="different images"):
+    with pytest.raises(UserError, match="different images"):
         compare({"a": analyse(one, REFERENCES), "b": analyse(CANDIDATES, REFERENCES)})
 
 
 def test_captions_without_references_are_refused():
-    with pytest.raises(BadInput, match="moon.jpg"):
+    with pytest.raises(UserError, match="moon.jpg"):
         analyse({"moon.jpg": "a moon"}, REFERENCES)

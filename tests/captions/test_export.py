@@ -7,15 +7,17 @@ import pytest
 import torch
 from scenes import KINDS
 
-from tarazu.captions.model.decoders import make
+from tarazu.captions.data.vocabulary import SPECIALS, Vocabulary
 from tarazu.captions.decoding.beam_search import greedy
 from tarazu.captions.encoder.efficientnet import SHAPES, STAGES, EfficientNet
+from tarazu.captions.encoder.pretrained import Pretrained
 from tarazu.captions.inference.onnx_export import describe, write_onnx
 from tarazu.captions.model.captioning_model import ImageCaptioningModel
-from tarazu.captions.encoder.pretrained import Pretrained
-from tarazu.captions.data.vocabulary import SPECIALS, Vocabulary
+from tarazu.captions.model.decoders import make
 
-SHAPE = replace(SHAPES["efficientnet-lite0"], stages=STAGES[:1])  # tracing all sixteen blocks takes a minute
+SHAPE = replace(
+    SHAPES["efficientnet-lite0"], stages=STAGES[:1]
+)  # tracing all sixteen blocks takes a minute
 
 
 @pytest.mark.parametrize("kind", ["both", "show_attend_tell", "sinusoidal"])
@@ -34,9 +36,14 @@ def test_onnxruntime_gives_the_same_caption(kind, tmp_path):
         assert describe(tmp_path, pixels) == vocabulary.decode(
             greedy(model, torch.from_numpy(pixels)[None], 6)[0].words
         )
-    session = onnxruntime.InferenceSession(tmp_path / "encoder.onnx", providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(
+        tmp_path / "encoder.onnx", providers=["CPUExecutionProvider"]
+    )
     images = np.random.default_rng(9).random((5, 32, 32, 3), dtype=np.float32) * 255
     with torch.no_grad():
         np.testing.assert_allclose(
-            session.run(None, {"images": images})[0], model.see(torch.from_numpy(images)).numpy(), atol=1e-4, rtol=1e-3
+            session.run(None, {"images": images})[0],
+            model.see(torch.from_numpy(images)).numpy(),
+            atol=1e-4,
+            rtol=1e-3,
         )

@@ -8,26 +8,38 @@ import torch
 from scenes import CHANNELS, KINDS, PLACES, WORDS
 
 from tarazu.captions import trainable
-from tarazu.captions.model.decoders import make
-from tarazu.captions.model.decoders.attention_lstm import AttendAndTell
+from tarazu.captions.data.vocabulary import SPECIALS, Vocabulary
 from tarazu.captions.model.captioning_model import ImageCaptioningModel
-from tarazu.captions.training.objective import self_critical
-from tarazu.captions.training.cider_reward import Rewards
+from tarazu.captions.model.decoders import make
+from tarazu.captions.model.decoders.attention_lstm import AttentionLSTMFunction
 from tarazu.captions.settings import SelfCritical, ShowAttendTell
 from tarazu.captions.trainable import OFTEN
-from tarazu.captions.data.vocabulary import SPECIALS, Vocabulary
+from tarazu.captions.training.cider_reward import Rewards
+from tarazu.captions.training.objective import self_critical
 from tarazu.engine.cuda_graphs import recorder
-from tarazu.engine.cuda_graphs.recorder import Recorder
+from tarazu.engine.cuda_graphs.recorder import GraphedFunction
 
-DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA graphs need a GPU"))]
-EVERY = KINDS | {"all": ShowAttendTell(embedding=12, hidden=16, attention=10, project=14, mix=9, tie_words=True)}
+DEVICES = [
+    "cpu",
+    pytest.param(
+        "cuda",
+        marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA graphs need a GPU"),
+    ),
+]
+EVERY = KINDS | {
+    "all": ShowAttendTell(embedding=12, hidden=16, attention=10, project=14, mix=9, tie_words=True)
+}
 
 
 def pair(kind):
     """The same decoder twice: fast and plain."""
     torch.manual_seed(0)
-    fast = make(EVERY[kind].model_copy(update={"fast": True, "dropout": 0.0}), WORDS, CHANNELS, PLACES)
-    plain = make(EVERY[kind].model_copy(update={"fast": False, "dropout": 0.0}), WORDS, CHANNELS, PLACES)
+    fast = make(
+        EVERY[kind].model_copy(update={"fast": True, "dropout": 0.0}), WORDS, CHANNELS, PLACES
+    )
+    plain = make(
+        EVERY[kind].model_copy(update={"fast": False, "dropout": 0.0}), WORDS, CHANNELS, PLACES
+    )
     plain.load_state_dict(copy.deepcopy(fast.state_dict()))
     return fast.train(), plain.train()
 
@@ -53,7 +65,9 @@ def test_fast_and_plain_teaching_agree_in_losses_and_gradients(kind):
     (fast, of_fast), (plain, of_plain) = found
     torch.testing.assert_close(fast, plain, atol=1e-5, rtol=1e-5)
     for name, grad in of_plain.items():
-        torch.testing.assert_close(of_fast[name], grad, atol=1e-5, rtol=1e-4, msg=lambda text, name=name: f"{name}: {text}")
+        torch.testing.assert_close(
+            of_fast[name], grad, atol=1e-5, rtol=1e-4, msg=lambda text, name=name: f"{name}: {text}"
+        )
 
 
 @pytest.mark.parametrize("gated", [True, False])
@@ -64,7 +78,7 @@ def test_the_hand_written_backward_pass_is_the_derivative(gated):
     shapes = [(steps, count, 4 * hidden), (count, places, width), (count, places, channels), (count, hidden), (count, hidden),
               (rows, hidden), (rows,), (width,), (4 * hidden, channels)]  # fmt: skip
     inputs = [torch.randn(shape, dtype=torch.float64, requires_grad=True) for shape in shapes]
-    assert torch.autograd.gradcheck(AttendAndTell.apply, inputs)
+    assert torch.autograd.gradcheck(AttentionLSTMFunction.apply, inputs)
 
 
 def by_running(work, space):
@@ -93,7 +107,7 @@ def test_a_recording_gives_the_losses_and_gradients_of_its_work(kind, monkeypatc
     without_a_gpu(monkeypatch)
     settings, decoder = EVERY[kind].model_copy(update={"label_smoothing": 0.1}), pair(kind)[0]
     model = ImageCaptioningModel(torch.nn.Linear(1, 1), decoder)
-    played = Recorder(partial(trainable._losses, model, settings), model, OFTEN)
+    played = GraphedFunction(partial(trainable._losses, model, settings), model, OFTEN)
     late = list(model.parameters())[2]
     for step in range(6):
         late.requires_grad_(step >= 4)
@@ -111,39 +125,60 @@ def test_a_recording_gives_the_losses_and_gradients_of_its_work(kind, monkeypatc
         with torch.no_grad():
             for p in model.parameters():
                 p.add_(0.01)
-    assert played.made == 3 and not played.why  # two shapes; then, with the late part, the one that is met often
+    assert (
+        played.made == 3 and not played.why
+    )  # two shapes; then, with the late part, the one that is met often
     assert len(played.records) == 1  # what was recorded without that part is given up
 
 
 @pytest.mark.parametrize("kind", ["show_and_tell", "show_attend_tell", "transformer"])
 @pytest.mark.parametrize("device", DEVICES)
-def test_a_recorded_self_critical_step_draws_and_learns_as_the_unrecorded(kind, device, monkeypatch):
+def test_a_recorded_self_critical_step_draws_and_learns_as_the_unrecorded(
+    kind, device, monkeypatch
+):
     """From the same seed: the same sentences, so the same losses and gradients; then other ones."""
     if device == "cpu":
         without_a_gpu(monkeypatch)
         dice = torch.get_rng_state()
-        monkeypatch.setattr(torch, "get_rng_state", lambda: dice)  # here the device's dice are the host's, which no recording may throw
+        monkeypatch.setattr(
+            torch, "get_rng_state", lambda: dice
+        )  # here the device's dice are the host's, which no recording may throw
     words = Vocabulary(SPECIALS + tuple("abcdefg"), 1, 6)
     model = ImageCaptioningModel(torch.nn.Linear(1, 1), pair(kind)[0]).to(device)
-    rewards = Rewards([[list("abcd"), list("bcd")], [list("efg")], [list("ggb")]], words, torch.device(device))
+    rewards = Rewards(
+        [[list("abcd"), list("bcd")], [list("efg")], [list("ggb")]], words, torch.device(device)
+    )
     late, seen = SelfCritical(samples=4, share=1.0, bleu=0.5), []
 
     def work(pictures, tokens, images):
         found = self_critical(model, pictures, tokens, images, rewards, late, 6)
         return found.total, found.extra
 
-    played, inputs = Recorder(work, model, OFTEN), (*(x.to(device) for x in batch(0, 7)), torch.arange(3, device=device))
+    played, inputs = (
+        GraphedFunction(work, model, OFTEN),
+        (*(x.to(device) for x in batch(0, 7)), torch.arange(3, device=device)),
+    )
     for step in range(6):
         found = []
         for run in (played, work):
             torch.manual_seed(step)
             losses = run(*inputs)
             sum(losses).backward()
-            found.append([losses[0].detach(), losses[1].detach(), *(p.grad for p in model.decoder.parameters())])
+            found.append(
+                [
+                    losses[0].detach(),
+                    losses[1].detach(),
+                    *(p.grad for p in model.decoder.parameters()),
+                ]
+            )
             del losses  # a graph that is alive while a recording is made spoils it
             model.zero_grad(set_to_none=True)
-        for mine, wanted in zip(*found, strict=True) if step != OFTEN - 1 or device == "cuda" else ():
-            torch.testing.assert_close(mine, wanted, atol=1e-4, rtol=1e-3)  # without a GPU recording itself draws
+        for mine, wanted in (
+            zip(*found, strict=True) if step != OFTEN - 1 or device == "cuda" else ()
+        ):
+            torch.testing.assert_close(
+                mine, wanted, atol=1e-4, rtol=1e-3
+            )  # without a GPU recording itself draws
         seen.append(float(found[0][1]))
     assert played.made == 1 and not played.why and len(set(seen)) == 6
 
@@ -170,7 +205,7 @@ def test_a_real_recording_gives_the_losses_and_gradients_of_its_work(kind, dtype
     settings, decoder = EVERY[kind].model_copy(update={"label_smoothing": 0.1}), pair(kind)[0]
     model = ImageCaptioningModel(Eye(8, CHANNELS, 1), decoder).cuda()
     work = partial(trainable._losses, model, settings)
-    played = Recorder(work, model, OFTEN)
+    played = GraphedFunction(work, model, OFTEN)
     for step in range(6):
         torch.manual_seed(step)
         tokens = batch(step, 7)[1].cuda()
@@ -184,7 +219,12 @@ def test_a_real_recording_gives_the_losses_and_gradients_of_its_work(kind, dtype
             del losses
             model.zero_grad(set_to_none=True)
         for mine, wanted in zip(*grads, strict=True):
-            torch.testing.assert_close(mine, wanted, atol=1e-4 if dtype is None else 1e-2, rtol=1e-3 if dtype is None else 3e-2)
+            torch.testing.assert_close(
+                mine,
+                wanted,
+                atol=1e-4 if dtype is None else 1e-2,
+                rtol=1e-3 if dtype is None else 3e-2,
+            )
         with torch.no_grad():
             for p in model.parameters():
                 p.add_(0.01)

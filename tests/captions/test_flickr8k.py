@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tarazu.captions.data import synthetic_scenes, duplicates, flickr8k, splits
-from tarazu.captions.settings import CaptionData, Shares
+from tarazu.captions.data import duplicates, flickr8k, splits, synthetic_scenes
 from tarazu.captions.data.image_store import ImageStore
-from tarazu.errors import BadInput
+from tarazu.captions.settings import CaptionData, Shares
+from tarazu.errors import UserError
 
 NAMES = [f"{i}.jpg" for i in range(10)]
 
@@ -20,13 +20,19 @@ NAMES = [f"{i}.jpg" for i in range(10)]
 def picture(folder, name, seed):
     folder.mkdir(parents=True, exist_ok=True)
     values = np.random.default_rng(seed).integers(0, 255, (20, 20, 3), dtype=np.uint8)
-    Image.fromarray(values).resize((160, 160), Image.Resampling.BICUBIC).save(folder / name, quality=90)
+    Image.fromarray(values).resize((160, 160), Image.Resampling.BICUBIC).save(
+        folder / name, quality=90
+    )
 
 
 def official(tmp_path, gz=True, zipped=True):
     for i, name in enumerate(NAMES):
         picture(tmp_path / "pictures", name, i)
-    lines = "".join(f"{name}#{n}\tA thing number {n} , here .\n" for name in [*NAMES, "ghost.jpg"] for n in range(5))
+    lines = "".join(
+        f"{name}#{n}\tA thing number {n} , here .\n"
+        for name in [*NAMES, "ghost.jpg"]
+        for n in range(5)
+    )
     (tmp_path / "Flickr8k.token.txt").write_text(lines)
     if gz:
         (tmp_path / "Flickr8k.token.txt.gz").write_bytes(gzip.compress(lines.encode()))
@@ -53,19 +59,25 @@ def test_official(tmp_path, gz, zipped):
     assert all(len(texts) == 5 for texts in found.captions.values())
     assert reasons(found) == {"captions without an image file": ["ghost.jpg"]}
     parts = splits.split(found, [], CaptionData(split="official"))
-    assert {split: len(images) for split, images in parts.items()} == {"train": 6, "validation": 1, "test": 2}
+    assert {split: len(images) for split, images in parts.items()} == {
+        "train": 6,
+        "validation": 1,
+        "test": 2,
+    }
     assert reasons(found)["images in no split list"] == ["9.jpg"]
 
 
-@pytest.mark.parametrize("split, count", [("official", 7), (Shares(), 6)])  # two of each list at least
+@pytest.mark.parametrize(
+    "split, count", [("official", 7), (Shares(), 6)]
+)  # two of each list at least
 def test_few_images_are_chosen_before_any_is_read(tmp_path, monkeypatch, split, count):
     found = flickr8k.read(official(tmp_path))
     settings, read = CaptionData(source=str(tmp_path), split=split, images=6), []
     monkeypatch.setattr(ImageStore, "read", lambda store, name: read.append(name))
-    splits.fewer(found, settings)
+    splits.subsample(found, settings)
     assert len(found.captions) == count and not read
     again = flickr8k.read(tmp_path)
-    splits.fewer(again, settings)
+    splits.subsample(again, settings)
     assert again.captions.keys() == found.captions.keys()
     parts = splits.split(found, [], settings)
     assert sum(map(len, parts.values())) == count and all(parts.values())
@@ -85,19 +97,25 @@ def test_kaggle_keeps_commas(tmp_path):
         file.write("2.jpg,unquoted , commas stay\n2.jpg,\n")
     found = flickr8k.read(tmp_path)
     assert found.layout == "kaggle" and found.captions["0.jpg"] == ["A dog , a cat , and a man ."]
-    assert found.captions["2.jpg"] == ["unquoted , commas stay"] and reasons(found)["empty captions"] == ["2.jpg"]
+    assert found.captions["2.jpg"] == ["unquoted , commas stay"] and reasons(found)[
+        "empty captions"
+    ] == ["2.jpg"]
 
 
 def test_karpathy(tmp_path):
     images = []
-    for i, (name, split) in enumerate(zip(NAMES[:4], ["train", "restval", "val", "test"], strict=True)):
+    for i, (name, split) in enumerate(
+        zip(NAMES[:4], ["train", "restval", "val", "test"], strict=True)
+    ):
         picture(tmp_path / "Images", name, i)
         images.append({"filename": name, "split": split, "sentences": [{"raw": f"A thing {i}."}]})
-    (tmp_path / "dataset_flickr8k.json").write_text(json.dumps({"images": images, "dataset": "flickr8k"}))
+    (tmp_path / "dataset_flickr8k.json").write_text(
+        json.dumps({"images": images, "dataset": "flickr8k"})
+    )
     found = flickr8k.read(tmp_path)
     parts = splits.split(found, [], CaptionData(source=str(tmp_path), split="karpathy"))
     assert parts == {"train": ["0.jpg", "1.jpg"], "validation": ["2.jpg"], "test": ["3.jpg"]}
-    with pytest.raises(BadInput, match="official split lists"):
+    with pytest.raises(UserError, match="official split lists"):
         splits.split(found, [], CaptionData(source=str(tmp_path), split="official"))
 
 
@@ -116,19 +134,25 @@ def test_copies_never_stand_in_two_splits(tmp_path):
     ]
     for seed in range(20):
         parts = splits.by_shares(
-            duplicates.groups(store.names(), copies), Shares(train=0.5, validation=0.25, test=0.25), seed
+            duplicates.connected_components(store.names(), copies),
+            Shares(train=0.5, validation=0.25, test=0.25),
+            seed,
         )
         assert sorted(sum(parts.values(), [])) == store.names()
         for pair in copies:
             assert sum({pair["a"], pair["b"]} <= set(images) for images in parts.values()) == 1
     assert parts == splits.by_shares(
-        duplicates.groups(store.names(), copies), Shares(train=0.5, validation=0.25, test=0.25), 19
+        duplicates.connected_components(store.names(), copies),
+        Shares(train=0.5, validation=0.25, test=0.25),
+        19,
     )
 
 
 def test_published_lists_stay_but_train_loses_its_copies_of_test(tmp_path):
     found = flickr8k.read(official(tmp_path))
-    parts = splits.split(found, [{"a": "0.jpg", "b": "8.jpg", "kind": "near"}], CaptionData(split="official"))
+    parts = splits.split(
+        found, [{"a": "0.jpg", "b": "8.jpg", "kind": "near"}], CaptionData(split="official")
+    )
     assert parts["test"] == ["7.jpg", "8.jpg"] and "0.jpg" not in parts["train"]
     assert reasons(found)["train images that are copies of validation or test images"] == ["0.jpg"]
 
@@ -159,7 +183,7 @@ def test_hostile_zips(tmp_path):
     assert store.names() == ["good.jpg"] and store.read("good.jpg") == data
     assert set(store.refused) == {"../../evil.jpg", "bomb.jpg", "link.jpg"}
     (tmp_path / "b.zip").write_bytes(b"PK\x03\x04 not a zip")
-    with pytest.raises(BadInput, match="not a zip"):
+    with pytest.raises(UserError, match="not a zip"):
         ImageStore.scan(tmp_path)
 
 
@@ -175,27 +199,34 @@ def test_hostile_zips(tmp_path):
 def test_bad_caption_files(tmp_path, name, text):
     picture(tmp_path / "Images", "a.jpg", 0)
     (tmp_path / name).write_text(text)
-    with pytest.raises(BadInput):
+    with pytest.raises(UserError):
         flickr8k.read(tmp_path)
 
 
 def test_nothing_there(tmp_path):
-    with pytest.raises(BadInput, match="no such folder"):
+    with pytest.raises(UserError, match="no such folder"):
         flickr8k.read(tmp_path / "nowhere")
-    with pytest.raises(BadInput, match="no captions"):
+    with pytest.raises(UserError, match="no captions"):
         flickr8k.read(tmp_path)
 
 
 def test_a_drawn_scenes_words_have_the_right_article():
-    found = [synthetic_scenes.Thing(count, "big", "orange", "star").words(sized) for count, sized in ((1, False), (1, True), (2, False))]
+    found = [
+        synthetic_scenes.ShapeGroup(count, "big", "orange", "star").words(sized)
+        for count, sized in ((1, False), (1, True), (2, False))
+    ]
     assert found == ["an orange star", "a big orange star", "two orange stars"]
 
 
 def test_scenes_are_drawn_alike_from_the_same_seed(tmp_path):
-    one, two, other = (synthetic_scenes.write(tmp_path / str(i), 12, seed) for i, seed in enumerate((0, 0, 1)))
+    one, two, other = (
+        synthetic_scenes.write(tmp_path / str(i), 12, seed) for i, seed in enumerate((0, 0, 1))
+    )
     texts = [(folder / "captions.txt").read_text() for folder in (one, two, other)]
     assert texts[0] == texts[1] != texts[2]
     found = flickr8k.read(one)
-    assert len(found.captions) == 12 and all(len(set(lines)) == 5 for lines in found.captions.values())
+    assert len(found.captions) == 12 and all(
+        len(set(lines)) == 5 for lines in found.captions.values()
+    )
     same = [(folder / "Images" / "scene_0_0003.png").read_bytes() for folder in (one, two)]
     assert same[0] == same[1]

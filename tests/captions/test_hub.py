@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from tarazu.captions.data import flickr8k, hub_dataset
-from tarazu.errors import BadInput
+from tarazu.errors import UserError
 
 
 def png(colour):
@@ -18,31 +18,43 @@ def png(colour):
 
 def parquet(folder, columns):
     folder.mkdir()
-    datasets.Dataset.from_dict(columns).cast_column("image", datasets.Image()).to_parquet(folder / "train-00000.parquet")
+    datasets.Dataset.from_dict(columns).cast_column("image", datasets.Image()).to_parquet(
+        folder / "train-00000.parquet"
+    )
     return str(folder)
 
 
 @pytest.mark.parametrize("form", ["columns", "list"])
 def test_images_and_captions_of_both_usual_forms(tmp_path, monkeypatch, form):
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
-    columns = {"image": [{"bytes": png("red"), "path": "a.jpg"}, {"bytes": png("blue"), "path": "b.jpg"}]}
+    columns = {
+        "image": [{"bytes": png("red"), "path": "a.jpg"}, {"bytes": png("blue"), "path": "b.jpg"}]
+    }
     if form == "columns":
         columns |= {f"caption_{i}": [f"red, {i}", f"blue, {i}"] for i in range(2)}
     else:
         columns |= {"captions": [["red, 0", "red, 1"], ["blue, 0", "blue, 1"]]}
     hub_dataset._fetch(parquet(tmp_path / "set", columns), tmp_path / "home")
     found = flickr8k.read(tmp_path / "home")
-    assert found.captions == {"a.jpg": ["red, 0", "red, 1"], "b.jpg": ["blue, 0", "blue, 1"]} and not found.problems
+    assert (
+        found.captions == {"a.jpg": ["red, 0", "red, 1"], "b.jpg": ["blue, 0", "blue, 1"]}
+        and not found.problems
+    )
     assert found.images.read("b.jpg") == png("blue")
 
 
 def test_a_set_without_captions_is_refused(tmp_path, monkeypatch):
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
-    name = parquet(tmp_path / "set", {"image": [{"bytes": png("red"), "path": "a.jpg"}], "label": [1]})
-    with pytest.raises(BadInput, match="no columns image and caption"):
+    name = parquet(
+        tmp_path / "set", {"image": [{"bytes": png("red"), "path": "a.jpg"}], "label": [1]}
+    )
+    with pytest.raises(UserError, match="no columns image and caption"):
         hub_dataset._fetch(name, tmp_path / "home")
 
 
 def test_names_of_the_hub_and_paths():
     assert hub_dataset.looks_like_a_name("jxie/flickr8k")
-    assert not any(hub_dataset.looks_like_a_name(path) for path in ("./flickr8k", "/data/flickr8k", "flickr8k", "a/b/c", "../a"))
+    assert not any(
+        hub_dataset.looks_like_a_name(path)
+        for path in ("./flickr8k", "/data/flickr8k", "flickr8k", "a/b/c", "../a")
+    )

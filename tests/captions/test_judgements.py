@@ -11,8 +11,14 @@ import numpy as np
 import pytest
 from captions.written_captions import CANDIDATES, REFERENCES
 
-from tarazu.captions.evaluation.human_correlation import PUBLISHED, agreement, compare, main, read_folder
-from tarazu.errors import BadInput
+from tarazu.captions.evaluation.human_correlation import (
+    PUBLISHED,
+    agreement,
+    compare,
+    main,
+    read_folder,
+)
+from tarazu.errors import UserError
 
 FLICKR8K = os.environ.get("TARAZU_FLICKR8K", "")  # the folder with Flickr8k's text files
 
@@ -21,11 +27,18 @@ FLICKR8K = os.environ.get("TARAZU_FLICKR8K", "")  # the folder with Flickr8k's t
 def folder(tmp_path):
     """Two captions judged per image: the next image's first caption (bad), and the candidate under an id of its own."""
     images = list(REFERENCES)
-    tokens = [f"{image}#{i}\t{caption}" for image, captions in REFERENCES.items() for i, caption in enumerate(captions)]
+    tokens = [
+        f"{image}#{i}\t{caption}"
+        for image, captions in REFERENCES.items()
+        for i, caption in enumerate(captions)
+    ]
     tokens += [f"extra-{image}#0\t{caption}" for image, caption in CANDIDATES.items()]
     with gzip.open(tmp_path / "Flickr8k.token.txt.gz", "wt", encoding="utf-8") as file:
         file.write("\n".join(tokens) + "\n")
-    rows = [f"{image}\t{other}#0\t1\t1\t2" for image, other in zip(images, images[1:] + images[:1], strict=True)]
+    rows = [
+        f"{image}\t{other}#0\t1\t1\t2"
+        for image, other in zip(images, images[1:] + images[:1], strict=True)
+    ]
     rows += [f"{image}\textra-{image}#0\t3\t4\t4" for image in images]
     rows += [f"{images[0]}\t{images[0]}#1\t4\t4\t4"]  # the image's own caption
     (tmp_path / "ExpertAnnotations.txt").write_text("\n".join(rows) + "\n")
@@ -56,10 +69,13 @@ def test_a_score_turned_around_agrees_negatively(folder):
     assert agreement(-means, judged)["tau_b"] == pytest.approx(-agreement(means, judged)["tau_b"])
 
 
-@pytest.mark.parametrize("line", ["beach.jpg\tbeach.jpg#0\t1\t1", "beach.jpg\tbeach.jpg#9\t1\t1\t1", "x\tbeach.jpg#0\t1\t2\t5"])
+@pytest.mark.parametrize(
+    "line",
+    ["beach.jpg\tbeach.jpg#0\t1\t1", "beach.jpg\tbeach.jpg#9\t1\t1\t1", "x\tbeach.jpg#0\t1\t2\t5"],
+)
 def test_a_bad_line_is_named(folder, line):
     (folder / "ExpertAnnotations.txt").write_text(f"beach.jpg\tstreet.jpg#0\t1\t1\t1\n{line}\n")
-    with pytest.raises(BadInput, match=r"ExpertAnnotations.txt:2"):
+    with pytest.raises(UserError, match=r"ExpertAnnotations.txt:2"):
         read_folder(folder)
 
 
@@ -68,7 +84,9 @@ def test_a_missing_file_ends_with_code_2(tmp_path, capsys):
     assert "Flickr8k.token.txt" in capsys.readouterr().err
 
 
-@pytest.mark.skipif(not FLICKR8K, reason="set TARAZU_FLICKR8K to the folder with Flickr8k's text files")
+@pytest.mark.skipif(
+    not FLICKR8K, reason="set TARAZU_FLICKR8K to the folder with Flickr8k's text files"
+)
 def test_published_values_on_flickr8k():
     result = compare(Path(FLICKR8K), with_meteor=False)
     assert (result["pairs"], result["pairs_left_out"]) == (5664, 158)

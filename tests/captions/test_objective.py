@@ -5,14 +5,14 @@ import torch
 from scenes import CHANNELS, KINDS, PLACES, WORDS, decoder
 from torch.nn import functional as F
 
+from tarazu.captions.data.vocabulary import EOS, PAD, SOS, SPECIALS, UNK, Vocabulary
 from tarazu.captions.decoding import beam_search
-from tarazu.captions.training import objective
 from tarazu.captions.encoder.efficientnet import SHAPES, EfficientNet
 from tarazu.captions.model.captioning_model import ImageCaptioningModel
-from tarazu.captions.training.objective import likelihood, self_critical
-from tarazu.captions.training.cider_reward import Rewards
 from tarazu.captions.settings import SelfCritical, ShowAndTell, ShowAttendTell
-from tarazu.captions.data.vocabulary import EOS, PAD, SOS, SPECIALS, UNK, Vocabulary
+from tarazu.captions.training import objective
+from tarazu.captions.training.cider_reward import Rewards
+from tarazu.captions.training.objective import cross_entropy_loss, self_critical
 
 TOKENS = torch.tensor([[SOS, 5, 6, 7, EOS], [SOS, 8, EOS, PAD, PAD], [SOS, 5, 9, EOS, PAD]])
 FEATURES = torch.randn(3, PLACES, CHANNELS, generator=torch.Generator().manual_seed(1))
@@ -30,42 +30,59 @@ def model(kind, train=True):
 @pytest.mark.parametrize("kind", KINDS)
 def test_padding_counts_for_nothing(kind):
     plain = ShowAndTell()
-    whole = likelihood(model(kind, False), FEATURES, TOKENS, plain, 0.0).total
+    whole = cross_entropy_loss(model(kind, False), FEATURES, TOKENS, plain, 0.0).total
     alone = sum(
-        likelihood(model(kind, False), FEATURES[i : i + 1], TOKENS[i : i + 1, :width], plain, 0.0).total
+        cross_entropy_loss(
+            model(kind, False), FEATURES[i : i + 1], TOKENS[i : i + 1, :width], plain, 0.0
+        ).total
         for i, width in enumerate((5, 3, 4))
     )
     torch.testing.assert_close(whole, alone, atol=1e-4, rtol=1e-5)
     wider = F.pad(TOKENS, (0, 4), value=PAD)
     torch.testing.assert_close(
-        likelihood(model(kind, False), FEATURES, wider, plain, 0.0).total, whole, atol=1e-4, rtol=1e-5
+        cross_entropy_loss(model(kind, False), FEATURES, wider, plain, 0.0).total,
+        whole,
+        atol=1e-4,
+        rtol=1e-5,
     )
 
 
 def test_label_smoothing_is_pytorchs():
-    found = likelihood(model("show_and_tell"), FEATURES, TOKENS, ShowAndTell(label_smoothing=0.2), 0.0)
+    found = cross_entropy_loss(
+        model("show_and_tell"), FEATURES, TOKENS, ShowAndTell(label_smoothing=0.2), 0.0
+    )
     logits = model("show_and_tell")(FEATURES, TOKENS[:, :-1]).flatten(0, 1)
-    smooth = F.cross_entropy(logits, TOKENS[:, 1:].flatten(), ignore_index=PAD, label_smoothing=0.2, reduction="sum")
+    smooth = F.cross_entropy(
+        logits, TOKENS[:, 1:].flatten(), ignore_index=PAD, label_smoothing=0.2, reduction="sum"
+    )
     torch.testing.assert_close(found.total + found.extra, smooth)
     torch.testing.assert_close(
-        found.total, F.cross_entropy(logits, TOKENS[:, 1:].flatten(), ignore_index=PAD, reduction="sum")
+        found.total,
+        F.cross_entropy(logits, TOKENS[:, 1:].flatten(), ignore_index=PAD, reduction="sum"),
     )
 
 
 def test_doubly_stochastic_penalty_is_the_papers():
     settings = ShowAttendTell(doubly_stochastic=0.5)
-    found = likelihood(model("show_attend_tell"), FEATURES, TOKENS, settings, 0.0)
+    found = cross_entropy_loss(model("show_attend_tell"), FEATURES, TOKENS, settings, 0.0)
     alphas = model("show_attend_tell").teach(FEATURES, TOKENS[:, :-1])[1]
-    by_hand = sum((1 - alphas[i, :steps].sum(0)).square().sum() for i, steps in enumerate((4, 2, 3)))
+    by_hand = sum(
+        (1 - alphas[i, :steps].sum(0)).square().sum() for i, steps in enumerate((4, 2, 3))
+    )
     torch.testing.assert_close(found.extra, 0.5 * by_hand)
 
 
 def test_nothing_is_disturbed_when_it_is_judged():
-    heavy = ShowAttendTell(dropout=0.5, word_dropout=0.9, scheduled_sampling=0.9, label_smoothing=0.5)
-    judged = likelihood(model("show_attend_tell", False), FEATURES, TOKENS, heavy, 1.0)
+    heavy = ShowAttendTell(
+        dropout=0.5, word_dropout=0.9, scheduled_sampling=0.9, label_smoothing=0.5
+    )
+    judged = cross_entropy_loss(model("show_attend_tell", False), FEATURES, TOKENS, heavy, 1.0)
     assert judged.extra is None
     torch.testing.assert_close(
-        judged.total, likelihood(model("show_attend_tell", False), FEATURES, TOKENS, ShowAttendTell(), 0.0).total
+        judged.total,
+        cross_entropy_loss(
+            model("show_attend_tell", False), FEATURES, TOKENS, ShowAttendTell(), 0.0
+        ).total,
     )
 
 
@@ -73,16 +90,24 @@ def test_hidden_words_and_the_models_own_words():
     torch.manual_seed(0)
     inputs = torch.tensor([[SOS, 5, 6, 7, 8, 9, PAD]]).repeat(400, 1)
     features = FEATURES[:1].repeat(400, 1, 1)
-    hidden = objective._disturb(model("transformer"), features, inputs, ShowAndTell(word_dropout=0.25), 0.0)
+    hidden = objective._corrupt_inputs(
+        model("transformer"), features, inputs, ShowAndTell(word_dropout=0.25), 0.0
+    )
     share = (hidden[:, 1:6] == UNK).float().mean()
     assert 0.2 < share < 0.3 and (hidden[:, 0] == SOS).all() and (hidden[:, 6] == PAD).all()
     assert ((hidden == inputs) | (hidden == UNK)).all()
     settings = ShowAndTell(scheduled_sampling=0.5)
-    assert torch.equal(objective._disturb(model("transformer"), features, inputs, settings, 0.0), inputs)
-    own = objective._disturb(model("transformer"), features, inputs, settings, 1.0)
-    assert 0.3 < (own[:, 1:6] != inputs[:, 1:6]).float().mean() < 0.5  # some of its words are the right ones
+    assert torch.equal(
+        objective._corrupt_inputs(model("transformer"), features, inputs, settings, 0.0), inputs
+    )
+    own = objective._corrupt_inputs(model("transformer"), features, inputs, settings, 1.0)
     assert (
-        (own[:, 0] == SOS).all() and (own[:, 6] == PAD).all() and not ((own == SOS).any(1) & (own[:, 0] != SOS)).any()
+        0.3 < (own[:, 1:6] != inputs[:, 1:6]).float().mean() < 0.5
+    )  # some of its words are the right ones
+    assert (
+        (own[:, 0] == SOS).all()
+        and (own[:, 6] == PAD).all()
+        and not ((own == SOS).any(1) & (own[:, 0] != SOS)).any()
     )
 
 
@@ -91,7 +116,9 @@ def test_self_critical_training_raises_the_reward():
     words = Vocabulary(SPECIALS + tuple("abcdefg"), 1, 6)
     assert len(words) == WORDS
     wanted = {"x": ["a b c d", "a b c"], "y": ["e f g e", "e f g"], "z": ["g g b", "g g b a"]}
-    rewards = Rewards([[text.split() for text in texts] for texts in wanted.values()], words, torch.device("cpu"))
+    rewards = Rewards(
+        [[text.split() for text in texts] for texts in wanted.values()], words, torch.device("cpu")
+    )
     whole, settings = model("show_and_tell"), SelfCritical(from_epoch=0, samples=8, share=1.0)
     optimizer = torch.optim.Adam(whole.decoder.parameters(), 0.01)
     captions = torch.tensor([words.encode(wanted[name][0].split()) for name in "xyz"])
@@ -117,7 +144,16 @@ def test_the_reward_weighs_as_much_beside_the_likelihood_when_captions_share_a_p
     whole, found = model("transformer"), []
     for tokens, rows in ((captions, ()), (captions.repeat(2, 1), (torch.arange(3).repeat(2),))):
         torch.manual_seed(0)
-        losses = self_critical(whole, FEATURES, tokens, torch.arange(3), rewards, SelfCritical(samples=3, share=1.0, likelihood=0.3), 6, *rows)
+        losses = self_critical(
+            whole,
+            FEATURES,
+            tokens,
+            torch.arange(3),
+            rewards,
+            SelfCritical(samples=3, share=1.0, likelihood=0.3),
+            6,
+            *rows,
+        )
         found.append(torch.stack([losses.total, losses.total + losses.extra]))
     torch.testing.assert_close(found[1], 2 * found[0])
 
@@ -125,11 +161,15 @@ def test_the_reward_weighs_as_much_beside_the_likelihood_when_captions_share_a_p
 def test_what_is_learnt_from_is_what_was_drawn_from():
     """Special words, an end before the first word and anything but the end after the last have no chance and no gradient."""
     logits = torch.randn(2, 4, WORDS, generator=torch.Generator().manual_seed(0)).requires_grad_()
-    said = torch.tensor([[5, 6, 7, EOS], [8, EOS, PAD, PAD]])  # three words at most: the first one's end was forced
+    said = torch.tensor(
+        [[5, 6, 7, EOS], [8, EOS, PAD, PAD]]
+    )  # three words at most: the first one's end was forced
     found = objective._log_chances(logits, said, 3)
     for line in range(2):
         for place, word in enumerate(said[line].tolist()):
-            allowed = torch.softmax(beam_search._ban(logits[line : line + 1, place], place, 3), 1)[0]
+            allowed = torch.softmax(
+                beam_search._mask_forbidden(logits[line : line + 1, place], place, 3), 1
+            )[0]
             wanted = allowed[word].log() if word != PAD else torch.zeros(())
             torch.testing.assert_close(found[line, place], wanted)
     assert found[0, 3] == 0
@@ -153,7 +193,16 @@ def test_hidden_channels_are_the_same_at_all_places_and_only_in_training():
 def test_tied_words_are_one_matrix(kind):
     found = decoder(kind)
     assert found.output.weight is found.embedding.weight
-    assert len([name for name, p in found.named_parameters() if p.shape == (WORDS, found.embedding.embedding_dim)]) == 1
+    assert (
+        len(
+            [
+                name
+                for name, p in found.named_parameters()
+                if p.shape == (WORDS, found.embedding.embedding_dim)
+            ]
+        )
+        == 1
+    )
 
 
 @pytest.mark.parametrize("share", [0.0, 0.6])
@@ -162,12 +211,16 @@ def test_what_is_drawn_without_dropout_may_be_learnt_from_with_it(share):
     words = Vocabulary(SPECIALS + tuple("abcdefg"), 1, 6)
     rewards = Rewards([[list("abcd")], [list("efg")], [list("ggb")]], words, torch.device("cpu"))
     captions = torch.tensor([words.encode(list(text)) for text in ("abcd", "efg", "ggb")])
-    whole = ImageCaptioningModel(ENCODER, decoder("show_attend_tell"), feature_dropout=share).train()
+    whole = ImageCaptioningModel(
+        ENCODER, decoder("show_attend_tell"), feature_dropout=share
+    ).train()
     for part in whole.decoder.modules():
         if isinstance(part, torch.nn.Dropout):
             part.p = 0.0
     found = []
-    for settings in (SelfCritical(samples=3, share=1.0, likelihood=0.3, dropout=on) for on in (False, True)):
+    for settings in (
+        SelfCritical(samples=3, share=1.0, likelihood=0.3, dropout=on) for on in (False, True)
+    ):
         torch.manual_seed(0)
         losses = self_critical(whole, FEATURES, captions, torch.arange(3), rewards, settings, 6)
         found.append(losses.total + losses.extra)

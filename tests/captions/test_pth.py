@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from tarazu.captions.encoder.torch_checkpoint import read_pth
-from tarazu.errors import BadInput
+from tarazu.errors import UserError
 
 STATE = OrderedDict(
     a=torch.randn(3, 4),
@@ -23,7 +23,8 @@ STATE = OrderedDict(
 
 def equal(found):
     return found.keys() == STATE.keys() and all(
-        torch.equal(found[name], STATE[name]) and found[name].dtype == STATE[name].dtype for name in STATE
+        torch.equal(found[name], STATE[name]) and found[name].dtype == STATE[name].dtype
+        for name in STATE
     )
 
 
@@ -34,7 +35,9 @@ def test_both_forms_give_the_same_tensors(tmp_path, new):
 
 
 def test_modules_metadata_and_shared_storage(tmp_path):
-    state = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4)).state_dict()  # has _metadata
+    state = torch.nn.Sequential(
+        torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4)
+    ).state_dict()  # has _metadata
     state["0.again"] = state["0.weight"]
     torch.save(state, tmp_path / "state.pth")
     found = read_pth(tmp_path / "state.pth")
@@ -56,7 +59,7 @@ def test_a_payload_never_runs(tmp_path, form):
         path.write_bytes(pickle.dumps(Bomb(mark)))
     else:
         torch.save({"weight": Bomb(mark)}, path, _use_new_zipfile_serialization=form == "zip")
-    with pytest.raises(BadInput, match="not a plain state dict"):
+    with pytest.raises(UserError, match="not a plain state dict"):
         read_pth(path)
     assert not mark.exists()
 
@@ -66,7 +69,7 @@ def test_damaged_files_are_refused(tmp_path):
     whole = (tmp_path / "flat.pth").read_bytes()
     for cut in range(0, len(whole), 97):
         (tmp_path / "cut.pth").write_bytes(whole[:cut])
-        with pytest.raises(BadInput):
+        with pytest.raises(UserError):
             read_pth(tmp_path / "cut.pth")
 
 
@@ -77,17 +80,19 @@ def test_a_view_beyond_its_storage_is_refused(tmp_path):
     with zipfile.ZipFile(tmp_path / "good.pth") as good, zipfile.ZipFile(evil, "w") as bad:
         for name in good.namelist():
             data = good.read(name)
-            if name.endswith("data.pkl"):  # the shape (5,): the second 5 in the file, after the storage's length
+            if name.endswith(
+                "data.pkl"
+            ):  # the shape (5,): the second 5 in the file, after the storage's length
                 at = data.rindex(b"K\x05")
                 data = data[:at] + b"K\x0a" + data[at + 2 :]
             bad.writestr(name, data)
     (tmp_path / "evil.pth").write_bytes(evil.getvalue())
-    with pytest.raises(BadInput, match="beyond its storage"):
+    with pytest.raises(UserError, match="beyond its storage"):
         read_pth(tmp_path / "evil.pth")
 
 
 def test_other_things_than_tensors(tmp_path):
     for value in ({"epoch": 3}, [torch.zeros(2)], torch.zeros(2)):
         torch.save(value, tmp_path / "other.pth")
-        with pytest.raises(BadInput):
+        with pytest.raises(UserError):
             read_pth(tmp_path / "other.pth")

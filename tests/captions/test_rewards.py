@@ -6,10 +6,10 @@ import random
 import pytest
 import torch
 
+from tarazu.captions.data.vocabulary import Vocabulary
 from tarazu.captions.metrics.bleu import References
 from tarazu.captions.metrics.cider import Cider
 from tarazu.captions.training.cider_reward import Rewards
-from tarazu.captions.data.vocabulary import Vocabulary
 
 END = "endofsentence"
 LETTERS = "abcdefghij"
@@ -25,7 +25,9 @@ def world():
     dice = random.Random(0)
     references = [[sentence(dice) for _ in range(dice.randint(1, 5))] for _ in range(30)]
     words = Vocabulary.build([line for lines in references for line in lines], 4, 12)
-    cider = Cider({str(i): [" ".join([*line, END]) for line in lines] for i, lines in enumerate(references)})
+    cider = Cider(
+        {str(i): [" ".join([*line, END]) for line in lines] for i, lines in enumerate(references)}
+    )
     return dice, references, words, cider, Rewards(references, words, torch.device("cpu"))
 
 
@@ -44,11 +46,16 @@ def test_rewards_are_the_scorers_cider(world):
 def test_bleu_beside_it_is_the_scorers_with_one_added_above_single_words(world):
     dice, references, words, _, rewards = world
     images = [dice.randrange(30) for _ in range(100)]
-    said = [[w for w in (references[i][0] if n % 3 else sentence(dice)) if w in words.ids] for n, i in enumerate(images)]
+    said = [
+        [w for w in (references[i][0] if n % 3 else sentence(dice)) if w in words.ids]
+        for n, i in enumerate(images)
+    ]
     lines = torch.tensor([words.encode(line) for line in said])
     found = rewards(torch.tensor(images), lines, 2.0) - rewards(torch.tensor(images), lines)
     for image, line, value in zip(images, said, found.tolist(), strict=True):
-        counts = References([[*reference, END] for reference in references[image]]).counts([*line, END])
+        counts = References([[*reference, END] for reference in references[image]]).counts(
+            [*line, END]
+        )
         length, nearest, *rest = counts
         shares = [(rest[n] + (n > 0)) / (rest[4 + n] + (n > 0)) for n in range(4)]
         wanted = math.prod(shares) ** 0.25 * min(1.0, math.exp(1 - nearest / length))
@@ -57,9 +64,16 @@ def test_bleu_beside_it_is_the_scorers_with_one_added_above_single_words(world):
 
 def test_a_repeated_word_is_clipped_and_a_missing_end_costs(world):
     _, references, words, _, rewards = world
-    line = next(line for lines in references for line in lines if len(line) > 5 and all(w in words.ids for w in line))
+    line = next(
+        line
+        for lines in references
+        for line in lines
+        if len(line) > 5 and all(w in words.ids for w in line)
+    )
     image = next(i for i, lines in enumerate(references) if line in lines)
     whole, again, cut = (torch.tensor([words.encode(said)]) for said in (line, line[:1] * 6, line))
     cut[cut == 2] = 0
-    best, worst, unfinished = (float(rewards(torch.tensor([image]), one)) for one in (whole, again, cut))
+    best, worst, unfinished = (
+        float(rewards(torch.tensor([image]), one)) for one in (whole, again, cut)
+    )
     assert best > unfinished > worst

@@ -5,15 +5,25 @@ from __future__ import annotations
 import pytest
 from captions.written_captions import CANDIDATES, REFERENCES, SETS, tokenised, tokenised_references
 
-from tarazu.captions.metrics.rouge import longest_common_subsequence, rouge_l
 from tarazu.captions.metrics.ptb_tokenizer import ptb_like
+from tarazu.captions.metrics.rouge import longest_common_subsequence, rouge_l
 
 # pycocoevalcap 1.2, Rouge().compute_score(references, candidates)[1] on the tokens of `ptb_like`, Python 3.11.
-COCO_IMAGES = [0.60696517, 0.61538462, 0.58404255, 0.55707763, 0.79880952, 0.29140127]  # "written", in its order
+COCO_IMAGES = [
+    0.60696517,
+    0.61538462,
+    0.58404255,
+    0.55707763,
+    0.79880952,
+    0.29140127,
+]  # "written", in its order
 
 
 def ours(candidates: dict[str, str], references: dict[str, list[str]]) -> list[float]:
-    return [rouge_l(ptb_like(text), [ptb_like(r) for r in references[image]]) for image, text in candidates.items()]
+    return [
+        rouge_l(ptb_like(text), [ptb_like(r) for r in references[image]])
+        for image, text in candidates.items()
+    ]
 
 
 def test_stored_figures_of_the_coco_scorer():

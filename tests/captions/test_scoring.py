@@ -10,9 +10,9 @@ import pytest
 from captions.written_captions import CANDIDATES, REFERENCES, salad, tokenised, tokenised_references
 
 from tarazu.captions.metrics import meteor
-from tarazu.captions.metrics.scorer import Scorer, intervals, per_image, score
 from tarazu.captions.metrics.ptb_tokenizer import ptb_like
-from tarazu.errors import BadInput
+from tarazu.captions.metrics.scorer import Scorer, intervals, per_image, score
+from tarazu.errors import UserError
 
 METEOR = 0.3490508766427455  # pycocoevalcap 1.2, Meteor().compute_score(...)[0] on the written captions, Java 17
 
@@ -36,19 +36,26 @@ def test_tokenizer(text, tokens):
 def test_form_and_agreement_of_its_parts():
     sheet = score(CANDIDATES, REFERENCES, with_meteor=False)
     assert json.loads(json.dumps(sheet)) == sheet
-    assert sheet["bleu"] == pytest.approx([sheet["brevity_penalty"] * b for b in sheet["bleu_no_penalty"]])
+    assert sheet["bleu"] == pytest.approx(
+        [sheet["brevity_penalty"] * b for b in sheet["bleu_no_penalty"]]
+    )
     assert sheet["bleu"][0] > sheet["bleu"][3] > 0
     assert sheet["meteor"] is None
     images = per_image(CANDIDATES, REFERENCES)
     assert list(images) == list(CANDIDATES)
     assert np.mean([image["cider"] for image in images.values()]) == pytest.approx(sheet["cider"])
     quick = Scorer(REFERENCES).quick(CANDIDATES)
-    assert quick == {"bleu4": pytest.approx(sheet["bleu"][3]), "cider": pytest.approx(sheet["cider"])}
+    assert quick == {
+        "bleu4": pytest.approx(sheet["bleu"][3]),
+        "cider": pytest.approx(sheet["cider"]),
+    }
 
 
 def test_references_of_other_images_change_nothing():
     more = {**REFERENCES, "moon.jpg": ["a white moon over two dogs"]}
-    assert score(CANDIDATES, more, with_meteor=False) == score(CANDIDATES, REFERENCES, with_meteor=False)
+    assert score(CANDIDATES, more, with_meteor=False) == score(
+        CANDIDATES, REFERENCES, with_meteor=False
+    )
 
 
 def test_intervals_are_those_of_resampled_corpora():
@@ -75,11 +82,11 @@ def test_a_thousand_resamples_of_a_thousand_images_take_about_a_second():
 
 
 def test_nothing_to_score_is_said_plainly():
-    with pytest.raises(BadInput, match="no captions to score"):
+    with pytest.raises(UserError, match="no captions to score"):
         Scorer(REFERENCES).score({})
-    with pytest.raises(BadInput, match="moon.jpg"):
+    with pytest.raises(UserError, match="moon.jpg"):
         score({"moon.jpg": "a moon"}, REFERENCES)
-    with pytest.raises(BadInput, match="moon.jpg"):
+    with pytest.raises(UserError, match="moon.jpg"):
         Scorer(REFERENCES).quick({"moon.jpg": "a moon"})
 
 
@@ -94,9 +101,13 @@ def test_empty_captions_are_scored_as_zero():
 def test_meteor_equals_the_coco_scorers():
     lines = list(tokenised(CANDIDATES).values())
     theirs = list(tokenised_references(REFERENCES).values())
-    corpus, images = meteor.meteor([c.split() for (c,) in lines], [[r.split() for r in captions] for captions in theirs])
+    corpus, images = meteor.meteor(
+        [c.split() for (c,) in lines], [[r.split() for r in captions] for captions in theirs]
+    )
     assert corpus == pytest.approx(METEOR, abs=1e-6)
     assert len(images) == len(lines)
     assert max(images) < 1
-    one, (same,) = meteor.meteor([lines[0][0].split()], [[r.split() for r in theirs[0]]])  # the program answers again
+    one, (same,) = meteor.meteor(
+        [lines[0][0].split()], [[r.split() for r in theirs[0]]]
+    )  # the program answers again
     assert one == same == pytest.approx(images[0])

@@ -8,16 +8,16 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tarazu.study import runner
 from tarazu.captions.inference import caption_images, trained_model
 from tarazu.captions.model import refrozen_features
 from tarazu.captions.task import Captions
 from tarazu.engine import trainer
 from tarazu.engine.ledger import Ledger
 from tarazu.engine.signals import StopSignals
-from tarazu.errors import BadInput, Stopped
+from tarazu.errors import Stopped, UserError
 from tarazu.recipe.schema import load
-from tarazu.storage.run_folder import RunFolder, read_json, read_lines
+from tarazu.storage.run_folder import StudyDir, read_json, read_jsonl
+from tarazu.study import runner
 
 RECIPE = """
 task: captions
@@ -59,7 +59,9 @@ def home(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         folder = tmp_path_factory.mktemp("captions")
         patch.setenv("TARAZU_CACHE", str(folder / "cache"))
-        patch.setattr("tarazu.captions.metrics.meteor.jar", lambda: None)  # Java takes longer than all the rest
+        patch.setattr(
+            "tarazu.captions.metrics.meteor.jar", lambda: None
+        )  # Java takes longer than all the rest
         (folder / "recipe.yaml").write_text(RECIPE)
         yield folder
 
@@ -77,38 +79,59 @@ def test_every_method_is_trained_proven_and_scored(done):
     assert list(rows) == METHODS and all(row["status"] == "done" for row in rows.values())
     for name in METHODS:
         metrics = read_json(done / name / "seed-0" / "metrics.json")
-        assert set(metrics["decoding"]) == {"greedy", "beam3"} and len(metrics["decoding"]["beam3"]["bleu"]) == 4
-        assert set(metrics["yardsticks"]) == {"human", "constant", "shuffled"} and metrics["images"] == 4
-        assert np.isfinite(metrics["loss"]) and rows[name]["cider"] == metrics["decoding"]["beam3"]["cider"]
+        assert (
+            set(metrics["decoding"]) == {"greedy", "beam3"}
+            and len(metrics["decoding"]["beam3"]["bleu"]) == 4
+        )
+        assert (
+            set(metrics["yardsticks"]) == {"human", "constant", "shuffled"}
+            and metrics["images"] == 4
+        )
+        assert (
+            np.isfinite(metrics["loss"])
+            and rows[name]["cider"] == metrics["decoding"]["beam3"]["cider"]
+        )
     for name in METHODS[:-1]:
         assert read_json(done / name / "seed-0" / "fingerprint.json")["verdict"] == "ok"
-    assert read_json(done / "transformer" / "seed-0" / "ledger.json")["paths"]["teaching"] == "fused attention"
+    assert (
+        read_json(done / "transformer" / "seed-0" / "ledger.json")["paths"]["teaching"]
+        == "fused attention"
+    )
 
 
 def test_only_what_may_change_changed(done):
     frozen, tuned = (
-        set(load_file(done / name / "seed-0" / "weights.safetensors")) for name in ("show_attend_tell", "tuned")
+        set(load_file(done / name / "seed-0" / "weights.safetensors"))
+        for name in ("show_attend_tell", "tuned")
     )
     assert all(name.startswith("decoder.") for name in frozen)
-    blocks = {name.split(".")[1] + name.split(".")[2] for name in tuned if name.startswith("encoder.")}
-    assert blocks == {"blocks15", "headconv", "headbn"} and not any("running" in name for name in tuned)
+    blocks = {
+        name.split(".")[1] + name.split(".")[2] for name in tuned if name.startswith("encoder.")
+    }
+    assert blocks == {"blocks15", "headconv", "headbn"} and not any(
+        "running" in name for name in tuned
+    )
 
 
 def test_samples_and_attention(done):
-    lines = read_lines(done / "show_attend_tell" / "seed-0" / "samples.jsonl")
-    assert len(lines) == 4 and all(len(line["references"]) == 5 and line["greedy"] and line["beam3"] for line in lines)
+    lines = read_jsonl(done / "show_attend_tell" / "seed-0" / "samples.jsonl")
+    assert len(lines) == 4 and all(
+        len(line["references"]) == 5 and line["greedy"] and line["beam3"] for line in lines
+    )
     for line in lines:
         attention = np.array(line["attention"])
-        assert attention.shape == (len(line["words"]), 4) and np.allclose(attention.sum(1), 1, atol=1e-3)
+        assert attention.shape == (len(line["words"]), 4) and np.allclose(
+            attention.sum(1), 1, atol=1e-3
+        )
         assert (done / line["image"]).stat().st_size > 500
-    assert "attention" not in read_lines(done / "show_and_tell" / "seed-0" / "samples.jsonl")[0]
+    assert "attention" not in read_jsonl(done / "show_and_tell" / "seed-0" / "samples.jsonl")[0]
     assert read_json(done / "show_and_tell" / "seed-0" / "metrics.json")["entropy"] is None
     entropy = read_json(done / "transformer" / "seed-0" / "metrics.json")["entropy"]
     assert 0 < entropy["mean"] <= entropy["most"] + 1e-6
 
 
 def test_events_hold_a_caption_of_the_same_picture_after_every_epoch(done):
-    events = read_lines(done / "transformer" / "seed-0" / "events.jsonl")
+    events = read_jsonl(done / "transformer" / "seed-0" / "events.jsonl")
     samples = [event["samples"] for event in events if event["event"] == "sample"]
     assert len(samples) == 3 and len({sample[0]["id"] for sample in samples}) == 1
     figures = [event for event in events if event["event"] == "validation"]
@@ -126,10 +149,10 @@ def test_data_and_model_files(done):
 
 
 def test_a_caption_from_the_run_is_what_evaluation_wrote(done, home, capsys):
-    line = read_lines(done / "tuned" / "seed-0" / "samples.jsonl")[0]
+    line = read_jsonl(done / "tuned" / "seed-0" / "samples.jsonl")[0]
     picture = next((home / "cache" / "drawn" / "40" / "Images").glob(line["id"]))
     for method in METHODS:
-        expected = read_lines(done / method / "seed-0" / "samples.jsonl")[0]["beam3"]
+        expected = read_jsonl(done / method / "seed-0" / "samples.jsonl")[0]["beam3"]
         caption_images.caption(str(done / method), [str(picture)])
         assert capsys.readouterr().out.strip() == expected
 
@@ -137,7 +160,7 @@ def test_a_caption_from_the_run_is_what_evaluation_wrote(done, home, capsys):
 def test_caption_as_json_with_heat_map_and_a_bad_picture(done, home, capsys, tmp_path):
     pictures = sorted((home / "cache" / "drawn" / "40" / "Images").iterdir())[:2]
     (tmp_path / "bad.jpg").write_bytes(b"nothing")
-    with pytest.raises(BadInput, match="1 of 3 images"):
+    with pytest.raises(UserError, match="1 of 3 images"):
         caption_images.caption(
             str(done / "transformer"),
             [str(pictures[0]), str(tmp_path / "bad.jpg"), str(pictures[1])],
@@ -146,15 +169,19 @@ def test_caption_as_json_with_heat_map_and_a_bad_picture(done, home, capsys, tmp
             True,
         )
     found = json.loads(capsys.readouterr().out)
-    assert [set(line) >= {"caption", "beams", "attention", "entropy", "heatmap"} for line in found] == [
+    assert [
+        set(line) >= {"caption", "beams", "attention", "entropy", "heatmap"} for line in found
+    ] == [
         True,
         False,
         True,
     ]
     assert "not an image" in found[1]["error"] and len(found[0]["beams"]) == 2
     assert (tmp_path / f"heat-{pictures[0].stem}.png").read_bytes().startswith(b"\x89PNG")
-    with pytest.raises(BadInput, match="no attention"):
-        caption_images.caption(str(done / "show_and_tell"), [str(pictures[0])], 3, str(tmp_path / "heat.png"))
+    with pytest.raises(UserError, match="no attention"):
+        caption_images.caption(
+            str(done / "show_and_tell"), [str(pictures[0])], 3, str(tmp_path / "heat.png")
+        )
 
 
 def test_other_encoder_weights_are_noticed(done, tmp_path):
@@ -164,7 +191,7 @@ def test_other_encoder_weights_are_noticed(done, tmp_path):
     told = read_json(tmp_path / "copy" / "model.json")
     told["encoder"]["sha256"] = "0" * 64
     (tmp_path / "copy" / "model.json").write_text(json.dumps(told))
-    with pytest.raises(BadInput, match="not those that this run was trained on"):
+    with pytest.raises(UserError, match="not those that this run was trained on"):
         trained_model.load(tmp_path / "copy" / "transformer")
 
 
@@ -190,8 +217,12 @@ def test_a_stopped_run_goes_on_exactly(home, done, name, monkeypatch):
         with pytest.raises(Stopped):
             runner.run(str(home / "recipe.yaml"), str(out), [name])
     runner.resume(str(out))
-    whole, halves = (load_file(folder / name / "seed-0" / "weights.safetensors") for folder in (done, out))
-    assert whole.keys() == halves.keys() and all(torch.equal(whole[key], halves[key]) for key in whole)
+    whole, halves = (
+        load_file(folder / name / "seed-0" / "weights.safetensors") for folder in (done, out)
+    )
+    assert whole.keys() == halves.keys() and all(
+        torch.equal(whole[key], halves[key]) for key in whole
+    )
 
 
 def test_captions_together_a_tuned_encoder_and_rewards_at_their_own_rate(home):
@@ -199,40 +230,64 @@ def test_captions_together_a_tuned_encoder_and_rewards_at_their_own_rate(home):
     out = runner.run(str(home / "together.yaml"), str(home / "together")).path
     rows = {row["method"]: row for row in read_json(out / "results.json")["rows"]}
     assert all(row["status"] == "done" for row in rows.values()), rows
-    steps = [event for event in read_lines(out / "tell" / "seed-0" / "events.jsonl") if event["event"] == "step"]
-    before, after = ([e["learning_rate"] for e in steps if (e["epoch"] > 1) == late] for late in (False, True))
+    steps = [
+        event
+        for event in read_jsonl(out / "tell" / "seed-0" / "events.jsonl")
+        if event["event"] == "step"
+    ]
+    before, after = (
+        [e["learning_rate"] for e in steps if (e["epoch"] > 1) == late] for late in (False, True)
+    )
     assert max(before) > 3e-4 and 0.5e-4 < max(after) <= 1e-4
 
 
 def test_rewarded_epochs_begin_from_the_best_weights(home):
     """At a rate of next to nothing they also end there, the mean with them; the weights themselves were elsewhere."""
-    tell = [f"methods.tell.{key}" for key in ("average=0.9", "self_critical.from_epoch=2", "self_critical.learning_rate=1e-12")]
+    tell = [
+        f"methods.tell.{key}"
+        for key in (
+            "average=0.9",
+            "self_critical.from_epoch=2",
+            "self_critical.learning_rate=1e-12",
+        )
+    ]
     run, _ = fitted(home, "from-best", "tell", ["budget.watch=loss", *tell])
     last = load_file(max((run.path / "checkpoint").glob("step-*")) / "weights.safetensors")
     for name, tensor in load_file(run.path / "best.safetensors").items():
         torch.testing.assert_close(last[name], tensor, atol=1e-7, rtol=0)
 
 
-STILL = ["budget.watch=loss", "budget.epochs=4", "methods.attend.fine_tune.until_epoch=2", "methods.attend.self_critical.from_epoch=3"]
+STILL = [
+    "budget.watch=loss",
+    "budget.epochs=4",
+    "methods.attend.fine_tune.until_epoch=2",
+    "methods.attend.self_critical.from_epoch=3",
+]
 
 
 def test_an_encoder_that_stands_still_again_is_the_best_one_and_is_looked_through_once(home):
-    run, trainee = fitted(home, "still", "attend", [*STILL, "budget.epochs=2"])
+    run, trainable = fitted(home, "still", "attend", [*STILL, "budget.epochs=2"])
     before = load_file(run.path / "best.safetensors")
-    run, trainee = fitted(home, "still-on", "attend", STILL)
+    run, trainable = fitted(home, "still-on", "attend", STILL)
     after = load_file(run.weights)
     blocks = [name for name in after if name.startswith("encoder.")]
     assert blocks and all(torch.equal(before[name], after[name]) for name in blocks)
     assert not torch.equal(before["decoder.output.weight"], after["decoder.output.weight"])
-    trainee.module.eval()
-    places, shown = torch.tensor([0, 7, 23]), trainee.data.pixels.take(torch.tensor([0, 7, 23]))
-    trainee.epoch = 1
-    assert torch.equal(trainee.look(places), shown)
-    trainee.epoch = 2
-    torch.testing.assert_close(trainee.look(places).float(), trainee.module.encode(shown), atol=2e-3, rtol=2e-3)
-    mirrored = refrozen_features._view(trainee.data, places, 1)  # rows of views stand as in `Prepared.maps`
-    seen = trainee.kept.take(len(trainee.data.all_names) + places)
-    assert mirrored.shape == seen.shape[:1] + shown.shape[1:] and not torch.equal(seen, trainee.look(places))
+    trainable.module.eval()
+    places, shown = torch.tensor([0, 7, 23]), trainable.data.pixels.take(torch.tensor([0, 7, 23]))
+    trainable.epoch = 1
+    assert torch.equal(trainable.look(places), shown)
+    trainable.epoch = 2
+    torch.testing.assert_close(
+        trainable.look(places).float(), trainable.module.encode(shown), atol=2e-3, rtol=2e-3
+    )
+    mirrored = refrozen_features._view(
+        trainable.data, places, 1
+    )  # rows of views stand as in `Prepared.maps`
+    seen = trainable.kept.take(len(trainable.data.all_names) + places)
+    assert mirrored.shape == seen.shape[:1] + shown.shape[1:] and not torch.equal(
+        seen, trainable.look(places)
+    )
 
 
 def test_a_run_whose_encoder_stands_still_again_goes_on_exactly(home):
@@ -266,43 +321,66 @@ def fitted(home, folder, name, sets, stop_after=10**6):
     """A method of TOGETHER, trained by the engine alone: its checkpoint stays."""
     (home / "together.yaml").write_text(TOGETHER)
     recipe, task, cpu = load(home / "together.yaml", sets), Captions(), torch.device("cpu")
-    folder = RunFolder(home / folder)
+    folder = StudyDir(home / folder)
     data = task.prepare(recipe, folder, cpu)
-    trainee, run = task.build(recipe, name, data, 0, cpu), folder.run(name, 0)
+    trainable, run = task.build(recipe, name, data, 0, cpu), folder.run(name, 0)
     with StopsAfter(str(folder.path), stop_after) as stop:
-        trainer.fit(task, trainee, data, recipe, recipe.methods[name], run, 0, Ledger(cpu), stop)
-    return run, trainee
+        trainer.train(
+            task, trainable, data, recipe, recipe.methods[name], run, 0, Ledger(cpu), stop
+        )
+    return run, trainable
 
 
 def test_a_picture_that_is_looked_at_once_for_its_captions_is_the_same_picture(home):
     (home / "together.yaml").write_text(TOGETHER)
-    recipe, task, cpu = load(home / "together.yaml", ["data.views=1"]), Captions(), torch.device("cpu")
-    data = task.prepare(recipe, RunFolder(home / "looked"), cpu)
-    trainee, rows, losses = task.build(recipe, "attend", data, 0, cpu), [5, 6, 7, 8, 9, 20, 21, 22, 23, 24], []
-    trainee.module.eval()
+    recipe, task, cpu = (
+        load(home / "together.yaml", ["data.views=1"]),
+        Captions(),
+        torch.device("cpu"),
+    )
+    data = task.prepare(recipe, StudyDir(home / "looked"), cpu)
+    trainable, rows, losses = (
+        task.build(recipe, "attend", data, 0, cpu),
+        [5, 6, 7, 8, 9, 20, 21, 22, 23, 24],
+        [],
+    )
+    trainable.module.eval()
     for data.together in (5, 1):
-        (batch,) = task.collate(trainee, data, "train", rows, 10**6)
-        losses.append(task.loss(trainee, batch).total)
+        (batch,) = task.collate(trainable, data, "train", rows, 10**6)
+        losses.append(task.loss(trainable, batch).total)
         assert len(batch.pictures) == (2 if data.together == 5 else 10)
     torch.testing.assert_close(*losses)
     data.together = 5
-    (batch,) = task.collate(trainee, data, "train", rows[::-1], 10**6)  # the step's first picture stays the first, for rewards of a share
-    assert batch.pictures[batch.rows].tolist() == data.places["train"][rows[::-1]].tolist() and batch.rows[0] == 0
-    data.together, trainee.method = 5, trainee.method.model_copy(update={"together": 1})  # its own, before the data's
-    (batch,) = task.collate(trainee, data, "train", rows, 10**6)
+    (batch,) = task.collate(
+        trainable, data, "train", rows[::-1], 10**6
+    )  # the step's first picture stays the first, for rewards of a share
+    assert (
+        batch.pictures[batch.rows].tolist() == data.places["train"][rows[::-1]].tolist()
+        and batch.rows[0] == 0
+    )
+    data.together, trainable.method = (
+        5,
+        trainable.method.model_copy(update={"together": 1}),
+    )  # its own, before the data's
+    (batch,) = task.collate(trainable, data, "train", rows, 10**6)
     assert batch.rows is None and len(batch.pictures) == 10
     means, looked = [], []
     for data.together in (5, 1):  # when it judges, in several batches
-        looked.append(sum(len(batch.pictures) for batch in task.collate(trainee, data, "validation", list(range(15)), 60)))
+        looked.append(
+            sum(
+                len(batch.pictures)
+                for batch in task.collate(trainable, data, "validation", list(range(15)), 60)
+            )
+        )
         with torch.no_grad():
-            means.append(task.mean_loss(trainee, data, "validation", 60))
+            means.append(task.mean_loss(trainable, data, "validation", 60))
     assert means[0] == pytest.approx(means[1], rel=1e-5) and looked[0] < 10 and looked[1] == 15
 
 
 def test_an_ensemble_needs_its_members(home):
     text = RECIPE.replace("of: [show_and_tell,", "of: [nobody,")
     (home / "bad.yaml").write_text(text)
-    with pytest.raises(BadInput, match="must be a method above it"):
+    with pytest.raises(UserError, match="must be a method above it"):
         runner.run(str(home / "bad.yaml"), str(home / "bad"))
-    with pytest.raises(BadInput, match="not trained yet"):
+    with pytest.raises(UserError, match="not trained yet"):
         runner.run(str(home / "recipe.yaml"), str(home / "alone"), ["three"])

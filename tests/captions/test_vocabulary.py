@@ -3,7 +3,7 @@
 import pytest
 
 from tarazu.captions.data.vocabulary import EOS, PAD, SOS, SPECIALS, UNK, Vocabulary, clean
-from tarazu.errors import BadInput
+from tarazu.errors import UserError
 
 
 def test_cleaning_drops_case_punctuation_symbols_and_digits():
@@ -40,5 +40,5 @@ def test_json_round_trip_and_what_is_refused():
         '{"words": ["a"], "min_count": 1, "max_length": 2}',
         words.to_json().replace('"dog"', '"a"'),
     ):
-        with pytest.raises(BadInput):
+        with pytest.raises(UserError):
             Vocabulary.from_json(text)

@@ -39,7 +39,10 @@ REFERENCES = {
         "A woman is sitting at a table with a cup of coffee and a book .",
         "The woman is reading .",
     ],
-    "pool.jpg": ["A boy jumps into the swimming pool .", "A child in blue shorts splashes into a pool while others look on ."],
+    "pool.jpg": [
+        "A boy jumps into the swimming pool .",
+        "A child in blue shorts splashes into a pool while others look on .",
+    ],
 }
 CANDIDATES = {
     "beach.jpg": "two dogs run on the beach",
@@ -59,7 +62,9 @@ def salad(seed: int, images: int = 40) -> tuple[dict[str, str], dict[str, list[s
     def sentence(shortest: int) -> str:
         return " ".join(draw.choices(words, weights=range(1, 26), k=draw.randint(shortest, 15)))
 
-    references = {f"{i}.jpg": [sentence(1) for _ in range(draw.randint(1, 5))] for i in range(images)}
+    references = {
+        f"{i}.jpg": [sentence(1) for _ in range(draw.randint(1, 5))] for i in range(images)
+    }
     return {image: sentence(0) for image in references}, references
 
 
@@ -74,7 +79,10 @@ def tokenised_references(references: dict[str, list[str]]) -> dict[str, list[str
     """As the COCO scorers take references."""
     from tarazu.captions.metrics.ptb_tokenizer import ptb_like
 
-    return {image: [" ".join(ptb_like(caption)) for caption in captions] for image, captions in references.items()}
+    return {
+        image: [" ".join(ptb_like(caption)) for caption in captions]
+        for image, captions in references.items()
+    }
 
 
 SETS = {"written": (CANDIDATES, REFERENCES), **{f"salad-{seed}": salad(seed) for seed in range(3)}}

@@ -6,7 +6,16 @@ import functools
 import json
 from pathlib import Path
 
-from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import (
+    Regex,
+    Tokenizer,
+    decoders,
+    models,
+    normalizers,
+    pre_tokenizers,
+    processors,
+    trainers,
+)
 from transformers import PreTrainedTokenizerFast
 
 import tarazu
@@ -53,22 +62,30 @@ GEMMA3 = (  # folds the system turn into the first question by itself
     "{{ m['content'] | trim + '<end_of_turn>\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<start_of_turn>model\n' }}{% endif %}"
 )
-_LLAMA3_SPLIT = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
+_LLAMA3_SPLIT = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 
 
 @functools.cache
 def texts() -> tuple[str, ...]:
     """Persian and English to train on: the rows that ship with tarazu."""
-    lines = (Path(tarazu.__file__).parent / "samples/chat_fa.jsonl").read_text(encoding="utf-8").splitlines()
+    lines = (
+        (Path(tarazu.__file__).parent / "samples/chat_fa.jsonl")
+        .read_text(encoding="utf-8")
+        .splitlines()
+    )
     return tuple(turn["value"] for line in lines[:60] for turn in json.loads(line)["conversations"])
 
 
 @functools.cache
 def llama3(template: str | None = LLAMA3) -> PreTrainedTokenizerFast:
     """Byte-level BPE that splits as Llama 3's does, and begins every text with <|begin_of_text|>."""
-    specials = ["<|begin_of_text|>", "<|end_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"]
+    specials = [
+        "<|begin_of_text|>",
+        "<|end_of_text|>",
+        "<|start_header_id|>",
+        "<|end_header_id|>",
+        "<|eot_id|>",
+    ]
     return _byte_level(_LLAMA3_SPLIT, specials, template)
 
 
@@ -82,15 +99,24 @@ def plain(end: str = "<|endoftext|>") -> PreTrainedTokenizerFast:
 def _byte_level(split: str, specials: list[str], template: str | None) -> PreTrainedTokenizerFast:
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Split(Regex(split), "isolated"), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+        [
+            pre_tokenizers.Split(Regex(split), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
     )
     tokenizer.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(vocab_size=900, special_tokens=specials, initial_alphabet=alphabet, show_progress=False)
-    tokenizer.train_from_iterator([*texts(), *["one\n\n\ntwo\n\n"] * 50], trainer)  # blank lines become one token
+    trainer = trainers.BpeTrainer(
+        vocab_size=900, special_tokens=specials, initial_alphabet=alphabet, show_progress=False
+    )
+    tokenizer.train_from_iterator(
+        [*texts(), *["one\n\n\ntwo\n\n"] * 50], trainer
+    )  # blank lines become one token
     begin = specials[0] if len(specials) > 1 else None
     if begin:
-        tokenizer.post_processor = processors.TemplateProcessing(f"{begin} $A", None, [(begin, tokenizer.token_to_id(begin))])
+        tokenizer.post_processor = processors.TemplateProcessing(
+            f"{begin} $A", None, [(begin, tokenizer.token_to_id(begin))]
+        )
     end = specials[1] if begin else specials[0]
     made = PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token=begin, eos_token=end)
     made.chat_template = template
@@ -105,8 +131,12 @@ def gemma(template: str | None = None) -> PreTrainedTokenizerFast:
     tokenizer = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True, fuse_unk=True))
     tokenizer.normalizer = normalizers.Replace(" ", "▁")
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"\n+|▁?[^▁\n]+|▁"), "isolated")
-    tokenizer.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
-    trainer = trainers.BpeTrainer(vocab_size=1200, special_tokens=specials + fallback, show_progress=False)
+    tokenizer.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
+    )
+    trainer = trainers.BpeTrainer(
+        vocab_size=1200, special_tokens=specials + fallback, show_progress=False
+    )
     tokenizer.train_from_iterator([*texts(), "\n\n\n model user"], trainer)
     begin = ("<bos>", tokenizer.token_to_id("<bos>"))
     tokenizer.post_processor = processors.TemplateProcessing("<bos> $A", None, [begin])
@@ -121,8 +151,19 @@ def prefix_space() -> PreTrainedTokenizerFast:
     """Llama 2's way: a space is put before every text that is tokenised."""
     tokenizer = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True, fuse_unk=True))
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=True)
-    tokenizer.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
-    specials = ["<unk>", "<s>", "</s>", "<|im_start|>", "<|im_end|>", *(f"<0x{i:02X}>" for i in range(256))]
+    tokenizer.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
+    )
+    specials = [
+        "<unk>",
+        "<s>",
+        "</s>",
+        "<|im_start|>",
+        "<|im_end|>",
+        *(f"<0x{i:02X}>" for i in range(256)),
+    ]
     trainer = trainers.BpeTrainer(vocab_size=1000, special_tokens=specials, show_progress=False)
     tokenizer.train_from_iterator([*texts(), "\n user assistant system"], trainer)
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", unk_token="<unk>")
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", unk_token="<unk>"
+    )

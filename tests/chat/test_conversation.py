@@ -7,7 +7,7 @@ import json
 import pytest
 
 from tarazu.chat.data import conversation as c
-from tarazu.chat.data.conversation import Dropped, Problems, Turn, understand
+from tarazu.chat.data.conversation import RowDropped, RowIssues, Turn, parse_row
 
 EXPECTED = (Turn("system", "کوتاه."), Turn("human", "پرسش؟"), Turn("gpt", "پاسخ."))
 SCHEMAS = {
@@ -30,12 +30,17 @@ SCHEMAS = {
 
 @pytest.mark.parametrize("row", SCHEMAS.values(), ids=SCHEMAS)
 def test_every_schema_gives_the_same_conversation(row) -> None:
-    assert understand(row)[0].turns == EXPECTED and understand(row)[1] == set()
+    assert parse_row(row)[0].turns == EXPECTED and parse_row(row)[1] == set()
 
 
 def test_alpaca_input_and_history() -> None:
-    row = {"instruction": "جمع کن", "input": "۲ و ۳", "output": "۵", "history": [["سلام", "درود"], ["خوبی؟", "بله"]]}
-    texts = [turn.text for turn in understand(row)[0].turns]
+    row = {
+        "instruction": "جمع کن",
+        "input": "۲ و ۳",
+        "output": "۵",
+        "history": [["سلام", "درود"], ["خوبی؟", "بله"]],
+    }
+    texts = [turn.text for turn in parse_row(row)[0].turns]
     assert texts == ["سلام", "درود", "خوبی؟", "بله", "جمع کن\n\n۲ و ۳", "۵"]
 
 
@@ -57,7 +62,7 @@ def turns(*pairs: tuple[str, object]) -> dict:
     ],
 )  # fmt: skip
 def test_repairs_are_named(row: dict, repair: str, expected: list) -> None:
-    made, repairs = understand(row)
+    made, repairs = parse_row(row)
     assert [(turn.role, turn.text) for turn in made.turns] == expected
     assert repair in repairs
 
@@ -81,29 +86,45 @@ def test_repairs_are_named(row: dict, repair: str, expected: list) -> None:
         ({}, c.UNKNOWN_SCHEMA),
         ("متن", c.WRONG_TYPE),
         (None, c.WRONG_TYPE),
-        ({"conversations": [{"from": "human", "value": "x"}, {"from": "gpt", "value": "y", "weight": 0.0}]}, c.NO_ANSWER),
-        ({"conversations": [{"from": "human", "value": "x"}, {"from": "gpt", "value": "y", "weight": "1"}]}, c.WRONG_TYPE),
+        (
+            {
+                "conversations": [
+                    {"from": "human", "value": "x"},
+                    {"from": "gpt", "value": "y", "weight": 0.0},
+                ]
+            },
+            c.NO_ANSWER,
+        ),
+        (
+            {
+                "conversations": [
+                    {"from": "human", "value": "x"},
+                    {"from": "gpt", "value": "y", "weight": "1"},
+                ]
+            },
+            c.WRONG_TYPE,
+        ),
         ({"instruction": "x", "output": None}, c.NO_ANSWER),
     ],
 )
 def test_what_cannot_be_used_is_dropped_under_its_name(row, reason: str) -> None:
-    with pytest.raises(Dropped) as dropped:
-        understand(row)
+    with pytest.raises(RowDropped) as dropped:
+        parse_row(row)
     assert dropped.value.reason == reason
 
 
 def test_weight_zero_is_read_but_not_learned() -> None:
     row = {"messages": [{"role": "user", "content": "یک"}, {"role": "assistant", "content": "دو", "weight": 0},
                         {"role": "user", "content": "سه"}, {"role": "assistant", "content": "چهار", "weight": 1}]}  # fmt: skip
-    assert [turn.learn for turn in understand(row)[0].turns] == [True, False, True, True]
+    assert [turn.learn for turn in parse_row(row)[0].turns] == [True, False, True, True]
 
 
 def test_problems_keep_a_count_and_the_first_places_however_many() -> None:
-    problems = Problems()
+    problems = RowIssues()
     for line in range(1, 1001):
         problems.add("repaired", "spaces tidied", line)
     problems.add("dropped", c.NO_ANSWER, "b.jsonl:7")
     first, second = problems.as_list()
     assert first == {"reason": c.NO_ANSWER, "kind": "dropped", "count": 1, "lines": ["b.jsonl:7"]}
     assert second["count"] == 1000 and second["lines"] == list(range(1, 21))
-    assert Problems.from_list(problems.as_list()).as_list() == problems.as_list()
+    assert RowIssues.from_list(problems.as_list()).as_list() == problems.as_list()

@@ -11,8 +11,8 @@ from torch._dynamo.testing import CompileCounterWithBackend
 
 from tarazu.chat.fast import compile_layers
 from tarazu.chat.model import flash_attention, flex_attention
+from tarazu.chat.model.batching import bin_pack, make_batch
 from tarazu.chat.model.forward import hidden_states
-from tarazu.chat.model.batching import group, lay_out
 from tarazu.chat.model.loss import token_losses
 
 WIDE = 512  # a window that no row reaches
@@ -45,9 +45,16 @@ def plain_slopes(query, key, value, _out, slope, _sums, edges, scaling, softcap)
     paid, _, capping = shares(query, key, edges, scaling, softcap)
     of_paid = torch.einsum("qhd,khd->hqk", slope, value.repeat_interleave(repeats, 1))
     of_scores = paid * (of_paid - (paid * of_paid).sum(-1, keepdim=True)) * capping * scaling
-    wide = [torch.einsum("hqk,qhd->khd", of_scores, query), torch.einsum("hqk,qhd->khd", paid, slope)]
+    wide = [
+        torch.einsum("hqk,qhd->khd", of_scores, query),
+        torch.einsum("hqk,qhd->khd", paid, slope),
+    ]
     of_key, of_value = (x.unflatten(1, (-1, repeats)).sum(2) for x in wide)
-    return torch.einsum("hqk,khd->qhd", of_scores, key.repeat_interleave(repeats, 1)).contiguous(), of_key, of_value
+    return (
+        torch.einsum("hqk,khd->qhd", of_scores, key.repeat_interleave(repeats, 1)).contiguous(),
+        of_key,
+        of_value,
+    )
 
 
 @pytest.fixture
@@ -63,8 +70,8 @@ def arithmetic(monkeypatch):
     [(0, True, False, 128), (3, True, False, None), (0, False, False, None), (2, False, True, 40)],
 )
 def test_edges_are_where_rows_begin(virtual, packed, left, width):
-    for lines in group(rows((9, 17, 5, 23)), 90, virtual, packed):
-        batch = lay_out(lines, virtual, left=left, width=width, edges=True)
+    for lines in bin_pack(rows((9, 17, 5, 23)), 90, virtual, packed):
+        batch = make_batch(lines, virtual, left=left, width=width, edges=True)
         places = batch.ids.numel()
         ends = batch.edges.diff()
         assert (
@@ -82,22 +89,33 @@ def test_edges_are_where_rows_begin(virtual, packed, left, width):
 
 def test_many_rows_take_more_edges_in_few_sizes():
     assert len({len(flash_attention.row_edges(list(range(n)), 1000)) for n in range(1, 200)}) == 4
-    assert flash_attention.row_edges(list(range(31)), 99)[-1] == 99 and len(flash_attention.row_edges(list(range(32)), 99)) == 64
+    assert (
+        flash_attention.row_edges(list(range(31)), 99)[-1] == 99
+        and len(flash_attention.row_edges(list(range(32)), 99)) == 64
+    )
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("name", ["lora", "dora", "prompt_tuning", "layers"])
 def test_by_edges_is_the_models_own_attention(name, family, arithmetic):
-    trainee, by_mask = build(name, family, attention=flex_attention.NAME, window=WIDE), build(name, family, window=WIDE)
-    lines = group(rows(), 200, trainee.virtual, True)[0]
+    model, by_mask = (
+        build(name, family, attention=flex_attention.NAME, window=WIDE),
+        build(name, family, window=WIDE),
+    )
+    lines = bin_pack(rows(), 200, model.virtual, True)[0]
     found = []
-    for one, edges in ((trainee, True), (by_mask, False)):
-        batch = lay_out(lines, one.virtual, width=128, edges=edges)
-        values = token_losses(one.base, hidden_states(one, batch).flatten(0, 1)[batch.sources], batch.labels)
+    for one, edges in ((model, True), (by_mask, False)):
+        batch = make_batch(lines, one.virtual, width=128, edges=edges)
+        values = token_losses(
+            one.base, hidden_states(one, batch).flatten(0, 1)[batch.sources], batch.labels
+        )
         values.sum().backward()
         found.append(({0: values.tolist()}, {key: p.grad for key, p in one.trainable().items()}))
     assert close(found[0][0], found[1][0])
-    assert all(torch.allclose(found[0][1][key], wanted, atol=1e-4, rtol=1e-3) for key, wanted in found[1][1].items())
+    assert all(
+        torch.allclose(found[0][1][key], wanted, atol=1e-4, rtol=1e-3)
+        for key, wanted in found[1][1].items()
+    )
 
 
 @pytest.mark.parametrize("family", ["gemma2", "llama"])
@@ -107,27 +125,43 @@ def test_compiled_layers_take_edges(family, arithmetic, monkeypatch):
     for checkpointing in (False, True):
         torch._dynamo.reset()
         counted = CompileCounterWithBackend("aot_eager")
-        trainee = build("lora", family, attention=flex_attention.NAME, window=WIDE)
-        for layer in trainee.base.get_decoder().layers:
+        model = build("lora", family, attention=flex_attention.NAME, window=WIDE)
+        for layer in model.base.get_decoder().layers:
             layer.self_attn.sliding_window = None  # as `compiled.compile_layers` does
-        compile_layers.give_prefixes(trainee.base, checkpointing, lambda forward, counted=counted: torch.compile(forward, backend=counted))
+        compile_layers.wrap_layers(
+            model.base,
+            checkpointing,
+            lambda forward, counted=counted: torch.compile(forward, backend=counted),
+        )
         for width in (256, 384, 512):
-            monkeypatch.setattr("chat.test_flex.lay_out", lambda *a, width=width, **more: lay_out(*a, width=width, edges=True))
-            trainee.module.zero_grad()
-            found = gradients(trainee)
-            assert all(torch.allclose(found[key], wanted, atol=1e-4, rtol=1e-3) for key, wanted in expected.items())
+            monkeypatch.setattr(
+                "chat.test_flex.lay_out",
+                lambda *a, width=width, **more: make_batch(*a, width=width, edges=True),
+            )
+            model.module.zero_grad()
+            found = gradients(model)
+            assert all(
+                torch.allclose(found[key], wanted, atol=1e-4, rtol=1e-3)
+                for key, wanted in expected.items()
+            )
         assert counted.frame_count == 1
 
 
 def test_says_what_stands_in_the_way():
     config = build("base", "llama").base.config
-    assert "Hopper" in flash_attention.why_not(config, torch.bfloat16, torch.device("cpu"), 100, 0)
+    assert "Hopper" in flash_attention.unavailable_reason(
+        config, torch.bfloat16, torch.device("cpu"), 100, 0
+    )
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-@pytest.mark.parametrize(("heads", "shared", "size", "softcap"), [(8, 4, 256, 50.0), (24, 8, 128, 0.0)])
+@pytest.mark.parametrize(
+    ("heads", "shared", "size", "softcap"), [(8, 4, 256, 50.0), (24, 8, 128, 0.0)]
+)
 def test_the_kernels_compute_what_they_should(heads, shared, size, softcap):
-    if why := flash_attention.why_not(build("base", "llama").base.config, torch.bfloat16, torch.device("cuda"), 100, 0):
+    if why := flash_attention.unavailable_reason(
+        build("base", "llama").base.config, torch.bfloat16, torch.device("cuda"), 100, 0
+    ):
         pytest.skip(why)
     torch.manual_seed(0)
     edges = torch.from_numpy(flash_attention.row_edges([0, 9, 200, 201, 700], 1024))

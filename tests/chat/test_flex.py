@@ -10,9 +10,9 @@ from torch.nn.attention.flex_attention import create_mask, flex_attention
 
 from tarazu.chat.fast import compile_layers, lightweight_adapters
 from tarazu.chat.model import flex_attention as flex
-from tarazu.chat.model.attention_mask import visible
+from tarazu.chat.model.attention_mask import visibility_mask
+from tarazu.chat.model.batching import SHARED, bin_pack, make_batch, pack_rows
 from tarazu.chat.model.forward import hidden_states
-from tarazu.chat.model.batching import SHARED, group, lay_out, packed
 from tarazu.chat.model.loss import token_losses
 
 LENGTHS = (300, 41, 9, 22, 130, 128, 260, 77)
@@ -20,14 +20,17 @@ LENGTHS = (300, 41, 9, 22, 130, 128, 260, 77)
 
 @pytest.mark.parametrize("window", [None, 7, 150])
 @pytest.mark.parametrize(("left", "block"), [(False, 128), (True, 128), (False, 64)])
-@pytest.mark.parametrize(("virtual", "prefix", "packed"), [(0, 0, True), (3, 0, True), (0, 4, True), (3, 0, False), (0, 130, False)])
+@pytest.mark.parametrize(
+    ("virtual", "prefix", "packed"),
+    [(0, 0, True), (3, 0, True), (0, 4, True), (3, 0, False), (0, 130, False)],
+)
 def test_blocks_follow_the_same_rule(window, virtual, prefix, packed, left, block):
-    for lines in group(rows(LENGTHS), 640, virtual, packed):
-        batch = lay_out(lines, virtual, prefix, width=768, left=left)
+    for lines in bin_pack(rows(LENGTHS), 640, virtual, packed):
+        batch = make_batch(lines, virtual, prefix, width=768, left=left)
         shared = torch.full((len(lines), prefix), SHARED)
         k_segments = torch.cat([shared, batch.segments], 1)
         k_positions = torch.cat([torch.arange(prefix).expand(shared.shape), batch.positions], 1)
-        expected = visible(batch.segments, k_segments, batch.positions, k_positions, window)
+        expected = visibility_mask(batch.segments, k_segments, batch.positions, k_positions, window)
         made = flex.block_mask(batch.segments, batch.positions, prefix, window, block)
         places = flex.prefix_places(prefix, block)
         dense = create_mask(made.mask_mod, len(lines), 1, 768, 768 + places, device="cpu")[:, 0]
@@ -41,7 +44,13 @@ def test_blocks_follow_the_same_rule(window, virtual, prefix, packed, left, bloc
 
 def check_blocks(made, dense: torch.Tensor, block: int) -> None:
     """Blocks named whole are all seen, blocks not named are all hidden, and the backward pass has the same blocks."""
-    part, whole = (listed(*pair) for pair in ((made.kv_num_blocks, made.kv_indices), (made.full_kv_num_blocks, made.full_kv_indices)))
+    part, whole = (
+        listed(*pair)
+        for pair in (
+            (made.kv_num_blocks, made.kv_indices),
+            (made.full_kv_num_blocks, made.full_kv_indices),
+        )
+    )
     tiles = dense.unflatten(1, (-1, block)).unflatten(3, (-1, block)).transpose(2, 3)
     assert tiles[whole].all() and not tiles[~(whole | part)].any() and not (whole & part).any()
     assert torch.equal(listed(made.q_num_blocks, made.q_indices), part.transpose(1, 2))
@@ -51,7 +60,9 @@ def check_blocks(made, dense: torch.Tensor, block: int) -> None:
 def listed(counts: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:
     """(B, rows, columns) bool from a block mask's lists."""
     out = torch.zeros(indices[:, 0].shape, dtype=torch.bool)
-    for b, row in torch.cartesian_prod(torch.arange(out.shape[0]), torch.arange(out.shape[1])).tolist():
+    for b, row in torch.cartesian_prod(
+        torch.arange(out.shape[0]), torch.arange(out.shape[1])
+    ).tolist():
         out[b, row, indices[b, 0, row, : counts[b, 0, row]].long()] = True
     return out
 
@@ -62,16 +73,34 @@ def test_without_blocks_it_is_the_models_own_attention(name, family):
     assert name in METHODS
     with torch.no_grad():
         expected = losses(build(name, family), rows(), 200, packed=True)
-        assert close(expected, losses(build(name, family, attention=flex.NAME), rows(), 200, packed=True))
+        assert close(
+            expected, losses(build(name, family, attention=flex.NAME), rows(), 200, packed=True)
+        )
 
 
-@pytest.mark.parametrize(("limit", "shorter", "full"), [(12288, False, 0.97), (12288, True, 0.993), (8192, False, 0.98), (8192, True, 0.989), (4096, True, 0.988), (2048, False, 0.98)])
+@pytest.mark.parametrize(
+    ("limit", "shorter", "full"),
+    [
+        (12288, False, 0.97),
+        (12288, True, 0.993),
+        (8192, False, 0.98),
+        (8192, True, 0.989),
+        (4096, True, 0.988),
+        (2048, False, 0.98),
+    ],
+)
 def test_packed_widths_are_few_and_lines_full(limit, shorter, full):
     """Of steps of 32 rows; every row is there once, and what the widths add up to is what the rows need and few blocks more."""
     widths, places, tokens = set(), 0, 0
     for seed in range(60):
-        lengths = (torch.randn(32, generator=torch.Generator().manual_seed(seed)) * 0.8 + 6.1).exp().clamp(48, min(limit, 2048)).int().tolist()
-        batches = packed(rows(lengths), limit, 0, shorter)
+        lengths = (
+            (torch.randn(32, generator=torch.Generator().manual_seed(seed)) * 0.8 + 6.1)
+            .exp()
+            .clamp(48, min(limit, 2048))
+            .int()
+            .tolist()
+        )
+        batches = pack_rows(rows(lengths), limit, 0, shorter)
         assert sorted(row.index for lines, *_ in batches for row in lines[0]) == list(range(32))
         for lines, width, widest in batches:
             used = sum(len(row.ids) for row in lines[0])
@@ -79,15 +108,17 @@ def test_packed_widths_are_few_and_lines_full(limit, shorter, full):
             widths.add(width)
             places, tokens = places + width, tokens + used
             assert used <= limit or len(lines[0]) == 1
-        assert sum(width for _, width, _ in batches) <= sum(width for _, width, _ in packed(rows(lengths), limit, 0))
+        assert sum(width for _, width, _ in batches) <= sum(
+            width for _, width, _ in pack_rows(rows(lengths), limit, 0)
+        )
     assert len(widths) <= 16 + 5 * shorter and tokens / places > full
 
 
 def test_a_row_beyond_the_limit_is_a_line_of_its_own():
-    (long, wide, _), (short, narrow, _) = packed(rows((1100, 300)), 1000, 4)
+    (long, wide, _), (short, narrow, _) = pack_rows(rows((1100, 300)), 1000, 4)
     assert [len(row.ids) for row in long[0]] == [1100] and wide == 1152
     assert [len(row.ids) for row in short[0]] == [300] and narrow == 384
-    assert packed([], 1000, 0) == []
+    assert pack_rows([], 1000, 0) == []
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -97,38 +128,56 @@ def test_attention_by_blocks_gives_the_same_losses(name, family, monkeypatch):
     given = rows((90, 41, 9, 22))
     with torch.no_grad():
         expected = losses(build(name, family), given, 200, packed=True)
-        monkeypatch.setattr(flex, "fits", lambda queries, device: True)
+        monkeypatch.setattr(flex, "is_block_aligned", lambda queries, device: True)
         monkeypatch.setattr(flex, "_compiled", lambda: flex_attention)
-        trainee = build(name, family, attention=flex.NAME)
-        compile_layers.give_prefixes(trainee.base)
+        model = build(name, family, attention=flex.NAME)
+        compile_layers.wrap_layers(model.base)
         calls = []
-        monkeypatch.setattr(flex, "block_mask", lambda *a, make=flex.block_mask: calls.append(a) or make(*a))
-        assert close(expected, losses(trainee, given, 200, packed=True, width=256), 1e-4)
+        monkeypatch.setattr(
+            flex, "block_mask", lambda *a, make=flex.block_mask: calls.append(a) or make(*a)
+        )
+        assert close(expected, losses(model, given, 200, packed=True, width=256), 1e-4)
         assert calls, "blocks were not used"
 
 
-@pytest.mark.parametrize(("name", "family"), [("lora", "gemma2"), ("prefix_tuning", "gemma2"), ("lora", "gemma3"), ("dora", "llama"), ("loha", "llama"), ("layers", "gemma3")])
-def test_compiled_layers_and_checkpointing_give_the_plain_paths_gradients(name, family, monkeypatch):
+@pytest.mark.parametrize(
+    ("name", "family"),
+    [
+        ("lora", "gemma2"),
+        ("prefix_tuning", "gemma2"),
+        ("lora", "gemma3"),
+        ("dora", "llama"),
+        ("loha", "llama"),
+        ("layers", "gemma3"),
+    ],
+)
+def test_compiled_layers_and_checkpointing_give_the_plain_paths_gradients(
+    name, family, monkeypatch
+):
     """The compiler's own tracing, with plain arithmetic behind it; a prefix too is checkpointed, as it is no cache here."""
     expected = gradients(build(name, family))
-    monkeypatch.setattr(flex, "fits", lambda queries, device: True)
-    monkeypatch.setattr("torch.nn.attention.flex_attention._validate_device", lambda *_: None)  # it refuses a CPU, not for a reason of arithmetic
+    monkeypatch.setattr(flex, "is_block_aligned", lambda queries, device: True)
+    monkeypatch.setattr(
+        "torch.nn.attention.flex_attention._validate_device", lambda *_: None
+    )  # it refuses a CPU, not for a reason of arithmetic
     for checkpointing in (False, True):
-        trainee = build(name, family, attention=flex.NAME)
-        lightweight_adapters.lean(trainee.base)
-        compile_layers.give_prefixes(trainee.base, checkpointing, lambda forward: torch.compile(forward, backend="aot_eager"))
-        found = gradients(trainee)
+        model = build(name, family, attention=flex.NAME)
+        lightweight_adapters.use_lightweight_forward(model.base)
+        compile_layers.wrap_layers(
+            model.base, checkpointing, lambda forward: torch.compile(forward, backend="aot_eager")
+        )
+        found = gradients(model)
         assert found.keys() == expected.keys()
         assert all(torch.allclose(found[key], expected[key], atol=1e-4, rtol=1e-3) for key in found)
 
 
-def gradients(trainee) -> dict[str, torch.Tensor]:
+def gradients(model) -> dict[str, torch.Tensor]:
     """Of the summed loss of two packed rows."""
-    trainee.module.train()
-    batch = lay_out([rows((90, 41))], prefix=trainee.virtual if trainee.prefix else 0, width=256)
-    hidden = hidden_states(trainee, batch).flatten(0, 1).index_select(0, batch.sources)
-    token_losses(trainee.base, hidden, batch.labels).sum().backward()
-    return {key: parameter.grad.clone() for key, parameter in trainee.trainable().items()}
+    model.module.train()
+    batch = make_batch([rows((90, 41))], prefix=model.virtual if model.prefix else 0, width=256)
+    hidden = hidden_states(model, batch).flatten(0, 1).index_select(0, batch.sources)
+    token_losses(model.base, hidden, batch.labels).sum().backward()
+    return {key: parameter.grad.clone() for key, parameter in model.trainable().items()}
 
 
 @pytest.mark.parametrize("half", [False, True])

@@ -10,12 +10,12 @@ from chat.tiny import VOCABULARY, Words, model
 from torch.utils.flop_counter import FlopCounterMode
 
 from tarazu.chat.fast import lightweight_adapters
-from tarazu.chat.model.attention_mask import visible
-from tarazu.chat.flops import visible_pairs, work_of
-from tarazu.chat.model.forward import hidden_states
-from tarazu.chat.model.batching import Row, lay_out
-from tarazu.chat.model.loss import token_losses
+from tarazu.chat.flops import count_flops, visible_pairs
 from tarazu.chat.methods import Layers, LoRA, PrefixTuning
+from tarazu.chat.model.attention_mask import visibility_mask
+from tarazu.chat.model.batching import TokenizedRow, make_batch
+from tarazu.chat.model.forward import hidden_states
+from tarazu.chat.model.loss import token_losses
 
 LENGTHS = np.array([40, 40, 40])
 MORE = {
@@ -29,16 +29,21 @@ MORE = {
 }
 
 
-def counted(trainee) -> int:
+def counted(trainable) -> int:
     """What the counter sees in one padded batch without padding, in train mode, forward and backward."""
     random = np.random.default_rng(0)
-    prefix = trainee.virtual if trainee.prefix else 0
-    rows = [Row(random.integers(3, VOCABULARY, n), np.arange(n) >= n // 2, i) for i, n in enumerate(LENGTHS)]
-    batch = lay_out([[row] for row in rows], trainee.virtual - prefix, prefix)
-    trainee.module.train()
+    prefix = trainable.virtual if trainable.prefix else 0
+    rows = [
+        TokenizedRow(random.integers(3, VOCABULARY, n), np.arange(n) >= n // 2, i)
+        for i, n in enumerate(LENGTHS)
+    ]
+    batch = make_batch([[row] for row in rows], trainable.virtual - prefix, prefix)
+    trainable.module.train()
     with FlopCounterMode(display=False) as counter:
         token_losses(
-            trainee.base, hidden_states(trainee, batch).flatten(0, 1)[batch.sources], batch.labels
+            trainable.base,
+            hidden_states(trainable, batch).flatten(0, 1)[batch.sources],
+            batch.labels,
         ).sum().backward()
     return counter.get_total_flops()
 
@@ -51,23 +56,23 @@ def counted(trainee) -> int:
 )
 def test_as_torchs_counter_sees_it(name, family, lean):
     torch.manual_seed(0)
-    trainee = {**METHODS, **MORE}[name].attach(model(family, attention="eager"), Words())
+    trainable = {**METHODS, **MORE}[name].attach(model(family, attention="eager"), Words())
     if lean:
-        lightweight_adapters.lean(trainee.base)
-    work = work_of(trainee)
-    prefix = trainee.virtual if trainee.prefix else 0
-    places = LENGTHS + trainee.virtual - prefix
+        lightweight_adapters.use_lightweight_forward(trainable.base)
+    work = count_flops(trainable)
+    prefix = trainable.virtual if trainable.prefix else 0
+    places = LENGTHS + trainable.virtual - prefix
     attention = sum(each for each, _ in work.keys) * float(
         (places * (places + prefix)).sum()
     )  # eager attention computes every pair
     ours = work.position * places.sum() + attention + work.supervised * 60 + work.batch
-    assert ours == pytest.approx(counted(trainee), rel=0.03)
+    assert ours == pytest.approx(counted(trainable), rel=0.03)
 
 
 def test_where_training_starts_decides_the_cost():
     """Four times the parameters in the first layers alone, six in full, and less the later the first trained layer is."""
     position = {
-        name: work_of(METHOD.attach(model("llama"), Words())).position
+        name: count_flops(METHOD.attach(model("llama"), Words())).position
         for name, METHOD in MORE.items()
         if name in ("full", "first", "last")
     }
@@ -82,14 +87,17 @@ def test_where_training_starts_decides_the_cost():
 def test_visible_pairs_are_those_of_the_mask(window, prefix):
     n = 12
     keys, queries = torch.arange(n + prefix)[None], torch.arange(prefix, n + prefix)[None]
-    mask = visible(torch.zeros_like(queries), torch.zeros_like(keys), queries, keys, window)
+    mask = visibility_mask(torch.zeros_like(queries), torch.zeros_like(keys), queries, keys, window)
     assert visible_pairs(np.array([n]), prefix, window)[0] == mask.sum().item()
 
 
 def test_counting_changes_nothing():
-    trainee = METHODS["lora"].attach(model("llama"), Words())
-    trainee.module.eval()
-    before, state = [p.clone() for p in trainee.module.parameters()], torch.get_rng_state()
-    work_of(trainee)
-    assert all(torch.equal(a, b) and b.grad is None for a, b in zip(before, trainee.module.parameters(), strict=True))
-    assert torch.equal(state, torch.get_rng_state()) and not trainee.module.training
+    trainable = METHODS["lora"].attach(model("llama"), Words())
+    trainable.module.eval()
+    before, state = [p.clone() for p in trainable.module.parameters()], torch.get_rng_state()
+    count_flops(trainable)
+    assert all(
+        torch.equal(a, b) and b.grad is None
+        for a, b in zip(before, trainable.module.parameters(), strict=True)
+    )
+    assert torch.equal(state, torch.get_rng_state()) and not trainable.module.training

@@ -9,13 +9,13 @@ import pytest
 import torch
 from chat import small, spelling
 
+from tarazu.chat.data.chat_template import select_template
 from tarazu.chat.evaluation import forgetting
 from tarazu.chat.settings import Forgetting
 from tarazu.chat.task import Chat
-from tarazu.chat.data.chat_template import choose
-from tarazu.errors import BadInput
+from tarazu.errors import UserError
 from tarazu.recipe.schema import load
-from tarazu.storage.run_folder import RunFolder
+from tarazu.storage.run_folder import StudyDir
 
 TEXTS = ["Rivers run to the sea.", "Bread is flour,\nwater and time.", "a " * 40]
 
@@ -32,10 +32,16 @@ def prepared(root, monkeypatch, **changes):
     monkeypatch.setenv("TARAZU_CACHE", str(root / "cache"))
     (root / "en.txt").write_text("\n\n".join(TEXTS), encoding="utf-8")
     (root / "fa.jsonl").write_text(json.dumps({"text": "نان از آرد است."}), encoding="utf-8")
-    settings = {"english": str(root / "en.txt"), "persian": str(root / "fa.jsonl"), "max_length": 24}
-    recipe = load(small.recipe(root / "recipe.yaml", root / "model", forgetting=settings, **changes))
+    settings = {
+        "english": str(root / "en.txt"),
+        "persian": str(root / "fa.jsonl"),
+        "max_length": 24,
+    }
+    recipe = load(
+        small.recipe(root / "recipe.yaml", root / "model", forgetting=settings, **changes)
+    )
     task, cpu = Chat(), torch.device("cpu")
-    data = task.prepare(recipe, RunFolder(root / "out"), cpu)
+    data = task.prepare(recipe, StudyDir(root / "out"), cpu)
     return task, data, lambda name: task.build(recipe, name, data, 0, cpu)
 
 
@@ -43,61 +49,87 @@ def prepared(root, monkeypatch, **changes):
 @pytest.mark.parametrize("name", ["base", "prompt_tuning", "lora"])
 def test_the_loss_is_that_of_transformers(root, monkeypatch, layout, name):
     task, data, build = prepared(root, monkeypatch, layout=layout)
-    trainee = build(name)
-    trainee.module.eval()
+    model = build(name)
+    model.module.eval()
     with torch.no_grad():
-        measured = forgetting.measure(data.forgetting, lambda rows: task.nats(trainee, data, rows, 100))["english"]
+        measured = forgetting.measure(
+            data.forgetting, lambda rows: task.nats(model, data, rows, 100)
+        )["english"]
         for text, (nats, tokens, size) in zip(TEXTS, measured["row_losses"], strict=True):
             text = " ".join(text.split())
-            ids = torch.tensor([[data.tokenizer.bos_token_id, *data.tokenizer(text, add_special_tokens=False)["input_ids"]][:24]])
-            embeddings = trainee.base.get_input_embeddings()(ids)
+            ids = torch.tensor(
+                [
+                    [
+                        data.tokenizer.bos_token_id,
+                        *data.tokenizer(text, add_special_tokens=False)["input_ids"],
+                    ][:24]
+                ]
+            )
+            embeddings = model.base.get_input_embeddings()(ids)
             labels = torch.where(torch.arange(ids.shape[1]) > 0, ids, -100)
-            if trainee.prompt:
-                embeddings = torch.cat([trainee.prompt()[None], embeddings], 1)
-                labels = torch.cat([torch.full((1, trainee.virtual), -100), labels], 1)
-            expected = trainee.base(inputs_embeds=embeddings, labels=labels).loss.item() * (ids.shape[1] - 1)
+            if model.prompt:
+                embeddings = torch.cat([model.prompt()[None], embeddings], 1)
+                labels = torch.cat([torch.full((1, model.virtual), -100), labels], 1)
+            expected = model.base(inputs_embeds=embeddings, labels=labels).loss.item() * (
+                ids.shape[1] - 1
+            )
             assert nats == pytest.approx(expected, rel=1e-5)
             assert tokens == ids.shape[1] - 1
             assert size == len(data.tokenizer.decode(ids[0, 1:]).encode())
     nats, tokens, size = (sum(column) for column in zip(*measured["row_losses"], strict=True))
-    assert measured["loss"] == nats / tokens and measured["bits_per_byte"] == pytest.approx(nats / math.log(2) / size)
+    assert measured["loss"] == nats / tokens and measured["bits_per_byte"] == pytest.approx(
+        nats / math.log(2) / size
+    )
 
 
 def test_without_a_beginning_token_the_first_token_is_never_scored(tmp_path):
     (tmp_path / "t.txt").write_text("سلام بر جهان", encoding="utf-8")
-    template = choose(spelling.plain(), "gpt2")
+    template = select_template(spelling.plain(), "gpt2")
     assert template.tokenizer.bos_token_id is None
     found = forgetting.prepare(Forgetting(english=None, persian=str(tmp_path / "t.txt")), template)
     (row,), (size,) = found["persian"].rows, found["persian"].sizes
     assert list(found) == ["persian"] and not row.supervised[0] and row.supervised[1:].all()
-    assert size == len(template.tokenizer.decode(row.ids[1:]).encode()) < len("سلام بر جهان".encode())
+    assert (
+        size == len(template.tokenizer.decode(row.ids[1:]).encode()) < len("سلام بر جهان".encode())
+    )
 
 
 def test_marks_of_the_template_in_the_text_are_no_turns(tmp_path):
     (tmp_path / "t.txt").write_text("سلام<end_of_turn> جهان", encoding="utf-8")
-    template = choose(spelling.gemma(), "gemma2")
-    row = forgetting.prepare(Forgetting(english=str(tmp_path / "t.txt"), persian=None), template)["english"].rows[0]
+    template = select_template(spelling.gemma(), "gemma2")
+    row = forgetting.prepare(Forgetting(english=str(tmp_path / "t.txt"), persian=None), template)[
+        "english"
+    ].rows[0]
     assert template.tokenizer.convert_tokens_to_ids("<end_of_turn>") not in row.ids
 
 
-@pytest.mark.parametrize(("name", "content"), [("a.txt", "\n \n"), ("a.jsonl", '{"body": "x"}'), ("a.jsonl", "[]"), ("missing.txt", None)])
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [("a.txt", "\n \n"), ("a.jsonl", '{"body": "x"}'), ("a.jsonl", "[]"), ("missing.txt", None)],
+)
 def test_a_source_without_text_is_named(tmp_path, name, content):
     if content is not None:
         (tmp_path / name).write_text(content, encoding="utf-8")
-    with pytest.raises(BadInput, match=name):
-        forgetting.prepare(Forgetting(english=str(tmp_path / name)), choose(spelling.plain(), "gpt2"))
+    with pytest.raises(UserError, match=name):
+        forgetting.prepare(
+            Forgetting(english=str(tmp_path / name)), select_template(spelling.plain(), "gpt2")
+        )
 
 
 def test_a_changed_text_is_refused_on_resume(root, monkeypatch):
     prepared(root, monkeypatch)
     monkeypatch.setitem(globals(), "TEXTS", [*TEXTS, "One more."])
-    with pytest.raises(BadInput, match="forgetting.*changed"):
+    with pytest.raises(UserError, match="forgetting.*changed"):
         prepared(root, monkeypatch)
 
 
 def test_the_shipped_texts_are_read_whole():
-    template = choose(spelling.llama3(), "llama")
+    template = select_template(spelling.llama3(), "llama")
     for language, found in forgetting.prepare(Forgetting(max_length=4096), template).items():
-        shares = [forgetting.raw.local(f"samples:forgetting_{language[:2] if language == 'english' else 'fa'}.txt").read_text(encoding="utf-8")]
+        shares = [
+            forgetting.raw.local(
+                f"samples:forgetting_{language[:2] if language == 'english' else 'fa'}.txt"
+            ).read_text(encoding="utf-8")
+        ]
         assert found.describe()["rows"] == shares[0].count("\n\n") + 1
         assert found.describe()["bytes"] > 0.98 * len(shares[0].encode())

@@ -20,18 +20,25 @@ def anywhere(monkeypatch):
 
 
 def is_gated(graph: torch.fx.GraphModule) -> bool:
-    return any("tarazu.gated" in str(part.graph) or "GatedProduct" in str(part.graph) for part in graph.modules() if isinstance(part, torch.fx.GraphModule))
+    return any(
+        "tarazu.gated" in str(part.graph) or "GatedProduct" in str(part.graph)
+        for part in graph.modules()
+        if isinstance(part, torch.fx.GraphModule)
+    )
 
 
 def joined(**case):
-    trainee = build(**case, attention=flex_attention.NAME)
-    fused_lora.widen(trainee.base)
-    return trainee
+    model = build(**case, attention=flex_attention.NAME)
+    fused_lora.fuse_lora_layers(model.base)
+    return model
 
 
 CASES = {
     "gemma2": {"family": "gemma2"},
-    "llama, unlike ranks and scales": {"rank_pattern": {"gate_proj": 9, "up_proj": 1, "down_proj": 7}, "alpha_pattern": {"up_proj": 3, "gate_proj": 20}},
+    "llama, unlike ranks and scales": {
+        "rank_pattern": {"gate_proj": 9, "up_proj": 1, "down_proj": 7},
+        "alpha_pattern": {"up_proj": 3, "gate_proj": 20},
+    },
     "rslora, two steps of columns": {"r": 40, "use_rslora": True},
 }
 
@@ -41,11 +48,15 @@ CASES = {
 @pytest.mark.parametrize("case", CASES)
 def test_losses_and_gradients_are_the_plain_paths(case, checkpointing):
     plain, one = build(**CASES[case]), joined(**CASES[case])
-    assert all(isinstance(layer.mlp, fused_mlp._Gated) for layer in one.base.model.layers) and fused_mlp.is_gated(one.base)
+    assert all(
+        isinstance(layer.mlp, fused_mlp._Gated) for layer in one.base.model.layers
+    ) and fused_mlp.is_gated(one.base)
     graphs = compile_layers(one, checkpointing)
     assert agree(gradients(one), gradients(plain))
     assert len(graphs) == 1 and is_gated(graphs[0])
-    assert agree(gradients(one, (90, 41), (60, 100)), gradients(plain, (90, 41), (60, 100))), "two passes before the first goes back"
+    assert agree(gradients(one, (90, 41), (60, 100)), gradients(plain, (90, 41), (60, 100))), (
+        "two passes before the first goes back"
+    )
 
 
 @pytest.mark.usefixtures("blocks", "anywhere")
@@ -68,22 +79,28 @@ class Scaled(torch.nn.Module):
 
 
 @pytest.mark.usefixtures("anywhere")
-@pytest.mark.parametrize("case", [{"use_dora": True}, {"biases": True}, {"r": fused_mlp.MOST_RANK + 1}])
+@pytest.mark.parametrize(
+    "case", [{"use_dora": True}, {"biases": True}, {"r": fused_mlp.MOST_RANK + 1}]
+)
 def test_other_adapters_stay_apart(case):
-    assert not any(isinstance(layer.mlp, fused_mlp._Gated) for layer in joined(**case).base.model.layers)
+    assert not any(
+        isinstance(layer.mlp, fused_mlp._Gated) for layer in joined(**case).base.model.layers
+    )
 
 
 @pytest.mark.usefixtures("anywhere")
-@pytest.mark.parametrize("act", [torch.nn.ReLU(), Scaled(), torch.nn.GELU(), torch.nn.PReLU(), torch.nn.GLU(0), None])
+@pytest.mark.parametrize(
+    "act", [torch.nn.ReLU(), Scaled(), torch.nn.GELU(), torch.nn.PReLU(), torch.nn.GLU(0), None]
+)
 def test_an_mlp_that_computes_something_else_stays_as_it_is(act):
-    trainee = build()
-    for layer in trainee.base.model.layers:
+    model = build()
+    for layer in model.base.model.layers:
         if act is None:
             layer.mlp.forward = lambda x, mlp=layer.mlp: type(mlp).forward(mlp, x) * 2
         else:
             layer.mlp.act_fn = act
-    assert fused_lora.widen(trainee.base) == 8
-    assert not fused_mlp.is_gated(trainee.base)
+    assert fused_lora.fuse_lora_layers(model.base) == 8
+    assert not fused_mlp.is_gated(model.base)
 
 
 def test_a_cpu_and_full_precision_have_no_kernel():
@@ -91,18 +108,30 @@ def test_a_cpu_and_full_precision_have_no_kernel():
     assert not any(isinstance(layer.mlp, fused_mlp._Gated) for layer in joined().base.model.layers)
 
 
-def matrices(places: int, width: int, ranks: tuple[int, ...], dtype: torch.dtype, device: str) -> list[torch.Tensor]:
+def matrices(
+    places: int, width: int, ranks: tuple[int, ...], dtype: torch.dtype, device: str
+) -> list[torch.Tensor]:
     """Arguments of `gated_slopes`, lying within wider matrices as they do there, and A of the down layer."""
     torch.manual_seed(0)
     gate, up, down = ranks
-    spare = -(-(gate + up) // fused_lora.STEP) * fused_lora.STEP
+    spare = -(-(gate + up) // fused_lora.RANK_ALIGNMENT) * fused_lora.RANK_ALIGNMENT
     ups = torch.zeros(2 * width, 8 + spare)
     ups[:width, 8 : 8 + gate].normal_()
     ups[width:, 8 + gate : 8 + gate + up].normal_()
-    factor = torch.zeros(fused_lora.STEP, width + 8)
+    factor = torch.zeros(fused_lora.RANK_ALIGNMENT, width + 8)
     factor[:down].normal_()
-    thin_slope, thin_input = torch.randn(places, 8 + fused_lora.STEP), torch.randn(places, 8 + spare)
-    whole = [torch.randn(places, width), torch.randn(places, 2 * width), thin_slope, thin_input, ups, factor]
+    thin_slope, thin_input = (
+        torch.randn(places, 8 + fused_lora.RANK_ALIGNMENT),
+        torch.randn(places, 8 + spare),
+    )
+    whole = [
+        torch.randn(places, width),
+        torch.randn(places, 2 * width),
+        thin_slope,
+        thin_input,
+        ups,
+        factor,
+    ]
     slope, both, thin_slope, thin_input, ups, factor = (one.to(device, dtype) for one in whole)
     return [slope, both, thin_slope[:, 8:], thin_input[:, 8:], ups[:, 8:], factor[:, :width]]
 
@@ -110,13 +139,32 @@ def matrices(places: int, width: int, ranks: tuple[int, ...], dtype: torch.dtype
 @GPU
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("gelu", [True, False])
-@pytest.mark.parametrize(("places", "width", "ranks"), [(512, 9216, (16, 16, 16)), (1100, 200, (4, 7, 16)), (70, 1000, (64, 33, 1)), (300, 520, (32, 17, 32)), (4608, 512, (16, 16, 40))])
+@pytest.mark.parametrize(
+    ("places", "width", "ranks"),
+    [
+        (512, 9216, (16, 16, 16)),
+        (1100, 200, (4, 7, 16)),
+        (70, 1000, (64, 33, 1)),
+        (300, 520, (32, 17, 32)),
+        (4608, 512, (16, 16, 40)),
+    ],
+)
 def test_the_kernel_computes_what_the_plain_arithmetic_does(places, width, ranks, gelu, dtype):
     slope, both, thin_slope, thin_input, ups, factor = matrices(places, width, ranks, dtype, "cuda")
-    found = [*torch.ops.tarazu.gated(both, factor, gelu, ranks[2]), *torch.ops.tarazu.gated_slopes(slope, both, thin_slope, thin_input, ups, gelu, list(ranks))]
-    slope, both, thin_slope, thin_input, ups, factor = (one.cpu().float() for one in (slope, both, thin_slope, thin_input, ups, factor))
-    wanted = [*torch.ops.tarazu.gated(both, factor, gelu, ranks[2]), *torch.ops.tarazu.gated_slopes(slope, both, thin_slope, thin_input, ups, gelu, list(ranks))]
+    found = [
+        *torch.ops.tarazu.gated(both, factor, gelu, ranks[2]),
+        *torch.ops.tarazu.gated_slopes(slope, both, thin_slope, thin_input, ups, gelu, list(ranks)),
+    ]
+    slope, both, thin_slope, thin_input, ups, factor = (
+        one.cpu().float() for one in (slope, both, thin_slope, thin_input, ups, factor)
+    )
+    wanted = [
+        *torch.ops.tarazu.gated(both, factor, gelu, ranks[2]),
+        *torch.ops.tarazu.gated_slopes(slope, both, thin_slope, thin_input, ups, gelu, list(ranks)),
+    ]
     for mine, plain in zip(found, wanted, strict=True):
         assert mine.shape == plain.shape and torch.isfinite(mine).all()
-        for a, b in zip(mine.cpu().float().split(width, 1), plain.split(width, 1), strict=True):  # the thin columns by themselves
+        for a, b in zip(
+            mine.cpu().float().split(width, 1), plain.split(width, 1), strict=True
+        ):  # the thin columns by themselves
             assert (a - b).norm() <= 8e-3 * b.norm()

@@ -19,7 +19,7 @@ def test_losses_and_slopes_are_the_plain_paths(words, softcap, dtype):
     logits = (torch.randn(70, words, device="cuda") * 8).to(dtype)
     labels = torch.randint(0, words, (70,), device="cuda")
     labels[:2] = torch.tensor([0, words - 1])
-    wanted, slope = loss.loss_and_slope(logits.double().float(), labels, softcap, True)
+    wanted, slope = loss.cross_entropy_with_grad(logits.double().float(), labels, softcap, True)
     fast = loss._fast(logits, softcap, True)
     assert fast is loss._kernel().loss_and_slope
     found, mine = fast(logits, labels, softcap, True)
@@ -31,7 +31,10 @@ def test_losses_and_slopes_are_the_plain_paths(words, softcap, dtype):
 @GPU
 def test_what_the_kernel_is_not_for_is_compiled():
     assert loss._fast(torch.ones(3, 8, device="cuda"), None, True) is loss._compiled()
-    assert loss._fast(torch.ones(3, 8, device="cuda", dtype=torch.bfloat16), 200.0, True) is loss._compiled()
+    assert (
+        loss._fast(torch.ones(3, 8, device="cuda", dtype=torch.bfloat16), 200.0, True)
+        is loss._compiled()
+    )
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
@@ -41,7 +44,9 @@ def test_a_cpu_goes_row_by_row(softcap, dtype, sloped, monkeypatch):
     monkeypatch.setattr(loss, "CACHED", 3 * 4 * 500)  # three rows at a time, and one is left
     torch.manual_seed(0)
     logits, labels = (torch.randn(7, 500) * 30).to(dtype), torch.randint(0, 500, (7,))
-    wanted, slope = loss.loss_and_slope(logits.float().double().float(), labels, softcap, sloped)
+    wanted, slope = loss.cross_entropy_with_grad(
+        logits.float().double().float(), labels, softcap, sloped
+    )
     fast = loss._fast(logits, softcap, sloped)
     assert fast is loss.row_by_row
     found, mine = fast(logits, labels, softcap, sloped)
@@ -49,4 +54,6 @@ def test_a_cpu_goes_row_by_row(softcap, dtype, sloped, monkeypatch):
     assert (mine is None) == (slope is None)
     if sloped:
         assert mine.data_ptr() == logits.data_ptr() and mine.dtype == dtype
-        torch.testing.assert_close(mine.float(), slope, atol=1e-6 if dtype is torch.float32 else 1e-2, rtol=1e-5)
+        torch.testing.assert_close(
+            mine.float(), slope, atol=1e-6 if dtype is torch.float32 else 1e-2, rtol=1e-5
+        )

@@ -7,21 +7,33 @@ import pytest
 import torch
 from chat.tiny import FAMILIES, VOCABULARY, Words, model
 
-from tarazu.chat.model.forward import hidden_states
 from tarazu.chat.evaluation.generation import generate
-from tarazu.chat.model.batching import Row, group, lay_out
+from tarazu.chat.methods import (
+    Base,
+    DoRA,
+    Layers,
+    LoHa,
+    LoRA,
+    PrefixTuning,
+    PromptTuning,
+    PTuning,
+    RsLoRA,
+)
+from tarazu.chat.model.batching import TokenizedRow, bin_pack, make_batch
+from tarazu.chat.model.forward import hidden_states
 from tarazu.chat.model.loss import token_losses
-from tarazu.chat.methods import Base, DoRA, Layers, LoHa, LoRA, PrefixTuning, PromptTuning, PTuning, RsLoRA
 from tarazu.engine import weights
 from tarazu.engine.fingerprint import compare, fingerprint
-from tarazu.errors import BadInput
+from tarazu.errors import UserError
 
 METHODS = {
     "base": Base(),
     "prompt_tuning": PromptTuning(virtual_tokens=5),
     "prompt_tuning_vocabulary": PromptTuning(virtual_tokens=5, start="vocabulary"),
     "prefix_tuning": PrefixTuning(virtual_tokens=4),
-    "prefix_tuning_projection": PrefixTuning(virtual_tokens=4, projection=True, projection_width=16),
+    "prefix_tuning_projection": PrefixTuning(
+        virtual_tokens=4, projection=True, projection_width=16
+    ),
     "p_tuning": PTuning(virtual_tokens=5, encoder_width=16),
     "lora": LoRA(rank=4),
     "rslora": RsLoRA(rank=4),
@@ -34,37 +46,43 @@ SOFT = {"prompt_tuning", "prompt_tuning_vocabulary", "p_tuning"}
 
 
 def build(name: str, family: str, seed: int = 1, shake: bool = True, **options):
-    """A trainee whose trained tensors are moved off their start, so that every path through them counts."""
+    """A model whose trained tensors are moved off their start, so that every path through them counts."""
     base = model(family, **options)
     torch.manual_seed(seed)
-    trainee = METHODS[name].attach(base, Words())
+    trainable = METHODS[name].attach(base, Words())
     if shake:
         with torch.no_grad():
-            for parameter in trainee.trainable().values():
+            for parameter in trainable.trainable().values():
                 parameter.add_(0.05 * torch.randn_like(parameter))
-    trainee.module.eval()
-    return trainee
+    trainable.module.eval()
+    return trainable
 
 
-def rows(lengths=(9, 17, 5, 23), seed: int = 0) -> list[Row]:
+def rows(lengths=(9, 17, 5, 23), seed: int = 0) -> list[TokenizedRow]:
     random = np.random.default_rng(seed)
     out = []
     for i, n in enumerate(lengths):
         supervised = random.random(n) < 0.5
         supervised[-1] = True
         supervised[0] = False
-        out.append(Row(random.integers(3, VOCABULARY, n), supervised, i))
+        out.append(TokenizedRow(random.integers(3, VOCABULARY, n), supervised, i))
     return out
 
 
-def losses(trainee, given: list[Row], limit: int, packed: bool, width: int | None = None) -> dict[int, list[float]]:
+def losses(
+    trainable, given: list[TokenizedRow], limit: int, packed: bool, width: int | None = None
+) -> dict[int, list[float]]:
     """Nats of every supervised token, by row."""
-    prefix = trainee.virtual if trainee.prefix else 0
-    virtual = trainee.virtual - prefix
+    prefix = trainable.virtual if trainable.prefix else 0
+    virtual = trainable.virtual - prefix
     out = {}
-    for lines in group(given, limit, virtual, packed):
-        batch = lay_out(lines, virtual, prefix, width=width)
-        values = token_losses(trainee.base, hidden_states(trainee, batch).flatten(0, 1)[batch.sources], batch.labels)
+    for lines in bin_pack(given, limit, virtual, packed):
+        batch = make_batch(lines, virtual, prefix, width=width)
+        values = token_losses(
+            trainable.base,
+            hidden_states(trainable, batch).flatten(0, 1)[batch.sources],
+            batch.labels,
+        )
         for row, value in zip(batch.rows.tolist(), values.tolist(), strict=True):
             out.setdefault(row, []).append(value)
     return out
@@ -78,57 +96,78 @@ def close(a: dict, b: dict, tolerance: float = 2e-5) -> bool:
 @pytest.mark.parametrize("name", METHODS)
 def test_packed_padded_and_alone_agree(name, family):
     with torch.no_grad():
-        trainee = build(name, family)
-        alone = losses(trainee, rows(), 1, packed=False)
-        assert close(alone, losses(trainee, rows(), 200, packed=False)), "padding changes the loss"
-        assert close(alone, losses(trainee, rows(), 200, packed=True)), "packed rows see each other"
+        trainable = build(name, family)
+        alone = losses(trainable, rows(), 1, packed=False)
+        assert close(alone, losses(trainable, rows(), 200, packed=False)), (
+            "padding changes the loss"
+        )
+        assert close(alone, losses(trainable, rows(), 200, packed=True)), (
+            "packed rows see each other"
+        )
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("name", METHODS)
 def test_equals_the_models_own_forward(name, family):
     """One unpadded row through peft's (or the model's) own forward gives the same losses."""
-    trainee = build(name, family)
-    for row in rows((9, 10)):  # with a prefix, all within the sliding window: peft's cache drops what is beyond it
+    trainable = build(name, family)
+    for row in rows(
+        (9, 10)
+    ):  # with a prefix, all within the sliding window: peft's cache drops what is beyond it
         ids = torch.from_numpy(row.ids)[None]
         with torch.no_grad():
-            logits = trainee.module(input_ids=ids, attention_mask=torch.ones_like(ids)).logits[0]
+            logits = trainable.module(input_ids=ids, attention_mask=torch.ones_like(ids)).logits[0]
         logits = logits[len(logits) - len(row.ids) :]
         marked = np.flatnonzero(row.supervised)
-        expected = torch.nn.functional.cross_entropy(logits[marked - 1], ids[0, marked], reduction="none")
+        expected = torch.nn.functional.cross_entropy(
+            logits[marked - 1], ids[0, marked], reduction="none"
+        )
         with torch.no_grad():
-            assert np.allclose(losses(trainee, [row], 99, False)[row.index], expected, atol=2e-5)
+            assert np.allclose(losses(trainable, [row], 99, False)[row.index], expected, atol=2e-5)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("name", METHODS)
 def test_generation_in_a_batch_equals_alone(name, family):
     """Left padding moves nothing, and the cached steps equal a full forward pass over the text so far."""
-    trainee = build(name, family)
+    trainable = build(name, family)
     prompts = [row.ids.tolist() for row in rows((3, 11, 7))]
-    together = generate(trainee, prompts, set(), 12)
-    assert together == [generate(trainee, [p], set(), 12)[0] for p in prompts]
-    assert together == generate(trainee, prompts, set(), 12, replayed=True), "the fast path writes something else"
+    together = generate(trainable, prompts, set(), 12)
+    assert together == [generate(trainable, [p], set(), 12)[0] for p in prompts]
+    assert together == generate(trainable, prompts, set(), 12, replayed=True), (
+        "the fast path writes something else"
+    )
     stop = {together[1].ids[4]}
-    assert generate(trainee, prompts, stop, 12) == generate(trainee, prompts, stop, 12, replayed=True)
-    prefix = trainee.virtual if trainee.prefix else 0
+    assert generate(trainable, prompts, stop, 12) == generate(
+        trainable, prompts, stop, 12, replayed=True
+    )
+    prefix = trainable.virtual if trainable.prefix else 0
     for prompt, answer in zip(prompts, together, strict=True):
         ids = np.array(prompt + answer.ids)
-        batch = lay_out([[Row(ids, np.zeros(len(ids), bool))]], trainee.virtual - prefix, prefix)
+        batch = make_batch(
+            [[TokenizedRow(ids, np.zeros(len(ids), bool))]], trainable.virtual - prefix, prefix
+        )
         with torch.no_grad():
-            logits = trainee.base.lm_head(hidden_states(trainee, batch)[0])
+            logits = trainable.base.lm_head(hidden_states(trainable, batch)[0])
         assert logits.argmax(-1)[-len(answer.ids) - 1 : -1].tolist() == answer.ids
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("name", ["base", "lora", "layers"])
 def test_generation_equals_transformers(name, family):
-    trainee = build(name, family)
+    trainable = build(name, family)
     prompts = [row.ids.tolist() for row in rows((3, 11, 7))]
-    ours = generate(trainee, prompts, {1}, 10)
+    ours = generate(trainable, prompts, {1}, 10)
     for prompt, answer in zip(prompts, ours, strict=True):
         ids = torch.tensor([prompt])
-        theirs = trainee.module.generate(input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=10, do_sample=False, eos_token_id=1, pad_token_id=0)
+        theirs = trainable.module.generate(
+            input_ids=ids,
+            attention_mask=torch.ones_like(ids),
+            max_new_tokens=10,
+            do_sample=False,
+            eos_token_id=1,
+            pad_token_id=0,
+        )
         assert theirs[0, len(prompt) :].tolist()[: len(answer.ids)] == answer.ids
 
 
@@ -137,20 +176,30 @@ def test_only_the_named_tensors_change_and_gradients_do_not_depend_on_the_batchi
     """A real optimizer step; the gradient of the summed loss is the same packed, padded and row by row."""
     gradients = []
     for limit, packed in ((1, False), (200, False), (200, True)):
-        trainee = build(name, "gemma3")
-        prefix = trainee.virtual if trainee.prefix else 0
-        for lines in group(rows(), limit, trainee.virtual - prefix, packed):
-            batch = lay_out(lines, trainee.virtual - prefix, prefix)
-            token_losses(trainee.base, hidden_states(trainee, batch).flatten(0, 1)[batch.sources], batch.labels).sum().backward()
-        gradients.append({n: p.grad.clone() for n, p in trainee.trainable().items()})
+        trainable = build(name, "gemma3")
+        prefix = trainable.virtual if trainable.prefix else 0
+        for lines in bin_pack(rows(), limit, trainable.virtual - prefix, packed):
+            batch = make_batch(lines, trainable.virtual - prefix, prefix)
+            token_losses(
+                trainable.base,
+                hidden_states(trainable, batch).flatten(0, 1)[batch.sources],
+                batch.labels,
+            ).sum().backward()
+        gradients.append({n: p.grad.clone() for n, p in trainable.trainable().items()})
     for other in gradients[1:]:
         for key, value in gradients[0].items():
-            assert torch.allclose(value, other[key], atol=1e-3 * max(1.0, value.abs().max().item())), key
-    before = fingerprint(trainee.module)
-    torch.optim.AdamW(list(trainee.trainable().values()), lr=1e-3).step()
-    proof = compare(before, fingerprint(trainee.module), trainee.may_change)
-    assert proof["verdict"] == "ok" and proof["changed"] == sorted(trainee.may_change)
-    assert all(p.grad is None for n, p in trainee.module.named_parameters() if n not in trainee.may_change)
+            assert torch.allclose(
+                value, other[key], atol=1e-3 * max(1.0, value.abs().max().item())
+            ), key
+    before = fingerprint(trainable.module)
+    torch.optim.AdamW(list(trainable.trainable().values()), lr=1e-3).step()
+    proof = compare(before, fingerprint(trainable.module), trainable.may_change)
+    assert proof["verdict"] == "ok" and proof["changed"] == sorted(trainable.may_change)
+    assert all(
+        p.grad is None
+        for n, p in trainable.module.named_parameters()
+        if n not in trainable.may_change
+    )
 
 
 @pytest.mark.parametrize("name", TRAINED)
@@ -170,46 +219,52 @@ def test_saved_and_loaded_gives_the_same_losses(name):
 def test_low_rank_methods_begin_as_the_base_model(name):
     with torch.no_grad():
         plain = losses(build("base", "gemma2"), rows(), 200, packed=True)
-        assert close(plain, losses(build(name, "gemma2", shake=False), rows(), 200, packed=True), 1e-5)
+        assert close(
+            plain, losses(build(name, "gemma2", shake=False), rows(), 200, packed=True), 1e-5
+        )
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("name", ["prompt_tuning", "p_tuning"])
 def test_soft_prompts_begin_at_the_size_of_words(name, family):
     """peft's random start is some 50 times larger than a word; Gemma 3 scales words inside the embedding module."""
-    trainee = build(name, family, shake=False)
-    words = trainee.base.get_input_embeddings()(torch.arange(VOCABULARY))
-    assert 0.3 < (trainee.prompt().std() / words.std()).item() < 3
+    trainable = build(name, family, shake=False)
+    words = trainable.base.get_input_embeddings()(torch.arange(VOCABULARY))
+    assert 0.3 < (trainable.prompt().std() / words.std()).item() < 3
 
 
 def test_prefix_begins_as_the_models_own_keys_and_values():
     """A prefix made from a text acts as that text, standing before the row."""
-    trainee = build("prefix_tuning", "llama", shake=False)
+    trainable = build("prefix_tuning", "llama", shake=False)
     base = build("base", "llama")
     from tarazu.chat.methods.prompt_tuning import INSTRUCTION
     from tarazu.chat.model.trainable import start_ids
 
     text = start_ids(Words(), INSTRUCTION, 4).numpy()
     given = rows((9,))[0]
-    longer = Row(np.concatenate([text, given.ids]), np.concatenate([np.zeros(4, bool), given.supervised]))
+    longer = TokenizedRow(
+        np.concatenate([text, given.ids]), np.concatenate([np.zeros(4, bool), given.supervised])
+    )
     with torch.no_grad():
-        assert close(losses(trainee, [given], 99, False), losses(base, [longer], 99, False))
+        assert close(losses(trainable, [given], 99, False), losses(base, [longer], 99, False))
 
 
 def test_layers_open_what_was_asked_and_nothing_else():
-    trainee = build("layers", "llama")
-    blocks = {name.split(".layers.")[1].split(".")[0] for name in trainee.may_change}
+    trainable = build("layers", "llama")
+    blocks = {name.split(".layers.")[1].split(".")[0] for name in trainable.may_change}
     assert blocks == {"0", "4", "5"}
-    every = Layers(first=1, last=0, embeddings=True, final_norm=True, head=True).attach(model("llama"), Words())
+    every = Layers(first=1, last=0, embeddings=True, final_norm=True, head=True).attach(
+        model("llama"), Words()
+    )
     assert {"model.embed_tokens.weight", "model.norm.weight", "lm_head.weight"} < every.may_change
-    with pytest.raises(BadInput, match="tied"):
+    with pytest.raises(UserError, match="tied"):
         Layers(head=True).attach(model("gemma3"), Words())
-    with pytest.raises(BadInput, match="of 6 layers"):
+    with pytest.raises(UserError, match="of 6 layers"):
         Layers(first=4, last=4).attach(model("llama"), Words())
 
 
 def test_unknown_targets_name_the_nearest():
-    with pytest.raises(BadInput, match="q_proj"):
+    with pytest.raises(UserError, match="q_proj"):
         LoRA(targets=["q_prog"]).attach(model("llama"), Words())
 
 
@@ -218,12 +273,16 @@ def test_gradient_checkpointing_changes_nothing(name):
     """Prefix tuning is left out of it by the task: transformers drops the cache, and the prefix with it, there."""
     gradients = []
     for checkpointed in (False, True):
-        trainee = build(name, "llama")
+        trainable = build(name, "llama")
         if checkpointed:
-            trainee.base.gradient_checkpointing_enable({"use_reentrant": False})
-        trainee.module.train()
-        for lines in group(rows(), 200, trainee.virtual, True):
-            batch = lay_out(lines, trainee.virtual)
-            token_losses(trainee.base, hidden_states(trainee, batch).flatten(0, 1)[batch.sources], batch.labels).sum().backward()
-        gradients.append({n: p.grad for n, p in trainee.trainable().items()})
+            trainable.base.gradient_checkpointing_enable({"use_reentrant": False})
+        trainable.module.train()
+        for lines in bin_pack(rows(), 200, trainable.virtual, True):
+            batch = make_batch(lines, trainable.virtual)
+            token_losses(
+                trainable.base,
+                hidden_states(trainable, batch).flatten(0, 1)[batch.sources],
+                batch.labels,
+            ).sum().backward()
+        gradients.append({n: p.grad for n, p in trainable.trainable().items()})
     assert all(torch.allclose(gradients[0][n], gradients[1][n], atol=1e-5) for n in gradients[0])

@@ -8,7 +8,13 @@ import unicodedata
 import pytest
 
 from tarazu.chat.data import persian
-from tarazu.chat.data.persian import english_share, fold_for_match, normalise, script_shares, words
+from tarazu.chat.data.persian import (
+    english_share,
+    normalise,
+    normalize_for_matching,
+    script_shares,
+    words,
+)
 
 
 @pytest.mark.parametrize(
@@ -51,7 +57,16 @@ def test_arabic_ye_with_hamza_composes_before_it_is_replaced() -> None:
 
 
 def test_normalising_twice_changes_nothing() -> None:
-    pieces = [*"يىكةۀأ٤۴اب \n\t\r\u200c\u200d\u00a0\u202e\ufeff\x00\x85", "\ud800", "\u0653", "\u0654", "ﻻ", "😀", "A", "́"]
+    pieces = [
+        *"يىكةۀأ٤۴اب \n\t\r\u200c\u200d\u00a0\u202e\ufeff\x00\x85",
+        "\ud800",
+        "\u0653",
+        "\u0654",
+        "ﻻ",
+        "😀",
+        "A",
+        "́",
+    ]
     draw = random.Random(0)
     for _ in range(3000):
         text = "".join(draw.choice(pieces) for _ in range(draw.randint(0, 12)))
@@ -63,16 +78,24 @@ def test_normalising_twice_changes_nothing() -> None:
 
 
 def test_words_are_joined_by_half_spaces() -> None:
-    assert words("می‌روم، کتاب‌هایشان؟ (۱۲) don't e-mail") == ["می‌روم", "کتاب‌هایشان", "۱۲", "don't", "e-mail"]
+    assert words("می‌روم، کتاب‌هایشان؟ (۱۲) don't e-mail") == [
+        "می‌روم",
+        "کتاب‌هایشان",
+        "۱۲",
+        "don't",
+        "e-mail",
+    ]
     assert words("  ... «»،؛ \n") == []
     assert words("مُهَندِس آمد") == ["مُهَندِس", "آمد"]
 
 
 def test_folding_makes_equal_answers_equal() -> None:
     same = ["مي‌روم به خانۀ ۱۲", "میروم به خانه 12!", "«میروم»، بهِ خانه   ۱۲."]
-    assert {fold_for_match(text) for text in same} == {"میروم به خانه 12"}
-    assert fold_for_match("Tehran") == fold_for_match("TEHRAN")
-    assert fold_for_match("12") != fold_for_match("21") and fold_for_match("علی") != fold_for_match("علیه")
+    assert {normalize_for_matching(text) for text in same} == {"میروم به خانه 12"}
+    assert normalize_for_matching("Tehran") == normalize_for_matching("TEHRAN")
+    assert normalize_for_matching("12") != normalize_for_matching("21") and normalize_for_matching(
+        "علی"
+    ) != normalize_for_matching("علیه")
 
 
 def test_shares_of_scripts() -> None:

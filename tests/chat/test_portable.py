@@ -5,11 +5,16 @@ from __future__ import annotations
 import pytest
 from chat import spelling
 
-from tarazu.chat.inference import jinja_template
+from tarazu.chat.data.chat_template import select_template
 from tarazu.chat.data.conversation import Conversation, Turn
-from tarazu.chat.data.chat_template import choose
+from tarazu.chat.inference import jinja_template
 
-TURNS = (Turn("human", "سلام، «خوبی»؟"), Turn("gpt", "درود! {{ x }} \"y\"\nبله"), Turn("human", "باز هم"), Turn("gpt", "باشد"))
+TURNS = (
+    Turn("human", "سلام، «خوبی»؟"),
+    Turn("gpt", 'درود! {{ x }} "y"\nبله'),
+    Turn("human", "باز هم"),
+    Turn("gpt", "باشد"),
+)
 CASES = {
     "llama3": (lambda: spelling.llama3(None), "llama", "llama3"),
     "gemma": (spelling.gemma, "gemma2", "gemma"),
@@ -18,12 +23,14 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("system", [(), (Turn("system", "کوتاه بنویس."),)], ids=["no system", "system"])
+@pytest.mark.parametrize(
+    "system", [(), (Turn("system", "کوتاه بنویس."),)], ids=["no system", "system"]
+)
 @pytest.mark.parametrize("case", CASES)
 def test_the_same_tokens(case, system):
     make, family, name = CASES[case]
     tokenizer = make()
-    template = choose(tokenizer, family)
+    template = select_template(tokenizer, family)
     assert template.name == name
     turns = (*system, *TURNS)
     roles = {"system": "system", "human": "user", "gpt": "assistant"}
@@ -31,7 +38,9 @@ def test_the_same_tokens(case, system):
     jinja = jinja_template.chat_template(template)
 
     def theirs(messages, prompt):
-        return tokenizer.apply_chat_template(messages, chat_template=jinja, add_generation_prompt=prompt, return_dict=True)["input_ids"]
+        return tokenizer.apply_chat_template(
+            messages, chat_template=jinja, add_generation_prompt=prompt, return_dict=True
+        )["input_ids"]
 
     assert theirs(messages, False) == template.encode(Conversation(turns)).ids.tolist()
     assert theirs(messages[:-1], True) == template.encode_prompt(turns[:-1])

@@ -8,19 +8,19 @@ from chat import small
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from tarazu.study import runner
-from tarazu.chat.model import loading, quantization
-from tarazu.chat.cost import shell, weight_bytes
+from tarazu.chat.cost import meta_model, weight_bytes
 from tarazu.chat.inference.export import export
 from tarazu.chat.inference.trained_model import load as load_run
-from tarazu.chat.model.summary import describe
+from tarazu.chat.model import loading, quantization
+from tarazu.chat.model.summary import model_summary
 from tarazu.chat.task import Chat
+from tarazu.commands.verify import run_checks
 from tarazu.engine.fingerprint import fingerprint
-from tarazu.errors import BadInput
-from tarazu.estimate.cost_model import foresee
+from tarazu.errors import UserError
+from tarazu.estimate.cost_model import predict
 from tarazu.recipe.schema import load
-from tarazu.storage.run_folder import Run, RunFolder
-from tarazu.commands.verify import examine
+from tarazu.storage.run_folder import RunDir, StudyDir
+from tarazu.study import runner
 
 REFUSED = {"loha", "layers"}
 METHODS = {name: settings for name, settings in small.METHODS.items() if name not in REFUSED}
@@ -41,7 +41,9 @@ def recipe(root, monkeypatch):
     monkeypatch.setenv("TARAZU_CACHE", str(root / "cache"))
 
     def write(**changes):
-        return small.recipe(root / "recipe.yaml", root / "model", **{"quantize": "4bit", "reading": None, **changes})
+        return small.recipe(
+            root / "recipe.yaml", root / "model", **{"quantize": "4bit", "reading": None, **changes}
+        )
 
     return write
 
@@ -53,7 +55,7 @@ def packed(root):
 def test_without_the_package_it_says_what_to_install(recipe, root, monkeypatch):
     path = recipe(methods=METHODS)
     monkeypatch.setattr(quantization, "installed", lambda: False)
-    with pytest.raises(BadInput, match=r"pip install 'tarazu\[quantized\]'"):
+    with pytest.raises(UserError, match=r"pip install 'tarazu\[quantized\]'"):
         runner.run(str(path), str(root / "refused"))
     assert not (root / "refused").exists(), "refused before anything is written"
     Chat().admit(load(recipe(quantize="none")))
@@ -63,17 +65,19 @@ def test_without_the_package_it_says_what_to_install(recipe, root, monkeypatch):
 def test_what_cannot_work_is_refused_before_anything_is_trained(name, recipe, root, monkeypatch):
     monkeypatch.setattr(quantization, "installed", lambda: True)
     path = recipe(methods={"lora": {}, name: small.METHODS[name]})
-    with pytest.raises(BadInput, match=f"methods.{name}: not with quantize: 4bit"):
+    with pytest.raises(UserError, match=f"methods.{name}: not with quantize: 4bit"):
         runner.run(str(path), str(root / "refused"))
     assert not (root / "refused").exists()
-    Chat().admit(load(recipe(methods=METHODS | {"layers": {"first": 0, "last": 0, "embeddings": True}})))
+    Chat().admit(
+        load(recipe(methods=METHODS | {"layers": {"first": 0, "last": 0, "embeddings": True}}))
+    )
 
 
 def test_check_tells_which_methods_will_not_work(recipe, tmp_path, monkeypatch):
     found = load(recipe())
-    data = Chat().prepare(found, RunFolder(tmp_path), CPU)
+    data = Chat().prepare(found, StudyDir(tmp_path), CPU)
     monkeypatch.setattr(quantization, "installed", lambda: True)
-    told = {name: foresee(Chat(), found, name, data, CPU) for name in small.METHODS}
+    told = {name: predict(Chat(), found, name, data, CPU) for name in small.METHODS}
     assert {name for name, entry in told.items() if not entry["works"]} == REFUSED
     assert all("4bit" in told[name]["reasons"][0] for name in REFUSED)
 
@@ -84,17 +88,20 @@ def test_the_refusals_are_needed(root):
     methods = load(small.recipe(root / "plain.yaml", root / "model")).methods
     with pytest.raises(RuntimeError):
         methods["layers"].attach(packed(root), small.tokenizer())
-    trainee = methods["loha"].attach(packed(root), small.tokenizer())
+    trainable = methods["loha"].attach(packed(root), small.tokenizer())
     with pytest.raises(RuntimeError):
-        trainee.module(input_ids=torch.arange(9)[None])
+        trainable.module(input_ids=torch.arange(9)[None])
 
 
 @installed
 def test_every_other_method_trains_resumes_loads_and_leaves_the_packed_weights_alone(recipe):
     """The invariants of `tarazu verify`: batching, caching, gradients, resuming, loading, and the proof of what changed."""
-    found = examine(load(recipe(methods=METHODS)))
+    found = run_checks(load(recipe(methods=METHODS)))
     assert found["verdict"] == "ok", found
-    held = {m["method"]: {c["name"] for c in m["checks"] if c["verdict"] == "ok"} for m in found["methods"]}
+    held = {
+        m["method"]: {c["name"] for c in m["checks"] if c["verdict"] == "ok"}
+        for m in found["methods"]
+    }
     trained = {"only the named tensors change", "resumed = uninterrupted", "saved = loaded"}
     assert all(trained < held[name] for name in METHODS if name != "base")
 
@@ -104,15 +111,15 @@ def test_every_other_method_trains_resumes_loads_and_leaves_the_packed_weights_a
 def test_a_run_is_evaluated_loaded_back_and_merged(name, recipe, root, tmp_path):
     path = recipe(methods={name: small.METHODS[name]}, memory="small")
     runner.run(str(path), str(tmp_path / "out"))
-    run = Run(tmp_path / "out" / name / "seed-0")
+    run = RunDir(tmp_path / "out" / name / "seed-0")
     assert run.read_json("fingerprint.json")["verdict"] == "ok"
     assert run.read_json("ledger.json")["paths"]["weights"] == "4 bits (NF4)"
-    trainee, *_ = load_run(str(tmp_path / "out" / name))
-    assert quantization.is_packed(trainee.base)
-    assert sorted(load_file(run.weights)) == sorted(trainee.may_change)
+    trainable, *_ = load_run(str(tmp_path / "out" / name))
+    assert quantization.is_packed(trainable.base)
+    assert sorted(load_file(run.weights)) == sorted(trainable.may_change)
     ids = torch.arange(20)[None]
     with torch.no_grad():
-        expected, untouched = trainee.module(ids).logits, packed(root)(ids).logits
+        expected, untouched = trainable.module(ids).logits, packed(root)(ids).logits
     export(str(tmp_path / "out" / name), tmp_path / "merged")
     merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged", dtype=torch.float32)
     assert not quantization.is_packed(merged)
@@ -123,10 +130,20 @@ def test_a_run_is_evaluated_loaded_back_and_merged(name, recipe, root, tmp_path)
 
 @installed
 def test_the_weights_are_nf4_doubly_quantised_and_near_the_models_own(root):
-    model, plain = packed(root), AutoModelForCausalLM.from_pretrained(root / "model", dtype=torch.float32)
-    layers = {name: m for name, m in model.named_modules() if hasattr(getattr(m, "weight", None), "quant_state")}
+    model, plain = (
+        packed(root),
+        AutoModelForCausalLM.from_pretrained(root / "model", dtype=torch.float32),
+    )
+    layers = {
+        name: m
+        for name, m in model.named_modules()
+        if hasattr(getattr(m, "weight", None), "quant_state")
+    }
     assert len(layers) == 4 * 7, "all linear layers but the head"
-    assert all(m.weight.quant_state.quant_type == "nf4" and m.weight.quant_state.nested for m in layers.values())
+    assert all(
+        m.weight.quant_state.quant_type == "nf4" and m.weight.quant_state.nested
+        for m in layers.values()
+    )
     whole = model.dequantize()
     for name in layers:
         theirs, ours = plain.get_submodule(name).weight, whole.get_submodule(name).weight
@@ -143,20 +160,29 @@ def test_reading_moves_nothing_and_a_moved_byte_is_noticed(root):
     weight = model.get_decoder().layers[1].mlp.up_proj.weight
     weight.data[5] ^= 1
     after = fingerprint(model)
-    assert [name for name in before if before[name] != after[name]] == ["model.layers.1.mlp.up_proj.weight"]
+    assert [name for name in before if before[name] != after[name]] == [
+        "model.layers.1.mlp.up_proj.weight"
+    ]
 
 
 @installed
 def test_sizes_are_those_of_the_model_and_bytes_are_foreseen(recipe, root):
     model, found = packed(root), load(recipe(methods={"lora": {}}))
     plain = AutoModelForCausalLM.from_pretrained(root / "model", dtype=torch.float32)
-    card, theirs = describe(model, "x"), describe(plain, "x")
-    assert {k: card[k] for k in ("parameters", "parts", "tensors")} == {k: theirs[k] for k in ("parameters", "parts", "tensors")}
+    card, theirs = model_summary(model, "x"), model_summary(plain, "x")
+    assert {k: card[k] for k in ("parameters", "parts", "tensors")} == {
+        k: theirs[k] for k in ("parameters", "parts", "tensors")
+    }
     assert "NF4" in card["dtype"]
-    assert Chat().ready(found, "lora", model, small.tokenizer()).total_parameters() > card["parameters"]
+    assert (
+        Chat().ready(found, "lora", model, small.tokenizer()).total_parameters()
+        > card["parameters"]
+    )
     model = packed(root)
     states = [p.quant_state for p in model.parameters() if hasattr(p, "quant_state")]
     held = [tensor for s in states for tensor in (s.absmax, s.code, s.state2.absmax, s.state2.code)]
     real = sum(t.nbytes for t in [*model.parameters(), *held])
-    foreseen, _ = weight_bytes(found, shell(found, CPU, torch.float32), torch.float32)
-    assert foreseen == real + 4 * len(states), "the offset of each matrix's scales is the only thing not counted here"
+    foreseen, _ = weight_bytes(found, meta_model(found, CPU, torch.float32), torch.float32)
+    assert foreseen == real + 4 * len(states), (
+        "the offset of each matrix's scales is the only thing not counted here"
+    )

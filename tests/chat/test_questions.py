@@ -7,15 +7,22 @@ from pathlib import Path
 
 import pytest
 
-from tarazu.chat.evaluation.questions import Question, check, expected_script, load
 from tarazu.chat.data.sources import local
-from tarazu.errors import BadInput
+from tarazu.chat.evaluation.questions import Question, check, expected_script, load
+from tarazu.errors import UserError
 
 
 def question(**made) -> Question:
     made = {"text_fa": "الف", "text_en": "it", **made}
     return Question.model_validate(
-        {"id": "q", "ability": "facts", "prompt": "؟", "good_fa": "خوب", "good_en": "good", "checks": [made]}
+        {
+            "id": "q",
+            "ability": "facts",
+            "prompt": "؟",
+            "good_fa": "خوب",
+            "good_en": "good",
+            "checks": [made],
+        }
     )
 
 
@@ -50,13 +57,26 @@ def test_checks(made: dict, good: list[str], bad: list[str]) -> None:
 def test_the_shipped_questions() -> None:
     questions = load(local("samples:questions_fa.jsonl"))
     assert len(questions) >= 24
-    abilities = {"facts", "reasoning", "summary", "translation", "rewriting", "format", "safety", "chat"}
+    abilities = {
+        "facts",
+        "reasoning",
+        "summary",
+        "translation",
+        "rewriting",
+        "format",
+        "safety",
+        "chat",
+    }
     assert {q.ability for q in questions} == abilities
     for q in questions:
         assert not any(check(q, "").values())
         made = q.sample()
-        assert made["turns"][-1] == {"role": "human", "text": q.prompt} and made["good"] == q.good_fa
-        assert made["checks_fa"].keys() == check(q, "").keys()  # the report names every check in Persian
+        assert (
+            made["turns"][-1] == {"role": "human", "text": q.prompt} and made["good"] == q.good_fa
+        )
+        assert (
+            made["checks_fa"].keys() == check(q, "").keys()
+        )  # the report names every check in Persian
         assert (made["turns"][0]["role"] == "system") == bool(q.system)
     assert {expected_script(q) for q in questions} == {"fa", "en"}
 
@@ -74,8 +94,14 @@ GOOD = {"id": "q1", "ability": "facts", "system": None, "prompt": "؟", "good_fa
         ({"checks": [{**GOOD["checks"][0], "kind": "maxwords"}]}, "maxwords"),
         ({"checks": [{**GOOD["checks"][0], "value": -1}]}, "greater than 0"),
         ({"checks": [{**GOOD["checks"][0], "values": ["x"]}]}, "values"),
-        ({"checks": [{"kind": "regex", "pattern": "(", "text_fa": "الف", "text_en": "it"}]}, "not a regular expression"),
-        ({"checks": [{"kind": "any_of", "values": ["؟"], "text_fa": "الف", "text_en": "it"}]}, "no letter or digit"),
+        (
+            {"checks": [{"kind": "regex", "pattern": "(", "text_fa": "الف", "text_en": "it"}]},
+            "not a regular expression",
+        ),
+        (
+            {"checks": [{"kind": "any_of", "values": ["؟"], "text_fa": "الف", "text_en": "it"}]},
+            "no letter or digit",
+        ),
         ({"checks": GOOD["checks"] * 2}, "same text_en"),
         ({"id": "q0"}, "there twice"),
         ("{not json", "JSON"),
@@ -85,7 +111,7 @@ def test_malformed_questions_are_refused_with_their_line(change, what: str, tmp_
     bad = change if isinstance(change, str) else json.dumps({**GOOD, **change})
     path = tmp_path / "q.jsonl"
     path.write_text(f"{json.dumps({**GOOD, 'id': 'q0'})}\n\n{bad}\n", encoding="utf-8")
-    with pytest.raises(BadInput, match="(?i)" + what.replace("(", r"\(")) as error:
+    with pytest.raises(UserError, match="(?i)" + what.replace("(", r"\(")) as error:
         load(path)
     assert error.value.where == f"{path}:3"
 
@@ -95,5 +121,5 @@ def test_files_without_questions(content: bytes | None, tmp_path: Path) -> None:
     path = tmp_path / "q.jsonl"
     if content is not None:
         path.write_bytes(content)
-    with pytest.raises(BadInput):
+    with pytest.raises(UserError):
         load(path)

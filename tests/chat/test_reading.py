@@ -9,13 +9,13 @@ import random
 import pytest
 from chat import small, spelling
 
-from tarazu.study import runner
+from tarazu.chat.data.chat_template import select_template
+from tarazu.chat.data.persian import normalize_for_matching
 from tarazu.chat.evaluation import reading_comprehension
-from tarazu.chat.data.persian import fold_for_match
 from tarazu.chat.settings import Reading
-from tarazu.chat.data.chat_template import choose
-from tarazu.errors import BadInput
-from tarazu.storage.run_folder import read_json, read_lines
+from tarazu.errors import UserError
+from tarazu.storage.run_folder import read_json, read_jsonl
+from tarazu.study import runner
 
 WAYS = Reading(source="x").unanswerable
 
@@ -40,7 +40,9 @@ def test_f1_is_that_of_squad():
     values = set()
     for _ in range(300):
         a, b = (" ".join(draw.choices(words, k=draw.randint(0, 6))) for _ in range(2))
-        assert reading_comprehension.token_f1(a, b) == pytest.approx(squad_f1(b, a, fold_for_match))
+        assert reading_comprehension.token_f1(a, b) == pytest.approx(
+            squad_f1(b, a, normalize_for_matching)
+        )
         values.add(round(reading_comprehension.token_f1(a, b), 3))
     assert len(values) > 10
 
@@ -63,42 +65,71 @@ def test_answerable(output, reference, exact, f1):
 
 
 @pytest.mark.parametrize("reference", ["پاسخ این پرسش در متن نیامده است.", "پاسخ در متن نیست"])
-@pytest.mark.parametrize(("output", "right"), [("پاسخ در متن نيست!", 1), ("«پاسخ این پرسش در متن نیامده است.»", 1), ("تهران", 0), ("", 0)])
+@pytest.mark.parametrize(
+    ("output", "right"),
+    [("پاسخ در متن نيست!", 1), ("«پاسخ این پرسش در متن نیامده است.»", 1), ("تهران", 0), ("", 0)],
+)
 def test_unanswerable(reference, output, right):
     made = reading_comprehension.score(output, reference, WAYS)
     assert not made["answerable"] and made["exact_match"] == made["f1"] == right
 
 
 def test_gather_keeps_both_kinds_apart():
-    scores = [reading_comprehension.score(o, r, WAYS) for o, r in [("تهران", "تهران"), ("شهر تهران", "تهران"), ("ری", "پاسخ در متن نیست")]]
+    scores = [
+        reading_comprehension.score(o, r, WAYS)
+        for o, r in [("تهران", "تهران"), ("شهر تهران", "تهران"), ("ری", "پاسخ در متن نیست")]
+    ]
     made = reading_comprehension.gather(scores)
-    assert made["n"] == 3 and made["exact_match"] == pytest.approx(1 / 3) and made["f1"] == pytest.approx((1 + 2 / 3) / 3)
-    assert made["answerable"] == {"n": 2, "exact_match": 0.5, "f1": pytest.approx(5 / 6), "abstained": 0}
+    assert (
+        made["n"] == 3
+        and made["exact_match"] == pytest.approx(1 / 3)
+        and made["f1"] == pytest.approx((1 + 2 / 3) / 3)
+    )
+    assert made["answerable"] == {
+        "n": 2,
+        "exact_match": 0.5,
+        "f1": pytest.approx(5 / 6),
+        "abstained": 0,
+    }
     assert made["unanswerable"] == {"n": 1, "exact_match": 0, "f1": 0, "abstained": 0}
     assert made["items"] == [[1, 1, 1], [0, pytest.approx(2 / 3), 1], [0, 0, 0]]
     assert reading_comprehension.gather(scores[:1])["unanswerable"]["f1"] is None
 
 
 def rows(path, texts: list[str]):
-    path.write_text("\n".join(json.dumps({"question": text, "answer": "بله"}, ensure_ascii=False) for text in texts), encoding="utf-8")
+    path.write_text(
+        "\n".join(
+            json.dumps({"question": text, "answer": "بله"}, ensure_ascii=False) for text in texts
+        ),
+        encoding="utf-8",
+    )
     return str(path)
 
 
 def test_the_same_questions_whatever_their_order(tmp_path):
     texts = [f"پرسش {i}" for i in range(200)]
-    template = choose(spelling.llama3(), "llama")
+    template = select_template(spelling.llama3(), "llama")
 
     def drawn(texts, seed=0):
-        asked = reading_comprehension.prepare(Reading(source=rows(tmp_path / "r.jsonl", texts), rows=10, seed=seed), template)
+        asked = reading_comprehension.prepare(
+            Reading(source=rows(tmp_path / "r.jsonl", texts), rows=10, seed=seed), template
+        )
         return [sample["turns"][-1]["text"] for sample in asked]
 
     first = drawn(texts)
-    assert len(set(first)) == 10 and drawn(texts[::-1] + texts) == first and drawn(texts, seed=1) != first
+    assert (
+        len(set(first)) == 10
+        and drawn(texts[::-1] + texts) == first
+        and drawn(texts, seed=1) != first
+    )
 
 
 def test_no_usable_row_is_an_error(tmp_path):
-    with pytest.raises(BadInput, match="no row"):
-        reading_comprehension.prepare(Reading(source=rows(tmp_path / "r.jsonl", [""])), choose(spelling.llama3(), "llama"))
+    with pytest.raises(UserError, match="no row"):
+        reading_comprehension.prepare(
+            Reading(source=rows(tmp_path / "r.jsonl", [""])),
+            select_template(spelling.llama3(), "llama"),
+        )
 
 
 def test_a_study_measures_reading_and_forgetting(tmp_path, monkeypatch):
@@ -107,21 +138,45 @@ def test_a_study_measures_reading_and_forgetting(tmp_path, monkeypatch):
     model, source = small.save_model(tmp_path / "model"), tmp_path / "rows.jsonl"
 
     def run(references: dict[str, str], name: str):
-        lines = [json.dumps({"question": asked, "answer": right}) for asked, right in references.items()]
+        lines = [
+            json.dumps({"question": asked, "answer": right}) for asked, right in references.items()
+        ]
         source.write_text("\n".join(lines), encoding="utf-8")
         recipe = small.recipe(
             tmp_path / "recipe.yaml", model, questions=None, methods={"base": {}},
             reading={"source": str(source), "rows": 4, "max_new_tokens": 8}, forgetting={"rows": 2, "persian": None},
         )  # fmt: skip
         folder = runner.run(str(recipe), str(tmp_path / name))
-        samples = [s for s in read_lines(folder.path / "base/seed-0/samples.jsonl") if s["from"] == "reading"]
-        return folder, read_json(folder.path / "base/seed-0/metrics.json"), {s["turns"][-1]["text"]: s["output"] for s in samples}
+        samples = [
+            s
+            for s in read_jsonl(folder.path / "base/seed-0/samples.jsonl")
+            if s["from"] == "reading"
+        ]
+        return (
+            folder,
+            read_json(folder.path / "base/seed-0/metrics.json"),
+            {s["turns"][-1]["text"]: s["output"] for s in samples},
+        )
 
     _, before, written = run({f"چند {i}؟": "هیچ" for i in range(4)}, "first")
-    assert before["reading"]["exact_match"] == 0 and all(fold_for_match(text) for text in written.values())
-    folder, after, again = run({asked: text if i else "پاسخ در متن نیست" for i, (asked, text) in enumerate(written.items())}, "second")
+    assert before["reading"]["exact_match"] == 0 and all(
+        normalize_for_matching(text) for text in written.values()
+    )
+    folder, after, again = run(
+        {
+            asked: text if i else "پاسخ در متن نیست"
+            for i, (asked, text) in enumerate(written.items())
+        },
+        "second",
+    )
     assert again == written
-    assert after["reading"]["answerable"] == {"n": 3, "exact_match": 1, "f1": 1, "abstained": 0} and after["reading"]["unanswerable"]["f1"] == 0
+    assert (
+        after["reading"]["answerable"] == {"n": 3, "exact_match": 1, "f1": 1, "abstained": 0}
+        and after["reading"]["unanswerable"]["f1"] == 0
+    )
     assert list(after["forgetting"]) == ["english"] and after["forgetting"]["english"]["rows"] == 2
     row = read_json(folder.path / "results.json")["rows"][0]
-    assert row["reading_f1"] == 0.75 and row["english_bits_per_byte"] == after["forgetting"]["english"]["bits_per_byte"]
+    assert (
+        row["reading_f1"] == 0.75
+        and row["english_bits_per_byte"] == after["forgetting"]["english"]["bits_per_byte"]
+    )

@@ -16,59 +16,109 @@ from transformers import AutoModelForCausalLM, Gemma2Config, Gemma3TextConfig, L
 from tarazu.chat import task
 from tarazu.chat.fast import graphed_forward
 from tarazu.chat.model import flex_attention, forward
-from tarazu.chat.model.batching import Row, lay_out
+from tarazu.chat.model.batching import TokenizedRow, make_batch
 from tarazu.chat.settings import ChatRecipe
 from tarazu.engine.cuda_graphs import recorder
 from tarazu.engine.invariants import perturbations
 
 GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA graphs need a GPU")
-SIZES = {"vocab_size": 512, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 4, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16}
+SIZES = {
+    "vocab_size": 512,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+}
 TYPES = ["sliding_attention", "sliding_attention", "full_attention", "sliding_attention"]
 SHAPES = {
     "gemma2": Gemma2Config(**SIZES, sliding_window=128, query_pre_attn_scalar=16),
-    "gemma3": Gemma3TextConfig(**SIZES, sliding_window=128, query_pre_attn_scalar=16, layer_types=TYPES),
+    "gemma3": Gemma3TextConfig(
+        **SIZES, sliding_window=128, query_pre_attn_scalar=16, layer_types=TYPES
+    ),
     "llama": LlamaConfig(**SIZES),
 }
 PLAIN = [("llama", "sdpa"), ("gemma2", "eager"), ("gemma3", "sdpa")]
 NAMES = ["prompt_tuning", "prefix_tuning", "p_tuning", "lora", "rslora", "dora", "loha", "layers"]
-LENGTHS = ((280, 250, 170, 77, 60), (200, 60))  # packed: one line each, of two widths, virtual tokens or not
+LENGTHS = (
+    (280, 250, 170, 77, 60),
+    (200, 60),
+)  # packed: one line each, of two widths, virtual tokens or not
 FEW = ((150, 60), (90,))  # the same on a CPU
 
 
-def made(name: str, shape: str, attention: str, device: str, checkpointing: bool = False, fast: bool = True, **settings):
+def made(
+    name: str,
+    shape: str,
+    attention: str,
+    device: str,
+    checkpointing: bool = False,
+    fast: bool = True,
+    **settings,
+):
     """One method on a tiny model, its trained tensors off their start."""
     budget = {"tokens": 1000, "precision": "float32", "gradient_checkpointing": checkpointing}
-    recipe = ChatRecipe.model_validate({"task": "chat", "model": shape, "data": {"source": "x"}, "methods": {name: settings}, "budget": budget, "fast": fast})
+    recipe = ChatRecipe.model_validate(
+        {
+            "task": "chat",
+            "model": shape,
+            "data": {"source": "x"},
+            "methods": {name: settings},
+            "budget": budget,
+            "fast": fast,
+        }
+    )
     torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(SHAPES[shape], dtype=torch.float32, attn_implementation=attention).to(device)
-    trainee = task.Chat().ready(recipe, name, model, Words())
+    model = AutoModelForCausalLM.from_config(
+        SHAPES[shape], dtype=torch.float32, attn_implementation=attention
+    ).to(device)
+    trainable = task.Chat().ready(recipe, name, model, Words())
     with torch.no_grad():
-        for p in trainee.trainable().values():
-            p.add_(torch.randn(p.shape, generator=torch.Generator().manual_seed(p.numel())).to(p) * 0.02)
-    trainee.module.train()
-    return trainee
+        for p in trainable.trainable().values():
+            p.add_(
+                torch.randn(p.shape, generator=torch.Generator().manual_seed(p.numel())).to(p)
+                * 0.02
+            )
+    trainable.module.train()
+    return trainable
 
 
-def gradients(trainee, lengths: tuple[int, ...], packed: bool) -> tuple[float, dict[str, torch.Tensor]]:
+def gradients(
+    trainable, lengths: tuple[int, ...], packed: bool
+) -> tuple[float, dict[str, torch.Tensor]]:
     """Of rows of these lengths, in passes of at most 1,024 places; packed ones as wide as on a GPU."""
-    rows = [Row(np.random.default_rng(i).integers(3, 512, n), np.arange(n) > n // 3, i) for i, n in enumerate(lengths)]
-    device, prefix = trainee.base.device, trainee.virtual if trainee.prefix else 0
+    rows = [
+        TokenizedRow(np.random.default_rng(i).integers(3, 512, n), np.arange(n) > n // 3, i)
+        for i, n in enumerate(lengths)
+    ]
+    device, prefix = trainable.base.device, trainable.virtual if trainable.prefix else 0
     total = torch.zeros((), device=device)
-    virtual = trainee.virtual - prefix
-    for some, width, _ in task.packed(rows, 1024, virtual) if packed else [(lines, None, 0) for lines in task.group(rows, 1024, virtual, False)]:
-        loss = task.Chat().loss(trainee, lay_out(some, virtual, prefix, width=width).to(device)).total
+    virtual = trainable.virtual - prefix
+    for some, width, _ in (
+        task.packed(rows, 1024, virtual)
+        if packed
+        else [(lines, None, 0) for lines in task.group(rows, 1024, virtual, False)]
+    ):
+        loss = (
+            task.Chat()
+            .loss(trainable, make_batch(some, virtual, prefix, width=width).to(device))
+            .total
+        )
         loss.backward()
         total += loss.detach()
         del loss  # its graph would spoil a recording
-    found = {n: p.grad.clone() for n, p in trainee.trainable().items() if p.grad is not None}
-    trainee.module.zero_grad(set_to_none=True)
+    found = {n: p.grad.clone() for n, p in trainable.trainable().items() if p.grad is not None}
+    trainable.module.zero_grad(set_to_none=True)
     return float(total), found
 
 
 def compare(one: tuple, other: tuple, loss: float, relative: float, least: float) -> None:
     assert abs(one[0] - other[0]) < loss * abs(one[0])
     for key, value in one[1].items():
-        assert torch.linalg.norm(other[1][key] - value) < relative * torch.linalg.norm(value) + least, key
+        assert (
+            torch.linalg.norm(other[1][key] - value) < relative * torch.linalg.norm(value) + least
+        ), key
 
 
 class HostWatched(TorchDispatchMode):
@@ -80,7 +130,10 @@ class HostWatched(TorchDispatchMode):
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         out = function(*args, **(kwargs or {}))
-        if any(isinstance(x, torch.Tensor) and x.device.type == "cpu" for x in tree_leaves((args, kwargs, out))):
+        if any(
+            isinstance(x, torch.Tensor) and x.device.type == "cpu"
+            for x in tree_leaves((args, kwargs, out))
+        ):
             self.found.append(str(function))
         return out
 
@@ -88,17 +141,19 @@ class HostWatched(TorchDispatchMode):
 def watched(name: str, shape: str, attention: str, **settings) -> list[str]:
     """What a pass and its backward pass ask of the host, on a model without weights."""
     with torch.device("meta"):
-        trainee = made(name, shape, attention, "meta", **settings)
-    trainee.module.to("meta")
-    prefix = trainee.virtual if trainee.prefix else 0
-    rows = [Row(np.full(n, 7), np.arange(n) > 3, i) for i, n in enumerate((100, 90, 60))]
-    batch = lay_out([rows], trainee.virtual - prefix, prefix, width=384)
+        trainable = made(name, shape, attention, "meta", **settings)
+    trainable.module.to("meta")
+    prefix = trainable.virtual if trainable.prefix else 0
+    rows = [TokenizedRow(np.full(n, 7), np.arange(n) > 3, i) for i, n in enumerate((100, 90, 60))]
+    batch = make_batch([rows], trainable.virtual - prefix, prefix, width=384)
     batch = [getattr(batch, key).to("meta") for key in ("ids", "virtual", "positions", "segments")]
-    for first in filter(None, (trainee.prompt, trainee.prefix)):
+    for first in filter(None, (trainable.prompt, trainable.prefix)):
         first()  # moves its indices once, as the warm-up does
     with HostWatched() as watch:
-        out = graphed_forward.recorder(trainee).work(*batch, 0)[0]
-        torch.autograd.grad(out, list(trainee.trainable().values()), torch.ones_like(out), allow_unused=True)
+        out = graphed_forward.make_graphed_forward(trainable).work(*batch, 0)[0]
+        torch.autograd.grad(
+            out, list(trainable.trainable().values()), torch.ones_like(out), allow_unused=True
+        )
     return watch.found
 
 
@@ -121,67 +176,117 @@ def test_the_watch_sees_a_draw_on_the_host():
 def no_gpu(monkeypatch):
     monkeypatch.setattr(recorder, "warm_up", lambda work, space: work())
     monkeypatch.setattr(recorder, "recorded", by_running)
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)  # where there is one, its memory must not be taken for nothing
+    monkeypatch.setattr(
+        torch.cuda, "is_available", lambda: False
+    )  # where there is one, its memory must not be taken for nothing
 
 
-@pytest.mark.parametrize(("name", "shape", "attention"), [*((name, "gemma3", "sdpa") for name in NAMES), ("prefix_tuning", "gemma2", "eager")])
-def test_a_plain_pass_that_is_played_gives_what_a_launched_one_gives(name, shape, attention, no_gpu):
+@pytest.mark.parametrize(
+    ("name", "shape", "attention"),
+    [*((name, "gemma3", "sdpa") for name in NAMES), ("prefix_tuning", "gemma2", "eager")],
+)
+def test_a_plain_pass_that_is_played_gives_what_a_launched_one_gives(
+    name, shape, attention, no_gpu
+):
     launched, played = made(name, shape, attention, "cpu"), made(name, shape, attention, "cpu")
-    played.recorder = graphed_forward.recorder(played)
+    played.recorder = graphed_forward.make_graphed_forward(played)
     for lengths in (*FEW, *FEW, *FEW):
-        compare(gradients(launched, lengths, True), gradients(played, lengths, True), 1e-5, 1e-4, 1e-5)
+        compare(
+            gradients(launched, lengths, True), gradients(played, lengths, True), 1e-5, 1e-4, 1e-5
+        )
     assert len(played.recorder.records) == 2 and not played.recorder.why
     gradients(played, (128, 128), False)
     assert len(played.recorder.records) == 2  # padded rows have any shape
 
 
-def widths(trainee) -> list[int]:
+def widths(trainable) -> list[int]:
     """Of its recordings, in the order in which they were made."""
-    return [recording.inputs[0].shape[1] for recording in trainee.recorder.records.values()]
+    return [recording.inputs[0].shape[1] for recording in trainable.recorder.records.values()]
 
 
 def test_narrow_recordings_lie_where_a_wide_one_does(no_gpu):
     """So the widest is made first where it is known to come, and else all begin anew with it."""
     launched, played = made("lora", "gemma3", "sdpa", "cpu"), made("lora", "gemma3", "sdpa", "cpu")
-    played.recorder = graphed_forward.recorder(played)
-    for size, width, widest, expected in ((90, 128, 0, [128]), (200, 256, 0, [256]), (90, 128, 0, [256, 128]), (300, 384, 640, [640, 384]), (500, 512, 640, [640, 384, 512])):
-        batch = lay_out([[Row(np.random.default_rng(size).integers(3, 512, size), np.arange(size) > 9)]], width=width, widest=widest)
+    played.recorder = graphed_forward.make_graphed_forward(played)
+    for size, width, widest, expected in (
+        (90, 128, 0, [128]),
+        (200, 256, 0, [256]),
+        (90, 128, 0, [256, 128]),
+        (300, 384, 640, [640, 384]),
+        (500, 512, 640, [640, 384, 512]),
+    ):
+        batch = make_batch(
+            [
+                [
+                    TokenizedRow(
+                        np.random.default_rng(size).integers(3, 512, size), np.arange(size) > 9
+                    )
+                ]
+            ],
+            width=width,
+            widest=widest,
+        )
         found = []
-        for trainee in (launched, played):
-            loss = task.Chat().loss(trainee, batch).total
+        for trainable in (launched, played):
+            loss = task.Chat().loss(trainable, batch).total
             loss.backward()
-            found.append((float(loss.detach()), {n: p.grad.clone() for n, p in trainee.trainable().items()}))
-            trainee.module.zero_grad(set_to_none=True)
+            found.append(
+                (
+                    float(loss.detach()),
+                    {n: p.grad.clone() for n, p in trainable.trainable().items()},
+                )
+            )
+            trainable.module.zero_grad(set_to_none=True)
         compare(*found, 1e-5, 1e-4, 1e-5)
         assert widths(played) == expected
 
 
 def test_the_widest_lines_edges_end_where_it_does():
-    batch = lay_out([[Row(np.arange(70), np.arange(70) > 3), Row(np.arange(50), np.arange(50) > 3)]], width=256, edges=True, widest=384)
+    batch = make_batch(
+        [
+            [
+                TokenizedRow(np.arange(70), np.arange(70) > 3),
+                TokenizedRow(np.arange(50), np.arange(50) > 3),
+            ]
+        ],
+        width=256,
+        edges=True,
+        widest=384,
+    )
     stretched = graphed_forward._stretched(batch)
     assert stretched.ids.shape == stretched.segments.shape == (1, 384)
-    assert stretched.edges[:4].tolist() == [0, 70, 120, 384] and stretched.edges.dtype == batch.edges.dtype and len(stretched.edges) == len(batch.edges)
+    assert (
+        stretched.edges[:4].tolist() == [0, 70, 120, 384]
+        and stretched.edges.dtype == batch.edges.dtype
+        and len(stretched.edges) == len(batch.edges)
+    )
 
 
 def test_dropout_on_the_host_is_not_recorded(no_gpu):
     played = made("loha", "llama", "sdpa", "cpu", dropout=0.1)
-    played.recorder = graphed_forward.recorder(played)
+    played.recorder = graphed_forward.make_graphed_forward(played)
     for _ in range(3):
         before = torch.get_rng_state()
         gradients(played, FEW[1], True)
         assert not torch.equal(before, torch.get_rng_state())
     assert "dice fall on the host" in played.recorder.why and not played.recorder.records
-    assert "dice fall on the host" in task.Chat().paths(played, task.Prepared(None, None, None, [], True))["layers"]
+    assert (
+        "dice fall on the host"
+        in task.Chat().paths(played, task.ChatData(None, None, None, [], True))["layers"]
+    )
 
 
 def test_a_nudge_is_felt_though_a_recording_was_made_without_it(no_gpu):
     played = made("lora", "llama", "sdpa", "cpu")
-    played.recorder = graphed_forward.recorder(played)
+    played.recorder = graphed_forward.make_graphed_forward(played)
     before = [gradients(played, FEW[1], True)[0] for _ in range(3)]
-    with perturbations.nudged(played.module, 0.05):
+    with perturbations.embeddings_perturbed(played.module, 0.05):
         moved = [gradients(played, FEW[1], True)[0] for _ in range(3)]
     after = [gradients(played, FEW[1], True)[0] for _ in range(3)]
-    assert np.allclose(before, after, rtol=1e-6) and min(abs(m - before[0]) for m in moved) > 1e-4 * before[0]
+    assert (
+        np.allclose(before, after, rtol=1e-6)
+        and min(abs(m - before[0]) for m in moved) > 1e-4 * before[0]
+    )
 
 
 @GPU
@@ -192,7 +297,9 @@ def test_plain_layers_are_recorded_on_a_gpu(name, shape, attention):
     launched, played = made(name, shape, attention, "cuda"), made(name, shape, attention, "cuda")
     launched.recorder = None
     for lengths in (*LENGTHS, *LENGTHS, *LENGTHS):
-        compare(gradients(launched, lengths, True), gradients(played, lengths, True), 1e-5, 1e-3, 1e-4)
+        compare(
+            gradients(launched, lengths, True), gradients(played, lengths, True), 1e-5, 1e-3, 1e-4
+        )
     padded = gradients(launched, LENGTHS[1], False), gradients(played, LENGTHS[1], False)
     compare(*padded, 1e-5, 1e-3, 1e-4)  # launched by both, beside what is recorded
     assert not played.recorder.why and len(played.recorder.records) == 2
@@ -201,40 +308,63 @@ def test_plain_layers_are_recorded_on_a_gpu(name, shape, attention):
 @GPU
 def test_an_lstm_before_the_model_is_recorded_or_launched_but_right():
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
-    launched, played = (made("p_tuning", "gemma3", "sdpa", "cuda", encoder="LSTM") for _ in range(2))
+    launched, played = (
+        made("p_tuning", "gemma3", "sdpa", "cuda", encoder="LSTM") for _ in range(2)
+    )
     launched.recorder = None
     for _ in range(4):
-        compare(gradients(launched, LENGTHS[1], True), gradients(played, LENGTHS[1], True), 1e-5, 1e-3, 1e-4)
+        compare(
+            gradients(launched, LENGTHS[1], True),
+            gradients(played, LENGTHS[1], True),
+            1e-5,
+            1e-3,
+            1e-4,
+        )
     assert bool(played.recorder.records) != bool(played.recorder.why), played.recorder.why
 
 
 @GPU
-@pytest.mark.parametrize("settings", [{"dropout": 0.3}, {"checkpointing": True}, {"dropout": 0.3, "checkpointing": True}])
+@pytest.mark.parametrize(
+    "settings", [{"dropout": 0.3}, {"checkpointing": True}, {"dropout": 0.3, "checkpointing": True}]
+)
 def test_dropout_and_checkpointing_of_plain_layers_on_a_gpu(settings):
     torch.backends.cuda.matmul.allow_tf32 = False
     launched, played = (made("lora", "gemma3", "sdpa", "cuda", **settings) for _ in range(2))
     launched.recorder, losses = None, []
     for seed in range(5):
         found = []
-        for trainee in (launched, played):
+        for trainable in (launched, played):
             torch.manual_seed(seed)
-            found.append(gradients(trainee, LENGTHS[1], True))
+            found.append(gradients(trainable, LENGTHS[1], True))
         compare(*found, 1e-5, 1e-3, 1e-4)  # the dice fall alike
         losses.append(found[1][0])
     assert len(set(losses)) == 5 or "dropout" not in settings
-    assert len(settings) == 2 or played.recorder.records, played.recorder.why  # dice that are kept for going back may forbid it
+    assert len(settings) == 2 or played.recorder.records, (
+        played.recorder.why
+    )  # dice that are kept for going back may forbid it
 
 
 @GPU
 def test_a_pass_of_plain_layers_in_bfloat16_is_recorded():
-    launched, played = made("dora", "gemma3", "sdpa", "cuda"), made("dora", "gemma3", "sdpa", "cuda")
+    launched, played = (
+        made("dora", "gemma3", "sdpa", "cuda"),
+        made("dora", "gemma3", "sdpa", "cuda"),
+    )
     launched.recorder = None
     with torch.autocast("cuda", torch.bfloat16):
-        batch = lay_out([[Row(np.arange(200) + 3, np.arange(200) > 3)]], width=256).to(torch.device("cuda"))
-        half = replace(batch, segments=torch.where(torch.arange(256, device="cuda") < 100, 0, 1)[None])
+        batch = make_batch([[TokenizedRow(np.arange(200) + 3, np.arange(200) > 3)]], width=256).to(
+            torch.device("cuda")
+        )
+        half = replace(
+            batch, segments=torch.where(torch.arange(256, device="cuda") < 100, 0, 1)[None]
+        )
         for one in (batch, batch, half, batch):
-            found = graphed_forward.hidden_states(played, one).detach().float()  # a graph that is kept would spoil the recording
-            assert torch.linalg.norm(found - (wanted := forward.hidden_states(launched, one).detach().float())) < 1e-2 * torch.linalg.norm(wanted)
+            found = (
+                graphed_forward.hidden_states(played, one).detach().float()
+            )  # a graph that is kept would spoil the recording
+            assert torch.linalg.norm(
+                found - (wanted := forward.hidden_states(launched, one).detach().float())
+            ) < 1e-2 * torch.linalg.norm(wanted)
     assert played.recorder.records and not played.recorder.why
 
 
@@ -243,7 +373,10 @@ def test_a_pass_of_plain_layers_in_bfloat16_is_recorded():
 @pytest.mark.parametrize("name", NAMES)
 def test_recorded_passes_give_the_plain_paths_losses_and_gradients(name, shape):
     torch.backends.cuda.matmul.allow_tf32 = False
-    plain, fast = made(name, shape, "eager", "cuda", fast=False), made(name, shape, flex_attention.NAME, "cuda")
+    plain, fast = (
+        made(name, shape, "eager", "cuda", fast=False),
+        made(name, shape, flex_attention.NAME, "cuda"),
+    )
     for lengths in (*LENGTHS, LENGTHS[0]):
         compare(gradients(plain, lengths, False), gradients(fast, lengths, True), 1e-3, 5e-3, 1e-4)
     assert fast.recorder.records and not fast.recorder.why
@@ -252,6 +385,11 @@ def test_recorded_passes_give_the_plain_paths_losses_and_gradients(name, shape):
 @GPU
 @pytest.mark.parametrize("name", ["lora", "prefix_tuning"])
 def test_checkpointing_can_be_recorded(name):
-    plain, fast = made(name, "gemma2", "eager", "cuda", fast=False), made(name, "gemma2", flex_attention.NAME, "cuda", checkpointing=True)
-    compare(gradients(plain, (300, 290), False), gradients(fast, (300, 290), True), 1e-3, 5e-3, 1e-4)
+    plain, fast = (
+        made(name, "gemma2", "eager", "cuda", fast=False),
+        made(name, "gemma2", flex_attention.NAME, "cuda", checkpointing=True),
+    )
+    compare(
+        gradients(plain, (300, 290), False), gradients(fast, (300, 290), True), 1e-3, 5e-3, 1e-4
+    )
     assert fast.recorder.records and not fast.recorder.why

@@ -13,14 +13,16 @@ import pytest
 
 from tarazu.chat.data import sources
 from tarazu.chat.data.conversation import MALFORMED, NOT_TEXT
-from tarazu.chat.data.sources import Problem, fingerprint, read
-from tarazu.errors import BadInput
+from tarazu.chat.data.sources import UnreadableRow, fingerprint, iter_rows
+from tarazu.errors import UserError
 
 ROWS = [{"instruction": f"پرسش {i}", "input": "", "output": f"پاسخ\n{i}"} for i in range(1, 4)]
 
 
 def write_jsonl(path: Path) -> None:
-    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in ROWS), encoding="utf-8")
+    path.write_text(
+        "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in ROWS), encoding="utf-8"
+    )
 
 
 def write_gz(path: Path) -> None:
@@ -49,7 +51,9 @@ WRITERS = {
     "array.json": lambda path: path.write_text(json.dumps(ROWS)),
     "indented.json": lambda path: path.write_text(json.dumps(ROWS, indent=2)),
     "object.json": lambda path: path.write_text(json.dumps({"version": 1.5, "data": ROWS})),
-    "indented object.json": lambda path: path.write_text(json.dumps({"version": 1.5, "meta": {"x": [1]}, "data": ROWS}, indent=1)),
+    "indented object.json": lambda path: path.write_text(
+        json.dumps({"version": 1.5, "meta": {"x": [1]}, "data": ROWS}, indent=1)
+    ),
     "a.csv": write_csv,
     "a.tsv": write_csv,
     "a.parquet": write_parquet,
@@ -60,9 +64,11 @@ WRITERS = {
 def test_every_kind_of_file_gives_the_same_rows(name: str, tmp_path: Path) -> None:
     path = tmp_path / name
     WRITERS[name](path)
-    found = list(read(path))
+    found = list(iter_rows(path))
     assert [row for _, row in found] == ROWS
-    step = 2 if path.suffix in (".csv", ".tsv") else 1  # after the header; each record's text has a line break in it
+    step = (
+        2 if path.suffix in (".csv", ".tsv") else 1
+    )  # after the header; each record's text has a line break in it
     assert [place for place, _ in found] == ([2, 4, 6] if step == 2 else [1, 2, 3])
 
 
@@ -70,7 +76,7 @@ def test_a_single_row_as_json(tmp_path: Path) -> None:
     row = {"conversations": [{"from": "human", "value": "x"}, {"from": "gpt", "value": "y"}]}
     for indent in (None, 2):
         (tmp_path / "a.json").write_text(json.dumps(row, indent=indent))
-        assert list(read(tmp_path / "a.json")) == [(1, row)]
+        assert list(iter_rows(tmp_path / "a.json")) == [(1, row)]
 
 
 def test_a_folder_names_file_and_line(tmp_path: Path) -> None:
@@ -78,49 +84,79 @@ def test_a_folder_names_file_and_line(tmp_path: Path) -> None:
     write_jsonl(tmp_path / "b.jsonl")
     write_csv(tmp_path / "sub" / "a.csv")
     (tmp_path / "README.md").write_text("not data")
-    assert [place for place, _ in read(tmp_path)][:4] == ["b.jsonl:1", "b.jsonl:2", "b.jsonl:3", "sub/a.csv:2"]
+    assert [place for place, _ in iter_rows(tmp_path)][:4] == [
+        "b.jsonl:1",
+        "b.jsonl:2",
+        "b.jsonl:3",
+        "sub/a.csv:2",
+    ]
     (tmp_path / "sub" / "a.csv").unlink()
-    assert [place for place, _ in read(tmp_path)] == [1, 2, 3]
+    assert [place for place, _ in iter_rows(tmp_path)] == [1, 2, 3]
 
 
 def test_bad_lines_are_named_and_the_rest_is_read(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     deep = b"[" * 100_000
-    lines = [b'{"a": 1}', b"{not json", b'{"a": "\xff\xfe"}', b"", b"   ", deep, b'\xef\xbb\xbf{"a": 2}', b'{"a": "\\ud800"}', b"NUL\x00"]
+    lines = [
+        b'{"a": 1}',
+        b"{not json",
+        b'{"a": "\xff\xfe"}',
+        b"",
+        b"   ",
+        deep,
+        b'\xef\xbb\xbf{"a": 2}',
+        b'{"a": "\\ud800"}',
+        b"NUL\x00",
+    ]
     path.write_bytes(b"\n".join(lines))
-    found = dict(read(path))
-    assert found == {1: {"a": 1}, 2: Problem(MALFORMED), 3: Problem(NOT_TEXT), 6: Problem(MALFORMED), 7: {"a": 2},
-                     8: {"a": "\ud800"}, 9: Problem(MALFORMED)}  # fmt: skip
+    found = dict(iter_rows(path))
+    assert found == {1: {"a": 1}, 2: UnreadableRow(MALFORMED), 3: UnreadableRow(NOT_TEXT), 6: UnreadableRow(MALFORMED), 7: {"a": 2},
+                     8: {"a": "\ud800"}, 9: UnreadableRow(MALFORMED)}  # fmt: skip
 
 
 def test_an_endless_line_is_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sources, "LONGEST_ROW", 1000)
     path = tmp_path / "a.jsonl"
     path.write_text('{"a": 1}\n{"a": "' + "x" * 5000 + '"}\n{"a": 2}\n')
-    assert dict(read(path)) == {1: {"a": 1}, 2: Problem(sources.TOO_LONG), 3: {"a": 2}}
+    assert dict(iter_rows(path)) == {1: {"a": 1}, 2: UnreadableRow(sources.TOO_LONG), 3: {"a": 2}}
 
 
 def test_a_damaged_gzip_ends_with_a_problem(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl.gz"
-    whole = gzip.compress("\n".join(json.dumps({"text": f"{i} {hash(str(i))}"}) for i in range(5000)).encode())
+    whole = gzip.compress(
+        "\n".join(json.dumps({"text": f"{i} {hash(str(i))}"}) for i in range(5000)).encode()
+    )
     path.write_bytes(whole[: len(whole) // 2])
-    *found, (_, last) = read(path)
-    assert last == Problem(sources.CUT_OFF) and found[0][0] == 1 and not any(isinstance(row, Problem) for _, row in found)
+    *found, (_, last) = iter_rows(path)
+    assert (
+        last == UnreadableRow(sources.CUT_OFF)
+        and found[0][0] == 1
+        and not any(isinstance(row, UnreadableRow) for _, row in found)
+    )
 
 
 def test_a_json_array_that_breaks_off(tmp_path: Path) -> None:
     path = tmp_path / "a.json"
     path.write_text(json.dumps(ROWS, indent=1)[:-30])
-    found = [row for _, row in read(path)]
-    assert found == [*ROWS[:2], Problem(MALFORMED)]
+    found = [row for _, row in iter_rows(path)]
+    assert found == [*ROWS[:2], UnreadableRow(MALFORMED)]
 
 
 def test_csv_with_broken_records(tmp_path: Path) -> None:
     path = tmp_path / "a.csv"
-    path.write_bytes("prompt,response\nالف,ب\nفقط یکی\nیک,دو,سه\n".encode() + b"\xff,x\n" + "پ,ت\n".encode())
-    found = [row for _, row in read(path)]
-    assert found[0] == {"prompt": "الف", "response": "ب"} and found[-1] == {"prompt": "پ", "response": "ت"}
-    assert [row.reason for row in found[1:4]] == ["wrong number of cells", "wrong number of cells", NOT_TEXT]
+    path.write_bytes(
+        "prompt,response\nالف,ب\nفقط یکی\nیک,دو,سه\n".encode() + b"\xff,x\n" + "پ,ت\n".encode()
+    )
+    found = [row for _, row in iter_rows(path)]
+    assert found[0] == {"prompt": "الف", "response": "ب"} and found[-1] == {
+        "prompt": "پ",
+        "response": "ت",
+    }
+    assert [row.reason for row in found[1:4]] == [
+        "wrong number of cells",
+        "wrong number of cells",
+        NOT_TEXT,
+    ]
 
 
 @pytest.mark.parametrize(
@@ -133,17 +169,19 @@ def test_csv_with_broken_records(tmp_path: Path) -> None:
         ("x.parquet", b"not parquet", "not a readable Parquet"),
     ],
 )
-def test_sources_that_cannot_be_read(name: str, content: bytes | None, what: str, tmp_path: Path) -> None:
+def test_sources_that_cannot_be_read(
+    name: str, content: bytes | None, what: str, tmp_path: Path
+) -> None:
     if content is not None:
         (tmp_path / name).write_bytes(content)
-    with pytest.raises(BadInput, match=what) as error:
-        list(read(tmp_path / name))
+    with pytest.raises(UserError, match=what) as error:
+        list(iter_rows(tmp_path / name))
     assert name in error.value.where
 
 
 def test_an_empty_folder(tmp_path: Path) -> None:
-    with pytest.raises(BadInput, match="no data file"):
-        list(read(tmp_path))
+    with pytest.raises(UserError, match="no data file"):
+        list(iter_rows(tmp_path))
 
 
 def test_without_a_network_a_hub_name_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -152,8 +190,11 @@ def test_without_a_network_a_hub_name_says_what_to_do(monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(socket, "getaddrinfo", refuse)
     monkeypatch.setattr(socket.socket, "connect", refuse)
-    for use in (lambda: next(read("some-owner/some-set")), lambda: fingerprint("some-owner/some-set")):
-        with pytest.raises(BadInput, match="hub does not answer") as error:
+    for use in (
+        lambda: next(iter_rows("some-owner/some-set")),
+        lambda: fingerprint("some-owner/some-set"),
+    ):
+        with pytest.raises(UserError, match="hub does not answer") as error:
             use()
         assert "local" in error.value.todo and error.value.where == "some-owner/some-set"
 
@@ -179,13 +220,15 @@ def test_memory_does_not_grow_with_the_file(ending: str, tmp_path: Path) -> None
 
             pyarrow.parquet.write_table(pyarrow.Table.from_pylist(many), path)
         elif ending == "csv":
-            path.write_text("prompt,response\n" + "".join(f"{r['prompt']},{r['response']}\n" for r in many))
+            path.write_text(
+                "prompt,response\n" + "".join(f"{r['prompt']},{r['response']}\n" for r in many)
+            )
         else:
             separator, (begin, end) = ("\n", ("", "")) if ending == "jsonl" else (",\n", ("[", "]"))
             path.write_text(begin + separator.join(map(json.dumps, many)) + end)
         del many
         tracemalloc.start()
-        seen = sum(1 for _ in read(path))
+        seen = sum(1 for _ in iter_rows(path))
         most = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
         assert seen == count

@@ -10,7 +10,13 @@ from pydantic import ValidationError
 from tarazu.chat.model.loss import token_losses
 from tarazu.chat.settings import ChatRecipe
 
-CONTENT = {"task": "chat", "model": "x", "data": {"source": "x", "max_length": 300}, "budget": {"tokens": 10}, "methods": {"lora": {}}}
+CONTENT = {
+    "task": "chat",
+    "model": "x",
+    "data": {"source": "x", "max_length": 300},
+    "budget": {"tokens": 10},
+    "methods": {"lora": {}},
+}
 
 
 def test_small_means_checkpointing_and_one_row_a_pass():
@@ -39,7 +45,9 @@ def test_the_chunk_of_the_loss_changes_nothing(family):
     expected = torch.nn.functional.cross_entropy(logits, labels, reduction="none")
     gradient = torch.autograd.grad(expected.sum(), hidden)[0]
     for losses, grad in found:
-        assert torch.allclose(losses, expected, atol=1e-5) and torch.allclose(grad, gradient, atol=1e-5)
+        assert torch.allclose(losses, expected, atol=1e-5) and torch.allclose(
+            grad, gradient, atol=1e-5
+        )
 
 
 @pytest.mark.parametrize("chunk", [1, 5000])
@@ -49,11 +57,18 @@ def test_a_trained_head_gets_its_gradient_in_chunks_as_often_as_asked(trained, c
     head, labels = base.lm_head.weight.requires_grad_(), torch.randint(0, VOCABULARY, (40,))
     hidden = torch.randn(40, 32, requires_grad=trained != "head")
     own = [head, hidden][: 1 + hidden.requires_grad]
-    logits = torch.tanh(base.lm_head(hidden) / base.config.final_logit_softcapping) * base.config.final_logit_softcapping
-    wanted = torch.autograd.grad(torch.nn.functional.cross_entropy(logits, labels, reduction="sum"), own)
+    logits = (
+        torch.tanh(base.lm_head(hidden) / base.config.final_logit_softcapping)
+        * base.config.final_logit_softcapping
+    )
+    wanted = torch.autograd.grad(
+        torch.nn.functional.cross_entropy(logits, labels, reduction="sum"), own
+    )
     loss = token_losses(base, hidden, labels, chunk).sum()
     for _ in range(2):
-        torch.testing.assert_close(torch.autograd.grad(loss, own, retain_graph=True), wanted, atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(
+            torch.autograd.grad(loss, own, retain_graph=True), wanted, atol=1e-5, rtol=1e-4
+        )
 
 
 def test_a_prefix_trains_with_flex_attention_where_blocks_do_not_fit(tmp_path):
@@ -62,7 +77,17 @@ def test_a_prefix_trains_with_flex_attention_where_blocks_do_not_fit(tmp_path):
 
     from tarazu.study import runner
 
-    content = recipe(tmp_path / "r.json", save_model(tmp_path / "m"), methods={"prefix_tuning": {"virtual_tokens": 4}}, attention="flex", layout="packed", memory="small", questions=None)
+    content = recipe(
+        tmp_path / "r.json",
+        save_model(tmp_path / "m"),
+        methods={"prefix_tuning": {"virtual_tokens": 4}},
+        attention="flex",
+        layout="packed",
+        memory="small",
+        questions=None,
+    )
     run = runner.run(str(content), str(tmp_path / "out")).run("prefix_tuning", 0)
-    losses = [event["loss"] for event in run.read_lines("events.jsonl") if event["event"] == "validation"]
+    losses = [
+        event["loss"] for event in run.read_lines("events.jsonl") if event["event"] == "validation"
+    ]
     assert run.done() and losses[-1] < losses[0]

@@ -11,33 +11,50 @@ import pytest
 from chat import spelling
 
 from tarazu.chat.data import dataset as stores
+from tarazu.chat.data.chat_template import select_template
 from tarazu.chat.data.conversation import NO_ANSWER, Conversation
+from tarazu.chat.data.dataset import ChatDataset, prepare
 from tarazu.chat.data.persian import normalise
 from tarazu.chat.data.sources import local
-from tarazu.chat.data.dataset import Store, prepare
-from tarazu.chat.data.chat_template import choose
-from tarazu.errors import BadInput
+from tarazu.errors import UserError
 
 TOKENIZER = spelling.gemma()
-TEMPLATE = choose(TOKENIZER, "gemma2")
+TEMPLATE = select_template(TOKENIZER, "gemma2")
 SPLIT = {"train": 0.8, "validation": 0.1, "test": 0.1}
 
 
 def row(i: int, answer: str = "پاسخ") -> dict:
-    return {"conversations": [{"from": "human", "value": f"پرسش {i}"}, {"from": "gpt", "value": f"{answer} {i}"}]}
+    return {
+        "conversations": [
+            {"from": "human", "value": f"پرسش {i}"},
+            {"from": "gpt", "value": f"{answer} {i}"},
+        ]
+    }
 
 
 def write(path: Path, rows: list) -> Path:
-    lines = (item if isinstance(item, str) else json.dumps(item, ensure_ascii=False) for item in rows)
+    lines = (
+        item if isinstance(item, str) else json.dumps(item, ensure_ascii=False) for item in rows
+    )
     path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
     return path
 
 
-def made(source, tmp_path: Path, max_length: int = 64, split: dict | None = SPLIT, **more) -> Store:
-    return prepare(source, TOKENIZER, TEMPLATE, max_length=max_length, split=split, cache=tmp_path / "cache", **more)
+def made(
+    source, tmp_path: Path, max_length: int = 64, split: dict | None = SPLIT, **more
+) -> ChatDataset:
+    return prepare(
+        source,
+        TOKENIZER,
+        TEMPLATE,
+        max_length=max_length,
+        split=split,
+        cache=tmp_path / "cache",
+        **more,
+    )
 
 
-def said(store: Store, split: str) -> list[str]:
+def said(store: ChatDataset, split: str) -> list[str]:
     return [store.conversation(split, i)[-1].text for i in range(store.size(split))]
 
 
@@ -53,9 +70,16 @@ def test_a_row_is_what_the_template_encodes(source: Path, tmp_path: Path) -> Non
             turns = store.conversation(split, i)
             expected = TEMPLATE.encode(Conversation(tuple(turns)))
             assert ids.dtype == np.int32 and supervised.dtype == bool
-            assert ids.tolist() == expected.ids.tolist() and supervised.tolist() == expected.supervised.tolist()
+            assert (
+                ids.tolist() == expected.ids.tolist()
+                and supervised.tolist() == expected.supervised.tolist()
+            )
             assert store.lengths(split)[i] == len(ids)
-            assert store.answer_bytes(split, i) == expected.answer_bytes == len(turns[-1].text.encode())
+            assert (
+                store.answer_bytes(split, i)
+                == expected.answer_bytes
+                == len(turns[-1].text.encode())
+            )
             assert turns[-1].text == f"پاسخ {store.place(split, i) - 1}"
 
 
@@ -80,7 +104,11 @@ def test_duplicates_are_dropped_or_kept_together(tmp_path: Path) -> None:
     dropped = made(source, tmp_path)
     assert sum(dropped.size(split) for split in stores.SPLITS) == 20 and dropped.duplicates == 41
     problem = next(p for p in dropped.problems.as_list() if p["reason"] == stores.DUPLICATE)
-    assert problem["count"] == 41 and problem["lines"] == list(range(21, 41)) and problem["kind"] == "dropped"
+    assert (
+        problem["count"] == 41
+        and problem["lines"] == list(range(21, 41))
+        and problem["kind"] == "dropped"
+    )
     kept = made(source, tmp_path, duplicates="keep")
     parts = [set(said(kept, split)) for split in stores.SPLITS]
     assert sum(kept.size(split) for split in stores.SPLITS) == 61
@@ -89,11 +117,20 @@ def test_duplicates_are_dropped_or_kept_together(tmp_path: Path) -> None:
 
 def test_three_sources_and_a_row_of_the_test_in_training(tmp_path: Path) -> None:
     names = {"train": range(20), "validation": range(19, 25), "test": range(24, 30)}
-    sources = {name: str(write(tmp_path / f"{name}.jsonl", [row(i) for i in r])) for name, r in names.items()}
+    sources = {
+        name: str(write(tmp_path / f"{name}.jsonl", [row(i) for i in r]))
+        for name, r in names.items()
+    }
     for duplicates in ("drop", "keep"):
         store = made(sources, tmp_path, split=None, duplicates=duplicates)
-        assert [store.size(split) for split in stores.SPLITS] == [19, 5, 6]  # 19 and 24 stay where they test
-        assert {p["reason"]: p["count"] for p in store.problems.as_list()} == {stores.IN_ANOTHER_SPLIT: 2}
+        assert [store.size(split) for split in stores.SPLITS] == [
+            19,
+            5,
+            6,
+        ]  # 19 and 24 stay where they test
+        assert {p["reason"]: p["count"] for p in store.problems.as_list()} == {
+            stores.IN_ANOTHER_SPLIT: 2
+        }
     data = store.data_json()
     assert data["source"].count(".jsonl") == 3 and len(data["sha256"]) == 64
 
@@ -102,9 +139,14 @@ def test_a_list_of_sources_and_the_first_rows_only(source: Path, tmp_path: Path)
     other = write(tmp_path / "more.jsonl", [row(i) for i in range(100, 120)])
     store = made([str(source), str(other)], tmp_path)
     assert sum(store.size(split) for split in stores.SPLITS) == 70
-    assert {store.place("train", i).split(":")[0] for i in range(store.size("train"))} == {"rows.jsonl", "more.jsonl"}
+    assert {store.place("train", i).split(":")[0] for i in range(store.size("train"))} == {
+        "rows.jsonl",
+        "more.jsonl",
+    }
     few = made(source, tmp_path, rows=10)
-    assert sorted(few.place(split, i) for split in stores.SPLITS for i in range(few.size(split))) == list(range(1, 11))
+    assert sorted(
+        few.place(split, i) for split in stores.SPLITS for i in range(few.size(split))
+    ) == list(range(1, 11))
 
 
 def test_truncation_is_counted_and_a_row_without_an_answer_left_is_dropped(tmp_path: Path) -> None:
@@ -114,7 +156,10 @@ def test_truncation_is_counted_and_a_row_without_an_answer_left_is_dropped(tmp_p
     store = made(write(tmp_path / "rows.jsonl", rows), tmp_path)
     problems = {p["reason"]: p for p in store.problems.as_list()}
     assert problems[stores.CUT]["lines"] == [5] and problems[stores.CUT]["kind"] == "repaired"
-    assert problems[stores.NOTHING_LEFT]["lines"] == [8] and problems[stores.NOTHING_LEFT]["kind"] == "dropped"
+    assert (
+        problems[stores.NOTHING_LEFT]["lines"] == [8]
+        and problems[stores.NOTHING_LEFT]["kind"] == "dropped"
+    )
     structure = store.data_json()["structure"]
     assert structure["truncated_rows"] == 1 and structure["rows"] == 19
     assert max(int(store.lengths(split).max()) for split in stores.SPLITS) == 64
@@ -125,7 +170,11 @@ def test_truncation_is_counted_and_a_row_without_an_answer_left_is_dropped(tmp_p
 
 def test_problems_have_their_line_numbers(tmp_path: Path) -> None:
     rows = [row(i) for i in range(30)]
-    rows[2:2] = ["{broken", json.dumps({"conversations": [{"from": "human", "value": "بی‌پاسخ"}]}), json.dumps(row(99)).replace("99", "٩\\u0000")]
+    rows[2:2] = [
+        "{broken",
+        json.dumps({"conversations": [{"from": "human", "value": "بی‌پاسخ"}]}),
+        json.dumps(row(99)).replace("99", "٩\\u0000"),
+    ]
     store = made(write(tmp_path / "rows.jsonl", rows), tmp_path)
     found = {(p["kind"], p["reason"]): p["lines"] for p in store.problems.as_list()}
     assert found["dropped", "malformed JSON"] == [3] and found["dropped", NO_ANSWER] == [4]
@@ -137,34 +186,47 @@ def test_problems_have_their_line_numbers(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("rows", "reasons"),
     [
-        (["not json", '{"text": "x"}', '{"text": "y"}'], ["1 x malformed JSON (line 1)", "2 x no known schema (line 2, 3)"]),
+        (
+            ["not json", '{"text": "x"}', '{"text": "y"}'],
+            ["1 x malformed JSON (line 1)", "2 x no known schema (line 2, 3)"],
+        ),
         (["", "  "], ["no row in it"]),
         ([{"instruction": "x " * 500, "output": "y"}], [stores.NOTHING_LEFT]),
     ],
 )
-def test_a_source_without_a_usable_row_says_why_and_leaves_nothing(rows: list, reasons: list, tmp_path: Path) -> None:
+def test_a_source_without_a_usable_row_says_why_and_leaves_nothing(
+    rows: list, reasons: list, tmp_path: Path
+) -> None:
     source = write(tmp_path / "rows.jsonl", rows)
-    with pytest.raises(BadInput) as error:
+    with pytest.raises(UserError) as error:
         made(source, tmp_path)
-    assert all(reason in str(error.value) for reason in reasons) and error.value.where == str(source)
+    assert all(reason in str(error.value) for reason in reasons) and error.value.where == str(
+        source
+    )
     assert list((tmp_path / "cache").iterdir()) == []
 
 
 def test_too_few_rows_for_three_splits(tmp_path: Path) -> None:
     source = write(tmp_path / "rows.jsonl", [row(1), row(2)])
-    with pytest.raises(BadInput, match="no row for the train split"):
+    with pytest.raises(UserError, match="no row for the train split"):
         made(source, tmp_path)
 
 
-def test_the_cache_is_used_only_for_the_same_rows_tokens_and_length(source: Path, tmp_path: Path, monkeypatch) -> None:
+def test_the_cache_is_used_only_for_the_same_rows_tokens_and_length(
+    source: Path, tmp_path: Path, monkeypatch
+) -> None:
     written = []
-    monkeypatch.setattr(stores, "_write", lambda *a, original=stores._write: written.append(1) or original(*a))
+    monkeypatch.setattr(
+        stores, "_write", lambda *a, original=stores._write: written.append(1) or original(*a)
+    )
     made(source, tmp_path)
     made(source, tmp_path)
     assert len(written) == 1
     made(source, tmp_path, max_length=32)
     other = spelling.llama3()
-    prepare(source, other, choose(other), max_length=64, split=SPLIT, cache=tmp_path / "cache")
+    prepare(
+        source, other, select_template(other), max_length=64, split=SPLIT, cache=tmp_path / "cache"
+    )
     write(source, [row(i) for i in range(51)])
     store = made(source, tmp_path)
     assert len(written) == 4 and sum(store.size(split) for split in stores.SPLITS) == 51
@@ -176,8 +238,23 @@ def test_the_cache_is_used_only_for_the_same_rows_tokens_and_length(source: Path
 def test_data_json_says_what_the_contract_wants(source: Path, tmp_path: Path) -> None:
     data = made(source, tmp_path, note="stands in for SlimOrca").data_json()
     assert json.loads(json.dumps(data, allow_nan=False)) == data
-    assert set(data) == {"source", "sha256", "note", "tokenizer", "template", "max_length", "splits", "structure", "problems", "examples"}
-    assert data["template"]["name"] == "gemma" and data["note"] == "stands in for SlimOrca" and data["max_length"] == 64
+    assert set(data) == {
+        "source",
+        "sha256",
+        "note",
+        "tokenizer",
+        "template",
+        "max_length",
+        "splits",
+        "structure",
+        "problems",
+        "examples",
+    }
+    assert (
+        data["template"]["name"] == "gemma"
+        and data["note"] == "stands in for SlimOrca"
+        and data["max_length"] == 64
+    )
     assert data["splits"]["train"]["rows"] == 40
     assert data["splits"]["train"]["tokens"] > data["splits"]["train"]["supervised"] > 40
     assert len(data["examples"]) == 5
@@ -192,27 +269,42 @@ def test_hostile_rows_are_all_accounted_for_and_none_gets_through(tmp_path: Path
     source = local("samples:hostile.jsonl")
     lines = [n for n, line in enumerate(source.read_bytes().split(b"\n"), 1) if line.strip()]
     store = made("samples:hostile.jsonl", tmp_path, max_length=128)
-    used = {store.place(split, i): (split, i) for split in stores.SPLITS for i in range(store.size(split))}
-    dropped = [line for p in store.problems.as_list() if p["kind"] == "dropped" for line in p["lines"]]
+    used = {
+        store.place(split, i): (split, i)
+        for split in stores.SPLITS
+        for i in range(store.size(split))
+    }
+    dropped = [
+        line for p in store.problems.as_list() if p["kind"] == "dropped" for line in p["lines"]
+    ]
     assert sorted([*used, *dropped]) == lines and len(used) > 10 and len(dropped) > 10
     end = TOKENIZER.convert_tokens_to_ids("<end_of_turn>")
     for line, (split, i) in used.items():
         turns, (ids, supervised) = store.conversation(split, i), store.row(split, i)
-        assert [t.role for t in turns if t.role != "system"] == ["human", "gpt"] * (len(turns) // 2), line
+        assert [t.role for t in turns if t.role != "system"] == ["human", "gpt"] * (
+            len(turns) // 2
+        ), line
         for turn in turns:
-            assert turn.text == turn.text.strip() != "" and normalise(turn.text) == (turn.text, set()), line
+            assert turn.text == turn.text.strip() != "" and normalise(turn.text) == (
+                turn.text,
+                set(),
+            ), line
             assert not TEMPLATE.markers.search(turn.text), line
         assert supervised.any() and (ids == TOKENIZER.bos_token_id).sum() == 1
         assert (ids == end).sum() <= sum(t.role != "system" for t in turns), line
     json.dumps(store.data_json(), ensure_ascii=False, allow_nan=False).encode("utf-8")
 
 
-def test_memory_does_not_grow_with_the_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_memory_does_not_grow_with_the_rows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Five times the rows cost Python at most 100 bytes for each more (one row is 400 bytes of text and 60 tokens)."""
     monkeypatch.setattr(stores, "_BATCH", 64)
 
     def peak(count: int) -> int:
-        source = write(tmp_path / f"{count}.jsonl", [row(i, "پاسخ بلند " * 20) for i in range(count)])
+        source = write(
+            tmp_path / f"{count}.jsonl", [row(i, "پاسخ بلند " * 20) for i in range(count)]
+        )
         tracemalloc.start()
         store = made(source, tmp_path)
         assert sum(len(ids) for ids, _ in store.iterate("train")) == store.lengths("train").sum()

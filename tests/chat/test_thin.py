@@ -5,7 +5,7 @@ from functorch.compile import make_boxed_func
 from torch._dynamo.backends.common import aot_autograd
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from tarazu.chat.fast.matmul_fusion_pass import ThinProducts
+from tarazu.chat.fast.matmul_fusion_pass import FuseSkinnyMatmuls
 
 PLACES, WIDTH, RANK = 96, 80, 4
 mm = torch.ops.aten.mm.default
@@ -22,13 +22,18 @@ def outputs(x, *weights):
 
 def adapted(x, *weights):
     """Their gradients."""
-    return torch.autograd.grad(outputs(x, *weights), [x, *(w for i, w in enumerate(weights) if i % 3)])
+    return torch.autograd.grad(
+        outputs(x, *weights), [x, *(w for i, w in enumerate(weights) if i % 3)]
+    )
 
 
 def given():
     torch.manual_seed(0)
     shapes = [(WIDTH, WIDTH), (RANK, WIDTH), (RANK, WIDTH)] * 3
-    return [torch.randn(shape, dtype=torch.float64, requires_grad=True) for shape in [(PLACES, WIDTH), *shapes]]
+    return [
+        torch.randn(shape, dtype=torch.float64, requires_grad=True)
+        for shape in [(PLACES, WIDTH), *shapes]
+    ]
 
 
 def products(graph) -> int:
@@ -36,7 +41,7 @@ def products(graph) -> int:
 
 
 def test_thin_products_are_joined_and_give_the_same():
-    inputs, step = given(), ThinProducts()
+    inputs, step = given(), FuseSkinnyMatmuls()
     traced = make_fx(adapted, tracing_mode="fake")(*inputs)
     before, expected = products(traced.graph), traced(*inputs)
     step(traced.graph)
@@ -48,7 +53,7 @@ def test_thin_products_are_joined_and_give_the_same():
 
 
 def test_the_number_of_places_may_be_unknown_when_it_is_compiled():
-    step = ThinProducts()
+    step = FuseSkinnyMatmuls()
 
     def joined(module, _):
         step(module.graph)
@@ -72,7 +77,10 @@ def test_products_that_need_each_other_stay():
     def chain(x, a):
         return (x @ a).sum() * (x @ (a * (x @ a).sum()))
 
-    inputs, step = [torch.randn(PLACES, WIDTH).double(), torch.randn(WIDTH, RANK).double()], ThinProducts()
+    inputs, step = (
+        [torch.randn(PLACES, WIDTH).double(), torch.randn(WIDTH, RANK).double()],
+        FuseSkinnyMatmuls(),
+    )
     traced = make_fx(chain, tracing_mode="fake")(*inputs)
     expected = traced(*inputs)
     step(traced.graph)
@@ -81,7 +89,7 @@ def test_products_that_need_each_other_stay():
 
 
 def test_a_number_that_is_only_known_when_it_runs_is_no_product():
-    step = ThinProducts()
+    step = FuseSkinnyMatmuls()
     traced = make_fx(lambda x: x + x.shape[0] + x, tracing_mode="symbolic")(torch.ones(5, 3))
     step(traced.graph)
     assert step.found == 0 and torch.equal(traced(torch.ones(4, 3)), torch.full((4, 3), 6.0))

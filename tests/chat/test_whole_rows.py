@@ -18,11 +18,21 @@ from tarazu.chat.fast import inductor_patches
 
 @pytest.mark.parametrize(
     ("numbers", "hint", "cooperative", "wanted"),
-    [(640, ReductionHint.INNER, False, True), (3072, ReductionHint.INNER, False, True), (4097, ReductionHint.INNER, False, False), (3072, ReductionHint.OUTER, False, False), (3072, ReductionHint.INNER, True, False)],
+    [
+        (640, ReductionHint.INNER, False, True),
+        (3072, ReductionHint.INNER, False, True),
+        (4097, ReductionHint.INNER, False, False),
+        (3072, ReductionHint.OUTER, False, False),
+        (3072, ReductionHint.INNER, True, False),
+    ],
 )
-def test_only_sums_along_rows_of_a_models_width_are_decided_otherwise(numbers, hint, cooperative, wanted):
+def test_only_sums_along_rows_of_a_models_width_are_decided_otherwise(
+    numbers, hint, cooperative, wanted
+):
     inductor_patches.teach_compiler()
-    features = SimpleNamespace(reduction_numel=sympy.Integer(numbers), numel=8192, get_reduction_hint=lambda: hint)
+    features = SimpleNamespace(
+        reduction_numel=sympy.Integer(numbers), numel=8192, get_reduction_hint=lambda: hint
+    )
     with V.set_graph_handler(SimpleNamespace(sizevars=SizeVarAllocator())):
         assert InductorChoices.should_use_persistent_reduction(features, cooperative) == wanted
 

@@ -10,35 +10,54 @@ from chat.test_methods import rows
 from torch._dynamo.backends.debugging import aot_eager
 from transformers import Gemma2Config, Gemma2ForCausalLM, LlamaConfig, LlamaForCausalLM
 
-from tarazu.chat.fast import compile_layers as compiled, fused_lora, lightweight_adapters
+from tarazu.chat.fast import compile_layers as compiled
+from tarazu.chat.fast import fused_lora, lightweight_adapters
 from tarazu.chat.model import flex_attention
+from tarazu.chat.model.batching import make_batch
 from tarazu.chat.model.forward import hidden_states
-from tarazu.chat.model.batching import lay_out
 from tarazu.chat.model.loss import token_losses
-from tarazu.chat.model.trainable import adapted
+from tarazu.chat.model.trainable import with_adapters
 from tarazu.engine.fingerprint import fingerprint
 
 TWO = {**tiny.SIZES, **tiny.SPECIALS, "num_hidden_layers": 2}
 
 
-def build(family: str = "llama", biases: bool = False, attention: str = "eager", dtype: torch.dtype = torch.float32, **settings):
-    """A trainee of two layers whose weights are large enough that mistakes show; `settings` are peft's."""
+def build(
+    family: str = "llama",
+    biases: bool = False,
+    attention: str = "eager",
+    dtype: torch.dtype = torch.float32,
+    **settings,
+):
+    """A model of two layers whose weights are large enough that mistakes show; `settings` are peft's."""
     torch.manual_seed(0)
     if family == "llama":
         model = LlamaForCausalLM(LlamaConfig(**TWO, attention_bias=biases, mlp_bias=biases))
     else:
         model = Gemma2ForCausalLM(Gemma2Config(**TWO, sliding_window=12, query_pre_attn_scalar=8))
     model.to(dtype).set_attn_implementation(attention)
-    trainee = adapted(model, peft.LoraConfig(**{"r": 4, "lora_alpha": 12, "target_modules": "all-linear", "task_type": "CAUSAL_LM", **settings}), "all-linear")
+    trainable = with_adapters(
+        model,
+        peft.LoraConfig(
+            **{
+                "r": 4,
+                "lora_alpha": 12,
+                "target_modules": "all-linear",
+                "task_type": "CAUSAL_LM",
+                **settings,
+            }
+        ),
+        "all-linear",
+    )
     with torch.no_grad():
-        for name, parameter in trainee.module.named_parameters():
+        for name, parameter in trainable.module.named_parameters():
             if parameter.dim() == 2 or "bias" in name:
                 parameter.normal_(0, 0.15)
-    lightweight_adapters.lean(trainee.base)
-    return trainee
+    lightweight_adapters.use_lightweight_forward(trainable.base)
+    return trainable
 
 
-def compile_layers(trainee, checkpointing: bool = False) -> list:
+def compile_layers(trainable, checkpointing: bool = False) -> list:
     """The compiler's own tracing, with plain arithmetic behind it; returns what it compiled."""
     made = []
 
@@ -46,48 +65,69 @@ def compile_layers(trainee, checkpointing: bool = False) -> list:
         made.append(graph)
         return aot_eager(graph, inputs)
 
-    for layer in trainee.base.get_decoder().layers:
+    for layer in trainable.base.get_decoder().layers:
         layer.self_attn.sliding_window = None  # as `compiled.compile_layers` does
-    compiled.give_prefixes(trainee.base, checkpointing, lambda forward: torch.compile(forward, backend=backend))
+    compiled.wrap_layers(
+        trainable.base, checkpointing, lambda forward: torch.compile(forward, backend=backend)
+    )
     return made
 
 
 def is_wide(graph: torch.fx.GraphModule) -> bool:
-    return any("thin_product" in str(part.graph) for part in graph.modules() if isinstance(part, torch.fx.GraphModule))
+    return any(
+        "thin_product" in str(part.graph)
+        for part in graph.modules()
+        if isinstance(part, torch.fx.GraphModule)
+    )
 
 
-def loss_of(trainee, lengths: tuple[int, ...], width: int) -> torch.Tensor:
-    batch = lay_out([rows(lengths)], width=width)
-    hidden = hidden_states(trainee, batch).flatten(0, 1).index_select(0, batch.sources)
-    return token_losses(trainee.base, hidden, batch.labels).sum()
+def loss_of(trainable, lengths: tuple[int, ...], width: int) -> torch.Tensor:
+    batch = make_batch([rows(lengths)], width=width)
+    hidden = hidden_states(trainable, batch).flatten(0, 1).index_select(0, batch.sources)
+    return token_losses(trainable.base, hidden, batch.labels).sum()
 
 
-def gradients(trainee, *passes: tuple[int, ...], width: int = 256) -> dict[str, torch.Tensor]:
+def gradients(trainable, *passes: tuple[int, ...], width: int = 256) -> dict[str, torch.Tensor]:
     """Of passes that all stand before the first backward one."""
-    trainee.module.train().zero_grad()
-    loss = sum([loss_of(trainee, lengths, width) for lengths in passes or [(90, 41)]])
+    trainable.module.train().zero_grad()
+    loss = sum([loss_of(trainable, lengths, width) for lengths in passes or [(90, 41)]])
     loss.backward()
-    return {"loss": loss.detach(), **{key: parameter.grad.clone() for key, parameter in trainee.trainable().items()}}
+    return {
+        "loss": loss.detach(),
+        **{key: parameter.grad.clone() for key, parameter in trainable.trainable().items()},
+    }
 
 
 def agree(found: dict, expected: dict) -> bool:
-    return found.keys() == expected.keys() and all(torch.linalg.norm(found[key] - expected[key]) < 1e-4 * torch.linalg.norm(expected[key]) for key in found)
+    return found.keys() == expected.keys() and all(
+        torch.linalg.norm(found[key] - expected[key]) < 1e-4 * torch.linalg.norm(expected[key])
+        for key in found
+    )
 
 
 @pytest.fixture
 def blocks(monkeypatch):
     """Attention by blocks, on a CPU."""
     torch._dynamo.reset()
-    monkeypatch.setattr(flex_attention, "fits", lambda queries, device: True)
+    monkeypatch.setattr(flex_attention, "is_block_aligned", lambda queries, device: True)
     monkeypatch.setattr("torch.nn.attention.flex_attention._validate_device", lambda *_: None)
 
 
 CASES = {
     "gemma2": {"family": "gemma2"},
-    "biases, unlike ranks": {"biases": True, "rank_pattern": {"k_proj": 7, "up_proj": 1}, "alpha_pattern": {"v_proj": 3, "gate_proj": 20}},
+    "biases, unlike ranks": {
+        "biases": True,
+        "rank_pattern": {"k_proj": 7, "up_proj": 1},
+        "alpha_pattern": {"v_proj": 3, "gate_proj": 20},
+    },
     "rslora, two steps of columns": {"r": 40, "use_rslora": True},
     "dora": {"family": "gemma2", "use_dora": True},
-    "dora, biases, unlike ranks": {"use_dora": True, "biases": True, "rank_pattern": {"k_proj": 7, "up_proj": 1}, "alpha_pattern": {"v_proj": 3, "gate_proj": 20}},
+    "dora, biases, unlike ranks": {
+        "use_dora": True,
+        "biases": True,
+        "rank_pattern": {"k_proj": 7, "up_proj": 1},
+        "alpha_pattern": {"v_proj": 3, "gate_proj": 20},
+    },
 }
 
 
@@ -95,16 +135,20 @@ CASES = {
 @pytest.mark.parametrize("case", CASES)
 def test_losses_and_gradients_are_the_plain_paths(case):
     plain, joined = build(**CASES[case]), build(**CASES[case], attention=flex_attention.NAME)
-    assert fused_lora.widen(joined.base) == 2 * len(fused_lora.GROUPS)
+    assert fused_lora.fuse_lora_layers(joined.base) == 2 * len(fused_lora.GROUPS)
     graphs = compile_layers(joined)
     assert agree(gradients(joined), gradients(plain))
     assert len(graphs) == 1 and is_wide(graphs[0]), "one piece of code for all layers"
     with torch.no_grad():  # after a step of the optimizer
-        for trainee in (plain, joined):
-            for parameter in trainee.trainable().values():
+        for trainable in (plain, joined):
+            for parameter in trainable.trainable().values():
                 parameter.mul_(1.5)
-    for lengths, width in (((33, 150, 70), 256), ((33, 200, 70), 384))[: 1 + (case in ("gemma2", "dora"))]:  # another width is compiled anew
-        assert agree(gradients(joined, lengths, width=width), gradients(plain, lengths, width=width))
+    for lengths, width in (((33, 150, 70), 256), ((33, 200, 70), 384))[
+        : 1 + (case in ("gemma2", "dora"))
+    ]:  # another width is compiled anew
+        assert agree(
+            gradients(joined, lengths, width=width), gradients(plain, lengths, width=width)
+        )
         assert len(graphs) == 1 + (width == 384)
 
 
@@ -114,8 +158,11 @@ def test_two_passes_before_the_first_goes_back_in_stacks_of_any_size(stack, monk
     """The matrices are filled again in between, with the same numbers."""
     monkeypatch.setattr(fused_lora, "STACK", stack)
     plain, joined = build(), build(attention=flex_attention.NAME)
-    assert fused_lora.widen(joined.base) == 2 * len(fused_lora.GROUPS)
-    stacks = {layer.mlp.down_proj.group.matrix.untyped_storage().data_ptr() for layer in joined.base.model.layers}
+    assert fused_lora.fuse_lora_layers(joined.base) == 2 * len(fused_lora.GROUPS)
+    stacks = {
+        layer.mlp.down_proj.group.matrix.untyped_storage().data_ptr()
+        for layer in joined.base.model.layers
+    }
     assert len(stacks) == (2 if stack == 1 else 1)
     graphs = compile_layers(joined)
     assert agree(gradients(joined, (90, 41), (60, 100)), gradients(plain, (90, 41), (60, 100)))
@@ -125,9 +172,12 @@ def test_two_passes_before_the_first_goes_back_in_stacks_of_any_size(stack, monk
 @pytest.mark.usefixtures("blocks")
 def test_layers_that_differ_are_filled_apart():
     """In rank and in scale; the second layer's key has another rank, so its group is of another kind."""
-    unlike = {"rank_pattern": {r"layers\.1\..*k_proj": 7}, "alpha_pattern": {r"layers\.0\..*down_proj": 40}}
+    unlike = {
+        "rank_pattern": {r"layers\.1\..*k_proj": 7},
+        "alpha_pattern": {r"layers\.0\..*down_proj": 40},
+    }
     plain, joined = build(**unlike), build(**unlike, attention=flex_attention.NAME)
-    assert fused_lora.widen(joined.base) == 2 * len(fused_lora.GROUPS)
+    assert fused_lora.fuse_lora_layers(joined.base) == 2 * len(fused_lora.GROUPS)
     apart = [len({getattr(part(layer), name).group.matrix.untyped_storage().data_ptr() for layer in joined.base.model.layers}) for part, name in (
         (lambda layer: layer.self_attn, "k_proj"), (lambda layer: layer.mlp, "down_proj"), (lambda layer: layer.mlp, "up_proj"))]  # fmt: skip
     assert apart == [2, 2, 1]
@@ -138,78 +188,122 @@ def test_layers_that_differ_are_filled_apart():
 @pytest.mark.usefixtures("blocks")
 def test_activations_that_are_made_again_give_the_same_gradients():
     kept, forgotten = (build(use_dora=True, attention=flex_attention.NAME) for _ in range(2))
-    for trainee, checkpointing in ((kept, False), (forgotten, True)):
-        fused_lora.widen(trainee.base)
-        assert all(map(is_wide, compile_layers(trainee, checkpointing)))
+    for trainable, checkpointing in ((kept, False), (forgotten, True)):
+        fused_lora.fuse_lora_layers(trainable.base)
+        assert all(map(is_wide, compile_layers(trainable, checkpointing)))
     assert agree(gradients(forgotten), gradients(kept))
 
 
 @pytest.mark.usefixtures("blocks")
 def test_in_bfloat16_dora_is_as_near_to_float32_as_the_plain_path():
-    exact, plain, joined = build(use_dora=True), build(use_dora=True, dtype=torch.bfloat16), build(use_dora=True, dtype=torch.bfloat16, attention=flex_attention.NAME)
-    fused_lora.widen(joined.base)
+    exact, plain, joined = (
+        build(use_dora=True),
+        build(use_dora=True, dtype=torch.bfloat16),
+        build(use_dora=True, dtype=torch.bfloat16, attention=flex_attention.NAME),
+    )
+    fused_lora.fuse_lora_layers(joined.base)
     graphs = compile_layers(joined)
-    truth, *found = (gradients(trainee) for trainee in (exact, plain, joined))
-    away = [{key: float(torch.linalg.norm(one[key].float() - truth[key]) / torch.linalg.norm(truth[key])) for key in truth} for one in found]
-    assert is_wide(graphs[0]) and all(away[1][key] < 1.5 * away[0][key] + 0.005 for key in truth), away
+    truth, *found = (gradients(trainable) for trainable in (exact, plain, joined))
+    away = [
+        {
+            key: float(
+                torch.linalg.norm(one[key].float() - truth[key]) / torch.linalg.norm(truth[key])
+            )
+            for key in truth
+        }
+        for one in found
+    ]
+    assert is_wide(graphs[0]) and all(away[1][key] < 1.5 * away[0][key] + 0.005 for key in truth), (
+        away
+    )
 
 
 @pytest.mark.parametrize(
-    "settings", [{"lora_dropout": 0.5}, {"use_dora": True, "lora_dropout": 0.5}, {"lora_bias": True}, {"r": fused_lora.MOST + 1}, {"target_modules": ["q_proj", "up_proj"]}]
+    "settings",
+    [
+        {"lora_dropout": 0.5},
+        {"use_dora": True, "lora_dropout": 0.5},
+        {"lora_bias": True},
+        {"r": fused_lora.MAX_FUSED_RANK + 1},
+        {"target_modules": ["q_proj", "up_proj"]},
+    ],
 )
 def test_other_adapters_stay_as_they_are(settings):
-    trainee = build(**settings)
-    kinds = [type(module) for module in trainee.module.modules()]
-    assert fused_lora.widen(trainee.base) == 0
-    assert kinds == [type(module) for module in trainee.module.modules()]
+    trainable = build(**settings)
+    kinds = [type(module) for module in trainable.module.modules()]
+    assert fused_lora.fuse_lora_layers(trainable.base) == 0
+    assert kinds == [type(module) for module in trainable.module.modules()]
 
 
 @pytest.mark.usefixtures("blocks")
 def test_nothing_of_the_model_changes_and_nothing_is_stored_twice():
-    trainee = build(biases=True, attention=flex_attention.NAME)
-    before = fingerprint(trainee.module)
-    fused_lora.widen(trainee.base)
-    compile_layers(trainee)
-    gradients(trainee)
-    assert fingerprint(trainee.module) == before
-    gate, up = (getattr(trainee.base.model.layers[1].mlp, name) for name in ("gate_proj", "up_proj"))
+    trainable = build(biases=True, attention=flex_attention.NAME)
+    before = fingerprint(trainable.module)
+    fused_lora.fuse_lora_layers(trainable.base)
+    compile_layers(trainable)
+    gradients(trainable)
+    assert fingerprint(trainable.module) == before
+    gate, up = (
+        getattr(trainable.base.model.layers[1].mlp, name) for name in ("gate_proj", "up_proj")
+    )
     storage = gate.group.matrix.untyped_storage().data_ptr()
     assert gate.group is up.group
-    assert {layer.base_layer.weight.untyped_storage().data_ptr() for layer in (gate, up)} == {storage}
+    assert {layer.base_layer.weight.untyped_storage().data_ptr() for layer in (gate, up)} == {
+        storage
+    }
 
 
 @pytest.mark.usefixtures("blocks")
 def test_another_rank_in_the_same_process_makes_no_side_of_the_matrix_a_variable():
     """torch 2.11 cannot compile that (`overwrite_tensor_vt_proxy`)."""
     for rank in (4, 40, 64):
-        trainee = build(r=rank, attention=flex_attention.NAME)
-        fused_lora.widen(trainee.base)
+        trainable = build(r=rank, attention=flex_attention.NAME)
+        fused_lora.fuse_lora_layers(trainable.base)
         given = []
 
         def backend(graph, inputs, given=given):
-            given.extend(node.meta["example_value"] for node in graph.graph.nodes if node.op == "placeholder")
+            given.extend(
+                node.meta["example_value"] for node in graph.graph.nodes if node.op == "placeholder"
+            )
             return aot_eager(graph, inputs)
 
-        compiled.give_prefixes(trainee.base, False, lambda forward, backend=backend: torch.compile(forward, backend=backend))
-        gradients(trainee)
-        assert given and all(isinstance(x, torch.Tensor) and all(isinstance(side, int) for side in x.shape) for x in given)
+        compiled.wrap_layers(
+            trainable.base,
+            False,
+            lambda forward, backend=backend: torch.compile(forward, backend=backend),
+        )
+        gradients(trainable)
+        assert given and all(
+            isinstance(x, torch.Tensor) and all(isinstance(side, int) for side in x.shape)
+            for x in given
+        )
 
 
 @pytest.mark.usefixtures("blocks")
 @pytest.mark.parametrize("dora", [False, True])
 def test_switched_off_or_merged_they_are_as_plain_ones(dora):
     plain, joined = build(use_dora=dora), build(use_dora=dora, attention=flex_attention.NAME)
-    fused_lora.widen(joined.base)
+    fused_lora.fuse_lora_layers(joined.base)
     graphs = compile_layers(joined)
-    batch = lay_out([rows((90, 41))], width=256)
+    batch = make_batch([rows((90, 41))], width=256)
     real = batch.segments[0] >= 0
-    for trainee in (plain, joined):
-        trainee.base.get_input_embeddings().requires_grad_()  # or nothing would ask for gradients
+    for trainable in (plain, joined):
+        trainable.base.get_input_embeddings().requires_grad_()  # or nothing would ask for gradients
     with plain.module.disable_adapter(), joined.module.disable_adapter():
-        torch.testing.assert_close(hidden_states(joined, batch)[0][real], hidden_states(plain, batch)[0][real], atol=1e-4, rtol=1e-4)
-    for trainee in (plain, joined):
-        trainee.module.merge_adapter()
-    torch.testing.assert_close(hidden_states(joined, batch)[0][real], hidden_states(plain, batch)[0][real], atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(
+            hidden_states(joined, batch)[0][real],
+            hidden_states(plain, batch)[0][real],
+            atol=1e-4,
+            rtol=1e-4,
+        )
+    for trainable in (plain, joined):
+        trainable.module.merge_adapter()
+    torch.testing.assert_close(
+        hidden_states(joined, batch)[0][real],
+        hidden_states(plain, batch)[0][real],
+        atol=1e-4,
+        rtol=1e-4,
+    )
     assert graphs and not any(map(is_wide, graphs))
 
 

@@ -13,7 +13,15 @@ from transformers import (
 )
 
 VOCABULARY = 211
-SIZES = {"vocab_size": VOCABULARY, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 6, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8}
+SIZES = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 6,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+}
 SPECIALS = {"pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 1}
 FAMILIES = ("llama", "gemma2", "gemma3")
 
@@ -24,10 +32,20 @@ def model(family: str, seed: int = 0, window: int = 12, attention: str | None = 
     if family == "llama":
         made = LlamaForCausalLM(LlamaConfig(**SIZES, **SPECIALS))
     elif family == "gemma2":
-        made = Gemma2ForCausalLM(Gemma2Config(**SIZES, **SPECIALS, sliding_window=window, query_pre_attn_scalar=8))
+        made = Gemma2ForCausalLM(
+            Gemma2Config(**SIZES, **SPECIALS, sliding_window=window, query_pre_attn_scalar=8)
+        )
     else:
         types = ["sliding_attention"] * 5 + ["full_attention"]
-        made = Gemma3ForCausalLM(Gemma3TextConfig(**SIZES, **SPECIALS, sliding_window=window, query_pre_attn_scalar=8, layer_types=types))
+        made = Gemma3ForCausalLM(
+            Gemma3TextConfig(
+                **SIZES,
+                **SPECIALS,
+                sliding_window=window,
+                query_pre_attn_scalar=8,
+                layer_types=types,
+            )
+        )
     made.set_attn_implementation(attention or ("eager" if family == "gemma2" else "sdpa"))
     with torch.no_grad():
         for name, parameter in made.named_parameters():

@@ -8,7 +8,7 @@ from engine.toy import CPU, SYMBOLS, Toy, ToyData
 
 from tarazu.engine import flops
 from tarazu.engine.ledger import Ledger
-from tarazu.engine.task import Counts
+from tarazu.engine.task import TokenCounts
 from tarazu.recipe.schema import Budget, Recipe
 
 RECIPE = Recipe(task="toy", budget=Budget(epochs=1, batch_rows=4), methods={"toy": {}})
@@ -18,9 +18,11 @@ class Recurrent(Toy):
     """With an LSTM between, whose products the libraries' own kernels hide from torch's counter."""
 
     def build(self, **options):
-        trainee = super().build(**options)
-        trainee.module = torch.nn.Sequential(trainee.module[0], torch.nn.LSTM(8, 8), First(), trainee.module[2])
-        return trainee
+        model = super().build(**options)
+        model.module = torch.nn.Sequential(
+            model.module[0], torch.nn.LSTM(8, 8), First(), model.module[2]
+        )
+        return model
 
 
 class First(torch.nn.Module):
@@ -35,10 +37,12 @@ def places() -> tuple[int, int]:
 
 def test_a_linear_layer_is_counted_forward_and_twice_backward():
     task = Toy()
-    trainee = task.build()
+    model = task.build()
     predicted, tokens = places()
-    assert flops.counted(task, trainee, ToyData(), RECIPE) == pytest.approx(3 * 2 * 8 * SYMBOLS * predicted / tokens)
-    assert all(p.grad is None for p in trainee.module.parameters()) and trainee.module.training
+    assert flops.counted(task, model, ToyData(), RECIPE) == pytest.approx(
+        3 * 2 * 8 * SYMBOLS * predicted / tokens
+    )
+    assert all(p.grad is None for p in model.module.parameters()) and model.module.training
 
 
 def test_an_lstm_is_not_overlooked():
@@ -52,10 +56,12 @@ def test_an_lstm_is_not_overlooked():
 
 def test_the_figures_of_a_run():
     task, ledger = Toy(), Ledger(CPU)
-    ledger.seconds["train"], ledger.counts = 2.0, Counts(tokens=1000)
+    ledger.seconds["train"], ledger.counts = 2.0, TokenCounts(tokens=1000)
     found = flops.figures(task, task.build(), ToyData(), RECIPE, ledger)
     assert found["model_flops"] == pytest.approx(1000 * found["flops_per_token"])
-    assert found["utilisation"] == pytest.approx(found["model_flops"] / 2 / found["device_matmul_flops"])
+    assert found["utilisation"] == pytest.approx(
+        found["model_flops"] / 2 / found["device_matmul_flops"]
+    )
     assert 1e8 < found["device_matmul_flops"] < 1e16
     untrained = task.build()
     untrained.may_change = frozenset()
@@ -64,9 +70,11 @@ def test_the_figures_of_a_run():
 
 def test_a_model_that_cannot_be_counted_does_not_lose_its_run():
     class Strange(Toy):
-        def flops_per_token(self, trainee, data, recipe):
+        def flops_per_token(self, model, data, recipe):
             raise TypeError("a forward of its own")
 
     ledger = Ledger(CPU)
-    ledger.seconds["train"], ledger.counts = 2.0, Counts(tokens=1000)
-    assert set(flops.figures(Strange(), Strange().build(), ToyData(), RECIPE, ledger).values()) == {None}
+    ledger.seconds["train"], ledger.counts = 2.0, TokenCounts(tokens=1000)
+    assert set(flops.figures(Strange(), Strange().build(), ToyData(), RECIPE, ledger).values()) == {
+        None
+    }

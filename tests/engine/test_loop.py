@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 
 from tarazu.engine import checkpoint, trainer
 from tarazu.engine import weights as saved_weights
-from tarazu.engine.task import Group
+from tarazu.engine.task import ParameterGroup
 from tarazu.errors import TarazuError
 
 
@@ -41,16 +41,18 @@ def test_out_of_memory_halves_the_batch_and_keeps_the_step(tmp_path):
     assert warned, "no warning was written"
     train(tmp_path / "b", micro_batch_tokens=1)
     a, b = weights(tmp_path / "a"), weights(tmp_path / "b")
-    assert all(torch.allclose(a[name], b[name], atol=2e-5) for name in a), "the effective batch changed"
+    assert all(torch.allclose(a[name], b[name], atol=2e-5) for name in a), (
+        "the effective batch changed"
+    )
     assert sum(e["event"] == "step" for e in events) == 15
 
 
 def test_one_row_that_does_not_fit_is_an_error_that_says_what_to_do(tmp_path):
     class TooBig(Toy):
-        def loss(self, trainee, batch):
-            if trainee.module.training:
+        def loss(self, model, batch):
+            if model.module.training:
                 raise torch.OutOfMemoryError("out of memory")
-            return super().loss(trainee, batch)
+            return super().loss(model, batch)
 
     with pytest.raises(TarazuError, match="max_length"):
         train(tmp_path, TooBig())
@@ -60,9 +62,9 @@ def test_an_infinite_gradient_is_never_applied(tmp_path):
     seen = []
 
     class Watched(Toy):
-        def collate(self, trainee, data, split, rows, limit):
-            seen.append({n: p.detach().clone() for n, p in trainee.module.named_parameters()})
-            return super().collate(trainee, data, split, rows, limit)
+        def collate(self, model, data, split, rows, limit):
+            seen.append({n: p.detach().clone() for n, p in model.module.named_parameters()})
+            return super().collate(model, data, split, rows, limit)
 
     _, events, _ = train(tmp_path, Watched(poison=(3,)))
     skipped = [e for e in events if e["event"] == "warning" and e["kind"] == "skipped"]
@@ -72,7 +74,9 @@ def test_an_infinite_gradient_is_never_applied(tmp_path):
         train(tmp_path / "all", Toy(poison=tuple(range(1, 99))))
 
 
-@pytest.mark.parametrize("optimizer, average", [("adamw", 0.0), ("adamw", 0.9), ("sgd", 0.0), ("rmsprop", 0.0)])
+@pytest.mark.parametrize(
+    "optimizer, average", [("adamw", 0.0), ("adamw", 0.9), ("sgd", 0.0), ("rmsprop", 0.0)]
+)
 def test_a_run_cut_anywhere_ends_the_same(tmp_path, monkeypatch, optimizer, average):
     """Cut at every step once, also between validations; the end is equal byte for byte, and so is the event log's length."""
     monkeypatch.setattr(trainer, "SAVE_SECONDS", 0.0)
@@ -82,11 +86,11 @@ def test_a_run_cut_anywhere_ends_the_same(tmp_path, monkeypatch, optimizer, aver
         pass
 
     class Cutting(Toy):
-        def loss(self, trainee, batch):
-            self.left -= trainee.module.training
+        def loss(self, model, batch):
+            self.left -= model.module.training
             if self.left < 0:
                 raise Cut
-            return super().loss(trainee, batch)
+            return super().loss(model, batch)
 
     path, task = tmp_path / "cut", Cutting(dropout=0.3)
     for i in range(99):
@@ -99,11 +103,21 @@ def test_a_run_cut_anywhere_ends_the_same(tmp_path, monkeypatch, optimizer, aver
     a, b = weights(tmp_path / "whole"), weights(path)
     assert i >= 5 and all(torch.equal(a[name], b[name]) for name in a)
     kept = [(e["event"], e.get("step"), e.get("loss")) for e in again if e["event"] != "warning"]
-    assert kept == [(e["event"], e.get("step"), e.get("loss")) for e in events if e["event"] != "warning"]
+    assert kept == [
+        (e["event"], e.get("step"), e.get("loss")) for e in events if e["event"] != "warning"
+    ]
 
 
 def test_early_stop_and_best_weights(tmp_path):
-    _, events, _ = train(tmp_path, Toy(), Toy().build(rate=1.5), epochs=30, keep="best", patience=3, schedule="constant")
+    _, events, _ = train(
+        tmp_path,
+        Toy(),
+        Toy().build(rate=1.5),
+        epochs=30,
+        keep="best",
+        patience=3,
+        schedule="constant",
+    )
     losses = [e["loss"] for e in events if e["event"] == "validation"]
     assert any(e.get("kind") == "early_stop" for e in events) and len(losses) < 31
     best = Toy().build()
@@ -114,53 +128,59 @@ def test_early_stop_and_best_weights(tmp_path):
 
 def test_averaged_weights_are_the_mean_of_the_steps(tmp_path, monkeypatch):
     """What is validated and kept is the mean, by hand; training itself goes on as without it."""
-    steps, step = [], trainer._Fit.step
+    steps, step = [], trainer.Trainer.step
 
     def seen(self, bar):
         step(self, bar)
-        steps.append(self.trainee.module[2].weight.detach().clone())
+        steps.append(self.model.module[2].weight.detach().clone())
 
-    monkeypatch.setattr(trainer._Fit, "step", seen)
-    trainee = Toy().build()
-    mean = trainee.module[2].weight.detach().clone()
-    _, events, _ = train(tmp_path / "mean", trainee=trainee, average=0.8)
+    monkeypatch.setattr(trainer.Trainer, "step", seen)
+    model = Toy().build()
+    mean = model.module[2].weight.detach().clone()
+    _, events, _ = train(tmp_path / "mean", model=model, average=0.8)
     for number, weight in enumerate(steps, 1):
         keep = min(0.8, (1 + number) / (10 + number))
         mean = keep * mean + (1 - keep) * weight
-    torch.testing.assert_close(trainee.module[2].weight.detach(), mean, atol=1e-6, rtol=1e-5)
-    assert torch.equal(weights(tmp_path / "mean")["2.weight"], trainee.module[2].weight)
-    trainee.module.eval()
+    torch.testing.assert_close(model.module[2].weight.detach(), mean, atol=1e-6, rtol=1e-5)
+    assert torch.equal(weights(tmp_path / "mean")["2.weight"], model.module[2].weight)
+    model.module.eval()
     last = [e["loss"] for e in events if e["event"] == "validation"][-1]
-    assert Toy().validate(trainee, ToyData(), None)["loss"] == pytest.approx(last, abs=1e-6)
+    assert Toy().validate(model, ToyData(), None)["loss"] == pytest.approx(last, abs=1e-6)
     _, plain, _ = train(tmp_path / "plain")
-    assert [e["loss"] for e in plain if e["event"] == "step"] == [e["loss"] for e in events if e["event"] == "step"]
+    assert [e["loss"] for e in plain if e["event"] == "step"] == [
+        e["loss"] for e in events if e["event"] == "step"
+    ]
     assert torch.equal(weights(tmp_path / "plain")["2.weight"], steps[-1])
 
 
 def test_a_group_that_begins_late_stands_still_until_then(tmp_path):
-    trainee = Toy().build(rate=0.05)
-    trainee.groups = [Group(frozenset({"0.weight"}), 0.01, from_epoch=2)]
-    start = trainee.module[0].weight.detach().clone()
-    _, events, _ = train(tmp_path / "early", Toy(), trainee, epochs=2)
-    assert torch.equal(start, trainee.module[0].weight) and trainee.waiting() == {"0.weight"}
-    trainee = Toy().build(rate=0.05)
-    trainee.groups = [Group(frozenset({"0.weight"}), 0.01, from_epoch=2)]
-    train(tmp_path / "late", Toy(), trainee, epochs=3)
-    assert not torch.equal(start, trainee.module[0].weight) and not trainee.waiting()
+    model = Toy().build(rate=0.05)
+    model.groups = [ParameterGroup(frozenset({"0.weight"}), 0.01, from_epoch=2)]
+    start = model.module[0].weight.detach().clone()
+    _, events, _ = train(tmp_path / "early", Toy(), model, epochs=2)
+    assert torch.equal(start, model.module[0].weight) and model.waiting() == {"0.weight"}
+    model = Toy().build(rate=0.05)
+    model.groups = [ParameterGroup(frozenset({"0.weight"}), 0.01, from_epoch=2)]
+    train(tmp_path / "late", Toy(), model, epochs=3)
+    assert not torch.equal(start, model.module[0].weight) and not model.waiting()
 
 
 def test_best_weights_from_before_a_group_began_say_so(tmp_path):
     """The proof must not ask that tensors moved whose turn came after the weights that were kept."""
-    trainee = Toy().build(rate=0.02)
-    trainee.groups = [Group(frozenset({"0.weight"}), 50.0, from_epoch=2)]  # from then on it only gets worse
-    train(tmp_path, Toy(), trainee, epochs=4, keep="best", schedule="constant")
-    assert trainee.waiting() == {"0.weight"}
+    model = Toy().build(rate=0.02)
+    model.groups = [
+        ParameterGroup(frozenset({"0.weight"}), 50.0, from_epoch=2)
+    ]  # from then on it only gets worse
+    train(tmp_path, Toy(), model, epochs=4, keep="best", schedule="constant")
+    assert model.waiting() == {"0.weight"}
 
 
 def test_a_damaged_checkpoint_gives_way_to_the_one_before(tmp_path):
     folder = tmp_path / "checkpoint"
     for step in (1, 2, 3):
-        checkpoint.save(folder, step, {"weights": {"w": torch.full((1000,), float(step))}}, {"step": step})
+        checkpoint.save(
+            folder, step, {"weights": {"w": torch.full((1000,), float(step))}}, {"step": step}
+        )
     assert sorted(p.name for p in folder.iterdir()) == ["step-00000002", "step-00000003"]
     newest = folder / "step-00000003" / "weights.safetensors"
     data = bytearray(newest.read_bytes())
@@ -180,11 +200,24 @@ def test_reading_a_steps_figures_late_changes_nothing(tmp_path, monkeypatch, poi
     build = torch.optim.AdamW
     monkeypatch.setattr(torch.optim, "AdamW", lambda *a, **k: build(*a, **{**k, "fused": True}))
     _, late, _ = train(tmp_path / "late", Toy(poison=poison))
-    monkeypatch.setattr(trainer.Figures, "add", lambda self, done, late, add=trainer.Figures.add: add(self, done, False))
+    monkeypatch.setattr(
+        trainer.Figures,
+        "add",
+        lambda self, done, late, add=trainer.Figures.add: add(self, done, False),
+    )
     _, prompt, _ = train(tmp_path / "prompt", Toy(poison=poison))
     a, b = weights(tmp_path / "late"), weights(tmp_path / "prompt")
     assert all(torch.equal(a[name], b[name]) for name in a)
     timed = {"seconds", "tokens_per_second"}
-    told = [[{k: v for k, v in event.items() if k not in timed} for event in events if event["event"] in ("step", "warning")] for events in (late, prompt)]
-    assert sorted(map(str, told[0])) == sorted(map(str, told[1])) and sum(event["event"] == "warning" for event in told[0]) == len(poison)
+    told = [
+        [
+            {k: v for k, v in event.items() if k not in timed}
+            for event in events
+            if event["event"] in ("step", "warning")
+        ]
+        for events in (late, prompt)
+    ]
+    assert sorted(map(str, told[0])) == sorted(map(str, told[1])) and sum(
+        event["event"] == "warning" for event in told[0]
+    ) == len(poison)
     assert [event["step"] for event in told[0] if event["event"] == "step"] == list(range(1, 16))

@@ -7,32 +7,40 @@ import math
 import pytest
 import torch
 
-from tarazu.engine.fingerprint import compare, demand, fingerprint
+from tarazu.engine.fingerprint import compare, fingerprint, require_ok
 from tarazu.engine.ledger import Ledger
-from tarazu.engine.row_sampler import RowOrder
-from tarazu.engine.lr_schedule import in_phases, scale
-from tarazu.engine.task import Phase
+from tarazu.engine.lr_schedule import in_phases, lr_factor
+from tarazu.engine.row_sampler import RowSampler
+from tarazu.engine.task import TrainingPhase
 from tarazu.errors import TarazuError
 
 
 def test_every_epoch_shows_every_row_once_in_another_order():
-    order = RowOrder(23, 5, seed=3)
-    epochs = [[row for step in range(5) for row in order.at(5 * epoch + step)] for epoch in range(2)]
+    order = RowSampler(23, 5, seed=3)
+    epochs = [
+        [row for step in range(5) for row in order.at(5 * epoch + step)] for epoch in range(2)
+    ]
     assert sorted(epochs[0]) == sorted(epochs[1]) == list(range(23)) and epochs[0] != epochs[1]
-    assert RowOrder(23, 5, seed=3).at(7) == order.at(7), "the order must not depend on how one came to a step"
-    assert order.at(7) != RowOrder(23, 5, seed=4).at(7)
+    assert RowSampler(23, 5, seed=3).at(7) == order.at(7), (
+        "the order must not depend on how one came to a step"
+    )
+    assert order.at(7) != RowSampler(23, 5, seed=4).at(7)
     assert order.epoch(5) == 1.0
 
 
 def test_schedules_climb_and_fall():
-    assert scale(0.05, "cosine", 0.1) == 0.5 and scale(0.1, "cosine", 0.1) == 1
-    assert scale(1, "cosine", 0.1) == pytest.approx(0) and scale(0.55, "linear", 0.1) == pytest.approx(0.5)
-    assert scale(0.9, "constant", 0.1) == 1 and scale(0, "linear", 0.1) > 0
+    assert lr_factor(0.05, "cosine", 0.1) == 0.5 and lr_factor(0.1, "cosine", 0.1) == 1
+    assert lr_factor(1, "cosine", 0.1) == pytest.approx(0) and lr_factor(
+        0.55, "linear", 0.1
+    ) == pytest.approx(0.5)
+    assert lr_factor(0.9, "constant", 0.1) == 1 and lr_factor(0, "linear", 0.1) > 0
 
 
 def test_neighbours_stay_together_in_another_order_each_epoch():
-    order = RowOrder(23, 10, seed=3, together=5)
-    epochs = [[row for step in range(3) for row in order.at(3 * epoch + step)] for epoch in range(2)]
+    order = RowSampler(23, 10, seed=3, together=5)
+    epochs = [
+        [row for step in range(3) for row in order.at(3 * epoch + step)] for epoch in range(2)
+    ]
     assert sorted(epochs[0]) == sorted(epochs[1]) == list(range(23)) and epochs[0] != epochs[1]
     for epoch in epochs:
         firsts = [row for row in epoch if row % 5 == 0]
@@ -41,11 +49,15 @@ def test_neighbours_stay_together_in_another_order_each_epoch():
 
 def test_a_phase_begins_its_schedule_anew_at_its_own_height():
     """Ten epochs of four steps, of which the last four train for something else at a tenth of the rate."""
-    phases = [Phase(6, 0.1)]
+    phases = [TrainingPhase(6, 0.1)]
     rates = [in_phases(step / 40, step / 4, phases, "cosine", 0.1) for step in range(40)]
     assert max(rates[:24]) == pytest.approx(1, abs=0.01) and rates[23] < 0.02
-    assert rates[24] < 0.01 and max(rates[24:]) == pytest.approx(0.1, abs=0.002) and rates[39] < 0.002
-    assert [in_phases(step / 40, step / 4, [], "cosine", 0.1) for step in range(40)] == [scale(step / 40, "cosine", 0.1) for step in range(40)]
+    assert (
+        rates[24] < 0.01 and max(rates[24:]) == pytest.approx(0.1, abs=0.002) and rates[39] < 0.002
+    )
+    assert [in_phases(step / 40, step / 4, [], "cosine", 0.1) for step in range(40)] == [
+        lr_factor(step / 40, "cosine", 0.1) for step in range(40)
+    ]
 
 
 def test_fingerprints_find_one_flipped_bit_and_what_stood_still():
@@ -54,11 +66,16 @@ def test_fingerprints_find_one_flipped_bit_and_what_stood_still():
     assert before == fingerprint(module)
     module[1].running_mean[3] = math.ulp(0.0) + 1e-40  # a denormal: allclose would not see it
     proof = compare(before, fingerprint(module), frozenset({"0.weight"}))
-    assert proof["wrongly_changed"] == ["1.running_mean"] and proof["wrongly_unchanged"] == ["0.weight"]
+    assert proof["wrongly_changed"] == ["1.running_mean"] and proof["wrongly_unchanged"] == [
+        "0.weight"
+    ]
     with pytest.raises(TarazuError, match=r"1\.running_mean.*0\.weight"):
-        demand(proof, "here")
-    with pytest.raises(TarazuError, match=r"did not change: 0\.weight(?s:.*)after a single step give a larger budget"):
-        demand({**proof, "wrongly_changed": []}, "here")
+        require_ok(proof, "here")
+    with pytest.raises(
+        TarazuError,
+        match=r"did not change: 0\.weight(?s:.*)after a single step give a larger budget",
+    ):
+        require_ok({**proof, "wrongly_changed": []}, "here")
 
 
 def test_shape_and_dtype_are_part_of_the_fingerprint():

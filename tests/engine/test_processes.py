@@ -14,8 +14,8 @@ import pytest
 import torch
 
 from tarazu.engine import checkpoint
-from tarazu.errors import BadInput
-from tarazu.storage.run_folder import RunFolder
+from tarazu.errors import UserError
+from tarazu.storage.run_folder import StudyDir
 
 SAVER = """
     import sys, torch
@@ -29,7 +29,13 @@ SAVER = """
 
 
 def start(code: str, *arguments: str, **options) -> subprocess.Popen:
-    process = subprocess.Popen([sys.executable, "-c", textwrap.dedent(code), *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options)
+    process = subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(code), *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        **options,
+    )
     assert process.stdout.readline().strip() == "ready", process.stderr.read()
     return process
 
@@ -61,10 +67,16 @@ def test_a_full_disk_keeps_the_old_checkpoint(tmp_path):
         except TarazuError as error:
             print(error)
     """
-    process = start(code, str(tmp_path), preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000)))
+    process = start(
+        code,
+        str(tmp_path),
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000)),
+    )
     text = process.communicate()[0]
     assert "cannot be written" in text and "tarazu resume" in text
-    assert checkpoint.load(tmp_path)[1]["step"] == 1 and [p.name for p in tmp_path.iterdir()] == ["step-00000001"]
+    assert checkpoint.load(tmp_path)[1]["step"] == 1 and [p.name for p in tmp_path.iterdir()] == [
+        "step-00000001"
+    ]
 
 
 def test_a_second_process_in_the_folder_is_refused(tmp_path):
@@ -77,9 +89,9 @@ def test_a_second_process_in_the_folder_is_refused(tmp_path):
             time.sleep(60)
     """
     process = start(code, str(tmp_path))
-    with pytest.raises(BadInput, match="another process"), RunFolder(tmp_path).lock():
+    with pytest.raises(UserError, match="another process"), StudyDir(tmp_path).lock():
         pass
     process.kill()
     process.wait()
-    with RunFolder(tmp_path).lock():
+    with StudyDir(tmp_path).lock():
         pass

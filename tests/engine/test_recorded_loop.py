@@ -11,7 +11,7 @@ from engine.toy import Toy, train
 
 from tarazu.engine import trainer
 from tarazu.engine.cuda_graphs import recorder
-from tarazu.engine.cuda_graphs.recorder import Recorder
+from tarazu.engine.cuda_graphs.recorder import GraphedFunction
 
 
 class Played:
@@ -20,7 +20,7 @@ class Played:
     training = True
 
     def __init__(self, module):
-        self.module, self.recorder = module, Recorder(lambda x: (module(x),), module)
+        self.module, self.recorder = module, GraphedFunction(lambda x: (module(x),), module)
 
     def __call__(self, x):
         return self.recorder(x)[0]
@@ -34,11 +34,11 @@ class Recorded(Toy):
 
     played = None
 
-    def loss(self, trainee, batch):
-        if not trainee.module.training:
-            return super().loss(trainee, batch)
-        if self.played is None or self.played.module is not trainee.module:
-            self.played = Played(trainee.module)
+    def loss(self, model, batch):
+        if not model.module.training:
+            return super().loss(model, batch)
+        if self.played is None or self.played.module is not model.module:
+            self.played = Played(model.module)
         return super().loss(SimpleNamespace(module=self.played), batch)
 
 
@@ -56,15 +56,25 @@ def test_the_loop_ends_where_it_ends_without_recordings(case, tmp_path, no_gpu):
     toy, settings = CASES[case]
     ends, task = [], Recorded(**toy)
     for name, one in (("played", task), ("plain", Toy(**toy))):
-        trainee, events, _ = train(tmp_path / name, one, **settings)
-        ends.append([*trainee.trainable().values(), torch.tensor([e["loss"] for e in events if e["event"] == "step"])])
+        model, events, _ = train(tmp_path / name, one, **settings)
+        ends.append(
+            [
+                *model.trainable().values(),
+                torch.tensor([e["loss"] for e in events if e["event"] == "step"]),
+            ]
+        )
     assert task.played.recorder.records and not task.played.recorder.why
     for mine, wanted in zip(*ends, strict=True):
         torch.testing.assert_close(mine.detach(), wanted.detach(), atol=2e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize("at", range(1, 14, 3))
-def test_a_recording_that_finds_no_memory_halves_the_batch_and_keeps_the_step(at, tmp_path, no_gpu, monkeypatch):  # noqa: F811
+def test_a_recording_that_finds_no_memory_halves_the_batch_and_keeps_the_step(
+    at,
+    tmp_path,
+    no_gpu,  # noqa: F811
+    monkeypatch,
+):
     tries = []
 
     def once_full(work, space):
@@ -86,9 +96,9 @@ def test_recordings_of_passes_that_proved_too_large_are_given_up(tmp_path, no_gp
     class Full(Recorded):
         """Out of memory after the third pass was played."""
 
-        def loss(self, trainee, batch):
-            found = super().loss(trainee, batch)
-            if trainee.module.training and self.steps == 3:
+        def loss(self, model, batch):
+            found = super().loss(model, batch)
+            if model.module.training and self.steps == 3:
                 self.widths = [len(one.inputs[0]) for one in self.played.recorder.records.values()]
                 raise RuntimeError("CUDA out of memory")
             return found
@@ -99,7 +109,11 @@ def test_recordings_of_passes_that_proved_too_large_are_given_up(tmp_path, no_gp
     assert max(task.widths) > 12 >= max(widths)
 
 
-def test_a_run_that_is_cut_and_resumed_with_new_recordings_ends_the_same(tmp_path, no_gpu, monkeypatch):  # noqa: F811
+def test_a_run_that_is_cut_and_resumed_with_new_recordings_ends_the_same(
+    tmp_path,
+    no_gpu,  # noqa: F811
+    monkeypatch,
+):
     monkeypatch.setattr(trainer, "SAVE_SECONDS", 0.0)
     whole, _, _ = train(tmp_path / "whole", Recorded(), micro_batch_tokens=12)
 
@@ -107,10 +121,10 @@ def test_a_run_that_is_cut_and_resumed_with_new_recordings_ends_the_same(tmp_pat
         pass
 
     class Cutting(Recorded):
-        def loss(self, trainee, batch):
+        def loss(self, model, batch):
             if self.steps == 20:
                 raise Cut
-            return super().loss(trainee, batch)
+            return super().loss(model, batch)
 
     with pytest.raises(Cut):
         train(tmp_path / "cut", Cutting(), micro_batch_tokens=12)

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from tarazu.engine.cuda_graphs import memory, recorder
-from tarazu.engine.cuda_graphs.recorder import Recorder
+from tarazu.engine.cuda_graphs.recorder import GraphedFunction
 
 GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA graphs need a GPU")
 
@@ -30,7 +30,9 @@ def by_running(work, _space):
 def no_gpu(monkeypatch):
     monkeypatch.setattr(recorder, "warm_up", lambda work, space: work())
     monkeypatch.setattr(recorder, "recorded", by_running)
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)  # where there is one, its memory must not be taken for nothing
+    monkeypatch.setattr(
+        torch.cuda, "is_available", lambda: False
+    )  # where there is one, its memory must not be taken for nothing
 
 
 class Twice(torch.nn.Module):
@@ -47,7 +49,7 @@ class Twice(torch.nn.Module):
 
 def compared(module, device, sizes):
     """Steps whose gradients add up over two batches, and whose weights change in place."""
-    played = Recorder(module.work, module)
+    played = GraphedFunction(module.work, module)
     for step, size in enumerate(sizes):
         grads = []
         for run in (lambda x, f: played(x, also=(f,)), module.work):
@@ -81,7 +83,7 @@ def test_a_real_recording_gives_the_outputs_and_gradients_of_its_work():
 def adds_up(device):
     """One step: a batch before the recorder, then widths that it records, plays, and (beyond `MOST`) runs as they are."""
     module = Twice().to(device)
-    played, sizes = Recorder(module.work, module), [5, 6, 5, 8, 9, 6, 9]
+    played, sizes = GraphedFunction(module.work, module), [5, 6, 5, 8, 9, 6, 9]
     grads = []
     for runs in ([module.work] + [played] * 6, [module.work] * 7):
         for run, size in zip(runs, sizes, strict=True):
@@ -109,8 +111,8 @@ def test_what_a_recording_uses_is_counted_as_used():
     module = torch.nn.Sequential(*(torch.nn.Linear(1024, 1024) for _ in range(8))).cuda()
     device = torch.device("cuda")
     x = torch.randn(8192, 1024, device="cuda")
-    plain = Recorder(lambda x: (module(x),), module, often=99)
-    played = Recorder(lambda x: (module(x),), module)
+    plain = GraphedFunction(lambda x: (module(x),), module, often=99)
+    played = GraphedFunction(lambda x: (module(x),), module)
     peaks = []
     for run in (plain, played, played):  # the last one only plays
         memory.reset(device)
@@ -126,7 +128,7 @@ def test_what_a_recording_uses_is_counted_as_used():
 def test_a_pass_before_another_has_lost_its_gradients(width, known, no_gpu):
     """All shapes lie in the same memory: of a shape that is only now recorded, too."""
     layer = torch.nn.Linear(2, 1)
-    played = Recorder(lambda x: (layer(x).sum(),), layer)
+    played = GraphedFunction(lambda x: (layer(x).sum(),), layer)
     if known:
         played(torch.ones(width, 2))
     earlier, last = (played(torch.ones(size, 2))[0] for size in (2, width))
@@ -137,7 +139,7 @@ def test_a_pass_before_another_has_lost_its_gradients(width, known, no_gpu):
 
 def test_a_pass_is_gone_back_through_once(no_gpu):
     layer = torch.nn.Linear(2, 1)
-    out = Recorder(lambda x: (layer(x).square().sum(),), layer)(torch.ones(3, 2))[0]
+    out = GraphedFunction(lambda x: (layer(x).square().sum(),), layer)(torch.ones(3, 2))[0]
     out.backward(retain_graph=True)
     with pytest.raises(RuntimeError, match="overwritten"):
         out.backward()
@@ -150,12 +152,15 @@ def frozen(module, _first, _second):
 BETWEEN = {
     "nothing": lambda module, first, second: None,
     "cleared": lambda module, first, second: first.clear(),
-    "outdated": lambda module, first, second: recorder.outdate(),
+    "outdated": lambda module, first, second: recorder.invalidate_all(),
     "a part stands still": frozen,
     "another recorder": lambda module, first, second: squares(second(torch.ones(3, 16))),
     "launched": lambda module, first, second: squares(module.work(torch.ones(3, 16))),
     "zeroed": lambda module, first, second: module.zero_grad(set_to_none=False),
-    "no number, then a new step": lambda module, first, second: (module.layer.weight.grad.fill_(torch.nan), module.zero_grad(set_to_none=True)),
+    "no number, then a new step": lambda module, first, second: (
+        module.layer.weight.grad.fill_(torch.nan),
+        module.zero_grad(set_to_none=True),
+    ),
 }
 
 
@@ -168,7 +173,7 @@ def test_gradients_are_the_same_whatever_comes_between_two_passes(between, no_gp
     found = []
     for recorders in (True, False):
         module = Twice()
-        first, second = (Recorder(module.work, module) for _ in range(2))
+        first, second = (GraphedFunction(module.work, module) for _ in range(2))
         if not recorders:
             first.why = second.why = "runs as it is"
         squares(second(torch.full((3, 16), 2.0)))  # leaves its places full
@@ -188,7 +193,7 @@ def test_memory_is_given_back_where_already_the_gradients_so_far_find_no_room(no
         raise RuntimeError("CUDA out of memory")
 
     layer = torch.nn.Linear(2, 1)
-    played = Recorder(lambda x: (layer(x).sum(),), layer)
+    played = GraphedFunction(lambda x: (layer(x).sum(),), layer)
     played(torch.ones(3, 2))[0].backward()
     monkeypatch.setattr(recorder.Space, "let_go", full)
     with pytest.raises(RuntimeError, match="out of memory"):
@@ -215,7 +220,9 @@ class MemoryGone(RecordingGone):
 def test_the_collector_takes_recordings_before_their_memory(no_gpu):
     GONE.clear()
     layer = torch.nn.Linear(2, 1)
-    layer.recorder = Recorder(lambda x, layer=layer: (layer(x).sum(),), layer)  # knows the layer, which knows it
+    layer.recorder = GraphedFunction(
+        lambda x, layer=layer: (layer(x).sum(),), layer
+    )  # knows the layer, which knows it
     layer.recorder(torch.ones(3, 2))[0].backward()
     made = next(iter(layer.recorder.records.values()))
     made.forward = made.backward = None  # a real one's know nothing but their graph
@@ -236,7 +243,7 @@ def test_a_recorder_that_the_collector_takes_gives_its_memory_back():
     before = reserved()
     for _ in range(3):
         layer = torch.nn.Linear(1024, 1024, device="cuda")
-        layer.recorder = Recorder(lambda x, layer=layer: (layer(x).relu().sum(),), layer)
+        layer.recorder = GraphedFunction(lambda x, layer=layer: (layer(x).relu().sum(),), layer)
         for _ in range(3):
             layer.recorder(torch.ones(4096, 1024, device="cuda"))[0].backward()
         assert layer.recorder.records
@@ -249,12 +256,15 @@ def test_a_recorder_that_the_collector_takes_gives_its_memory_back():
 @pytest.mark.parametrize("often", [1, 3])
 def test_dropout_draws_in_a_recording_what_it_would_draw_without_it(often):
     """Each time anew, from the first call on: so a resumed run draws what an uninterrupted one does."""
-    layer, x = torch.nn.Linear(2000, 1, device="cuda"), torch.randn(50, 2000, device="cuda")  # rows differ: a sum tells which are kept
+    layer, x = (
+        torch.nn.Linear(2000, 1, device="cuda"),
+        torch.randn(50, 2000, device="cuda"),
+    )  # rows differ: a sum tells which are kept
 
     def work(x):
         return (torch.nn.functional.dropout(layer(x), 0.5).square().sum(),)
 
-    played, found = Recorder(work, layer, often), []
+    played, found = GraphedFunction(work, layer, often), []
     for run in (played, work):
         torch.manual_seed(0)
         found.append([float(run(x)[0]) for _ in range(8)])
@@ -264,9 +274,13 @@ def test_dropout_draws_in_a_recording_what_it_would_draw_without_it(often):
 @GPU
 def test_a_recording_that_fails_leaves_the_stream_as_it_was():
     before, layer = torch.cuda.current_stream(), torch.nn.Linear(2, 1, device="cuda")
-    played = Recorder(lambda x: (layer(x).sum() * float(x.sum()),), layer)  # asks the device for a number
+    played = GraphedFunction(
+        lambda x: (layer(x).sum() * float(x.sum()),), layer
+    )  # asks the device for a number
     for _ in range(4):
-        assert float(played(torch.ones(3, 2, device="cuda"))[0]) == float(6 * layer(torch.ones(3, 2, device="cuda")).sum())
+        assert float(played(torch.ones(3, 2, device="cuda"))[0]) == float(
+            6 * layer(torch.ones(3, 2, device="cuda")).sum()
+        )
     assert played.why and torch.cuda.current_stream() == before
 
 
@@ -305,18 +319,27 @@ def test_after_a_recording_that_failed_memory_is_still_given_back():
     assert done.returncode == 0 and done.stdout.endswith("well\n"), done.stderr[-3000:]
 
 
-@pytest.mark.parametrize("text", ["operation not permitted when stream is capturing\nmore", "CUDA out of memory"])
-def test_what_cannot_be_recorded_is_run_as_it_is_but_a_lack_of_memory_is_told(text, no_gpu, monkeypatch):
+@pytest.mark.parametrize(
+    "text", ["operation not permitted when stream is capturing\nmore", "CUDA out of memory"]
+)
+def test_what_cannot_be_recorded_is_run_as_it_is_but_a_lack_of_memory_is_told(
+    text, no_gpu, monkeypatch
+):
     def refuse(work, space):
         raise RuntimeError(text)
 
     monkeypatch.setattr(recorder, "recorded", refuse)
     layer = torch.nn.Linear(2, 1)
-    played = Recorder(lambda x: (layer(x).sum(),), layer)
+    played = GraphedFunction(lambda x: (layer(x).sum(),), layer)
     if "memory" in text:
         with pytest.raises(RuntimeError, match="out of memory"):
             played(torch.ones(3, 2))
         return
     for _ in range(3):
         assert torch.equal(played(torch.ones(3, 2))[0], layer(torch.ones(3, 2)).sum())
-    assert played.why.startswith("operation not permitted when stream is capturing (test_recording.py:") and not played.records
+    assert (
+        played.why.startswith(
+            "operation not permitted when stream is capturing (test_recording.py:"
+        )
+        and not played.records
+    )

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 
+from tarazu.report.render.bilingual import Bilingual, strings
 from tarazu.report.render.known_messages import recognised
-from tarazu.report.render.bilingual import Both, strings
 
 
 def unknown_to_the_report(checks: list[dict]) -> list[str]:
@@ -17,7 +17,10 @@ def unknown_to_the_report(checks: list[dict]) -> list[str]:
 
 def _told(text: str) -> bool:
     found = recognised(text)
-    if not isinstance(found, Both):
+    if not isinstance(found, Bilingual):
         return False
-    figures = [set(re.findall(r"(?<!sha)\d+", side.replace("SHA-256", ""))) for side in (text, found.plain("fa"))]
+    figures = [
+        set(re.findall(r"(?<!sha)\d+", side.replace("SHA-256", "")))
+        for side in (text, found.plain("fa"))
+    ]
     return found.plain("en") == text and figures[0] == figures[1]

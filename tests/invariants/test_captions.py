@@ -11,11 +11,11 @@ from tarazu.captions.decoding import beam_search
 from tarazu.captions.evaluation import evaluate
 from tarazu.captions.model.decoders import transformer
 from tarazu.captions.task import Captions
+from tarazu.engine.invariants.checks import CheckFixture
 from tarazu.engine.invariants.perturbations import shake
-from tarazu.engine.subset_task import Few
-from tarazu.engine.invariants.checks import Bench
+from tarazu.engine.subset_task import SubsetTask
 from tarazu.recipe.schema import validate
-from tarazu.storage.run_folder import RunFolder
+from tarazu.storage.run_folder import StudyDir
 
 PADDED, FUTURE, STEPS, BEAMS = (
     "padded = alone",
@@ -45,34 +45,46 @@ def benches(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TARAZU_CACHE", str(folder / "cache"))
         recipe = invariants.lighter(validate(RECIPE, "here"))
-        data, out = Captions().prepare(recipe, RunFolder(folder), CPU), {}
+        data, out = Captions().prepare(recipe, StudyDir(folder), CPU), {}
         for name in ("show_attend_tell", "transformer"):
-            trainee = Captions().build(recipe, name, data, 0, CPU)
-            shake(trainee)
-            trainee.module.eval()
-            out[name] = Bench(
-                Few(Captions(), data, invariants.few_rows(data, 5)), recipe, name, trainee, folder, CPU, 0
+            model = Captions().build(recipe, name, data, 0, CPU)
+            shake(model)
+            model.module.eval()
+            out[name] = CheckFixture(
+                SubsetTask(Captions(), data, invariants.few_rows(data, 5)),
+                recipe,
+                name,
+                model,
+                folder,
+                CPU,
+                0,
             )
         yield out
 
 
-def failing(bench: Bench) -> set[str]:
+def failing(bench: CheckFixture) -> set[str]:
     return {found.name for found in invariants.checks(bench) if found.verdict != "ok"}
 
 
 @pytest.mark.parametrize("name", ["show_attend_tell", "transformer"])
 def test_everything_holds(name, benches):
     assert failing(benches[name]) == set()
-    assert unknown_to_the_report([found.as_json() for found in invariants.checks(benches[name])]) == []
+    assert (
+        unknown_to_the_report([found.as_json() for found in invariants.checks(benches[name])]) == []
+    )
 
 
 def test_a_mask_that_shows_later_words_is_noticed(benches, monkeypatch):
-    monkeypatch.setattr(transformer, "masks", lambda tokens: transformer.padding_mask(tokens)[:, None, None, :])
+    monkeypatch.setattr(
+        transformer, "masks", lambda tokens: transformer.padding_mask(tokens)[:, None, None, :]
+    )
     assert {FUTURE, STEPS} <= failing(benches["transformer"])
 
 
 def test_a_mask_that_shows_padding_is_noticed(benches, monkeypatch):
-    monkeypatch.setattr(transformer, "masks", lambda tokens: torch.zeros(1, 1, 1, tokens.shape[1], dtype=torch.bool))
+    monkeypatch.setattr(
+        transformer, "masks", lambda tokens: torch.zeros(1, 1, 1, tokens.shape[1], dtype=torch.bool)
+    )
     assert PADDED in failing(benches["transformer"])
 
 
@@ -95,18 +107,23 @@ def test_beams_that_mix_pictures_are_noticed(benches, monkeypatch):
     monkeypatch.setattr(
         evaluate.decoding,
         "beam_search",
-        lambda writer, pictures, *rest: right(writer, pictures.mean(0, keepdim=True).expand_as(pictures), *rest),
+        lambda writer, pictures, *rest: right(
+            writer, pictures.mean(0, keepdim=True).expand_as(pictures), *rest
+        ),
     )
     assert failing(benches["show_attend_tell"]) == {BEAMS}
 
 
 def test_an_ensemble_is_put_off(benches):
     recipe = benches["transformer"].recipe
-    assert "ensemble" in invariants.put_off(recipe, "two") and invariants.put_off(recipe, "transformer") is None
+    assert (
+        "ensemble" in invariants.put_off(recipe, "two")
+        and invariants.put_off(recipe, "transformer") is None
+    )
 
 
 def test_chance_is_off_while_gradients_are_compared(benches):
-    trainee = benches["show_attend_tell"].trainee
-    with invariants.steady(trainee):
-        assert trainee.method.word_dropout == 0
-    assert trainee.method.word_dropout == 0.3
+    model = benches["show_attend_tell"].model
+    with invariants.steady(model):
+        assert model.method.word_dropout == 0
+    assert model.method.word_dropout == 0.3

@@ -16,11 +16,11 @@ from tarazu.chat.evaluation import generation
 from tarazu.chat.model import attention_mask
 from tarazu.chat.model.batching import PAD
 from tarazu.chat.task import Chat
+from tarazu.engine.invariants.checks import CheckFixture
 from tarazu.engine.invariants.perturbations import shake
-from tarazu.engine.subset_task import Few
-from tarazu.engine.invariants.checks import Bench
+from tarazu.engine.subset_task import SubsetTask
 from tarazu.recipe.schema import load
-from tarazu.storage.run_folder import RunFolder
+from tarazu.storage.run_folder import StudyDir
 
 PADDED, PACKED, FUTURE, LEFT, CACHED = (
     "padded = alone",
@@ -43,23 +43,34 @@ def recipe_path(tmp_path_factory):
         "max_length": 90,
     }
     return small.recipe(
-        folder / "recipe.yaml", model, data=data, methods={name: small.METHODS[name] for name in METHODS}
+        folder / "recipe.yaml",
+        model,
+        data=data,
+        methods={name: small.METHODS[name] for name in METHODS},
     )
 
 
 @pytest.fixture(scope="module")
 def benches(recipe_path, tmp_path_factory):
     recipe, folder = load(recipe_path), tmp_path_factory.mktemp("bench")
-    data, out = Chat().prepare(recipe, RunFolder(folder), CPU), {}
+    data, out = Chat().prepare(recipe, StudyDir(folder), CPU), {}
     for name in METHODS:
-        trainee = Chat().build(recipe, name, data, 0, CPU)
-        shake(trainee)
-        trainee.module.eval()
-        out[name] = Bench(Few(Chat(), data, invariants.few_rows(data, 4)), recipe, name, trainee, folder, CPU, 0)
+        trainable = Chat().build(recipe, name, data, 0, CPU)
+        shake(trainable)
+        trainable.module.eval()
+        out[name] = CheckFixture(
+            SubsetTask(Chat(), data, invariants.few_rows(data, 4)),
+            recipe,
+            name,
+            trainable,
+            folder,
+            CPU,
+            0,
+        )
     return out
 
 
-def failing(bench: Bench) -> set[str]:
+def failing(bench: CheckFixture) -> set[str]:
     return {found.name for found in invariants.checks(bench) if found.verdict != "ok"}
 
 
@@ -67,7 +78,9 @@ def visible(same=lambda q, k: (q == k) & (q != PAD), later=0):
     """The rule of attention with one part of it broken."""
 
     def broken(q_segments, k_segments, q_positions, k_positions, window):
-        seen = same(q_segments[:, :, None], k_segments[:, None, :]) | (k_segments[:, None, :] == attention_mask.SHARED)
+        seen = same(q_segments[:, :, None], k_segments[:, None, :]) | (
+            k_segments[:, None, :] == attention_mask.SHARED
+        )
         return (
             seen & (k_positions[:, None, :] <= q_positions[:, :, None] + later)
             | torch.eye(k_segments.shape[1], dtype=torch.bool)[-q_segments.shape[1] :]
@@ -77,7 +90,11 @@ def visible(same=lambda q, k: (q == k) & (q != PAD), later=0):
 
 
 BREAKS = {
-    "rows of a packed line see each other": ("visible", visible(lambda q, k: (k != PAD) & (q != PAD)), {PACKED}),
+    "rows of a packed line see each other": (
+        "visible",
+        visible(lambda q, k: (k != PAD) & (q != PAD)),
+        {PACKED},
+    ),
     "padding is seen": ("visible", visible(lambda q, k: (q == k) | (k == PAD)), {PADDED, LEFT}),
     "one word ahead is seen": ("visible", visible(later=1), {FUTURE, CACHED}),
     "a cached word stands one place too far": ("next_place", None, {CACHED}),
@@ -94,7 +111,7 @@ def test_everything_holds(name, benches):
 def test_each_check_can_fail(what, benches, monkeypatch):
     place, made, broken = BREAKS[what]
     if place == "visible":
-        monkeypatch.setattr(attention_mask, "visible", made)
+        monkeypatch.setattr(attention_mask, "visibility_mask", made)
     elif place == "next_place":
         right = generation.next_place
 
@@ -106,7 +123,9 @@ def test_each_check_can_fail(what, benches, monkeypatch):
         monkeypatch.setattr(invariants, "next_place", wrong)
     else:
         right = generation.Past.select
-        monkeypatch.setattr(generation.Past, "select", lambda past, lines: right(past, torch.arange(len(lines))))
+        monkeypatch.setattr(
+            generation.Past, "select", lambda past, lines: right(past, torch.arange(len(lines)))
+        )
     found = failing(benches["lora"])
     assert broken <= found, f"not noticed: {broken - found}"
     assert found == broken or place == "visible"
@@ -134,22 +153,46 @@ def test_the_command_writes_what_it_found(recipe_path, tmp_path, capsys, monkeyp
     said = capsys.readouterr()
     assert "packed = alone" in said.out
     found = json.loads(out.read_text(encoding="utf-8"))
-    assert found["verdict"] == "ok" and found["counts"] == {"ok": 14, "failed": 0, "not applicable": 4}
-    assert found["waiting"] == [] and all(check["seconds"] >= 0 for method in found["methods"] for check in method["checks"])
-    assert unknown_to_the_report([check for method in found["methods"] for check in method["checks"]]) == []
+    assert found["verdict"] == "ok" and found["counts"] == {
+        "ok": 14,
+        "failed": 0,
+        "not applicable": 4,
+    }
+    assert found["waiting"] == [] and all(
+        check["seconds"] >= 0 for method in found["methods"] for check in method["checks"]
+    )
+    assert (
+        unknown_to_the_report([check for method in found["methods"] for check in method["checks"]])
+        == []
+    )
     told = said.err
-    assert told.index("quick checks, lora (2 of 2)") < told.index("checks that train, lora (2 of 2)") and "left of this round" in told
-    with_base = [*cli_words(recipe_path, "{base: {}, lora: {rank: 2}}"), "--method", "base", "--out", str(out)]
+    assert (
+        told.index("quick checks, lora (2 of 2)") < told.index("checks that train, lora (2 of 2)")
+        and "left of this round" in told
+    )
+    with_base = [
+        *cli_words(recipe_path, "{base: {}, lora: {rank: 2}}"),
+        "--method",
+        "base",
+        "--out",
+        str(out),
+    ]
     monkeypatch.setattr("sys.argv", with_base)
     cli.main()  # tries base alone, and keeps what is known of lora
     again = json.loads(out.read_text(encoding="utf-8"))
-    assert [m["method"] for m in again["methods"]] == ["lora", "base"] and again["methods"][0] == found["methods"][1]
+    assert [m["method"] for m in again["methods"]] == ["lora", "base"] and again["methods"][
+        0
+    ] == found["methods"][1]
     out.write_text(json.dumps({**found, "torch": "0.1"}), encoding="utf-8")
     with pytest.raises(SystemExit) as left:
         cli.main()
     assert left.value.code == 2 and "tried under another torch" in capsys.readouterr().err
-    monkeypatch.setattr(attention_mask, "visible", BREAKS["rows of a packed line see each other"][1])
-    monkeypatch.setattr("sys.argv", ["tarazu", "verify", str(recipe_path), "--set", "methods={base: {}}"])
+    monkeypatch.setattr(
+        attention_mask, "visibility_mask", BREAKS["rows of a packed line see each other"][1]
+    )
+    monkeypatch.setattr(
+        "sys.argv", ["tarazu", "verify", str(recipe_path), "--set", "methods={base: {}}"]
+    )
     with pytest.raises(SystemExit) as left:
         cli.main()
     assert left.value.code == 1 and "base: packed = alone" in capsys.readouterr().err

@@ -18,7 +18,11 @@ class Reports(dict):
     def __missing__(self, name: str):
         place = self.folders.mktemp(name)
         make = captions_folder if "captions" in name else chat_folder
-        make(place, hostile=name.startswith("hostile"), **({"seeds": (0, 1)} if name == "chat" else {}))
+        make(
+            place,
+            hostile=name.startswith("hostile"),
+            **({"seeds": (0, 1)} if name == "chat" else {}),
+        )
         self[name] = place, build(place)
         return self[name]
 

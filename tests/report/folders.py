@@ -8,7 +8,16 @@ import math
 import random
 from pathlib import Path
 
-ABILITIES = ["facts", "reasoning", "summary", "translation", "rewriting", "format", "safety", "chat"]
+ABILITIES = [
+    "facts",
+    "reasoning",
+    "summary",
+    "translation",
+    "rewriting",
+    "format",
+    "safety",
+    "chat",
+]
 HOSTILE = [
     "</script><script>document.title='owned'</script>",
     "<img src=x onerror=\"document.title='owned'\">",
@@ -46,15 +55,27 @@ METHODS = {
 
 def chat_folder(path: Path, seeds=(0,), hostile: bool = False, methods=tuple(METHODS)) -> Path:
     """A chat study: the untouched model and up to four methods."""
-    say = hostile_text if hostile else (lambda i: f"این یک پاسخ ساختگی است، شمارهٔ {i}. می‌توان آن را خواند.")
+    say = (
+        hostile_text
+        if hostile
+        else (lambda i: f"این یک پاسخ ساختگی است، شمارهٔ {i}. می‌توان آن را خواند.")
+    )
     budget = "budget: {tokens: 100000}"
-    write(path / "resolved.yaml", f"task: chat\nmodel: google/gemma-3-270m\nprefer: quality\n{budget}\n")
+    write(
+        path / "resolved.yaml",
+        f"task: chat\nmodel: google/gemma-3-270m\nprefer: quality\n{budget}\n",
+    )
     made = {
-        name: copy.deepcopy(MADE_UP[name]) for name in ("environment", "chat_data", "chat_model", "search", "judge")
+        name: copy.deepcopy(MADE_UP[name])
+        for name in ("environment", "chat_data", "chat_model", "search", "judge")
     }
     made["chat_data"]["examples"] = [example(i, say) for i in range(5)]
     if hostile:
-        made["environment"]["command"], made["chat_data"]["source"], made["judge"]["model"] = say(0), say(1), say(0)
+        made["environment"]["command"], made["chat_data"]["source"], made["judge"]["model"] = (
+            say(0),
+            say(1),
+            say(0),
+        )
         made["chat_data"]["problems"][1]["reason"] = say(2)
     names = {
         "environment": "environment",
@@ -87,13 +108,19 @@ def chat_folder(path: Path, seeds=(0,), hostile: bool = False, methods=tuple(MET
             write(folder / "samples.jsonl", chat_samples(rng, level, say))
             write(folder / "ledger.json", ledger(seconds, trained))
             if name != "base":
-                write_training(folder, name, kind, seed, level, trained, rng, say if hostile else None)
+                write_training(
+                    folder, name, kind, seed, level, trained, rng, say if hostile else None
+                )
     return path
 
 
 def example(i: int, say) -> dict:
-    tokens = [["<bos>", 0], ["سلام", 0], ["\n", 0], [say(i), 1], ["<end_of_turn>", 1]] if i == 0 else []
-    turns = [{"role": role, "text": say(i * 3 + j)} for j, role in enumerate(("system", "human", "gpt"))]
+    tokens = (
+        [["<bos>", 0], ["سلام", 0], ["\n", 0], [say(i), 1], ["<end_of_turn>", 1]] if i == 0 else []
+    )
+    turns = [
+        {"role": role, "text": say(i * 3 + j)} for j, role in enumerate(("system", "human", "gpt"))
+    ]
     return {"line": i + 1, "turns": turns, "tokens": tokens}
 
 
@@ -103,8 +130,20 @@ def metrics(rng: random.Random, level: float) -> dict:
     base = [(draw.randint(20, 200), draw.uniform(2.9, 3.5)) for _ in range(20)]
     rows = [[t * (loss * level / 3.2 + rng.gauss(0, 0.01)), t, t * 6] for t, loss in base]
     loss, gain = sum(r[0] for r in rows) / sum(r[1] for r in rows), 3.2 - level
-    rates = {"repetition": 0.1, "wrong_script": 0.02, "unfinished": 0.3, "echo": 0.2, "answer_words": 40.0}
-    generation = {"n": 20, "chrf": 30 + 10 * gain, "rouge_l": 20 + 8 * gain, "checks_passed": 0.2 + 0.4 * gain, **rates}
+    rates = {
+        "repetition": 0.1,
+        "wrong_script": 0.02,
+        "unfinished": 0.3,
+        "echo": 0.2,
+        "answer_words": 40.0,
+    }
+    generation = {
+        "n": 20,
+        "chrf": 30 + 10 * gain,
+        "rouge_l": 20 + 8 * gain,
+        "checks_passed": 0.2 + 0.4 * gain,
+        **rates,
+    }
     read = {"exact_match": 0.2, "f1": 0.4, "abstained": 0.1}
     plain = {"loss": 3.0, "bits_per_byte": 1.0, "rows": 8}
     plain["row_losses"] = [[90 + rng.gauss(0, 3), 30, 120] for _ in range(8)]
@@ -117,10 +156,16 @@ def metrics(rng: random.Random, level: float) -> dict:
         "row_losses": rows,
         "generation": {"test": generation, "questions": generation},
         "abilities": {
-            a: {"n": 3, "checks_passed": min(1.0, (i + 1) / 10 + 0.3 * gain)} for i, a in enumerate(ABILITIES)
+            a: {"n": 3, "checks_passed": min(1.0, (i + 1) / 10 + 0.3 * gain)}
+            for i, a in enumerate(ABILITIES)
         },
         "forgetting": {"english": plain, "persian": plain},
-        "reading": {"n": 6, **read, "answerable": {"n": 4, **read}, "unanswerable": {"n": 2, **read}},
+        "reading": {
+            "n": 6,
+            **read,
+            "answerable": {"n": 4, **read},
+            "unanswerable": {"n": 2, **read},
+        },
     }
 
 
@@ -139,7 +184,9 @@ def chat_samples(rng: random.Random, level: float, say) -> list[dict]:
                 "output": say(i + int(level * 10)),
                 "finished": i % 3 > 0,
                 "tokens": 40,
-                "checks": {"names Tehran": rng.random() > level / 4, "one sentence": True} if question else {},
+                "checks": {"names Tehran": rng.random() > level / 4, "one sentence": True}
+                if question
+                else {},
                 "scores": {
                     "chrf": 60 - 10 * level + rng.gauss(0, 6),
                     "rouge_l": 20.0,
@@ -169,14 +216,24 @@ def chat_samples(rng: random.Random, level: float, say) -> list[dict]:
 
 
 def ledger(seconds: float, trained: int) -> dict:
-    made = copy.deepcopy(MADE_UP["ledger"]) | {"trained_parameters": trained, "weights_bytes": trained * 4}
+    made = copy.deepcopy(MADE_UP["ledger"]) | {
+        "trained_parameters": trained,
+        "weights_bytes": trained * 4,
+    }
     made["seconds"]["train"] = seconds
     made["train_memory"]["resident"] = 2_000_000_000 + 40 * trained if trained else None
     return made
 
 
 def write_training(
-    folder: Path, name: str, kind: str, seed: int, level: float, trained: int, rng: random.Random, say
+    folder: Path,
+    name: str,
+    kind: str,
+    seed: int,
+    level: float,
+    trained: int,
+    rng: random.Random,
+    say,
 ) -> None:
     write(
         folder / "run.json",
@@ -189,7 +246,10 @@ def write_training(
             "error": None,
             "trained_parameters": trained,
             "total_parameters": 268_000_000,
-            "targets": [{"name": f"model.layers.{i}.self_attn.q_proj", "shape": [1024, 640]} for i in range(4)],
+            "targets": [
+                {"name": f"model.layers.{i}.self_attn.q_proj", "shape": [1024, 640]}
+                for i in range(4)
+            ],
         },
     )
     write_proof(folder, [f"lora_A.{i}" for i in range(4)])
@@ -240,5 +300,12 @@ def events(level: float, rng: random.Random, say=None, epochs: int = 1, extra=No
                 "tokens_per_second": 900.0,
             }
         )
-    found.append({"event": "warning", "step": 30, "kind": "spike", "text": say(1) if say else "loss 3.9 after 2.7"})
+    found.append(
+        {
+            "event": "warning",
+            "step": 30,
+            "kind": "spike",
+            "text": say(1) if say else "loss 3.9 after 2.7",
+        }
+    )
     return found

@@ -8,39 +8,60 @@ import random
 from caption_folders import caption_run, captions_folder
 from folders import write
 
-from tarazu.report.build import build
 from tarazu.report.analysis.comparison import compare
-from tarazu.report.render.figures import Gallery
+from tarazu.report.analysis.recommendation import recommend
 from tarazu.report.analysis.study_view import read_study
+from tarazu.report.build import build
+from tarazu.report.render.figures import FigureWriter
 from tarazu.report.sections.captions.ablation import ablation_view, groups, what_differs
 from tarazu.report.sections.common.base import Context
-from tarazu.report.analysis.recommendation import judge
 
-ARMS = {"plain": {"dropout": 0.0}, "dropout": {"dropout": 0.5}, "tuned": {"dropout": 0.5, "fine_tune": {"blocks": 4}}}
+ARMS = {
+    "plain": {"dropout": 0.0},
+    "dropout": {"dropout": 0.5},
+    "tuned": {"dropout": 0.5, "fine_tune": {"blocks": 4}},
+}
 
 
 def study_of(folder, arms=ARMS, ensemble=False):
     """A captions study whose arms are all Show and Tell."""
     captions_folder(folder)
-    ids, say = [f"drawn-{i:03d}.jpg" for i in range(12)], lambda i: f"a red circle near square number {i}"
+    ids, say = (
+        [f"drawn-{i:03d}.jpg" for i in range(12)],
+        lambda i: f"a red circle near square number {i}",
+    )
     for i, (name, settings) in enumerate(arms.items()):
         run = folder / name / "seed-0"
         caption_run(run, name, 40.0 + 25 * i, ids, say)
         facts = json.loads((run / "run.json").read_text())
-        write(run / "run.json", {**facts, "kind": "show_and_tell", "settings": {"learning_rate": 1e-3, **settings}})
+        write(
+            run / "run.json",
+            {**facts, "kind": "show_and_tell", "settings": {"learning_rate": 1e-3, **settings}},
+        )
     if ensemble:
         run = folder / "both" / "seed-0"
         caption_run(run, "both", 70.0, ids, say)
         (run / "events.jsonl").unlink()
-        facts = {"name": "both", "kind": "ensemble", "seed": 0, "status": "done", "trained_parameters": 0}
+        facts = {
+            "name": "both",
+            "kind": "ensemble",
+            "seed": 0,
+            "status": "done",
+            "trained_parameters": 0,
+        }
         write(run / "run.json", {**facts, "settings": {"of": ["dropout/seed-0", "plain"]}})
-    write(folder / "order.json", {"methods": [*arms, "both", "show_and_tell", "show_attend_tell", "transformer"]})
+    write(
+        folder / "order.json",
+        {"methods": [*arms, "both", "show_and_tell", "show_attend_tell", "transformer"]},
+    )
     return read_study(folder)
 
 
 def context_of(study) -> Context:
     comparison = compare(study)
-    return Context(study, comparison, judge(study, comparison), Gallery(study.path / "figures"))
+    return Context(
+        study, comparison, recommend(study, comparison), FigureWriter(study.path / "figures")
+    )
 
 
 def test_only_kinds_with_several_arms_have_one(tmp_path):
@@ -60,17 +81,29 @@ def test_the_table_holds_what_the_files_hold(tmp_path, undrawn):
     context = context_of(study_of(tmp_path))
     (view,) = ablation_view(context)
     columns = [column.plain("en") for column in view["table"].columns]
-    rows = {row[0].html.plain("en"): dict(zip(columns, row, strict=True)) for row in view["table"].rows}
-    events = [json.loads(line) for line in (tmp_path / "dropout/seed-0/events.jsonl").read_text().splitlines()]
+    rows = {
+        row[0].html.plain("en"): dict(zip(columns, row, strict=True)) for row in view["table"].rows
+    }
+    events = [
+        json.loads(line)
+        for line in (tmp_path / "dropout/seed-0/events.jsonl").read_text().splitlines()
+    ]
     losses = [e["loss"] for e in events if e["event"] == "validation"]
-    metrics = json.loads((tmp_path / "dropout/seed-0/metrics.json").read_text())["decoding"]["beam3"]
+    metrics = json.loads((tmp_path / "dropout/seed-0/metrics.json").read_text())["decoding"][
+        "beam3"
+    ]
     row = rows["dropout"]
-    assert f"{min(losses):.3f}, {losses[-1]:.3f}" in row["validation loss: least, last"].html.plain("en")
+    assert f"{min(losses):.3f}, {losses[-1]:.3f}" in row["validation loss: least, last"].html.plain(
+        "en"
+    )
     assert row["CIDEr"].sort == metrics["cider"] and row["BLEU-4"].sort == metrics["bleu"][3]
     assert f"{metrics['intervals']['cider'][0]:.1f}" in row["CIDEr"].html.plain("en")
 
     def ciders(name):
-        return [json.loads(line)["scores"]["cider"] for line in (tmp_path / f"{name}/seed-0/samples.jsonl").read_text().splitlines()]
+        return [
+            json.loads(line)["scores"]["cider"]
+            for line in (tmp_path / f"{name}/seed-0/samples.jsonl").read_text().splitlines()
+        ]
 
     mean = sum(a - b for a, b in zip(ciders("dropout"), ciders("plain"), strict=True)) / 12
     assert abs(row["CIDEr against the first"].sort - mean) < 1e-9
@@ -87,7 +120,11 @@ def test_sentences_name_what_was_found_and_who_overfitted(tmp_path, undrawn):
     write(path, events)
     (view,) = ablation_view(context_of(read_study(tmp_path)))
     told = " ".join(sentence.plain("en") for sentence in view["sentences"])
-    assert "Better than plain in CIDEr: tuned (+" in told and "(over-fitting): plain (+1." in told and "after epoch 2.5" in told
+    assert (
+        "Better than plain in CIDEr: tuned (+" in told
+        and "(over-fitting): plain (+1." in told
+        and "after epoch 2.5" in told
+    )
 
 
 def test_the_page_has_it_in_both_languages(tmp_path, undrawn):
@@ -95,4 +132,6 @@ def test_the_page_has_it_in_both_languages(tmp_path, undrawn):
     page = build(tmp_path).read_text(encoding="utf-8")
     assert 'id="comparison-ablation-show_and_tell"' in page
     assert "Every arm beside the first" in page and "هر شاخه در کنار شاخهٔ نخست" in page
-    assert 'comparison-ablation' not in build(captions_folder(tmp_path / "other")).read_text(encoding="utf-8")
+    assert "comparison-ablation" not in build(captions_folder(tmp_path / "other")).read_text(
+        encoding="utf-8"
+    )

@@ -7,7 +7,9 @@ import importlib.resources
 import pytest
 from report.test_browser import CHROMIUM, browser, opened, playwright  # noqa: F401
 
-axe = pytest.importorskip("axe_playwright_python", reason="axe-core is not installed (the extra `dev`)")
+axe = pytest.importorskip(
+    "axe_playwright_python", reason="axe-core is not installed (the extra `dev`)"
+)
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
 WIDTHS = {"phone": 390, "desktop": 1200}
 # The language and the theme turn without a script only if their inputs stand before the page, outside its landmarks.
@@ -16,10 +18,16 @@ SWITCHES = {"region": {"#show-fa", "#show-en", "#theme", "#digits"}}
 
 def findings(page, part: str = "html") -> list[str]:
     """What axe-core finds in a part of the page as it is shown now."""
-    found = page.evaluate("async part => (await axe.run(part, {resultTypes: ['violations']})).violations", part)
-    told = [(one["id"], one["impact"], [node["target"][-1] for node in one["nodes"]]) for one in found]
+    found = page.evaluate(
+        "async part => (await axe.run(part, {resultTypes: ['violations']})).violations", part
+    )
+    told = [
+        (one["id"], one["impact"], [node["target"][-1] for node in one["nodes"]]) for one in found
+    ]
     return [
-        f"{id} ({impact}): {places[:5]}" for id, impact, places in told if not set(places) <= SWITCHES.get(id, set())
+        f"{id} ({impact}): {places[:5]}"
+        for id, impact, places in told
+        if not set(places) <= SWITCHES.get(id, set())
     ]
 
 
@@ -35,10 +43,16 @@ def tested(browser, reports):  # noqa: F811
     return open_one
 
 
-WAYS = ("light", "phone", "fa"), ("dark", "desktop", "en"), ("dark", "phone", "fa")  # few, as axe takes half a minute for a page
+WAYS = (
+    ("light", "phone", "fa"),
+    ("dark", "desktop", "en"),
+    ("dark", "phone", "fa"),
+)  # few, as axe takes half a minute for a page
 
 
-@pytest.mark.parametrize(("name", "way"), [("chat", WAYS[0]), ("chat", WAYS[1]), ("captions", WAYS[2])])
+@pytest.mark.parametrize(
+    ("name", "way"), [("chat", WAYS[0]), ("chat", WAYS[1]), ("captions", WAYS[2])]
+)
 def test_axe_finds_nothing(tested, name, way):
     scheme, width, language = way
     page = tested(name, viewport={"width": WIDTHS[width], "height": 900}, color_scheme=scheme)
@@ -49,7 +63,11 @@ def test_axe_finds_nothing(tested, name, way):
 def test_axe_would_find_grey_on_grey(tested):
     page = tested("chat", viewport={"width": 1200, "height": 900}, color_scheme="light")
     page.evaluate("document.querySelector('#page .lead').style.color = '#ddd'")
-    assert [line for line in findings(page, "#page .lead") if line.startswith("color-contrast (serious)")]
+    assert [
+        line
+        for line in findings(page, "#page .lead")
+        if line.startswith("color-contrast (serious)")
+    ]
 
 
 BROKEN = """() => [...document.querySelectorAll('code')].flatMap(code => {

@@ -9,7 +9,12 @@ import pytest
 
 playwright = pytest.importorskip("playwright.sync_api")
 CHROMIUM = next(
-    (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None
+    (
+        path
+        for name in ("chromium", "chromium-browser", "google-chrome")
+        if (path := shutil.which(name))
+    ),
+    None,
 )
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
 
@@ -28,7 +33,10 @@ def opened(browser, report, **options):
     page.on("console", lambda message: said.append(message.text))
     page.on("pageerror", lambda error: said.append(str(error)))
     page.on(
-        "request", lambda request: said.append(request.url) if not request.url.startswith(("file:", "data:")) else None
+        "request",
+        lambda request: (
+            said.append(request.url) if not request.url.startswith(("file:", "data:")) else None
+        ),
     )
     page.goto(report[1].as_uri())
     return page, said
@@ -42,7 +50,9 @@ def test_nothing_is_said_asked_for_or_wider_than_the_screen(browser, reports, na
     for language in ("fa", "en"):
         page.evaluate(f"document.getElementById('show-{language}').click()")
         assert page.evaluate("document.documentElement.scrollWidth") <= width
-        assert page.evaluate("document.documentElement.dir") == ("rtl" if language == "fa" else "ltr")
+        assert page.evaluate("document.documentElement.dir") == (
+            "rtl" if language == "fa" else "ltr"
+        )
 
 
 def test_without_scripts_both_languages_and_all_figures_are_there(browser, reports):
@@ -93,14 +103,19 @@ def test_answers_filter_by_ability(browser, reports):
 def test_digits_turn_persian_with_and_without_scripts(browser, reports, scripts):
     page, _ = opened(browser, reports["chat"], java_script_enabled=scripts)
     latin, persian = set("0123456789"), set("۰۱۲۳۴۵۶۷۸۹")
-    figures, chart = page.locator("#comparison table .n:visible"), page.locator("#figure-verdict .static tspan.fd:visible")
+    figures, chart = (
+        page.locator("#comparison table .n:visible"),
+        page.locator("#figure-verdict .static tspan.fd:visible"),
+    )
     before = "".join(figures.all_inner_texts())
     assert latin & set(before) and persian.isdisjoint(before) and chart.count() == 0
     page.locator("label[for=digits]").click()
     turned = "".join(figures.all_inner_texts())
     assert latin.isdisjoint(turned) and persian & set(turned) and chart.count() > 3
     if scripts:
-        assert persian & set("".join(page.locator("#figure-curves-lora .live text").all_text_contents()))
+        assert persian & set(
+            "".join(page.locator("#figure-curves-lora .live text").all_text_contents())
+        )
     page.locator("label[for=show-en]").click()  # Persian digits belong to the Persian text
     assert "".join(figures.all_inner_texts()) == before and chart.count() == 0
 
@@ -119,11 +134,17 @@ def test_a_search_has_its_curve_with_values_at_what_was_tried(browser, reports):
 
 
 def test_a_tapped_figure_shows_the_file_it_came_from(browser, reports):
-    page, _ = opened(browser, reports["chat"], viewport={"width": 390, "height": 800}, has_touch=True)
+    page, _ = opened(
+        browser, reports["chat"], viewport={"width": 390, "height": 800}, has_touch=True
+    )
     figure = page.locator("#recommendation .n[title]:visible").first
     figure.tap()
     link = page.locator("a.from")
-    assert link.is_visible() and link.inner_text() == figure.get_attribute("title") and link.get_attribute("href").startswith("./")
+    assert (
+        link.is_visible()
+        and link.inner_text() == figure.get_attribute("title")
+        and link.get_attribute("href").startswith("./")
+    )
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
     page.locator("#recommendation-title").tap()
     assert not link.is_visible()

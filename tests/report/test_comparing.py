@@ -7,11 +7,11 @@ import json
 import pytest
 from folders import chat_folder
 
-from tarazu.chat.evaluation.text_metrics import gather, score
-from tarazu.report.render.tables import best_of
+from tarazu.chat.evaluation.text_metrics import aggregate, score
 from tarazu.report.analysis.comparison import compare
-from tarazu.report.analysis.metrics import BESIDES, TESTED, measures, sample_score
+from tarazu.report.analysis.metrics import SECONDARY_TESTS, TESTED, measures, sample_score
 from tarazu.report.analysis.study_view import read_study
+from tarazu.report.render.tables import best_of
 from tarazu.report.sections.chat.methods import _direction
 
 ANSWERS = [
@@ -25,7 +25,14 @@ ANSWERS = [
 def answered(change=lambda output: output) -> list[dict]:
     question, reference = "پرسش این است که چرا آسمان آبی است؟", "چون نور آبی بیشتر پراکنده می‌شود"
     return [
-        {"id": f"test-{i}", "from": "test", "output": change(output), "finished": done, "checks": {}, "scores": score(change(output), question, reference)}
+        {
+            "id": f"test-{i}",
+            "from": "test",
+            "output": change(output),
+            "finished": done,
+            "checks": {},
+            "scores": score(change(output), question, reference),
+        }
         for i, (output, done) in enumerate(ANSWERS)
     ]
 
@@ -33,13 +40,18 @@ def answered(change=lambda output: output) -> list[dict]:
 @pytest.mark.parametrize("key", ["repetition", "wrong_script", "unfinished", "echo"])
 def test_a_row_counts_in_a_rate_as_metrics_json_counts_it(key):
     samples = answered()
-    rate = gather(samples)[key]
-    assert 0 < rate < 1 and sum(sample_score(s, key) for s in samples) / len(samples) == pytest.approx(100 * rate)
+    rate = aggregate(samples)[key]
+    assert 0 < rate < 1 and sum(sample_score(s, key) for s in samples) / len(
+        samples
+    ) == pytest.approx(100 * rate)
 
 
 def test_only_answers_to_test_rows_count_in_rates():
     assert sample_score({**answered()[1], "from": "questions"}, "repetition") is None
-    assert sample_score({"from": "reading", "scores": {"exact_match": 1.0}}, "reading_exact_match") == 100
+    assert (
+        sample_score({"from": "reading", "scores": {"exact_match": 1.0}}, "reading_exact_match")
+        == 100
+    )
     assert sample_score({"from": "test", "finished": None, "scores": {}}, "unfinished") is None
 
 
@@ -56,12 +68,20 @@ def test_every_quality_figure_is_tested_where_its_rows_are_known(tmp_path):
         path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     comparison, known = compare(read_study(folder)), measures("chat")
     assert comparison.differ("unfinished", "base", "lora") is False
-    assert comparison.differ("perplexity", "base", "lora") is True and comparison.pairs.get("perplexity") is None  # the loss's test
-    assert set(comparison.pairs) == {*TESTED["chat"], *BESIDES["chat"]}
-    said = [_direction(known["unfinished"], 0.125, sure).html.plain("en") for sure in (True, False, None)]
+    assert (
+        comparison.differ("perplexity", "base", "lora") is True
+        and comparison.pairs.get("perplexity") is None
+    )  # the loss's test
+    assert set(comparison.pairs) == {*TESTED["chat"], *SECONDARY_TESTS["chat"]}
+    said = [
+        _direction(known["unfinished"], 0.125, sure).html.plain("en")
+        for sure in (True, False, None)
+    ]
     assert said == ["worse", "no difference found", "worse (not tested)"]
 
 
 def test_every_equal_best_has_its_star():
-    assert best_of([0.01, 0.0, 0.0, None], "low") == {1, 2} and best_of([1.0, 3.0, 2.0], "high") == {1}
+    assert best_of([0.01, 0.0, 0.0, None], "low") == {1, 2} and best_of(
+        [1.0, 3.0, 2.0], "high"
+    ) == {1}
     assert best_of([2.0, 2.0], "low") == best_of([None, 1.0], "low") == set()

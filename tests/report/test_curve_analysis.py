@@ -10,14 +10,24 @@ from tarazu.report.analysis.study_view import RunView
 
 
 def run_of(validation: list[float], train: list[float | None] = ()) -> RunView:
-    events = [{"event": "validation", "tokens": i * 100, "loss": y} for i, y in enumerate(validation)]
-    events += [{"event": "step", "step": i, "tokens": i * 10, "loss": y, "grad_norm": 1.0} for i, y in enumerate(train)]
+    events = [
+        {"event": "validation", "tokens": i * 100, "loss": y} for i, y in enumerate(validation)
+    ]
+    events += [
+        {"event": "step", "step": i, "tokens": i * 10, "loss": y, "grad_norm": 1.0}
+        for i, y in enumerate(train)
+    ]
     return RunView("x", "lora", 0, "x/seed-0", events=events)
 
 
 def test_a_falling_curve_that_flattens():
     facts = analyse(run_of([3.0, 2.5, 2.1, 2.0, 1.99, 1.985, 1.984]))
-    assert facts.flat_at == 300 and facts.best_at == 600 and not facts.overfit and not facts.still_falling
+    assert (
+        facts.flat_at == 300
+        and facts.best_at == 600
+        and not facts.overfit
+        and not facts.still_falling
+    )
 
 
 def test_over_fitting_is_a_rise_after_the_best():

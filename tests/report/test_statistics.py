@@ -11,8 +11,8 @@ from scipy import stats
 from tarazu.report.analysis import student
 from tarazu.report.analysis.comparison import Pair
 from tarazu.report.analysis.metrics import measures
-from tarazu.report.sections.common.pairwise_tests import p_of
 from tarazu.report.analysis.statistics import difference, holm, interval
+from tarazu.report.sections.common.pairwise_tests import format_p
 
 
 @pytest.fixture
@@ -22,9 +22,13 @@ def rows():
 
 def test_interval_is_scipys_bootstrap(rows):
     ours = interval(rows)
-    theirs = stats.bootstrap((rows,), np.mean, n_resamples=4000, method="percentile", rng=1).confidence_interval
+    theirs = stats.bootstrap(
+        (rows,), np.mean, n_resamples=4000, method="percentile", rng=1
+    ).confidence_interval
     assert ours.mean == pytest.approx(rows.mean())
-    assert ours.low == pytest.approx(theirs.low, abs=0.01) and ours.high == pytest.approx(theirs.high, abs=0.01)
+    assert ours.low == pytest.approx(theirs.low, abs=0.01) and ours.high == pytest.approx(
+        theirs.high, abs=0.01
+    )
 
 
 def test_weights_make_a_ratio_of_sums():
@@ -54,7 +58,10 @@ def test_the_same_answers_are_no_difference(rows):
 
 def test_false_alarms_are_about_five_in_a_hundred():
     rng = np.random.default_rng(6)
-    alarms = [difference(rng.normal(size=40), rng.normal(size=40), draws=500, seed=i).p < 0.05 for i in range(200)]
+    alarms = [
+        difference(rng.normal(size=40), rng.normal(size=40), draws=500, seed=i).p < 0.05
+        for i in range(200)
+    ]
     assert 2 <= sum(alarms) <= 20
 
 
@@ -64,14 +71,18 @@ def test_few_seeds_widen_the_interval_by_what_they_spread():
     seeds = np.array([-0.3, 0.0, 0.3])  # three starts of very different luck
     found = interval(rows + seeds[:, None])
     theory = np.sqrt(seeds.var(ddof=1) / 3 + rows.var(ddof=1) / 400)
-    assert (found.high - found.low) / (2 * 4.303) == pytest.approx(theory, rel=0.2)  # Student's t of two degrees of freedom
+    assert (found.high - found.low) / (2 * 4.303) == pytest.approx(
+        theory, rel=0.2
+    )  # Student's t of two degrees of freedom
     assert found.seeds == 3 and found.rows == 400
 
 
 def test_students_distribution_is_scipys():
     for free in (1, 2, 3.7, 12, 80):
         for share in (0.8, 0.975, 0.9993):
-            assert student.quantile(share, free) == pytest.approx(stats.t.ppf(share, free), rel=2e-3)
+            assert student.quantile(share, free) == pytest.approx(
+                stats.t.ppf(share, free), rel=2e-3
+            )
         assert student.tail(2.5, free) == pytest.approx(stats.t.sf(2.5, free), rel=2e-3)
     assert student.quantile(0.975, 1e6) == pytest.approx(1.96, abs=1e-3)
 
@@ -82,7 +93,10 @@ def test_the_interval_of_few_seeds_holds_the_truth_as_often_as_it_says(seeds, sc
     rng, inside = np.random.default_rng(0), 0
     for _ in range(150):
         rows, apart = rng.normal(0, 0.05, 100), rng.normal(0, 0.04, 100)
-        a, b = (rows + more + rng.normal(0, scatter, (seeds, 1)) + rng.normal(0, 0.02, (seeds, 100)) for more in (apart, 0))
+        a, b = (
+            rows + more + rng.normal(0, scatter, (seeds, 1)) + rng.normal(0, 0.02, (seeds, 100))
+            for more in (apart, 0)
+        )
         found = difference(a, b, draws=1000)
         inside += found.low <= 0 <= found.high
     assert 0.88 <= inside / 150 <= 0.995
@@ -91,11 +105,16 @@ def test_the_interval_of_few_seeds_holds_the_truth_as_often_as_it_says(seeds, sc
 def test_a_single_seed_has_luck_too_beside_a_method_with_several():
     rng, alarms = np.random.default_rng(2), {True: 0, False: 0}
     for _ in range(150):
-        a, b = (rng.normal(0, 0.03, (seeds, 1)) + rng.normal(0, 0.05, (seeds, 100)) for seeds in (1, 3))
+        a, b = (
+            rng.normal(0, 0.03, (seeds, 1)) + rng.normal(0, 0.05, (seeds, 100)) for seeds in (1, 3)
+        )
         for started in alarms:
             alarms[started] += difference(a, b, draws=1000, started=started).p < 0.05
     assert alarms[True] <= 12 < alarms[False]
-    base, tuned = rng.normal(0, 0.05, 100), rng.normal(-0.03, 0.05, (3, 100))  # the untouched model has no start
+    base, tuned = (
+        rng.normal(0, 0.05, 100),
+        rng.normal(-0.03, 0.05, (3, 100)),
+    )  # the untouched model has no start
     assert difference(base, tuned, started=False).p < difference(base, tuned).p
 
 
@@ -142,6 +161,8 @@ def test_a_p_that_more_resamples_would_make_smaller_says_so(rows):
 def test_such_a_p_is_written_as_at_most(rows):
     sure = difference(rows, rows + 5)
     pair = Pair("a", "b", measures("chat")["loss"], sure, 36 * sure.p)
-    assert p_of(pair).plain("en") == "≤ 0.007" and p_of(pair).plain("fa").startswith("حداکثر")
-    assert p_of(replace(pair, p=2 * sure.p)).plain("en") == "< 0.001"
-    assert p_of(replace(pair, p=0.04, found=replace(sure, floor=False))).plain("en") == "0.040"
+    assert format_p(pair).plain("en") == "≤ 0.007" and format_p(pair).plain("fa").startswith(
+        "حداکثر"
+    )
+    assert format_p(replace(pair, p=2 * sure.p)).plain("en") == "< 0.001"
+    assert format_p(replace(pair, p=0.04, found=replace(sure, floor=False))).plain("en") == "0.040"

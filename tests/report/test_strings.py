@@ -10,10 +10,10 @@ import pytest
 
 import tarazu.report
 from tarazu.report.assignment import CAPTIONS, CHAT
+from tarazu.report.render.bilingual import Bilingual, data_text, number, strings, translate
 from tarazu.report.render.explanations import FOLDER, explain
 from tarazu.report.render.known_messages import noted, paths_taken, recognised
 from tarazu.report.sections.chat.answers import checks_view, question_view
-from tarazu.report.render.bilingual import Both, data_text, number, say, strings
 
 ROOT = Path(tarazu.report.__file__).parent
 LITERAL = re.compile(r"""\bsay\(\s*["']([a-z_]+\.[\w.-]+)["']""")
@@ -44,7 +44,9 @@ def test_every_item_of_the_assignment_has_a_title():
 
 def test_persian_uses_persian_letters():
     """Arabic ye and kaf look alike and sort and search apart."""
-    texts = [fa for fa, _ in strings().values()] + [p.read_text(encoding="utf-8") for p in (FOLDER / "fa").glob("*.md")]
+    texts = [fa for fa, _ in strings().values()] + [
+        p.read_text(encoding="utf-8") for p in (FOLDER / "fa").glob("*.md")
+    ]
     assert not [text[:60] for text in texts if re.search("[\u064a\u0643\u0649]", text)]
 
 
@@ -55,7 +57,9 @@ def test_an_explanation_is_short_and_in_both_languages(name):
         words = len(page.body.plain(language).split())
         assert 70 <= words <= 230, f"{language}/{name}: {words} words"
     assert len(re.findall("[\u0600-\u06ff]", page.body.plain("fa"))) > 200
-    arxiv = [set(re.findall(r"\d{4}\.\d{5}", page.body.plain(language))) for language in ("fa", "en")]
+    arxiv = [
+        set(re.findall(r"\d{4}\.\d{5}", page.body.plain(language))) for language in ("fa", "en")
+    ]
     assert arxiv[0] == arxiv[1]
 
 
@@ -68,7 +72,10 @@ def test_data_is_never_markup_and_never_turns_what_is_around_it():
 def test_numbers_carry_their_unit_and_their_source():
     assert number(0.1234, "percent", "a/metrics.json").plain("fa") == "12.3٪"
     assert 'title="a/metrics.json"' in number(1, "count", "a/metrics.json").en
-    assert number(90, "seconds").plain("en") == "90 s" and number(3 * 3600, "seconds").plain("fa") == "3.0 ساعت"
+    assert (
+        number(90, "seconds").plain("en") == "90 s"
+        and number(3 * 3600, "seconds").plain("fa") == "3.0 ساعت"
+    )
     assert number(2_400_000_000, "bytes").plain("en") == "2.4 GB"
     change = number(-0.25, "percentage_points")  # 50% to 25% is no change of 25%
     assert (change.plain("fa"), change.plain("en")) == ("−25.0 واحد درصد", "−25.0 points")
@@ -80,22 +87,42 @@ def test_numbers_carry_their_unit_and_their_source():
 
 
 def test_values_are_escaped_inside_sentences():
-    assert "<i>" not in say("common.in_brackets", what="<i>").en
+    assert "<i>" not in translate("common.in_brackets", what="<i>").en
 
 
 def test_what_was_done_to_rows_is_said_in_both_languages():
     """Every constant of the modules that read rows: a new reason needs its Persian."""
-    from tarazu.chat.data import conversation, persian, sources, dataset
+    from tarazu.chat.data import conversation, dataset, persian, sources
 
-    places = [(persian, ("LETTERS", "CONTROLS", "BIDI", "SURROGATES", "FORM", "SPACES", "HALF_SPACES")), (sources, ("TOO_LONG", "CUT_OFF"))]
-    places += [(dataset, ("CUT", "NOTHING_LEFT", "DUPLICATE", "IN_ANOTHER_SPLIT")), (conversation, ("MALFORMED", "NOT_TEXT", "WRONG_TYPE", "UNKNOWN_SCHEMA", "UNKNOWN_ROLE"))]
-    places += [(conversation, ("NO_ANSWER", "NO_QUESTION", "EMPTY_TURN", "MERGED", "LATE_SYSTEM", "EARLY_ANSWER", "OPEN_QUESTION", "MARKERS"))]
+    places = [
+        (persian, ("LETTERS", "CONTROLS", "BIDI", "SURROGATES", "FORM", "SPACES", "HALF_SPACES")),
+        (sources, ("TOO_LONG", "CUT_OFF")),
+    ]
+    places += [
+        (dataset, ("CUT", "NOTHING_LEFT", "DUPLICATE", "IN_ANOTHER_SPLIT")),
+        (conversation, ("MALFORMED", "NOT_TEXT", "WRONG_TYPE", "UNKNOWN_SCHEMA", "UNKNOWN_ROLE")),
+    ]
+    places += [
+        (
+            conversation,
+            (
+                "NO_ANSWER",
+                "NO_QUESTION",
+                "EMPTY_TURN",
+                "MERGED",
+                "LATE_SYSTEM",
+                "EARLY_ANSWER",
+                "OPEN_QUESTION",
+                "MARKERS",
+            ),
+        )
+    ]
     known = {key.removeprefix("reason.") for key in strings() if key.startswith("reason.")}
     assert {getattr(module, name) for module, names in places for name in names} <= known
 
 
 def test_fixed_figures_of_a_sentence_follow_the_switch():
-    text = say("answers.checks_passed", score=number(25, "points"))
+    text = translate("answers.checks_passed", score=number(25, "points"))
     assert '<span class="fd">۱۰۰</span>' in text.fa and text.plain("fa") == "وارسی‌ها 25.0 از 100"
 
 
@@ -104,36 +131,67 @@ def test_what_tarazu_notes_of_captions_is_said_in_both_languages():
     from tarazu.captions.encoder import pretrained
     from tarazu.captions.settings import CaptionData
 
-    notes = [pretrained._stands_in(pretrained.SHAPES[name]) + "; tensors named as in timm" for name in ("efficientnet-lite0",)]
+    notes = [
+        pretrained._stands_in(pretrained.SHAPES[name]) + "; tensors named as in timm"
+        for name in ("efficientnet-lite0",)
+    ]
     notes += [dataset._split_by(CaptionData()), dataset._split_by(CaptionData(split="karpathy"))]
     for note in notes:
         found = recognised(note)
-        assert isinstance(found, Both) and found.plain("en") == note
+        assert isinstance(found, Bilingual) and found.plain("en") == note
     assert recognised("anything else") == "anything else"
 
 
 def test_a_recipes_note_is_shown_in_the_language_of_the_page():
     both = noted({"fa": "به جای <داده>", "en": "stands in for <data>"})
     assert (both.plain("fa"), both.plain("en")) == ("به جای <داده>", "stands in for <data>")
-    assert 'dir="rtl"' in noted({"fa": "rows به جای SlimOrca", "en": "rows"}).fa  # though its first letters are Latin
+    assert (
+        'dir="rtl"' in noted({"fa": "rows به جای SlimOrca", "en": "rows"}).fa
+    )  # though its first letters are Latin
     assert "<data>" not in both.en and noted("as it is") == data_text("as it is")
     assert noted({"fa": "تنها"}) == data_text({"fa": "تنها"})  # a damaged note is shown, not lost
 
 
 def test_a_designed_question_is_shown_in_the_language_of_the_page():
-    sample = {"good": "یکی", "good_en": "one", "checks": {"says <one>": True, "short": False}, "checks_fa": {"says <one>": "یکی را می‌گوید"}}
-    assert question_view(sample)["good"].plain("fa") == "یکی" and question_view(sample)["good"].plain("en") == "one"
+    sample = {
+        "good": "یکی",
+        "good_en": "one",
+        "checks": {"says <one>": True, "short": False},
+        "checks_fa": {"says <one>": "یکی را می‌گوید"},
+    }
+    assert (
+        question_view(sample)["good"].plain("fa") == "یکی"
+        and question_view(sample)["good"].plain("en") == "one"
+    )
     (said, passed), (other, failed) = checks_view(sample)
-    assert (said.plain("fa"), said.plain("en")) == ("یکی را می‌گوید", "says <one>") and "<one>" not in said.en
-    assert other == data_text("short") and (passed, failed) == (True, False)  # a run of before has English only
-    assert checks_view({"checks": {"short": True}, "checks_fa": ["damaged"]}) == [(data_text("short"), True)]
+    assert (said.plain("fa"), said.plain("en")) == (
+        "یکی را می‌گوید",
+        "says <one>",
+    ) and "<one>" not in said.en
+    assert other == data_text("short") and (passed, failed) == (
+        True,
+        False,
+    )  # a run of before has English only
+    assert checks_view({"checks": {"short": True}, "checks_fa": ["damaged"]}) == [
+        (data_text("short"), True)
+    ]
 
 
 @pytest.mark.parametrize(
     "paths",
     [
-        {"attention": "FlashAttention 4", "layout": "packed", "layers": "compiled, adapters in the large products, MLPs in one piece, recorded", "weights": "4 bits (NF4)"},
-        {"attention": "own", "teaching": "torch's LSTM, self-critical steps recorded", "layout": "padded", "pictures": "pixels, then features kept in float16"},
+        {
+            "attention": "FlashAttention 4",
+            "layout": "packed",
+            "layers": "compiled, adapters in the large products, MLPs in one piece, recorded",
+            "weights": "4 bits (NF4)",
+        },
+        {
+            "attention": "own",
+            "teaching": "torch's LSTM, self-critical steps recorded",
+            "layout": "padded",
+            "pictures": "pixels, then features kept in float16",
+        },
     ],
 )
 def test_paths_taken_are_said_in_persian(paths):
@@ -146,4 +204,6 @@ def test_paths_taken_are_said_in_persian(paths):
 
 
 def test_a_reason_against_recording_is_shown_as_it_was():
-    assert "no such op, alas (x.py:3)" in paths_taken({"layers": "plain, no such op, alas (x.py:3)"}).plain("fa").replace("،", ",")
+    assert "no such op, alas (x.py:3)" in paths_taken(
+        {"layers": "plain, no such op, alas (x.py:3)"}
+    ).plain("fa").replace("،", ",")

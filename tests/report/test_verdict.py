@@ -10,14 +10,14 @@ from folders import chat_folder
 
 from tarazu.report.analysis.comparison import compare
 from tarazu.report.analysis.metrics import primary
+from tarazu.report.analysis.recommendation import Candidate, _choose, pareto, recommend
 from tarazu.report.analysis.study_view import read_study
-from tarazu.report.analysis.recommendation import Contender, _choose, judge, pareto
 
 
 def verdict_of(folder):
     study = read_study(folder)
     comparison = compare(study)
-    return judge(study, comparison), comparison
+    return recommend(study, comparison), comparison
 
 
 def test_the_best_is_tied_with_its_twin_and_cost_decides(tmp_path):
@@ -32,13 +32,18 @@ def test_the_best_is_tied_with_its_twin_and_cost_decides(tmp_path):
 def test_a_cheaper_twin_whose_own_gain_is_not_sure_is_not_chosen(tmp_path):
     study = read_study(chat_folder(tmp_path))
     comparison = compare(study)
-    verdict = judge(study, comparison)
+    verdict = recommend(study, comparison)
     twin = verdict.choices["quality"].name
     best, *_ = (c for c in verdict.contenders if c.name != twin)
     contenders = [best, *[c for c in verdict.contenders if c.name != best.name]]
     assert _choose("quality", None, contenders, verdict.measure, comparison, []).name == twin
-    assert _choose("quality", None, contenders, verdict.measure, comparison, [twin]).name == best.name
-    assert _choose("quality", None, contenders, verdict.measure, comparison, [twin, best.name]).name == twin
+    assert (
+        _choose("quality", None, contenders, verdict.measure, comparison, [twin]).name == best.name
+    )
+    assert (
+        _choose("quality", None, contenders, verdict.measure, comparison, [twin, best.name]).name
+        == twin
+    )
 
 
 def test_a_cost_that_the_seeds_leave_open_decides_nothing(tmp_path):
@@ -46,20 +51,41 @@ def test_a_cost_that_the_seeds_leave_open_decides_nothing(tmp_path):
     verdict, comparison = verdict_of(chat_folder(tmp_path))
 
     def contender(name, seconds, size, span):
-        return Contender(name, "lora", 2.6, 0.7, {"train_seconds": seconds, "weights_bytes": size}, {"train_seconds": span, "weights_bytes": (size, size)})
+        return Candidate(
+            name,
+            "lora",
+            2.6,
+            0.7,
+            {"train_seconds": seconds, "weights_bytes": size},
+            {"train_seconds": span, "weights_bytes": (size, size)},
+        )
 
-    large, small, slow = contender("large", 8.7, 60, (8.4, 9.2)), contender("small", 8.8, 15, (8.4, 9.3)), contender("slow", 11, 5, (10.7, 11.2))
-    choice = _choose("speed", "train_seconds", [large, small, slow], verdict.measure, comparison, [])
+    large, small, slow = (
+        contender("large", 8.7, 60, (8.4, 9.2)),
+        contender("small", 8.8, 15, (8.4, 9.3)),
+        contender("slow", 11, 5, (10.7, 11.2)),
+    )
+    choice = _choose(
+        "speed", "train_seconds", [large, small, slow], verdict.measure, comparison, []
+    )
     assert (choice.name, choice.by, choice.close) == ("small", "train_seconds", "large")
     apart = contender("small", 9.4, 15, (9.3, 9.5))
-    choice = _choose("speed", "train_seconds", [large, apart, slow], verdict.measure, comparison, [])
+    choice = _choose(
+        "speed", "train_seconds", [large, apart, slow], verdict.measure, comparison, []
+    )
     assert (choice.name, choice.close) == ("large", None)
-    assert _choose("size", "weights_bytes", [large, small, slow], verdict.measure, comparison, []).name == "slow"
+    assert (
+        _choose("size", "weights_bytes", [large, small, slow], verdict.measure, comparison, []).name
+        == "slow"
+    )
 
 
 def test_each_preference_picks_the_cheapest_of_the_good_ones(tmp_path):
     verdict, _ = verdict_of(chat_folder(tmp_path))
-    assert set(verdict.choices["memory"].allowed) == {"lora", "lora_high_rank"}  # layers keeps 81% of the gain only
+    assert set(verdict.choices["memory"].allowed) == {
+        "lora",
+        "lora_high_rank",
+    }  # layers keeps 81% of the gain only
     assert verdict.choices["memory"].name == "lora"
     assert all(choice.name != "prompt_tuning" for choice in verdict.choices.values())
 
@@ -79,24 +105,31 @@ def test_other_test_rows_are_not_compared(tmp_path):
     metrics["row_losses"] = metrics["row_losses"][:-1]
     path.write_text(json.dumps(metrics))
     _, comparison = verdict_of(folder)
-    assert comparison.rows_differ == ["layers"] and comparison.differ("loss", "lora", "layers") is None
+    assert (
+        comparison.rows_differ == ["layers"] and comparison.differ("loss", "lora", "layers") is None
+    )
 
 
 def test_pareto_front_is_what_nobody_beats():
     measure = primary("chat")
     points = {"a": (2.5, 10), "b": (2.4, 20), "c": (2.6, 15), "d": (2.4, 30), "e": (2.3, 40)}
-    contenders = [Contender(n, "lora", q, None, {"train_seconds": s}) for n, (q, s) in points.items()]
+    contenders = [
+        Candidate(n, "lora", q, None, {"train_seconds": s}) for n, (q, s) in points.items()
+    ]
     front = pareto(contenders, measure, "train_seconds")
     assert front == ["a", "b", "e"]
     for one in points:
-        beaten = any(q <= points[one][0] and s <= points[one][1] and (q, s) != points[one] for q, s in points.values())
+        beaten = any(
+            q <= points[one][0] and s <= points[one][1] and (q, s) != points[one]
+            for q, s in points.values()
+        )
         assert (one in front) is not beaten
 
 
 def test_captions_are_judged_by_cider_upwards():
     contenders = [
-        Contender("a", "x", 50.0, None, {"train_seconds": 10}),
-        Contender("b", "x", 60.0, None, {"train_seconds": 5}),
+        Candidate("a", "x", 50.0, None, {"train_seconds": 10}),
+        Candidate("b", "x", 60.0, None, {"train_seconds": 5}),
     ]
     assert pareto(contenders, primary("captions"), "train_seconds") == ["b"]
 
@@ -105,7 +138,9 @@ def test_an_ensemble_may_win_on_quality_but_has_no_costs_to_win_with(tmp_path):
     folder = captions_folder(tmp_path)
     shutil.copytree(folder / "show_attend_tell", folder / "together")
     run, metrics = folder / "together/seed-0/run.json", folder / "together/seed-0/metrics.json"
-    run.write_text(json.dumps(json.loads(run.read_text()) | {"kind": "ensemble", "trained_parameters": 0}))
+    run.write_text(
+        json.dumps(json.loads(run.read_text()) | {"kind": "ensemble", "trained_parameters": 0})
+    )
     found = json.loads(metrics.read_text())
     found["decoding"]["beam3"]["cider"] += 10
     metrics.write_text(json.dumps(found))

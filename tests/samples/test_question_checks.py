@@ -39,13 +39,21 @@ def test_a_wrong_answer_does_not_pass(name: str) -> None:
 def test_no_answer_echo_or_evasion_passes(name: str) -> None:
     question = QUESTIONS[name]
     lines = question.prompt.split("\n")
-    echoes = [question.prompt, question.prompt * 2, lines[0], lines[-1], f"{question.system}\n{question.prompt}"]
+    echoes = [
+        question.prompt,
+        question.prompt * 2,
+        lines[0],
+        lines[-1],
+        f"{question.system}\n{question.prompt}",
+    ]
     for answer in ["", " \n", "…", "نمی‌دانم.", "بله، حتماً.", "I do not know.", *echoes]:
         assert not full_marks(name, answer), answer
 
 
 def test_an_answer_to_another_question_does_not_pass() -> None:
-    passed = [(a, b) for a in GOOD for b in GOOD if a != b for answer in GOOD[b] if full_marks(a, answer)]
+    passed = [
+        (a, b) for a in GOOD for b in GOOD if a != b for answer in GOOD[b] if full_marks(a, answer)
+    ]
     assert not passed
 
 
@@ -53,7 +61,12 @@ def test_unrelated_fluent_persian_does_not_pass() -> None:
     """A model that writes well about something else gets nothing; nor one that recites its training."""
     prose = (SAMPLES / "forgetting_fa.txt").read_text(encoding="utf-8").split("\n\n")
     assert [(name, text) for name in QUESTIONS for text in prose if full_marks(name, text)] == []
-    rows = [json.loads(line) for line in (SAMPLES / "chat_fa.jsonl").read_text(encoding="utf-8").splitlines()]
-    learned = [turn["value"] for row in rows[::4] for turn in row["conversations"] if turn["from"] == "gpt"]
+    rows = [
+        json.loads(line)
+        for line in (SAMPLES / "chat_fa.jsonl").read_text(encoding="utf-8").splitlines()
+    ]
+    learned = [
+        turn["value"] for row in rows[::4] for turn in row["conversations"] if turn["from"] == "gpt"
+    ]
     for name in QUESTIONS:
         assert sum(full_marks(name, text) for text in learned) < 0.03 * len(learned), name

@@ -15,20 +15,39 @@ import tarazu
 
 SAMPLES = Path(tarazu.__file__).parent / "samples"
 ZWNJ = "\u200c"
-ABILITIES = {"facts", "reasoning", "summary", "translation", "rewriting", "format", "safety", "chat"}
+ABILITIES = {
+    "facts",
+    "reasoning",
+    "summary",
+    "translation",
+    "rewriting",
+    "format",
+    "safety",
+    "chat",
+}
 KINDS = {
     "any_of": "values", "all_of": "values", "none_of": "values", "regex": "pattern", "max_words": "value",
     "min_words": "value", "lines": "value", "json": "keys", "script": "value",
 }  # fmt: skip
 WEIGHTS = {"system": None, "human": 0.0, "gpt": 1.0}
-REPAIRED = re.compile(r"[\u0643\u064a\u0000-\u0008\u000b-\u001f]|(?<=\S)  +(?=\S)")  # what the cleaner mends
+REPAIRED = re.compile(
+    r"[\u0643\u064a\u0000-\u0008\u000b-\u001f]|(?<=\S)  +(?=\S)"
+)  # what the cleaner mends
 
 
 def jsonl(name: str) -> list[dict]:
-    return [json.loads(line) for line in (SAMPLES / name).read_text(encoding="utf-8").split("\n") if line]
+    return [
+        json.loads(line)
+        for line in (SAMPLES / name).read_text(encoding="utf-8").split("\n")
+        if line
+    ]
 
 
-CHAT, READING, QUESTIONS = jsonl("chat_fa.jsonl"), jsonl("reading_fa.jsonl"), jsonl("questions_fa.jsonl")
+CHAT, READING, QUESTIONS = (
+    jsonl("chat_fa.jsonl"),
+    jsonl("reading_fa.jsonl"),
+    jsonl("questions_fa.jsonl"),
+)
 
 
 def turns(row: dict) -> list[tuple[str, str]]:
@@ -81,24 +100,39 @@ def test_no_row_is_a_copy_or_near_copy_of_another() -> None:
     held = [grams(spoken(row)) for row in CHAT]
     for (i, a), (j, b) in combinations(enumerate(held), 2):
         assert not a & b, f"lines {i + 1} and {j + 1} share {next(iter(a & b))}"
-    for part in ("human", "gpt"):  # rows under eight words have no 8-gram: whole turns must differ too
-        said = Counter(tuple(words(text)) for row in CHAT for role, text in turns(row) if role == part)
-        copies = [text for text, n in said.items() if n > 1 and text != tuple(words("در متن نیامده است"))]
+    for part in (
+        "human",
+        "gpt",
+    ):  # rows under eight words have no 8-gram: whole turns must differ too
+        said = Counter(
+            tuple(words(text)) for row in CHAT for role, text in turns(row) if role == part
+        )
+        copies = [
+            text for text, n in said.items() if n > 1 and text != tuple(words("در متن نیامده است"))
+        ]
         assert not copies
 
 
 def test_the_persian_is_written_with_half_spaces_and_persian_letters() -> None:
-    text = "\n".join(text for row in CHAT for role, text in turns(row) if role == "gpt")  # questions may err on purpose
+    text = "\n".join(
+        text for row in CHAT for role, text in turns(row) if role == "gpt"
+    )  # questions may err on purpose
     assert text.count(ZWNJ) / len(text.split()) > 0.05
-    unfinished = re.findall(r"(?<!\w)ن?می(?:شود|کند|کنند|رود|دهد|گوید|خواهم|توان|توانم)(?!\w)", text)
+    unfinished = re.findall(
+        r"(?<!\w)ن?می(?:شود|کند|کنند|رود|دهد|گوید|خواهم|توان|توانم)(?!\w)", text
+    )
     assert not unfinished, "a verb is written without its half-space"
-    assert not re.search(rf"{ZWNJ}[\s.،؛؟!]|\s{ZWNJ}|{ZWNJ}{ZWNJ}", text), "a half-space joins nothing"
+    assert not re.search(rf"{ZWNJ}[\s.،؛؟!]|\s{ZWNJ}|{ZWNJ}{ZWNJ}", text), (
+        "a half-space joins nothing"
+    )
     letters = [c for c in text if unicodedata.category(c).startswith("L")]
     assert sum("\u0600" <= c <= "\u06ff" for c in letters) / len(letters) > 0.85
 
 
 def test_a_handful_of_rows_need_repair_and_the_readme_names_them() -> None:
-    broken = {i for i, row in enumerate(CHAT, 1) if any(REPAIRED.search(text) for _, text in turns(row))}
+    broken = {
+        i for i, row in enumerate(CHAT, 1) if any(REPAIRED.search(text) for _, text in turns(row))
+    }
     assert 6 <= len(broken) <= 10
     readme = (SAMPLES / "README.md").read_text(encoding="utf-8")
     listed = next(line for line in readme.splitlines() if line.startswith("Lines to repair:"))
@@ -119,7 +153,9 @@ def test_questions_are_four_per_ability_with_known_checks() -> None:
 
 
 def test_no_question_is_in_the_training_rows() -> None:
-    asked = {tuple(spoken(row)[: len(words(q["prompt"]))]) for row in CHAT + READING for q in QUESTIONS}
+    asked = {
+        tuple(spoken(row)[: len(words(q["prompt"]))]) for row in CHAT + READING for q in QUESTIONS
+    }
     learned = set().union(*(grams(spoken(row)) for row in CHAT + READING))
     for q in QUESTIONS:
         assert tuple(words(q["prompt"])) not in asked, q["id"]
@@ -138,8 +174,12 @@ def test_reading_answers_are_short_and_stand_in_the_passage() -> None:
     assert missing == 6
 
 
-@pytest.mark.parametrize(("language", "low", "high"), [("en", "a", "z"), ("fa", "\u0600", "\u06ff")])
-def test_forgetting_texts_are_plain_prose_of_one_language(language: str, low: str, high: str) -> None:
+@pytest.mark.parametrize(
+    ("language", "low", "high"), [("en", "a", "z"), ("fa", "\u0600", "\u06ff")]
+)
+def test_forgetting_texts_are_plain_prose_of_one_language(
+    language: str, low: str, high: str
+) -> None:
     text = (SAMPLES / f"forgetting_{language}.txt").read_text(encoding="utf-8")
     paragraphs = [p.strip() for p in text.split("\n\n")]
     assert len(paragraphs) == len(set(paragraphs)) == 60
@@ -168,7 +208,12 @@ def test_hostile_rows_hold_what_they_promise() -> None:
     kinds = Counter(parse(line) for line in lines)
     assert kinds["not JSON"] >= 2 and kinds["object"] >= 35 and kinds["other JSON"] >= 3
     assert len(set(lines)) == len(lines) - 1  # one exact duplicate
-    values = [turn.get("value") for line in lines if parse(line) == "object" for turn in spoken_or_nothing(line)]
+    values = [
+        turn.get("value")
+        for line in lines
+        if parse(line) == "object"
+        for turn in spoken_or_nothing(line)
+    ]
     assert any(isinstance(v, str) and len(v) == 20_000 for v in values)
     assert any(isinstance(v, str) and len(v.split()) == 5_000 for v in values)
     assert any(v is None for v in values) and any(isinstance(v, int) for v in values)

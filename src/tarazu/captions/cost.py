@@ -7,12 +7,12 @@ from collections.abc import Callable
 
 import torch
 
-from tarazu.captions.evaluation import error_analysis, evaluate
+from tarazu.captions.data.vocabulary import clean
 from tarazu.captions.dataset import Prepared
+from tarazu.captions.evaluation import error_analysis, evaluate
 from tarazu.captions.settings import CaptionsRecipe
 from tarazu.captions.task import Captions
-from tarazu.captions.trainable import CaptionTrainee
-from tarazu.captions.data.vocabulary import clean
+from tarazu.captions.trainable import TrainableCaptioner
 
 ROWS = 64
 
@@ -20,7 +20,9 @@ ROWS = 64
 def put_off(recipe: CaptionsRecipe, name: str) -> str | None:
     """Why a method cannot be built before the study has run; None where it can."""
     return (
-        "an ensemble: it takes no training, and is not estimated" if recipe.methods[name].kind == "ensemble" else None
+        "an ensemble: it takes no training, and is not estimated"
+        if recipe.methods[name].kind == "ensemble"
+        else None
     )
 
 
@@ -29,14 +31,18 @@ def heaviest(data: Prepared, rows: list[int]) -> list[int]:
     return rows
 
 
-def outline(task: Captions, recipe: CaptionsRecipe, name: str, data: Prepared, device: torch.device) -> None:
+def outline(
+    task: Captions, recipe: CaptionsRecipe, name: str, data: Prepared, device: torch.device
+) -> None:
     """Nothing is told from the shape alone: the decoders are small, and their speed is their steps'."""
 
 
-def parts(task: Captions, trainee: CaptionTrainee, data: Prepared, recipe: CaptionsRecipe) -> dict[str, float]:
+def parts(
+    task: Captions, model: TrainableCaptioner, data: Prepared, recipe: CaptionsRecipe
+) -> dict[str, float]:
     """Seconds of one validation, of its sampled caption, and of the final evaluation and generation."""
     widths = list(dict.fromkeys([1, 3, *recipe.extra_beams]))
-    written = {beams: writing(trainee, data, recipe, beams) for beams in widths}
+    written = {beams: writing(model, data, recipe, beams) for beams in widths}
     share = len(data.names["validation"]) / len(data.names["test"])
     lines = {
         split: {name: " ".join(clean(data.captions[name][0])) for name in data.names[split]}
@@ -45,33 +51,37 @@ def parts(task: Captions, trainee: CaptionTrainee, data: Prepared, recipe: Capti
     references = [text for texts in data.references("train").values() for text in texts]
     judge, quick = evaluate.scorer(data, "test"), evaluate.scorer(data, "validation")
     scored = timed(lambda: judge.score(lines["test"])) * len(widths)
-    scored += timed(lambda: error_analysis.analyse(lines["test"], data.references("test"), references))
+    scored += timed(
+        lambda: error_analysis.analyse(lines["test"], data.references("test"), references)
+    )
     return {
-        "validate": losses(task, trainee, data, recipe, "validation")
+        "validate": losses(task, model, data, recipe, "validation")
         + written[1] * share
         + timed(lambda: quick.quick(lines["validation"])),
-        "sample": timed(lambda: task.sample(trainee, data, recipe, final=False)),
-        "evaluate": losses(task, trainee, data, recipe, "test") + scored,
+        "sample": timed(lambda: task.sample(model, data, recipe, final=False)),
+        "evaluate": losses(task, model, data, recipe, "test") + scored,
         "generate": sum(written.values()),
     }
 
 
-def losses(task: Captions, trainee: CaptionTrainee, data: Prepared, recipe: CaptionsRecipe, split: str) -> float:
+def losses(
+    task: Captions, model: TrainableCaptioner, data: Prepared, recipe: CaptionsRecipe, split: str
+) -> float:
     """Seconds of the loss over a split."""
     rows = list(range(min(ROWS, data.size(split))))
 
     def work() -> None:
-        for batch in task.collate(trainee, data, split, rows, recipe.budget.micro_batch_tokens):
-            float(task.loss(trainee, batch.to(data.device)).total)
+        for batch in task.collate(model, data, split, rows, recipe.budget.micro_batch_tokens):
+            float(task.loss(model, batch.to(data.device)).total)
 
     return timed(work) * data.size(split) / len(rows)
 
 
-def writing(trainee: CaptionTrainee, data: Prepared, recipe: CaptionsRecipe, beams: int) -> float:
+def writing(model: TrainableCaptioner, data: Prepared, recipe: CaptionsRecipe, beams: int) -> float:
     """Seconds of describing every test picture: as many as go together are timed."""
     names = data.names["test"][: evaluate.AT_ONCE[data.device.type]]
     return (
-        timed(lambda: evaluate.write(trainee, data, "test", recipe, beams, names))
+        timed(lambda: evaluate.generate_captions(model, data, "test", recipe, beams, names))
         * len(data.names["test"])
         / len(names)
     )

@@ -11,20 +11,27 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from tarazu.captions.data import duplicates, flickr8k, hub_dataset, splits, statistics, synthetic_scenes
-from tarazu.captions.encoder import feature_cache, pretrained
+from tarazu.captions.data import (
+    duplicates,
+    flickr8k,
+    hub_dataset,
+    splits,
+    statistics,
+    synthetic_scenes,
+)
 from tarazu.captions.data.augmentation import SIDED
-from tarazu.captions.data.duplicates import Looks
-from tarazu.captions.encoder.feature_cache import Bank, Item
+from tarazu.captions.data.duplicates import ImageHashes
 from tarazu.captions.data.flickr8k import Collection
-from tarazu.captions.data.images import open_image, small_jpeg
-from tarazu.captions.encoder.pretrained import Pretrained
-from tarazu.captions.training.cider_reward import Rewards
-from tarazu.captions.settings import CaptionData, CaptionsRecipe, Shares
+from tarazu.captions.data.images import open_image, thumbnail_jpeg
 from tarazu.captions.data.vocabulary import SPECIALS, Vocabulary, clean
-from tarazu.engine.progress import Bar, note
-from tarazu.errors import BadInput
-from tarazu.storage.run_folder import RunFolder, write_aside, write_json
+from tarazu.captions.encoder import feature_cache, pretrained
+from tarazu.captions.encoder.feature_cache import FeatureStore, ImageView
+from tarazu.captions.encoder.pretrained import Pretrained
+from tarazu.captions.settings import CaptionData, CaptionsRecipe, Shares
+from tarazu.captions.training.cider_reward import Rewards
+from tarazu.engine.progress import ProgressBar, log
+from tarazu.errors import UserError
+from tarazu.storage.run_folder import StudyDir, write_atomic, write_json
 
 SHOWN = 5  # random images with processed captions
 
@@ -48,14 +55,14 @@ class Prepared:
     tokens: dict[str, np.ndarray]
     places: dict[str, np.ndarray]
     collection: Collection
-    looks: Looks
+    looks: ImageHashes
     encoder: Pretrained
     precision: str
     views: int
     crop: float
     together: int
     device: torch.device
-    folder: RunFolder
+    folder: StudyDir
     scorers: dict = field(default_factory=dict)
     yardsticks: dict = field(default_factory=dict)
 
@@ -74,12 +81,18 @@ class Prepared:
         return {name: self.captions[name] for name in self.names[split]}
 
     @cached_property
-    def maps(self) -> Bank:
+    def maps(self) -> FeatureStore:
         """The frozen encoder's features (N, P, D): of every picture, then of the training pictures' further views,
         view by view."""
-        items = [Item(name) for name in self.all_names]
-        items += [Item(name, view, self.crop) for view in range(1, self.views) for name in self.names["train"]]
-        return feature_cache.features(self.encoder, self.collection.images, items, self.looks, self.precision, self.device)
+        items = [ImageView(name) for name in self.all_names]
+        items += [
+            ImageView(name, view, self.crop)
+            for view in range(1, self.views)
+            for name in self.names["train"]
+        ]
+        return feature_cache.features(
+            self.encoder, self.collection.images, items, self.looks, self.precision, self.device
+        )
 
     def make_room(self) -> None:
         """The frozen encoder's features leave the GPU; whoever asks for them brings them back."""
@@ -89,15 +102,19 @@ class Prepared:
             torch.cuda.empty_cache()  # other processes may share the GPU
 
     @cached_property
-    def means(self) -> Bank:
+    def means(self) -> FeatureStore:
         """Their means over the places (N, 1, D)."""
         return self.maps.mean()
 
     @cached_property
-    def pixels(self) -> Bank:
+    def pixels(self) -> FeatureStore:
         """The pictures themselves (N, S, S, 3), for an encoder that is trained as well."""
         return feature_cache.pictures(
-            self.encoder, self.collection.images, [Item(name) for name in self.all_names], self.looks, self.device
+            self.encoder,
+            self.collection.images,
+            [ImageView(name) for name in self.all_names],
+            self.looks,
+            self.device,
         )
 
     @cached_property
@@ -128,30 +145,34 @@ class Prepared:
         relative = f"images/{statistics.jpeg_name(name)}"
         path = self.folder.path / relative
         if not path.exists():
-            write_aside(path, small_jpeg(open_image(self.collection.images.read(name), name)))
+            write_atomic(path, thumbnail_jpeg(open_image(self.collection.images.read(name), name)))
         return relative
 
 
-def prepare(recipe: CaptionsRecipe, folder: RunFolder, device: torch.device) -> Prepared:
+def prepare(recipe: CaptionsRecipe, folder: StudyDir, device: torch.device) -> Prepared:
     """Reads a recipe's data and writes data.json, vocabulary.json and model.json. Raises `BadInput`."""
     settings, encoder = recipe.data, pretrained.load(recipe.encoder)
     collection = read(settings)
-    splits.fewer(collection, settings)
-    looks, copies = look(collection, settings)
+    splits.subsample(collection, settings)
+    looks, copies = scan_images(collection, settings)
     names = splits.split(collection, copies, settings)
     captions = {name: collection.captions[name] for images in names.values() for name in images}
     words = {name: [clean(text) for text in texts] for name, texts in captions.items()}
     vocabulary = Vocabulary.build(
-        (line for name in names["train"] for line in words[name]), settings.min_count, settings.max_length
+        (line for name in names["train"] for line in words[name]),
+        settings.min_count,
+        settings.max_length,
     )
     if len(vocabulary) == len(SPECIALS):
-        raise BadInput(
+        raise UserError(
             f"no word is in the training captions {settings.min_count} times",
             where="data.min_count",
             todo="a smaller min_count, or more images",
         )
     tokens = {
-        split: np.array([vocabulary.encode(line) for name in images for line in words[name]], dtype=np.int64)
+        split: np.array(
+            [vocabulary.encode(line) for name in images for line in words[name]], dtype=np.int64
+        )
         for split, images in names.items()
     }
     order = {name: place for place, name in enumerate(captions)}
@@ -188,13 +209,15 @@ def read(settings: CaptionData) -> Collection:
         return collection
     if not Path(settings.source).exists() and hub_dataset.looks_like_a_name(settings.source):
         return hub_dataset.read(settings.source, feature_cache.cache_folder() / "hub")
-    return flickr8k.read(Path(settings.source), Path(settings.captions) if settings.captions else None)
+    return flickr8k.read(
+        Path(settings.source), Path(settings.captions) if settings.captions else None
+    )
 
 
-def look(collection: Collection, settings: CaptionData) -> tuple[Looks, list[dict]]:
+def scan_images(collection: Collection, settings: CaptionData) -> tuple[ImageHashes, list[dict]]:
     """Reads every picture once. Unreadable ones are dropped, counted and named; copies are found."""
     key = hashlib.sha256(str(Path(settings.source).resolve()).encode()).hexdigest()[:16]
-    with Bar("reading pictures") as bar:
+    with ProgressBar("reading pictures") as bar:
         looks = duplicates.look(
             collection.images,
             sorted(collection.captions),
@@ -202,12 +225,14 @@ def look(collection: Collection, settings: CaptionData) -> tuple[Looks, list[dic
             lambda done, of: bar.at(done / of, f"{done} of {of}"),
         )
     collection.problem(
-        "unreadable image files", "dropped", [f"{name}: {why}" for name, why in looks.unreadable.items()]
+        "unreadable image files",
+        "dropped",
+        [f"{name}: {why}" for name, why in looks.unreadable.items()],
     )
     for name in looks.unreadable:
         del collection.captions[name]
     if not collection.captions:
-        raise BadInput("no picture can be read", where="data.source")
+        raise UserError("no picture can be read", where="data.source")
     return looks, duplicates.pairs(looks, settings.near)
 
 
@@ -228,7 +253,8 @@ def _write(data: Prepared, settings: CaptionData, copies: list[dict]) -> None:
         "layout": data.collection.layout,
         "split_by": _split_by(settings),
         "splits": {
-            split: {"images": len(images), "captions": data.size(split)} for split, images in data.names.items()
+            split: {"images": len(images), "captions": data.size(split)}
+            for split, images in data.names.items()
         },
         "structure": statistics.structure(data.captions, data.names, data.vocabulary),
         "vocabulary_specials": list(SPECIALS),
@@ -237,10 +263,15 @@ def _write(data: Prepared, settings: CaptionData, copies: list[dict]) -> None:
         "examples": statistics.examples(data.captions, chosen, data.vocabulary),
     }
     write_json(data.folder.path / "data.json", tree)
-    write_aside(data.folder.path / "vocabulary.json", data.vocabulary.to_json().encode())
+    write_atomic(data.folder.path / "vocabulary.json", data.vocabulary.to_json().encode())
     write_json(data.folder.path / "model.json", {"encoder": data.encoder.describe()})
-    captions, odd = sum(map(len, data.tokens.values())), sum(problem["count"] for problem in data.collection.problems)
-    note(f"{len(data.all_names)} images, {captions} captions, {len(data.vocabulary)} words; {odd} things dropped")
+    captions, odd = (
+        sum(map(len, data.tokens.values())),
+        sum(problem["count"] for problem in data.collection.problems),
+    )
+    log(
+        f"{len(data.all_names)} images, {captions} captions, {len(data.vocabulary)} words; {odd} things dropped"
+    )
 
 
 def _digest(data: Prepared) -> str:
@@ -262,7 +293,5 @@ def _split_by(settings: CaptionData) -> str:
 
 def _note(data: Prepared, settings: CaptionData) -> str | None:
     if data.collection.layout == "drawn":
-        return (
-            "scenes that the project draws itself: they show that everything works, and say nothing about photographs"
-        )
+        return "scenes that the project draws itself: they show that everything works, and say nothing about photographs"
     return f"only {len(data.all_names)} images were used (data.images)" if settings.images else None

@@ -8,13 +8,18 @@ from collections.abc import Iterator
 import torch
 import torch.nn.functional as F
 
-from tarazu.captions.evaluation import evaluate
-from tarazu.captions.dataset import Prepared
-from tarazu.captions.settings import CaptionMethod, CaptionsRecipe
-from tarazu.captions.trainable import CaptionBatch, CaptionTrainee
 from tarazu.captions.data.vocabulary import PAD, UNK
-from tarazu.engine.invariants.perturbations import nudged
-from tarazu.engine.invariants.checks import Bench, Finding, judged, largest
+from tarazu.captions.dataset import Prepared
+from tarazu.captions.evaluation import evaluate
+from tarazu.captions.settings import CaptionMethod, CaptionsRecipe
+from tarazu.captions.trainable import CaptionBatch, TrainableCaptioner
+from tarazu.engine.invariants.checks import (
+    CheckFixture,
+    CheckResult,
+    compare_to_tolerance,
+    max_abs_difference,
+)
+from tarazu.engine.invariants.perturbations import embeddings_perturbed
 
 IMAGES = 60  # pictures that are read: enough for a vocabulary
 BEAMS = 3
@@ -26,18 +31,31 @@ def lighter(recipe: CaptionsRecipe) -> CaptionsRecipe:
     def plain(method: CaptionMethod) -> CaptionMethod:
         if method.kind == "ensemble":
             return method
-        tune = method.fine_tune.model_copy(update={"from_epoch": 0, "until_epoch": None}) if method.fine_tune else None
+        tune = (
+            method.fine_tune.model_copy(update={"from_epoch": 0, "until_epoch": None})
+            if method.fine_tune
+            else None
+        )
         return method.model_copy(update={"fine_tune": tune, "self_critical": None})
 
-    data = recipe.data.model_copy(update={"images": min(IMAGES, recipe.data.images or IMAGES), "views": 1, "together": 1})
+    data = recipe.data.model_copy(
+        update={"images": min(IMAGES, recipe.data.images or IMAGES), "views": 1, "together": 1}
+    )
     return recipe.model_copy(
-        update={"data": data, "methods": {name: plain(method) for name, method in recipe.methods.items()}}
+        update={
+            "data": data,
+            "methods": {name: plain(method) for name, method in recipe.methods.items()},
+        }
     )
 
 
 def put_off(recipe: CaptionsRecipe, name: str) -> str | None:
     """Why a method cannot be built before the study has run; None where it can."""
-    return "an ensemble of methods that are checked by themselves" if recipe.methods[name].kind == "ensemble" else None
+    return (
+        "an ensemble of methods that are checked by themselves"
+        if recipe.methods[name].kind == "ensemble"
+        else None
+    )
 
 
 def few_rows(data: Prepared, count: int) -> list[int]:
@@ -47,29 +65,31 @@ def few_rows(data: Prepared, count: int) -> list[int]:
 
 
 @contextlib.contextmanager
-def steady(trainee: CaptionTrainee) -> Iterator[None]:
+def steady(model: TrainableCaptioner) -> Iterator[None]:
     """No word is hidden or drawn inside: the objective without chance."""
-    method = trainee.method
-    trainee.method = method.model_copy(update={"word_dropout": 0.0, "scheduled_sampling": 0.0})
+    method = model.method
+    model.method = method.model_copy(update={"word_dropout": 0.0, "scheduled_sampling": 0.0})
     try:
         yield
     finally:
-        trainee.method = method
+        model.method = method
 
 
 @torch.no_grad()
-def checks(bench: Bench) -> Iterator[Finding]:
+def checks(bench: CheckFixture) -> Iterator[CheckResult]:
     """One by one, the checks of one method's forward pass and of its beam search, in eval mode."""
-    trainee, rows = bench.trainee, bench.few.rows
-    alone = {i: nats(trainee, batch_of(bench, [row]))[0] for i, row in enumerate(rows)}
-    with nudged(trainee.module, bench.unit):
-        noise = largest(alone, {i: nats(trainee, batch_of(bench, [row]))[0] for i, row in enumerate(rows)})
+    model, rows = bench.model, bench.few.rows
+    alone = {i: nats(model, batch_of(bench, [row]))[0] for i, row in enumerate(rows)}
+    with embeddings_perturbed(model.module, bench.unit):
+        noise = max_abs_difference(
+            alone, {i: nats(model, batch_of(bench, [row]))[0] for i, row in enumerate(rows)}
+        )
     tolerance, why = bench.allowed(noise)
     text = f"nats of {sum(map(len, alone.values()))} words of {len(rows)} captions"
-    yield judged(
+    yield compare_to_tolerance(
         "padded = alone",
         f"{text}, side by side, padded, and each alone",
-        largest(alone, dict(enumerate(nats(trainee, batch_of(bench, rows))))),
+        max_abs_difference(alone, dict(enumerate(nats(model, batch_of(bench, rows))))),
         tolerance,
         why,
     )
@@ -78,20 +98,28 @@ def checks(bench: Bench) -> Iterator[Finding]:
     yield beam_check(bench, tolerance, why)
 
 
-def batch_of(bench: Bench, rows: list[int]) -> CaptionBatch:
-    return bench.few.task.collate(bench.trainee, bench.few.data, "train", rows, 10**9)[0].to(bench.device)
+def batch_of(bench: CheckFixture, rows: list[int]) -> CaptionBatch:
+    return bench.few.task.collate(bench.model, bench.few.data, "train", rows, 10**9)[0].to(
+        bench.device
+    )
 
 
-def nats(trainee: CaptionTrainee, batch: CaptionBatch, logits: torch.Tensor | None = None) -> list[torch.Tensor]:
+def nats(
+    model: TrainableCaptioner, batch: CaptionBatch, logits: torch.Tensor | None = None
+) -> list[torch.Tensor]:
     """Of every word of each row, `<eos>` included."""
     if logits is None:
-        logits = trainee.module.teach(trainee.look(batch.pictures), batch.tokens[:, :-1], rows=batch.rows)[0]
+        logits = model.module.teach(
+            model.look(batch.pictures), batch.tokens[:, :-1], rows=batch.rows
+        )[0]
     targets = batch.tokens[:, 1:]
-    losses = F.cross_entropy(logits.float().transpose(1, 2), targets, reduction="none").double().cpu()
+    losses = (
+        F.cross_entropy(logits.float().transpose(1, 2), targets, reduction="none").double().cpu()
+    )
     return [line[: int(real)] for line, real in zip(losses, (targets != PAD).sum(1), strict=True)]
 
 
-def future_check(bench: Bench, tolerance: float, why: str) -> Finding:
+def future_check(bench: CheckFixture, tolerance: float, why: str) -> CheckResult:
     """Other words in the second half of a caption must not change what is said of the first half."""
     before, after = {}, {}
     for i, row in enumerate(bench.few.rows):
@@ -99,33 +127,44 @@ def future_check(bench: Bench, tolerance: float, why: str) -> Finding:
         half = batch.tokens.shape[1] // 2
         changed = batch.tokens.clone()
         changed[:, half:] = torch.where(changed[:, half:] == UNK, UNK + 1, UNK)
-        before[i] = nats(bench.trainee, batch)[0][: half - 1]
-        after[i] = nats(bench.trainee, CaptionBatch(changed, batch.pictures, batch.counts))[0][: half - 1]
+        before[i] = nats(bench.model, batch)[0][: half - 1]
+        after[i] = nats(bench.model, CaptionBatch(changed, batch.pictures, batch.counts))[0][
+            : half - 1
+        ]
     text = f"nats of the first halves of {len(before)} captions, before and after every later word was replaced"
-    return judged("no word sees a later one", text, largest(before, after), tolerance, why)
-
-
-def step_check(bench: Bench, text: str, tolerance: float, why: str) -> Finding:
-    """The decoder that writes, one word at a time with a state, says what the decoder that is taught says."""
-    trainee, batch = bench.trainee, batch_of(bench, bench.few.rows)
-    state, steps = trainee.module.start(trainee.look(batch.pictures)), []
-    for place in range(batch.tokens.shape[1] - 1):
-        logits, state, _ = trainee.module.step(state, batch.tokens[:, place])
-        steps.append(logits)
-    taught, written = nats(trainee, batch), nats(trainee, batch, torch.stack(steps, 1))
-    text = f"{text}, one at a time with a state and all at once"
-    return judged(
-        "word by word = all at once", text, largest(dict(enumerate(taught)), dict(enumerate(written))), tolerance, why
+    return compare_to_tolerance(
+        "no word sees a later one", text, max_abs_difference(before, after), tolerance, why
     )
 
 
-def beam_check(bench: Bench, tolerance: float, why: str) -> Finding:
+def step_check(bench: CheckFixture, text: str, tolerance: float, why: str) -> CheckResult:
+    """The decoder that writes, one word at a time with a state, says what the decoder that is taught says."""
+    model, batch = bench.model, batch_of(bench, bench.few.rows)
+    state, steps = model.module.start(model.look(batch.pictures)), []
+    for place in range(batch.tokens.shape[1] - 1):
+        logits, state, _ = model.module.step(state, batch.tokens[:, place])
+        steps.append(logits)
+    taught, written = nats(model, batch), nats(model, batch, torch.stack(steps, 1))
+    text = f"{text}, one at a time with a state and all at once"
+    return compare_to_tolerance(
+        "word by word = all at once",
+        text,
+        max_abs_difference(dict(enumerate(taught)), dict(enumerate(written))),
+        tolerance,
+        why,
+    )
+
+
+def beam_check(bench: CheckFixture, tolerance: float, why: str) -> CheckResult:
     """A picture's sentence does not depend on the pictures that are described with it."""
     data, recipe = bench.few.data, bench.recipe
     names = list(dict.fromkeys(data.all_names[data.places["train"][row]] for row in bench.few.rows))
-    together = evaluate.write(bench.trainee, data, "train", recipe, BEAMS, names)
-    alone = {name: evaluate.write(bench.trainee, data, "train", recipe, BEAMS, [name])[name] for name in names}
+    together = evaluate.generate_captions(bench.model, data, "train", recipe, BEAMS, names)
+    alone = {
+        name: evaluate.generate_captions(bench.model, data, "train", recipe, BEAMS, [name])[name]
+        for name in names
+    }
     same = sum(together[name].words == alone[name].words for name in names)
     difference = max(abs(together[name].score - alone[name].score) for name in names)
     text = f"scores of the best of {BEAMS} beams for {len(names)} pictures described together and alone ({same} sentences are the same)"
-    return judged("beams together = alone", text, difference, tolerance, why)
+    return compare_to_tolerance("beams together = alone", text, difference, tolerance, why)

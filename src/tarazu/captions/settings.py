@@ -14,12 +14,12 @@ from pydantic import (
     model_validator,
 )
 
-from tarazu.recipe.schema import Method, Recipe, Strict
+from tarazu.recipe.schema import Method, Recipe, StrictModel
 
 Probability = Annotated[float, Field(ge=0, lt=1)]
 
 
-class Shares(Strict):
+class Shares(StrictModel):
     """A seeded split by image."""
 
     train: PositiveFloat = 0.8
@@ -33,13 +33,16 @@ class Shares(Strict):
         return self
 
 
-class CaptionData(Strict):
+class CaptionData(StrictModel):
     """Where the pictures and captions are and how they are read."""
 
     source: str = Field(
-        "drawn", description="a folder or zip with Flickr8k, a hub name, or `drawn` for the project's own scenes"
+        "drawn",
+        description="a folder or zip with Flickr8k, a hub name, or `drawn` for the project's own scenes",
     )
-    captions: str | None = Field(None, description="the caption file, if it is not in `source` under its usual name")
+    captions: str | None = Field(
+        None, description="the caption file, if it is not in `source` under its usual name"
+    )
     split: Literal["official", "karpathy"] | Shares = Field(
         Shares(), description="official lists, Karpathy's JSON, or shares by image"
     )
@@ -55,7 +58,8 @@ class CaptionData(Strict):
     )
     images: PositiveInt | None = Field(None, description="use only so many images (for trying out)")
     views: PositiveInt = Field(
-        1, description="views of each training picture: itself, and crops of which every second is mirrored"
+        1,
+        description="views of each training picture: itself, and crops of which every second is mirrored",
     )
     together: PositiveInt = Field(
         1,
@@ -66,11 +70,12 @@ class CaptionData(Strict):
     scenes: PositiveInt = Field(300, description="how many scenes `drawn` draws")
 
 
-class EncoderSettings(Strict):
+class EncoderSettings(StrictModel):
     """The network that looks at the picture."""
 
     name: str = Field(
-        "efficientnet-lite0", description="efficientnet-lite0, -lite1, -lite2, -b0, or google/efficientnet-b0"
+        "efficientnet-lite0",
+        description="efficientnet-lite0, -lite1, -lite2, -b0, or google/efficientnet-b0",
     )
     file: str | None = Field(
         None,
@@ -79,15 +84,20 @@ class EncoderSettings(Strict):
     padding: Literal["auto", "same", "symmetric"] = Field(
         "auto", description="symmetric for torchvision's and timm's own B0; auto tells by the file"
     )
-    size: PositiveInt | None = Field(None, description="side of the input, if not the encoder's own")
-    precision: Literal["float16", "float32"] = Field("float16", description="of the cached features")
+    size: PositiveInt | None = Field(
+        None, description="side of the input, if not the encoder's own"
+    )
+    precision: Literal["float16", "float32"] = Field(
+        "float16", description="of the cached features"
+    )
 
 
-class FineTune(Strict):
+class FineTune(StrictModel):
     """Chosen encoder blocks are trained as well, once the decoder has settled; for some epochs, or to the end."""
 
     blocks: PositiveInt = Field(
-        4, description="how many of the last blocks (the final convolution is one more, always included)"
+        4,
+        description="how many of the last blocks (the final convolution is one more, always included)",
     )
     learning_rate: PositiveFloat = 3e-5
     from_epoch: NonNegativeInt = 5
@@ -97,7 +107,8 @@ class FineTune(Strict):
         "kept, and an epoch takes no longer than with a frozen one",
     )
     decoder_rate: PositiveFloat = Field(
-        5e-5, description="highest rate of the decoder after `until_epoch`, where the schedule begins anew"
+        5e-5,
+        description="highest rate of the decoder after `until_epoch`, where the schedule begins anew",
     )
     precision: Literal["float32", "bfloat16"] = Field(
         "float32", description="of the encoder on a GPU; the decoder follows budget.precision"
@@ -110,25 +121,33 @@ class FineTune(Strict):
         return self
 
 
-class SelfCritical(Strict):
+class SelfCritical(StrictModel):
     """Late epochs trained on the CIDEr of the model's own samples (Rennie et al. 2017; baseline of Luo 2020).
 
     With a rate of their own they begin from the best weights so far, where `budget.keep` is best."""
 
     from_epoch: NonNegativeInt = 15
     learning_rate: PositiveFloat | None = Field(
-        None, description="highest rate of these epochs, in which the schedule begins anew; null: it goes on as it was"
+        None,
+        description="highest rate of these epochs, in which the schedule begins anew; null: it goes on as it was",
     )
     samples: Annotated[int, Field(ge=2)] = 5
     share: float = Field(
-        0.25, gt=0, le=1, description="of a step's rows that are sampled for: an image comes five times in an epoch"
+        0.25,
+        gt=0,
+        le=1,
+        description="of a step's rows that are sampled for: an image comes five times in an epoch",
     )
-    likelihood: NonNegativeFloat = Field(0.0, description="weight of the likelihood that stays beside the reward")
+    likelihood: NonNegativeFloat = Field(
+        0.0, description="weight of the likelihood that stays beside the reward"
+    )
     dropout: bool = Field(
-        False, description="sentences are drawn without dropout, and learnt from with it, like people's captions"
+        False,
+        description="sentences are drawn without dropout, and learnt from with it, like people's captions",
     )
     bleu: NonNegativeFloat = Field(
-        0.0, description="weight of a sentence's BLEU-4 (0..1) beside its CIDEr (0..10, mostly below 1) in the reward"
+        0.0,
+        description="weight of a sentence's BLEU-4 (0..1) beside its CIDEr (0..10, mostly below 1) in the reward",
     )
 
 
@@ -138,22 +157,29 @@ class CaptionMethod(Method):
     learning_rate: PositiveFloat = 4e-4
     hidden: PositiveInt = 512
     dropout: Probability = 0.5
-    word_dropout: Probability = Field(0.0, description="chance that an input word is hidden as <unk>")
+    word_dropout: Probability = Field(
+        0.0, description="chance that an input word is hidden as <unk>"
+    )
     feature_dropout: Probability = Field(
-        0.0, description="chance that a channel of the encoder's map is hidden, at all places and for all words"
+        0.0,
+        description="chance that a channel of the encoder's map is hidden, at all places and for all words",
     )
     label_smoothing: Probability = 0.0
     tie_words: bool = Field(
-        False, description="the output layer shares the word embedding; the LSTMs' states are narrowed to its width"
+        False,
+        description="the output layer shares the word embedding; the LSTMs' states are narrowed to its width",
     )
     scheduled_sampling: Probability = Field(
-        0.0, description="highest share of input words taken from the model itself; grows over the run"
+        0.0,
+        description="highest share of input words taken from the model itself; grows over the run",
     )
     fast: bool = Field(
-        True, description="the same sums in fewer and larger steps; false is the plain path that tests compare it with"
+        True,
+        description="the same sums in fewer and larger steps; false is the plain path that tests compare it with",
     )
     together: PositiveInt | None = Field(
-        None, description="this method's own `data.together`: a frozen encoder gains nothing by it, and learns more from steps of many pictures"
+        None,
+        description="this method's own `data.together`: a frozen encoder gains nothing by it, and learns more from steps of many pictures",
     )
     fine_tune: FineTune | None = None
     self_critical: SelfCritical | None = None
@@ -165,7 +191,8 @@ class ShowAndTell(CaptionMethod):
     kind: Literal["show_and_tell"] = "show_and_tell"
     embedding: PositiveInt = 512
     image_as: Literal["state", "word", "both"] = Field(
-        "state", description="the image sets the LSTM's first state, is its first input (the paper), or both"
+        "state",
+        description="the image sets the LSTM's first state, is its first input (the paper), or both",
     )
     layers: PositiveInt = 1
 
@@ -176,15 +203,21 @@ class ShowAttendTell(CaptionMethod):
     kind: Literal["show_attend_tell"] = "show_attend_tell"
     embedding: PositiveInt = 512
     attention: PositiveInt = Field(512, description="width of f(W_h h, W_a a)")
-    project: PositiveInt | None = Field(None, description="width of an optional Linear and ReLU on the map, before all else")
+    project: PositiveInt | None = Field(
+        None, description="width of an optional Linear and ReLU on the map, before all else"
+    )
     gate: bool = Field(True, description="the beta gate on the context")
-    mix: PositiveInt | None = Field(None, description="width of an optional Linear on [z; embedding]")
+    mix: PositiveInt | None = Field(
+        None, description="width of an optional Linear on [z; embedding]"
+    )
     deep_output: bool = Field(
         True,
         description="words from h, z and the previous word together, as in the paper; "
         "with tie_words without the previous word, which would vote for itself",
     )
-    doubly_stochastic: NonNegativeFloat = Field(0.25, description="weight of sum_i (1 - sum_t alpha_ti)^2")
+    doubly_stochastic: NonNegativeFloat = Field(
+        0.25, description="weight of sum_i (1 - sum_t alpha_ti)^2"
+    )
 
 
 class Transformer(CaptionMethod):
@@ -209,11 +242,17 @@ class Ensemble(Method):
     trained."""
 
     kind: Literal["ensemble"] = "ensemble"
-    of: list[str] = Field(min_length=2, description="methods of this recipe, as NAME (the same seed) or NAME/seed-N")
-    mirrored: bool = Field(False, description="every member also looks at the mirrored picture, and has a second voice")
+    of: list[str] = Field(
+        min_length=2, description="methods of this recipe, as NAME (the same seed) or NAME/seed-N"
+    )
+    mirrored: bool = Field(
+        False, description="every member also looks at the mirrored picture, and has a second voice"
+    )
 
 
-AnyMethod = Annotated[ShowAndTell | ShowAttendTell | Transformer | Ensemble, Field(discriminator="kind")]
+AnyMethod = Annotated[
+    ShowAndTell | ShowAttendTell | Transformer | Ensemble, Field(discriminator="kind")
+]
 
 
 class CaptionsRecipe(Recipe):
@@ -222,8 +261,12 @@ class CaptionsRecipe(Recipe):
     task: Literal["captions"] = "captions"
     data: CaptionData = CaptionData()
     encoder: EncoderSettings = EncoderSettings()
-    extra_beams: list[PositiveInt] = Field([], description="beam widths that are scored besides greedy and beam 3")
-    length_penalty: NonNegativeFloat = Field(1.0, description="beam scores are divided by length to this power")
+    extra_beams: list[PositiveInt] = Field(
+        [], description="beam widths that are scored besides greedy and beam 3"
+    )
+    length_penalty: NonNegativeFloat = Field(
+        1.0, description="beam scores are divided by length to this power"
+    )
     beam_stop: Literal["full", "ahead"] = Field(
         "full",
         description="a beam search ends when as many sentences have ended as it is wide, or when besides no living one is "
@@ -243,5 +286,7 @@ class CaptionsRecipe(Recipe):
         for place, (name, method) in enumerate(self.methods.items()):
             for member in getattr(method, "of", []):
                 if member.partition("/")[0] not in names[:place]:
-                    raise ValueError(f"the ensemble {name!r} needs {member!r}, which must be a method above it")
+                    raise ValueError(
+                        f"the ensemble {name!r} needs {member!r}, which must be a method above it"
+                    )
         return self

@@ -13,15 +13,20 @@ import numpy as np
 import torch
 
 from tarazu.captions import dataset as prepared
-from tarazu.captions.evaluation import evaluate as evaluation
-from tarazu.captions.dataset import Prepared
-from tarazu.captions.settings import CaptionsRecipe
-from tarazu.captions.trainable import CaptionBatch, CaptionTrainee, together, trainee_of
 from tarazu.captions.data.vocabulary import PAD
+from tarazu.captions.dataset import Prepared
+from tarazu.captions.evaluation import evaluate as evaluation
+from tarazu.captions.settings import CaptionsRecipe
+from tarazu.captions.trainable import (
+    CaptionBatch,
+    TrainableCaptioner,
+    make_ensemble,
+    make_trainable,
+)
 from tarazu.engine import weights
-from tarazu.engine.task import Counts, LossSum
-from tarazu.errors import BadInput
-from tarazu.storage.run_folder import RunFolder, write_json
+from tarazu.engine.task import LossSum, TokenCounts
+from tarazu.errors import UserError
+from tarazu.storage.run_folder import StudyDir, write_json
 
 if TYPE_CHECKING:
     from tarazu.engine.ledger import Ledger
@@ -38,7 +43,7 @@ class Captions:
     def admit(self, recipe: CaptionsRecipe) -> None:
         """Nothing is ruled out."""
 
-    def prepare(self, recipe: CaptionsRecipe, folder: RunFolder, device: torch.device) -> Prepared:
+    def prepare(self, recipe: CaptionsRecipe, folder: StudyDir, device: torch.device) -> Prepared:
         data = prepared.prepare(recipe, folder, device)
         tunes = [getattr(method, "fine_tune", None) for method in recipe.methods.values()]
         began = time.perf_counter()
@@ -59,77 +64,100 @@ class Captions:
         data: Prepared,
         seed: int,
         device: torch.device,
-        folder: RunFolder | None = None,
-    ) -> CaptionTrainee:
+        folder: StudyDir | None = None,
+    ) -> TrainableCaptioner:
         method = recipe.methods[name]
         if method.kind == "ensemble":
             members = [self._trained(recipe, member, data, seed, device) for member in method.of]
-            return together(members, data, method.mirrored)
-        encoder = replace(data.encoder, module=copy.deepcopy(data.encoder.module))  # each method may change its own
-        trainee = trainee_of(recipe, name, encoder, data.vocabulary, seed, data)
-        trainee.module.to(device)
-        return trainee
+            return make_ensemble(members, data, method.mirrored)
+        encoder = replace(
+            data.encoder, module=copy.deepcopy(data.encoder.module)
+        )  # each method may change its own
+        model = make_trainable(recipe, name, encoder, data.vocabulary, seed, data)
+        model.module.to(device)
+        return model
 
     def collate(
-        self, trainee: CaptionTrainee, data: Prepared, split: str, rows: list[int], limit: int
+        self, model: TrainableCaptioner, data: Prepared, split: str, rows: list[int], limit: int
     ) -> list[CaptionBatch]:
         tokens, places = data.tokens[split], data.places[split]
         rows = np.asarray(rows)
         lengths = (tokens[rows] != PAD).sum(1)
-        judged = split != "train" and data.together > 1  # then an image's captions stay together, and it is looked at once
-        if len(rows) * lengths.max() > limit and not judged:  # rows of like length together need the least padding
+        judged = (
+            split != "train" and data.together > 1
+        )  # then an image's captions stay together, and it is looked at once
+        if (
+            len(rows) * lengths.max() > limit and not judged
+        ):  # rows of like length together need the least padding
             order = np.argsort(-lengths, kind="stable")
             rows, lengths = rows[order], lengths[order]
         batches, start = [], 0
         while start < len(rows):
             end = start + max(1, limit // int(lengths[start:].max()))
             width, real = int(lengths[start:end].max()), int((lengths[start:end] - 1).sum())
-            if data.device.type == "cuda":  # few widths, so that few shapes are recorded (see engine.recording)
+            if (
+                data.device.type == "cuda"
+            ):  # few widths, so that few shapes are recorded (see engine.recording)
                 width = min(1 + -(-(width - 1) // WIDTHS) * WIDTHS, tokens.shape[1])
             chosen = rows[start:end]
-            counts = Counts(len(chosen), real, real, len(chosen) * (width - 1) - real)
+            counts = TokenCounts(len(chosen), real, real, len(chosen) * (width - 1) - real)
             pictures, which = places[chosen], None
-            if judged or (len(chosen) == len(rows) and trainee.keeps_together()):
+            if judged or (len(chosen) == len(rows) and model.keeps_together()):
                 pictures, which = _once(pictures)
-            tensors = (None if x is None else torch.from_numpy(x) for x in (tokens[chosen, :width], pictures, which))
+            tensors = (
+                None if x is None else torch.from_numpy(x)
+                for x in (tokens[chosen, :width], pictures, which)
+            )
             words, pictures, which = tensors
             batches.append(CaptionBatch(words, pictures, counts, which))
             start = end
         return batches
 
-    def loss(self, trainee: CaptionTrainee, batch: CaptionBatch) -> LossSum:
-        late = trainee.method.self_critical if trainee.method and trainee.module.training else None
-        critical = late and trainee.epoch >= late.from_epoch
-        found = trainee.self_critical(batch) if critical else trainee.likelihood(batch)
+    def loss(self, model: TrainableCaptioner, batch: CaptionBatch) -> LossSum:
+        late = model.method.self_critical if model.method and model.module.training else None
+        critical = late and model.epoch >= late.from_epoch
+        found = model.self_critical(batch) if critical else model.likelihood(batch)
         return LossSum(found.total, batch.counts.supervised, found.extra)
 
-    def validate(self, trainee: CaptionTrainee, data: Prepared, recipe: CaptionsRecipe) -> dict[str, float]:
-        loss = self.mean_loss(trainee, data, "validation", recipe.budget.micro_batch_tokens)
-        written = evaluation.write(trainee, data, "validation", recipe, beams=1)
-        return {"loss": loss, **evaluation.scorer(data, "validation").quick(evaluation.texts(written, data))}
+    def validate(
+        self, model: TrainableCaptioner, data: Prepared, recipe: CaptionsRecipe
+    ) -> dict[str, float]:
+        loss = self.mean_loss(model, data, "validation", recipe.budget.micro_batch_tokens)
+        written = evaluation.generate_captions(model, data, "validation", recipe, beams=1)
+        return {
+            "loss": loss,
+            **evaluation.scorer(data, "validation").quick(evaluation.texts(written, data)),
+        }
 
-    def mean_loss(self, trainee: CaptionTrainee, data: Prepared, split: str, limit: int) -> float:
+    def mean_loss(self, model: TrainableCaptioner, data: Prepared, split: str, limit: int) -> float:
         """Nats per word over all of a split's captions."""
         total, count = torch.zeros((), device=data.device, dtype=torch.float64), 0
-        for batch in self.collate(trainee, data, split, list(range(data.size(split))), limit):
-            found = self.loss(trainee, batch.to(data.device))
+        for batch in self.collate(model, data, split, list(range(data.size(split))), limit):
+            found = self.loss(model, batch.to(data.device))
             total, count = total + found.total.double(), count + found.count
         return float(total) / count
 
-    def sample(self, trainee: CaptionTrainee, data: Prepared, recipe: CaptionsRecipe, final: bool) -> list[dict]:
+    def sample(
+        self, model: TrainableCaptioner, data: Prepared, recipe: CaptionsRecipe, final: bool
+    ) -> list[dict]:
         names = data.names["test"] if final else data.names["test"][:1]
-        written = evaluation.write(trainee, data, "test", recipe, beams=1, names=names)
+        written = evaluation.generate_captions(model, data, "test", recipe, beams=1, names=names)
         return [
             {"id": name, "image": data.keep_image(name) if not final else None, "output": text}
             for name, text in evaluation.texts(written, data).items()
         ]
 
     def evaluate(
-        self, trainee: CaptionTrainee, data: Prepared, recipe: CaptionsRecipe, folder: Path, ledger: Ledger
+        self,
+        model: TrainableCaptioner,
+        data: Prepared,
+        recipe: CaptionsRecipe,
+        folder: Path,
+        ledger: Ledger,
     ) -> dict:
         with ledger.phase("evaluate"), torch.autocast(data.device.type, enabled=False):
-            loss = self.mean_loss(trainee, data, "test", recipe.budget.micro_batch_tokens)
-        found = evaluation.evaluate(trainee, data, recipe, folder, ledger)
+            loss = self.mean_loss(model, data, "test", recipe.budget.micro_batch_tokens)
+        found = evaluation.evaluate(model, data, recipe, folder, ledger)
         return {
             "split": "test",
             "loss": loss,
@@ -144,47 +172,56 @@ class Captions:
         figures = {"loss": metrics["loss"], "perplexity": metrics["perplexity"]}
         figures |= {f"bleu{n}": value for n, value in enumerate(beam["bleu"], 1)}
         figures |= {name: beam[name] for name in ("cider", "rouge_l", "meteor")}
-        figures |= {"bleu4_low": beam["intervals"]["bleu4"][0], "bleu4_high": beam["intervals"]["bleu4"][1]}
-        figures |= {"cider_low": beam["intervals"]["cider"][0], "cider_high": beam["intervals"]["cider"][1]}
+        figures |= {
+            "bleu4_low": beam["intervals"]["bleu4"][0],
+            "bleu4_high": beam["intervals"]["bleu4"][1],
+        }
+        figures |= {
+            "cider_low": beam["intervals"]["cider"][0],
+            "cider_high": beam["intervals"]["cider"][1],
+        }
         return figures | {"bleu4_greedy": plain["bleu"][3], "cider_greedy": plain["cider"]}
 
-    def weights(self, trainee: CaptionTrainee) -> dict[str, torch.Tensor]:
-        return {name: parameter.data for name, parameter in trainee.trainable().items()}
+    def weights(self, model: TrainableCaptioner) -> dict[str, torch.Tensor]:
+        return {name: parameter.data for name, parameter in model.trainable().items()}
 
-    def targets(self, trainee: CaptionTrainee) -> list[dict]:
+    def targets(self, model: TrainableCaptioner) -> list[dict]:
         """Names and shapes of what is trained."""
-        return [{"name": name, "shape": list(parameter.shape)} for name, parameter in trainee.trainable().items()][:400]
+        return [
+            {"name": name, "shape": list(parameter.shape)}
+            for name, parameter in model.trainable().items()
+        ][:400]
 
-    def paths(self, trainee: CaptionTrainee, data: Prepared) -> dict[str, str]:
+    def paths(self, model: TrainableCaptioner, data: Prepared) -> dict[str, str]:
         """Which code ran, for the ledger."""
         return {
             "attention": "own",
-            "teaching": trainee.how_taught(),
+            "teaching": model.how_taught(),
             "layout": "padded",
-            "pictures": _pictures(trainee, data),
+            "pictures": _pictures(model, data),
         }
 
-    def export(self, trainee: CaptionTrainee, to: Path, form: str) -> None:
+    def export(self, model: TrainableCaptioner, to: Path, form: str) -> None:
         """ONNX: see `captions.export`, which `tarazu export` calls with a finished run."""
         from tarazu.captions.inference.onnx_export import write_onnx
 
-        write_onnx(trainee.module, trainee.data.encoder, trainee.data.vocabulary, to)
+        write_onnx(model.module, model.data.encoder, model.data.vocabulary, to)
 
     def _trained(
         self, recipe: CaptionsRecipe, member: str, data: Prepared, seed: int, device: torch.device
-    ) -> CaptionTrainee:
+    ) -> TrainableCaptioner:
         """A finished method of the same study: NAME, or NAME/seed-N."""
         name, _, other = member.partition("/")
         run = data.folder.run(name, int(other.removeprefix("seed-")) if other else seed)
         if not run.weights.exists():
-            raise BadInput(
+            raise UserError(
                 "a member of the ensemble is not trained yet",
                 where=str(run.path),
                 todo="let it stand above the ensemble in the recipe, with the same seed",
             )
-        trainee = self.build(recipe, name, data, seed, device)
-        weights.put(trainee, weights.read(run))
-        return trainee
+        model = self.build(recipe, name, data, seed, device)
+        weights.put(model, weights.read(run))
+        return model
 
 
 def _once(pictures: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -197,8 +234,8 @@ def _once(pictures: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return found[order], np.argsort(order)[which]
 
 
-def _pictures(trainee: CaptionTrainee, data: Prepared) -> str:
+def _pictures(model: TrainableCaptioner, data: Prepared) -> str:
     """What the decoder was given of them, for the ledger."""
-    if not trainee.tuned:
+    if not model.tuned:
         return f"features kept in {data.precision}"
-    return "pixels" if trainee.kept is None else f"pixels, then features kept in {data.precision}"
+    return "pixels" if model.kept is None else f"pixels, then features kept in {data.precision}"

@@ -8,19 +8,19 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from tarazu.captions.model import decoders
-from tarazu.captions.data.augmentation import new_view
-from tarazu.captions.decoding.beam_search import Ensemble
-from tarazu.captions.decoding.mirrored_view import Mirrored
-from tarazu.captions.model.captioning_model import ImageCaptioningModel
-from tarazu.captions.training.objective import likelihood, self_critical
-from tarazu.captions.encoder.pretrained import Pretrained
-from tarazu.captions.settings import CaptionMethod, CaptionsRecipe
-from tarazu.captions.model.refrozen_features import Rows, see_all
+from tarazu.captions.data.augmentation import random_view
 from tarazu.captions.data.vocabulary import PAD, Vocabulary
-from tarazu.engine.cuda_graphs.recorder import Recorder
-from tarazu.engine.task import Counts, Group, LossSum, Phase, Trainee
-from tarazu.errors import BadInput
+from tarazu.captions.decoding.beam_search import Ensemble
+from tarazu.captions.decoding.mirrored_view import HorizontalFlip
+from tarazu.captions.encoder.pretrained import Pretrained
+from tarazu.captions.model import decoders
+from tarazu.captions.model.captioning_model import ImageCaptioningModel
+from tarazu.captions.model.refrozen_features import FeatureTable, encode_all
+from tarazu.captions.settings import CaptionMethod, CaptionsRecipe
+from tarazu.captions.training.objective import cross_entropy_loss, self_critical
+from tarazu.engine.cuda_graphs.recorder import GraphedFunction
+from tarazu.engine.task import LossSum, ParameterGroup, TokenCounts, TrainableModel, TrainingPhase
+from tarazu.errors import UserError
 
 if TYPE_CHECKING:
     from tarazu.captions.dataset import Prepared
@@ -35,7 +35,7 @@ class CaptionBatch:
 
     tokens: torch.Tensor
     pictures: torch.Tensor
-    counts: Counts
+    counts: TokenCounts
     rows: torch.Tensor | None = None
 
     def to(self, device: torch.device) -> CaptionBatch:
@@ -45,7 +45,7 @@ class CaptionBatch:
 
 
 @dataclass
-class CaptionTrainee(Trainee):
+class TrainableCaptioner(TrainableModel):
     """Args:
     method: its settings; None for an ensemble, which is not trained.
     data: where its pictures' rows come from; None for a model that is only used.
@@ -60,10 +60,10 @@ class CaptionTrainee(Trainee):
     data: Prepared | None = None
     tuned: bool = False
     pooled: bool = False
-    replay: Recorder | None = None
-    critic: Recorder | None = None
+    replay: GraphedFunction | None = None
+    critic: GraphedFunction | None = None
     seen: dict[tuple[str, ...], torch.Tensor] | None = None
-    kept: Rows | None = None
+    kept: FeatureTable | None = None
 
     def look(self, pictures: torch.Tensor, sided: torch.Tensor | None = None) -> torch.Tensor:
         """Places in the data (B,) -> what the model is given: pixels, maps, or means of maps.
@@ -72,10 +72,10 @@ class CaptionTrainee(Trainee):
         """
         if self.reads_pixels():
             seen = self.data.pixels.take(pictures)
-            return seen if sided is None else new_view(seen, sided, self.data.crop)
+            return seen if sided is None else random_view(seen, sided, self.data.crop)
         rows = pictures if sided is None else self.data.view_rows(pictures, sided)
         if self.stands_still():
-            self.kept = self.kept or see_all(self.module, self.data, self.pooled)
+            self.kept = self.kept or encode_all(self.module, self.data, self.pooled)
             return self.kept.take(rows)
         return (self.data.means if self.pooled else self.data.maps).take(rows)
 
@@ -85,14 +85,21 @@ class CaptionTrainee(Trainee):
             return self.look(batch.pictures)
         sided = self.data.sided(batch.tokens)
         if batch.rows is not None:  # of each picture, if one of its captions does
-            sided = torch.zeros(len(batch.pictures), device=sided.device).index_add_(0, batch.rows, sided.float()) > 0
+            sided = (
+                torch.zeros(len(batch.pictures), device=sided.device).index_add_(
+                    0, batch.rows, sided.float()
+                )
+                > 0
+            )
         return self.look(batch.pictures, sided)
 
     def likelihood(self, batch: CaptionBatch) -> LossSum:
         """`objective.likelihood` of a batch; on a GPU, in training, played back from a recording of it."""
         pictures, rows = self.look_at(batch), () if batch.rows is None else (batch.rows,)
         if self.replay is None or not self.module.training or not pictures.is_cuda:
-            return likelihood(self.module, pictures, batch.tokens, self.method, self.fraction, *rows)
+            return cross_entropy_loss(
+                self.module, pictures, batch.tokens, self.method, self.fraction, *rows
+            )
         total, *extra = self.replay(pictures, batch.tokens, *rows)
         return LossSum(total, 0, extra[0] if extra else None)
 
@@ -102,8 +109,17 @@ class CaptionTrainee(Trainee):
             self.replay.clear()
         missing = self.data.vocabulary.max_length + 2 - batch.tokens.shape[1]
         tokens = torch.nn.functional.pad(batch.tokens, (0, missing), value=PAD)
-        inputs = (self.look_at(batch), tokens, batch.pictures, *(() if batch.rows is None else (batch.rows,)))
-        total, extra = self.critic(*inputs) if self.critic is not None and tokens.is_cuda else _rewarded(self, *inputs)
+        inputs = (
+            self.look_at(batch),
+            tokens,
+            batch.pictures,
+            *(() if batch.rows is None else (batch.rows,)),
+        )
+        total, extra = (
+            self.critic(*inputs)
+            if self.critic is not None and tokens.is_cuda
+            else _rewarded(self, *inputs)
+        )
         return LossSum(total, 0, extra)
 
     def how_taught(self) -> str:
@@ -144,14 +160,14 @@ def model_of(method: CaptionMethod, encoder: Pretrained, words: int) -> ImageCap
     return ImageCaptioningModel(encoder.module, decoder, method.feature_dropout, half)
 
 
-def trainee_of(
+def make_trainable(
     recipe: CaptionsRecipe,
     name: str,
     encoder: Pretrained,
     vocabulary: Vocabulary,
     seed: int,
     data: Prepared | None = None,
-) -> CaptionTrainee:
+) -> TrainableCaptioner:
     """A method of the recipe, ready to be trained, or to be given its weights."""
     method = recipe.methods[name]
     torch.manual_seed(seed)
@@ -160,7 +176,7 @@ def trainee_of(
     groups = []
     if method.fine_tune:
         groups = [
-            Group(
+            ParameterGroup(
                 frozenset(f"encoder.{n}" for n in _thawed(method, encoder)),
                 method.fine_tune.learning_rate,
                 method.fine_tune.from_epoch,
@@ -171,7 +187,7 @@ def trainee_of(
     for parameter_name, parameter in model.named_parameters():
         parameter.requires_grad_(parameter_name in names)
     pooled, late = model.decoder.looks_at == "pooled", method.self_critical
-    trainee = CaptionTrainee(
+    trainable = TrainableCaptioner(
         model,
         frozenset(names),
         method.learning_rate,
@@ -183,20 +199,23 @@ def trainee_of(
         pooled=pooled,
     )
     if method.fast and not method.scheduled_sampling:  # whose share changes with every step
-        trainee.replay = Recorder(partial(_losses, model, method), model, OFTEN)
+        trainable.replay = GraphedFunction(partial(_losses, model, method), model, OFTEN)
     if method.fast and late and data is not None:
-        trainee.critic = Recorder(partial(_rewarded, trainee), model, OFTEN)
-    return trainee
+        trainable.critic = GraphedFunction(partial(_rewarded, trainable), model, OFTEN)
+    return trainable
 
 
-def _phases(method: CaptionMethod) -> list[Phase]:
+def _phases(method: CaptionMethod) -> list[TrainingPhase]:
     """Where the encoder stands still again, and where the reward begins: with rates of their own, from the best weights."""
     tune, late, rates = method.fine_tune, method.self_critical, {}
     if tune and tune.until_epoch:
         rates[tune.until_epoch] = tune.decoder_rate
     if late and late.learning_rate:
         rates[late.from_epoch] = late.learning_rate
-    return [Phase(epoch, rate / method.learning_rate, from_best=True) for epoch, rate in sorted(rates.items())]
+    return [
+        TrainingPhase(epoch, rate / method.learning_rate, from_best=True)
+        for epoch, rate in sorted(rates.items())
+    ]
 
 
 def _losses(
@@ -206,34 +225,40 @@ def _losses(
     tokens: torch.Tensor,
     rows: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, ...]:
-    found = likelihood(model, pictures, tokens, method, 0.0, rows)
+    found = cross_entropy_loss(model, pictures, tokens, method, 0.0, rows)
     return (found.total,) if found.extra is None else (found.total, found.extra)
 
 
 def _rewarded(
-    trainee: CaptionTrainee,
+    trainable: TrainableCaptioner,
     pictures: torch.Tensor,
     tokens: torch.Tensor,
     images: torch.Tensor,
     rows: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, ...]:
-    data, late = trainee.data, trainee.method.self_critical
+    data, late = trainable.data, trainable.method.self_critical
     most = data.vocabulary.max_length
-    found = self_critical(trainee.module, pictures, tokens, images, data.rewards, late, most, rows)
+    found = self_critical(
+        trainable.module, pictures, tokens, images, data.rewards, late, most, rows
+    )
     return found.total, found.extra
 
 
-def together(members: list[CaptionTrainee], data: Prepared | None, mirrored: bool = False) -> CaptionTrainee:
+def make_ensemble(
+    members: list[TrainableCaptioner], data: Prepared | None, mirrored: bool = False
+) -> TrainableCaptioner:
     """Trained members as one that is not trained itself; `mirrored` ones look twice, and then only pixels will do."""
     modules = [member.module for member in members]
-    module = Ensemble([*modules, *(Mirrored(one) for one in modules if mirrored)])
+    module = Ensemble([*modules, *(HorizontalFlip(one) for one in modules if mirrored)])
     module.requires_grad_(False)
     tuned = mirrored or any(m.tuned for m in members)
-    return CaptionTrainee(module, frozenset(), data=data, tuned=tuned, pooled=all(m.pooled for m in members))
+    return TrainableCaptioner(
+        module, frozenset(), data=data, tuned=tuned, pooled=all(m.pooled for m in members)
+    )
 
 
 def _thawed(method: CaptionMethod, encoder: Pretrained) -> frozenset[str]:
     try:
         return encoder.module.last_blocks(method.fine_tune.blocks)
     except ValueError as error:
-        raise BadInput(str(error), where="fine_tune.blocks", todo="fewer blocks") from None
+        raise UserError(str(error), where="fine_tune.blocks", todo="fewer blocks") from None

@@ -10,74 +10,99 @@ import numpy as np
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from tarazu.chat.evaluation import text_metrics
-from tarazu.chat.fast import lightweight_adapters
-from tarazu.chat.model import flex_attention, loading, quantization
-from tarazu.chat.flops import Work, per_token, work_of
-from tarazu.chat.evaluation.generation import generate
-from tarazu.chat.model.loss import LARGE_CHUNK, SMALL_CHUNK
-from tarazu.chat.settings import ChatRecipe
-from tarazu.chat.task import NO_CHECKPOINTING, Chat, Prepared
 from tarazu.chat.data.chat_template import Turn
-from tarazu.chat.model.trainable import ChatTrainee
+from tarazu.chat.evaluation import text_metrics
+from tarazu.chat.evaluation.generation import generate
+from tarazu.chat.fast import lightweight_adapters
+from tarazu.chat.flops import FlopCount, count_flops, per_token
+from tarazu.chat.model import flex_attention, loading, quantization
+from tarazu.chat.model.loss import LARGE_CHUNK, SMALL_CHUNK
+from tarazu.chat.model.trainable import TrainableChatModel
+from tarazu.chat.settings import ChatRecipe
+from tarazu.chat.task import NO_CHECKPOINTING, Chat, ChatData
 from tarazu.engine.trainer import uses_bfloat16
-from tarazu.estimate.cost_model import Outline
+from tarazu.estimate.cost_model import CostOutline
 
-BEGIN = {"cpu": 1, "cuda": 8}  # words that are timed together with reading the prompt (a GPU captures a graph among them)
-SOME = {"cpu": 4, "cuda": 192}  # words after them, timed apart: the room for an answer makes each of them slower, so all of a usual one
+BEGIN = {
+    "cpu": 1,
+    "cuda": 8,
+}  # words that are timed together with reading the prompt (a GPU captures a graph among them)
+SOME = {
+    "cpu": 4,
+    "cuda": 192,
+}  # words after them, timed apart: the room for an answer makes each of them slower, so all of a usual one
 PASSAGES = 2
 
 
-def put_off(recipe: ChatRecipe, name: str) -> str | None:
+def skip_reason(recipe: ChatRecipe, name: str) -> str | None:
     """Why a method cannot be built before the study has run; None where it can."""
     return None
 
 
-def heaviest(data: Prepared, rows: list[int]) -> list[int]:
+def with_longest_row(data: ChatData, rows: list[int]) -> list[int]:
     """A step's rows with the longest row of the training split among them: what needs the most memory."""
     longest = int(data.store.lengths("train").argmax())
     return [longest, *[row for row in rows if row != longest][: len(rows) - 1]]
 
 
-def weight(data: Prepared, rows: list[int]) -> int:
+def weight(data: ChatData, rows: list[int]) -> int:
     """How much a step of these rows holds: their tokens."""
     return int(data.store.lengths("train")[rows].sum())
 
 
-def shapes(task: Chat, trainee: ChatTrainee, data: Prepared, recipe: ChatRecipe, rows: list[int]) -> set[int]:
+def shapes(
+    task: Chat, trainable: TrainableChatModel, data: ChatData, recipe: ChatRecipe, rows: list[int]
+) -> set[int]:
     """The widths of a step's packed passes, each of which a GPU plans or records when it first comes."""
     if not data.packed:
         return set()
-    return {batch.ids.shape[1] for batch in task.collate(trainee, data, "train", rows, recipe.budget.micro_batch_tokens)}
+    return {
+        batch.ids.shape[1]
+        for batch in task.collate(trainable, data, "train", rows, recipe.budget.micro_batch_tokens)
+    }
 
 
-def afresh(trainee: ChatTrainee) -> None:
+def afresh(trainable: TrainableChatModel) -> None:
     """As newly built, for the shapes of passes."""
-    if trainee.recorder is not None:
-        trainee.recorder.clear()
+    if trainable.recorder is not None:
+        trainable.recorder.clear()
 
 
-def parts(task: Chat, trainee: ChatTrainee, data: Prepared, recipe: ChatRecipe) -> dict[str, float]:
+def phase_seconds(
+    task: Chat, trainable: TrainableChatModel, data: ChatData, recipe: ChatRecipe
+) -> dict[str, float]:
     """Seconds of one validation, of its sampled answers, and of the final evaluation and generation."""
     limit = recipe.budget.micro_batch_tokens
     lengths = {split: data.store.lengths(split) for split in ("validation", "test")}
-    full = trainee.base.device.type == "cuda"  # there a pass of eight rows takes as long as a full one: only that tells
+    full = (
+        trainable.base.device.type == "cuda"
+    )  # there a pass of eight rows takes as long as a full one: only that tells
     few = filling(lengths["test"], limit) if full else min(8, data.size("test"))
-    task.row_losses(trainee, data, "test", limit, 1)  # the first pass reads the weights in: once in a run, not once a row
-    spent = timed(trainee, lambda: task.row_losses(trainee, data, "test", limit, few))
+    task.row_losses(
+        trainable, data, "test", limit, 1
+    )  # the first pass reads the weights in: once in a run, not once a row
+    spent = timed(trainable, lambda: task.row_losses(trainable, data, "test", limit, few))
     each = spent / float(lengths["test"][:few].sum())
     evaluate = each * float(lengths["test"].sum())
     for passages in data.forgetting.values():
         size = np.array([len(row.ids) for row in passages.rows])
         some = passages.rows[: filling(size, limit) if full else PASSAGES]
-        spent = timed(trainee, lambda rows=some: task.nats(trainee, data, rows, limit))
+        spent = timed(trainable, lambda rows=some: task.nats(trainable, data, rows, limit))
         evaluate += spent * float(size.sum()) / sum(len(row.ids) for row in some)
-    asked = [a for a in task.asked(data, recipe) if a["from"] == "questions"][: recipe.generation.during_training]
-    final = writing(task, trainee, data, recipe, task.asked(data, recipe), recipe.generation.max_new_tokens)
+    asked = [a for a in task.asked(data, recipe) if a["from"] == "questions"][
+        : recipe.generation.during_training
+    ]
+    final = generation_seconds(
+        task, trainable, data, recipe, task.asked(data, recipe), recipe.generation.max_new_tokens
+    )
     if data.reading:
-        final += writing(task, trainee, data, recipe, data.reading, recipe.reading.max_new_tokens)
+        final += generation_seconds(
+            task, trainable, data, recipe, data.reading, recipe.reading.max_new_tokens
+        )
     final += judging(task.asked(data, recipe)) + judging(data.reading)
-    sample = writing(task, trainee, data, recipe, asked, recipe.generation.max_new_tokens)
+    sample = generation_seconds(
+        task, trainable, data, recipe, asked, recipe.generation.max_new_tokens
+    )
     return {
         "validate": each * float(lengths["validation"][: recipe.budget.validation_rows].sum()),
         "sample": sample,
@@ -91,27 +116,46 @@ def filling(lengths: np.ndarray, limit: int) -> int:
     return max(1, int(np.searchsorted(np.cumsum(lengths), limit, side="right")))
 
 
-def writing(
-    task: Chat, trainee: ChatTrainee, data: Prepared, recipe: ChatRecipe, asked: list[dict], most: int
+def generation_seconds(
+    task: Chat,
+    trainable: TrainableChatModel,
+    data: ChatData,
+    recipe: ChatRecipe,
+    asked: list[dict],
+    most: int,
 ) -> float:
     """Seconds of answering all of `asked` to the end: the first word and some more of the middle batch are timed."""
     if not asked:
         return 0.0
     began = time.perf_counter()
-    prompts = sorted((data.template.encode_prompt([Turn(t["role"], t["text"]) for t in a["turns"]]) for a in asked), key=len)
+    prompts = sorted(
+        (
+            data.template.encode_prompt([Turn(t["role"], t["text"]) for t in a["turns"]])
+            for a in asked
+        ),
+        key=len,
+    )
     encoding = time.perf_counter() - began
     size = recipe.generation.batch_rows
     batches = [prompts[start : start + size] for start in range(0, len(prompts), size)]
-    middle = batches[len(batches) // 2 if len(batches[-1]) == size else max(0, (len(batches) - 1) // 2)]
-    begin = BEGIN[trainee.base.device.type]
-    some = max(1, min(SOME[trainee.base.device.type], most - begin))
-    first = timed(trainee, lambda: generate(trainee, middle, set(), begin, size))
-    more = timed(trainee, lambda: generate(trainee, middle, set(), begin + some, size), warm=True)
+    middle = batches[
+        len(batches) // 2 if len(batches[-1]) == size else max(0, (len(batches) - 1) // 2)
+    ]
+    begin = BEGIN[trainable.base.device.type]
+    some = max(1, min(SOME[trainable.base.device.type], most - begin))
+    first = timed(trainable, lambda: generate(trainable, middle, set(), begin, size))
+    more = timed(
+        trainable, lambda: generate(trainable, middle, set(), begin + some, size), warm=True
+    )
     step = max(0.0, more - first) / some
     places = [len(batch) * len(batch[-1]) for batch in batches]
     of_middle = len(middle) * len(middle[-1])
-    together = trainee.base.device.type == "cuda"  # there a small batch takes as long as a large one
-    steps = sum(1 if together else len(batch) / len(middle) for batch in batches) * max(0, most - begin)
+    together = (
+        trainable.base.device.type == "cuda"
+    )  # there a small batch takes as long as a large one
+    steps = sum(1 if together else len(batch) / len(middle) for batch in batches) * max(
+        0, most - begin
+    )
     return encoding + first * sum(places) / of_middle + step * steps
 
 
@@ -126,24 +170,34 @@ def judging(asked: list[dict]) -> float:
     return (time.perf_counter() - began) * len(asked) / len(some)
 
 
-def written(task: Chat, data: Prepared, recipe: ChatRecipe, validations: int) -> int:
+def written(task: Chat, data: ChatData, recipe: ChatRecipe, validations: int) -> int:
     """Bytes of a run's answers on disk: of the last ones, and of those sampled at each of its `validations`. Answers have all tokens they may."""
     asked = task.asked(data, recipe)
-    answers = data.store.column("test", "answer_bytes").sum() / max(1, data.store.column("test", "answer_tokens").sum())  # bytes of a token
+    answers = data.store.column("test", "answer_bytes").sum() / max(
+        1, data.store.column("test", "answer_tokens").sum()
+    )  # bytes of a token
     sampled = [a for a in asked if a["from"] == "questions"][: recipe.generation.during_training]
 
     def size(some: list[dict], most: int) -> float:
-        fields = {"output": "", "finished": False, "tokens": most, "checks": {}, "scores": text_metrics.score("a b", "a b", "a c")}
-        return sum(len(json.dumps(a | fields, ensure_ascii=False).encode()) + answers * most for a in some)
+        fields = {
+            "output": "",
+            "finished": False,
+            "tokens": most,
+            "checks": {},
+            "scores": text_metrics.score("a b", "a b", "a c"),
+        }
+        return sum(
+            len(json.dumps(a | fields, ensure_ascii=False).encode()) + answers * most for a in some
+        )
 
     read = size(data.reading, recipe.reading.max_new_tokens) if data.reading else 0.0
     most = recipe.generation.max_new_tokens
     return round(size(asked, most) + read + validations * size(sampled, most))
 
 
-def timed(trainee: ChatTrainee, work: Callable[[], object], warm: bool = False) -> float:
+def timed(trainable: TrainableChatModel, work: Callable[[], object], warm: bool = False) -> float:
     """Seconds of the second run where the first may compile, of the first on a CPU or where its like has run (`warm`)."""
-    cuda = trainee.base.device.type == "cuda"
+    cuda = trainable.base.device.type == "cuda"
     if cuda and not warm:
         work()
     if cuda:
@@ -155,48 +209,62 @@ def timed(trainee: ChatTrainee, work: Callable[[], object], warm: bool = False) 
     return time.perf_counter() - began
 
 
-def outline(task: Chat, recipe: ChatRecipe, name: str, data: Prepared, device: torch.device) -> Outline:
+def outline(
+    task: Chat, recipe: ChatRecipe, name: str, data: ChatData, device: torch.device
+) -> CostOutline:
     """The method on a model without weights: its FLOPs and bytes. Raises what building the method raises."""
-    method, low = recipe.methods[name], torch.bfloat16 if uses_bfloat16(recipe.budget, device) else torch.float32
+    method, low = (
+        recipe.methods[name],
+        torch.bfloat16 if uses_bfloat16(recipe.budget, device) else torch.float32,
+    )
     quantization.demand(recipe, name)
-    model = shell(recipe, device, low)
+    model = meta_model(recipe, device, low)
     weights, unpacked = weight_bytes(recipe, model, low)
     with torch.device("meta"):
-        trainee = method.attach(model, data.tokenizer)
+        trainable = method.attach(model, data.tokenizer)
         if recipe.fast:
-            lightweight_adapters.lean(model)
-    trained = sum(p.numel() for p in trainee.trainable().values())
+            lightweight_adapters.use_lightweight_forward(model)
+    trained = sum(p.numel() for p in trainable.trainable().values())
     lengths, supervised = data.store.lengths("train"), data.store.column("train", "answer_tokens")
     share = float(supervised.sum() / lengths.sum())
-    train, plain = work_of(trainee), work_of(trainee, backward=False)
+    train, plain = count_flops(trainable), count_flops(trainable, backward=False)
     in_pass = min(
-        recipe.budget.micro_batch_tokens, (method.batch_rows or recipe.budget.batch_rows) * float(lengths.mean())
+        recipe.budget.micro_batch_tokens,
+        (method.batch_rows or recipe.budget.batch_rows) * float(lengths.mean()),
     )
-    each = per_token(train, trainee, lengths, share, in_pass)
+    each = per_token(train, trainable, lengths, share, in_pass)
     tokens = recipe.budget.tokens or recipe.budget.epochs * float(lengths.sum())
-    forward = per_token(plain, trainee, lengths, share, in_pass)
+    forward = per_token(plain, trainable, lengths, share, in_pass)
     steps, rows = _decoding(recipe, data)
-    return Outline(
+    return CostOutline(
         train_flops=each * tokens if trained else 0.0,
         evaluate_flops=forward * float(data.store.lengths("test").sum()) + _passages(plain, data),
         decode_steps=steps,
         decode_flops=rows * (plain.position + plain.supervised),
         decode_bytes=weights + unpacked,
-        fixed_bytes=_process(device) + weights + 16 * trained,  # float32 weights, gradients and Adam's two
-        activation_bytes=_activations(trainee, train, recipe, lengths, low, device) if trained else _chunk(recipe, device),
-        disk_bytes=4 * trained * (1 + 2 * 3),  # the weights, and two checkpoints of weights and Adam's two
+        fixed_bytes=_process(device)
+        + weights
+        + 16 * trained,  # float32 weights, gradients and Adam's two
+        activation_bytes=_activations(trainable, train, recipe, lengths, low, device)
+        if trained
+        else _chunk(recipe, device),
+        disk_bytes=4
+        * trained
+        * (1 + 2 * 3),  # the weights, and two checkpoints of weights and Adam's two
         flops_per_token=each if trained else None,
         notes=_notes(recipe, name, lengths, device),
     )
 
 
-def shell(recipe: ChatRecipe, device: torch.device, dtype: torch.dtype) -> torch.nn.Module:
+def meta_model(recipe: ChatRecipe, device: torch.device, dtype: torch.dtype) -> torch.nn.Module:
     """The model's structure on the meta device. Raises `BadInput` or `ValueError` where it cannot be."""
-    place = loading.resolve(recipe.model)
+    place = loading.resolve_model_path(recipe.model)
     config = AutoConfig.from_pretrained(place, revision=recipe.revision)
     with torch.device("meta"):
         chosen = loading.pick_attention(config.model_type, recipe.attention, device)
-        return AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=chosen).eval()
+        return AutoModelForCausalLM.from_config(
+            config, dtype=dtype, attn_implementation=chosen
+        ).eval()
 
 
 def weight_bytes(recipe: ChatRecipe, model: torch.nn.Module, dtype: torch.dtype) -> tuple[int, int]:
@@ -206,19 +274,30 @@ def weight_bytes(recipe: ChatRecipe, model: torch.nn.Module, dtype: torch.dtype)
     return sum(p.numel() for p in model.parameters()) * dtype.itemsize, 0
 
 
-def _notes(recipe: ChatRecipe, name: str, lengths: np.ndarray, device: torch.device) -> tuple[str, ...]:
+def _notes(
+    recipe: ChatRecipe, name: str, lengths: np.ndarray, device: torch.device
+) -> tuple[str, ...]:
     """What works, but not as one might think."""
     notes = []
-    by_blocks = device.type == "cuda" and loading.pick_attention("", recipe.attention, device) == flex_attention.NAME
-    if recipe.budget.gradient_checkpointing and recipe.methods[name].kind in NO_CHECKPOINTING and not by_blocks:
-        notes.append("trains without gradient checkpointing: transformers drops the cache, and the prefix with it")
+    by_blocks = (
+        device.type == "cuda"
+        and loading.pick_attention("", recipe.attention, device) == flex_attention.NAME
+    )
+    if (
+        recipe.budget.gradient_checkpointing
+        and recipe.methods[name].kind in NO_CHECKPOINTING
+        and not by_blocks
+    ):
+        notes.append(
+            "trains without gradient checkpointing: transformers drops the cache, and the prefix with it"
+        )
     long = int((lengths > recipe.budget.micro_batch_tokens).sum())
     if long:
         notes.append(f"{long} rows are longer than micro_batch_tokens and will stand alone")
     return tuple(notes)
 
 
-def _decoding(recipe: ChatRecipe, data: Prepared) -> tuple[float, float]:
+def _decoding(recipe: ChatRecipe, data: ChatData) -> tuple[float, float]:
     """Steps of writing in one run, and rows in each, on average."""
     settings = recipe.generation
     asked = len(data.questions) + min(settings.test_rows, data.size("test"))
@@ -229,17 +308,22 @@ def _decoding(recipe: ChatRecipe, data: Prepared) -> tuple[float, float]:
     return steps, sum(count * most for count, most in kinds) / max(1, steps)
 
 
-def _passages(plain: Work, data: Prepared) -> float:
+def _passages(plain: FlopCount, data: ChatData) -> float:
     rows = [row for passages in data.forgetting.values() for row in passages.rows]
     lengths = np.array([len(row.ids) for row in rows], dtype=np.int64)
     return plain.of(lengths, float(sum(row.supervised.sum() for row in rows)), 0) if rows else 0.0
 
 
 def _activations(
-    trainee: ChatTrainee, work: Work, recipe: ChatRecipe, lengths: np.ndarray, dtype: torch.dtype, device: torch.device
+    trainable: TrainableChatModel,
+    work: FlopCount,
+    recipe: ChatRecipe,
+    lengths: np.ndarray,
+    dtype: torch.dtype,
+    device: torch.device,
 ) -> float:
     """Bytes kept for the backward pass of the largest micro-batch, as the shape of a gated block tells them."""
-    config = trainee.base.config
+    config = trainable.base.config
     head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     heads = head * (4 * config.num_attention_heads + 4 * config.num_key_value_heads)
     block = 6 * config.hidden_size + heads + 4 * config.intermediate_size
@@ -249,7 +333,9 @@ def _activations(
         each > 4 * config.num_attention_heads * head for each, _ in work.keys
     )  # layers that are gone back through
     places = max(recipe.budget.micro_batch_tokens, int(lengths.max()))
-    logits = min(_chunk(recipe, device), places * config.vocab_size * dtype.itemsize)  # their gradient lies where they were
+    logits = min(
+        _chunk(recipe, device), places * config.vocab_size * dtype.itemsize
+    )  # their gradient lies where they were
     return places * block * deep * dtype.itemsize + logits
 
 

@@ -15,16 +15,16 @@ import torch
 from torch import nn
 
 from tarazu.chat.fast import lightweight_adapters
+from tarazu.chat.model.batching import ChatBatch, TokenizedRow, make_batch
 from tarazu.chat.model.forward import hidden_states
-from tarazu.chat.model.batching import ChatBatch, Row, lay_out
-from tarazu.chat.model.trainable import ChatTrainee
+from tarazu.chat.model.trainable import TrainableChatModel
 from tarazu.engine.flops import linear_flops
 
 LENGTH = 5  # tokens of the small pass: few, so that no layer of a model is so narrow
 
 
 @dataclass
-class Work:
+class FlopCount:
     """FLOPs of training.
 
     Args:
@@ -44,11 +44,25 @@ class Work:
         """How often a product is computed: forward, and backward for its input and its weight where they need a gradient."""
         return 1 + (into + weight) * self.backward
 
-    def of(self, lengths: np.ndarray, supervised: float, batches: float, virtual: int = 0, prefix: int = 0) -> float:
+    def of(
+        self,
+        lengths: np.ndarray,
+        supervised: float,
+        batches: float,
+        virtual: int = 0,
+        prefix: int = 0,
+    ) -> float:
         """FLOPs of rows of these lengths, each behind `virtual` prompt places or `prefix` keys, in so many passes."""
         places = lengths + virtual
-        attention = sum(each * visible_pairs(places, prefix, window).sum() for each, window in self.keys)
-        return float(self.position * places.sum() + attention + self.supervised * supervised + self.batch * batches)
+        attention = sum(
+            each * visible_pairs(places, prefix, window).sum() for each, window in self.keys
+        )
+        return float(
+            self.position * places.sum()
+            + attention
+            + self.supervised * supervised
+            + self.batch * batches
+        )
 
 
 def visible_pairs(places: np.ndarray, prefix: int, window: int | None) -> np.ndarray:
@@ -61,22 +75,22 @@ def visible_pairs(places: np.ndarray, prefix: int, window: int | None) -> np.nda
     return upto(places + prefix) - upto(np.full_like(places, prefix))
 
 
-def work_of(trainee: ChatTrainee, backward: bool = True) -> Work:
+def count_flops(model: TrainableChatModel, backward: bool = True) -> FlopCount:
     """Counts one small forward pass, in train mode; works on the meta device too. Without `backward`: evaluation's work."""
-    work, base = Work(backward=backward), trainee.base
-    prefix = trainee.virtual if trainee.prefix else 0
-    handles = _watch(trainee, work, LENGTH + trainee.virtual - prefix)
-    training = trainee.module.training
-    trainee.module.train()
-    row = Row(np.full(LENGTH, 1), np.zeros(LENGTH, bool))
-    batch = _on(lay_out([[row]], trainee.virtual - prefix, prefix), base.device)
+    work, base = FlopCount(backward=backward), model.base
+    prefix = model.virtual if model.prefix else 0
+    handles = _watch(model, work, LENGTH + model.virtual - prefix)
+    training = model.module.training
+    model.module.train()
+    row = TokenizedRow(np.full(LENGTH, 1), np.zeros(LENGTH, bool))
+    batch = _on(make_batch([[row]], model.virtual - prefix, prefix), base.device)
     try:
         with torch.random.fork_rng(), torch.set_grad_enabled(backward):
-            hidden = hidden_states(trainee, batch)
+            hidden = hidden_states(model, batch)
     finally:
         for handle in handles:
             handle.remove()
-        trainee.module.train(training)
+        model.module.train(training)
     head = base.get_output_embeddings().weight
     forward = linear_flops(1, head.shape[1], head.shape[0])
     work.supervised = forward * work.times(hidden.requires_grad, head.requires_grad)
@@ -84,7 +98,11 @@ def work_of(trainee: ChatTrainee, backward: bool = True) -> Work:
 
 
 def per_token(
-    work: Work, trainee: ChatTrainee, lengths: np.ndarray, supervised_share: float, tokens_per_pass: float
+    work: FlopCount,
+    model: TrainableChatModel,
+    lengths: np.ndarray,
+    supervised_share: float,
+    tokens_per_pass: float,
 ) -> float:
     """FLOPs per real token of rows like these, virtual tokens' work included.
 
@@ -93,10 +111,17 @@ def per_token(
         supervised_share: of the tokens.
         tokens_per_pass: real tokens in one forward pass, on average.
     """
-    prefix = trainee.virtual if trainee.prefix else 0
+    prefix = model.virtual if model.prefix else 0
     tokens = int(lengths.sum())
     return (
-        work.of(lengths, supervised_share * tokens, tokens / tokens_per_pass, trainee.virtual - prefix, prefix) / tokens
+        work.of(
+            lengths,
+            supervised_share * tokens,
+            tokens / tokens_per_pass,
+            model.virtual - prefix,
+            prefix,
+        )
+        / tokens
     )
 
 
@@ -104,25 +129,39 @@ def _on(batch: ChatBatch, device: torch.device) -> ChatBatch:
     """`batch.to`, for the meta device too, which no pinned memory reaches."""
     if device.type != "meta":
         return batch.to(device)
-    tensors = {f.name: value for f in fields(batch) if isinstance(value := getattr(batch, f.name), torch.Tensor)}
-    return replace(batch, **{name: value.to(device) for name, value in tensors.items() if name != "counts"})
+    tensors = {
+        f.name: value
+        for f in fields(batch)
+        if isinstance(value := getattr(batch, f.name), torch.Tensor)
+    }
+    return replace(
+        batch, **{name: value.to(device) for name, value in tensors.items() if name != "counts"}
+    )
 
 
-def _watch(trainee: ChatTrainee, work: Work, places: int) -> list:
+def _watch(model: TrainableChatModel, work: FlopCount, places: int) -> list:
     """Hooks that add up what each module needs."""
-    head = trainee.base.get_output_embeddings()
-    encoders = getattr(trainee.module, "prompt_encoder", nn.Module())
+    head = model.base.get_output_embeddings()
+    encoders = getattr(model.module, "prompt_encoder", nn.Module())
     written = [
         m for m in encoders.modules() if isinstance(m, nn.Linear)
     ]  # a network that writes the prompt, once a pass
-    handles = [m.register_forward_pre_hook(lambda m, args: _encoder(work, m, args[0])) for m in written]
-    for module in trainee.base.modules():
+    handles = [
+        m.register_forward_pre_hook(lambda m, args: _encoder(work, m, args[0])) for m in written
+    ]
+    for module in model.base.modules():
         if isinstance(module, nn.Linear) and module is not head:
-            handles.append(module.register_forward_pre_hook(lambda m, args: _linear(work, m, args[0], places)))
+            handles.append(
+                module.register_forward_pre_hook(lambda m, args: _linear(work, m, args[0], places))
+            )
         if isinstance(module, lightweight_adapters.LEAN):
-            handles.append(module.register_forward_pre_hook(lambda m, args: _lean(work, m, args[0])))
+            handles.append(
+                module.register_forward_pre_hook(lambda m, args: _lean(work, m, args[0]))
+            )
         elif hasattr(module, "hada_w1_a"):
-            handles.append(module.register_forward_pre_hook(lambda m, args: _hadamard(work, m, args[0])))
+            handles.append(
+                module.register_forward_pre_hook(lambda m, args: _hadamard(work, m, args[0]))
+            )
         if type(module).__name__ == "DoraLinearLayer":
             handles.append(
                 module.register_forward_pre_hook(
@@ -130,18 +169,20 @@ def _watch(trainee: ChatTrainee, work: Work, places: int) -> list:
                 )
             )
         if hasattr(module, "layer_idx") and hasattr(module, "head_dim"):
-            handles.append(module.register_forward_hook(lambda m, args, out: _attention(work, trainee, m, out)))
+            handles.append(
+                module.register_forward_hook(lambda m, args, out: _attention(work, model, m, out))
+            )
     return handles
 
 
-def _encoder(work: Work, module: nn.Linear, x: torch.Tensor) -> None:
+def _encoder(work: FlopCount, module: nn.Linear, x: torch.Tensor) -> None:
     rows = x.numel() // module.in_features
     work.batch += linear_flops(rows, module.in_features, module.out_features) * work.times(
         x.requires_grad, module.weight.requires_grad
     )
 
 
-def _linear(work: Work, module: nn.Linear, x: torch.Tensor, places: int) -> None:
+def _linear(work: FlopCount, module: nn.Linear, x: torch.Tensor, places: int) -> None:
     rows = x.numel() // module.in_features
     once = linear_flops(1, module.in_features, module.out_features)
     if rows == places:
@@ -150,7 +191,7 @@ def _linear(work: Work, module: nn.Linear, x: torch.Tensor, places: int) -> None
         work.batch += once * rows
 
 
-def _lean(work: Work, module: nn.Module, x: torch.Tensor) -> None:
+def _lean(work: FlopCount, module: nn.Module, x: torch.Tensor) -> None:
     """Adapters with the arithmetic of `adapters.py`: two thin products, and for DoRA the base's product and the norms."""
     base = module.get_base_layer()
     into, out = base.in_features, base.out_features
@@ -159,10 +200,14 @@ def _lean(work: Work, module: nn.Module, x: torch.Tensor) -> None:
     work.position += linear_flops(1, rank, out) * work.times(True, True)
     if isinstance(module, lightweight_adapters.LeanDoRA):
         work.position += linear_flops(1, into, out) * work.times(x.requires_grad, False)
-        work.batch += linear_flops(out, into, rank) + linear_flops(rank, into, rank) + linear_flops(out, rank, rank)
+        work.batch += (
+            linear_flops(out, into, rank)
+            + linear_flops(rank, into, rank)
+            + linear_flops(out, rank, rank)
+        )
 
 
-def _hadamard(work: Work, module: nn.Module, x: torch.Tensor) -> None:
+def _hadamard(work: FlopCount, module: nn.Module, x: torch.Tensor) -> None:
     """LoHa writes out the whole update, (B1 A1) * (B2 A2), and multiplies by it: as dear as a second dense layer."""
     for first in module.hada_w1_a.values():
         rank, base = first.shape[1], module.get_base_layer()
@@ -173,19 +218,25 @@ def _hadamard(work: Work, module: nn.Module, x: torch.Tensor) -> None:
         )  # two products forward; those again and four more backward
 
 
-def _again(work: Work, x: torch.Tensor, kwargs: dict) -> None:
+def _again(work: FlopCount, x: torch.Tensor, kwargs: dict) -> None:
     """DoRA with dropout runs the base layer a second time, on what dropout left."""
     if kwargs.get("base_result") is None:
         base = kwargs["base_layer"]
-        work.position += linear_flops(1, base.in_features, base.out_features) * work.times(x.requires_grad, False)
+        work.position += linear_flops(1, base.in_features, base.out_features) * work.times(
+            x.requires_grad, False
+        )
 
 
-def _attention(work: Work, trainee: ChatTrainee, module: nn.Module, out: tuple | torch.Tensor) -> None:
-    config, value = trainee.base.config, out[0] if isinstance(out, tuple) else out
+def _attention(
+    work: FlopCount, model: TrainableChatModel, module: nn.Module, out: tuple | torch.Tensor
+) -> None:
+    config, value = model.base.config, out[0] if isinstance(out, tuple) else out
     forward = 4 * config.num_attention_heads * module.head_dim
     types = getattr(config, "layer_types", None)
     slides = (
-        types[module.layer_idx] == "sliding_attention" if types else bool(getattr(config, "use_sliding_window", True))
+        types[module.layer_idx] == "sliding_attention"
+        if types
+        else bool(getattr(config, "use_sliding_window", True))
     )
     window = getattr(config, "sliding_window", None) if slides else None
     work.keys.append((forward * (3 if value.requires_grad else 1), window))

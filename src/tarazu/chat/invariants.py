@@ -9,22 +9,28 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 
+from tarazu.chat.evaluation.generation import generate, left_pad, next_place, prefill
+from tarazu.chat.model.batching import TokenizedRow
 from tarazu.chat.model.forward import hidden_states
-from tarazu.chat.evaluation.generation import begin, generate, next_place, read
-from tarazu.chat.model.batching import Row
 from tarazu.chat.model.loss import logits_of
+from tarazu.chat.model.trainable import TrainableChatModel
 from tarazu.chat.settings import ChatRecipe
-from tarazu.chat.task import Chat, Prepared
-from tarazu.chat.model.trainable import ChatTrainee
-from tarazu.engine.invariants.perturbations import nudged
-from tarazu.engine.invariants.checks import Bench, Finding, judged, largest, not_applicable
+from tarazu.chat.task import Chat, ChatData
+from tarazu.engine.invariants.checks import (
+    CheckFixture,
+    CheckResult,
+    compare_to_tolerance,
+    max_abs_difference,
+    not_applicable,
+)
+from tarazu.engine.invariants.perturbations import embeddings_perturbed
 
 WRITTEN = 8  # tokens of each answer
 PROMPTS = 3
 Losses = dict[int, torch.Tensor]  # nats of each supervised token, by row
 
 
-def few_rows(data: Prepared, count: int) -> list[int]:
+def few_rows(data: ChatData, count: int) -> list[int]:
     """Rows of many lengths among the shorter third of the first 64 of the training split, so that it stays quick."""
     lengths = data.store.lengths("train")[:64]
     order = np.argsort(lengths, kind="stable")[: max(count, len(lengths) // 3)]
@@ -43,121 +49,173 @@ def put_off(recipe: ChatRecipe, name: str) -> str | None:
 
 
 @contextlib.contextmanager
-def steady(trainee: ChatTrainee) -> Iterator[None]:
+def steady(model: TrainableChatModel) -> Iterator[None]:
     """No chance in the objective besides dropout: there is none in chat."""
     yield
 
 
 @torch.no_grad()
-def checks(bench: Bench) -> Iterator[Finding]:
+def checks(bench: CheckFixture) -> Iterator[CheckResult]:
     """One by one, the checks of one method's forward pass, in eval mode and in the recipe's precision."""
-    task, data, trainee = bench.few.task, bench.few.data, bench.trainee
-    rows = [Row(*data.store.row("train", i), index=i) for i in bench.few.rows]
+    task, data, model = bench.few.task, bench.few.data, bench.model
+    rows = [TokenizedRow(*data.store.row("train", i), index=i) for i in bench.few.rows]
     limit = bench.recipe.budget.micro_batch_tokens
-    alone = losses(task, trainee, data, rows, 1, packed=False)
-    with nudged(trainee.module, bench.unit):
-        noise = largest(alone, losses(task, trainee, data, rows, 1, packed=False))
+    alone = losses(task, model, data, rows, 1, packed=False)
+    with embeddings_perturbed(model.module, bench.unit):
+        noise = max_abs_difference(alone, losses(task, model, data, rows, 1, packed=False))
     tolerance, why = bench.allowed(noise)
     text = f"nats of {sum(map(len, alone.values()))} answer tokens of {len(rows)} rows"
     for name, packed in (("padded = alone", False), ("packed = alone", True)):
-        together = losses(task, trainee, data, rows, limit, packed)
+        together = losses(task, model, data, rows, limit, packed)
         how = "packed into as few lines as fit" if packed else "side by side, padded"
-        yield judged(name, f"{text}, {how}, and each row alone", largest(alone, together), tolerance, why)
+        yield compare_to_tolerance(
+            name,
+            f"{text}, {how}, and each row alone",
+            max_abs_difference(alone, together),
+            tolerance,
+            why,
+        )
     yield future_check(bench, rows, tolerance, why)
     yield from generation_checks(bench, rows, tolerance, why)
 
 
-def future_check(bench: Bench, rows: list[Row], tolerance: float, why: str) -> Finding:
+def future_check(
+    bench: CheckFixture, rows: list[TokenizedRow], tolerance: float, why: str
+) -> CheckResult:
     """Other words in the second half of a row must not change anything in its first half."""
-    task, data, words = bench.few.task, bench.few.data, bench.trainee.base.get_input_embeddings().num_embeddings
+    task, data, words = (
+        bench.few.task,
+        bench.few.data,
+        bench.model.base.get_input_embeddings().num_embeddings,
+    )
     halves = {row.index: len(row.ids) // 2 for row in rows}
-    marked = [Row(row.ids, np.arange(len(row.ids)) < halves[row.index], row.index) for row in rows]
-    changed = [
-        Row(np.where(row.supervised, row.ids, (row.ids + 1) % words), row.supervised, row.index) for row in marked
+    marked = [
+        TokenizedRow(row.ids, np.arange(len(row.ids)) < halves[row.index], row.index)
+        for row in rows
     ]
-    before, after = (losses(task, bench.trainee, data, some, 1, packed=False) for some in (marked, changed))
+    changed = [
+        TokenizedRow(
+            np.where(row.supervised, row.ids, (row.ids + 1) % words), row.supervised, row.index
+        )
+        for row in marked
+    ]
+    before, after = (
+        losses(task, bench.model, data, some, 1, packed=False) for some in (marked, changed)
+    )
     text = f"nats of the first halves of {len(rows)} rows, before and after every later word was replaced"
-    return judged("no word sees a later one", text, largest(before, after), tolerance, why)
+    return compare_to_tolerance(
+        "no word sees a later one", text, max_abs_difference(before, after), tolerance, why
+    )
 
 
-def losses(task: Chat, trainee: ChatTrainee, data: Prepared, rows: list[Row], limit: int, packed: bool) -> Losses:
+def losses(
+    task: Chat,
+    model: TrainableChatModel,
+    data: ChatData,
+    rows: list[TokenizedRow],
+    limit: int,
+    packed: bool,
+) -> Losses:
     """Nats of every supervised token, in the row's order."""
     out: dict[int, list[torch.Tensor]] = {}
-    for batch in task.lay_out(trainee, dataclasses.replace(data, packed=packed), rows, limit):
-        values = task.losses(trainee, batch.to(trainee.base.device)).double().cpu()
+    for batch in task.lay_out(model, dataclasses.replace(data, packed=packed), rows, limit):
+        values = task.losses(model, batch.to(model.base.device)).double().cpu()
         for row in batch.rows.unique().tolist():
             out.setdefault(row, []).append(values[batch.rows.cpu() == row])
     return {row: torch.cat(parts) for row, parts in out.items()}
 
 
-def generation_checks(bench: Bench, rows: list[Row], tolerance: float, why: str) -> list[Finding]:
+def generation_checks(
+    bench: CheckFixture, rows: list[TokenizedRow], tolerance: float, why: str
+) -> list[CheckResult]:
     """Answers written together, left-padded, with a cache; then the same words scored in three ways."""
-    trainee = bench.trainee
+    model = bench.model
     prompts = [
-        row.ids[: int(np.flatnonzero(row.supervised)[0])].tolist() for row in rows[:: max(1, len(rows) // PROMPTS)]
+        row.ids[: int(np.flatnonzero(row.supervised)[0])].tolist()
+        for row in rows[:: max(1, len(rows) // PROMPTS)]
     ]
     prompts = [prompt for prompt in prompts if prompt][:PROMPTS]
     names = ("left-padded in a batch = alone", "cached = full forward")
     if not prompts:
         return [not_applicable(name, "no row has a prompt") for name in names]
-    stop = parting_word([answer.ids for answer in generate(trainee, prompts, set(), WRITTEN)])
-    answers = generate(trainee, prompts, stop, WRITTEN)
+    stop = parting_word([answer.ids for answer in generate(model, prompts, set(), WRITTEN)])
+    answers = generate(model, prompts, stop, WRITTEN)
     texts = [[*answer.ids, *stop] if answer.finished else answer.ids for answer in answers]
     alone = {
-        i: cached(trainee, [prompt], [text])[0] for i, (prompt, text) in enumerate(zip(prompts, texts, strict=True))
+        i: cached(model, [prompt], [text])[0]
+        for i, (prompt, text) in enumerate(zip(prompts, texts, strict=True))
     }
-    full = {i: uncached(trainee, prompt, text) for i, (prompt, text) in enumerate(zip(prompts, texts, strict=True))}
-    together = dict(enumerate(cached(trainee, prompts, texts)))
-    written = {i: picked(scores, text) for (i, scores), text in zip(alone.items(), texts, strict=True)}
+    full = {
+        i: uncached(model, prompt, text)
+        for i, (prompt, text) in enumerate(zip(prompts, texts, strict=True))
+    }
+    together = dict(enumerate(cached(model, prompts, texts)))
+    written = {
+        i: picked(scores, text) for (i, scores), text in zip(alone.items(), texts, strict=True)
+    }
     missed = max(
         float((scores.max(-1).values - written[i]).max()) for i, scores in alone.items()
     )  # 0 where the word is the likeliest
     count = sum(map(len, texts))
-    first = max(missed, largest(written, {i: picked(together[i], texts[i]) for i in together}))
-    second = largest(written, {i: picked(full[i], texts[i]) for i in full})
+    first = max(
+        missed, max_abs_difference(written, {i: picked(together[i], texts[i]) for i in together})
+    )
+    second = max_abs_difference(written, {i: picked(full[i], texts[i]) for i in full})
     noun = f"log-probability of {count} words that {len(prompts)} answers hold ({sum(a.finished for a in answers)} end before the others)"
     return [
-        judged(
+        compare_to_tolerance(
             names[0],
             f"{noun}, written together and alone; and what each lacks to be the likeliest",
             first,
             tolerance,
             why,
         ),
-        judged(names[1], f"{noun}, one word at a time with a cache and all at once without", second, tolerance, why),
+        compare_to_tolerance(
+            names[1],
+            f"{noun}, one word at a time with a cache and all at once without",
+            second,
+            tolerance,
+            why,
+        ),
     ]
 
 
 def parting_word(answers: list[list[int]]) -> set[int]:
     """A word at which some answers would end earlier than others, so that they leave the batch; none if there is no such word."""
     places = {
-        word: [ids.index(word) if word in ids else len(ids) for ids in answers] for ids in answers for word in ids
+        word: [ids.index(word) if word in ids else len(ids) for ids in answers]
+        for ids in answers
+        for word in ids
     }
     best = max(places, key=lambda word: (max(places[word]) - min(places[word]), min(places[word])))
     return {best} if len(set(places[best])) > 1 else set()
 
 
-def cached(trainee: ChatTrainee, prompts: list[list[int]], texts: list[list[int]]) -> list[torch.Tensor]:
+def cached(
+    model: TrainableChatModel, prompts: list[list[int]], texts: list[list[int]]
+) -> list[torch.Tensor]:
     """Log-probabilities (words, V) before each word of the given texts, as generation computes them."""
-    hidden, batch, past = read(trainee, prompts)
+    hidden, batch, past = prefill(model, prompts)
     out: list[list[torch.Tensor]] = [[] for _ in prompts]
     for step in range(max(map(len, texts))):
         if step:
-            hidden = hidden_states(trainee, batch, past)[:, -1]
-        scores = torch.log_softmax(logits_of(trainee.base, hidden), -1)
+            hidden = hidden_states(model, batch, past)[:, -1]
+        scores = torch.log_softmax(logits_of(model.base, hidden), -1)
         for line, text in enumerate(texts):
             if step < len(text):
                 out[line].append(scores[line].double().cpu())
-        words = torch.tensor([text[min(step, len(text) - 1)] for text in texts], device=batch.ids.device)
+        words = torch.tensor(
+            [text[min(step, len(text) - 1)] for text in texts], device=batch.ids.device
+        )
         batch = next_place(batch, words)
     return [torch.stack(scores) for scores in out]
 
 
-def uncached(trainee: ChatTrainee, prompt: list[int], text: list[int]) -> torch.Tensor:
+def uncached(model: TrainableChatModel, prompt: list[int], text: list[int]) -> torch.Tensor:
     """The same from one forward pass over prompt and text."""
-    batch, _ = begin(trainee, [prompt + text])
-    hidden = hidden_states(trainee, batch)[0, -len(text) - 1 : -1]
-    return torch.log_softmax(logits_of(trainee.base, hidden), -1).double().cpu()
+    batch, _ = left_pad(model, [prompt + text])
+    hidden = hidden_states(model, batch)[0, -len(text) - 1 : -1]
+    return torch.log_softmax(logits_of(model.base, hidden), -1).double().cpu()
 
 
 def picked(scores: torch.Tensor, text: list[int]) -> torch.Tensor:

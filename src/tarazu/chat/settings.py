@@ -7,10 +7,10 @@ from typing import Annotated, Literal
 from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
 from tarazu.chat.methods import AnyMethod
-from tarazu.recipe.schema import Budget, Recipe, Strict
+from tarazu.recipe.schema import Budget, Recipe, StrictModel
 
 
-class Shares(Strict):
+class SplitFractions(StrictModel):
     """How one source is split; identical conversations never land in two splits."""
 
     train: float = Field(0.9, gt=0, lt=1)
@@ -18,13 +18,13 @@ class Shares(Strict):
     test: float = Field(0.05, gt=0, lt=1)
 
     @model_validator(mode="after")
-    def _whole(self) -> Shares:
+    def _whole(self) -> SplitFractions:
         if not 0.999 < self.train + self.validation + self.test < 1.001:
             raise ValueError("train, validation and test must add up to 1")
         return self
 
 
-class Sources(Strict):
+class Sources(StrictModel):
     """Three sources, each a hub name, a file or a folder."""
 
     train: str
@@ -32,44 +32,58 @@ class Sources(Strict):
     test: str
 
 
-class Note(Strict):
+class BilingualNote(StrictModel):
     """A remark in both languages of the report."""
 
     fa: str
     en: str
 
 
-class ChatData(Strict):
+class ChatData(StrictModel):
     """Where the rows come from and how they are cut."""
 
-    source: str | list[str] | Sources = Field(description="hub name, file (.jsonl, .jsonl.gz, .json, .csv, .parquet), folder, or a list of them")
-    split: Shares = Shares()
+    source: str | list[str] | Sources = Field(
+        description="hub name, file (.jsonl, .jsonl.gz, .json, .csv, .parquet), folder, or a list of them"
+    )
+    split: SplitFractions = SplitFractions()
     split_seed: int = 0
     rows: PositiveInt | None = Field(None, description="use only so many rows, from the start")
-    max_length: PositiveInt = Field(1024, description="most tokens of a row; what is over is cut, and counted")
+    max_length: PositiveInt = Field(
+        1024, description="most tokens of a row; what is over is cut, and counted"
+    )
     duplicates: Literal["drop", "keep"] = "drop"
-    note: str | Note | None = Field(None, description="shown in the report: what this data stands in for, say; {fa: ..., en: ...} says it in both languages")
+    note: str | BilingualNote | None = Field(
+        None,
+        description="shown in the report: what this data stands in for, say; {fa: ..., en: ...} says it in both languages",
+    )
 
 
-class Generation(Strict):
+class Generation(StrictModel):
     """The answers that are written for the report: greedy, the same rows for every method."""
 
     max_new_tokens: PositiveInt = 128
-    test_rows: NonNegativeInt = Field(32, description="test rows that are answered (the loss is over all of them)")
+    test_rows: NonNegativeInt = Field(
+        32, description="test rows that are answered (the loss is over all of them)"
+    )
     batch_rows: PositiveInt = 16
     during_training: NonNegativeInt = Field(1, description="questions answered at every validation")
 
 
-class Forgetting(Strict):
+class Forgetting(StrictModel):
     """Plain text on which the loss is measured before and after, to see what a method forgets."""
 
-    english: str | None = Field("samples:forgetting_en.txt", description="a .txt file of paragraphs, rows with `text`, or a hub name")
-    persian: str | None = Field("samples:forgetting_fa.txt", description="the same for Persian; null to skip")
+    english: str | None = Field(
+        "samples:forgetting_en.txt",
+        description="a .txt file of paragraphs, rows with `text`, or a hub name",
+    )
+    persian: str | None = Field(
+        "samples:forgetting_fa.txt", description="the same for Persian; null to skip"
+    )
     max_length: int = Field(256, ge=2, description="most tokens of a passage; the rest is not read")
     rows: PositiveInt = Field(200, description="most passages of each, from the start")
 
 
-class Reading(Strict):
+class Reading(StrictModel):
     """Questions about a passage with short references: exact match and F1."""
 
     source: str = Field(description="hub name, file or folder, of any schema that `data` takes")
@@ -85,31 +99,53 @@ class Reading(Strict):
 class ChatBudget(Budget):
     """The budget, and how many rows a validation reads."""
 
-    validation_rows: PositiveInt | None = Field(None, description="validation rows used while training; default: all")
+    validation_rows: PositiveInt | None = Field(
+        None, description="validation rows used while training; default: all"
+    )
 
 
 class ChatRecipe(Recipe):
     """`task: chat`."""
 
     task: Literal["chat"]
-    model: str = Field(description="hub name, local folder, GGUF file, or gemma-3-270m (carried by a PyPI package)")
+    model: str = Field(
+        description="hub name, local folder, GGUF file, or gemma-3-270m (carried by a PyPI package)"
+    )
     revision: str | None = None
     data: ChatData
     budget: ChatBudget
-    questions: str | None = Field("samples:questions_fa.jsonl", description="designed questions, JSON lines")
+    questions: str | None = Field(
+        "samples:questions_fa.jsonl", description="designed questions, JSON lines"
+    )
     generation: Generation = Generation()
     forgetting: Forgetting | None = Field(Forgetting(), description="null to skip")
     reading: Reading | None = Field(None, description="reading comprehension with right answers")
-    attention: Literal["auto", "flash", "flex", "sdpa", "eager"] = Field("auto", description="flash: FlashAttention 4 (a package of its own) for rows, flex elsewhere; auto: the fastest that works here")
-    layout: Literal["auto", "packed", "padded"] = Field("auto", description="how rows share a batch; auto: packed on a GPU")
-    memory: Literal["normal", "small"] = Field("normal", description="small: checkpointing, one row a pass, the loss in small chunks; slower")
-    quantize: Literal["none", "4bit"] = Field("none", description="4bit: the frozen linear layers in NF4 through bitsandbytes (QLoRA): less memory, slower")
-    fast: bool = Field(True, description="adapters with less arithmetic than peft's and, on a GPU with flex attention, compiled layers; false: the plain path")
+    attention: Literal["auto", "flash", "flex", "sdpa", "eager"] = Field(
+        "auto",
+        description="flash: FlashAttention 4 (a package of its own) for rows, flex elsewhere; auto: the fastest that works here",
+    )
+    layout: Literal["auto", "packed", "padded"] = Field(
+        "auto", description="how rows share a batch; auto: packed on a GPU"
+    )
+    memory: Literal["normal", "small"] = Field(
+        "normal",
+        description="small: checkpointing, one row a pass, the loss in small chunks; slower",
+    )
+    quantize: Literal["none", "4bit"] = Field(
+        "none",
+        description="4bit: the frozen linear layers in NF4 through bitsandbytes (QLoRA): less memory, slower",
+    )
+    fast: bool = Field(
+        True,
+        description="adapters with less arithmetic than peft's and, on a GPU with flex attention, compiled layers; false: the plain path",
+    )
     methods: dict[str, Annotated[AnyMethod, Field(discriminator="kind")]]
 
     @model_validator(mode="after")
     def _small(self) -> ChatRecipe:
         if self.memory == "small":
             passes = min(self.budget.micro_batch_tokens, self.data.max_length)
-            self.budget = self.budget.model_copy(update={"gradient_checkpointing": True, "micro_batch_tokens": passes})
+            self.budget = self.budget.model_copy(
+                update={"gradient_checkpointing": True, "micro_batch_tokens": passes}
+            )
         return self

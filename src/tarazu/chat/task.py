@@ -11,36 +11,50 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 import tarazu
-
 from tarazu.chat import flops
 from tarazu.chat.data import chat_template, dataset
-from tarazu.chat.evaluation import forgetting, generation, questions, reading_comprehension, text_metrics
-from tarazu.chat.fast import compile_layers, fused_lora, fused_mlp, graphed_forward, lightweight_adapters
-from tarazu.chat.model import flash_attention, flex_attention, loading, quantization, summary as model_card
-from tarazu.chat.model.batching import ChatBatch, Row, group, lay_out, packed
-from tarazu.chat.model.loss import SMALL_CHUNK, token_losses
 from tarazu.chat.data.persian import english_share
+from tarazu.chat.evaluation import (
+    forgetting,
+    generation,
+    questions,
+    reading_comprehension,
+    text_metrics,
+)
+from tarazu.chat.fast import (
+    compile_layers,
+    fused_lora,
+    fused_mlp,
+    graphed_forward,
+    lightweight_adapters,
+)
+from tarazu.chat.model import flash_attention, flex_attention, loading, quantization
+from tarazu.chat.model import summary as model_card
+from tarazu.chat.model.batching import ChatBatch, TokenizedRow, bin_pack, make_batch, pack_rows
+from tarazu.chat.model.loss import SMALL_CHUNK, token_losses
+from tarazu.chat.model.trainable import TrainableChatModel
 from tarazu.chat.settings import ChatRecipe, Sources
-from tarazu.chat.model.trainable import ChatTrainee
 from tarazu.engine.invariants import perturbations
-from tarazu.engine.trainer import uses_bfloat16
 from tarazu.engine.task import LossSum
-from tarazu.errors import BadInput
-from tarazu.storage.run_folder import RunFolder, write_json, write_lines
+from tarazu.engine.trainer import uses_bfloat16
+from tarazu.errors import UserError
+from tarazu.storage.run_folder import StudyDir, write_json, write_jsonl
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from tarazu.engine.ledger import Ledger
 
-NO_CHECKPOINTING = {"prefix_tuning"}  # by transformers, which drops the cache and the prefix with it; attention by blocks does its own
+NO_CHECKPOINTING = {
+    "prefix_tuning"
+}  # by transformers, which drops the cache and the prefix with it; attention by blocks does its own
 
 
 @dataclass
-class Prepared:
+class ChatData:
     """Tokenised rows, and what turns text into tokens and back."""
 
-    store: dataset.Store
+    store: dataset.ChatDataset
     template: chat_template.Template
     tokenizer: PreTrainedTokenizerBase
     questions: list[questions.Question]
@@ -61,32 +75,58 @@ class Chat:
         for name in recipe.methods:
             quantization.demand(recipe, name)
 
-    def prepare(self, recipe: ChatRecipe, folder: RunFolder, device: torch.device) -> Prepared:
+    def prepare(self, recipe: ChatRecipe, folder: StudyDir, device: torch.device) -> ChatData:
         tokenizer = loading.load_tokenizer(recipe.model, recipe.revision)
-        chosen = chat_template.choose(tokenizer, loading.model_type(recipe.model, recipe.revision))
+        chosen = chat_template.select_template(
+            tokenizer, loading.model_type(recipe.model, recipe.revision)
+        )
         data = recipe.data
-        source = shipped(data.source.model_dump() if isinstance(data.source, Sources) else data.source)
+        source = resolve_samples(
+            data.source.model_dump() if isinstance(data.source, Sources) else data.source
+        )
         split = data.split.model_dump()
         made = dataset.prepare(
-            source, tokenizer, chosen, max_length=data.max_length, split=split, seed=data.split_seed,
-            cache=loading.cache_folder() / "rows", rows=data.rows, duplicates=data.duplicates, note=data.model_dump()["note"],
+            source,
+            tokenizer,
+            chosen,
+            max_length=data.max_length,
+            split=split,
+            seed=data.split_seed,
+            cache=loading.cache_folder() / "rows",
+            rows=data.rows,
+            duplicates=data.duplicates,
+            note=data.model_dump()["note"],
         )
-        designed = questions.load(shipped(recipe.questions)) if recipe.questions else []
+        designed = questions.load(resolve_samples(recipe.questions)) if recipe.questions else []
         passages = forgetting.prepare(recipe.forgetting, chosen) if recipe.forgetting else {}
         read = reading_comprehension.prepare(recipe.reading, chosen) if recipe.reading else []
         extra = {"forgetting": {language: found.describe() for language, found in passages.items()}}
         if recipe.reading:
             extra["reading"] = reading_comprehension.describe(recipe.reading, read)
-        demand_the_same(folder, extra)
-        named = {"tokenizer": recipe.model, "source": written(data.source)}  # as the recipe says it, not where it lies here
+        require_unchanged(folder, extra)
+        named = {
+            "tokenizer": recipe.model,
+            "source": written(data.source),
+        }  # as the recipe says it, not where it lies here
         write_json(folder.path / "data.json", {**made.data_json(), **named, **extra})
         packed = recipe.layout == "packed" or (recipe.layout == "auto" and device.type == "cuda")
-        return Prepared(made, chosen, tokenizer, designed, packed, passages, read)
+        return ChatData(made, chosen, tokenizer, designed, packed, passages, read)
 
-    def build(self, recipe: ChatRecipe, name: str, data: Prepared, seed: int, device: torch.device, folder: RunFolder | None = None) -> ChatTrainee:
+    def build(
+        self,
+        recipe: ChatRecipe,
+        name: str,
+        data: ChatData,
+        seed: int,
+        device: torch.device,
+        folder: StudyDir | None = None,
+    ) -> TrainableChatModel:
         model = self.load(recipe, name, device)
         if folder is not None and not (folder.path / "model.json").exists():
-            write_json(folder.path / "model.json", {**model_card.describe(model, recipe.model), "variant_reason": None})
+            write_json(
+                folder.path / "model.json",
+                {**model_card.model_summary(model, recipe.model), "variant_reason": None},
+            )
         torch.manual_seed(seed)
         return self.ready(recipe, name, model, data.tokenizer)
 
@@ -94,115 +134,214 @@ class Chat:
         """The base model for one method. Raises `BadInput` when the method cannot work with it."""
         quantization.demand(recipe, name)
         dtype = torch.bfloat16 if uses_bfloat16(recipe.budget, device) else torch.float32
-        return loading.load_model(recipe.model, recipe.revision, dtype, device, recipe.attention, recipe.quantize)
+        return loading.load_model(
+            recipe.model, recipe.revision, dtype, device, recipe.attention, recipe.quantize
+        )
 
-    def ready(self, recipe: ChatRecipe, name: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> ChatTrainee:
+    def ready(
+        self,
+        recipe: ChatRecipe,
+        name: str,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+    ) -> TrainableChatModel:
         """A loaded model as one method of the recipe trains it."""
         method = recipe.methods[name]
-        trainee = method.attach(model, tokenizer)
-        trainee.learning_rate = method.learning_rate
-        trainee.loss_chunk = SMALL_CHUNK if recipe.memory == "small" else None
-        trainee.module.to(model.device)
-        for parameter in trainee.trainable().values():
+        trainable = method.attach(model, tokenizer)
+        trainable.learning_rate = method.learning_rate
+        trainable.loss_chunk = SMALL_CHUNK if recipe.memory == "small" else None
+        trainable.module.to(model.device)
+        for parameter in trainable.trainable().values():
             parameter.data = parameter.data.float()  # small steps vanish in bfloat16
         if recipe.budget.gradient_checkpointing and method.kind not in NO_CHECKPOINTING:
-            draws = perturbations.draws(model)  # else the state of the dice is not kept, which could not be recorded
-            model.gradient_checkpointing_enable({"use_reentrant": False, "preserve_rng_state": draws})
+            draws = perturbations.uses_dropout(
+                model
+            )  # else the state of the dice is not kept, which could not be recorded
+            model.gradient_checkpointing_enable(
+                {"use_reentrant": False, "preserve_rng_state": draws}
+            )
         if recipe.fast:
-            lightweight_adapters.lean(model)
-        trainee.edges = by_edges(trainee, recipe)
+            lightweight_adapters.use_lightweight_forward(model)
+        trainable.edges = by_edges(trainable, recipe)
         on_gpu = recipe.fast and model.device.type == "cuda"
         if flex_attention.by_blocks(model):
-            prepare = compile_layers.compile_layers if on_gpu else compile_layers.give_prefixes
+            prepare = compile_layers.compile_layers if on_gpu else compile_layers.wrap_layers
             prepare(model, recipe.budget.gradient_checkpointing)
-        trainee.recorder = graphed_forward.recorder(trainee) if on_gpu else None
-        return trainee
+        trainable.recorder = graphed_forward.make_graphed_forward(trainable) if on_gpu else None
+        return trainable
 
-    def collate(self, trainee: ChatTrainee, data: Prepared, split: str, rows: list[int], limit: int) -> list[ChatBatch]:
-        return self.lay_out(trainee, data, [Row(*data.store.row(split, i), index=i) for i in rows], limit)
+    def collate(
+        self, trainable: TrainableChatModel, data: ChatData, split: str, rows: list[int], limit: int
+    ) -> list[ChatBatch]:
+        return self.lay_out(
+            trainable, data, [TokenizedRow(*data.store.row(split, i), index=i) for i in rows], limit
+        )
 
-    def lay_out(self, trainee: ChatTrainee, data: Prepared, rows: list[Row], limit: int) -> list[ChatBatch]:
+    def lay_out(
+        self, trainable: TrainableChatModel, data: ChatData, rows: list[TokenizedRow], limit: int
+    ) -> list[ChatBatch]:
         """Any rows as batches, with the method's virtual tokens before each."""
-        prefix = trainee.virtual if trainee.prefix else 0
-        virtual = trainee.virtual - prefix
-        few = data.packed and (flex_attention.by_blocks(trainee.base) or trainee.base.device.type == "cuda")  # a GPU's libraries plan anew for each width, at 0.1 s
-        edges = few and trainee.edges
-        batches = packed(rows, limit, virtual, shorter=edges) if few else [(lines, None, 0) for lines in group(rows, limit, virtual, data.packed)]
-        return [lay_out(lines, virtual, prefix, width=width, edges=edges, widest=widest) for lines, width, widest in batches]
+        prefix = trainable.virtual if trainable.prefix else 0
+        virtual = trainable.virtual - prefix
+        few = data.packed and (
+            flex_attention.by_blocks(trainable.base) or trainable.base.device.type == "cuda"
+        )  # a GPU's libraries plan anew for each width, at 0.1 s
+        edges = few and trainable.edges
+        batches = (
+            pack_rows(rows, limit, virtual, shorter=edges)
+            if few
+            else [(lines, None, 0) for lines in bin_pack(rows, limit, virtual, data.packed)]
+        )
+        return [
+            make_batch(lines, virtual, prefix, width=width, edges=edges, widest=widest)
+            for lines, width, widest in batches
+        ]
 
-    def loss(self, trainee: ChatTrainee, batch: ChatBatch) -> LossSum:
-        return LossSum(self.losses(trainee, batch).sum(), len(batch.labels))
+    def loss(self, trainable: TrainableChatModel, batch: ChatBatch) -> LossSum:
+        return LossSum(self.losses(trainable, batch).sum(), len(batch.labels))
 
-    def losses(self, trainee: ChatTrainee, batch: ChatBatch) -> torch.Tensor:
+    def losses(self, trainable: TrainableChatModel, batch: ChatBatch) -> torch.Tensor:
         """Nats of each supervised token, (N,)."""
-        hidden = graphed_forward.hidden_states(trainee, batch)
-        return token_losses(trainee.base, hidden.flatten(0, 1).index_select(0, batch.sources), batch.labels, trainee.loss_chunk)
+        hidden = graphed_forward.hidden_states(trainable, batch)
+        return token_losses(
+            trainable.base,
+            hidden.flatten(0, 1).index_select(0, batch.sources),
+            batch.labels,
+            trainable.loss_chunk,
+        )
 
-    def validate(self, trainee: ChatTrainee, data: Prepared, recipe: ChatRecipe) -> dict[str, float]:
+    def validate(
+        self, trainable: TrainableChatModel, data: ChatData, recipe: ChatRecipe
+    ) -> dict[str, float]:
         most = recipe.budget.validation_rows
-        rows = self.row_losses(trainee, data, "validation", recipe.budget.micro_batch_tokens, most)
+        rows = self.row_losses(
+            trainable, data, "validation", recipe.budget.micro_batch_tokens, most
+        )
         return {"loss": sum(row[0] for row in rows) / sum(row[1] for row in rows)}
 
-    def row_losses(self, trainee: ChatTrainee, data: Prepared, split: str, limit: int, most: int | None = None) -> list[list[float]]:
+    def row_losses(
+        self,
+        trainable: TrainableChatModel,
+        data: ChatData,
+        split: str,
+        limit: int,
+        most: int | None = None,
+    ) -> list[list[float]]:
         """[nats, supervised tokens, answer bytes] of each row of a split."""
         chosen = list(range(min(most or data.size(split), data.size(split))))
-        sums = self.sums(trainee, self.collate(trainee, data, split, chosen, limit))
+        sums = self.sums(trainable, self.collate(trainable, data, split, chosen, limit))
         return [[*sums[i], data.store.answer_bytes(split, i)] for i in chosen]
 
-    def sums(self, trainee: ChatTrainee, batches: list[ChatBatch]) -> dict[int, list[float]]:
+    def sums(
+        self, trainable: TrainableChatModel, batches: list[ChatBatch]
+    ) -> dict[int, list[float]]:
         """[nats, supervised tokens] of each row, by its index."""
         sums: dict[int, list[float]] = defaultdict(lambda: [0.0, 0])
         for batch in batches:
-            losses = self.losses(trainee, batch.to(trainee.base.device)).cpu()
+            losses = self.losses(trainable, batch.to(trainable.base.device)).cpu()
             for row, nats in zip(batch.rows.tolist(), losses.tolist(), strict=True):
                 sums[row][0] += nats
                 sums[row][1] += 1
         return sums
 
-    def sample(self, trainee: ChatTrainee, data: Prepared, recipe: ChatRecipe, final: bool) -> list[dict]:
+    def sample(
+        self, trainable: TrainableChatModel, data: ChatData, recipe: ChatRecipe, final: bool
+    ) -> list[dict]:
         asked = self.asked(data, recipe)
         if not final:
-            asked = [a for a in asked if a["from"] == "questions"][: recipe.generation.during_training]
-        return self.answer(trainee, data, recipe, asked)
+            asked = [a for a in asked if a["from"] == "questions"][
+                : recipe.generation.during_training
+            ]
+        return self.answer(trainable, data, recipe, asked)
 
-    def asked(self, data: Prepared, recipe: ChatRecipe) -> list[dict]:
+    def asked(self, data: ChatData, recipe: ChatRecipe) -> list[dict]:
         """Everything that every method answers: the designed questions, then the first test rows up to their last answer."""
         out = [question.sample() for question in data.questions]
         for i in range(min(recipe.generation.test_rows, data.size("test"))):
             turns = data.store.conversation("test", i)
             last = max(j for j, turn in enumerate(turns) if turn.role == "gpt")
             shown = [{"role": turn.role, "text": turn.text} for turn in turns[:last]]
-            out.append({"id": f"test-{i:04d}", "from": "test", "ability": None, "turns": shown, "reference": turns[last].text, "good": None})
+            out.append(
+                {
+                    "id": f"test-{i:04d}",
+                    "from": "test",
+                    "ability": None,
+                    "turns": shown,
+                    "reference": turns[last].text,
+                    "good": None,
+                }
+            )
         return out
 
-    def answer(self, trainee: ChatTrainee, data: Prepared, recipe: ChatRecipe, asked: list[dict], most: int | None = None) -> list[dict]:
+    def answer(
+        self,
+        trainable: TrainableChatModel,
+        data: ChatData,
+        recipe: ChatRecipe,
+        asked: list[dict],
+        most: int | None = None,
+    ) -> list[dict]:
         """`asked` with outputs (of at most `most` tokens; default: the recipe's), checks and scores."""
         if not asked:
             return []
-        prompts = [data.template.encode_prompt([chat_template.Turn(t["role"], t["text"]) for t in a["turns"]]) for a in asked]
+        prompts = [
+            data.template.encode_prompt(
+                [chat_template.Turn(t["role"], t["text"]) for t in a["turns"]]
+            )
+            for a in asked
+        ]
         settings = recipe.generation
-        answers = generation.generate(trainee, prompts, set(data.template.stop_ids), most or settings.max_new_tokens, settings.batch_rows)
+        answers = generation.generate(
+            trainable,
+            prompts,
+            set(data.template.stop_ids),
+            most or settings.max_new_tokens,
+            settings.batch_rows,
+        )
         by_id = {question.id: question for question in data.questions}
         out = []
         for a, answer in zip(asked, answers, strict=True):
             text = data.tokenizer.decode(answer.ids, skip_special_tokens=True).strip()
             question = a["turns"][-1]["text"]
-            expected = questions.expected_script(by_id[a["id"]]) if a["id"] in by_id else ("en" if english_share(a["reference"]) > 0.5 else "fa")
+            expected = (
+                questions.expected_script(by_id[a["id"]])
+                if a["id"] in by_id
+                else ("en" if english_share(a["reference"]) > 0.5 else "fa")
+            )
             checks = questions.check(by_id[a["id"]], text) if a["id"] in by_id else {}
             scores = text_metrics.score(text, question, a["reference"], expected)
-            out.append({**a, "output": text, "finished": answer.finished, "tokens": len(answer.ids), "checks": checks, "scores": scores})
+            out.append(
+                {
+                    **a,
+                    "output": text,
+                    "finished": answer.finished,
+                    "tokens": len(answer.ids),
+                    "checks": checks,
+                    "scores": scores,
+                }
+            )
         return out
 
-    def evaluate(self, trainee: ChatTrainee, data: Prepared, recipe: ChatRecipe, folder: Path, ledger: Ledger) -> dict:
-        if trainee.recorder is not None:
-            trainee.recorder.clear()
+    def evaluate(
+        self,
+        trainable: TrainableChatModel,
+        data: ChatData,
+        recipe: ChatRecipe,
+        folder: Path,
+        ledger: Ledger,
+    ) -> dict:
+        if trainable.recorder is not None:
+            trainable.recorder.clear()
         with ledger.phase("evaluate"):
-            rows = self.row_losses(trainee, data, "test", recipe.budget.micro_batch_tokens)
-            kept = forgetting.measure(data.forgetting, lambda plain: self.nats(trainee, data, plain, recipe.budget.micro_batch_tokens))
+            rows = self.row_losses(trainable, data, "test", recipe.budget.micro_batch_tokens)
+            kept = forgetting.measure(
+                data.forgetting,
+                lambda plain: self.nats(trainable, data, plain, recipe.budget.micro_batch_tokens),
+            )
         with ledger.phase("generate"):
-            samples = self.sample(trainee, data, recipe, final=True)
-            read = self.read(trainee, data, recipe)
-        write_lines(folder / "samples.jsonl", samples + read)
+            samples = self.sample(trainable, data, recipe, final=True)
+            read = self.read(trainable, data, recipe)
+        write_jsonl(folder / "samples.jsonl", samples + read)
         nats, tokens, size = (sum(column) for column in zip(*rows, strict=True))
         asked = [s for s in samples if s["from"] == "questions"]
         abilities = dict.fromkeys(s["ability"] for s in asked)
@@ -213,77 +352,137 @@ class Chat:
             "bits_per_byte": nats / math.log(2) / size,
             "rows": len(rows),
             "row_losses": rows,
-            "generation": {"test": text_metrics.gather([s for s in samples if s["from"] == "test"]), "questions": text_metrics.gather(asked)},
-            "abilities": {ability: text_metrics.gather([s for s in asked if s["ability"] == ability]) for ability in abilities},
+            "generation": {
+                "test": text_metrics.aggregate([s for s in samples if s["from"] == "test"]),
+                "questions": text_metrics.aggregate(asked),
+            },
+            "abilities": {
+                ability: text_metrics.aggregate([s for s in asked if s["ability"] == ability])
+                for ability in abilities
+            },
             **({"forgetting": kept} if kept else {}),
-            **({"reading": reading_comprehension.gather([s["scores"] for s in read])} if read else {}),
+            **(
+                {"reading": reading_comprehension.gather([s["scores"] for s in read])}
+                if read
+                else {}
+            ),
         }
 
-    def nats(self, trainee: ChatTrainee, data: Prepared, rows: list[Row], limit: int) -> list[float]:
+    def nats(
+        self, trainable: TrainableChatModel, data: ChatData, rows: list[TokenizedRow], limit: int
+    ) -> list[float]:
         """The summed loss of each of the rows, which are numbered from 0."""
-        sums = self.sums(trainee, self.lay_out(trainee, data, rows, limit))
+        sums = self.sums(trainable, self.lay_out(trainable, data, rows, limit))
         return [sums[row.index][0] for row in rows]
 
-    def read(self, trainee: ChatTrainee, data: Prepared, recipe: ChatRecipe) -> list[dict]:
+    def read(self, trainable: TrainableChatModel, data: ChatData, recipe: ChatRecipe) -> list[dict]:
         """Reading comprehension: the questions answered, with exact match and F1 among their scores."""
         if not data.reading:
             return []
-        answered = self.answer(trainee, data, recipe, data.reading, recipe.reading.max_new_tokens)
+        answered = self.answer(trainable, data, recipe, data.reading, recipe.reading.max_new_tokens)
         for sample in answered:
-            sample["scores"] |= reading_comprehension.score(sample["output"], sample["reference"], recipe.reading.unanswerable)
+            sample["scores"] |= reading_comprehension.score(
+                sample["output"], sample["reference"], recipe.reading.unanswerable
+            )
         return answered
 
     def summary(self, metrics: dict) -> dict[str, Any]:
         """The figures of one run that the comparison table shows."""
         test, designed = metrics["generation"]["test"], metrics["generation"]["questions"]
         figures = {name: metrics[name] for name in ("loss", "perplexity", "bits_per_byte")}
-        figures |= {name: test[name] for name in ("chrf", "rouge_l", "repetition", "wrong_script", "unfinished", "echo", "answer_words")}
-        figures["wrong_script"] = text_metrics.pooled([test, designed], "wrong_script")
+        figures |= {
+            name: test[name]
+            for name in (
+                "chrf",
+                "rouge_l",
+                "repetition",
+                "wrong_script",
+                "unfinished",
+                "echo",
+                "answer_words",
+            )
+        }
+        figures["wrong_script"] = text_metrics.weighted_mean([test, designed], "wrong_script")
         figures["checks_passed"] = designed["checks_passed"]
-        figures |= {f"{language}_bits_per_byte": found["bits_per_byte"] for language, found in metrics.get("forgetting", {}).items()}
-        return figures | {f"reading_{name}": metrics["reading"][name] for name in ("exact_match", "f1") if "reading" in metrics}
+        figures |= {
+            f"{language}_bits_per_byte": found["bits_per_byte"]
+            for language, found in metrics.get("forgetting", {}).items()
+        }
+        return figures | {
+            f"reading_{name}": metrics["reading"][name]
+            for name in ("exact_match", "f1")
+            if "reading" in metrics
+        }
 
-    def flops_per_token(self, trainee: ChatTrainee, data: Prepared, recipe: ChatRecipe) -> float:
+    def flops_per_token(
+        self, trainable: TrainableChatModel, data: ChatData, recipe: ChatRecipe
+    ) -> float:
         """Model FLOPs of training per real token of the recipe's rows."""
-        lengths, supervised = data.store.lengths("train"), data.store.column("train", "answer_tokens")
+        lengths, supervised = (
+            data.store.lengths("train"),
+            data.store.column("train", "answer_tokens"),
+        )
         share = float(supervised.sum() / lengths.sum())
-        a_pass = min(recipe.budget.micro_batch_tokens, recipe.budget.batch_rows * float(lengths.mean()))
-        return flops.per_token(flops.work_of(trainee), trainee, lengths, share, a_pass)
+        a_pass = min(
+            recipe.budget.micro_batch_tokens, recipe.budget.batch_rows * float(lengths.mean())
+        )
+        return flops.per_token(flops.count_flops(trainable), trainable, lengths, share, a_pass)
 
-    def weights(self, trainee: ChatTrainee) -> dict[str, torch.Tensor]:
-        return {name: parameter.data for name, parameter in trainee.trainable().items()}
+    def weights(self, trainable: TrainableChatModel) -> dict[str, torch.Tensor]:
+        return {name: parameter.data for name, parameter in trainable.trainable().items()}
 
-    def paths(self, trainee: ChatTrainee, data: Prepared) -> dict[str, str]:
+    def paths(self, trainable: TrainableChatModel, data: ChatData) -> dict[str, str]:
         """Which code ran, for the ledger."""
-        layers = "compiled" if compile_layers.is_compiled(trainee.base) else "lean adapters" if lightweight_adapters.are_lean(trainee.base) else "plain"
-        layers += ", adapters in the large products" * fused_lora.is_wide(trainee.base) + ", MLPs in one piece" * fused_mlp.is_gated(trainee.base)
-        if trainee.recorder is not None and (trainee.recorder.made or trainee.recorder.why):
-            layers += f", {trainee.recorder.why or 'recorded'}"
-        weights = {"weights": "4 bits (NF4)"} if quantization.is_packed(trainee.base) else {}
-        attention = "FlashAttention 4" if trainee.edges else trainee.base.config._attn_implementation
-        return {"attention": attention, "layout": "packed" if data.packed else "padded", "layers": layers, **weights}
+        layers = (
+            "compiled"
+            if compile_layers.is_compiled(trainable.base)
+            else "lean adapters"
+            if lightweight_adapters.are_lean(trainable.base)
+            else "plain"
+        )
+        layers += ", adapters in the large products" * fused_lora.is_wide(
+            trainable.base
+        ) + ", MLPs in one piece" * fused_mlp.is_gated(trainable.base)
+        if trainable.recorder is not None and (trainable.recorder.made or trainable.recorder.why):
+            layers += f", {trainable.recorder.why or 'recorded'}"
+        weights = {"weights": "4 bits (NF4)"} if quantization.is_packed(trainable.base) else {}
+        attention = (
+            "FlashAttention 4" if trainable.edges else trainable.base.config._attn_implementation
+        )
+        return {
+            "attention": attention,
+            "layout": "packed" if data.packed else "padded",
+            "layers": layers,
+            **weights,
+        }
 
-    def targets(self, trainee: ChatTrainee) -> list[dict]:
-        return model_card.targets(trainee)
+    def targets(self, trainable: TrainableChatModel) -> list[dict]:
+        return model_card.targets(trainable)
 
 
-def by_edges(trainee: ChatTrainee, recipe: ChatRecipe) -> bool:
+def by_edges(trainable: TrainableChatModel, recipe: ChatRecipe) -> bool:
     """Whether FlashAttention 4 takes the training passes. Raises `BadInput` where the recipe asks for it and it cannot."""
-    model, prefix = trainee.base, trainee.virtual if trainee.prefix else 0
+    model, prefix = trainable.base, trainable.virtual if trainable.prefix else 0
     if recipe.attention not in ("auto", "flash") or not flex_attention.by_blocks(model):
         return False
-    why = flash_attention.why_not(model.config, model.dtype, model.device, recipe.data.max_length + trainee.virtual, prefix)
+    why = flash_attention.unavailable_reason(
+        model.config, model.dtype, model.device, recipe.data.max_length + trainable.virtual, prefix
+    )
     if why and recipe.attention == "flash" and not prefix:
-        raise BadInput(why, where="attention: flash", todo="attention: auto takes what there is")
+        raise UserError(why, where="attention: flash", todo="attention: auto takes what there is")
     return not why
 
 
-def demand_the_same(folder: RunFolder, extra: dict[str, dict]) -> None:
+def require_unchanged(folder: StudyDir, extra: dict[str, dict]) -> None:
     """Refuses to go on when what the finished methods were measured on has changed. Raises `BadInput`."""
     before = folder.read_json("data.json") or {}
     for name, described in extra.items():
         if before.get(name, described) != described:
-            raise BadInput(f"the text of `{name}` changed since this study began", where=str(folder.path), todo="bring the old text back, or start a new study with --out")
+            raise UserError(
+                f"the text of `{name}` changed since this study began",
+                where=str(folder.path),
+                todo="bring the old text back, or start a new study with --out",
+            )
 
 
 def written(source: str | list[str] | Sources) -> str:
@@ -293,12 +492,12 @@ def written(source: str | list[str] | Sources) -> str:
     return source if isinstance(source, str) else ", ".join(source)
 
 
-def shipped(name):
+def resolve_samples(name):
     """A path or paths, where `samples:NAME` is a file that tarazu ships."""
     if isinstance(name, dict):
-        return {split: shipped(one) for split, one in name.items()}
+        return {split: resolve_samples(one) for split, one in name.items()}
     if isinstance(name, list):
-        return [shipped(one) for one in name]
+        return [resolve_samples(one) for one in name]
     if name.startswith("samples:"):
         return str(Path(tarazu.__file__).parent / "samples" / name.removeprefix("samples:"))
     return name

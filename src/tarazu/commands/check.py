@@ -9,10 +9,10 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from tarazu.engine.progress import note
+from tarazu.engine.progress import log
 from tarazu.recipe.schema import dump_yaml, load
-from tarazu.storage.run_folder import RunFolder, find_study, write_json
-from tarazu.study.runner import make_task, only, pick_device
+from tarazu.storage.run_folder import StudyDir, find_study, write_json
+from tarazu.study.runner import make_task, pick_device, select_methods
 
 
 def check(
@@ -39,19 +39,25 @@ def check(
     """
     from tarazu.estimate import estimator
 
-    recipe = only(load(recipe_path, sets), methods)
+    recipe = select_methods(load(recipe_path, sets), methods)
     study = find_study(compare) if compare else None
-    note(f"{recipe_path}: {len(recipe.methods)} methods ({', '.join(recipe.methods)}), {len(recipe.seeds)} seed(s)")
+    log(
+        f"{recipe_path}: {len(recipe.methods)} methods ({', '.join(recipe.methods)}), {len(recipe.seeds)} seed(s)"
+    )
     with tempfile.TemporaryDirectory() as folder:
-        place, device = RunFolder(Path(folder)), pick_device(recipe)
+        place, device = StudyDir(Path(folder)), pick_device(recipe)
         prepared = make_task(recipe.task).prepare(recipe, place, device)
         data = place.read_json("data.json")
         if not as_json:
             importlib.import_module(f"tarazu.{recipe.task}.preview").show(data, rows=rows)
-        found = estimator.estimate(recipe, prepared, device, measure and not on, on or None)
-    whole: dict[str, Any] = {"recipe": recipe.model_dump(mode="json"), "data": data, "estimate": found}
+        found = estimator.estimate_study(recipe, prepared, device, measure and not on, on or None)
+    whole: dict[str, Any] = {
+        "recipe": recipe.model_dump(mode="json"),
+        "data": data,
+        "estimate": found,
+    }
     if study:
-        whole["compared"] = estimator.compared(found, study.runs())
+        whole["compared"] = estimator.compare_with_runs(found, study.runs())
     if out:
         write_json(Path(out), whole)
     if as_json:
@@ -59,11 +65,15 @@ def check(
         return
     if defaults:
         print("the recipe with every default:\n" + dump_yaml(recipe))
-    said = shlex.join([recipe_path, *(word for assignment in sets for word in ("--set", assignment))])
-    tell(said, found, whole.get("compared"), methods)
+    said = shlex.join(
+        [recipe_path, *(word for assignment in sets for word in ("--set", assignment))]
+    )
+    print_estimate(said, found, whole.get("compared"), methods)
 
 
-def tell(said: str, found: dict, compared: list[dict] | None, methods: list[str] = ()) -> None:
+def print_estimate(
+    said: str, found: dict, compared: list[dict] | None, methods: list[str] = ()
+) -> None:
     """The answer, last, where the eye finds it: the estimate, what stands in the way, and whether to go on.
 
     Args:
@@ -85,13 +95,17 @@ def tell(said: str, found: dict, compared: list[dict] | None, methods: list[str]
     space = disk_note(found["total"]["disk"][1], Path.cwd())
     if space:
         print(f"all methods and seeds: {space}")
-    print(verdict(found, f"tarazu run {said} --out DIR", bool(methods)))
+    print(summary_line(found, f"tarazu run {said} --out DIR", bool(methods)))
 
 
-def verdict(found: dict, command: str, chosen: bool = False) -> str:
+def summary_line(found: dict, command: str, chosen: bool = False) -> str:
     """One line: how many methods will work, and the command that comes next, which names them where they are `chosen` ones."""
     working, methods = [m["method"] for m in found["methods"] if m["works"]], len(found["methods"])
-    where = "here" if found["how"] == "measured" else f"on {found['device']}, as far as can be told without measuring"
+    where = (
+        "here"
+        if found["how"] == "measured"
+        else f"on {found['device']}, as far as can be told without measuring"
+    )
     if not working:
         return f"verdict: {'none of these methods' if chosen else 'no method of this recipe'} will work {where}"
     if chosen or len(working) < methods:

@@ -8,7 +8,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from tarazu.storage.run_folder import read_json, understood
+from tarazu.storage.run_folder import read_json, reporting_corruption
 
 COLUMNS = {
     "chat": [("loss", "loss", "{:.3f}"), ("bits_per_byte", "bits/byte", "{:.3f}"), ("chrf", "chrF", "{:.1f}"), ("rouge_l", "ROUGE-L", "{:.1f}"), ("checks_passed", "checks", "{:.0%}"), ("repetition", "repeats", "{:.0%}")],
@@ -18,7 +18,7 @@ COLUMNS = {
 
 def show(folder: Path) -> None:
     """Prints the table on stdout."""
-    with understood(folder / "results.json"):
+    with reporting_corruption(folder / "results.json"):
         table = _results(folder, read_json(folder / "results.json") or {"task": "chat", "rows": []})
     Console(width=None if Console().is_terminal else 140).print(table)
 
@@ -32,15 +32,25 @@ def _results(folder: Path, results: dict) -> Table:
     several = len({row["seed"] for row in results["rows"]}) > 1
     for row in results["rows"]:
         name = f"{row['method']} · {row['seed']}" if several else row["method"]
-        cells = [_count(row.get("trained_parameters")), _seconds(row.get("train_seconds")), _bytes(row.get("train_memory"))]
-        cells += [form.format(row[key]) if row.get(key) is not None else "-" for key, _, form in columns]
+        cells = [
+            _count(row.get("trained_parameters")),
+            _seconds(row.get("train_seconds")),
+            _bytes(row.get("train_memory")),
+        ]
+        cells += [
+            form.format(row[key]) if row.get(key) is not None else "-" for key, _, form in columns
+        ]
         table.add_row(name if row["status"] == "done" else f"{name} ({row['status']})", *cells)
     return table
 
 
 def estimate(found: dict) -> None:
     """Prints what `tarazu check` expects of each method, and of the whole study."""
-    title = "measured on a few steps and answers here" if found["how"] == "measured" else f"told from the model's shape, on {found['device']}; not measured"
+    title = (
+        "measured on a few steps and answers here"
+        if found["how"] == "measured"
+        else f"told from the model's shape, on {found['device']}; not measured"
+    )
     table = Table(title=f"what it will take: {title}", title_justify="left")
     table.add_column("method")
     table.add_column("works")
@@ -49,23 +59,42 @@ def estimate(found: dict) -> None:
     for method in found["methods"]:
         seconds, spread = method["seconds"] or {}, method["range"] or {}
         speed = method["tokens_per_second"]
-        cells = [_seconds(seconds.get("train")), _span(spread.get("seconds"), _duration), "-" if speed is None else f"{speed:,.0f}"]
+        cells = [
+            _seconds(seconds.get("train")),
+            _span(spread.get("seconds"), _duration),
+            "-" if speed is None else f"{speed:,.0f}",
+        ]
         cells += [_span(spread.get("memory"), _bytes), _span(spread.get("disk"), _bytes)]
         table.add_row(method["method"], "yes" if method["works"] else "no", *cells)
     console = Console(width=None if Console().is_terminal else 140)
     console.print(table)
     whole = found["total"]
-    console.print(f"all methods and seeds: {_span(whole['seconds'], _duration)}, and {_span(whole['disk'], _bytes)} of disk at most")
+    console.print(
+        f"all methods and seeds: {_span(whole['seconds'], _duration)}, and {_span(whole['disk'], _bytes)} of disk at most"
+    )
 
 
 def comparison(rows: list[dict]) -> None:
     """Prints an estimate beside what happened."""
     table = Table(title="estimated and happened", title_justify="left")
-    for name, side in (("method", "left"), ("figure", "left"), ("estimated", "right"), ("happened", "right"), ("happened / estimated", "right")):
+    for name, side in (
+        ("method", "left"),
+        ("figure", "left"),
+        ("estimated", "right"),
+        ("happened", "right"),
+        ("happened / estimated", "right"),
+    ):
         table.add_column(name, justify=side)
     for row in rows:
-        numbers = ["-" if row[key] is None else f"{row[key]:,.1f}" for key in ("estimated", "happened")]
-        table.add_row(row["method"], row["figure"], *numbers, "-" if row["ratio"] is None else f"{row['ratio']:.2f}")
+        numbers = [
+            "-" if row[key] is None else f"{row[key]:,.1f}" for key in ("estimated", "happened")
+        ]
+        table.add_row(
+            row["method"],
+            row["figure"],
+            *numbers,
+            "-" if row["ratio"] is None else f"{row['ratio']:.2f}",
+        )
     Console(width=None if Console().is_terminal else 140).print(table)
 
 
@@ -96,4 +125,10 @@ def _seconds(value: float | None) -> str:
 def _bytes(value: float | None) -> str:
     if value is None:
         return "-"
-    return f"{value / 2**30:.2f} GiB" if value >= 0.1 * 2**30 else f"{max(value / 2**20, 0.1):.1f} MiB" if value else "0"
+    return (
+        f"{value / 2**30:.2f} GiB"
+        if value >= 0.1 * 2**30
+        else f"{max(value / 2**20, 0.1):.1f} MiB"
+        if value
+        else "0"
+    )

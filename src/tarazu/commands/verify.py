@@ -12,17 +12,23 @@ from pathlib import Path
 
 import torch
 
-from tarazu.storage import provenance
-from tarazu.engine.invariants.perturbations import shake
-from tarazu.engine.subset_task import Few
-from tarazu.engine.invariants.checks import Bench, Finding, not_applicable, shared
-from tarazu.engine.trainer import autocast, uses_bfloat16
+from tarazu.engine.invariants.checks import CheckFixture, CheckResult, not_applicable, shared
 from tarazu.engine.invariants.eta import Pace
-from tarazu.errors import BadInput, TarazuError
+from tarazu.engine.invariants.perturbations import shake
+from tarazu.engine.subset_task import SubsetTask
+from tarazu.engine.trainer import autocast, uses_bfloat16
+from tarazu.errors import TarazuError, UserError
 from tarazu.recipe.schema import Recipe, load
-from tarazu.storage.run_folder import RunFolder, find_study, read_json, understood, write_json
+from tarazu.storage import provenance
+from tarazu.storage.run_folder import (
+    StudyDir,
+    find_study,
+    read_json,
+    reporting_corruption,
+    write_json,
+)
 from tarazu.study.hyperparameter_search import search_result
-from tarazu.study.runner import make_task, only, pick_device, read_recipe, tidy
+from tarazu.study.runner import free_memory, make_task, pick_device, read_recipe, select_methods
 
 ROWS = 6  # a handful; three steps of two rows make an epoch
 VERDICTS = ("ok", "failed", "not applicable")
@@ -36,31 +42,44 @@ def verify(target: str, sets: list[str], as_json: bool, out: str, methods: list[
         methods: only these of the recipe's; what the file says of the others stays.
     """
     study = find_study(target) if Path(target).is_dir() else None
-    recipe = only(as_searched(read_recipe(study), study) if study else load(target, sets), methods)
+    recipe = select_methods(
+        with_search_winners(read_recipe(study), study) if study else load(target, sets), methods
+    )
     path = (study.path / "verify.json" if study else Path(out)).absolute() if study or out else None
     if path and path.is_dir():
-        raise BadInput("this is a folder", where=f"--out {out}", todo="give a file, or `tarazu verify DIR` for a study")
+        raise UserError(
+            "this is a folder",
+            where=f"--out {out}",
+            todo="give a file, or `tarazu verify DIR` for a study",
+        )
     with study.at_home() if study else contextlib.nullcontext():
-        found = examine(recipe, path, read_json(path) if path and methods else None)
+        found = run_checks(recipe, path, read_json(path) if path and methods else None)
     if as_json:
         print(json.dumps(found, ensure_ascii=False, indent=1))
     else:
         show(found)
-    failed = [f"{one['method']}: {check['name']}" for one in found["methods"] for check in one["checks"] if check["verdict"] == "failed"]
+    failed = [
+        f"{one['method']}: {check['name']}"
+        for one in found["methods"]
+        for check in one["checks"]
+        if check["verdict"] == "failed"
+    ]
     if failed:
         what = f"{len(failed)} invariants do not hold: {'; '.join(failed)}"
         raise TarazuError(what, where=target, todo="do not trust runs of these methods here")
 
 
-def as_searched(recipe: Recipe, study: RunFolder) -> Recipe:
+def with_search_winners(recipe: Recipe, study: StudyDir) -> Recipe:
     """The recipe as its runs were trained: a search may have chosen another rate, rank or number of virtual tokens. Raises `BadInput`."""
     for name, method in recipe.methods.items():
         if (path := study.path / name / "search.json").exists():
-            recipe = recipe.with_method(name, method.model_copy(update=search_result(path, method)["winner"]))
+            recipe = recipe.with_method(
+                name, method.model_copy(update=search_result(path, method)["winner"])
+            )
     return recipe
 
 
-def examine(recipe: Recipe, path: Path | None = None, old: dict | None = None) -> dict:
+def run_checks(recipe: Recipe, path: Path | None = None, old: dict | None = None) -> dict:
     """What `verify.json` holds.
 
     The quick checks of every method come first, then those that train. What is known is written to `path` after each
@@ -77,18 +96,26 @@ def examine(recipe: Recipe, path: Path | None = None, old: dict | None = None) -
     recipe = known.lighter(recipe)
     found, waiting, whole = {name: [] for name in recipe.methods}, list(recipe.methods), {}
     with tempfile.TemporaryDirectory() as scratch:
-        data = task.prepare(recipe, RunFolder(Path(scratch)), device)
-        for title, stage in (("quick checks", quick), ("checks that train", training)):
+        data = task.prepare(recipe, StudyDir(Path(scratch)), device)
+        for title, stage in (
+            ("quick checks", forward_checks),
+            ("checks that train", training_checks),
+        ):
             pace = Pace(title, len(found))
             for name, checks in found.items():
                 pace.begin(name)
-                new = [{**check.as_json(), "seconds": pace.told(check)} for check in stage(known, task, recipe, name, data, device, Path(scratch) / name)]
+                new = [
+                    {**check.as_json(), "seconds": pace.told(check)}
+                    for check in stage(
+                        known, task, recipe, name, data, device, Path(scratch) / name
+                    )
+                ]
                 pace.end(new)
                 checks += new
-                tidy(device)
-                if stage is training:
+                free_memory(device)
+                if stage is training_checks:
                     waiting.remove(name)
-                whole = gathered(head, recipe, found, kept, waiting)
+                whole = assemble(head, recipe, found, kept, waiting)
                 if path:
                     write_json(path, whole)
     return whole
@@ -97,24 +124,40 @@ def examine(recipe: Recipe, path: Path | None = None, old: dict | None = None) -
 def conditions(recipe: Recipe, device: torch.device) -> dict:
     """What the figures depend on besides the method."""
     precision = "bfloat16" if uses_bfloat16(recipe.budget, device) else "float32"
-    values = (recipe.task, provenance.describe_device(device), precision, torch.__version__, ROWS, recipe.seeds[0])
+    values = (
+        recipe.task,
+        provenance.describe_device(device),
+        precision,
+        torch.__version__,
+        ROWS,
+        recipe.seeds[0],
+    )
     return dict(zip(CONDITIONS, values, strict=True))
 
 
 def others(old: dict, head: dict, recipe: Recipe, path: Path | None) -> list[dict]:
     """The methods of an earlier result that are not tried now. Raises `BadInput` if it was made under other conditions."""
-    with understood(path):
+    with reporting_corruption(path):
         kept = [one for one in old["methods"] if one["method"] not in recipe.methods]
         _ = [check["verdict"] for one in kept for check in one["checks"]]
     differ = [key for key in CONDITIONS if old.get(key) != head[key]]
     if kept and differ:
-        raise BadInput(f"holds other methods, tried under another {', '.join(differ)}", where=str(path), todo="leave out --method, or move that file away")
+        raise UserError(
+            f"holds other methods, tried under another {', '.join(differ)}",
+            where=str(path),
+            todo="leave out --method, or move that file away",
+        )
     return kept
 
 
-def gathered(head: dict, recipe: Recipe, found: dict[str, list[dict]], kept: list[dict], waiting: list[str]) -> dict:
+def assemble(
+    head: dict, recipe: Recipe, found: dict[str, list[dict]], kept: list[dict], waiting: list[str]
+) -> dict:
     """The whole result; `waiting` are methods whose training is not checked yet."""
-    methods = kept + [{"method": name, "kind": recipe.methods[name].kind, "checks": checks} for name, checks in found.items()]
+    methods = kept + [
+        {"method": name, "kind": recipe.methods[name].kind, "checks": checks}
+        for name, checks in found.items()
+    ]
     verdicts = [check["verdict"] for method in methods for check in method["checks"]]
     return {
         **head,
@@ -126,28 +169,44 @@ def gathered(head: dict, recipe: Recipe, found: dict[str, list[dict]], kept: lis
     }
 
 
-def quick(known, task, recipe: Recipe, name: str, data, device: torch.device, folder: Path) -> Iterator[Finding]:
+def forward_checks(
+    known, task, recipe: Recipe, name: str, data, device: torch.device, folder: Path
+) -> Iterator[CheckResult]:
     """The invariants of one method's forward pass."""
     if why := known.put_off(recipe, name):
         yield not_applicable("everything", why)
         return
-    bench = _bench(known, task, recipe, name, data, device, folder)
-    bench.trainee.module.eval()
+    bench = _make_fixture(known, task, recipe, name, data, device, folder)
+    bench.model.module.eval()
     with torch.no_grad(), autocast(recipe.budget, device):
         yield from known.checks(bench)
 
 
-def training(known, task, recipe: Recipe, name: str, data, device: torch.device, folder: Path) -> Iterator[Finding]:
+def training_checks(
+    known, task, recipe: Recipe, name: str, data, device: torch.device, folder: Path
+) -> Iterator[CheckResult]:
     """The invariants of one method's training, saving and loading; its files go under `folder`."""
     if not known.put_off(recipe, name):
-        bench = _bench(known, task, recipe, name, data, device, folder)
-        yield from shared(bench, lambda: task.build(recipe, name, data, recipe.seeds[0], device), known.steady)
+        bench = _make_fixture(known, task, recipe, name, data, device, folder)
+        yield from shared(
+            bench, lambda: task.build(recipe, name, data, recipe.seeds[0], device), known.steady
+        )
 
 
-def _bench(known, task, recipe: Recipe, name: str, data, device: torch.device, folder: Path) -> Bench:
-    trainee = task.build(recipe, name, data, recipe.seeds[0], device)
-    shake(trainee)
-    return Bench(Few(task, data, known.few_rows(data, ROWS)), recipe, name, trainee, folder, device, recipe.seeds[0])
+def _make_fixture(
+    known, task, recipe: Recipe, name: str, data, device: torch.device, folder: Path
+) -> CheckFixture:
+    model = task.build(recipe, name, data, recipe.seeds[0], device)
+    shake(model)
+    return CheckFixture(
+        SubsetTask(task, data, known.few_rows(data, ROWS)),
+        recipe,
+        name,
+        model,
+        folder,
+        device,
+        recipe.seeds[0],
+    )
 
 
 def show(found: dict) -> None:
@@ -158,7 +217,8 @@ def show(found: dict) -> None:
     console = Console(width=None if Console().is_terminal else 160)
     for method in found["methods"]:
         table = Table(
-            title=f"{method['method']} · {found['device']['name']} · {found['precision']}", title_justify="left"
+            title=f"{method['method']} · {found['device']['name']} · {found['precision']}",
+            title_justify="left",
         )
         for column, justify in (
             ("invariant", "left"),
@@ -169,7 +229,10 @@ def show(found: dict) -> None:
         ):
             table.add_column(column, justify=justify)
         for check in method["checks"]:
-            numbers = ["-" if check[key] is None else f"{check[key]:.2g}" for key in ("difference", "tolerance")]
+            numbers = [
+                "-" if check[key] is None else f"{check[key]:.2g}"
+                for key in ("difference", "tolerance")
+            ]
             text = "; ".join(part for part in (check["compared"], check["why"]) if part)
             table.add_row(
                 check["name"],
@@ -179,4 +242,6 @@ def show(found: dict) -> None:
             )
         console.print(table)
     counts = found["counts"]
-    console.print(f"{counts['ok']} hold, {counts['failed']} fail, {counts['not applicable']} do not apply")
+    console.print(
+        f"{counts['ok']} hold, {counts['failed']} fail, {counts['not applicable']} do not apply"
+    )

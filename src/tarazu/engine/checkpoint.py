@@ -18,7 +18,7 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as tensor_bytes
 
 from tarazu.errors import TarazuError
-from tarazu.storage.run_folder import finite, flush_folder
+from tarazu.storage.run_folder import fsync_dir, replace_nonfinite
 
 KEEP = 2
 
@@ -32,18 +32,29 @@ def save(folder: Path, step: int, tensors: dict[str, dict[str, torch.Tensor]], s
     try:
         shutil.rmtree(aside, ignore_errors=True)
         aside.mkdir(parents=True)
-        files = {f"{name}.safetensors": tensor_bytes({k: v.detach().contiguous().cpu() for k, v in group.items()}) for name, group in tensors.items()}
-        files["state.json"] = json.dumps(finite(state), allow_nan=False).encode()
-        files["manifest.json"] = json.dumps({name: hashlib.sha256(data).hexdigest() for name, data in files.items()}).encode()
+        files = {
+            f"{name}.safetensors": tensor_bytes(
+                {k: v.detach().contiguous().cpu() for k, v in group.items()}
+            )
+            for name, group in tensors.items()
+        }
+        files["state.json"] = json.dumps(replace_nonfinite(state), allow_nan=False).encode()
+        files["manifest.json"] = json.dumps(
+            {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
+        ).encode()
         for name, data in files.items():
             _write(aside / name, data)
-        flush_folder(aside)
+        fsync_dir(aside)
         shutil.rmtree(final, ignore_errors=True)
         os.rename(aside, final)
-        flush_folder(folder)
+        fsync_dir(folder)
     except OSError as error:
         shutil.rmtree(aside, ignore_errors=True)
-        raise TarazuError(f"the checkpoint cannot be written: {error.strerror}", where=str(final), todo="free some disk space, then `tarazu resume`; the previous checkpoint is intact") from error
+        raise TarazuError(
+            f"the checkpoint cannot be written: {error.strerror}",
+            where=str(final),
+            todo="free some disk space, then `tarazu resume`; the previous checkpoint is intact",
+        ) from error
     for old in _steps(folder)[KEEP:]:
         shutil.rmtree(old, ignore_errors=True)
 
@@ -57,7 +68,11 @@ def load(folder: Path) -> tuple[dict[str, dict[str, torch.Tensor]], dict, list[s
         except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
             complaints.append(f"{path.name} is damaged ({error}); went back to the one before it")
     if complaints:
-        raise TarazuError("; ".join(complaints), where=str(folder), todo="no checkpoint is whole: remove this method's folder and run again")
+        raise TarazuError(
+            "; ".join(complaints),
+            where=str(folder),
+            todo="no checkpoint is whole: remove this method's folder and run again",
+        )
     return None
 
 
@@ -79,7 +94,10 @@ def _read(path: Path) -> tuple[dict[str, dict[str, torch.Tensor]], dict]:
 
 def _steps(folder: Path) -> list[Path]:
     """Finished checkpoints, newest first."""
-    return sorted((p for p in folder.glob("step-*") if p.is_dir() and not p.name.endswith(".writing")), reverse=True)
+    return sorted(
+        (p for p in folder.glob("step-*") if p.is_dir() and not p.name.endswith(".writing")),
+        reverse=True,
+    )
 
 
 def _write(path: Path, data: bytes) -> None:

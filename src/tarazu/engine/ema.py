@@ -13,18 +13,18 @@ from contextlib import contextmanager
 
 import torch
 
-from tarazu.engine.task import Trainee
+from tarazu.engine.task import TrainableModel
 
 
-class Average:
-    """The running mean of a trainee's trainable tensors, in float32 at least.
+class ExponentialMovingAverage:
+    """The running mean of a model's trainable tensors, in float32 at least.
 
     Args:
         decay: the largest share of the old mean that a step keeps; about 1 / (1 - decay) steps are in it.
     """
 
-    def __init__(self, trainee: Trainee, decay: float):
-        self.decay, self.parameters = decay, trainee.trainable()
+    def __init__(self, model: TrainableModel, decay: float):
+        self.decay, self.parameters = decay, model.trainable()
         self.begin()
 
     def begin(self) -> None:
@@ -35,7 +35,9 @@ class Average:
     def update(self, step: int) -> None:
         """Takes in the weights after the `step`-th step, counted from 1."""
         keep = min(self.decay, (1 + step) / (10 + step))
-        torch._foreach_lerp_(list(self.mean.values()), [_wide(p) for p in self.parameters.values()], 1 - keep)
+        torch._foreach_lerp_(
+            list(self.mean.values()), [_wide(p) for p in self.parameters.values()], 1 - keep
+        )
 
     @contextmanager
     def in_place(self) -> Iterator[None]:

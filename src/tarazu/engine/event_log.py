@@ -6,7 +6,7 @@ import json
 import os
 from pathlib import Path
 
-from tarazu.storage.run_folder import finite
+from tarazu.storage.run_folder import replace_nonfinite
 
 
 class Events:
@@ -19,7 +19,12 @@ class Events:
         self._file.truncate(min(size, os.path.getsize(path)))
 
     def write(self, event: str, **fields) -> None:
-        line = json.dumps(finite({"event": event, **fields}), ensure_ascii=False, allow_nan=False) + "\n"
+        line = (
+            json.dumps(
+                replace_nonfinite({"event": event, **fields}), ensure_ascii=False, allow_nan=False
+            )
+            + "\n"
+        )
         self._file.write(line.encode("utf-8", "replace"))
         self._file.flush()
 

@@ -25,7 +25,12 @@ def hash_tensor(tensor: torch.Tensor) -> str:
     return digest.hexdigest()[:32]
 
 
-def compare(before: dict[str, str], after: dict[str, str], may_change: frozenset[str], waiting: frozenset[str] = frozenset()) -> dict:
+def compare(
+    before: dict[str, str],
+    after: dict[str, str],
+    may_change: frozenset[str],
+    waiting: frozenset[str] = frozenset(),
+) -> dict:
     """What `fingerprint.json` holds. `verdict` is "failed" when a frozen tensor moved or a trained one did not.
 
     `waiting` are trained tensors whose turn had not come at the weights that were kept.
@@ -47,14 +52,23 @@ def compare(before: dict[str, str], after: dict[str, str], may_change: frozenset
     }
 
 
-def demand(proof: dict, where: str) -> None:
+def require_ok(proof: dict, where: str) -> None:
     """Raises `TarazuError`, naming the tensors, when the proof failed."""
     if proof["verdict"] == "ok":
         return
-    parts = [("frozen tensors changed", proof["wrongly_changed"]), ("trained tensors did not change", proof["wrongly_unchanged"])]
-    text = "; ".join(f"{what}: {', '.join(names[:5])}{' ...' if len(names) > 5 else ''}" for what, names in parts if names)
+    parts = [
+        ("frozen tensors changed", proof["wrongly_changed"]),
+        ("trained tensors did not change", proof["wrongly_unchanged"]),
+    ]
+    text = "; ".join(
+        f"{what}: {', '.join(names[:5])}{' ...' if len(names) > 5 else ''}"
+        for what, names in parts
+        if names
+    )
     todo = "do not trust this run; see fingerprint.json"
-    if not proof["wrongly_changed"]:  # one step, as with a budget of a few rows, is no fault of the method
+    if not proof[
+        "wrongly_changed"
+    ]:  # one step, as with a budget of a few rows, is no fault of the method
         todo = f"after a single step give a larger budget: an adapter's A moves from the second step on, as its B begins at zero; otherwise {todo}"
     raise TarazuError(f"the proof of what changed failed: {text}", where=where, todo=todo)
 

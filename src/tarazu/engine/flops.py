@@ -17,44 +17,55 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from tarazu.engine.ledger import Ledger
+from tarazu.engine.progress import log
+from tarazu.engine.task import Data, Task, TrainableModel
 from tarazu.engine.trainer import autocast, uses_bfloat16
-from tarazu.engine.progress import note
-from tarazu.engine.task import Data, Task, Trainee
 from tarazu.recipe.schema import Recipe
 
 
-def figures(task: Task, trainee: Trainee, data: Data, recipe: Recipe, ledger: Ledger) -> dict[str, float | None]:
+def figures(
+    task: Task, model: TrainableModel, data: Data, recipe: Recipe, ledger: Ledger
+) -> dict[str, float | None]:
     """The part of `ledger.json` about arithmetic; null where it is not known, or where nothing was trained.
 
-    A task may know its own `flops_per_token(trainee, data, recipe)`; else one real batch is counted.
+    A task may know its own `flops_per_token(model, data, recipe)`; else one real batch is counted.
     """
     names = ("flops_per_token", "model_flops", "utilisation", "device_matmul_flops")
     seconds = ledger.seconds.get("train")
-    if not (trainee.may_change and seconds and ledger.counts.tokens):
+    if not (model.may_change and seconds and ledger.counts.tokens):
         return dict.fromkeys(names)
     try:
         with torch.enable_grad(), autocast(recipe.budget, ledger.device):
             own = getattr(task, "flops_per_token", None)
-            each = own(trainee, data, recipe) if own else counted(task, trainee, data, recipe)
-    except (RuntimeError, TypeError, AttributeError) as error:  # a finished training is worth more than this figure
-        note(f"the arithmetic was not counted: {type(error).__name__}: {error}")
+            each = own(model, data, recipe) if own else counted(task, model, data, recipe)
+    except (
+        RuntimeError,
+        TypeError,
+        AttributeError,
+    ) as error:  # a finished training is worth more than this figure
+        log(f"the arithmetic was not counted: {type(error).__name__}: {error}")
         return dict.fromkeys(names)
-    rate = device_rate(ledger.device, torch.bfloat16 if uses_bfloat16(recipe.budget, ledger.device) else torch.float32)
+    rate = device_rate(
+        ledger.device,
+        torch.bfloat16 if uses_bfloat16(recipe.budget, ledger.device) else torch.float32,
+    )
     total = each * ledger.counts.tokens
-    return dict(zip(names, (each, total, total / seconds / rate if rate else None, rate), strict=True))
+    return dict(
+        zip(names, (each, total, total / seconds / rate if rate else None, rate), strict=True)
+    )
 
 
-def counted(task: Task, trainee: Trainee, data: Data, recipe: Recipe) -> float:
+def counted(task: Task, model: TrainableModel, data: Data, recipe: Recipe) -> float:
     """FLOPs per token of one real batch, forward and backward, as torch's own counter sees them (padding included)."""
     rows = list(range(min(recipe.budget.batch_rows, data.size("train"))))
-    training, tokens = trainee.module.training, 0
-    trainee.module.eval()  # no running statistic may move
+    training, tokens = model.module.training, 0
+    model.module.eval()  # no running statistic may move
     with _plain_products(), FlopCounterMode(display=False) as counter:
-        for batch in task.collate(trainee, data, "train", rows, recipe.budget.micro_batch_tokens):
+        for batch in task.collate(model, data, "train", rows, recipe.budget.micro_batch_tokens):
             tokens += batch.counts.tokens
-            task.loss(trainee, batch.to(next(trainee.module.parameters()).device)).total.backward()
-    trainee.module.zero_grad(set_to_none=True)
-    trainee.module.train(training)
+            task.loss(model, batch.to(next(model.module.parameters()).device)).total.backward()
+    model.module.zero_grad(set_to_none=True)
+    model.module.train(training)
     return counter.get_total_flops() / tokens
 
 

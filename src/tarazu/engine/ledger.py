@@ -13,7 +13,7 @@ import psutil
 import torch
 
 from tarazu.engine.cuda_graphs import memory
-from tarazu.engine.task import Counts
+from tarazu.engine.task import TokenCounts
 
 
 class Ledger:
@@ -23,7 +23,7 @@ class Ledger:
         self.device = device
         self.seconds: dict[str, float] = defaultdict(float)
         self.memory: dict[str, int | None] = {"allocated": None, "reserved": None, "resident": None}
-        self.counts = Counts()
+        self.counts = TokenCounts()
         self.steps = 0
         self.energy: float | None = None
         self.paths: dict[str, str] = {}
@@ -33,7 +33,7 @@ class Ledger:
         """Times a block; a "train" block's peak memory and energy are kept too."""
         self._settle()
         train = name == "train"
-        watch = _Watch(self.device) if train else contextlib.nullcontext()
+        watch = ResourceMonitor(self.device) if train else contextlib.nullcontext()
         start = time.perf_counter()
         try:
             with watch:
@@ -63,21 +63,23 @@ class Ledger:
         for name, seconds in saved["seconds"].items():
             self.seconds[name] += seconds
         self.memory = dict(saved["train_memory"])
-        self.counts = Counts(*saved["tokens"].values())
+        self.counts = TokenCounts(*saved["tokens"].values())
         self.steps, self.energy = saved["steps"], saved["energy_joules"]
 
     def _settle(self) -> None:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
 
-    def _keep(self, watch: _Watch) -> None:
+    def _keep(self, watch: ResourceMonitor) -> None:
         for name, value in watch.peaks().items():
-            self.memory[name] = value if self.memory[name] is None else max(value, self.memory[name])
+            self.memory[name] = (
+                value if self.memory[name] is None else max(value, self.memory[name])
+            )
         if watch.energy is not None:
             self.energy = (self.energy or 0.0) + watch.energy
 
 
-class _Watch:
+class ResourceMonitor:
     """Peak memory and energy between enter and exit: the allocator's own peaks on CUDA, sampled residency on CPU."""
 
     interval = 0.02  # seconds between looks at the resident size
@@ -86,7 +88,7 @@ class _Watch:
         self.device, self.resident, self.energy = device, 0, None
         self._stop = threading.Event()
 
-    def __enter__(self) -> _Watch:
+    def __enter__(self) -> ResourceMonitor:
         if self.device.type == "cuda":
             memory.reset(self.device)
             self._start = _energy(self.device)
@@ -105,7 +107,10 @@ class _Watch:
 
     def peaks(self) -> dict[str, int]:
         if self.device.type == "cuda":
-            return {"allocated": memory.peak(self.device), "reserved": torch.cuda.max_memory_reserved(self.device)}
+            return {
+                "allocated": memory.peak(self.device),
+                "reserved": torch.cuda.max_memory_reserved(self.device),
+            }
         return {"resident": self.resident}
 
     def _look(self) -> None:
@@ -122,8 +127,12 @@ def _energy(device: torch.device) -> float | None:
         import pynvml
 
         pynvml.nvmlInit()
-        name = "GPU-" + str(torch.cuda.get_device_properties(device).uuid).removeprefix("GPU-")  # the index would be another GPU's under CUDA_VISIBLE_DEVICES
+        name = "GPU-" + str(torch.cuda.get_device_properties(device).uuid).removeprefix(
+            "GPU-"
+        )  # the index would be another GPU's under CUDA_VISIBLE_DEVICES
         handle = pynvml.nvmlDeviceGetHandleByUUID(name)
         return pynvml.nvmlDeviceGetTotalEnergyConsumption(handle) / 1000
-    except Exception:  # no driver, no counter, no package: energy is then unknown, which is not an error
+    except (
+        Exception
+    ):  # no driver, no counter, no package: energy is then unknown, which is not an error
         return None

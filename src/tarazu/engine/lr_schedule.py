@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from tarazu.engine.task import Phase
+from tarazu.engine.task import TrainingPhase
 
 
-def scale(fraction: float, schedule: str, warmup: float) -> float:
+def lr_factor(fraction: float, schedule: str, warmup: float) -> float:
     """The factor on the peak learning rate.
 
     Args:
@@ -29,7 +29,9 @@ def scale(fraction: float, schedule: str, warmup: float) -> float:
             return 1.0
 
 
-def in_phases(fraction: float, epoch: float, phases: Sequence[Phase], schedule: str, warmup: float) -> float:
+def in_phases(
+    fraction: float, epoch: float, phases: Sequence[TrainingPhase], schedule: str, warmup: float
+) -> float:
     """`scale` within the phase that is on, times its factor: what trains for something else starts from weights that have
     come to rest, and comes to rest itself.
 
@@ -37,9 +39,11 @@ def in_phases(fraction: float, epoch: float, phases: Sequence[Phase], schedule: 
         epoch: passes over the rows so far; with `fraction` it tells how many there will be.
     """
     if not phases or not fraction:
-        return scale(fraction, schedule, warmup)
+        return lr_factor(fraction, schedule, warmup)
     share = fraction / epoch  # of the budget that one epoch takes
-    parts = [Phase(0, 1.0), *phases]
+    parts = [TrainingPhase(0, 1.0), *phases]
     now = max(place for place, part in enumerate(parts) if part.from_epoch <= epoch + 1e-9)
     begin, end = [*(part.from_epoch * share for part in parts), 1.0][now : now + 2]
-    return parts[now].factor * scale((fraction - begin) / max(end - begin, 1e-9), schedule, warmup)
+    return parts[now].factor * lr_factor(
+        (fraction - begin) / max(end - begin, 1e-9), schedule, warmup
+    )

@@ -1,4 +1,4 @@
-"""The optimizer of a trainee, with its state as plain tensors by name: what a checkpoint can hold without pickling."""
+"""The optimizer of a model, with its state as plain tensors by name: what a checkpoint can hold without pickling."""
 
 from __future__ import annotations
 
@@ -6,29 +6,42 @@ import math
 
 import torch
 
-from tarazu.engine.task import Trainee
+from tarazu.engine.task import TrainableModel
 from tarazu.recipe.schema import Method
 
 
-def build(trainee: Trainee, method: Method) -> torch.optim.Optimizer:
-    """One parameter group for the trainee's own rate and one for each `Group`; every group knows its peak rate."""
-    trainable = trainee.trainable()
-    grouped = set().union(*(group.names for group in trainee.groups))
+def build(model: TrainableModel, method: Method) -> torch.optim.Optimizer:
+    """One parameter group for the model's own rate and one for each `Group`; every group knows its peak rate."""
+    trainable = model.trainable()
+    grouped = set().union(*(group.names for group in model.groups))
     rest = {name: p for name, p in trainable.items() if name not in grouped}
-    groups = [_group(rest, trainee.learning_rate, 0)]
-    groups += [_group({n: trainable[n] for n in sorted(g.names)}, g.learning_rate, g.from_epoch, g.until_epoch) for g in trainee.groups]
+    groups = [_group(rest, model.learning_rate, 0)]
+    groups += [
+        _group(
+            {n: trainable[n] for n in sorted(g.names)}, g.learning_rate, g.from_epoch, g.until_epoch
+        )
+        for g in model.groups
+    ]
     groups = [group for group in groups if group["params"]]
     match method.optimizer:
         case "sgd":
-            return torch.optim.SGD(groups, lr=trainee.learning_rate, weight_decay=method.weight_decay)
+            return torch.optim.SGD(groups, lr=model.learning_rate, weight_decay=method.weight_decay)
         case "rmsprop":
-            return torch.optim.RMSprop(groups, lr=trainee.learning_rate, weight_decay=method.weight_decay)
+            return torch.optim.RMSprop(
+                groups, lr=model.learning_rate, weight_decay=method.weight_decay
+            )
         case _:
             fused = next(iter(trainable.values())).is_cuda
-            return torch.optim.AdamW(groups, lr=trainee.learning_rate, weight_decay=method.weight_decay, betas=(0.9, 0.999), fused=fused)
+            return torch.optim.AdamW(
+                groups,
+                lr=model.learning_rate,
+                weight_decay=method.weight_decay,
+                betas=(0.9, 0.999),
+                fused=fused,
+            )
 
 
-def set_rates(optimizer: torch.optim.Optimizer, factor: float, epoch: int) -> float:
+def set_learning_rates(optimizer: torch.optim.Optimizer, factor: float, epoch: int) -> float:
     """Sets every group's rate to its peak times `factor`; a group whose epochs these are not gets 0 and no gradients."""
     for group in optimizer.param_groups:
         on = group["from_epoch"] <= epoch < (group["until_epoch"] or math.inf)
@@ -38,7 +51,7 @@ def set_rates(optimizer: torch.optim.Optimizer, factor: float, epoch: int) -> fl
     return optimizer.param_groups[0]["lr"]
 
 
-def decides_alone(optimizer: torch.optim.Optimizer) -> bool:
+def skips_nonfinite_on_device(optimizer: torch.optim.Optimizer) -> bool:
     """Whether the optimizer can leave a step out on the device itself, so that nobody has to wait for the figures."""
     return bool(optimizer.defaults.get("fused"))
 
@@ -46,8 +59,10 @@ def decides_alone(optimizer: torch.optim.Optimizer) -> bool:
 def step_if_finite(optimizer: torch.optim.Optimizer, measured: torch.Tensor) -> None:
     """An optimizer step, unless one of the figures `measured` is infinite or not a number."""
     finite = torch.isfinite(measured).all()
-    if decides_alone(optimizer):
-        optimizer.found_inf = (~finite).float()  # what gradient scalers use: the fused step is then left out
+    if skips_nonfinite_on_device(optimizer):
+        optimizer.found_inf = (
+            ~finite
+        ).float()  # what gradient scalers use: the fused step is then left out
         optimizer.step()
     elif finite:
         optimizer.step()
@@ -66,7 +81,9 @@ def state_tensors(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
 
 def load_state(optimizer: torch.optim.Optimizer, tensors: dict[str, torch.Tensor]) -> None:
     """Takes `state_tensors` back. The step count stays where the optimizer wants it (the CPU, unless fused)."""
-    by_name = {n: p for g in optimizer.param_groups for n, p in zip(g["names"], g["params"], strict=True)}
+    by_name = {
+        n: p for g in optimizer.param_groups for n, p in zip(g["names"], g["params"], strict=True)
+    }
     fused = bool(optimizer.defaults.get("fused"))
     for key, tensor in tensors.items():
         name, _, field = key.rpartition("|")
@@ -75,5 +92,17 @@ def load_state(optimizer: torch.optim.Optimizer, tensors: dict[str, torch.Tensor
         optimizer.state[parameter][field] = tensor.to(device)
 
 
-def _group(parameters: dict[str, torch.nn.Parameter], peak: float, from_epoch: int, until_epoch: int | None = None) -> dict:
-    return {"params": list(parameters.values()), "names": list(parameters), "peak": peak, "lr": peak, "from_epoch": from_epoch, "until_epoch": until_epoch}
+def _group(
+    parameters: dict[str, torch.nn.Parameter],
+    peak: float,
+    from_epoch: int,
+    until_epoch: int | None = None,
+) -> dict:
+    return {
+        "params": list(parameters.values()),
+        "names": list(parameters),
+        "peak": peak,
+        "lr": peak,
+        "from_epoch": from_epoch,
+        "until_epoch": until_epoch,
+    }

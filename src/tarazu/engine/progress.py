@@ -12,22 +12,27 @@ CONSOLE = Console(stderr=True, soft_wrap=True, highlight=False)
 QUIET_SECONDS = 10.0  # between lines where there is no terminal
 
 
-def note(text: str) -> None:
+def log(text: str) -> None:
     """One line, above the bar if there is one."""
     CONSOLE.print(text, markup=False)
 
 
-class Bar:
+class ProgressBar:
     """Progress of one piece of work, 0..1. Use as a context manager."""
 
     def __init__(self, title: str):
         self.title, self._last, self._begin = title, 0.0, time.monotonic()
         self._live = CONSOLE.is_terminal
         self._progress = Progress(
-            TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:3.0f}%"), TimeRemainingColumn(), TextColumn("{task.fields[text]}"), console=CONSOLE
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.percentage:3.0f}%"),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[text]}"),
+            console=CONSOLE,
         )
 
-    def __enter__(self) -> Bar:
+    def __enter__(self) -> ProgressBar:
         self._begin = time.monotonic()
         if self._live:
             self._progress.start()
@@ -45,4 +50,4 @@ class Bar:
             self._progress.update(self._task, completed=fraction, text=text)
         elif time.monotonic() - self._last >= QUIET_SECONDS or fraction >= 1:
             self._last = time.monotonic()
-            note(f"{self.title}: {100 * fraction:3.0f}%  {text}")
+            log(f"{self.title}: {100 * fraction:3.0f}%  {text}")

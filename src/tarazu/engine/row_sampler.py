@@ -8,7 +8,7 @@ from tarazu.engine.task import Data
 from tarazu.recipe.schema import Budget, Method
 
 
-class RowOrder:
+class RowSampler:
     """Endless passes over `rows` rows, shuffled anew each epoch, in steps of `per_step`; the last step may be short.
 
     The position is one number, the steps taken: that is all a resumed run needs. `together`: so many neighbours stay side
@@ -41,13 +41,13 @@ class RowOrder:
         return rows[rows < self.rows]
 
 
-def order_of(data: Data, method: Method, budget: Budget, seed: int) -> RowOrder:
+def order_of(data: Data, method: Method, budget: Budget, seed: int) -> RowSampler:
     """That of a method's training rows."""
     together = getattr(method, "together", None) or getattr(data, "together", 1)
-    return RowOrder(data.size("train"), method.batch_rows or budget.batch_rows, seed, together)
+    return RowSampler(data.size("train"), method.batch_rows or budget.batch_rows, seed, together)
 
 
-def undone(rows: list[int], order: RowOrder) -> list[int]:
+def inverse_shuffle(rows: list[int], order: RowSampler) -> list[int]:
     """The rows laid out so that the shuffle of `order`, which is over as many, brings them back in the order that they have here."""
     out = [0] * len(rows)
     places = (place for step in range(order.steps_per_epoch) for place in order.at(step))

@@ -19,7 +19,10 @@ class StopSignals:
     def __enter__(self) -> StopSignals:
         self._old = {}
         if threading.current_thread() is threading.main_thread():
-            self._old = {number: signal.signal(number, self._on) for number in (signal.SIGINT, signal.SIGTERM)}
+            self._old = {
+                number: signal.signal(number, self._on)
+                for number in (signal.SIGINT, signal.SIGTERM)
+            }
         return self
 
     def __exit__(self, *_) -> None:

@@ -15,13 +15,13 @@ from typing import Any
 
 import torch
 
-from tarazu.engine.task import Counts
+from tarazu.engine.task import TokenCounts
 from tarazu.errors import TarazuError
 
 MOST_SKIPPED = 10  # steps in a row without a finite gradient before the run is given up
 
 
-class Moment:
+class DeviceTimestamp:
     """A point in the device's time, which on a GPU is not the host's: work is ordered long before it is done."""
 
     def __init__(self, device: torch.device):
@@ -31,7 +31,7 @@ class Moment:
             self.event = torch.cuda.Event(enable_timing=True)
             self.event.record()
 
-    def until(self, later: Moment) -> float:
+    def until(self, later: DeviceTimestamp) -> float:
         """Seconds; the device must have passed both."""
         if self.event is None:
             return later.host - self.host
@@ -39,20 +39,20 @@ class Moment:
 
 
 @dataclass(frozen=True)
-class Unread:
+class PendingStep:
     """A step that is done or under way; `measured` holds its loss and gradient norm, on the host once `ended` has passed."""
 
     step: int
     tokens: int
     epoch: float
     rate: float
-    counts: Counts
+    counts: TokenCounts
     measured: torch.Tensor
-    began: Moment
-    ended: Moment
+    began: DeviceTimestamp
+    ended: DeviceTimestamp
 
 
-class Figures:
+class StepMetrics:
     """Reads steps in their order.
 
     Args:
@@ -62,12 +62,18 @@ class Figures:
         warn: notes a warning (step, kind, text).
     """
 
-    def __init__(self, position: Any, losses: deque[float], write: Callable, warn: Callable[[int, str, str], None]):
+    def __init__(
+        self,
+        position: Any,
+        losses: deque[float],
+        write: Callable,
+        warn: Callable[[int, str, str], None],
+    ):
         self.position, self.losses, self.write, self.warn = position, losses, write, warn
-        self.waiting: Unread | None = None
+        self.waiting: PendingStep | None = None
         self.shown = ""
 
-    def add(self, done: Unread, late: bool) -> None:
+    def add(self, done: PendingStep, late: bool) -> None:
         """Takes a step in. `late`: only the step before it is read now."""
         before, self.waiting = self.waiting, done
         self._read(before)
@@ -79,7 +85,7 @@ class Figures:
         last, self.waiting = self.waiting, None
         self._read(last)
 
-    def _read(self, done: Unread | None) -> None:
+    def _read(self, done: PendingStep | None) -> None:
         if done is None:
             return
         if done.ended.event is not None:
@@ -92,15 +98,28 @@ class Figures:
             self._skipped(done.step, loss, norm)
         rate = done.counts.tokens / seconds
         where = {"step": done.step, "tokens": done.tokens, "epoch": done.epoch}
-        self.write("step", **where, loss=loss, learning_rate=done.rate, grad_norm=norm, seconds=seconds, tokens_per_second=rate)
+        self.write(
+            "step",
+            **where,
+            loss=loss,
+            learning_rate=done.rate,
+            grad_norm=norm,
+            seconds=seconds,
+            tokens_per_second=rate,
+        )
         self._notice_spike(done.step, loss)
         self.shown = f"loss {loss:.3f}  {rate:,.0f} tokens/s"
 
     def _skipped(self, step: int, loss: float, norm: float) -> None:
         self.position.skipped += 1
-        self.warn(step - 1, "skipped", f"step {step} not applied: loss {loss}, gradient norm {norm}")
+        self.warn(
+            step - 1, "skipped", f"step {step} not applied: loss {loss}, gradient norm {norm}"
+        )
         if self.position.skipped >= MOST_SKIPPED:
-            raise TarazuError(f"{MOST_SKIPPED} steps in a row without a finite gradient", todo="lower the learning rate, or precision: float32")
+            raise TarazuError(
+                f"{MOST_SKIPPED} steps in a row without a finite gradient",
+                todo="lower the learning rate, or precision: float32",
+            )
 
     def _notice_spike(self, step: int, loss: float) -> None:
         if len(self.losses) == self.losses.maxlen:

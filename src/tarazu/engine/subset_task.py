@@ -10,16 +10,16 @@ from tarazu.engine import trainer
 from tarazu.engine.ledger import Ledger
 from tarazu.engine.progress import CONSOLE
 from tarazu.engine.signals import StopSignals
-from tarazu.engine.task import Batch, Data, LossSum, Task, Trainee
+from tarazu.engine.task import Batch, Data, LossSum, Task, TrainableModel
 from tarazu.recipe.schema import Method, Recipe
-from tarazu.storage.run_folder import Run
+from tarazu.storage.run_folder import RunDir
 
 
-class Cut(Exception):
+class SimulatedCrash(Exception):
     """What stands in for a crash."""
 
 
-class Few:
+class SubsetTask:
     """A task, and its own data, of the given rows; validation is the loss of the first row, and nothing is sampled.
 
     `cut_after`: training batches after which `Cut` is raised, mid-step or not; None: never.
@@ -34,35 +34,47 @@ class Few:
     def size(self, split: str) -> int:
         return len(self.rows)
 
-    def collate(self, trainee: Trainee, data: Data, split: str, rows: list[int], limit: int) -> list[Batch]:
-        return self.task.collate(trainee, self.data, "train", [self.rows[i] for i in rows], limit)
+    def collate(
+        self, model: TrainableModel, data: Data, split: str, rows: list[int], limit: int
+    ) -> list[Batch]:
+        return self.task.collate(model, self.data, "train", [self.rows[i] for i in rows], limit)
 
-    def loss(self, trainee: Trainee, batch: Batch) -> LossSum:
-        if trainee.module.training and self.left is not None:
+    def loss(self, model: TrainableModel, batch: Batch) -> LossSum:
+        if model.module.training and self.left is not None:
             if self.left == 0:
-                raise Cut
+                raise SimulatedCrash
             self.left -= 1
-        return self.task.loss(trainee, batch)
+        return self.task.loss(model, batch)
 
-    def validate(self, trainee: Trainee, data: Data, recipe: Recipe) -> dict[str, float]:
-        return {"loss": self.mean_loss(trainee, [0], 1)}
+    def validate(self, model: TrainableModel, data: Data, recipe: Recipe) -> dict[str, float]:
+        return {"loss": self.mean_loss(model, [0], 1)}
 
-    def mean_loss(self, trainee: Trainee, rows: list[int], limit: int) -> float:
+    def mean_loss(self, model: TrainableModel, rows: list[int], limit: int) -> float:
         """Mean loss per supervised token of some of the rows, in the module's current mode."""
-        device = next(trainee.module.parameters()).device
+        device = next(model.module.parameters()).device
         sums = [
-            self.task.loss(trainee, batch.to(device)) for batch in self.collate(trainee, self, "train", rows, limit)
+            self.task.loss(model, batch.to(device))
+            for batch in self.collate(model, self, "train", rows, limit)
         ]
         return float(sum(s.total.double() for s in sums)) / max(1, sum(s.count for s in sums))
 
-    def sample(self, trainee: Trainee, data: Data, recipe: Recipe, final: bool) -> list[dict]:
+    def sample(self, model: TrainableModel, data: Data, recipe: Recipe, final: bool) -> list[dict]:
         return []
 
 
-def fit(few: Few, trainee: Trainee, recipe: Recipe, method: Method, run: Run, ledger: Ledger) -> Run:
+def fit(
+    few: SubsetTask,
+    model: TrainableModel,
+    recipe: Recipe,
+    method: Method,
+    run: RunDir,
+    ledger: Ledger,
+) -> RunDir:
     """The real training loop over the few rows, without a word on the terminal. Raises what `loop.fit` raises, and `Cut`."""
     with silence():
-        trainer.fit(few, trainee, few, recipe, method, run, run.seed, ledger, StopSignals(str(run.path)))
+        trainer.train(
+            few, model, few, recipe, method, run, run.seed, ledger, StopSignals(str(run.path))
+        )
     return run
 
 

@@ -20,12 +20,18 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from tarazu.engine.progress import note
+from tarazu.engine.progress import log
 from tarazu.recipe.schema import Budget, Method, Search
-from tarazu.storage.run_folder import Run, finite, read_json, understood, write_json
+from tarazu.storage.run_folder import (
+    RunDir,
+    read_json,
+    replace_nonfinite,
+    reporting_corruption,
+    write_json,
+)
 
-FURTHER, WIDENINGS = 3.0, 2  # how far beyond an edge the next rate lies, and how many times
-Train = Callable[[Method, Budget, Run], float | None]
+WIDEN_FACTOR, WIDENINGS = 3.0, 2  # how far beyond an edge the next rate lies, and how many times
+Train = Callable[[Method, Budget, RunDir], float | None]
 
 
 @dataclass
@@ -45,16 +51,25 @@ class Candidate:
         return "-".join(f"{key}={value:g}" for key, value in self.settings.items())
 
     def as_json(self) -> dict:
-        return {"settings": self.settings, "rounds": self.rounds, **({"beyond": True} if self.beyond else {})}
+        return {
+            "settings": self.settings,
+            "rounds": self.rounds,
+            **({"beyond": True} if self.beyond else {}),
+        }
 
 
 def candidates(search: Search, method: Method) -> list[Candidate]:
     """Every combination of the searched settings that this method has."""
-    lists = {name: values for name, values in search.grid().items() if name in type(method).model_fields}
-    return [Candidate(dict(zip(lists, values, strict=True))) for values in itertools.product(*lists.values())]
+    lists = {
+        name: values for name, values in search.grid().items() if name in type(method).model_fields
+    }
+    return [
+        Candidate(dict(zip(lists, values, strict=True)))
+        for values in itertools.product(*lists.values())
+    ]
 
 
-def plan(count: int, tokens: int) -> list[tuple[int, int]]:
+def rounds(count: int, tokens: int) -> list[tuple[int, int]]:
     """(candidates, tokens of the run of each in this round) until two are compared; the products add up to at most `tokens`."""
     sizes = [count]
     while sizes[-1] > 2:
@@ -64,7 +79,7 @@ def plan(count: int, tokens: int) -> list[tuple[int, int]]:
 
 def most_beyond(count: int, tokens: int) -> int:
     """The most tokens that a search of `count` candidates may take besides, for rates beyond an edge."""
-    return WIDENINGS * sum(each for _, each in plan(count, tokens))
+    return WIDENINGS * sum(each for _, each in rounds(count, tokens))
 
 
 def round_budget(budget: Budget, tokens: int) -> Budget:
@@ -79,7 +94,7 @@ class Trials:
 
     method: Method
     budget: Budget
-    folder: Run
+    folder: RunDir
     train: Train
     rounds: list[int]  # tokens of each
     known: dict[str, list[dict]]
@@ -91,18 +106,30 @@ class Trials:
         done, tokens = self.known.setdefault(candidate.name, []), self.rounds[number]
         if number >= len(done):
             began = time.monotonic()
-            trial = Run(self.folder.path / f"{candidate.name}-{tokens}-tokens" / f"seed-{self.folder.seed}")
-            loss = self.train(self.method.model_copy(update=candidate.settings), round_budget(self.budget, tokens), trial)
-            done.append({"tokens": tokens, "loss": finite(loss), "seconds": time.monotonic() - began})
+            trial = RunDir(
+                self.folder.path / f"{candidate.name}-{tokens}-tokens" / f"seed-{self.folder.seed}"
+            )
+            loss = self.train(
+                self.method.model_copy(update=candidate.settings),
+                round_budget(self.budget, tokens),
+                trial,
+            )
+            done.append(
+                {
+                    "tokens": tokens,
+                    "loss": replace_nonfinite(loss),
+                    "seconds": time.monotonic() - began,
+                }
+            )
             write_json(self.folder.path / "rounds.json", self.known)
             shutil.rmtree(trial.path.parent, ignore_errors=True)
-            note(f"search {candidate.name}: {tokens} tokens, validation loss {loss}")
+            log(f"search {candidate.name}: {tokens} tokens, validation loss {loss}")
         candidate.rounds.append(done[number])
         self.tokens += tokens
         self.seconds += done[number].get("seconds", 0.0)
 
 
-def halve(search: Search, method: Method, budget: Budget, folder: Run, train: Train) -> dict:
+def halve(search: Search, method: Method, budget: Budget, folder: RunDir, train: Train) -> dict:
     """Runs the search.
 
     Args:
@@ -114,11 +141,16 @@ def halve(search: Search, method: Method, budget: Budget, folder: Run, train: Tr
     edge of what was tried.
     """
     everyone = candidates(search, method)
-    stages = plan(len(everyone), search.tokens)
+    stages = rounds(len(everyone), search.tokens)
     known = folder.path / "rounds.json"  # of a search that was stopped
-    trials = Trials(method, budget, folder, train, [tokens for _, tokens in stages], read_json(known, {}))
-    with understood(known):
-        trials.known = {name: [{"tokens": r["tokens"], **r} for r in rounds] for name, rounds in trials.known.items()}
+    trials = Trials(
+        method, budget, folder, train, [tokens for _, tokens in stages], read_json(known, {})
+    )
+    with reporting_corruption(known):
+        trials.known = {
+            name: [{"tokens": r["tokens"], **r} for r in rounds]
+            for name, rounds in trials.known.items()
+        }
     winner, bars = _halved(trials, everyone, [count for count, _ in stages])
     of_the_grid = trials.tokens
     if search.widen and math.isfinite(winner.loss()):
@@ -131,12 +163,14 @@ def halve(search: Search, method: Method, budget: Budget, folder: Run, train: Tr
         "seconds": trials.seconds,
         "candidates": [candidate.as_json() for candidate in everyone],
         "winner": winner.settings,
-        "loss": finite(winner.loss()),
+        "loss": replace_nonfinite(winner.loss()),
         "edges": edges(everyone, winner.settings),
     }
 
 
-def _halved(trials: Trials, everyone: list[Candidate], counts: list[int]) -> tuple[Candidate, list[float]]:
+def _halved(
+    trials: Trials, everyone: list[Candidate], counts: list[int]
+) -> tuple[Candidate, list[float]]:
     """The winner, and of each round the worst loss that still went on."""
     alive, bars = list(everyone), []
     for number, count in enumerate(counts):
@@ -147,7 +181,9 @@ def _halved(trials: Trials, everyone: list[Candidate], counts: list[int]) -> tup
     return alive[0], bars
 
 
-def _widened(trials: Trials, everyone: list[Candidate], winner: Candidate, bars: list[float]) -> Candidate:
+def _widened(
+    trials: Trials, everyone: list[Candidate], winner: Candidate, bars: list[float]
+) -> Candidate:
     """The winner after rates beyond the edge had their try; they join `everyone`."""
     for _ in range(WIDENINGS):
         rate = _further(everyone, winner)
@@ -170,10 +206,14 @@ def _further(everyone: list[Candidate], winner: Candidate) -> float | None:
         return None
     rate = winner.settings["learning_rate"]
     lowest = rate == min(candidate.settings["learning_rate"] for candidate in everyone)
-    return float(f"{rate / FURTHER if lowest else rate * FURTHER:.2g}")
+    return float(f"{rate / WIDEN_FACTOR if lowest else rate * WIDEN_FACTOR:.2g}")
 
 
 def edges(everyone: list[Candidate], settings: dict[str, float]) -> list[str]:
     """The searched settings whose winner is the smallest or the largest tried: the best may lie beyond."""
     tried = {name: {candidate.settings[name] for candidate in everyone} for name in settings}
-    return [name for name, value in settings.items() if len(tried[name]) > 1 and value in (min(tried[name]), max(tried[name]))]
+    return [
+        name
+        for name, value in settings.items()
+        if len(tried[name]) > 1 and value in (min(tried[name]), max(tried[name]))
+    ]

@@ -15,21 +15,23 @@ if TYPE_CHECKING:
     import torch
 
     from tarazu.engine.ledger import Ledger
-    from tarazu.storage.run_folder import RunFolder
+    from tarazu.storage.run_folder import StudyDir
 
 
 @dataclass(frozen=True)
-class Counts:
+class TokenCounts:
     """What a batch holds, in tokens (words for captions): the ledger adds these up."""
 
     rows: int = 0
-    tokens: int = 0  # real tokens of the rows; the budget counts these, so it is the same for every method
+    tokens: int = (
+        0  # real tokens of the rows; the budget counts these, so it is the same for every method
+    )
     supervised: int = 0  # tokens under the loss
     padding: int = 0
     virtual: int = 0  # soft-prompt positions
 
-    def __add__(self, other: Counts) -> Counts:
-        return Counts(*(a + b for a, b in zip(self.as_tuple(), other.as_tuple(), strict=True)))
+    def __add__(self, other: TokenCounts) -> TokenCounts:
+        return TokenCounts(*(a + b for a, b in zip(self.as_tuple(), other.as_tuple(), strict=True)))
 
     def as_tuple(self) -> tuple[int, ...]:
         return (self.rows, self.tokens, self.supervised, self.padding, self.virtual)
@@ -38,7 +40,7 @@ class Counts:
 class Batch(Protocol):
     """One forward pass's worth of rows."""
 
-    counts: Counts
+    counts: TokenCounts
 
     def to(self, device: torch.device) -> Batch: ...
 
@@ -57,7 +59,7 @@ class LossSum:
 
 
 @dataclass(frozen=True)
-class Group:
+class ParameterGroup:
     """Parameters with a learning rate of their own, frozen until an epoch (fine-tuning that starts late) and, where
     `until_epoch` is given, from that one on again."""
 
@@ -68,7 +70,7 @@ class Group:
 
 
 @dataclass(frozen=True)
-class Phase:
+class TrainingPhase:
     """A part of a run with a schedule of its own: warm-up and decay begin anew, at `factor` times every peak rate; with
     `from_best` from the best weights so far, or from their mean where the budget keeps no best ones."""
 
@@ -78,7 +80,7 @@ class Phase:
 
 
 @dataclass
-class Trainee:
+class TrainableModel:
     """A module, and exactly what may change in it.
 
     Args:
@@ -94,8 +96,8 @@ class Trainee:
     module: torch.nn.Module
     may_change: frozenset[str]
     learning_rate: float = 0.0
-    groups: list[Group] = field(default_factory=list)
-    phases: list[Phase] = field(default_factory=list)
+    groups: list[ParameterGroup] = field(default_factory=list)
+    phases: list[TrainingPhase] = field(default_factory=list)
     fraction: float = 0.0
     epoch: int = 0
 
@@ -109,7 +111,9 @@ class Trainee:
 
     def waiting(self) -> frozenset[str]:
         """Parameters of groups that had not begun at the weights' epoch: these may stand still."""
-        return frozenset().union(*(group.names for group in self.groups if group.from_epoch > self.epoch))
+        return frozenset().union(
+            *(group.names for group in self.groups if group.from_epoch > self.epoch)
+        )
 
 
 class Data(Protocol):
@@ -119,42 +123,54 @@ class Data(Protocol):
 
 
 class Task(Protocol):
-    """What a task does for the engine. All state that a method needs lives in its `Trainee`."""
+    """What a task does for the engine. All state that a method needs lives in its `TrainableModel`."""
 
     name: str
 
     def admit(self, recipe: Any) -> None:
         """Raises `BadInput` for a method that the rest of the recipe rules out, before a study reads or trains anything."""
 
-    def prepare(self, recipe: Any, folder: RunFolder, device: torch.device) -> Data:
+    def prepare(self, recipe: Any, folder: StudyDir, device: torch.device) -> Data:
         """Read, check, split, tokenise or extract once; cache by hash; write `data.json` (with its `sha256`)."""
 
-    def build(self, recipe: Any, name: str, data: Data, seed: int, device: torch.device, folder: RunFolder | None = None) -> Trainee:
+    def build(
+        self,
+        recipe: Any,
+        name: str,
+        data: Data,
+        seed: int,
+        device: torch.device,
+        folder: StudyDir | None = None,
+    ) -> TrainableModel:
         """The module of one method of the recipe, freshly initialised from `seed`, on `device`; writes `model.json` once."""
 
-    def collate(self, trainee: Trainee, data: Data, split: str, rows: list[int], limit: int) -> list[Batch]:
+    def collate(
+        self, model: TrainableModel, data: Data, split: str, rows: list[int], limit: int
+    ) -> list[Batch]:
         """The given rows as batches of at most `limit` tokens each (a longer row stands alone). Runs in a thread."""
 
-    def loss(self, trainee: Trainee, batch: Batch) -> LossSum:
+    def loss(self, model: TrainableModel, batch: Batch) -> LossSum:
         """Forward pass of one batch, in the module's current train or eval mode."""
 
-    def validate(self, trainee: Trainee, data: Data, recipe: Any) -> dict[str, float]:
+    def validate(self, model: TrainableModel, data: Data, recipe: Any) -> dict[str, float]:
         """What is measured every `evaluate_every`; always has `loss`. Called in eval mode without gradients."""
 
-    def sample(self, trainee: Trainee, data: Data, recipe: Any, final: bool) -> list[dict]:
+    def sample(self, model: TrainableModel, data: Data, recipe: Any, final: bool) -> list[dict]:
         """Outputs for the fixed questions or images: a few during training, all of them when `final`."""
 
-    def evaluate(self, trainee: Trainee, data: Data, recipe: Any, folder: Path, ledger: Ledger) -> dict:
+    def evaluate(
+        self, model: TrainableModel, data: Data, recipe: Any, folder: Path, ledger: Ledger
+    ) -> dict:
         """The full evaluation on the test split, after training; what it returns becomes `metrics.json`."""
 
     def summary(self, metrics: dict) -> dict[str, Any]:
         """The figures of one run's `metrics.json` that the comparison table shows, flat."""
 
-    def weights(self, trainee: Trainee) -> dict[str, torch.Tensor]:
+    def weights(self, model: TrainableModel) -> dict[str, torch.Tensor]:
         """The tensors that training changed, by name: what is saved and loaded back."""
 
-    def paths(self, trainee: Trainee, data: Data) -> dict[str, str]:
+    def paths(self, model: TrainableModel, data: Data) -> dict[str, str]:
         """Which of several code paths ran, for the ledger."""
 
-    def targets(self, trainee: Trainee) -> list[dict]:
+    def targets(self, model: TrainableModel) -> list[dict]:
         """Name and shape of the trained tensors, for `run.json`."""

@@ -14,20 +14,24 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from safetensors.torch import save as tensor_bytes
 
-from tarazu.engine.task import Trainee
-from tarazu.errors import BadInput, TarazuError
-from tarazu.storage.run_folder import Run, write_aside
+from tarazu.engine.task import TrainableModel
+from tarazu.errors import TarazuError, UserError
+from tarazu.storage.run_folder import RunDir, write_atomic
 
 
-def write(run: Run, tensors: dict[str, torch.Tensor]) -> None:
+def write(run: RunDir, tensors: dict[str, torch.Tensor]) -> None:
     """Both files, each atomically. Raises `TarazuError` when the disk refuses."""
     data = tensor_bytes({name: tensor.detach().contiguous() for name, tensor in tensors.items()})
-    run.weights_hash.unlink(missing_ok=True)  # cut off between the two, the weights stand without a hash, not with a wrong one
-    write_aside(run.weights, data)
-    write_aside(run.weights_hash, f"{hashlib.sha256(data).hexdigest()}  {run.weights.name}\n".encode())
+    run.weights_hash.unlink(
+        missing_ok=True
+    )  # cut off between the two, the weights stand without a hash, not with a wrong one
+    write_atomic(run.weights, data)
+    write_atomic(
+        run.weights_hash, f"{hashlib.sha256(data).hexdigest()}  {run.weights.name}\n".encode()
+    )
 
 
-def read(run: Run) -> dict[str, torch.Tensor]:
+def read(run: RunDir) -> dict[str, torch.Tensor]:
     """The tensors by name, on the CPU. Raises `BadInput` where they are not what was written.
 
     A folder of an earlier version has no hash; its weights are taken as they are.
@@ -40,20 +44,26 @@ def read(run: Run) -> dict[str, torch.Tensor]:
         raise _damaged(run, f"no safetensors file: {str(error).strip().splitlines()[0]}") from error
 
 
-def put(trainee: Trainee, tensors: dict[str, torch.Tensor]) -> None:
+def put(model: TrainableModel, tensors: dict[str, torch.Tensor]) -> None:
     """Copies saved tensors into the module, by name. Raises `TarazuError` when a name or shape does not fit."""
-    own = {**dict(trainee.module.named_parameters()), **dict(trainee.module.named_buffers())}
-    missing = trainee.may_change - set(tensors)
-    strange = [name for name, tensor in tensors.items() if name not in own or own[name].shape != tensor.shape]
+    own = {**dict(model.module.named_parameters()), **dict(model.module.named_buffers())}
+    missing = model.may_change - set(tensors)
+    strange = [
+        name
+        for name, tensor in tensors.items()
+        if name not in own or own[name].shape != tensor.shape
+    ]
     if missing or strange:
-        raise TarazuError(f"saved weights do not fit: missing {sorted(missing)[:3]}, not fitting {strange[:3]}")
+        raise TarazuError(
+            f"saved weights do not fit: missing {sorted(missing)[:3]}, not fitting {strange[:3]}"
+        )
     with torch.no_grad():
         for name, tensor in tensors.items():
             own[name].copy_(tensor)
 
 
-def _damaged(run: Run, why: str) -> BadInput:
-    return BadInput(
+def _damaged(run: RunDir, why: str) -> UserError:
+    return UserError(
         f"the weights of {run.path.parent} (seed {run.seed}) are damaged: {why}",
         where=str(run.weights),
         todo=f"bring {run.path} back from a copy, or remove it: `tarazu resume {run.path.parent.parent}` then trains this run again",

@@ -14,7 +14,7 @@ import torch
 
 from tarazu.engine.flops import device_rate
 from tarazu.engine.trainer import uses_bfloat16
-from tarazu.errors import BadInput, TarazuError
+from tarazu.errors import TarazuError, UserError
 from tarazu.recipe.schema import Recipe
 
 # Dense bfloat16 (T4, V100: float16) FLOP/s, bytes of memory, and bytes per second of it: the makers' data sheets.
@@ -31,18 +31,27 @@ DEVICES = {
     "RTX 4090": (165e12, 24e9, 1.0e12),
     "RTX 3090": (71e12, 24e9, 0.94e12),
 }
-REACHED = {
+UTILISATION_RANGE = {
     "cuda": (0.08, 0.40),
     "cpu": (0.15, 0.90),
 }  # share of that (on a CPU: of a measured large product) that training reaches
-STREAMED = (0.05, 0.60)  # share of the memory's speed that writing one token at a time reaches
-MODEL_ERRORS = (TarazuError, RuntimeError, ValueError, TypeError, AttributeError)  # whatever a model's code raises
-UNSEEN = "nothing is foreseen for this task without measuring"
-SPREAD = (0.6, 2.0)  # activations, around what the shape tells
+BANDWIDTH_RANGE = (
+    0.05,
+    0.60,
+)  # share of the memory's speed that writing one token at a time reaches
+MODEL_ERRORS = (
+    TarazuError,
+    RuntimeError,
+    ValueError,
+    TypeError,
+    AttributeError,
+)  # whatever a model's code raises
+NOT_PREDICTED = "nothing is foreseen for this task without measuring"
+ACTIVATION_RANGE = (0.6, 2.0)  # activations, around what the shape tells
 
 
 @dataclass(frozen=True)
-class Device:
+class DeviceSpec:
     """FLOP/s (peak, or of a measured product), free memory in bytes, its speed in bytes per second if known."""
 
     kind: str
@@ -52,7 +61,7 @@ class Device:
 
 
 @dataclass(frozen=True)
-class Outline:
+class CostOutline:
     """What a task tells of one method without running it. FLOPs are of one whole run; bytes are of its peak.
 
     `decode_steps` are the steps of writing, each of which reads `decode_bytes` and computes `decode_flops`.
@@ -70,7 +79,9 @@ class Outline:
     notes: tuple[str, ...] = ()
 
 
-def foresee(task, recipe: Recipe, name: str, data, device: torch.device, on: str | None = None) -> dict:
+def predict(
+    task, recipe: Recipe, name: str, data, device: torch.device, on: str | None = None
+) -> dict:
     """The entry of one method: whether it works, why not, and ranges of time and memory where the task can tell them."""
     entry = {
         "works": True,
@@ -94,10 +105,14 @@ def foresee(task, recipe: Recipe, name: str, data, device: torch.device, on: str
         )
         return {**entry, "works": False, "reasons": [reason]}
     if outline is None:
-        return {**entry, "notes": [UNSEEN]}
-    machine = describe(recipe, device, on)
+        return {**entry, "notes": [NOT_PREDICTED]}
+    machine = resolve_device(recipe, device, on)
     found = ranges(outline, machine)
-    entry |= {"range": found, "flops_per_token": outline.flops_per_token, "notes": list(outline.notes)}
+    entry |= {
+        "range": found,
+        "flops_per_token": outline.flops_per_token,
+        "notes": list(outline.notes),
+    }
     if found["memory"][0] > machine.memory:
         entry |= {
             "works": False,
@@ -108,34 +123,45 @@ def foresee(task, recipe: Recipe, name: str, data, device: torch.device, on: str
     return entry
 
 
-def ranges(outline: Outline, machine: Device) -> dict[str, list[float]]:
+def ranges(outline: CostOutline, machine: DeviceSpec) -> dict[str, list[float]]:
     """[least, most] seconds of one run, bytes of memory and of disk."""
-    low, high = REACHED[machine.kind]
+    low, high = UTILISATION_RANGE[machine.kind]
     products = outline.train_flops + outline.evaluate_flops
     seconds = []
-    for reached, streamed in ((high, STREAMED[1]), (low, STREAMED[0])):
+    for reached, streamed in ((high, BANDWIDTH_RANGE[1]), (low, BANDWIDTH_RANGE[0])):
         step = outline.decode_flops / machine.flops / reached
         if machine.bandwidth:
             step = max(step, outline.decode_bytes / machine.bandwidth / streamed)
         seconds.append(products / machine.flops / reached + outline.decode_steps * step)
-    memory = [outline.fixed_bytes + outline.activation_bytes * factor for factor in SPREAD]
+    memory = [
+        outline.fixed_bytes + outline.activation_bytes * factor for factor in ACTIVATION_RANGE
+    ]
     return {"seconds": seconds, "memory": memory, "disk": [outline.disk_bytes, outline.disk_bytes]}
 
 
-def describe(recipe: Recipe, device: torch.device, on: str | None) -> Device:
+def resolve_device(recipe: Recipe, device: torch.device, on: str | None) -> DeviceSpec:
     """The device to foresee for: one of the table, by name, or this machine's (looked up, or its product measured)."""
     if on:
-        name = next((known for known in DEVICES if known.replace(" ", "").lower() == on.replace(" ", "").lower()), None)
+        name = next(
+            (
+                known
+                for known in DEVICES
+                if known.replace(" ", "").lower() == on.replace(" ", "").lower()
+            ),
+            None,
+        )
         if name is None:
-            raise BadInput(f"no device {on!r} in the table", where="--on", todo=f"one of: {', '.join(DEVICES)}")
-        return Device("cuda", DEVICES[name][0], int(DEVICES[name][1]), DEVICES[name][2])
+            raise UserError(
+                f"no device {on!r} in the table", where="--on", todo=f"one of: {', '.join(DEVICES)}"
+            )
+        return DeviceSpec("cuda", DEVICES[name][0], int(DEVICES[name][1]), DEVICES[name][2])
     if device.type == "cuda":
         title = torch.cuda.get_device_name(device)
         name = next((known for known in DEVICES if known in title), None)
         if name:
-            return Device("cuda", DEVICES[name][0], free_memory(device), DEVICES[name][2])
+            return DeviceSpec("cuda", DEVICES[name][0], free_memory(device), DEVICES[name][2])
     dtype = torch.bfloat16 if uses_bfloat16(recipe.budget, device) else torch.float32
-    return Device(device.type, device_rate(device, dtype) or 1e11, free_memory(device), None)
+    return DeviceSpec(device.type, device_rate(device, dtype) or 1e11, free_memory(device), None)
 
 
 def device_kind(device: torch.device, on: str | None) -> torch.device:
@@ -145,4 +171,8 @@ def device_kind(device: torch.device, on: str | None) -> torch.device:
 
 def free_memory(device: torch.device) -> int:
     """Bytes that a model may still take."""
-    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
+    return (
+        torch.cuda.mem_get_info(device)[0]
+        if device.type == "cuda"
+        else psutil.virtual_memory().available
+    )

@@ -11,7 +11,7 @@ from typing import Any, get_args
 from pydantic import BaseModel, ValidationError
 
 
-def place(tree: Any, path: tuple, where: str) -> str:
+def locate(tree: Any, path: tuple, where: str) -> str:
     """file:line:column of the deepest part of `path` that stands in the file."""
     line, column = 0, 0
     for part in path:
@@ -28,13 +28,17 @@ def place(tree: Any, path: tuple, where: str) -> str:
     return f"{where}:{line + 1}:{column + 1}"
 
 
-def explain(error: ValidationError, model: type[BaseModel], tree: Any, where: str, sets: list[str] = ()) -> str:
+def explain(
+    error: ValidationError, model: type[BaseModel], tree: Any, where: str, sets: list[str] = ()
+) -> str:
     """All complaints about the recipe in `tree`, one a line; `sets` are the `a.b=c` that changed the file at `where`."""
     lines = []
     for problem in error.errors():
         path = problem["loc"]
-        shown = path[:2] + path[3:] if path[0:1] == ("methods",) else path  # after an arm's name comes its kind
-        source = _assignment(problem, shown, tree, sets) or place(tree, path, where)
+        shown = (
+            path[:2] + path[3:] if path[0:1] == ("methods",) else path
+        )  # after an arm's name comes its kind
+        source = _assignment(problem, shown, tree, sets) or locate(tree, path, where)
         lines.append(f"{source}: {'.'.join(map(str, shown))}: {_message(problem, model)}")
     return "the recipe cannot be used:\n  " + "\n  ".join(lines)
 
@@ -42,22 +46,28 @@ def explain(error: ValidationError, model: type[BaseModel], tree: Any, where: st
 def _message(problem: Any, model: type[BaseModel]) -> str:
     path = problem["loc"]
     if problem["type"] == "extra_forbidden":
-        return f"unknown key {path[-1]!r}{_meant(path[-1], _keys(model, path[:-1]))}"
+        return f"unknown key {path[-1]!r}{_suggestion(path[-1], _keys(model, path[:-1]))}"
     if problem["type"] == "union_tag_invalid":
         tag, kinds = problem["ctx"]["tag"], problem["ctx"]["expected_tags"].replace("'", "")
-        return f"no kind of method is called {tag!r}: one of {kinds}{_meant(tag, kinds.split(', '))}"
-    if problem["type"] in ("int_parsing", "float_parsing") and (plain := _with_latin_digits(problem["input"])):
+        return f"no kind of method is called {tag!r}: one of {kinds}{_suggestion(tag, kinds.split(', '))}"
+    if problem["type"] in ("int_parsing", "float_parsing") and (
+        plain := _with_latin_digits(problem["input"])
+    ):
         return f"a number of a recipe has the digits 0 to 9: write {plain}"
     return problem["msg"].removeprefix("Value error, ")
 
 
 def _with_latin_digits(text: str) -> str:
     """A number that was written in Persian, Arabic or other digits, in those that YAML reads; nothing for other text."""
-    plain = "".join(str(unicodedata.decimal(letter, letter)) for letter in text.strip()).replace("٬", "").replace("٫", ".")
+    plain = (
+        "".join(str(unicodedata.decimal(letter, letter)) for letter in text.strip())
+        .replace("٬", "")
+        .replace("٫", ".")
+    )
     return plain if plain != text.strip() and re.fullmatch(r"[+-]?[\d_]+(\.\d*)?", plain) else ""
 
 
-def _meant(word: Any, known: Any) -> str:
+def _suggestion(word: Any, known: Any) -> str:
     near = difflib.get_close_matches(str(word), sorted(known), 1)
     return f"; did you mean {near[0]!r}?" if near else ""
 
@@ -66,8 +76,17 @@ def _keys(model: type[BaseModel], path: tuple) -> set[str]:
     """The keys that may stand at `path`; of methods, those of every kind unless the path names one."""
     models = [model]
     for part in path:
-        inner = [found for one in models if part in one.model_fields for found in _models(one.model_fields[part].annotation)]
-        kind = [one for one in models if "kind" in one.model_fields and part in get_args(one.model_fields["kind"].annotation)]
+        inner = [
+            found
+            for one in models
+            if part in one.model_fields
+            for found in _models(one.model_fields[part].annotation)
+        ]
+        kind = [
+            one
+            for one in models
+            if "kind" in one.model_fields and part in get_args(one.model_fields["kind"].annotation)
+        ]
         models = inner or kind or models
     return {key for one in models for key in one.model_fields}
 

@@ -27,30 +27,40 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 from ruamel.yaml.tokens import AliasToken
 
-from tarazu.errors import BadInput
-from tarazu.recipe.messages import explain, place
+from tarazu.errors import UserError
+from tarazu.recipe.messages import explain, locate
 
-TASKS = {"chat": "tarazu.chat.settings:ChatRecipe", "captions": "tarazu.captions.settings:CaptionsRecipe"}
+TASKS = {
+    "chat": "tarazu.chat.settings:ChatRecipe",
+    "captions": "tarazu.captions.settings:CaptionsRecipe",
+}
 
 
-class Strict(BaseModel):
+class StrictModel(BaseModel):
     """Settings in which an unknown key is an error, so that a misspelt one is never silently ignored."""
 
     model_config = ConfigDict(extra="forbid", validate_default=True)
 
 
-class Method(Strict):
+class Method(StrictModel):
     """One way of training. A subclass is one file: its settings, with their defaults, and one verb."""
 
     kind: str
     learning_rate: PositiveFloat = 1e-3
     weight_decay: NonNegativeFloat = 0.0
     optimizer: Literal["adamw", "sgd", "rmsprop"] = "adamw"
-    batch_rows: PositiveInt | None = Field(None, description="rows per optimizer step, if not the budget's")
-    average: float = Field(0.0, ge=0, lt=1, description="0.999: the mean of the weights over the last 1,000 steps is validated, kept and evaluated; 0: the weights themselves")
+    batch_rows: PositiveInt | None = Field(
+        None, description="rows per optimizer step, if not the budget's"
+    )
+    average: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="0.999: the mean of the weights over the last 1,000 steps is validated, kept and evaluated; 0: the weights themselves",
+    )
 
 
-class Budget(Strict):
+class Budget(StrictModel):
     """How much every method may train: the same for all.
 
     `tokens` counts the real tokens of the rows (no padding, no virtual tokens); `epochs` counts passes over the rows.
@@ -59,16 +69,28 @@ class Budget(Strict):
     tokens: PositiveInt | None = None
     epochs: PositiveFloat | None = None
     batch_rows: PositiveInt = Field(16, description="rows per optimizer step")
-    micro_batch_tokens: PositiveInt = Field(8192, description="most tokens in one forward pass; halved when memory runs out")
-    evaluate_every: PositiveInt | None = Field(None, description="tokens between validations; default: every epoch or tenth")
+    micro_batch_tokens: PositiveInt = Field(
+        8192, description="most tokens in one forward pass; halved when memory runs out"
+    )
+    evaluate_every: PositiveInt | None = Field(
+        None, description="tokens between validations; default: every epoch or tenth"
+    )
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
-    warmup: float = Field(0.05, ge=0, le=1, description="share of the budget in which the learning rate climbs")
+    warmup: float = Field(
+        0.05, ge=0, le=1, description="share of the budget in which the learning rate climbs"
+    )
     clip: PositiveFloat = Field(1.0, description="largest gradient norm")
     precision: Literal["auto", "bfloat16", "float32"] = "auto"
     gradient_checkpointing: bool = False
-    keep: Literal["last", "best"] = Field("last", description="which weights are evaluated: the last or the best validated")
-    watch: str = Field("loss", description="the validation figure that `keep: best` and `patience` follow")
-    patience: PositiveInt | None = Field(None, description="stop after this many validations without a better figure")
+    keep: Literal["last", "best"] = Field(
+        "last", description="which weights are evaluated: the last or the best validated"
+    )
+    watch: str = Field(
+        "loss", description="the validation figure that `keep: best` and `patience` follow"
+    )
+    patience: PositiveInt | None = Field(
+        None, description="stop after this many validations without a better figure"
+    )
 
     @model_validator(mode="after")
     def _one_of_two(self) -> Budget:
@@ -77,12 +99,15 @@ class Budget(Strict):
         return self
 
 
-class Search(Strict):
+class Search(StrictModel):
     """A search of each method's settings before its runs: the same tokens for every method, judged on validation loss."""
 
-    tokens: PositiveInt = Field(description="training tokens that each method's search of these lists may use in all")
+    tokens: PositiveInt = Field(
+        description="training tokens that each method's search of these lists may use in all"
+    )
     widen: bool = Field(
-        True, description="where the best rate is at an edge of its list, try up to two beyond it (x3 each), each for at most as many tokens as the winner had"
+        True,
+        description="where the best rate is at an edge of its list, try up to two beyond it (x3 each), each for at most as many tokens as the winner had",
     )
     learning_rate: list[PositiveFloat] = []
     rank: list[PositiveInt] = []
@@ -90,7 +115,11 @@ class Search(Strict):
 
     def grid(self) -> dict[str, list]:
         """The settings that are searched, and their values."""
-        return {name: values for name in ("learning_rate", "rank", "virtual_tokens") if (values := getattr(self, name))}
+        return {
+            name: values
+            for name in ("learning_rate", "rank", "virtual_tokens")
+            if (values := getattr(self, name))
+        }
 
     @model_validator(mode="after")
     def _something(self) -> Search:
@@ -99,7 +128,7 @@ class Search(Strict):
         return self
 
 
-class Recipe(Strict):
+class Recipe(StrictModel):
     """What every task's recipe has. `methods` maps the name of an arm to its settings; `kind` defaults to the name."""
 
     task: str
@@ -108,14 +137,20 @@ class Recipe(Strict):
     search: Search | None = None
     seeds: list[int] = Field([0], min_length=1)
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
-    language: Literal["auto", "fa", "en"] = Field("auto", description="the language that the report opens in")
+    language: Literal["auto", "fa", "en"] = Field(
+        "auto", description="the language that the report opens in"
+    )
     prefer: Literal["quality", "memory", "speed", "size"] = "quality"
 
     @model_validator(mode="before")
     @classmethod
     def _kinds(cls, values: Any) -> Any:
         if isinstance(values, dict) and isinstance(values.get("methods"), dict):
-            arms = {k: dict(v or {}) for k, v in values["methods"].items() if v is None or isinstance(v, dict)}
+            arms = {
+                k: dict(v or {})
+                for k, v in values["methods"].items()
+                if v is None or isinstance(v, dict)
+            }
             for name, settings in arms.items():
                 settings.setdefault("kind", name)
             values = {**values, "methods": {**values["methods"], **arms}}
@@ -131,7 +166,9 @@ class Recipe(Strict):
             raise ValueError("no methods: name at least one")
         for name in self.methods:
             if not name.replace("_", "").replace("-", "").isalnum() or not name.isascii():
-                raise ValueError(f"method name {name!r}: use letters, digits, - and _ (it becomes a folder)")
+                raise ValueError(
+                    f"method name {name!r}: use letters, digits, - and _ (it becomes a folder)"
+                )
         if len(set(self.seeds)) != len(self.seeds):
             raise ValueError("a seed is there twice")
         return self
@@ -143,7 +180,11 @@ def load(path: str | Path, sets: list[str] = ()) -> Recipe:
     text = _read(path)
     tree = parse_yaml(text, str(path))
     if not isinstance(tree, dict):
-        raise BadInput("a recipe is a mapping of keys to values", where=f"{path}:1:1", todo="start from `tarazu new`")
+        raise UserError(
+            "a recipe is a mapping of keys to values",
+            where=f"{path}:1:1",
+            todo="start from `tarazu new`",
+        )
     for assignment in sets:
         _override(tree, assignment)
     return validate(tree, str(path), sets)
@@ -155,11 +196,11 @@ def validate(tree: dict, where: str, sets: list[str] = ()) -> Recipe:
     if name not in TASKS:
         near = difflib.get_close_matches(str(name), TASKS, 1)
         hint = f"did you mean {near[0]!r}?" if near else f"one of: {', '.join(TASKS)}"
-        raise BadInput(f"unknown task {name!r}", where=place(tree, ("task",), where), todo=hint)
+        raise UserError(f"unknown task {name!r}", where=locate(tree, ("task",), where), todo=hint)
     try:
         return recipe_class(name).model_validate(_plain(tree))
     except ValidationError as error:
-        raise BadInput(explain(error, recipe_class(name), tree, where, sets)) from None
+        raise UserError(explain(error, recipe_class(name), tree, where, sets)) from None
 
 
 def recipe_class(task: str) -> type[Recipe]:
@@ -174,14 +215,22 @@ def parse_yaml(text: str, where: str) -> Any:
         for token in YAML(typ="rt").scan(text):
             if isinstance(token, AliasToken):
                 mark = token.start_mark
-                raise BadInput("aliases are not used in recipes", where=f"{where}:{mark.line + 1}:{mark.column + 1}", todo="write the value out")
+                raise UserError(
+                    "aliases are not used in recipes",
+                    where=f"{where}:{mark.line + 1}:{mark.column + 1}",
+                    todo="write the value out",
+                )
         return YAML(typ="rt").load(text)
     except MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         place = f"{where}:{mark.line + 1}:{mark.column + 1}" if mark else where
-        raise BadInput(f"not valid YAML: {error.problem or error.context}", where=place, todo="mend that place: spaces for indents, a space after each colon") from None
+        raise UserError(
+            f"not valid YAML: {error.problem or error.context}",
+            where=place,
+            todo="mend that place: spaces for indents, a space after each colon",
+        ) from None
     except YAMLError as error:
-        raise BadInput(f"not valid YAML: {str(error).splitlines()[0]}", where=where) from None
+        raise UserError(f"not valid YAML: {str(error).splitlines()[0]}", where=where) from None
 
 
 def dump_yaml(recipe: Recipe) -> str:
@@ -196,31 +245,45 @@ def dump_yaml(recipe: Recipe) -> str:
 def json_schema() -> str:
     """The JSON schema of all recipes, for editors (docs/recipe.schema.json)."""
     tasks = [recipe_class(name).model_json_schema() for name in TASKS]
-    return json.dumps({"$schema": "https://json-schema.org/draft/2020-12/schema", "anyOf": tasks}, indent=1, ensure_ascii=False)
+    return json.dumps(
+        {"$schema": "https://json-schema.org/draft/2020-12/schema", "anyOf": tasks},
+        indent=1,
+        ensure_ascii=False,
+    )
 
 
 def _read(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except FileNotFoundError:
-        raise BadInput("no such recipe", where=str(path), todo="`tarazu new` lists the shipped recipes, `tarazu new NAME` copies one here") from None
+        raise UserError(
+            "no such recipe",
+            where=str(path),
+            todo="`tarazu new` lists the shipped recipes, `tarazu new NAME` copies one here",
+        ) from None
     except IsADirectoryError:
-        raise BadInput("a folder, not a recipe", where=str(path), todo="give the YAML file") from None
+        raise UserError(
+            "a folder, not a recipe", where=str(path), todo="give the YAML file"
+        ) from None
     except (OSError, UnicodeDecodeError) as error:
-        raise BadInput(f"the recipe cannot be read: {error}", where=str(path), todo="give a text file in UTF-8 that you may read") from None
+        raise UserError(
+            f"the recipe cannot be read: {error}",
+            where=str(path),
+            todo="give a text file in UTF-8 that you may read",
+        ) from None
 
 
 def _override(tree: dict, assignment: str) -> None:
     key, equals, value = assignment.partition("=")
     if not equals or not key:
-        raise BadInput(f"this option wants key.path=value, not {assignment!r}", where="--set")
+        raise UserError(f"this option wants key.path=value, not {assignment!r}", where="--set")
     *parents, last = key.split(".")
     for part in parents:
         if tree.get(part) is None:
             tree[part] = {}
         tree = tree[part]
         if not isinstance(tree, dict):
-            raise BadInput(f"{part!r} in {key!r} holds a value, not keys", where="--set")
+            raise UserError(f"{part!r} in {key!r} holds a value, not keys", where="--set")
     tree[last] = parse_yaml(value, f"--set {key}")
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from tarazu.report.analysis.study_view import StudyView
-from tarazu.report.render.bilingual import Both, say
+from tarazu.report.render.bilingual import Bilingual, translate
 
 SOFT, LOW_RANK = ("prompt_tuning", "prefix_tuning", "p_tuning"), ("lora", "rslora", "dora", "loha")
 CHAT = {
@@ -66,7 +66,7 @@ class Item:
     """One item: its number, its title, where it is answered, and whether this study has it."""
 
     number: str
-    title: Both
+    title: Bilingual
     anchor: str
     there: bool
 
@@ -82,9 +82,15 @@ def items_of(study: StudyView) -> list[Item]:
         if number == "C4.1":
             needs = ("transformer",)
         there = not needs or bool(kinds & set(needs))
-        first = next((arm for arm in study.arms if arm.kind in needs), None) if number in PARTS else None
+        first = (
+            next((arm for arm in study.arms if arm.kind in needs), None)
+            if number in PARTS
+            else None
+        )
         anchor = f"method-{first.name}-{PARTS[number]}" if first else anchor
-        found.append(Item(number, say(f"item.{number}"), anchor if there else "methods", there))
+        found.append(
+            Item(number, translate(f"item.{number}"), anchor if there else "methods", there)
+        )
     return found
 
 
@@ -98,11 +104,17 @@ def numbers_by_section(items: list[Item], anchors: list[str]) -> dict[str, list[
         "data": "data",
         "comparison": "comparison",
     }
-    named = {"explain-slimorca-format": "data", "explain-masking": "methods", "explain-caption-metrics": "comparison"}
+    named = {
+        "explain-slimorca-format": "data",
+        "explain-masking": "methods",
+        "explain-caption-metrics": "comparison",
+    }
     found: dict[str, list[str]] = {anchor: [] for anchor in anchors}
     for item in items:
         home = (
-            item.anchor if item.anchor in found else named.get(item.anchor) or homes.get(item.anchor.partition("-")[0])
+            item.anchor
+            if item.anchor in found
+            else named.get(item.anchor) or homes.get(item.anchor.partition("-")[0])
         )
         if home in found:
             found[home].append(item.number)

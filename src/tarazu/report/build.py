@@ -8,16 +8,16 @@ import re
 from dataclasses import replace
 from pathlib import Path
 
-from tarazu.report.assignment import items_of, numbers_by_section
 from tarazu.report.analysis.comparison import compare
-from tarazu.report.render.figures import Gallery
 from tarazu.report.analysis.metrics import measures
+from tarazu.report.analysis.recommendation import recommend
+from tarazu.report.analysis.study_view import StudyView, dicts_in, get_path, read_study
+from tarazu.report.assignment import items_of, numbers_by_section
+from tarazu.report.render.bilingual import translate
+from tarazu.report.render.figures import FigureWriter
 from tarazu.report.render.page import compact, render
-from tarazu.report.analysis.study_view import StudyView, dig, read_study, records
 from tarazu.report.sections.common.base import Context, Section
-from tarazu.report.render.bilingual import say
-from tarazu.report.analysis.recommendation import judge
-from tarazu.storage.run_folder import write_aside
+from tarazu.storage.run_folder import write_atomic
 
 MOST_BYTES, LEAST_ROOM = 2_980_000, 20_000
 _PERSIAN = re.compile("[\u0600-\u06ff]")
@@ -28,15 +28,17 @@ def build(folder: Path) -> Path:
     """Writes the report of the study in `folder` and returns its path. A failed study gets one that says so."""
     study = read_study(Path(folder))
     comparison = compare(study)
-    context = Context(study, comparison, judge(study, comparison), Gallery(study.path / "figures"))
-    page = _fitting(context)
-    write_aside(study.path / "results.csv", _csv(study).encode("utf-8-sig", "replace"))
+    context = Context(
+        study, comparison, recommend(study, comparison), FigureWriter(study.path / "figures")
+    )
+    page = _fit_to_size(context)
+    write_atomic(study.path / "results.csv", _csv(study).encode("utf-8-sig", "replace"))
     path = study.path / "report.html"
-    write_aside(path, page)
+    write_atomic(path, page)
     return path
 
 
-def _fitting(context: Context) -> bytes:
+def _fit_to_size(context: Context) -> bytes:
     """The page with about as much of the answers as fits: a third until it fits, then twice half of what lies between."""
     page, above = _page(context), 0
     while len(page) > MOST_BYTES and context.room > LEAST_ROOM:
@@ -58,7 +60,7 @@ def _page(context: Context) -> bytes:
     task = "captions" if study.task == "captions" else "chat"
     text = render(
         "report.html",
-        title=say(f"page.title_{task}"),
+        title=translate(f"page.title_{task}"),
         language=language_of(study),
         sections=sections,
         items=items,
@@ -69,9 +71,9 @@ def _page(context: Context) -> bytes:
 
 def _sections(context: Context) -> list[Section]:
     from tarazu.report.sections.comparison import comparison_section
-    from tarazu.report.sections.reproduction import how_section
     from tarazu.report.sections.overview import overview_section
     from tarazu.report.sections.recommendation import recommendation_section
+    from tarazu.report.sections.reproduction import how_section
 
     if context.study.task == "captions":
         from tarazu.report.sections import captions as task
@@ -93,10 +95,14 @@ def language_of(study: StudyView) -> str:
         return study.settings["language"]
     texts = [
         str(turn.get("text"))
-        for example in records(study.data.get("examples"))
-        for turn in records(example.get("turns"))
+        for example in dicts_in(study.data.get("examples"))
+        for turn in dicts_in(example.get("turns"))
     ]
-    texts += [str(c) for example in records(study.data.get("examples")) for c in dig(example, "captions", default=[])]
+    texts += [
+        str(c)
+        for example in dicts_in(study.data.get("examples"))
+        for c in get_path(example, "captions", default=[])
+    ]
     text = " ".join(texts)
     return "fa" if len(_PERSIAN.findall(text)) > len(_LATIN.findall(text)) else "en"
 
@@ -110,5 +116,13 @@ def _csv(study: StudyView) -> str:
     for arm in ([study.base] if study.base else []) + study.arms:
         for run in arm.runs:
             values = [measure.of(run) for measure in known.values()]
-            writer.writerow([run.name, run.kind, run.seed, run.status, *["" if v is None else v for v in values]])
+            writer.writerow(
+                [
+                    run.name,
+                    run.kind,
+                    run.seed,
+                    run.status,
+                    *["" if v is None else v for v in values],
+                ]
+            )
     return out.getvalue()

@@ -18,10 +18,20 @@ import torch
 import tarazu
 from tarazu.recipe.schema import Recipe, dump_yaml
 
-PACKAGES = ("torch", "transformers", "peft", "safetensors", "tokenizers", "datasets", "numpy", "sacrebleu", "pydantic")
+PACKAGES = (
+    "torch",
+    "transformers",
+    "peft",
+    "safetensors",
+    "tokenizers",
+    "datasets",
+    "numpy",
+    "sacrebleu",
+    "pydantic",
+)
 
 
-def describe(recipe: Recipe, device: torch.device) -> dict:
+def collect(recipe: Recipe, device: torch.device) -> dict:
     """What `environment.json` holds."""
     return {
         "tarazu": tarazu.__version__,
@@ -55,14 +65,26 @@ def describe_device(device: torch.device) -> dict:
     cores = os.cpu_count()
     if device.type == "cuda":
         properties = torch.cuda.get_device_properties(device)
-        return {"type": "cuda", "name": properties.name, "memory": properties.total_memory, "cores": cores}
-    return {"type": "cpu", "name": _processor(), "memory": psutil.virtual_memory().total, "cores": cores}
+        return {
+            "type": "cuda",
+            "name": properties.name,
+            "memory": properties.total_memory,
+            "cores": cores,
+        }
+    return {
+        "type": "cpu",
+        "name": _processor(),
+        "memory": psutil.virtual_memory().total,
+        "cores": cores,
+    }
 
 
 def _processor() -> str:
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+        return next(
+            line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")
+        )
     except (OSError, StopIteration):
         return platform.processor() or platform.machine()
 
@@ -78,7 +100,12 @@ def _commit() -> str | None:
     """The commit of this checkout, if it is one; with + when files differ from it."""
     root = Path(tarazu.__file__).parents[2]
     try:
-        commit = subprocess.run(["git", "-C", root, "describe", "--always", "--dirty=+", "--abbrev=12"], capture_output=True, text=True, timeout=5)
+        commit = subprocess.run(
+            ["git", "-C", root, "describe", "--always", "--dirty=+", "--abbrev=12"],
+            capture_output=True,
+            text=True,
+            timeout=5,
+        )
     except (OSError, subprocess.TimeoutExpired):
         return None
     return commit.stdout.strip() or None

@@ -16,10 +16,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from tarazu.errors import BadInput, TarazuError
+from tarazu.errors import TarazuError, UserError
 
 
-def write_aside(path: Path, data: bytes) -> None:
+def write_atomic(path: Path, data: bytes) -> None:
     """Writes a file so that a reader, or a power cut, sees the old one or the new one and nothing between."""
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(path.name + ".writing")
@@ -31,11 +31,15 @@ def write_aside(path: Path, data: bytes) -> None:
         os.replace(aside, path)
     except OSError as error:
         aside.unlink(missing_ok=True)
-        raise TarazuError(f"cannot be written: {error.strerror}", where=str(path), todo="free some disk space, then `tarazu resume`") from error
-    flush_folder(path.parent)
+        raise TarazuError(
+            f"cannot be written: {error.strerror}",
+            where=str(path),
+            todo="free some disk space, then `tarazu resume`",
+        ) from error
+    fsync_dir(path.parent)
 
 
-def flush_folder(folder: Path) -> None:
+def fsync_dir(folder: Path) -> None:
     """Makes renames in `folder` durable."""
     handle = os.open(folder, os.O_RDONLY)
     try:
@@ -46,23 +50,28 @@ def flush_folder(folder: Path) -> None:
 
 def write_json(path: Path, value: Any) -> None:
     """JSON, indented, with not finite numbers as null."""
-    text = json.dumps(finite(value), ensure_ascii=False, indent=1, allow_nan=False)
-    write_aside(path, text.encode("utf-8", "replace"))
+    text = json.dumps(replace_nonfinite(value), ensure_ascii=False, indent=1, allow_nan=False)
+    write_atomic(path, text.encode("utf-8", "replace"))
 
 
-def write_lines(path: Path, rows: list[dict]) -> None:
+def write_jsonl(path: Path, rows: list[dict]) -> None:
     """JSON lines."""
-    text = "".join(json.dumps(finite(row), ensure_ascii=False, allow_nan=False) + "\n" for row in rows)
-    write_aside(path, text.encode("utf-8", "replace"))
+    text = "".join(
+        json.dumps(replace_nonfinite(row), ensure_ascii=False, allow_nan=False) + "\n"
+        for row in rows
+    )
+    write_atomic(path, text.encode("utf-8", "replace"))
 
 
-def finite(value: Any) -> Any:
+def replace_nonfinite(value: Any) -> Any:
     """`value` with every NaN and infinity as None: JSON has neither."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, dict):
-        return {str(key): finite(item) for key, item in value.items()}
-    return [finite(item) for item in value] if isinstance(value, (list, tuple)) else value
+        return {str(key): replace_nonfinite(item) for key, item in value.items()}
+    return (
+        [replace_nonfinite(item) for item in value] if isinstance(value, (list, tuple)) else value
+    )
 
 
 def read_json(path: Path, default: Any = None) -> Any:
@@ -72,58 +81,69 @@ def read_json(path: Path, default: Any = None) -> Any:
     except FileNotFoundError:
         return default
     except (OSError, ValueError, RecursionError) as error:
-        raise damaged(path, f"not readable as JSON: {error}") from None
+        raise corrupt_file_error(path, f"not readable as JSON: {error}") from None
     if not isinstance(value, dict) and value is not None:
-        raise damaged(path, f"holds a {type(value).__name__} where an object is expected")
+        raise corrupt_file_error(
+            path, f"holds a {type(value).__name__} where an object is expected"
+        )
     return default if value is None else value
 
 
-def read_lines(path: Path) -> list[dict]:
+def read_jsonl(path: Path) -> list[dict]:
     """The JSON lines in `path`; a last line that a crash cut short is left out. Empty where there is no file."""
     rows = []
     if path.exists():
         try:
             lines = path.read_text(encoding="utf-8").split("\n")
         except (OSError, ValueError) as error:
-            raise damaged(path, f"not readable as text: {error}") from None
+            raise corrupt_file_error(path, f"not readable as text: {error}") from None
         for line in lines:
             with contextlib.suppress(ValueError, RecursionError):
                 rows.append(json.loads(line))
     return [row for row in rows if isinstance(row, dict)]
 
 
-def damaged(path: Path, what: str) -> BadInput:
+def corrupt_file_error(path: Path, what: str) -> UserError:
     """The error for a file of a run folder that does not hold what tarazu wrote, and how to get it back."""
     of_run = path.parent.name.startswith("seed-")
     remove, again = (path.parent, "trains this run") if of_run else (path, "writes it")
-    return BadInput(what, where=str(path), todo=f"bring it back from a copy, or remove {remove}: `tarazu resume` then {again} again")
+    return UserError(
+        what,
+        where=str(path),
+        todo=f"bring it back from a copy, or remove {remove}: `tarazu resume` then {again} again",
+    )
 
 
-def vacant(folder: str, option: str, todo: str) -> Path:
+def require_empty_dir(folder: str, option: str, todo: str) -> Path:
     """A folder that may be written: not there yet, or empty. Raises `BadInput`, naming the option that gave it."""
     if not folder.strip():
-        raise BadInput("no folder is named", where=option, todo=f"give a new one: {option} DIR")
+        raise UserError("no folder is named", where=option, todo=f"give a new one: {option} DIR")
     path = Path(folder)
     if path.exists() and not path.is_dir():
-        raise BadInput("a file, not a folder", where=folder, todo=f"give a new folder: {option}")
+        raise UserError("a file, not a folder", where=folder, todo=f"give a new folder: {option}")
     if path.is_dir() and any(path.iterdir()):
-        raise BadInput("this folder is not empty, and none is ever overwritten", where=folder, todo=todo)
+        raise UserError(
+            "this folder is not empty, and none is ever overwritten", where=folder, todo=todo
+        )
     return path
 
 
 @contextlib.contextmanager
-def understood(*paths: Path) -> Iterator[None]:
+def reporting_corruption(*paths: Path) -> Iterator[None]:
     """What goes wrong inside, with content of these files, is told as their damage. Raises `BadInput`."""
     try:
         yield
     except (KeyError, IndexError, TypeError, AttributeError, ValueError, OverflowError) as error:
         there = [path for path in paths if path.exists()] or list(paths)
         names = "" if len(there) == 1 else f" ({', '.join(path.name for path in there)})"
-        raise damaged(there[0], f"does not hold what tarazu writes there{names}: {type(error).__name__} {error}") from error
+        raise corrupt_file_error(
+            there[0],
+            f"does not hold what tarazu writes there{names}: {type(error).__name__} {error}",
+        ) from error
 
 
 @dataclass(frozen=True)
-class Run:
+class RunDir:
     """One method with one seed: `METHOD/seed-N/`."""
 
     path: Path
@@ -155,7 +175,7 @@ class Run:
         return read_json(self.path / name)
 
     def read_lines(self, name: str) -> list[dict]:
-        return read_lines(self.path / name)
+        return read_jsonl(self.path / name)
 
     def bytes(self) -> int:
         """What the run takes on disk now, checkpoints included."""
@@ -167,25 +187,29 @@ class Run:
 
 
 @dataclass(frozen=True)
-class RunFolder:
+class StudyDir:
     """A study's folder."""
 
     path: Path
 
-    def run(self, name: str, seed: int) -> Run:
-        return Run(self.path / name / f"seed-{seed}")
+    def run(self, name: str, seed: int) -> RunDir:
+        return RunDir(self.path / name / f"seed-{seed}")
 
     def order(self) -> list[str]:
         """The methods in the recipe's order. Raises `BadInput` where the file that tells it is damaged."""
         names = (self.read_json("order.json") or {}).get("methods", [])
         if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-            raise damaged(self.path / "order.json", "`methods` is not a list of names")
+            raise corrupt_file_error(self.path / "order.json", "`methods` is not a list of names")
         return names
 
-    def runs(self, order: list[str] | None = None) -> list[Run]:
+    def runs(self, order: list[str] | None = None) -> list[RunDir]:
         """All runs, in the recipe's order of methods (or the order given), then by seed."""
         order = self.order() if order is None else order
-        found = [Run(path) for path in self.path.glob("*/seed-*") if path.name.removeprefix("seed-").isdigit()]
+        found = [
+            RunDir(path)
+            for path in self.path.glob("*/seed-*")
+            if path.name.removeprefix("seed-").isdigit()
+        ]
         rank = {name: i for i, name in enumerate(order)}
         return sorted(found, key=lambda run: (rank.get(run.name, len(rank)), run.name, run.seed))
 
@@ -197,17 +221,22 @@ class RunFolder:
         write_json(self.path / "place.json", {"working_folder": os.getcwd()})
 
     @contextlib.contextmanager
-    def at_home(self) -> Iterator[RunFolder]:
+    def at_home(self) -> Iterator[StudyDir]:
         """Works in the folder that the study was begun in, so that its relative paths mean what they meant.
 
         Where that folder is not known or not there (the study was moved to another machine), they count from where one is.
         Gives the same study by a path that holds there.
         """
         home = (self.read_json("place.json") or {}).get("working_folder")
-        if not isinstance(home, str) or not os.access(home, os.X_OK) or not os.path.isdir(home) or os.path.samefile(home, os.curdir):
+        if (
+            not isinstance(home, str)
+            or not os.access(home, os.X_OK)
+            or not os.path.isdir(home)
+            or os.path.samefile(home, os.curdir)
+        ):
             yield self
             return
-        study = RunFolder(self.path.absolute())
+        study = StudyDir(self.path.absolute())
         with contextlib.chdir(home):
             yield study
 
@@ -219,28 +248,46 @@ class RunFolder:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:
-                raise BadInput("another process is at work in this folder", where=str(self.path), todo="wait for it, or use another --out") from None
+                raise UserError(
+                    "another process is at work in this folder",
+                    where=str(self.path),
+                    todo="wait for it, or use another --out",
+                ) from None
             try:
                 yield
             finally:
-                fcntl.flock(file, fcntl.LOCK_UN)  # a process that was forked meanwhile holds the file open
+                fcntl.flock(
+                    file, fcntl.LOCK_UN
+                )  # a process that was forked meanwhile holds the file open
 
 
-def find_study(path: str | Path) -> RunFolder:
+def find_study(path: str | Path) -> StudyDir:
     """The study at `path`. Raises `BadInput` where there is none."""
-    folder = RunFolder(Path(path))
+    folder = StudyDir(Path(path))
     if not (folder.path / "resolved.yaml").exists():
-        raise BadInput("not a run folder (no resolved.yaml)", where=str(path), todo="give the folder that `tarazu run --out` wrote")
+        raise UserError(
+            "not a run folder (no resolved.yaml)",
+            where=str(path),
+            todo="give the folder that `tarazu run --out` wrote",
+        )
     return folder
 
 
-def find_run(path: str | Path) -> tuple[RunFolder, Run]:
+def find_run(path: str | Path) -> tuple[StudyDir, RunDir]:
     """The run at DIR/METHOD (its first seed) or DIR/METHOD/seed-N. Raises `BadInput`, naming the runs that exist."""
     path = Path(path)
     for run_path in (path, *sorted(path.glob("seed-*"))):
         study = run_path.parent.parent
         if (run_path / "run.json").exists() and (study / "resolved.yaml").exists():
-            return RunFolder(study), Run(run_path)
-    near = [root for root in (path, path.parent, path.parent.parent) if (root / "resolved.yaml").exists()]
-    names = ", ".join(sorted({run.name for run in RunFolder(near[0]).runs()})) if near else ""
-    raise BadInput("no run here", where=str(path), todo=f"one of: {names}" if names else "give DIR/METHOD of a run folder")
+            return StudyDir(study), RunDir(run_path)
+    near = [
+        root
+        for root in (path, path.parent, path.parent.parent)
+        if (root / "resolved.yaml").exists()
+    ]
+    names = ", ".join(sorted({run.name for run in StudyDir(near[0]).runs()})) if near else ""
+    raise UserError(
+        "no run here",
+        where=str(path),
+        todo=f"one of: {names}" if names else "give DIR/METHOD of a run folder",
+    )

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import numpy as np
 
-from tarazu.captions.data.worker_pool import crew
-from tarazu.captions.data.images import open_gray
 from tarazu.captions.data.image_store import ImageStore
-from tarazu.errors import BadInput
-from tarazu.storage.run_folder import write_aside
+from tarazu.captions.data.images import open_gray
+from tarazu.captions.data.worker_pool import crew
+from tarazu.errors import UserError
+from tarazu.storage.run_folder import write_atomic
 
 SIDE, KEPT = 64, 16  # a 64 x 64 gray copy; its 16 x 16 lowest frequencies
 BY_JOB = 16  # pictures that one of the crew looks at in a row
@@ -23,7 +23,7 @@ AT_ONCE = 1024  # hashes that are compared with all others together
 
 
 @dataclass
-class Looks:
+class ImageHashes:
     """What a first look at every picture gave: by name, its sha256 and its 256-bit perceptual hash; and what failed."""
 
     sha256: dict[str, str]
@@ -42,8 +42,11 @@ def perceptual_hash(data: bytes, where: str = "") -> str:
 
 
 def look(
-    store: ImageStore, names: list[str], cache: Path, tell: Callable[[int, int], None] = lambda done, of: None
-) -> Looks:
+    store: ImageStore,
+    names: list[str],
+    cache: Path,
+    tell: Callable[[int, int], None] = lambda done, of: None,
+) -> ImageHashes:
     """Reads every picture once; what an earlier look found is taken from `cache` as long as the file has not
     changed."""
     path = cache / "looks.json"
@@ -53,25 +56,29 @@ def look(
         parts = [todo[start : start + BY_JOB] for start in range(0, len(todo), BY_JOB)]
         done = 0
         for some, job in zip(parts, [submit(part) for part in parts], strict=True):
-            known |= {store.stamp(name): found for name, found in zip(some, job.result(), strict=True)}
+            known |= {
+                store.stamp(name): found for name, found in zip(some, job.result(), strict=True)
+            }
             done += len(some)
             tell(done, len(todo))
     if todo:
-        write_aside(path, json.dumps(known).encode())
+        write_atomic(path, json.dumps(known).encode())
     seen = {name: known[store.stamp(name)] for name in names}
-    return Looks(
+    return ImageHashes(
         {name: found[0] for name, found in seen.items() if found[1]},
         {name: found[1] for name, found in seen.items() if found[1]},
         {name: found[2] for name, found in seen.items() if not found[1]},
     )
 
 
-def pairs(looks: Looks, near: int) -> list[dict]:
+def pairs(looks: ImageHashes, near: int) -> list[dict]:
     """Copies: `{"a", "b", "kind": "exact"|"near"}`, near where at most `near` of 256 bits differ."""
     names = sorted(looks.perceptual)
     if len(names) < 2:
         return []
-    packed = np.frombuffer(bytes.fromhex("".join(looks.perceptual[name] for name in names)), dtype=np.uint8)
+    packed = np.frombuffer(
+        bytes.fromhex("".join(looks.perceptual[name] for name in names)), dtype=np.uint8
+    )
     signs = 2 * np.unpackbits(packed.reshape(len(names), -1), axis=1).astype(np.float32) - 1
     found = []
     for start in range(0, len(names), AT_ONCE):
@@ -80,11 +87,17 @@ def pairs(looks: Looks, near: int) -> list[dict]:
         for i, j in zip(*np.nonzero(alike >= signs.shape[1] - 2 * near), strict=True):
             if j > i:
                 a, b = names[start + i], names[start + j]
-                found.append({"a": a, "b": b, "kind": "exact" if looks.sha256[a] == looks.sha256[b] else "near"})
+                found.append(
+                    {
+                        "a": a,
+                        "b": b,
+                        "kind": "exact" if looks.sha256[a] == looks.sha256[b] else "near",
+                    }
+                )
     return found
 
 
-def groups(names: Iterable[str], copies: list[dict]) -> list[list[str]]:
+def connected_components(names: Iterable[str], copies: list[dict]) -> list[list[str]]:
     """The names in sets that copies tie together, each sorted; a picture without a copy stands alone."""
     parent = {name: name for name in names}
 
@@ -108,7 +121,7 @@ def _look_at(store: ImageStore, name: str) -> tuple[str, str, str]:
     try:
         data = store.read(name)
         return hashlib.sha256(data).hexdigest(), perceptual_hash(data, name), ""
-    except BadInput as error:
+    except UserError as error:
         return "", "", error.what
 
 

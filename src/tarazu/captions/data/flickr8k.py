@@ -12,14 +12,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from tarazu.captions.data.image_store import ImageStore
-from tarazu.errors import BadInput
+from tarazu.errors import UserError
 
 LISTS = {
     "train": "Flickr_8k.trainImages.txt",
     "validation": "Flickr_8k.devImages.txt",
     "test": "Flickr_8k.testImages.txt",
 }
-CAPTION_FILES = ("Flickr8k.token.txt", "captions.txt", "captions.csv", "dataset_flickr8k.json", "dataset.json")
+CAPTION_FILES = (
+    "Flickr8k.token.txt",
+    "captions.txt",
+    "captions.csv",
+    "dataset_flickr8k.json",
+    "dataset.json",
+)
 KARPATHY_SPLITS = {"train": "train", "restval": "train", "val": "validation", "test": "test"}
 MOST_TEXT = 500_000_000
 
@@ -41,7 +47,9 @@ class Collection:
 
     def problem(self, reason: str, kind: str, names: list[str]) -> None:
         if names:
-            self.problems.append({"reason": reason, "kind": kind, "count": len(names), "names": sorted(names)[:20]})
+            self.problems.append(
+                {"reason": reason, "kind": kind, "count": len(names), "names": sorted(names)[:20]}
+            )
 
 
 def read(source: Path, caption_file: Path | None = None) -> Collection:
@@ -52,12 +60,14 @@ def read(source: Path, caption_file: Path | None = None) -> Collection:
     """
     folder = source if source.is_dir() else source.parent
     if not source.exists():
-        raise BadInput(
-            "no such folder", where=str(source), todo="set data.source to the folder with Flickr8k, or to `drawn`"
+        raise UserError(
+            "no such folder",
+            where=str(source),
+            todo="set data.source to the folder with Flickr8k, or to `drawn`",
         )
     path = caption_file or _find(folder, CAPTION_FILES)
     if path is None or not path.is_file():
-        raise BadInput(
+        raise UserError(
             "no captions here",
             where=str(path or source),
             todo=f"put one of {', '.join(CAPTION_FILES)} (or .gz) there, or set data.captions",
@@ -67,7 +77,7 @@ def read(source: Path, caption_file: Path | None = None) -> Collection:
     if layout != "karpathy":
         lists = _official_lists(folder)
     collection = Collection(layout, captions, store, lists)
-    _settle(collection)
+    _drop_unusable(collection)
     return collection
 
 
@@ -75,7 +85,7 @@ def karpathy_lists(folder: Path, given: Path | None = None) -> dict[str, list[st
     """The split of Karpathy and Fei-Fei 2015, from their `dataset_flickr8k.json`. Raises `BadInput` without it."""
     path = given or _find(folder, ("dataset_flickr8k.json", "dataset.json"))
     if path is None:
-        raise BadInput(
+        raise UserError(
             "Karpathy's dataset_flickr8k.json is not here",
             where=str(folder),
             todo="put it there, or use split: official",
@@ -89,9 +99,9 @@ def read_text(path: Path) -> str:
         with gzip.open(path) if path.suffix == ".gz" else open(path, "rb") as file:
             data = file.read(MOST_TEXT + 1)
     except (OSError, EOFError, zlib.error) as error:
-        raise BadInput(f"cannot be read: {error}", where=str(path)) from None
+        raise UserError(f"cannot be read: {error}", where=str(path)) from None
     if len(data) > MOST_TEXT:
-        raise BadInput(f"more than {MOST_TEXT // 10**6} MB of text", where=str(path))
+        raise UserError(f"more than {MOST_TEXT // 10**6} MB of text", where=str(path))
     return data.decode("utf-8-sig", "replace")
 
 
@@ -109,9 +119,13 @@ def _parse(path: Path) -> tuple[str, dict[str, list[str]], dict[str, list[str]]]
     if path.name.removesuffix(".gz").endswith(".json"):
         return ("karpathy", *_parse_karpathy(text, str(path)))
     first = text.split("\n", 1)[0]
-    captions = _parse_tokens(text, str(path)) if re.search(r"#\d+\t", first) else _parse_csv(text, str(path))
+    captions = (
+        _parse_tokens(text, str(path))
+        if re.search(r"#\d+\t", first)
+        else _parse_csv(text, str(path))
+    )
     if not captions:
-        raise BadInput("no captions in this file", where=str(path))
+        raise UserError("no captions in this file", where=str(path))
     return ("official" if "#" in first else "kaggle"), captions, {}
 
 
@@ -123,7 +137,7 @@ def _parse_tokens(text: str, where: str) -> dict[str, list[str]]:
         name, sharp, place = name.rpartition("#")
         if not (tab and sharp and place.isdigit()):
             if line.strip():
-                raise BadInput("expected image#n, a tab and a caption", where=f"{where}:{number}")
+                raise UserError("expected image#n, a tab and a caption", where=f"{where}:{number}")
             continue
         captions.setdefault(name, []).append(caption.strip())
     return captions
@@ -134,13 +148,15 @@ def _parse_csv(text: str, where: str) -> dict[str, list[str]]:
     captions: dict[str, list[str]] = {}
     reader = csv.reader(io.StringIO(text))
     if [cell.strip().lower() for cell in next(reader, [])[:2]] != ["image", "caption"]:
-        raise BadInput("expected the columns image,caption", where=f"{where}:1")
+        raise UserError("expected the columns image,caption", where=f"{where}:1")
     try:
         for row in reader:
             if row:
                 captions.setdefault(row[0].strip(), []).append(",".join(row[1:]).strip())
     except csv.Error as error:
-        raise BadInput(f"not readable as CSV: {error}", where=f"{where}:{reader.line_num}") from None
+        raise UserError(
+            f"not readable as CSV: {error}", where=f"{where}:{reader.line_num}"
+        ) from None
     return captions
 
 
@@ -153,36 +169,52 @@ def _parse_karpathy(text: str, where: str) -> tuple[dict[str, list[str]], dict[s
             captions[name] = [sentence["raw"].strip() for sentence in image["sentences"]]
             lists[KARPATHY_SPLITS[image["split"]]].append(name)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise BadInput(f"not Karpathy's format: {error!r}", where=where) from None
+        raise UserError(f"not Karpathy's format: {error!r}", where=where) from None
     return captions, lists
 
 
 def _official_lists(folder: Path) -> dict[str, list[str]]:
     paths = {split: _find(folder, (name,)) for split, name in LISTS.items()}
-    return {split: read_text(path).split() for split, path in paths.items()} if all(paths.values()) else {}
+    return (
+        {split: read_text(path).split() for split, path in paths.items()}
+        if all(paths.values())
+        else {}
+    )
 
 
-def _settle(collection: Collection) -> None:
+def _drop_unusable(collection: Collection) -> None:
     """Drops what cannot be used, and says so."""
     captions, images = collection.captions, collection.images
     if not images.names():
-        raise BadInput(
-            "no pictures here", where="data.source", todo="put the folder Images/ or the zips beside the captions"
+        raise UserError(
+            "no pictures here",
+            where="data.source",
+            todo="put the folder Images/ or the zips beside the captions",
         )
     collection.problem(
-        "captions without an image file (phantom)", "dropped", [name for name in captions if name not in images]
+        "captions without an image file (phantom)",
+        "dropped",
+        [name for name in captions if name not in images],
     )
     collection.problem(
-        "image files without captions", "dropped", [name for name in images.names() if name not in captions]
+        "image files without captions",
+        "dropped",
+        [name for name in images.names() if name not in captions],
     )
-    collection.problem("refused members of zips", "dropped", [f"{name}: {why}" for name, why in images.refused.items()])
-    collection.problem("empty captions", "dropped", [name for name, texts in captions.items() if not all(texts)])
+    collection.problem(
+        "refused members of zips",
+        "dropped",
+        [f"{name}: {why}" for name, why in images.refused.items()],
+    )
+    collection.problem(
+        "empty captions", "dropped", [name for name, texts in captions.items() if not all(texts)]
+    )
     for name in list(captions):
         captions[name] = [text for text in captions[name] if text]
         if name not in images or not captions[name]:
             del captions[name]
     if not captions:
-        raise BadInput(
+        raise UserError(
             "no picture has a caption",
             where="data.source",
             todo="the names in the caption file must be the files' names",

@@ -9,9 +9,9 @@ from pathlib import Path
 
 from tarazu.captions.data import flickr8k
 from tarazu.captions.data.flickr8k import Collection
-from tarazu.errors import BadInput
-from tarazu.storage.hub_status import reached
-from tarazu.storage.run_folder import write_aside
+from tarazu.errors import UserError
+from tarazu.storage.hub_status import hub_is_reachable
+from tarazu.storage.run_folder import write_atomic
 
 CAPTION_COLUMNS = ("captions", "caption", "sentences", "text")
 
@@ -25,8 +25,8 @@ def read(name: str, cache: Path) -> Collection:
     """A data set with an image column and one or more caption columns. Raises `BadInput` when it cannot be had."""
     home = cache / name.replace("/", "--")
     if not (home / "captions.txt").exists():
-        if not reached():
-            raise BadInput(
+        if not hub_is_reachable():
+            raise UserError(
                 "no such folder here, and the Hugging Face hub does not answer (no network, or HF_HUB_OFFLINE is set)",
                 where=name,
                 todo="give a folder with Flickr8k: --set data.source=FOLDER",
@@ -43,7 +43,7 @@ def _fetch(name: str, home: Path) -> None:
     try:
         parts = load_dataset(name)
     except Exception as error:  # no network, no such name, a script that may not run: all end the same way for the user
-        raise BadInput(
+        raise UserError(
             f"{name} cannot be had from the hub: {str(error).splitlines()[0][:200]}",
             where="data.source",
             todo="give a folder with Flickr8k, or `drawn`",
@@ -52,14 +52,20 @@ def _fetch(name: str, home: Path) -> None:
     for part, table in parts.items():
         columns = [c for c in table.column_names if c.startswith(CAPTION_COLUMNS)]
         if "image" not in table.column_names or not columns:
-            raise BadInput(f"no columns image and caption among {', '.join(table.column_names)}", where=name)
+            raise UserError(
+                f"no columns image and caption among {', '.join(table.column_names)}", where=name
+            )
         for number, row in enumerate(table.cast_column("image", Image(decode=False))):
             file = Path(row["image"].get("path") or f"{part}_{number:05d}.jpg").name
-            write_aside(home / "Images" / file, row["image"]["bytes"])
+            write_atomic(home / "Images" / file, row["image"]["bytes"])
             texts = [
-                text for column in columns for text in (row[column] if isinstance(row[column], list) else [row[column]])
+                text
+                for column in columns
+                for text in (row[column] if isinstance(row[column], list) else [row[column]])
             ]
             rows += [[file, text] for text in texts]
     out = io.StringIO()
     csv.writer(out, lineterminator="\n").writerows(rows)
-    write_aside(home / "captions.txt", out.getvalue().encode())  # last: a cut download starts again
+    write_atomic(
+        home / "captions.txt", out.getvalue().encode()
+    )  # last: a cut download starts again

@@ -8,7 +8,7 @@ import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
-from tarazu.errors import BadInput
+from tarazu.errors import UserError
 
 ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp")
 MOST_MEMBER_BYTES = 64_000_000
@@ -56,8 +56,13 @@ class ImageStore:
             path, member = self.members[name]
             with self._zip(path).open(member) as file:
                 return file.read(MOST_MEMBER_BYTES)
-        except (OSError, zipfile.BadZipFile, RuntimeError, EOFError) as error:  # RuntimeError: encrypted
-            raise BadInput(f"cannot be read: {error}", where=name) from None
+        except (
+            OSError,
+            zipfile.BadZipFile,
+            RuntimeError,
+            EOFError,
+        ) as error:  # RuntimeError: encrypted
+            raise UserError(f"cannot be read: {error}", where=name) from None
 
     def stamp(self, name: str) -> str:
         """What changes when the picture's bytes change: for caches."""
@@ -83,10 +88,16 @@ class ImageStore:
         try:
             archive = self._zip(path)
         except (OSError, zipfile.BadZipFile) as error:
-            raise BadInput(f"not a zip that can be read: {error}", where=str(path), todo="fetch it again") from None
+            raise UserError(
+                f"not a zip that can be read: {error}", where=str(path), todo="fetch it again"
+            ) from None
         for member in archive.infolist():
             name = PurePosixPath(member.filename).name
-            if member.is_dir() or not name.lower().endswith(ENDINGS) or "__MACOSX" in member.filename:
+            if (
+                member.is_dir()
+                or not name.lower().endswith(ENDINGS)
+                or "__MACOSX" in member.filename
+            ):
                 continue
             reason = _doubt(member)
             if reason:
@@ -102,6 +113,8 @@ def _doubt(member: zipfile.ZipInfo) -> str:
         return "a path that leaves the archive"
     if stat.S_ISLNK(member.external_attr >> 16):
         return "a link"
-    if member.file_size > MOST_MEMBER_BYTES or member.file_size > MOST_RATIO * max(member.compress_size, 1):
+    if member.file_size > MOST_MEMBER_BYTES or member.file_size > MOST_RATIO * max(
+        member.compress_size, 1
+    ):
         return "unfolds to a suspicious size"
     return ""

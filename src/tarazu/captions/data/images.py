@@ -9,17 +9,27 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
-from tarazu.errors import BadInput
+from tarazu.errors import UserError
 
-MOST_PIXELS = 100_000_000  # about 12,000 x 8,000; a larger one is more likely a bomb than a photograph
+MOST_PIXELS = (
+    100_000_000  # about 12,000 x 8,000; a larger one is more likely a bomb than a photograph
+)
 MOST_BYTES = 200_000_000
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")  # by content, whatever the file is called
+FORMATS = (
+    "JPEG",
+    "PNG",
+    "WEBP",
+    "GIF",
+    "BMP",
+    "TIFF",
+    "PPM",
+)  # by content, whatever the file is called
 RESAMPLE = {
     "bilinear": Image.Resampling.BILINEAR,
     "bicubic": Image.Resampling.BICUBIC,
     "nearest": Image.Resampling.NEAREST,
 }
-DAMAGE = (
+PIL_ERRORS = (
     OSError,
     ValueError,
     SyntaxError,
@@ -40,15 +50,21 @@ def open_image(source: bytes | str | Path, where: str = "") -> Image.Image:
     The EXIF rotation is applied, CMYK and palettes are converted, transparency is laid on white, of an animation the
     first frame is taken. Raises `BadInput` when it is truncated, not an image, or has more than `MOST_PIXELS`.
     """
-    data, where = (source, where) if isinstance(source, bytes) else (_file_bytes(Path(source)), where or str(source))
+    data, where = (
+        (source, where)
+        if isinstance(source, bytes)
+        else (_file_bytes(Path(source)), where or str(source))
+    )
     picture = _header(data, where)
     try:
         picture.load()
         picture.seek(0)
         ImageOps.exif_transpose(picture, in_place=True)
         return _rgb(picture)
-    except DAMAGE as error:
-        raise BadInput(f"the image is damaged or cut short: {error}", where=where, todo="replace the file") from None
+    except PIL_ERRORS as error:
+        raise UserError(
+            f"the image is damaged or cut short: {error}", where=where, todo="replace the file"
+        ) from None
 
 
 def open_gray(data: bytes, side: int, where: str = "") -> Image.Image:
@@ -56,9 +72,15 @@ def open_gray(data: bytes, side: int, where: str = "") -> Image.Image:
     picture = _header(data, where)
     try:
         picture.draft("L", (side * 2, side * 2))  # JPEG alone can do this; the others ignore it
-        return _rgb(ImageOps.exif_transpose(picture)).convert("L").resize((side, side), Image.Resampling.BOX)
-    except DAMAGE as error:
-        raise BadInput(f"the image is damaged or cut short: {error}", where=where, todo="replace the file") from None
+        return (
+            _rgb(ImageOps.exif_transpose(picture))
+            .convert("L")
+            .resize((side, side), Image.Resampling.BOX)
+        )
+    except PIL_ERRORS as error:
+        raise UserError(
+            f"the image is damaged or cut short: {error}", where=where, todo="replace the file"
+        ) from None
 
 
 def pixels(picture: Image.Image, size: int, resample: str = "bicubic") -> np.ndarray:
@@ -68,7 +90,7 @@ def pixels(picture: Image.Image, size: int, resample: str = "bicubic") -> np.nda
     return np.asarray(picture, dtype=np.uint8)
 
 
-def small_jpeg(picture: Image.Image, longest: int = 320) -> bytes:
+def thumbnail_jpeg(picture: Image.Image, longest: int = 320) -> bytes:
     """A small copy for the report, without any metadata."""
     copy = picture.copy()
     copy.thumbnail((longest, longest))
@@ -80,12 +102,14 @@ def small_jpeg(picture: Image.Image, longest: int = 320) -> bytes:
 def _file_bytes(path: Path) -> bytes:
     try:
         if not path.is_file():
-            raise BadInput("no such image" if not path.exists() else "not a file", where=str(path))
+            raise UserError("no such image" if not path.exists() else "not a file", where=str(path))
         if path.stat().st_size > MOST_BYTES:
-            raise BadInput(f"larger than {MOST_BYTES // 10**6} MB", where=str(path), todo="give a smaller copy")
+            raise UserError(
+                f"larger than {MOST_BYTES // 10**6} MB", where=str(path), todo="give a smaller copy"
+            )
         return path.read_bytes()
     except OSError as error:
-        raise BadInput(f"cannot be read: {error.strerror}", where=str(path)) from None
+        raise UserError(f"cannot be read: {error.strerror}", where=str(path)) from None
 
 
 def _header(data: bytes, where: str) -> Image.Image:
@@ -93,14 +117,18 @@ def _header(data: bytes, where: str) -> Image.Image:
     try:
         picture = Image.open(io.BytesIO(data), formats=FORMATS)
     except Image.DecompressionBombError:
-        raise BadInput(
-            f"more than {MOST_PIXELS // 10**6} million pixels", where=where, todo="give a smaller copy"
+        raise UserError(
+            f"more than {MOST_PIXELS // 10**6} million pixels",
+            where=where,
+            todo="give a smaller copy",
         ) from None
-    except DAMAGE:
-        raise BadInput("not an image that can be read", where=where, todo=f"one of {', '.join(FORMATS)}") from None
+    except PIL_ERRORS:
+        raise UserError(
+            "not an image that can be read", where=where, todo=f"one of {', '.join(FORMATS)}"
+        ) from None
     width, height = picture.size
     if width * height > MOST_PIXELS:
-        raise BadInput(
+        raise UserError(
             f"{width} x {height} is more than {MOST_PIXELS // 10**6} million pixels",
             where=where,
             todo="give a smaller copy",
@@ -109,7 +137,10 @@ def _header(data: bytes, where: str) -> Image.Image:
 
 
 def _rgb(picture: Image.Image) -> Image.Image:
-    if picture.mode.startswith("I;16") or picture.mode in ("I", "F"):  # 16 bits and more: to 0..255 by their own range
+    if picture.mode.startswith("I;16") or picture.mode in (
+        "I",
+        "F",
+    ):  # 16 bits and more: to 0..255 by their own range
         values = np.asarray(picture, dtype=np.float64)
         top = 65535.0 if picture.mode != "F" else max(float(values.max(initial=0)), 1.0)
         picture = Image.fromarray((np.clip(values / top, 0, 1) * 255).astype(np.uint8))

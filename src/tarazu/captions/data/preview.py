@@ -21,7 +21,9 @@ def show(data: dict, console: Console | None = None, rows: int = 3) -> None:
     from rich.text import Text
 
     console = console or Console()
-    console.print(Text(f"data: {data['source']}   layout: {data['layout']}   split by {data['split_by']}"))
+    console.print(
+        Text(f"data: {data['source']}   layout: {data['layout']}   split by {data['split_by']}")
+    )
     if data["note"]:
         console.print(Text(data["note"], style="yellow"))
     for example in data["examples"][:rows]:
@@ -55,7 +57,10 @@ def splits(data: dict) -> Table:
     table = Table("split", "images", "captions", "words: mean", "90%", "99%", "longest")
     for split, sizes in data["splits"].items():
         lengths = data["structure"]["lengths_per_split"][split]
-        figures = [f"{lengths['mean']:.1f}", *(f"{lengths[key]:g}" for key in ("p90", "p99", "max"))]
+        figures = [
+            f"{lengths['mean']:.1f}",
+            *(f"{lengths[key]:g}" for key in ("p90", "p99", "max")),
+        ]
         table.add_row(split, f"{sizes['images']:,}", f"{sizes['captions']:,}", *figures)
     return table
 
@@ -70,11 +75,17 @@ def words(structure: dict) -> Table:
     table.add_row("a word must be in training so often", str(structure["min_count"]))
     table.add_row("unknown among the test words", f"{100 * structure['unknown_test_share']:.1f}%")
     table.add_row(
-        "captions cut at the fixed length", f"{structure['cut_captions']:,} (longer than {structure['max_length']})"
+        "captions cut at the fixed length",
+        f"{structure['cut_captions']:,} (longer than {structure['max_length']})",
     )
-    sizes = ", ".join(f"{count}: {size:,}" for count, size in structure["size_by_min_count"].items())
+    sizes = ", ".join(
+        f"{count}: {size:,}" for count, size in structure["size_by_min_count"].items()
+    )
     table.add_row("its size by minimum count", sizes)
-    table.add_row("most frequent", Text(", ".join(f"{word} {count:,}" for word, count in structure["top_words"][:10])))
+    table.add_row(
+        "most frequent",
+        Text(", ".join(f"{word} {count:,}" for word, count in structure["top_words"][:10])),
+    )
     return table
 
 
@@ -86,10 +97,16 @@ def problems(data: dict) -> Table:
     table = Table("odd things", "count", "which")
     for problem in data["problems"]:
         table.add_row(
-            Text(problem["reason"]), f"{problem['count']:,} {problem['kind']}", Text(", ".join(problem["names"][:3]))
+            Text(problem["reason"]),
+            f"{problem['count']:,} {problem['kind']}",
+            Text(", ".join(problem["names"][:3])),
         )
     for kind in ("exact", "near"):
         pairs = [pair for pair in data["duplicates"] if pair["kind"] == kind]
         if pairs:
-            table.add_row(f"{kind} copies", f"{len(pairs):,} pairs", Text(f"{pairs[0]['a']} = {pairs[0]['b']}"))
+            table.add_row(
+                f"{kind} copies",
+                f"{len(pairs):,} pairs",
+                Text(f"{pairs[0]['a']} = {pairs[0]['b']}"),
+            )
     return table

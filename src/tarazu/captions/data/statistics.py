@@ -12,14 +12,28 @@ COUNTS = (1, 2, 3, 4, 5, 8, 10)
 MOST_POINTS = 2000
 
 
-def structure(captions: dict[str, list[str]], splits: dict[str, list[str]], vocabulary: Vocabulary) -> dict:
+def structure(
+    captions: dict[str, list[str]], splits: dict[str, list[str]], vocabulary: Vocabulary
+) -> dict:
     """The figures of a collection; lengths are in words after cleaning."""
-    words = {name: [clean(text) for text in captions[name]] for images in splits.values() for name in images}
-    per_split = {split: [len(line) for name in images for line in words[name]] for split, images in splits.items()}
+    words = {
+        name: [clean(text) for text in captions[name]]
+        for images in splits.values()
+        for name in images
+    }
+    per_split = {
+        split: [len(line) for name in images for line in words[name]]
+        for split, images in splits.items()
+    }
     everything = [length for split in per_split.values() for length in split]
     counts = Counter(word for lines in words.values() for line in lines for word in line)
     trained = Counter(word for name in splits["train"] for line in words[name] for word in line)
-    tested = [number for name in splits["test"] for line in words[name] for number in vocabulary.encode(line)]
+    tested = [
+        number
+        for name in splits["test"]
+        for line in words[name]
+        for number in vocabulary.encode(line)
+    ]
     known = [number for number in tested if number >= UNK]
     return {
         "images": len(words),
@@ -33,7 +47,9 @@ def structure(captions: dict[str, list[str]], splits: dict[str, list[str]], voca
         "max_length": vocabulary.max_length,
         "cut_captions": sum(length > vocabulary.max_length for length in everything),
         "unknown_test_share": known.count(UNK) / max(1, len(known)),
-        "size_by_min_count": {str(n): len(SPECIALS) + sum(count >= n for count in trained.values()) for n in COUNTS},
+        "size_by_min_count": {
+            str(n): len(SPECIALS) + sum(count >= n for count in trained.values()) for n in COUNTS
+        },
     }
 
 
@@ -59,7 +75,9 @@ def points(words: list[list[list[str]]]) -> list[list[int]]:
     return found[:: max(1, -(-len(found) // MOST_POINTS))]
 
 
-def examples(captions: dict[str, list[str]], names: list[str], vocabulary: Vocabulary) -> list[dict]:
+def examples(
+    captions: dict[str, list[str]], names: list[str], vocabulary: Vocabulary
+) -> list[dict]:
     """Pictures with their captions as written, as words and as numbers."""
     found = []
     for name in names:

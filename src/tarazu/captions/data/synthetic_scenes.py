@@ -38,7 +38,7 @@ FIVE = 5
 
 
 @dataclass(frozen=True)
-class Thing:
+class ShapeGroup:
     """`count` shapes of one kind and colour."""
 
     count: int
@@ -58,8 +58,8 @@ class Scene:
     """One or two things on a ground; the first is `relation` ("above", "left") the second."""
 
     ground: str
-    first: Thing
-    second: Thing | None
+    first: ShapeGroup
+    second: ShapeGroup | None
     relation: str
 
 
@@ -79,7 +79,9 @@ def write(folder: Path, scenes: int, seed: int = 0) -> Path:
         rows += [[name, caption] for caption in captions(scene, dice)]
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows(rows)
-    listing.write_text(text.getvalue(), encoding="utf-8")  # last, so that a half-drawn folder is drawn again
+    listing.write_text(
+        text.getvalue(), encoding="utf-8"
+    )  # last, so that a half-drawn folder is drawn again
     return folder
 
 
@@ -134,19 +136,29 @@ def draw(scene: Scene, dice: random.Random) -> Image.Image:
 
 
 def _scene(dice: random.Random) -> Scene:
-    def thing(colours: list[str], shapes: list[str]) -> Thing:
-        return Thing(
-            dice.choice((1, 1, 1, 2, 3)), dice.choice(("small", "big")), dice.choice(colours), dice.choice(shapes)
+    def thing(colours: list[str], shapes: list[str]) -> ShapeGroup:
+        return ShapeGroup(
+            dice.choice((1, 1, 1, 2, 3)),
+            dice.choice(("small", "big")),
+            dice.choice(colours),
+            dice.choice(shapes),
         )
 
     first = thing(list(COLOURS), list(SHAPES))
     second = None
     if dice.random() < 0.75:
-        second = thing([c for c in COLOURS if c != first.colour], [s for s in SHAPES if s != first.shape])
+        second = thing(
+            [c for c in COLOURS if c != first.colour], [s for s in SHAPES if s != first.shape]
+        )
     return Scene(dice.choice(list(GROUNDS)), first, second, dice.choice(("above", "left")))
 
 
-def _place(brush: ImageDraw.ImageDraw, thing: Thing, box: tuple[int, int, int, int], dice: random.Random) -> None:
+def _place(
+    brush: ImageDraw.ImageDraw,
+    thing: ShapeGroup,
+    box: tuple[int, int, int, int],
+    dice: random.Random,
+) -> None:
     """`thing.count` shapes side by side (or one below the other) within `box`."""
     x0, y0, x1, y1 = box
     wide = x1 - x0 >= y1 - y0
@@ -167,7 +179,9 @@ def _place(brush: ImageDraw.ImageDraw, thing: Thing, box: tuple[int, int, int, i
         )
 
 
-def _shape(brush: ImageDraw.ImageDraw, shape: str, x: float, y: float, r: float, colour: str) -> None:
+def _shape(
+    brush: ImageDraw.ImageDraw, shape: str, x: float, y: float, r: float, colour: str
+) -> None:
     line = {"fill": colour, "outline": "#404040"}
     match shape:
         case "circle":
@@ -181,7 +195,10 @@ def _shape(brush: ImageDraw.ImageDraw, shape: str, x: float, y: float, r: float,
         case "heart":
             turns = [2 * math.pi * i / 40 for i in range(40)]
             points = [
-                (16 * math.sin(t) ** 3, 13 * math.cos(t) - 5 * math.cos(2 * t) - 2 * math.cos(3 * t) - math.cos(4 * t))
+                (
+                    16 * math.sin(t) ** 3,
+                    13 * math.cos(t) - 5 * math.cos(2 * t) - 2 * math.cos(3 * t) - math.cos(4 * t),
+                )
                 for t in turns
             ]
             brush.polygon([(x + px * r / 17, y - py * r / 17) for px, py in points], **line)

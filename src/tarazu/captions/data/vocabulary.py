@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 
-from tarazu.errors import BadInput
+from tarazu.errors import UserError
 
 SPECIALS = ("<pad>", "<sos>", "<eos>", "<unk>")
 PAD, SOS, EOS, UNK = range(4)
@@ -20,7 +20,11 @@ WORD = re.compile(r"[^\W\d_]+(?:['-][^\W\d_]+)*")
 
 def clean(caption: str) -> list[str]:
     """The words of a caption: lower case, without punctuation, symbols and digits."""
-    text = unicodedata.normalize("NFKC", caption).lower().replace("\N{RIGHT SINGLE QUOTATION MARK}", "'")
+    text = (
+        unicodedata.normalize("NFKC", caption)
+        .lower()
+        .replace("\N{RIGHT SINGLE QUOTATION MARK}", "'")
+    )
     return WORD.findall(text)
 
 
@@ -41,7 +45,8 @@ class Vocabulary:
         """From the cleaned captions of the training split, and of no other."""
         counts = Counter(word for caption in captions for word in caption)
         kept = sorted(
-            (word for word, count in counts.items() if count >= min_count), key=lambda word: (-counts[word], word)
+            (word for word, count in counts.items() if count >= min_count),
+            key=lambda word: (-counts[word], word),
         )
         return cls(SPECIALS + tuple(kept), min_count, max_length)
 
@@ -90,8 +95,10 @@ class Vocabulary:
                 or len(set(words)) != len(words)
                 or not all(isinstance(word, str) for word in words)
             ):
-                raise ValueError("the special tokens are not the first four words, or a word is there twice")
+                raise ValueError(
+                    "the special tokens are not the first four words, or a word is there twice"
+                )
             return cls(words, int(tree["min_count"]), int(tree["max_length"]))
         except (ValueError, KeyError, TypeError) as error:
             todo = "bring it back from a copy, or remove it: `tarazu resume` then writes it again"
-            raise BadInput(f"not a vocabulary: {error}", where=where, todo=todo) from None
+            raise UserError(f"not a vocabulary: {error}", where=where, todo=todo) from None

@@ -42,7 +42,10 @@ SETTLED = 60  # seconds after which whoever made such a file holds it locked, if
 spent: Counter[str] = Counter()  # seconds by what they went to, for benchmarks
 _pool: ProcessPoolExecutor | None = None
 _owner = 0  # the process that forked it
-_loaded: tuple[str, Callable[[Any], Any] | None] = ("", None)  # in a forked process: what it does, and the file it came from
+_loaded: tuple[str, Callable[[Any], Any] | None] = (
+    "",
+    None,
+)  # in a forked process: what it does, and the file it came from
 
 
 def ready(count: int) -> bool:
@@ -66,7 +69,9 @@ def crew(work: Callable[[Any], Any], count: int) -> Iterator[Callable[[Sequence]
             yield lambda items: threads.submit(lambda: [work(item) for item in items])
         return
     pool = _gathered()
-    with tempfile.TemporaryDirectory(prefix="tarazu-") as folder:  # that only this user can open: what is unpickled is our own
+    with tempfile.TemporaryDirectory(
+        prefix="tarazu-"
+    ) as folder:  # that only this user can open: what is unpickled is our own
         file = Path(folder, "work")
         file.write_bytes(pickle.dumps(work))
         waiting: list[Future] = []
@@ -79,7 +84,10 @@ def crew(work: Callable[[Any], Any], count: int) -> Iterator[Callable[[Sequence]
             yield submit
         except BrokenProcessPool as error:
             dismiss()
-            raise TarazuError("a process that decodes pictures was killed", todo="memory may be short: end other programs and run again") from error
+            raise TarazuError(
+                "a process that decodes pictures was killed",
+                todo="memory may be short: end other programs and run again",
+            ) from error
         finally:
             for job in waiting:  # none begins after the file is gone
                 job.cancel()
@@ -92,12 +100,18 @@ class Shared:
     """An array in memory that processes share, however long ago they were forked: pickled, it is only its place."""
 
     def __init__(self, shape: tuple[int, ...], dtype: str):
-        self.shape, self.dtype, size = shape, dtype, max(1, int(np.prod(shape)) * np.dtype(dtype).itemsize)
+        self.shape, self.dtype, size = (
+            shape,
+            dtype,
+            max(1, int(np.prod(shape)) * np.dtype(dtype).itemsize),
+        )
         _sweep()
         file, self.place = tempfile.mkstemp(prefix=NAME, dir=_folder_for(size))
         weakref.finalize(self, _forget, self.place, os.getpid())
         with open(file, "r+b") as opened:
-            fcntl.flock(opened, fcntl.LOCK_EX)  # for as long as the memory is open here: see `_sweep`
+            fcntl.flock(
+                opened, fcntl.LOCK_EX
+            )  # for as long as the memory is open here: see `_sweep`
             opened.truncate(size)
             self._attach(opened.fileno())
 
@@ -167,12 +181,18 @@ def _gathered() -> ProcessPoolExecutor:
     """The processes, forked now if they are not there yet, or no longer."""
     global _pool, _owner
     if _pool is not None and _owner == os.getpid():
-        with contextlib.suppress(BrokenProcessPool):  # the thread that forked them has ended, or one was killed
+        with contextlib.suppress(
+            BrokenProcessPool
+        ):  # the thread that forked them has ended, or one was killed
             _pool.submit(int).result()
             return _pool
     with counted("forking"), warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # "multi-threaded": the children use no library's threads
-        _pool = ProcessPoolExecutor(_size(), multiprocessing.get_context("fork"), _begin, (os.getpid(),))
+        warnings.simplefilter(
+            "ignore", DeprecationWarning
+        )  # "multi-threaded": the children use no library's threads
+        _pool = ProcessPoolExecutor(
+            _size(), multiprocessing.get_context("fork"), _begin, (os.getpid(),)
+        )
         _owner = os.getpid()
         _pool.submit(int).result()  # all are forked at the first job
     return _pool

@@ -14,14 +14,14 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from tarazu.captions.model.decoders import State
 from tarazu.captions.data.vocabulary import EOS, PAD, SOS, UNK
+from tarazu.captions.model.decoders import State
 
 NEVER = (PAD, SOS, UNK)
-DEAD = float("-inf")
+NEG_INF = float("-inf")
 
 
-class Writer(Protocol):
+class DecodableModel(Protocol):
     """A model, or several that write together. `fixed` are the places in its state of what no word changes."""
 
     fixed: tuple[int, ...]
@@ -32,7 +32,7 @@ class Writer(Protocol):
 
 
 @dataclass(frozen=True)
-class Sentence:
+class Hypothesis:
     """A finished hypothesis: word numbers without `<sos>` and `<eos>`, and its length-normalised log-probability."""
 
     words: list[int]
@@ -51,7 +51,9 @@ class Ensemble(nn.Module):
     def fixed(self) -> tuple[int, ...]:
         """Known once it has started."""
         before = [sum(self.sizes[:i]) for i in range(len(self.sizes))]
-        return tuple(at + i for at, member in zip(before, self.members, strict=True) for i in member.fixed)
+        return tuple(
+            at + i for at, member in zip(before, self.members, strict=True) for i in member.fixed
+        )
 
     def start(self, pictures: Tensor) -> State:
         states = [member.start(pictures) for member in self.members]
@@ -66,7 +68,11 @@ class Ensemble(nn.Module):
             after += own
             looks += [] if alpha is None else [alpha.float()]
             place += size
-        return total / len(self.members), tuple(after), torch.stack(looks).mean(0) if looks else None
+        return (
+            total / len(self.members),
+            tuple(after),
+            torch.stack(looks).mean(0) if looks else None,
+        )
 
     def teach(
         self,
@@ -80,27 +86,27 @@ class Ensemble(nn.Module):
         shared = {} if rows is None else {"rows": rows}
         both = [member.teach(pictures, tokens, attention, at, **shared) for member in self.members]
         looks = [alpha.float() for _, alpha in both if alpha is not None]
-        return torch.stack([torch.log_softmax(logits.float(), -1) for logits, _ in both]).mean(0), torch.stack(
-            looks
-        ).mean(0) if looks else None
+        return torch.stack([torch.log_softmax(logits.float(), -1) for logits, _ in both]).mean(
+            0
+        ), torch.stack(looks).mean(0) if looks else None
 
 
 @torch.no_grad()
-def greedy(writer: Writer, pictures: Tensor, most_words: int) -> list[Sentence]:
+def greedy(writer: DecodableModel, pictures: Tensor, most_words: int) -> list[Hypothesis]:
     """The likeliest next word, again and again: one sentence for each picture (B, ...)."""
     return [best[0] for best in beam_search(writer, pictures, 1, most_words)]
 
 
 @torch.no_grad()
 def beam_search(
-    writer: Writer,
+    writer: DecodableModel,
     pictures: Tensor,
     beams: int,
     most_words: int,
     length_penalty: float = 1.0,
     block_trigrams: bool = False,
     stop: str = "full",
-) -> list[list[Sentence]]:
+) -> list[list[Hypothesis]]:
     """For each picture up to `beams` different finished sentences, best first; there is always at least one.
 
     A picture is done when `beams` of its sentences have ended (`stop` "full"), or only when, besides, none that lives
@@ -108,20 +114,22 @@ def beam_search(
     mean over its words and its end. A beam that is dead (no continuation is left for it) is never copied from a living
     one.
     """
-    hunt = _Hunt(len(pictures), beams, most_words, length_penalty, stop, pictures.device)
+    hunt = BeamState(len(pictures), beams, most_words, length_penalty, stop, pictures.device)
     state = tuple(tensor.repeat_interleave(beams, 0) for tensor in writer.start(pictures))
     fixed = writer.fixed  # a beam is only ever replaced by one of the same picture
     for place in range(most_words + 1):
         logits, state, _ = writer.step(state, hunt.last())
         rows = hunt.advance(place, _allowed(logits, hunt, place, block_trigrams))
-        state = tuple(part if i in fixed else part.index_select(0, rows) for i, part in enumerate(state))
+        state = tuple(
+            part if i in fixed else part.index_select(0, rows) for i, part in enumerate(state)
+        )
         if place % 4 == 3 and hunt.over():  # asking the device costs a wait
             break
     return hunt.sentences()
 
 
 @torch.no_grad()
-def sample(writer: Writer, pictures: Tensor, most_words: int) -> Tensor:
+def sample(writer: DecodableModel, pictures: Tensor, most_words: int) -> Tensor:
     """One sentence for each picture, drawn from the model: (B, at most most_words + 2), `<sos>` words `<eos>`
     `<pad>`... Nothing in it waits for a GPU, so it can be recorded."""
     state, count = writer.start(pictures), len(pictures)
@@ -129,9 +137,11 @@ def sample(writer: Writer, pictures: Tensor, most_words: int) -> Tensor:
     tokens, ended = [token], torch.zeros(count, dtype=torch.bool, device=pictures.device)
     for place in range(most_words + 1):
         logits, state, _ = writer.step(state, token)
-        chances = torch.softmax(_ban(logits.float(), place, most_words), 1)
+        chances = torch.softmax(_mask_forbidden(logits.float(), place, most_words), 1)
         # the first to arrive of waiting times at these rates: a draw that the program need not wait for
-        token = (chances / torch.empty_like(chances).exponential_()).argmax(1).masked_fill(ended, PAD)
+        token = (
+            (chances / torch.empty_like(chances).exponential_()).argmax(1).masked_fill(ended, PAD)
+        )
         ended = ended | (token == EOS)
         tokens.append(token)
         if not ended.is_cuda and bool(ended.all()):  # a GPU would have to be waited for
@@ -159,17 +169,25 @@ def without_dropout(module: nn.Module) -> Iterator[None]:
             part.dropout = share
 
 
-class _Hunt:
+class BeamState:
     """The sentences of a beam search: those alive, (B, K), and the best K that have ended."""
 
-    def __init__(self, count: int, beams: int, most_words: int, length_penalty: float, stop: str, device: torch.device):
+    def __init__(
+        self,
+        count: int,
+        beams: int,
+        most_words: int,
+        length_penalty: float,
+        stop: str,
+        device: torch.device,
+    ):
         self.count, self.beams, self.power, self.stop = count, beams, length_penalty, stop
         self.words = torch.full((count, beams, most_words + 2), PAD, device=device)
         self.words[:, :, 0] = SOS
-        self.scores = torch.full((count, beams), DEAD, device=device)
+        self.scores = torch.full((count, beams), NEG_INF, device=device)
         self.scores[:, 0] = 0.0  # all beams are alike at first: one of them is enough
         self.ended = torch.full_like(self.words, PAD)
-        self.marks = torch.full_like(self.scores, DEAD)
+        self.marks = torch.full_like(self.scores, NEG_INF)
         self.place, self.rows = 0, torch.arange(count, device=device).unsqueeze(1)
 
     def last(self) -> Tensor:
@@ -184,12 +202,15 @@ class _Hunt:
         grown = self.words[self.rows, parents]
         grown[:, :, place + 1] = words
         among_best = torch.arange(scores.shape[1], device=scores.device) < self.beams
-        self._end(grown, torch.where((words == EOS) & among_best, scores, DEAD) / (place + 1) ** self.power)
-        alive, order = torch.where(words == EOS, DEAD, scores).topk(self.beams, 1)
+        self._end(
+            grown,
+            torch.where((words == EOS) & among_best, scores, NEG_INF) / (place + 1) ** self.power,
+        )
+        alive, order = torch.where(words == EOS, NEG_INF, scores).topk(self.beams, 1)
         done = torch.isfinite(self.marks).all(1, keepdim=True)
         if self.stop == "ahead":
             done &= alive[:, :1] / (place + 2) ** self.power <= self.marks[:, -1:]
-        self.scores = alive.masked_fill(done, DEAD)
+        self.scores = alive.masked_fill(done, NEG_INF)
         self.words, self.place = grown[self.rows, order], place + 1
         return (parents.gather(1, order) + self.rows * self.beams).flatten()
 
@@ -201,11 +222,15 @@ class _Hunt:
     def over(self) -> bool:
         return not bool(torch.isfinite(self.scores).any())
 
-    def sentences(self) -> list[list[Sentence]]:
+    def sentences(self) -> list[list[Hypothesis]]:
         found = []
         for marks, words in zip(self.marks.tolist(), self.ended.tolist(), strict=True):
             found.append(
-                [Sentence(_between(line), mark) for mark, line in zip(marks, words, strict=True) if mark > DEAD]
+                [
+                    Hypothesis(_between(line), mark)
+                    for mark, line in zip(marks, words, strict=True)
+                    if mark > NEG_INF
+                ]
             )
         return found
 
@@ -214,24 +239,32 @@ def _between(line: list[int]) -> list[int]:
     return line[1 : line.index(EOS)]
 
 
-def _allowed(logits: Tensor, hunt: _Hunt, place: int, block_trigrams: bool) -> Tensor:
+def _allowed(logits: Tensor, hunt: BeamState, place: int, block_trigrams: bool) -> Tensor:
     """Log-probabilities (B, K, V) of what may follow."""
-    logp = _ban(logits.float(), place, hunt.words.shape[2] - 2).view(hunt.count, hunt.beams, -1)
+    logp = _mask_forbidden(logits.float(), place, hunt.words.shape[2] - 2).view(
+        hunt.count, hunt.beams, -1
+    )
     if block_trigrams and place >= 3:
-        logp = logp.masked_fill(_third_words(hunt.words[:, :, : place + 1], logp.shape[2]), DEAD)
-        stuck = torch.isinf(logp).all(2, keepdim=True)  # nothing is left to say: then the sentence ends
-        logp = torch.where(stuck & (torch.arange(logp.shape[2], device=logp.device) == EOS), 0.0, logp)
+        logp = logp.masked_fill(_third_words(hunt.words[:, :, : place + 1], logp.shape[2]), NEG_INF)
+        stuck = torch.isinf(logp).all(
+            2, keepdim=True
+        )  # nothing is left to say: then the sentence ends
+        logp = torch.where(
+            stuck & (torch.arange(logp.shape[2], device=logp.device) == EOS), 0.0, logp
+        )
     return logp
 
 
-def _ban(logits: Tensor, place: int, most_words: int) -> Tensor:
+def _mask_forbidden(logits: Tensor, place: int, most_words: int) -> Tensor:
     """Log-probabilities of the words that may stand at a place, the others dead."""
     banned = forbidden(place, 1, logits.shape[1], most_words, logits.device)
     # softmax over what may be said would hide how unsure the model is; only the banned words are taken out afterwards
-    return torch.log_softmax(logits, 1).masked_fill(banned, DEAD)
+    return torch.log_softmax(logits, 1).masked_fill(banned, NEG_INF)
 
 
-def forbidden(place: int, count: int, vocabulary: int, most_words: int, device: torch.device) -> Tensor:
+def forbidden(
+    place: int, count: int, vocabulary: int, most_words: int, device: torch.device
+) -> Tensor:
     """(count, V), True for what cannot be said at each of `count` places from `place` on: special tokens, `<eos>` before
     the first word, anything but `<eos>` after the last. Made on the device: no recording may copy from the host."""
     words = torch.arange(vocabulary, device=device)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from tarazu.captions.model.decoders import State
 
 
-class Mirrored(nn.Module):
+class HorizontalFlip(nn.Module):
     """A model that is shown every picture (B, S, S, 3) in a mirror; where it looks is told of the picture itself."""
 
     def __init__(self, model: nn.Module):

@@ -27,7 +27,7 @@ STAGES = (
 
 
 @dataclass(frozen=True)
-class Shape:
+class EncoderConfig:
     """What tells one EfficientNet from another.
 
     Args:
@@ -49,10 +49,10 @@ class Shape:
 
 
 SHAPES = {
-    "efficientnet-lite0": Shape("EfficientNet-Lite0", 1.0, 1.0, 224, True),
-    "efficientnet-lite1": Shape("EfficientNet-Lite1", 1.0, 1.1, 240, True),
-    "efficientnet-lite2": Shape("EfficientNet-Lite2", 1.1, 1.2, 260, True),
-    "efficientnet-b0": Shape("EfficientNet-B0", 1.0, 1.0, 224, False),
+    "efficientnet-lite0": EncoderConfig("EfficientNet-Lite0", 1.0, 1.0, 224, True),
+    "efficientnet-lite1": EncoderConfig("EfficientNet-Lite1", 1.0, 1.1, 240, True),
+    "efficientnet-lite2": EncoderConfig("EfficientNet-Lite2", 1.1, 1.2, 260, True),
+    "efficientnet-b0": EncoderConfig("EfficientNet-B0", 1.0, 1.0, 224, False),
 }
 
 
@@ -64,7 +64,7 @@ class Conv(nn.Module):
         inside: int,
         outside: int,
         kernel: int,
-        shape: Shape,
+        shape: EncoderConfig,
         stride: int = 1,
         groups: int = 1,
         act: bool = True,
@@ -73,7 +73,13 @@ class Conv(nn.Module):
         super().__init__()
         self.kernel, self.stride, self.same = kernel, stride, shape.padding == "same"
         self.conv = nn.Conv2d(
-            inside, outside, kernel, stride, 0 if self.same else kernel // 2, groups=groups, bias=False
+            inside,
+            outside,
+            kernel,
+            stride,
+            0 if self.same else kernel // 2,
+            groups=groups,
+            bias=False,
         )
         self.bn = nn.BatchNorm2d(outside, eps=epsilon or shape.epsilon)
         self.act = (nn.ReLU6() if shape.lite else nn.SiLU()) if act else nn.Identity()
@@ -89,12 +95,15 @@ class Conv(nn.Module):
         return total // 2, total - total // 2
 
 
-class Squeeze(nn.Module):
+class SqueezeExcite(nn.Module):
     """Squeeze-and-excite (Hu et al. 2018): every channel is scaled by what the whole picture says of it."""
 
     def __init__(self, channels: int, squeezed: int):
         super().__init__()
-        self.reduce, self.expand = nn.Conv2d(channels, squeezed, 1), nn.Conv2d(squeezed, channels, 1)
+        self.reduce, self.expand = (
+            nn.Conv2d(channels, squeezed, 1),
+            nn.Conv2d(squeezed, channels, 1),
+        )
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return x * torch.sigmoid(self.expand(F.silu(self.reduce(x.mean((2, 3), keepdim=True)))))
@@ -104,12 +113,24 @@ class Block(nn.Module):
     """An inverted residual: widen, look around per channel, weigh, narrow; added to its input where the shapes
     agree."""
 
-    def __init__(self, inside: int, outside: int, kernel: int, stride: int, expansion: int, shape: Shape):
+    def __init__(
+        self,
+        inside: int,
+        outside: int,
+        kernel: int,
+        stride: int,
+        expansion: int,
+        shape: EncoderConfig,
+    ):
         super().__init__()
         wide = inside * expansion
-        self.expand = Conv(inside, wide, 1, shape, epsilon=shape.expand_epsilon) if expansion > 1 else nn.Identity()
+        self.expand = (
+            Conv(inside, wide, 1, shape, epsilon=shape.expand_epsilon)
+            if expansion > 1
+            else nn.Identity()
+        )
         self.depthwise = Conv(wide, wide, kernel, shape, stride, groups=wide)
-        self.squeeze = nn.Identity() if shape.lite else Squeeze(wide, max(1, inside // 4))
+        self.squeeze = nn.Identity() if shape.lite else SqueezeExcite(wide, max(1, inside // 4))
         self.project = Conv(wide, outside, 1, shape, act=False)
         self.residual = stride == 1 and inside == outside
 
@@ -124,7 +145,7 @@ class EfficientNet(nn.Module):
     `normal` holds the mean and standard deviation per colour, on the scale 0..255, with which `forward` normalises.
     """
 
-    def __init__(self, shape: Shape, mean: tuple[float, ...], std: tuple[float, ...]):
+    def __init__(self, shape: EncoderConfig, mean: tuple[float, ...], std: tuple[float, ...]):
         super().__init__()
         self.shape = shape
         self.register_buffer("normal", torch.tensor([mean, std]), persistent=False)
@@ -135,7 +156,9 @@ class EfficientNet(nn.Module):
             fixed = shape.lite and number in (0, len(shape.stages) - 1)
             for i in range(repeats if fixed else math.ceil(repeats * shape.depth)):
                 outside = _channels(channels, shape.width)
-                blocks.append(Block(inside, outside, kernel, stride if i == 0 else 1, expansion, shape))
+                blocks.append(
+                    Block(inside, outside, kernel, stride if i == 0 else 1, expansion, shape)
+                )
                 inside = outside
         self.blocks = nn.ModuleList(blocks)
         self.head = Conv(inside, 1280 if shape.lite else _channels(1280, shape.width), 1, shape)
@@ -157,7 +180,9 @@ class EfficientNet(nn.Module):
         """Names of the parameters of the last `count` blocks and the head. Raises `ValueError` when there are fewer."""
         if count > len(self.blocks):
             raise ValueError(f"the encoder has {len(self.blocks)} blocks")
-        wanted = tuple(f"blocks.{i}." for i in range(len(self.blocks) - count, len(self.blocks))) + ("head.",)
+        wanted = tuple(
+            f"blocks.{i}." for i in range(len(self.blocks) - count, len(self.blocks))
+        ) + ("head.",)
         return frozenset(name for name, _ in self.named_parameters() if name.startswith(wanted))
 
 

@@ -22,16 +22,16 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from tarazu.captions.data.augmentation import view_of
-from tarazu.captions.data.worker_pool import counted
-from tarazu.captions.data.duplicates import Looks
-from tarazu.captions.encoder.feature_extraction import stream
-from tarazu.captions.data.images import open_image, pixels
-from tarazu.captions.encoder.pretrained import Pretrained
+from tarazu.captions.data.augmentation import fixed_view
+from tarazu.captions.data.duplicates import ImageHashes
 from tarazu.captions.data.image_store import ImageStore
-from tarazu.engine.progress import Bar
-from tarazu.errors import BadInput, TarazuError
-from tarazu.storage.run_folder import write_aside
+from tarazu.captions.data.images import open_image, pixels
+from tarazu.captions.data.worker_pool import counted
+from tarazu.captions.encoder.feature_extraction import stream
+from tarazu.captions.encoder.pretrained import Pretrained
+from tarazu.engine.progress import ProgressBar
+from tarazu.errors import TarazuError, UserError
+from tarazu.storage.run_folder import write_atomic
 
 AT_ONCE = {"cpu": 16, "cuda": 256}  # pictures through the encoder together
 SAVE_SECONDS = 20.0  # between two notes of how far it is
@@ -41,7 +41,8 @@ SHARE_OF_GPU = 0.6  # of the free memory that a bank may take to live there
 def cache_folder() -> Path:
     """Where tarazu keeps what it can make again: TARAZU_CACHE, or the user's cache folder."""
     return Path(
-        os.environ.get("TARAZU_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tarazu"
+        os.environ.get("TARAZU_CACHE")
+        or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tarazu"
     )
 
 
@@ -62,7 +63,9 @@ class RowCache:
             self.rows = self._read()
             path = self.folder / "rows.bin"
             with open(path, "ab") as self._file:
-                self._file.truncate(len(self.rows) * self.row_bytes)  # what was written after the last note
+                self._file.truncate(
+                    len(self.rows) * self.row_bytes
+                )  # what was written after the last note
                 self._noted = time.monotonic()
                 try:
                     yield
@@ -71,7 +74,9 @@ class RowCache:
                         with counted("writing"):
                             self._note()
                     finally:
-                        fcntl.flock(lock, fcntl.LOCK_UN)  # processes forked meanwhile hold the file open
+                        fcntl.flock(
+                            lock, fcntl.LOCK_UN
+                        )  # processes forked meanwhile hold the file open
 
     def append(self, keys: list[str], rows: np.ndarray) -> None:
         """Adds rows (n, *shape). Raises `TarazuError` when the disk is full."""
@@ -91,12 +96,14 @@ class RowCache:
 
     def array(self) -> np.ndarray:
         """All rows, mapped into memory; what is written to them does not reach the file."""
-        return np.memmap(self.folder / "rows.bin", self.dtype, "c", shape=(len(self.rows), *self.shape))
+        return np.memmap(
+            self.folder / "rows.bin", self.dtype, "c", shape=(len(self.rows), *self.shape)
+        )
 
     def _note(self) -> None:
         """The index, without waiting for the disk: a file grows only by what has reached it, and `_read` looks at that."""
         self._file.flush()
-        write_aside(self.folder / "index.json", json.dumps(self.rows).encode())
+        write_atomic(self.folder / "index.json", json.dumps(self.rows).encode())
         self._noted = time.monotonic()
 
     def _read(self) -> dict[str, int]:
@@ -109,19 +116,19 @@ class RowCache:
 
 
 @dataclass(frozen=True)
-class Item:
+class ImageView:
     """A view of a picture: 0 is the picture itself, others are crops that keep at least `smallest` of it."""
 
     name: str
     view: int = 0
     smallest: float = 1.0
 
-    def key(self, looks: Looks) -> str:
+    def key(self, looks: ImageHashes) -> str:
         """What its row is filed under."""
         return looks.sha256[self.name] + (f".{self.view}.{self.smallest:g}" if self.view else "")
 
 
-class Bank:
+class FeatureStore:
     """Rows of a cache in the order of a data set's items; held on the GPU where they fit."""
 
     def __init__(self, array: np.ndarray, rows: list[int], device: torch.device):
@@ -133,42 +140,65 @@ class Bank:
             return self.resident[pictures.to(self.device)]
         return self._tensor(self.rows[pictures.cpu().numpy()]).to(self.device)
 
-    def mean(self) -> Bank:
+    def mean(self) -> FeatureStore:
         """Features (N, P, D) -> their means (N, 1, D), in float32, held in memory."""
         means = np.empty((len(self.rows), 1, self.array.shape[2]), np.float32)
         for start in range(0, len(self.rows), 256):
-            some = self._tensor(self.rows[start : start + 256]).to(self.device)  # passing through: they need not stay there
+            some = self._tensor(self.rows[start : start + 256]).to(
+                self.device
+            )  # passing through: they need not stay there
             means[start : start + len(some)] = some.float().mean(1, keepdim=True).cpu().numpy()
-        return Bank(means, list(range(len(means))), self.device)
+        return FeatureStore(means, list(range(len(means))), self.device)
 
     @cached_property
     def resident(self) -> torch.Tensor | None:
         """Everything on the GPU, or None."""
         needed = len(self.rows) * math.prod(self.array.shape[1:]) * self.array.itemsize
-        if self.device.type != "cuda" or needed > SHARE_OF_GPU * torch.cuda.mem_get_info(self.device)[0]:
+        if (
+            self.device.type != "cuda"
+            or needed > SHARE_OF_GPU * torch.cuda.mem_get_info(self.device)[0]
+        ):
             return None
-        rows = torch.empty(len(self.rows), *self.array.shape[1:], dtype=self._tensor(self.rows[:1]).dtype, device=self.device)
+        rows = torch.empty(
+            len(self.rows),
+            *self.array.shape[1:],
+            dtype=self._tensor(self.rows[:1]).dtype,
+            device=self.device,
+        )
         for start in range(0, len(rows), 512):
             some = self.rows[start : start + 512]
-            if some[-1] - some[0] == len(some) - 1 and (np.diff(some) == 1).all():  # neighbours: no copy on the way
+            if (
+                some[-1] - some[0] == len(some) - 1 and (np.diff(some) == 1).all()
+            ):  # neighbours: no copy on the way
                 rows[start : start + 512] = torch.from_numpy(self.array[some[0] : some[-1] + 1])
             else:
                 rows[start : start + 512] = self._tensor(some)
         return rows
 
     def _tensor(self, rows: np.ndarray) -> torch.Tensor:
-        return torch.from_numpy(self.array[rows])  # fancy indexing copies, so the map itself stays untouched
+        return torch.from_numpy(
+            self.array[rows]
+        )  # fancy indexing copies, so the map itself stays untouched
 
 
 def features(
-    encoder: Pretrained, store: ImageStore, items: list[Item], looks: Looks, precision: str, device: torch.device
-) -> Bank:
+    encoder: Pretrained,
+    store: ImageStore,
+    items: list[ImageView],
+    looks: ImageHashes,
+    precision: str,
+    device: torch.device,
+) -> FeatureStore:
     """The encoder's maps (N, P, D) of the items, computed where the cache has none."""
     cache = RowCache(
-        cache_folder() / "features" / f"{encoder.key()}-{precision}", (encoder.side**2, encoder.module.width), precision
+        cache_folder() / "features" / f"{encoder.key()}-{precision}",
+        (encoder.side**2, encoder.module.width),
+        precision,
     )
     module, dtype = encoder.module.to(device), getattr(torch, precision)
-    half = device.type == "cuda" and dtype == torch.float16  # what is kept in half precision is computed in it
+    half = (
+        device.type == "cuda" and dtype == torch.float16
+    )  # what is kept in half precision is computed in it
 
     def see(batch: torch.Tensor) -> torch.Tensor:
         with torch.autocast(device.type, torch.float16, enabled=half):
@@ -177,10 +207,18 @@ def features(
     return _fill(cache, encoder, store, items, looks, see, "features", device)
 
 
-def pictures(encoder: Pretrained, store: ImageStore, items: list[Item], looks: Looks, device: torch.device) -> Bank:
+def pictures(
+    encoder: Pretrained,
+    store: ImageStore,
+    items: list[ImageView],
+    looks: ImageHashes,
+    device: torch.device,
+) -> FeatureStore:
     """The items' pixels (N, S, S, 3), uint8, for an encoder that is trained as well."""
     cache = RowCache(
-        cache_folder() / "pixels" / f"{encoder.size}-{encoder.resample}", (encoder.size, encoder.size, 3), "uint8"
+        cache_folder() / "pixels" / f"{encoder.size}-{encoder.resample}",
+        (encoder.size, encoder.size, 3),
+        "uint8",
     )
     return _fill(cache, encoder, store, items, looks, lambda batch: batch, "pixels", device)
 
@@ -189,21 +227,24 @@ def _fill(
     cache: RowCache,
     encoder: Pretrained,
     store: ImageStore,
-    items: list[Item],
-    looks: Looks,
+    items: list[ImageView],
+    looks: ImageHashes,
     see: Callable[[torch.Tensor], torch.Tensor],
     what: str,
     device: torch.device,
-) -> Bank:
+) -> FeatureStore:
     """Computes the missing rows and gives all of them."""
     keys = [item.key(looks) for item in items]
     wanted = {key: item for key, item in zip(keys, items, strict=True) if key not in cache.rows}
     decode = partial(_decode, store, looks.sha256, wanted, encoder.size, encoder.resample)
 
     if wanted:
-        with cache.writing(), Bar(what) as bar:
+        with cache.writing(), ProgressBar(what) as bar:
             missing = [key for key in wanted if key not in cache.rows]
-            batches = [missing[i : i + AT_ONCE[device.type]] for i in range(0, len(missing), AT_ONCE[device.type])]
+            batches = [
+                missing[i : i + AT_ONCE[device.type]]
+                for i in range(0, len(missing), AT_ONCE[device.type])
+            ]
             done, written = 0, Future()
             written.set_result(None)
             with ThreadPoolExecutor(1) as disk:  # writes a batch while the next one is computed
@@ -215,22 +256,31 @@ def _fill(
                     bar.at(done / len(missing), f"{done} of {len(missing)} pictures")
                 with counted("waiting for the disk"):
                     written.result()
-    return Bank(cache.array(), [cache.rows[key] for key in keys], device)
+    return FeatureStore(cache.array(), [cache.rows[key] for key in keys], device)
 
 
 def _decode(
-    store: ImageStore, sha256: dict[str, str], wanted: dict[str, Item], size: int, resample: str, key: str
+    store: ImageStore,
+    sha256: dict[str, str],
+    wanted: dict[str, ImageView],
+    size: int,
+    resample: str,
+    key: str,
 ) -> np.ndarray:
     """In one of the crew."""
     item = wanted[key]
-    picture = view_of(open_image(store.read(item.name), item.name), sha256[item.name], item.view, item.smallest)
+    picture = fixed_view(
+        open_image(store.read(item.name), item.name), sha256[item.name], item.view, item.smallest
+    )
     return pixels(picture, size, resample)
 
 
 def _undisturbed(batches: Iterator) -> Iterator:
     try:
         yield from batches
-    except BadInput as error:  # it was readable a moment ago
+    except UserError as error:  # it was readable a moment ago
         raise TarazuError(
-            f"a picture changed while it was read: {error.what}", where=error.where, todo="run again"
+            f"a picture changed while it was read: {error.what}",
+            where=error.where,
+            todo="run again",
         ) from error

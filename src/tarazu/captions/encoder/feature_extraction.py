@@ -1,6 +1,6 @@
 """Pictures through the encoder at the speed of decoding: a crew decodes, the device computes, the disk writes, all at once.
 
-    crew: some batches ahead, into a ring in shared memory ─▶ device: one batch ahead ─▶ whoever asks for the rows
+crew: some batches ahead, into a ring in shared memory ─▶ device: one batch ahead ─▶ whoever asks for the rows
 """
 
 from __future__ import annotations
@@ -50,7 +50,9 @@ def stream(
     ring = Shared((ahead + 2, max(map(len, batches), default=0), size, size, 3), "uint8")
     decoding, running = deque(), deque()
     with crew(partial(_fill, ring, decode), count) as submit:
-        for number, keys in enumerate([*batches, *[None] * (ahead + behind)]):  # the last ones only drain
+        for number, keys in enumerate(
+            [*batches, *[None] * (ahead + behind)]
+        ):  # the last ones only drain
             if keys is not None:
                 decoding.append(_begin(keys, number % len(ring.array), ring.array, submit))
             if decoding and (keys is None or len(decoding) > ahead):
@@ -66,7 +68,9 @@ def _fill(ring: Shared, decode: Callable[[str], np.ndarray], job: tuple[int, int
     ring.array[slot, place] = decode(key)
 
 
-def _begin(keys: Sequence[str], slot: int, ring: np.ndarray, submit: Callable[[list], Future]) -> _Batch:
+def _begin(
+    keys: Sequence[str], slot: int, ring: np.ndarray, submit: Callable[[list], Future]
+) -> _Batch:
     jobs = [(slot, place, key) for place, key in enumerate(keys)]
     waiting = [submit(jobs[start : start + BY_JOB]) for start in range(0, len(jobs), BY_JOB)]
     return _Batch(keys, torch.from_numpy(ring[slot, : len(keys)]), waiting)

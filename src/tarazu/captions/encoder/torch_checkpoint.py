@@ -20,7 +20,7 @@ from typing import Any, BinaryIO
 import numpy as np
 import torch
 
-from tarazu.errors import BadInput
+from tarazu.errors import UserError
 
 STORAGES = {
     "FloatStorage": torch.float32,
@@ -99,7 +99,7 @@ def read_pth(path: Path) -> dict[str, torch.Tensor]:
         zipfile.BadZipFile,
         RuntimeError,
     ) as error:
-        raise BadInput(
+        raise UserError(
             f"not a plain state dict: {error}",
             where=str(path),
             todo="only tensors by name are read; save it as .safetensors",
@@ -131,7 +131,9 @@ def _read_flat(path: Path) -> tuple[Any, Callable[[_Storage], bytes]]:
 def _tensor(view: _View, data: bytes) -> torch.Tensor:
     if len(data) != view.storage.length * view.storage.dtype.itemsize:
         raise ValueError("a storage is cut short")
-    last = view.offset + sum((size - 1) * step for size, step in zip(view.shape, view.stride, strict=True))
+    last = view.offset + sum(
+        (size - 1) * step for size, step in zip(view.shape, view.stride, strict=True)
+    )
     if view.offset < 0 or min(view.stride, default=0) < 0 or last >= max(view.storage.length, 1):
         raise ValueError("a tensor reaches beyond its storage")
     flat = torch.from_numpy(np.frombuffer(data, np.uint8).copy()).view(view.storage.dtype)

@@ -15,13 +15,13 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from tarazu.captions.metrics.bleu import ORDERS, ngrams
-from tarazu.captions.evaluation.error_analysis import analyse
 from tarazu.captions.data.flickr8k import LISTS
+from tarazu.captions.evaluation.error_analysis import analyse
 from tarazu.captions.evaluation.human_correlation import find, read_text, read_tokens
-from tarazu.captions.metrics.scorer import score
+from tarazu.captions.metrics.bleu import ORDERS, ngrams
 from tarazu.captions.metrics.ptb_tokenizer import ptb_like
-from tarazu.errors import BadInput, TarazuError
+from tarazu.captions.metrics.scorer import score
+from tarazu.errors import TarazuError, UserError
 from tarazu.storage.run_folder import write_json
 
 Captions = Mapping[str, Sequence[str]]
@@ -40,11 +40,16 @@ def yardsticks(
         references: raw captions of the split by image; `human` uses only images that have at least two.
         training_captions: where the constant caption is chosen from, else from `references`; `constant` gives one.
     """
-    constant = constant or central(training_captions or [c for captions in references.values() for c in captions])
+    constant = constant or medoid_caption(
+        training_captions or [c for captions in references.values() for c in captions]
+    )
     one, others = human(references, seed)
     return {
         "human": score(one, others, with_meteor),
-        "constant": {**score(dict.fromkeys(references, constant), references, with_meteor), "caption": constant},
+        "constant": {
+            **score(dict.fromkeys(references, constant), references, with_meteor),
+            "caption": constant,
+        },
         "shuffled": score(shuffled(references, seed), references, with_meteor),
     }
 
@@ -59,7 +64,10 @@ def human(references: Captions, seed: int = 0) -> tuple[dict[str, str], dict[str
             one[image] = captions[chosen]
             others[image] = [caption for i, caption in enumerate(captions) if i != chosen]
     if not one:
-        raise BadInput("no image has two captions", todo="the human yardstick needs at least two captions of an image")
+        raise UserError(
+            "no image has two captions",
+            todo="the human yardstick needs at least two captions of an image",
+        )
     return one, others
 
 
@@ -68,10 +76,13 @@ def shuffled(references: Captions, seed: int = 0) -> dict[str, str]:
     draw = random.Random(seed)
     images = list(references)
     draw.shuffle(images)
-    return {image: draw.choice(references[other]) for image, other in zip(images, images[1:] + images[:1], strict=True)}
+    return {
+        image: draw.choice(references[other])
+        for image, other in zip(images, images[1:] + images[:1], strict=True)
+    }
 
 
-def central(captions: Iterable[str]) -> str:
+def medoid_caption(captions: Iterable[str]) -> str:
     """The caption most like all the others: largest cosine with their mean, in CIDEr's tf-idf vectors of n-grams.
 
     Without the idf a caption of many small words ("a ... with a ... and a ... in a ...") would win.
@@ -90,9 +101,17 @@ def unit_vectors(counts: list[Counter]) -> list[dict]:
     frequency = Counter(ngram for vector in counts for ngram in vector)
     unit = []
     for vector in counts:
-        weights = {ngram: count * math.log(len(counts) / frequency[ngram]) for ngram, count in vector.items()}
-        lengths = [math.sqrt(sum(w**2 for ngram, w in weights.items() if len(ngram) == n)) for n in range(ORDERS + 1)]
-        unit.append({ngram: weight / lengths[len(ngram)] for ngram, weight in weights.items() if weight})
+        weights = {
+            ngram: count * math.log(len(counts) / frequency[ngram])
+            for ngram, count in vector.items()
+        }
+        lengths = [
+            math.sqrt(sum(w**2 for ngram, w in weights.items() if len(ngram) == n))
+            for n in range(ORDERS + 1)
+        ]
+        unit.append(
+            {ngram: weight / lengths[len(ngram)] for ngram, weight in weights.items() if weight}
+        )
     return unit
 
 
@@ -101,18 +120,33 @@ def of_flickr8k(folder: Path) -> dict:
     references: dict[str, list[str]] = {}
     for name, caption in read_tokens(find(folder, "Flickr8k.token.txt")).items():
         references.setdefault(name.rpartition("#")[0], []).append(caption)
-    test = {image: references.get(image, []) for image in read_text(find(folder, LISTS["test"])).split()}
-    training = [c for image in read_text(find(folder, LISTS["train"])).split() for c in references.get(image, [])]
+    test = {
+        image: references.get(image, []) for image in read_text(find(folder, LISTS["test"])).split()
+    }
+    training = [
+        c
+        for image in read_text(find(folder, LISTS["train"])).split()
+        for c in references.get(image, [])
+    ]
     analysis = analyse(*human(test), training)
-    ceiling = {name: analysis[name] for name in ("categories", "objects_by_kind", "invented", "missed", "diversity")}
+    ceiling = {
+        name: analysis[name]
+        for name in ("categories", "objects_by_kind", "invented", "missed", "diversity")
+    }
     how = "python -m tarazu.captions.evaluation.baselines FOLDER --json FILE; human: one caption drawn per image (seed 0) against the rest"
     return {**yardsticks(test, training), "human_errors": ceiling, "images": len(test), "how": how}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m tarazu.captions.evaluation.baselines", description=__doc__.split("\n", 1)[0])
-    parser.add_argument("folder", type=Path, help="with Flickr8k.token.txt and the official split lists, or their .gz")
+    parser = argparse.ArgumentParser(
+        prog="python -m tarazu.captions.evaluation.baselines", description=__doc__.split("\n", 1)[0]
+    )
+    parser.add_argument(
+        "folder",
+        type=Path,
+        help="with Flickr8k.token.txt and the official split lists, or their .gz",
+    )
     parser.add_argument("--json", type=Path, help="also write the result here")
     options = parser.parse_args(arguments)
     try:
@@ -125,7 +159,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for name in ("human", "constant", "shuffled"):
         figures = result[name]
         bleus = " ".join(f"{b:5.1f}" for b in figures["bleu"])
-        print(f"{name:<10} BLEU {bleus}   CIDEr {figures['cider']:5.1f}   ROUGE-L {figures['rouge_l']:5.1f}")
+        print(
+            f"{name:<10} BLEU {bleus}   CIDEr {figures['cider']:5.1f}   ROUGE-L {figures['rouge_l']:5.1f}"
+        )
     return 0
 
 

@@ -14,9 +14,9 @@ from functools import cache
 
 from tarazu.captions.evaluation.concepts.lexicon import Lexicon, load
 from tarazu.captions.evaluation.concepts.nouns import NOUNS
-from tarazu.captions.metrics.scorer import per_image
 from tarazu.captions.metrics.ptb_tokenizer import ptb_like
-from tarazu.errors import BadInput
+from tarazu.captions.metrics.scorer import per_image
+from tarazu.errors import UserError
 
 AGREED = 2  # references that must mention a concept before leaving it out counts as missing it
 LISTED = 20  # words in the lists of invented and missed
@@ -49,16 +49,22 @@ def analyse(
     """
     missing = [image for image in candidates if not references.get(image)]
     if missing or not candidates:
-        raise BadInput("captions without references" if missing else "no captions", where=", ".join(missing[:3]))
+        raise UserError(
+            "captions without references" if missing else "no captions",
+            where=", ".join(missing[:3]),
+        )
     found = {image: judge(text, references[image]) for image, text in candidates.items()}
-    listed = {image: {part: listable(concepts[part]) for part in ERRORS} for image, concepts in found.items()}
+    listed = {
+        image: {part: listable(concepts[part]) for part in ERRORS}
+        for image, concepts in found.items()
+    }
     scores = per_image(candidates, references)
     ranked = sorted(candidates, key=lambda image: scores[image]["cider"])
     summary = {
         "categories": rates(found.values(), lambda kind: "objects" if kind in NOUNS else kind),
         "objects_by_kind": rates(found.values(), lambda kind: kind if kind in NOUNS else None),
-        "invented": most(words["invented"] for words in listed.values()),
-        "missed": most(words["missed"] for words in listed.values()),
+        "invented": top_k(words["invented"] for words in listed.values()),
+        "missed": top_k(words["missed"] for words in listed.values()),
         "worst": ranked[:SHOWN],
         "best": ranked[: -SHOWN - 1 : -1],
     }
@@ -73,9 +79,16 @@ def judge(candidate: str, references: Sequence[str]) -> dict[str, frozenset[str]
     theirs = [words.mentions(ptb_like(reference)) for reference in references]
     confirmed = words.closure(frozenset().union(*theirs))
     counts = Counter(concept for concepts in theirs for concept in concepts)
-    expected = frozenset(concept for concept, count in counts.items() if count >= min(AGREED, len(references)))
+    expected = frozenset(
+        concept for concept, count in counts.items() if count >= min(AGREED, len(references))
+    )
     caught = expected & words.closure(said)
-    return {"right": said & confirmed, "invented": said - confirmed, "caught": caught, "missed": expected - caught}
+    return {
+        "right": said & confirmed,
+        "invented": said - confirmed,
+        "caught": caught,
+        "missed": expected - caught,
+    }
 
 
 def rates(found: Iterable[dict[str, frozenset[str]]], category_of) -> dict[str, dict]:
@@ -97,23 +110,40 @@ def rate(counts: Counter) -> dict:
     precision = counts["right"] / mentions if mentions else None
     recall = counts["caught"] / expected if expected else None
     known = precision is not None and recall is not None
-    f1 = (2 * precision * recall / (precision + recall) if precision + recall else 0.0) if known else None
-    return {"precision": precision, "recall": recall, "f1": f1, "mentions": mentions, "expected": expected}
+    f1 = (
+        (2 * precision * recall / (precision + recall) if precision + recall else 0.0)
+        if known
+        else None
+    )
+    return {
+        "precision": precision,
+        "recall": recall,
+        "f1": f1,
+        "mentions": mentions,
+        "expected": expected,
+    }
 
 
 def listable(concepts: frozenset[str]) -> list[str]:
     """Concepts that are worth listing, as words, in alphabetical order."""
     kind = lexicon().kind
-    return sorted(concept.replace("_", " ") for concept in concepts if kind[concept] not in UNLISTED)
+    return sorted(
+        concept.replace("_", " ") for concept in concepts if kind[concept] not in UNLISTED
+    )
 
 
-def most(lists: Iterable[list[str]]) -> list[list]:
+def top_k(lists: Iterable[list[str]]) -> list[list]:
     """The most frequent words and in how many images, ties in alphabetical order."""
     counts = Counter(word for words in lists for word in words)
-    return [[word, count] for word, count in sorted(counts.items(), key=lambda item: (-item[1], item[0]))[:LISTED]]
+    return [
+        [word, count]
+        for word, count in sorted(counts.items(), key=lambda item: (-item[1], item[0]))[:LISTED]
+    ]
 
 
-def diversity(captions: Sequence[str], training_captions: Iterable[str] = ()) -> dict[str, float | int | None]:
+def diversity(
+    captions: Sequence[str], training_captions: Iterable[str] = ()
+) -> dict[str, float | int | None]:
     """How varied captions are: words used, shares of new, of distinct and of stuttering captions, mean length."""
     tokens = [tuple(ptb_like(caption)) for caption in captions]
     seen = {tuple(ptb_like(caption)) for caption in training_captions}
@@ -130,7 +160,9 @@ def diversity(captions: Sequence[str], training_captions: Iterable[str] = ()) ->
 def repeats(words: Sequence[str]) -> bool:
     """Whether a caption stutters: a word twice in a row, or the same three words twice."""
     triples = [tuple(words[i : i + 3]) for i in range(len(words) - 2)]
-    return len(set(triples)) < len(triples) or any(a == b for a, b in zip(words, words[1:], strict=False))
+    return len(set(triples)) < len(triples) or any(
+        a == b for a, b in zip(words, words[1:], strict=False)
+    )
 
 
 def compare(analyses: Mapping[str, dict]) -> dict:
@@ -144,22 +176,28 @@ def compare(analyses: Mapping[str, dict]) -> dict:
     """
     images = [set(analysis["per_image"]) for analysis in analyses.values()]
     if not images or any(other != images[0] for other in images):
-        raise BadInput("the models' captions are of different images", todo="compare models on the same split")
+        raise UserError(
+            "the models' captions are of different images", todo="compare models on the same split"
+        )
     by_model = {name: analysis["per_image"] for name, analysis in analyses.items()}
     shared, errors = {part: [] for part in ERRORS}, {name: Counter() for name in analyses}
     fewest: Counter = Counter(dict.fromkeys(analyses, 0))
     for image in sorted(images[0]):
         here = {name: per_image[image] for name, per_image in by_model.items()}
         for part, common in shared.items():
-            common.append(count_part({name: set(words[part]) for name, words in here.items()}, part, errors))
-        totals = {name: len(words["invented"]) + len(words["missed"]) for name, words in here.items()}
+            common.append(
+                count_part({name: set(words[part]) for name, words in here.items()}, part, errors)
+            )
+        totals = {
+            name: len(words["invented"]) + len(words["missed"]) for name, words in here.items()
+        }
         least = [name for name, total in totals.items() if total == min(totals.values())]
         fewest[least[0] if len(least) == 1 else "ties"] += 1
     return {
         "images": len(images[0]),
         "categories": categories_side_by_side(analyses),
         "errors": {name: dict(counts) for name, counts in errors.items()},
-        "shared": {part: most(lists) for part, lists in shared.items()},
+        "shared": {part: top_k(lists) for part, lists in shared.items()},
         "ties": fewest.pop("ties", 0),
         "fewest": dict(fewest),
     }
@@ -178,6 +216,9 @@ def categories_side_by_side(analyses: Mapping[str, dict]) -> dict:
     names = next(iter(analyses.values()))["categories"]
 
     def row(category: str) -> dict:
-        return {name: {key: one["categories"][category][key] for key in RATES} for name, one in analyses.items()}
+        return {
+            name: {key: one["categories"][category][key] for key in RATES}
+            for name, one in analyses.items()
+        }
 
     return {category: row(category) for category in names}

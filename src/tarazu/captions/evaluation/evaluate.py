@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from tarazu.captions.decoding import beam_search
-from tarazu.captions.evaluation import baselines, error_analysis
+from tarazu.captions.data.vocabulary import PAD, SOS
 from tarazu.captions.dataset import Prepared
-from tarazu.captions.decoding.beam_search import Sentence
+from tarazu.captions.decoding import beam_search
+from tarazu.captions.decoding.beam_search import Hypothesis
+from tarazu.captions.evaluation import baselines, error_analysis
 from tarazu.captions.metrics.scorer import Scorer
 from tarazu.captions.settings import CaptionsRecipe
-from tarazu.captions.trainable import CaptionTrainee
-from tarazu.captions.data.vocabulary import PAD, SOS
-from tarazu.storage.run_folder import Run, understood, write_json, write_lines
+from tarazu.captions.trainable import TrainableCaptioner
+from tarazu.storage.run_folder import RunDir, reporting_corruption, write_json, write_jsonl
 
 if TYPE_CHECKING:
     from tarazu.engine.ledger import Ledger
@@ -28,14 +28,14 @@ SHOWN = 8  # pictures with their attention, the same for every method
 EXTREMES = 5  # best and worst pictures of a method
 
 
-def write(
-    trainee: CaptionTrainee,
+def generate_captions(
+    model: TrainableCaptioner,
     data: Prepared,
     split: str,
     recipe: CaptionsRecipe,
     beams: int,
     names: list[str] | None = None,
-) -> dict[str, Sentence]:
+) -> dict[str, Hypothesis]:
     """The best sentence for each picture of a split, in float32 whatever training uses."""
     names = names or data.names[split]
     found = {}
@@ -44,8 +44,8 @@ def write(
         for start in range(0, len(names), size):
             some = names[start : start + size]
             sentences = beam_search.beam_search(
-                trainee.module,
-                _seen(trainee, data, some),
+                model.module,
+                _seen(model, data, some),
                 beams,
                 data.vocabulary.max_length,
                 recipe.length_penalty,
@@ -56,8 +56,10 @@ def write(
     return found
 
 
-def texts(written: dict[str, Sentence], data: Prepared) -> dict[str, str]:
-    return {name: " ".join(data.vocabulary.decode(sentence.words)) for name, sentence in written.items()}
+def texts(written: dict[str, Hypothesis], data: Prepared) -> dict[str, str]:
+    return {
+        name: " ".join(data.vocabulary.decode(sentence.words)) for name, sentence in written.items()
+    }
 
 
 def scorer(data: Prepared, split: str) -> Scorer:
@@ -67,26 +69,28 @@ def scorer(data: Prepared, split: str) -> Scorer:
     return data.scorers[split]
 
 
-def evaluate(trainee: CaptionTrainee, data: Prepared, recipe: CaptionsRecipe, folder: Path, ledger: Ledger) -> dict:
+def evaluate(
+    model: TrainableCaptioner, data: Prepared, recipe: CaptionsRecipe, folder: Path, ledger: Ledger
+) -> dict:
     """Scores of greedy and of beams on the test split; writes samples.jsonl and the pictures that it shows."""
-    trainee.seen = {}
+    model.seen = {}
     with ledger.phase("generate"):
-        written = {"greedy": write(trainee, data, "test", recipe, 1)}
+        written = {"greedy": generate_captions(model, data, "test", recipe, 1)}
         for beams in dict.fromkeys([3, *recipe.extra_beams]):
-            written[f"beam{beams}"] = write(trainee, data, "test", recipe, beams)
+            written[f"beam{beams}"] = generate_captions(model, data, "test", recipe, beams)
     said = {how: texts(sentences, data) for how, sentences in written.items()}
     with ledger.phase("evaluate"):
         judge = scorer(data, "test")
         decoded = {how: judge.score(lines) for how, lines in said.items()}
-        alphas = attention(trainee, data, written["beam3"])
-        trainee.seen = None
+        alphas = attention(model, data, written["beam3"])
+        model.seen = None
         analysis = error_analysis.analyse(
             said["beam3"],
             data.references("test"),
             [text for texts in data.references("train").values() for text in texts],
         )
-        write_lines(folder / "samples.jsonl", samples(said, alphas, judge, analysis, data))
-        compare_errors(data, Run(folder), analysis)
+        write_jsonl(folder / "samples.jsonl", samples(said, alphas, judge, analysis, data))
+        compare_errors(data, RunDir(folder), analysis)
     return {
         "decoding": decoded,
         "yardsticks": _yardsticks(data),
@@ -96,32 +100,47 @@ def evaluate(trainee: CaptionTrainee, data: Prepared, recipe: CaptionsRecipe, fo
     }
 
 
-def compare_errors(data: Prepared, run: Run, analysis: dict) -> None:
+def compare_errors(data: Prepared, run: RunDir, analysis: dict) -> None:
     """errors.json: the errors of all methods with this seed that are done, on the same pictures; grows with every
     method."""
-    found = {run.name: {"categories": analysis["errors"]["categories"], "per_image": analysis["per_image"]}}
+    found = {
+        run.name: {
+            "categories": analysis["errors"]["categories"],
+            "per_image": analysis["per_image"],
+        }
+    }
     for other in data.folder.runs():
         if other.seed == run.seed and other.name != run.name and other.done():
-            with understood(other.path / "metrics.json", other.path / "samples.jsonl"):
+            with reporting_corruption(other.path / "metrics.json", other.path / "samples.jsonl"):
                 found[other.name] = {
                     "categories": other.read_json("metrics.json")["errors"]["categories"],
-                    "per_image": {line["id"]: line["errors"] for line in other.read_lines("samples.jsonl")},
+                    "per_image": {
+                        line["id"]: line["errors"] for line in other.read_lines("samples.jsonl")
+                    },
                 }
     if len(found) > 1:
-        write_json(data.folder.path / "errors.json", {"seed": run.seed, **error_analysis.compare(found)})
+        write_json(
+            data.folder.path / "errors.json", {"seed": run.seed, **error_analysis.compare(found)}
+        )
 
 
-def attention(trainee: CaptionTrainee, data: Prepared, written: dict[str, Sentence]) -> dict[str, np.ndarray] | None:
+def attention(
+    model: TrainableCaptioner, data: Prepared, written: dict[str, Hypothesis]
+) -> dict[str, np.ndarray] | None:
     """Where the model looked while it wrote each word, (words, P) by picture; None for a decoder that does not look."""
     names, found = list(written), {}
     for start in range(0, len(names), AT_ONCE[data.device.type]):
         some = names[start : start + AT_ONCE[data.device.type]]
         lines = [[SOS, *written[name].words] for name in some]
         width = max(map(len, lines))
-        tokens = torch.tensor([line + [PAD] * (width - len(line)) for line in lines], device=data.device)
-        nothing = torch.empty(0, dtype=torch.long, device=data.device)  # no word's logits are wanted
+        tokens = torch.tensor(
+            [line + [PAD] * (width - len(line)) for line in lines], device=data.device
+        )
+        nothing = torch.empty(
+            0, dtype=torch.long, device=data.device
+        )  # no word's logits are wanted
         with torch.no_grad(), torch.autocast(data.device.type, enabled=False):
-            alphas = trainee.module.teach(_seen(trainee, data, some), tokens, at=nothing)[1]
+            alphas = model.module.teach(_seen(model, data, some), tokens, at=nothing)[1]
         if alphas is None:
             return None
         found |= {
@@ -146,7 +165,10 @@ def entropy(alphas: dict[str, np.ndarray] | None, said: dict[str, str]) -> dict 
     everything = [value for values in by_word.values() for value in values]
     most = math.log(next(iter(alphas.values())).shape[1])
     frequent = sorted(by_word, key=lambda word: (-len(by_word[word]), word))[:40]
-    words = {word: {"nats": float(np.mean(by_word[word])), "count": len(by_word[word])} for word in frequent}
+    words = {
+        word: {"nats": float(np.mean(by_word[word])), "count": len(by_word[word])}
+        for word in frequent
+    }
     return {
         "mean": float(np.mean(everything)),
         "most": most,
@@ -157,12 +179,20 @@ def entropy(alphas: dict[str, np.ndarray] | None, said: dict[str, str]) -> dict 
 
 
 def samples(
-    said: dict[str, dict[str, str]], alphas: dict[str, np.ndarray] | None, judge: Scorer, analysis: dict, data: Prepared
+    said: dict[str, dict[str, str]],
+    alphas: dict[str, np.ndarray] | None,
+    judge: Scorer,
+    analysis: dict,
+    data: Prepared,
 ) -> list[dict]:
     """One object per test picture; pictures and attention for the few that a report shows."""
     own = judge.per_image(said["beam3"])
     order = sorted(own, key=lambda name: own[name]["cider"])
-    fixed = np.random.default_rng(1).choice(data.names["test"], min(SHOWN, len(order)), replace=False).tolist()
+    fixed = (
+        np.random.default_rng(1)
+        .choice(data.names["test"], min(SHOWN, len(order)), replace=False)
+        .tolist()
+    )
     pictured = {*fixed, *order[:EXTREMES], *order[-EXTREMES:], data.names["test"][0]}
     lines = []
     for name in data.names["test"]:
@@ -174,22 +204,25 @@ def samples(
         line |= {how: texts[name] for how, texts in said.items()}
         line |= {"scores": own[name], "errors": analysis["per_image"][name]}
         if name in fixed and alphas:
-            line |= {"words": said["beam3"][name].split(), "attention": np.round(alphas[name], 5).tolist()}
+            line |= {
+                "words": said["beam3"][name].split(),
+                "attention": np.round(alphas[name], 5).tolist(),
+            }
         lines.append(line)
     return lines
 
 
-def _seen(trainee: CaptionTrainee, data: Prepared, names: list[str]) -> torch.Tensor:
+def _seen(model: TrainableCaptioner, data: Prepared, names: list[str]) -> torch.Tensor:
     """What the model is given of the named pictures. Pixels go through the encoder before the beams multiply them, and
     within `evaluate` once for all ways of decoding."""
     places = torch.tensor([data.place_of[name] for name in names], device=data.device)
-    if not trainee.tuned or getattr(trainee.module, "members", None) is not None:
-        return trainee.look(places)
-    seen, key = trainee.seen, tuple(names)
+    if not model.tuned or getattr(model.module, "members", None) is not None:
+        return model.look(places)
+    seen, key = model.seen, tuple(names)
     if seen is None:
-        return trainee.module.see(trainee.look(places))
+        return model.module.see(model.look(places))
     if key not in seen:
-        seen[key] = trainee.module.see(trainee.look(places))
+        seen[key] = model.module.see(model.look(places))
     return seen[key]
 
 
@@ -197,6 +230,7 @@ def _yardsticks(data: Prepared) -> dict:
     """The same for every method: computed once."""
     if not data.yardsticks:
         data.yardsticks = baselines.yardsticks(
-            data.references("test"), [text for texts in data.references("train").values() for text in texts]
+            data.references("test"),
+            [text for texts in data.references("train").values() for text in texts],
         )
     return data.yardsticks

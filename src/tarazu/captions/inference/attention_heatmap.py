@@ -25,7 +25,12 @@ def enlarge(alpha: np.ndarray, side: int) -> np.ndarray:
     """alpha (n, P) of a square map -> (n, side, side), bilinear between the places' centres."""
     width = math.isqrt(alpha.shape[1])
     maps = alpha.reshape(-1, width, width).astype(np.float32)
-    return np.stack([np.asarray(Image.fromarray(one).resize((side, side), Image.Resampling.BILINEAR)) for one in maps])
+    return np.stack(
+        [
+            np.asarray(Image.fromarray(one).resize((side, side), Image.Resampling.BILINEAR))
+            for one in maps
+        ]
+    )
 
 
 def draw(picture: np.ndarray, words: list[str], alpha: np.ndarray, path: Path | str) -> None:
@@ -39,7 +44,9 @@ def draw(picture: np.ndarray, words: list[str], alpha: np.ndarray, path: Path | 
     from matplotlib.figure import Figure
 
     rows = -(-(len(words) + 1) // COLUMNS)
-    figure = Figure(figsize=(COLUMNS * PANEL, rows * (PANEL + 0.35) + 0.5), dpi=120, layout="constrained")
+    figure = Figure(
+        figsize=(COLUMNS * PANEL, rows * (PANEL + 0.35) + 0.5), dpi=120, layout="constrained"
+    )
     FigureCanvasAgg(figure)
     panels = figure.subplots(rows, COLUMNS, squeeze=False).ravel()
     for panel in panels:
@@ -55,6 +62,7 @@ def draw(picture: np.ndarray, words: list[str], alpha: np.ndarray, path: Path | 
     bar = figure.colorbar(shown, ax=panels.tolist(), shrink=0.6, pad=0.01)
     bar.set_label("attention (the same scale for every word)", fontsize=8)
     figure.suptitle(
-        f"{' '.join(words)}   (looking everywhere alike would be {math.log(alpha.shape[1]):.2f} nats)", fontsize=10
+        f"{' '.join(words)}   (looking everywhere alike would be {math.log(alpha.shape[1]):.2f} nats)",
+        fontsize=10,
     )
     figure.savefig(path)

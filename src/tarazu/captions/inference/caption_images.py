@@ -8,17 +8,23 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from tarazu.captions.data.images import open_image
+from tarazu.captions.data.vocabulary import SOS
 from tarazu.captions.decoding import beam_search
 from tarazu.captions.inference import attention_heatmap, trained_model
-from tarazu.captions.data.images import open_image
-from tarazu.captions.inference.trained_model import Saved
-from tarazu.captions.data.vocabulary import SOS
-from tarazu.engine.progress import note
-from tarazu.errors import BadInput
-from tarazu.storage.run_folder import finite
+from tarazu.captions.inference.trained_model import LoadedCaptioner
+from tarazu.engine.progress import log
+from tarazu.errors import UserError
+from tarazu.storage.run_folder import replace_nonfinite
 
 
-def caption(run_path: str, images: list[str], beam: int = 3, heatmap: str | None = None, as_json: bool = False) -> None:
+def caption(
+    run_path: str,
+    images: list[str],
+    beam: int = 3,
+    heatmap: str | None = None,
+    as_json: bool = False,
+) -> None:
     """Prints a caption for each image on stdout. What cannot be read is refused by name, and the others are still
     described.
 
@@ -30,25 +36,28 @@ def caption(run_path: str, images: list[str], beam: int = 3, heatmap: str | None
     found, refused = [], []
     for image in images:
         try:
-            answer = describe(model, image, beam)
-        except BadInput as error:
+            answer = caption_image(model, image, beam)
+        except UserError as error:
             refused.append(image)
             found.append({"image": image, "error": error.what, "todo": error.todo})
-            note(str(error))
+            log(str(error))
             continue
         if heatmap:
             answer["heatmap"] = _draw(model, image, answer, heatmap, several=len(images) > 1)
-            note(f"where it looked: {answer['heatmap']}")
+            log(f"where it looked: {answer['heatmap']}")
         found.append(answer)
         if not as_json:
             print(answer["caption"] if len(images) == 1 else f"{image}: {answer['caption']}")
     if as_json:
-        print(json.dumps(finite(found), ensure_ascii=False, indent=1))
+        print(json.dumps(replace_nonfinite(found), ensure_ascii=False, indent=1))
     if refused:
-        raise BadInput(f"{len(refused)} of {len(images)} images could not be described", where=", ".join(refused))
+        raise UserError(
+            f"{len(refused)} of {len(images)} images could not be described",
+            where=", ".join(refused),
+        )
 
 
-def describe(model: Saved, image: str | bytes | Path, beam: int = 3) -> dict:
+def caption_image(model: LoadedCaptioner, image: str | bytes | Path, beam: int = 3) -> dict:
     """The caption of one image, the beam's other sentences, and the attention of each word with its entropy in nats.
 
     Raises `BadInput` when the image cannot be used.
@@ -74,31 +83,39 @@ def describe(model: Saved, image: str | bytes | Path, beam: int = 3) -> dict:
         "score": hypotheses[0].score,
     }
     answer["beams"] = [
-        {"caption": " ".join(line), "score": sentence.score} for line, sentence in zip(lines, hypotheses, strict=True)
+        {"caption": " ".join(line), "score": sentence.score}
+        for line, sentence in zip(lines, hypotheses, strict=True)
     ]
     if alphas is not None:
         alpha = alphas[0].float().cpu().numpy()
-        answer |= {"attention": np.round(alpha, 6).tolist(), "entropy": attention_heatmap.entropy(alpha).tolist()}
+        answer |= {
+            "attention": np.round(alpha, 6).tolist(),
+            "entropy": attention_heatmap.entropy(alpha).tolist(),
+        }
     return answer
 
 
-def _draw(model: Saved, image: str, answer: dict, out: str, several: bool) -> str:
+def _draw(model: LoadedCaptioner, image: str, answer: dict, out: str, several: bool) -> str:
     path = Path(out)
     if several:
         path = path.with_name(f"{path.stem}-{Path(image).stem}{path.suffix}")
-    attention_heatmap.draw(model.pixels(open_image(image)), answer["words"], np.array(answer["attention"]), path)
+    attention_heatmap.draw(
+        model.pixels(open_image(image)), answer["words"], np.array(answer["attention"]), path
+    )
     return str(path)
 
 
-def _check_heatmap(model: Saved, out: str) -> None:
-    decoders = [getattr(part, "decoder", None) for part in getattr(model.model, "members", [model.model])]
+def _check_heatmap(model: LoadedCaptioner, out: str) -> None:
+    decoders = [
+        getattr(part, "decoder", None) for part in getattr(model.model, "members", [model.model])
+    ]
     if all(decoder.looks_at == "pooled" for decoder in decoders):
-        raise BadInput(
+        raise UserError(
             "this model has no attention: it sees the picture as one vector",
             where="--heatmap",
             todo="use show_attend_tell or transformer",
         )
     if Path(out).suffix.lower() not in (".png", ".svg"):
-        raise BadInput("a heat map is a .png or an .svg", where=out)
+        raise UserError("a heat map is a .png or an .svg", where=out)
     if not Path(out).resolve().parent.is_dir():
-        raise BadInput("no such folder", where=str(Path(out).parent))
+        raise UserError("no such folder", where=str(Path(out).parent))

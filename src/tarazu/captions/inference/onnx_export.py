@@ -19,12 +19,12 @@ import numpy as np
 import torch
 from torch import nn
 
-from tarazu.captions.decoding import beam_search
-from tarazu.captions.inference import trained_model
-from tarazu.captions.encoder.pretrained import Pretrained
 from tarazu.captions.data.vocabulary import EOS, PAD, SOS, UNK, Vocabulary
-from tarazu.errors import BadInput, TarazuError
-from tarazu.storage.run_folder import write_aside, write_json
+from tarazu.captions.decoding import beam_search
+from tarazu.captions.encoder.pretrained import Pretrained
+from tarazu.captions.inference import trained_model
+from tarazu.errors import TarazuError, UserError
+from tarazu.storage.run_folder import write_atomic, write_json
 
 OPSET = 18
 
@@ -51,10 +51,14 @@ class _Step(nn.Module):
 def export(run: str, target: Path, form: str = "") -> None:
     """`tarazu export`: the run as ONNX in `target`. Raises `BadInput` for another form, or for an ensemble."""
     if form not in ("", "onnx"):
-        raise BadInput(f"a captioning model cannot be written as {form!r}", where="--form", todo="onnx")
+        raise UserError(
+            f"a captioning model cannot be written as {form!r}", where="--form", todo="onnx"
+        )
     model = trained_model.load(run, device="cpu")
     if not hasattr(model.model, "decoder"):
-        raise BadInput("an ensemble is several models", where=run, todo="export its members one by one")
+        raise UserError(
+            "an ensemble is several models", where=run, todo="export its members one by one"
+        )
     write_onnx(model.model, model.encoder, model.vocabulary, target)
     _check(model, target)
 
@@ -64,14 +68,18 @@ def write_onnx(model: nn.Module, encoder: Pretrained, vocabulary: Vocabulary, to
     try:
         import onnxscript  # noqa: F401
     except ImportError:
-        raise TarazuError("exporting needs the onnx packages", todo="pip install 'tarazu[onnx]'") from None
+        raise TarazuError(
+            "exporting needs the onnx packages", todo="pip install 'tarazu[onnx]'"
+        ) from None
     to.mkdir(parents=True, exist_ok=True)
     model.eval().cpu()
     images = torch.rand(2, encoder.size, encoder.size, 3) * 255
     with torch.no_grad():
         features = model.encoder(images)
         state = model.decoder.start(features)
-        logits, state, alpha = model.decoder.step(state, torch.tensor([SOS, SOS]))  # so that no dimension is empty
+        logits, state, alpha = model.decoder.step(
+            state, torch.tensor([SOS, SOS])
+        )  # so that no dimension is empty
     names = [f"state_{i}" for i in range(len(state))]
     grown = ["next_" + name for name in names] + (["attention"] if alpha is not None else [])
     _write(model.encoder, (images,), to / "encoder.onnx", ["images"], ["features"])
@@ -84,7 +92,7 @@ def write_onnx(model: nn.Module, encoder: Pretrained, vocabulary: Vocabulary, to
         ["logits", *grown],
         _growing(model, state),
     )
-    write_aside(to / "vocabulary.json", vocabulary.to_json().encode())
+    write_atomic(to / "vocabulary.json", vocabulary.to_json().encode())
     about = {
         "encoder": encoder.describe(),
         "states": names,
@@ -108,7 +116,9 @@ def describe(folder: Path, pixels: np.ndarray) -> list[str]:
     state = start.run(None, {"features": features})
     token, said, banned = SOS, [], [PAD, SOS, UNK]
     for place in range(about["max_length"]):
-        logits, *rest = step.run(None, {"token": np.array([token]), **dict(zip(about["states"], state, strict=True))})
+        logits, *rest = step.run(
+            None, {"token": np.array([token]), **dict(zip(about["states"], state, strict=True))}
+        )
         logits[0, banned + ([EOS] if place == 0 else [])] = -np.inf
         state, token = rest[: len(state)], int(logits[0].argmax())
         if token == EOS:
@@ -151,12 +161,18 @@ def _growing(model: nn.Module, state: tuple[torch.Tensor, ...]) -> tuple[int, ..
     """Which arguments of a step (0 is the token) grow by a word each time."""
     with torch.no_grad():
         after = model.decoder.step(state, torch.tensor([4, 5]))[1]
-    return tuple(i + 1 for i, (old, new) in enumerate(zip(state, after, strict=True)) if old.shape != new.shape)
+    return tuple(
+        i + 1
+        for i, (old, new) in enumerate(zip(state, after, strict=True))
+        if old.shape != new.shape
+    )
 
 
-def _check(model: trained_model.Saved, folder: Path) -> None:
+def _check(model: trained_model.LoadedCaptioner, folder: Path) -> None:
     """The runtime must say what the model says, or the export is worth nothing."""
-    noise = np.random.default_rng(0).integers(0, 255, (model.encoder.size, model.encoder.size, 3), dtype=np.uint8)
+    noise = np.random.default_rng(0).integers(
+        0, 255, (model.encoder.size, model.encoder.size, 3), dtype=np.uint8
+    )
     expected = model.vocabulary.decode(
         beam_search.greedy(model.model, model.tensor([noise]), model.vocabulary.max_length)[0].words
     )

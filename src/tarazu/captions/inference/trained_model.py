@@ -10,23 +10,23 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from tarazu.captions.encoder import pretrained
 from tarazu.captions.data.images import pixels
+from tarazu.captions.data.vocabulary import Vocabulary
+from tarazu.captions.encoder import pretrained
 from tarazu.captions.encoder.pretrained import Pretrained
 from tarazu.captions.settings import CaptionsRecipe
-from tarazu.captions.trainable import CaptionTrainee, together, trainee_of
-from tarazu.captions.data.vocabulary import Vocabulary
+from tarazu.captions.trainable import TrainableCaptioner, make_ensemble, make_trainable
 from tarazu.engine import weights
-from tarazu.errors import BadInput
+from tarazu.errors import UserError
 from tarazu.recipe.schema import load as load_recipe
-from tarazu.storage.run_folder import Run, RunFolder, find_run, understood
+from tarazu.storage.run_folder import RunDir, StudyDir, find_run, reporting_corruption
 
 
 @dataclass(frozen=True)
-class Saved:
+class LoadedCaptioner:
     """A trained captioning model in eval mode, on `device`."""
 
-    trainee: CaptionTrainee
+    trainable: TrainableCaptioner
     encoder: Pretrained
     vocabulary: Vocabulary
     recipe: CaptionsRecipe
@@ -34,7 +34,7 @@ class Saved:
 
     @property
     def model(self) -> nn.Module:
-        return self.trainee.module
+        return self.model.module
 
     def pixels(self, picture: Image.Image) -> np.ndarray:
         """The picture as the model sees it, uint8 (S, S, 3)."""
@@ -45,57 +45,81 @@ class Saved:
         return torch.from_numpy(np.stack(pictures)).to(self.device)
 
 
-def load(path: str | Path, device: str = "auto") -> Saved:
+def load(path: str | Path, device: str = "auto") -> LoadedCaptioner:
     """The run at DIR/METHOD or DIR/METHOD/seed-N. Raises `BadInput` when it is not a finished captioning run."""
     study, run = find_run(path)
     with study.at_home() as here:
         return _loaded(here, here.run(run.name, run.seed), path, device)
 
 
-def _loaded(study: RunFolder, run: Run, path: str | Path, device: str) -> Saved:
+def _loaded(study: StudyDir, run: RunDir, path: str | Path, device: str) -> LoadedCaptioner:
     recipe = load_recipe(study.path / "resolved.yaml")
     if recipe.task != "captions" or run.name not in recipe.methods:
-        raise BadInput("not a captioning run", where=str(path), todo="`tarazu chat` talks to chat models")
+        raise UserError(
+            "not a captioning run", where=str(path), todo="`tarazu chat` talks to chat models"
+        )
     words = study.path / "vocabulary.json"
     if not words.exists():
-        raise BadInput("the vocabulary is missing", where=str(words), todo="`tarazu resume` writes it again")
+        raise UserError(
+            "the vocabulary is missing", where=str(words), todo="`tarazu resume` writes it again"
+        )
     vocabulary = Vocabulary.from_json(words.read_bytes(), str(words))
     encoder = pretrained.load(recipe.encoder)
     _same_encoder(study, encoder)
     place = torch.device(
-        "cuda" if device == "auto" and torch.cuda.is_available() else "cpu" if device == "auto" else device
+        "cuda"
+        if device == "auto" and torch.cuda.is_available()
+        else "cpu"
+        if device == "auto"
+        else device
     )
-    trainee = _trained(recipe, study, run, encoder, vocabulary)
-    trainee.module.to(place).eval()
-    return Saved(trainee, encoder, vocabulary, recipe, place)
+    trainable = _trained(recipe, study, run, encoder, vocabulary)
+    trainable.module.to(place).eval()
+    return LoadedCaptioner(trainable, encoder, vocabulary, recipe, place)
 
 
 def _trained(
-    recipe: CaptionsRecipe, study: RunFolder, run: Run, encoder: Pretrained, vocabulary: Vocabulary
-) -> CaptionTrainee:
+    recipe: CaptionsRecipe,
+    study: StudyDir,
+    run: RunDir,
+    encoder: Pretrained,
+    vocabulary: Vocabulary,
+) -> TrainableCaptioner:
     method = recipe.methods[run.name]
     if method.kind == "ensemble":
         members = []
         for member in method.of:
             name, _, seed = member.partition("/seed-")
-            fresh = replace(encoder, module=pretrained.load(recipe.encoder).module)  # a member may have tuned its own
-            members.append(_trained(recipe, study, study.run(name, int(seed) if seed else run.seed), fresh, vocabulary))
-        return together(members, None, method.mirrored)
+            fresh = replace(
+                encoder, module=pretrained.load(recipe.encoder).module
+            )  # a member may have tuned its own
+            members.append(
+                _trained(
+                    recipe,
+                    study,
+                    study.run(name, int(seed) if seed else run.seed),
+                    fresh,
+                    vocabulary,
+                )
+            )
+        return make_ensemble(members, None, method.mirrored)
     if not run.weights.exists():
-        raise BadInput(
-            "this run has no weights yet", where=str(run.path), todo="let `tarazu run` or `tarazu resume` finish it"
+        raise UserError(
+            "this run has no weights yet",
+            where=str(run.path),
+            todo="let `tarazu run` or `tarazu resume` finish it",
         )
-    trainee = trainee_of(recipe, run.name, encoder, vocabulary, run.seed)
-    weights.put(trainee, weights.read(run))
-    return trainee
+    trainable = make_trainable(recipe, run.name, encoder, vocabulary, run.seed)
+    weights.put(trainable, weights.read(run))
+    return trainable
 
 
-def _same_encoder(study: RunFolder, encoder: Pretrained) -> None:
-    with understood(study.path / "model.json"):
+def _same_encoder(study: StudyDir, encoder: Pretrained) -> None:
+    with reporting_corruption(study.path / "model.json"):
         told = ((study.read_json("model.json") or {}).get("encoder") or {}).get("sha256")
         shown = told[:12] if told else ""
     if told and told != encoder.sha256:
-        raise BadInput(
+        raise UserError(
             "the encoder's weights are not those that this run was trained on",
             where=str(study.path),
             todo="set encoder.file in resolved.yaml to the weights with sha256 " + shown,

@@ -15,14 +15,18 @@ from collections.abc import Sequence
 import numpy as np
 
 ORDERS = 4
-COLUMNS = 2 + 2 * ORDERS  # candidate length, reference length, matches of orders 1..4, totals of orders 1..4
+COLUMNS = (
+    2 + 2 * ORDERS
+)  # candidate length, reference length, matches of orders 1..4, totals of orders 1..4
 # The COCO scorer's constants: a total of zero gives 0 rather than an error.
 TINY, SMALL = 1e-15, 1e-9
 
 
 def ngrams(tokens: Sequence[str], orders: int = ORDERS) -> Counter[tuple[str, ...]]:
     """Counts of all n-grams of orders 1..`orders`."""
-    return Counter(tuple(tokens[i : i + n]) for n in range(1, orders + 1) for i in range(len(tokens) - n + 1))
+    return Counter(
+        tuple(tokens[i : i + n]) for n in range(1, orders + 1) for i in range(len(tokens) - n + 1)
+    )
 
 
 class References:

@@ -19,7 +19,7 @@ import numpy as np
 
 from tarazu.captions.metrics.bleu import ORDERS, ngrams
 from tarazu.captions.metrics.ptb_tokenizer import ptb_like
-from tarazu.errors import BadInput
+from tarazu.errors import UserError
 
 SIGMA = 6.0
 Ngram = tuple[str, ...]
@@ -48,7 +48,12 @@ class Cider:
 
     def rewards(self, images: Sequence[str], candidates: Sequence[str]) -> np.ndarray:
         """CIDEr of each (image, candidate) pair, images in any order and number. Raises `BadInput` for an unknown image."""
-        return np.array([self.score(image, ptb_like(text)) for image, text in zip(images, candidates, strict=True)])
+        return np.array(
+            [
+                self.score(image, ptb_like(text))
+                for image, text in zip(images, candidates, strict=True)
+            ]
+        )
 
     def score(self, image: str, tokens: Sequence[str]) -> float:
         """CIDEr of one tokenised candidate, 0..10."""
@@ -61,7 +66,9 @@ class Cider:
                 dots[reference][len(ngram) - 1] += min(count * self.idf(ngram), weight) * weight
         total = 0.0
         for dot, (reference_norms, reference_length) in zip(dots, references, strict=True):
-            cosines = sum(d / (a * b) for d, a, b in zip(dot, norms, reference_norms, strict=True) if a and b)
+            cosines = sum(
+                d / (a * b) for d, a, b in zip(dot, norms, reference_norms, strict=True) if a and b
+            )
             total += cosines * math.exp(-((length - reference_length) ** 2) / (2 * SIGMA**2))
         return 10 * total / ORDERS / len(references)
 
@@ -80,12 +87,19 @@ class Cider:
         """n-gram -> [(reference, weight)], and each reference's (norms, length). Kept, so it is done once per image."""
         if image not in self.weighed:
             if not self.counts.get(image):
-                raise BadInput("has no reference captions", where=str(image), todo="score only images with captions")
+                raise UserError(
+                    "has no reference captions",
+                    where=str(image),
+                    todo="score only images with captions",
+                )
             weights: dict[Ngram, list[tuple[int, float]]] = {}
             for i, counts in enumerate(self.counts[image]):
                 for ngram, count in counts.items():
                     weights.setdefault(ngram, []).append((i, count * self.idf(ngram)))
-            self.weighed[image] = weights, [(self.norms(counts), bigrams(counts)) for counts in self.counts[image]]
+            self.weighed[image] = (
+                weights,
+                [(self.norms(counts), bigrams(counts)) for counts in self.counts[image]],
+            )
         return self.weighed[image]
 
 

@@ -27,21 +27,30 @@ def jar() -> Path | None:
     package = importlib.util.find_spec("pycocoevalcap")
     if package is None or shutil.which("java") is None:
         return None
-    found = [Path(root) / "meteor" / "meteor-1.5.jar" for root in package.submodule_search_locations or ()]
+    found = [
+        Path(root) / "meteor" / "meteor-1.5.jar"
+        for root in package.submodule_search_locations or ()
+    ]
     return next((path for path in found if path.exists()), None)
 
 
-def meteor(candidates: Sequence[Tokens], references: Sequence[Sequence[Tokens]]) -> tuple[float, list[float]]:
+def meteor(
+    candidates: Sequence[Tokens], references: Sequence[Sequence[Tokens]]
+) -> tuple[float, list[float]]:
     """Corpus score and the score of each tokenised candidate, 0..1. Raises `TarazuError` when the program fails."""
     with LOCK:
         try:
             java = program()
-            statistics = [ask(java, score_line(c, r)) for c, r in zip(candidates, references, strict=True)]
+            statistics = [
+                ask(java, score_line(c, r)) for c, r in zip(candidates, references, strict=True)
+            ]
             first = ask(java, " ||| ".join(["EVAL", *statistics]))
             scores = [float(line) for line in (first, *(read(java) for _ in candidates))]
         except (OSError, ValueError) as error:
             program.cache_clear()  # the next call starts afresh
-            raise TarazuError(f"METEOR's Java program failed: {error}", where=str(jar()), todo=TODO) from None
+            raise TarazuError(
+                f"METEOR's Java program failed: {error}", where=str(jar()), todo=TODO
+            ) from None
     return scores[-1], scores[:-1]
 
 
@@ -50,7 +59,10 @@ def program() -> subprocess.Popen:
     """The Java program, started once: loading its tables takes far longer than scoring. It ends with this process."""
     path = jar()
     if path is None:
-        raise TarazuError("METEOR needs Java and the package pycocoevalcap", todo="install both, or leave METEOR out")
+        raise TarazuError(
+            "METEOR needs Java and the package pycocoevalcap",
+            todo="install both, or leave METEOR out",
+        )
     command = ["java", "-Xmx2G", "-jar", path.name, "-", "-", "-stdio", "-l", "en", "-norm"]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
     own = {"start_new_session": True}  # Ctrl-C is for the study to answer, not for its helper
@@ -67,7 +79,9 @@ def end(java: subprocess.Popen) -> None:
 
 def score_line(candidate: Tokens, references: Sequence[Tokens]) -> str:
     """The SCORE request of one caption. `|||` cannot be part of a token of ours: a `|` is a token of its own."""
-    return " ||| ".join(["SCORE", *(" ".join(reference) for reference in references), " ".join(candidate)])
+    return " ||| ".join(
+        ["SCORE", *(" ".join(reference) for reference in references), " ".join(candidate)]
+    )
 
 
 def ask(java: subprocess.Popen, line: str) -> str:

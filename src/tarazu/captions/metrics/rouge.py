@@ -28,5 +28,7 @@ def rouge_l(candidate: Sequence[str], references: Sequence[Sequence[str]]) -> fl
     if not any(common):
         return 0.0
     precision = max(common) / len(candidate)
-    recall = max(c / len(reference) for c, reference in zip(common, references, strict=True) if reference)
+    recall = max(
+        c / len(reference) for c, reference in zip(common, references, strict=True) if reference
+    )
     return (1 + BETA**2) * precision * recall / (recall + BETA**2 * precision)

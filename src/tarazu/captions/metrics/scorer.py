@@ -13,10 +13,10 @@ import numpy as np
 from tarazu.captions.metrics import meteor
 from tarazu.captions.metrics.bleu import References, bleu, brevity_penalty, precisions_mean
 from tarazu.captions.metrics.cider import Cider
-from tarazu.captions.metrics.rouge import rouge_l
 from tarazu.captions.metrics.ptb_tokenizer import NAME as TOKENIZER
 from tarazu.captions.metrics.ptb_tokenizer import ptb_like
-from tarazu.errors import BadInput
+from tarazu.captions.metrics.rouge import rouge_l
+from tarazu.errors import UserError
 
 RESAMPLES = 1000
 
@@ -31,24 +31,42 @@ class Scorer:
     def __init__(self, references: Mapping[str, Sequence[str]]):
         bare = [image for image, captions in references.items() if not captions]
         if bare or not references:
-            raise BadInput("no references to score against", where=", ".join(bare[:3]), todo="leave such images out")
-        self.tokens = {image: [ptb_like(caption) for caption in captions] for image, captions in references.items()}
+            raise UserError(
+                "no references to score against",
+                where=", ".join(bare[:3]),
+                todo="leave such images out",
+            )
+        self.tokens = {
+            image: [ptb_like(caption) for caption in captions]
+            for image, captions in references.items()
+        }
         self.bleu = {image: References(tokens) for image, tokens in self.tokens.items()}
         self.cider = Cider(references)
 
     def counts(self, candidates: Mapping[str, str]) -> np.ndarray:
         """BLEU's ten counts per candidate. (images, 10)"""
         self.check(candidates)
-        return np.array([self.bleu[image].counts(ptb_like(text)) for image, text in candidates.items()], dtype=float)
+        return np.array(
+            [self.bleu[image].counts(ptb_like(text)) for image, text in candidates.items()],
+            dtype=float,
+        )
 
     def quick(self, candidates: Mapping[str, str]) -> dict[str, float]:
         """Corpus BLEU-4 and CIDEr (x100), for validation after every epoch."""
         bleus = bleu(self.counts(candidates).sum(0))
-        return {"bleu4": float(100 * bleus[-1]), "cider": float(100 * self.cider.scores(candidates).mean())}
+        return {
+            "bleu4": float(100 * bleus[-1]),
+            "cider": float(100 * self.cider.scores(candidates).mean()),
+        }
 
     def per_image(self, candidates: Mapping[str, str]) -> dict[str, dict[str, float]]:
         """Each image's own BLEU-4 (as the COCO scorer has it, near 0 without a common 4-gram) and CIDEr, x100."""
-        rows = zip(candidates, bleu(self.counts(candidates))[:, -1], self.cider.scores(candidates), strict=True)
+        rows = zip(
+            candidates,
+            bleu(self.counts(candidates))[:, -1],
+            self.cider.scores(candidates),
+            strict=True,
+        )
         return {image: {"bleu4": float(100 * b), "cider": float(100 * c)} for image, b, c in rows}
 
     def score(self, candidates: Mapping[str, str], with_meteor: bool = True, seed: int = 0) -> dict:
@@ -77,28 +95,51 @@ class Scorer:
         """Raises `BadInput` where there is nothing to score, or an image is unknown."""
         unknown = [image for image in candidates if image not in self.tokens]
         if unknown or not candidates:
-            what = f"{len(unknown)} captions are of images without references" if unknown else "no captions to score"
-            raise BadInput(what, where=", ".join(unknown[:3]), todo="caption the images of the split that is scored")
+            what = (
+                f"{len(unknown)} captions are of images without references"
+                if unknown
+                else "no captions to score"
+            )
+            raise UserError(
+                what,
+                where=", ".join(unknown[:3]),
+                todo="caption the images of the split that is scored",
+            )
 
 
-def intervals(counts: np.ndarray, ciders: np.ndarray, seed: int = 0, resamples: int = RESAMPLES) -> dict:
+def intervals(
+    counts: np.ndarray, ciders: np.ndarray, seed: int = 0, resamples: int = RESAMPLES
+) -> dict:
     """95% bootstrap intervals of corpus BLEU-4 and CIDEr (x100) from per-image counts (n, 10) and CIDEr (n,)."""
     n = len(counts)
-    drawn = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=resamples).astype(np.float64)
+    drawn = (
+        np.random.default_rng(seed)
+        .multinomial(n, np.full(n, 1 / n), size=resamples)
+        .astype(np.float64)
+    )
     figures = {"bleu4": 100 * bleu(drawn @ counts)[:, -1], "cider": 100 * (drawn @ ciders) / n}
-    return {name: [float(x) for x in np.percentile(values, [2.5, 97.5])] for name, values in figures.items()}
+    return {
+        name: [float(x) for x in np.percentile(values, [2.5, 97.5])]
+        for name, values in figures.items()
+    }
 
 
-def score(candidates: Mapping[str, str], references: Mapping[str, Sequence[str]], with_meteor: bool = True) -> dict:
+def score(
+    candidates: Mapping[str, str], references: Mapping[str, Sequence[str]], with_meteor: bool = True
+) -> dict:
     """`Scorer.score` of `candidates` against the references of exactly those images (they give CIDEr's frequencies)."""
     return Scorer(of_images(references, candidates)).score(candidates, with_meteor)
 
 
-def per_image(candidates: Mapping[str, str], references: Mapping[str, Sequence[str]]) -> dict[str, dict[str, float]]:
+def per_image(
+    candidates: Mapping[str, str], references: Mapping[str, Sequence[str]]
+) -> dict[str, dict[str, float]]:
     """`Scorer.per_image` of `candidates` against the references of exactly those images."""
     return Scorer(of_images(references, candidates)).per_image(candidates)
 
 
-def of_images(references: Mapping[str, Sequence[str]], images: Mapping[str, str]) -> dict[str, Sequence[str]]:
+def of_images(
+    references: Mapping[str, Sequence[str]], images: Mapping[str, str]
+) -> dict[str, Sequence[str]]:
     """The references of `images`. Raises `BadInput` for an image that has none."""
     return {image: references.get(image, ()) for image in images}

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from tarazu.captions.model.decoders import Decoder, State
 from tarazu.captions.encoder.efficientnet import EfficientNet
+from tarazu.captions.model.decoders import Decoder, State
 
 LOOKED_AT_TOGETHER = 128  # pictures, where no gradient is wanted: the first layers' maps are large
 
@@ -19,9 +19,20 @@ class ImageCaptioningModel(nn.Module):
     features, so that no single one can give a training picture away. With `half` a GPU looks in bfloat16.
     """
 
-    def __init__(self, encoder: EfficientNet, decoder: Decoder, feature_dropout: float = 0.0, half: bool = False):
+    def __init__(
+        self,
+        encoder: EfficientNet,
+        decoder: Decoder,
+        feature_dropout: float = 0.0,
+        half: bool = False,
+    ):
         super().__init__()
-        self.encoder, self.decoder, self.hide, self.half = encoder, decoder, nn.Dropout(feature_dropout), half
+        self.encoder, self.decoder, self.hide, self.half = (
+            encoder,
+            decoder,
+            nn.Dropout(feature_dropout),
+            half,
+        )
 
     def see(self, pictures: Tensor) -> Tensor:
         """Pixels or features -> features (B, P, D)."""
@@ -54,7 +65,9 @@ class ImageCaptioningModel(nn.Module):
         """As `Decoder.teach`, from pictures. `rows` (B,) names the picture of each row of tokens, where several share one:
         it is looked at once."""
         features = self.see(pictures)
-        return self.decoder.teach(features if rows is None else features.index_select(0, rows), tokens, attention, at)
+        return self.decoder.teach(
+            features if rows is None else features.index_select(0, rows), tokens, attention, at
+        )
 
     @property
     def fixed(self) -> tuple[int, ...]:

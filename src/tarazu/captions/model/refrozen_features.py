@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from tarazu.captions.data.augmentation import is_mirrored, new_view
+from tarazu.captions.data.augmentation import is_mirrored, random_view
 from tarazu.captions.encoder.feature_cache import SHARE_OF_GPU
 from tarazu.captions.model.captioning_model import LOOKED_AT_TOGETHER, ImageCaptioningModel
 
@@ -16,13 +16,16 @@ if TYPE_CHECKING:
     from tarazu.captions.dataset import Prepared
 
 
-class Rows:
+class FeatureTable:
     """Rows (N, P, D) on the GPU where they fit, else in memory."""
 
     def __init__(self, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device):
         free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else 0
         fits = math.prod(shape) * dtype.itemsize < SHARE_OF_GPU * free
-        self.rows, self.device = torch.empty(shape, dtype=dtype, device=device if fits else "cpu"), device
+        self.rows, self.device = (
+            torch.empty(shape, dtype=dtype, device=device if fits else "cpu"),
+            device,
+        )
 
     def take(self, pictures: Tensor) -> Tensor:
         """pictures (B,) on any device -> their rows (B, ...) on the GPU, if there is one."""
@@ -30,24 +33,34 @@ class Rows:
 
 
 @torch.no_grad()
-def see_all(model: ImageCaptioningModel, data: Prepared, pooled: bool) -> Rows:
+def encode_all(model: ImageCaptioningModel, data: Prepared, pooled: bool) -> FeatureTable:
     """Every picture's features, then those of `data.views` - 1 further views of the training pictures, view by view, every
     second one mirrored; of `pooled` their means in float32. The same ones whenever a run is resumed."""
     names, device = data.all_names, data.device
     data.make_room()
-    count, shape = len(data.names["train"]), (1 if pooled else data.encoder.side**2, data.encoder.module.width)
-    kept = Rows(
+    count, shape = (
+        len(data.names["train"]),
+        (1 if pooled else data.encoder.side**2, data.encoder.module.width),
+    )
+    kept = FeatureTable(
         (len(names) + (data.views - 1) * count, *shape),
         torch.float32 if pooled else getattr(torch, data.precision),
         device,
     )
-    with torch.random.fork_rng([device] if device.type == "cuda" else []), torch.autocast(device.type, enabled=False):
+    with (
+        torch.random.fork_rng([device] if device.type == "cuda" else []),
+        torch.autocast(device.type, enabled=False),
+    ):
         torch.manual_seed(0)  # resumed or not, the further views are the same
         at = 0
         for view in range(data.views):
-            for places in torch.arange(len(names) if view == 0 else count, device=device).split(LOOKED_AT_TOGETHER):
+            for places in torch.arange(len(names) if view == 0 else count, device=device).split(
+                LOOKED_AT_TOGETHER
+            ):
                 found = model.encode(_view(data, places, view))
-                kept.rows[at : at + len(places)] = found.float().mean(1, keepdim=True) if pooled else found
+                kept.rows[at : at + len(places)] = (
+                    found.float().mean(1, keepdim=True) if pooled else found
+                )
                 at += len(places)
     return kept
 
@@ -56,5 +69,7 @@ def _view(data: Prepared, places: Tensor, view: int) -> Tensor:
     pixels = data.pixels.take(places)
     if view == 0:
         return pixels
-    seen = new_view(pixels, torch.ones(len(places), dtype=torch.bool, device=data.device), data.crop)
+    seen = random_view(
+        pixels, torch.ones(len(places), dtype=torch.bool, device=data.device), data.crop
+    )
     return seen.flip(2) if is_mirrored(view) else seen

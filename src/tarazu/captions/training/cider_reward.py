@@ -18,9 +18,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from tarazu.captions.data.vocabulary import EOS, PAD, Vocabulary
 from tarazu.captions.metrics.bleu import ORDERS
 from tarazu.captions.metrics.cider import SIGMA
-from tarazu.captions.data.vocabulary import EOS, PAD, Vocabulary
 
 FACTOR = 6364136223846793005  # Knuth's; products of 64 bits wrap around alike everywhere
 NOTHING = 0  # the hash of no n-gram
@@ -33,13 +33,22 @@ class Rewards:
         references: cleaned words of each image's captions; an image is known by its place in this list.
     """
 
-    def __init__(self, references: Sequence[Sequence[Sequence[str]]], vocabulary: Vocabulary, device: torch.device):
+    def __init__(
+        self,
+        references: Sequence[Sequence[Sequence[str]]],
+        vocabulary: Vocabulary,
+        device: torch.device,
+    ):
         numbers = _numbers(references, vocabulary)
-        hashes = torch.stack([_hashes(numbers, order) for order in range(ORDERS)], 2)  # (images, R, ORDERS, M)
+        hashes = torch.stack(
+            [_hashes(numbers, order) for order in range(ORDERS)], 2
+        )  # (images, R, ORDERS, M)
         table, frequency = np.unique(_once_an_image(hashes.numpy()), return_counts=True)
         real = table != NOTHING
         self.table = torch.from_numpy(table[real]).to(device)
-        self.rarity = torch.from_numpy(math.log(len(references)) - np.log(frequency[real])).float().to(device)
+        self.rarity = (
+            torch.from_numpy(math.log(len(references)) - np.log(frequency[real])).float().to(device)
+        )
         self.rarest = torch.tensor(math.log(len(references)), device=device)
         self.lengths = (numbers != PAD).sum(2).to(device)
         self.hashes = hashes.to(device)
@@ -56,15 +65,22 @@ class Rewards:
             same = own[:, None, :, None] == rows[:, :, None]  # (N, R, L, M)
             likeness = likeness + self._cosines(own, same, images, order)
             if bleu:
-                precision = precision + _precision(own, same, lengths[:, 0] - order, 1.0 * (order > 0)).log()
+                precision = (
+                    precision
+                    + _precision(own, same, lengths[:, 0] - order, 1.0 * (order > 0)).log()
+                )
         apart = torch.exp(-((lengths - theirs).float() ** 2) / (2 * SIGMA**2))
         cider = 10 / ORDERS * (likeness * apart * (theirs > 0)).sum(1) / self.written[images]
-        return cider + bleu * (precision / ORDERS).exp() * _brevity(lengths, theirs) if bleu else cider
+        return (
+            cider + bleu * (precision / ORDERS).exp() * _brevity(lengths, theirs) if bleu else cider
+        )
 
     def _cosines(self, own: Tensor, same: Tensor, images: Tensor, order: int) -> Tensor:
         """Of each sentence's n-grams own (N, L) with every reference's, clipped: (N, R)."""
         weights, of_rows = self._weights(own), self.weights[images, :, order]
-        clipped = torch.minimum(weights[:, None, :, None], of_rows[:, :, None]) * of_rows[:, :, None]
+        clipped = (
+            torch.minimum(weights[:, None, :, None], of_rows[:, :, None]) * of_rows[:, :, None]
+        )
         dots = (clipped * same).sum((2, 3))
         norms = weights.square().sum(1).sqrt()[:, None] * self.norms[images, :, order]
         return (dots / norms.clamp(min=1e-12)).masked_fill(norms == 0, 0.0)
@@ -98,7 +114,10 @@ def _brevity(lengths: Tensor, theirs: Tensor) -> Tensor:
 def _numbers(references: Sequence[Sequence[Sequence[str]]], vocabulary: Vocabulary) -> Tensor:
     """(images, R, M) of word numbers, each caption with `<eos>`; words outside the vocabulary get numbers of their own."""
     known = dict(vocabulary.ids)
-    lines = [[[known.setdefault(word, len(known)) for word in line] + [EOS] for line in lines] for lines in references]
+    lines = [
+        [[known.setdefault(word, len(known)) for word in line] + [EOS] for line in lines]
+        for lines in references
+    ]
     most = max(len(line) for image in lines for line in image)
     numbers = np.full((len(lines), max(map(len, lines)), most), PAD)
     for image, captions in enumerate(lines):

@@ -12,15 +12,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tarazu.captions.data.vocabulary import EOS, PAD, SOS, UNK
 from tarazu.captions.decoding import beam_search
 from tarazu.captions.model.captioning_model import ImageCaptioningModel
-from tarazu.captions.training.cider_reward import Rewards
 from tarazu.captions.settings import CaptionMethod, SelfCritical
-from tarazu.captions.data.vocabulary import EOS, PAD, SOS, UNK
+from tarazu.captions.training.cider_reward import Rewards
 from tarazu.engine.task import LossSum
 
 
-def likelihood(
+def cross_entropy_loss(
     model: ImageCaptioningModel,
     pictures: Tensor,
     tokens: Tensor,
@@ -35,7 +35,7 @@ def likelihood(
     """
     inputs, targets = tokens[:, :-1], tokens[:, 1:]
     if model.training:
-        inputs = _disturb(model, pictures, inputs, method, fraction, rows)
+        inputs = _corrupt_inputs(model, pictures, inputs, method, fraction, rows)
     logits, alphas, wanted = _taught(model, pictures, inputs, targets, rows)
     total = F.cross_entropy(logits, wanted, ignore_index=PAD, reduction="sum")
     extra = _extras(logits, alphas, targets, wanted, method, total) if model.training else None
@@ -43,7 +43,11 @@ def likelihood(
 
 
 def _taught(
-    model: ImageCaptioningModel, pictures: Tensor, inputs: Tensor, targets: Tensor, rows: Tensor | None
+    model: ImageCaptioningModel,
+    pictures: Tensor,
+    inputs: Tensor,
+    targets: Tensor,
+    rows: Tensor | None,
 ) -> tuple[Tensor, Tensor | None, Tensor]:
     """Logits (n, V) in float32, attention if it costs nothing, and the words (n,) that they should give.
 
@@ -57,11 +61,18 @@ def _taught(
 
 
 def _extras(
-    logits: Tensor, alphas: Tensor | None, targets: Tensor, wanted: Tensor, method: CaptionMethod, total: Tensor
+    logits: Tensor,
+    alphas: Tensor | None,
+    targets: Tensor,
+    wanted: Tensor,
+    method: CaptionMethod,
+    total: Tensor,
 ) -> Tensor | None:
     """What is trained on besides the likelihood: logits (n, V) that should give `wanted` (n,); targets (B, T)."""
     extra = None
-    if method.label_smoothing:  # (1 - s) nll + s * mean over words; `total` already has the nll once
+    if (
+        method.label_smoothing
+    ):  # (1 - s) nll + s * mean over words; `total` already has the nll once
         uniform = -(torch.log_softmax(logits, 1).mean(1) * (wanted != PAD)).sum()
         extra = method.label_smoothing * (uniform - total)
     weight = getattr(method, "doubly_stochastic", 0.0)
@@ -72,7 +83,7 @@ def _extras(
     return extra
 
 
-def _disturb(
+def _corrupt_inputs(
     model: ImageCaptioningModel,
     pictures: Tensor,
     inputs: Tensor,
@@ -84,7 +95,9 @@ def _disturb(
     keep = (inputs == SOS) | (inputs == PAD)
     share = method.scheduled_sampling * min(1.0, fraction)
     if share > 0:
-        with torch.no_grad():  # two passes instead of one word at a time (Mihaylova and Martins 2019)
+        with (
+            torch.no_grad()
+        ):  # two passes instead of one word at a time (Mihaylova and Martins 2019)
             own = model.teach(pictures, inputs, attention=False, rows=rows)[0].float()
             for word in beam_search.NEVER:
                 own[:, :, word] = float("-inf")
@@ -119,11 +132,15 @@ def self_critical(
             pictures = model.see(pictures)
         features = model.see(pictures[:used]).repeat_interleave(samples, 0)  # once for all samples
         drawn = beam_search.sample(model, features.detach(), most_words)
-        advantage = _advantage(rewards(images[:used].repeat_interleave(samples), drawn, settings.bleu), samples)
+        advantage = _advantage(
+            rewards(images[:used].repeat_interleave(samples), drawn, settings.bleu), samples
+        )
     with nullcontext() if settings.dropout else beam_search.without_dropout(model):
         logits = model.teach(features, drawn[:, :-1], attention=False)[0].float()
         logp = _log_chances(logits, drawn[:, 1:], most_words)
-        policy = -(advantage * logp).sum() / samples * (len(tokens) / used)  # rows, not pictures, that may have several: as `total`
+        policy = (
+            -(advantage * logp).sum() / samples * (len(tokens) / used)
+        )  # rows, not pictures, that may have several: as `total`
         with torch.set_grad_enabled(settings.likelihood > 0):
             plain, _, wanted = _taught(model, pictures, tokens[:, :-1], tokens[:, 1:], rows)
             total = F.cross_entropy(plain, wanted, ignore_index=PAD, reduction="sum")
@@ -137,8 +154,12 @@ def _log_chances(logits: Tensor, said: Tensor, most_words: int) -> Tensor:
     would be pushed down without limit, until no sentence ends any more.
     """
     count, vocabulary = logits.shape[1:]
-    logits = logits.masked_fill(beam_search.forbidden(0, count, vocabulary, most_words, logits.device), float("-inf"))
-    return -F.cross_entropy(logits.flatten(0, 1), said.flatten(), ignore_index=PAD, reduction="none").view(len(said), -1)
+    logits = logits.masked_fill(
+        beam_search.forbidden(0, count, vocabulary, most_words, logits.device), float("-inf")
+    )
+    return -F.cross_entropy(
+        logits.flatten(0, 1), said.flatten(), ignore_index=PAD, reduction="none"
+    ).view(len(said), -1)
 
 
 def _advantage(found: Tensor, samples: int) -> Tensor:

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from tarazu.chat.data.conversation import Conversation, Turn, clean, marker_pattern
-from tarazu.chat.data.template_parts import CHATML, GEMMA, LLAMA3, Pieces, measure
-from tarazu.errors import BadInput
+from tarazu.chat.data.template_parts import CHATML, GEMMA, LLAMA3, TemplateParts, infer_parts
+from tarazu.errors import UserError
 
 if TYPE_CHECKING:
     import re
@@ -43,17 +43,23 @@ class Template:
     """A tokenizer with its template. Make one with `choose`."""
 
     tokenizer: PreTrainedTokenizerFast
-    pieces: Pieces
+    pieces: TemplateParts
     name: str  # gemma | llama3 | chatml | tokenizer
     reason: str
-    add_bos: bool = False  # the tokenizer begins texts with a token that the template does not write
+    add_bos: bool = (
+        False  # the tokenizer begins texts with a token that the template does not write
+    )
     markers: re.Pattern = field(init=False)
     cut: bool = field(init=False)
 
     def __post_init__(self) -> None:
         # not every special token: <mask> and the like are harmless, and some data sets mean them
         written = self.pieces.write((Turn("system", ""), Turn("human", ""), Turn("gpt", "")))[0]
-        special = [token.content for token in self.tokenizer.added_tokens_decoder.values() if token.content in written]
+        special = [
+            token.content
+            for token in self.tokenizer.added_tokens_decoder.values()
+            if token.content in written
+        ]
         own = (self.tokenizer.bos_token, self.tokenizer.eos_token, self.tokenizer.pad_token)
         self.markers = marker_pattern(t for t in (*special, *own) if t and t.strip())
         self.cut = self._cutting_is_harmless()
@@ -72,14 +78,22 @@ class Template:
         """The row's tokens, cut at `max_length`. The texts are cleaned first, so that none can forge a turn."""
         return self.encode_batch([Conversation(self._cleaned(conversation.turns))], max_length)[0]
 
-    def encode_batch(self, conversations: Sequence[Conversation], max_length: int | None = None) -> list[Encoded]:
+    def encode_batch(
+        self, conversations: Sequence[Conversation], max_length: int | None = None
+    ) -> list[Encoded]:
         """As `encode` for rows that `understand` has cleaned with this template's `markers`, in one threaded call."""
         written = [self.pieces.write(c.turns) for c in conversations]
         parts = [self._parts(text, [start for start, _, _ in spans]) for text, spans in written]
         flat = [part for row in parts for part in row]
-        encoding = self.tokenizer(flat, add_special_tokens=False, return_offsets_mapping=True) if flat else None
+        encoding = (
+            self.tokenizer(flat, add_special_tokens=False, return_offsets_mapping=True)
+            if flat
+            else None
+        )
         rows, at = [], 0
-        for conversation, (text, spans), row_parts in zip(conversations, written, parts, strict=True):
+        for conversation, (text, spans), row_parts in zip(
+            conversations, written, parts, strict=True
+        ):
             ids, offsets, base = [], [], 0
             for i, part in enumerate(row_parts, at):
                 ids.extend(encoding["input_ids"][i])
@@ -88,7 +102,13 @@ class Template:
             at += len(row_parts)
             learn = [turn.learn for turn in conversation.turns if turn.role == "gpt"]
             rows.append(
-                self._mask(text, ids, offsets, [s for s, keep in zip(spans, learn, strict=True) if keep], max_length)
+                self._mask(
+                    text,
+                    ids,
+                    offsets,
+                    [s for s, keep in zip(spans, learn, strict=True) if keep],
+                    max_length,
+                )
             )
         return rows
 
@@ -96,13 +116,19 @@ class Template:
         """Tokens up to where the answer begins: exactly the first tokens of the row that has this answer."""
         cleaned = self._cleaned(turns)
         starts = [start for start, _, _ in self.pieces.write(cleaned)[1]]
-        ids = [i for part in self._parts(self.pieces.write_prompt(cleaned), starts) for i in self._ids(part)]
+        ids = [
+            i
+            for part in self._parts(self.pieces.write_prompt(cleaned), starts)
+            for i in self._ids(part)
+        ]
         return self._begun(ids)
 
     def _cleaned(self, turns: Sequence[Turn]) -> tuple[Turn, ...]:
         return tuple(replace(turn, text=clean(turn.text, self.markers)[0]) for turn in turns)
 
-    def _mask(self, text: str, ids: list[int], offsets: list, spans: list, max_length: int | None) -> Encoded:
+    def _mask(
+        self, text: str, ids: list[int], offsets: list, spans: list, max_length: int | None
+    ) -> Encoded:
         supervised = np.zeros(len(ids), dtype=bool)
         starts = np.array([a for a, _ in offsets], dtype=np.int64)
         ends = np.array([b for _, b in offsets], dtype=np.int64)
@@ -115,7 +141,9 @@ class Template:
         seen = int(ends[kept - 1]) if kept else 0
         answers = (text[start : min(end, seen)] for start, end, _ in spans)
         answer_bytes = sum(len(answer.encode("utf-8", "ignore")) for answer in answers)
-        return Encoded(np.array(ids[:kept], dtype=np.int32), supervised[:kept], answer_bytes, len(ids) - kept)
+        return Encoded(
+            np.array(ids[:kept], dtype=np.int32), supervised[:kept], answer_bytes, len(ids) - kept
+        )
 
     def _parts(self, text: str, cuts: list[int]) -> list[str]:
         """The text cut where answers begin, so that no token and no look-ahead of the tokenizer crosses that place."""
@@ -125,9 +153,9 @@ class Template:
     def _cutting_is_harmless(self) -> bool:
         """False for tokenizers that put a space before every text they are given: those read the row in one piece."""
         prompt = self.pieces.answer_open
-        return self._ids(prompt + "سلام.") == self._ids(prompt) + self._ids("سلام.") or not self._prefix_is_stable(
-            prompt
-        )
+        return self._ids(prompt + "سلام.") == self._ids(prompt) + self._ids(
+            "سلام."
+        ) or not self._prefix_is_stable(prompt)
 
     def _prefix_is_stable(self, prompt: str) -> bool:
         alone = self._ids(prompt)
@@ -141,7 +169,7 @@ class Template:
         return self.tokenizer(text, add_special_tokens=False)["input_ids"]
 
 
-def choose(tokenizer: PreTrainedTokenizerFast, model_type: str | None = None) -> Template:
+def select_template(tokenizer: PreTrainedTokenizerFast, model_type: str | None = None) -> Template:
     """The tokenizer's own chat template, else the family's, else ChatML, with the reason for the choice.
 
     Args:
@@ -149,19 +177,24 @@ def choose(tokenizer: PreTrainedTokenizerFast, model_type: str | None = None) ->
     Raises: `BadInput` for a tokenizer without the Rust backend: places of tokens in the text are needed.
     """
     if not getattr(tokenizer, "is_fast", False):
-        raise BadInput("this tokenizer has no fast version, so the place of its tokens in the text is unknown",
+        raise UserError("this tokenizer has no fast version, so the place of its tokens in the text is unknown",
                        where=str(tokenizer.name_or_path), todo="use a model with a tokenizer.json")  # fmt: skip
     why_not = "the tokenizer has no chat template"
     if tokenizer.chat_template:
         try:
-            pieces = measure(tokenizer)
+            pieces = infer_parts(tokenizer)
             return _template(tokenizer, pieces, "tokenizer", "the tokenizer's own chat template")
         except ValueError as error:
             why_not = f"the tokenizer's own chat template cannot be used ({error})"
     for family, title, pieces, marks in _FAMILIES:
         if (not model_type or model_type.startswith(family)) and _has(tokenizer, *marks):
             pieces = replace(pieces, start=tokenizer.bos_token or "")
-            return _template(tokenizer, pieces, title.lower().replace(" ", ""), f"{why_not}; that of {title} is used")
+            return _template(
+                tokenizer,
+                pieces,
+                title.lower().replace(" ", ""),
+                f"{why_not}; that of {title} is used",
+            )
     return _chatml(tokenizer, why_not)
 
 
@@ -170,7 +203,9 @@ def _has(tokenizer: PreTrainedTokenizerFast, *tokens: str) -> bool:
     return all(token in vocabulary for token in tokens)
 
 
-def _template(tokenizer: PreTrainedTokenizerFast, pieces: Pieces, name: str, reason: str) -> Template:
+def _template(
+    tokenizer: PreTrainedTokenizerFast, pieces: TemplateParts, name: str, reason: str
+) -> Template:
     begun = tokenizer("a")["input_ids"][:1]
     return Template(
         tokenizer,
@@ -185,7 +220,9 @@ def _chatml(tokenizer: PreTrainedTokenizerFast, why_not: str) -> Template:
     end = "<|im_end|>" if _has(tokenizer, "<|im_end|>") else tokenizer.eos_token
     if not end:
         what = "the tokenizer has neither a chat template nor an end-of-text token"
-        raise BadInput(what, where=str(tokenizer.name_or_path), todo="use a tokenizer that names its eos_token")
+        raise UserError(
+            what, where=str(tokenizer.name_or_path), todo="use a tokenizer that names its eos_token"
+        )
     pieces = replace(CHATML, user_close=f"{end}\n", end_of_turn=end, system_close=f"{end}\n")
     return _template(
         tokenizer,

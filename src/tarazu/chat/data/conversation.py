@@ -69,7 +69,7 @@ class Conversation:
         return sum(turn.role == "gpt" for turn in self.turns)
 
 
-class Dropped(Exception):
+class RowDropped(Exception):
     """A row that cannot be used, with the reason it is counted under."""
 
     def __init__(self, reason: str):
@@ -78,7 +78,7 @@ class Dropped(Exception):
 
 
 @dataclass
-class Problems:
+class RowIssues:
     """What was repaired and dropped: a count per reason and the first places of each, however many rows there are."""
 
     keep: int = 20
@@ -97,11 +97,15 @@ class Problems:
 
     def as_list(self) -> list[dict]:
         """As data.json wants it, dropped first, then the most frequent."""
-        order = sorted(self.counts.items(), key=lambda item: (item[0][0] != "dropped", -item[1], item[0][1]))
-        return [{"reason": r, "kind": k, "count": n, "lines": self.places[k, r]} for (k, r), n in order]
+        order = sorted(
+            self.counts.items(), key=lambda item: (item[0][0] != "dropped", -item[1], item[0][1])
+        )
+        return [
+            {"reason": r, "kind": k, "count": n, "lines": self.places[k, r]} for (k, r), n in order
+        ]
 
     @classmethod
-    def from_list(cls, rows: list[dict]) -> Problems:
+    def from_list(cls, rows: list[dict]) -> RowIssues:
         new = cls()
         for row in rows:
             new.counts[row["kind"], row["reason"]] = row["count"]
@@ -118,7 +122,7 @@ def marker_pattern(special_tokens: Iterable[str] = ()) -> re.Pattern:
 _DEFAULT_MARKERS = marker_pattern()
 
 
-def understand(row: Any, markers: re.Pattern = _DEFAULT_MARKERS) -> tuple[Conversation, set[str]]:
+def parse_row(row: Any, markers: re.Pattern = _DEFAULT_MARKERS) -> tuple[Conversation, set[str]]:
     """The conversation in a raw row and the repairs it needed. Raises `Dropped` with the reason."""
     turns, repairs = [], set()
     for role, value, learn in _raw_turns(row):
@@ -130,7 +134,7 @@ def understand(row: Any, markers: re.Pattern = _DEFAULT_MARKERS) -> tuple[Conver
             repairs.add(EMPTY_TURN)
     turns = _in_order(turns, repairs)
     if not any(turn.role == "gpt" and turn.learn for turn in turns):
-        raise Dropped(NO_ANSWER if any(turn.role == "human" for turn in turns) else NO_QUESTION)
+        raise RowDropped(NO_ANSWER if any(turn.role == "human" for turn in turns) else NO_QUESTION)
     return Conversation(tuple(turns)), repairs
 
 
@@ -150,47 +154,57 @@ def _raw_turns(row: Any) -> list[tuple[str, str, bool]]:
     if isinstance(row, list):
         return [_turn(item) for item in row]
     if not isinstance(row, dict):
-        raise Dropped(WRONG_TYPE)
+        raise RowDropped(WRONG_TYPE)
     for key in LISTS:
         if row.get(key) is not None:
             return [_turn(item) for item in _list(row[key])]
     for question_key, answer_keys in PAIRS:
         if question_key in row:
             return _pair(row, question_key, answer_keys)
-    raise Dropped(UNKNOWN_SCHEMA)
+    raise RowDropped(UNKNOWN_SCHEMA)
 
 
 def _list(value: Any) -> list:
-    if isinstance(value, str) and value.lstrip().startswith("["):  # a CSV cell holds the list as JSON
+    if isinstance(value, str) and value.lstrip().startswith(
+        "["
+    ):  # a CSV cell holds the list as JSON
         try:
             value = json.loads(value)
         except (ValueError, RecursionError):
-            raise Dropped(MALFORMED) from None
+            raise RowDropped(MALFORMED) from None
     if not isinstance(value, list):
-        raise Dropped(WRONG_TYPE)
+        raise RowDropped(WRONG_TYPE)
     return value
 
 
 def _turn(item: Any) -> tuple[str, str, bool]:
     if not isinstance(item, dict):
-        raise Dropped(WRONG_TYPE)
+        raise RowDropped(WRONG_TYPE)
     name = _first(item, ("from", "role", "speaker"))
     if not isinstance(name, str) or name.strip().lower() not in ROLES:
-        raise Dropped(UNKNOWN_ROLE if isinstance(name, str | None) else WRONG_TYPE)
+        raise RowDropped(UNKNOWN_ROLE if isinstance(name, str | None) else WRONG_TYPE)
     role = ROLES[name.strip().lower()]
     weight = item.get("weight")
     if weight is not None and (isinstance(weight, bool) or not isinstance(weight, int | float)):
-        raise Dropped(WRONG_TYPE)
-    return role, _text(_first(item, ("value", "content", "text"))), not (role == "gpt" and weight == 0)
+        raise RowDropped(WRONG_TYPE)
+    return (
+        role,
+        _text(_first(item, ("value", "content", "text"))),
+        not (role == "gpt" and weight == 0),
+    )
 
 
-def _pair(row: dict, question_key: str, answer_keys: tuple[str, ...]) -> list[tuple[str, str, bool]]:
-    question = "\n\n".join(part for part in (_text(row[question_key]), _text(row.get("input"))) if part.strip())
+def _pair(
+    row: dict, question_key: str, answer_keys: tuple[str, ...]
+) -> list[tuple[str, str, bool]]:
+    question = "\n\n".join(
+        part for part in (_text(row[question_key]), _text(row.get("input"))) if part.strip()
+    )
     turns = [("human", question, True), ("gpt", _text(_first(row, answer_keys)), True)]
     earlier = _list(row["history"]) if row.get("history") else []
     for pair in reversed(earlier):
         if not isinstance(pair, list) or len(pair) != 2:
-            raise Dropped(WRONG_TYPE)
+            raise RowDropped(WRONG_TYPE)
         turns[:0] = [("human", _text(pair[0]), True), ("gpt", _text(pair[1]), True)]
     system = _text(_first(row, ("system", "system_prompt")))
     return [("system", system, True), *turns] if system.strip() else turns
@@ -204,10 +218,12 @@ def _text(value: Any) -> str:
     """A turn's text; OpenAI also writes it as a list of parts, of which only text can be learned from here."""
     if value is None:
         return ""
-    if isinstance(value, list) and all(isinstance(p, dict) and isinstance(p.get("text"), str) for p in value):
+    if isinstance(value, list) and all(
+        isinstance(p, dict) and isinstance(p.get("text"), str) for p in value
+    ):
         return "\n".join(part["text"] for part in value)
     if not isinstance(value, str):
-        raise Dropped(WRONG_TYPE)
+        raise RowDropped(WRONG_TYPE)
     return value
 
 
@@ -223,7 +239,9 @@ def _in_order(turns: list[Turn], repairs: set[str]) -> list[Turn]:
             repairs.add(EARLY_ANSWER)
         elif role == before:
             repairs.add(MERGED)
-            ordered[-1] = Turn(role, f"{ordered[-1].text}\n\n{turn.text}", ordered[-1].learn and turn.learn)
+            ordered[-1] = Turn(
+                role, f"{ordered[-1].text}\n\n{turn.text}", ordered[-1].learn and turn.learn
+            )
         else:
             ordered.append(Turn(role, turn.text, turn.learn))
     if ordered and ordered[-1].role == "human" and len(ordered) > 2:

@@ -20,11 +20,11 @@ import numpy as np
 
 from tarazu.chat.data import sources as raw
 from tarazu.chat.data import statistics
-from tarazu.chat.data.conversation import Conversation, Dropped, Problems, Turn, understand
-from tarazu.chat.data.persian import NORMALISATION_VERSION
-from tarazu.chat.data.split import SPLITS, by_rank, repeated
 from tarazu.chat.data.chat_template import Template
-from tarazu.errors import BadInput
+from tarazu.chat.data.conversation import Conversation, RowDropped, RowIssues, Turn, parse_row
+from tarazu.chat.data.persian import NORMALISATION_VERSION
+from tarazu.chat.data.split import SPLITS, find_duplicates, split_by_hash
+from tarazu.errors import UserError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -39,7 +39,7 @@ _BATCH = 512  # rows tokenised and written at a time
 Source = str | Path | Sequence[str] | Mapping[str, str]
 
 
-class Store:
+class ChatDataset:
     """Prepared rows: addressed by split and index, the same for every method. Safe to read from several threads."""
 
     def __init__(self, folder: Path, template: Template, meta: dict):
@@ -50,7 +50,7 @@ class Store:
         reader = pyarrow.ipc.open_file(self._file)
         self._batches = [reader.get_batch(i) for i in range(reader.num_record_batches)]
         self._columns = {name: self._gather(name) for name in ("key", "group", *statistics.COLUMNS)}
-        self.problems = Problems.from_list(meta["problems"])
+        self.problems = RowIssues.from_list(meta["problems"])
         self.index: dict[str, np.ndarray] = {}
         self.duplicates = 0
 
@@ -78,9 +78,12 @@ class Store:
     def conversation(self, split: str, i: int) -> list[Turn]:
         """The whole conversation, also what `max_length` cut off the tokens."""
         batch, at = self._at(split, i)
-        return [Turn(role, text, learn) for role, text, learn in json.loads(batch.column("turns")[at].as_py())]
+        return [
+            Turn(role, text, learn)
+            for role, text, learn in json.loads(batch.column("turns")[at].as_py())
+        ]
 
-    def place(self, split: str, i: int) -> raw.Place:
+    def place(self, split: str, i: int) -> raw.RowLocation:
         """Line (or row) number in the source; "file:line" where there are several files."""
         batch, at = self._at(split, i)
         return json.loads(batch.column("place")[at].as_py())
@@ -111,11 +114,14 @@ class Store:
         """Rows from all over the training split, the shortest first and with its tokens."""
         size = self.size("train")
         chosen = sorted(
-            {round(at) for at in np.linspace(0, size - 1, min(count, size))}, key=lambda i: self.lengths("train")[i]
+            {round(at) for at in np.linspace(0, size - 1, min(count, size))},
+            key=lambda i: self.lengths("train")[i],
         )
         shown = []
         for i in chosen:
-            turns = [{"role": turn.role, "text": turn.text} for turn in self.conversation("train", i)]
+            turns = [
+                {"role": turn.role, "text": turn.text} for turn in self.conversation("train", i)
+            ]
             shown.append({"line": self.place("train", i), "turns": turns})
         if shown:
             shown[0]["tokens"] = self.tokens("train", chosen[0])
@@ -134,10 +140,12 @@ class Store:
     def _gather(self, name: str) -> np.ndarray:
         return np.concatenate([batch.column(name).to_numpy() for batch in self._batches])
 
-    def split(self, shares: Mapping[str, float] | None, seed: int, keep_duplicates: bool) -> Store:
+    def split(
+        self, shares: Mapping[str, float] | None, seed: int, keep_duplicates: bool
+    ) -> ChatDataset:
         """Sets `index`: by source if there are three (no shares), else by rank; see `split.py`."""
         keys, groups = self._columns["key"], self._columns["group"]
-        within, elsewhere = repeated(keys, groups)
+        within, elsewhere = find_duplicates(keys, groups)
         self.duplicates = int((within | elsewhere).sum())
         self._note(IN_ANOTHER_SPLIT, elsewhere)  # these always go, or the test is void
         if not keep_duplicates:
@@ -146,11 +154,18 @@ class Store:
         if shares is None:
             self.index = {name: kept[groups[kept] == SPLITS.index(name)] for name in SPLITS}
         else:
-            self.index = {name: kept[chosen] for name, chosen in by_rank(keys[kept], shares, seed).items()}
+            self.index = {
+                name: kept[chosen]
+                for name, chosen in split_by_hash(keys[kept], shares, seed).items()
+            }
         for name, index in self.index.items():
             if not len(index):
                 what = f"no row for the {name} split ({len(kept)} usable rows in all)"
-                raise BadInput(what, where=self.meta["source"], todo="give more rows or other shares: data.split")
+                raise UserError(
+                    what,
+                    where=self.meta["source"],
+                    todo="give more rows or other shares: data.split",
+                )
         return self
 
     def _note(self, reason: str, dropped: np.ndarray) -> None:
@@ -176,7 +191,7 @@ def prepare(
     duplicates: str = "drop",
     note: str | dict[str, str] | None = None,
     tell: Callable[[int], None] = lambda done: None,
-) -> Store:
+) -> ChatDataset:
     """The rows of a source, tokenised (or taken from the cache) and split.
 
     Args:
@@ -189,12 +204,26 @@ def prepare(
     Raises: `BadInput` for a source that cannot be read or has no usable row, with the reasons.
     """
     three = isinstance(source, Mapping)
-    groups = {"all": source} if not three else {name: source[name] for name in ("test", "validation", "train")}
+    groups = (
+        {"all": source}
+        if not three
+        else {name: source[name] for name in ("test", "validation", "train")}
+    )
     lists = {name: [s] if isinstance(s, str | Path) else list(s) for name, s in groups.items()}
     content = {name: [raw.fingerprint(s) for s in sources] for name, sources in lists.items()}
     described = template.describe()
     tokenizer_hash = hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode()).hexdigest()
-    key = _hash([content, tokenizer_hash, described, max_length, rows, NORMALISATION_VERSION, _STORE_VERSION])
+    key = _hash(
+        [
+            content,
+            tokenizer_hash,
+            described,
+            max_length,
+            rows,
+            NORMALISATION_VERSION,
+            _STORE_VERSION,
+        ]
+    )
     folder = Path(cache) / f"rows-{key[:20]}"
     meta = _cached(folder) or _write(folder, lists, template, max_length, rows, tell)
     names = [str(s) for sources in lists.values() for s in sources]
@@ -202,7 +231,9 @@ def prepare(
     meta |= {"source": ", ".join(names), "sha256": only[0] if len(only) == 1 else _hash(content), "note": note,
              "tokenizer": str(tokenizer.name_or_path), "max_length": max_length}  # fmt: skip
     default = {"train": 0.9, "validation": 0.05, "test": 0.05}
-    return Store(folder, template, meta).split(None if three else dict(split or default), seed, duplicates == "keep")
+    return ChatDataset(folder, template, meta).split(
+        None if three else dict(split or default), seed, duplicates == "keep"
+    )
 
 
 def token_texts(tokenizer, ids: list[int]) -> list[str]:
@@ -221,14 +252,23 @@ def _cached(folder: Path) -> dict | None:
         return None
 
 
-def _write(folder: Path, lists: dict[str, list], template: Template, max_length: int, limit: int | None, tell) -> dict:
+def _write(
+    folder: Path,
+    lists: dict[str, list],
+    template: Template,
+    max_length: int,
+    limit: int | None,
+    tell,
+) -> dict:
     """Writes rows.arrow and meta.json aside and renames them into place."""
     aside = folder.with_name(f"{folder.name}.{os.getpid()}.part")
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
     try:
-        problems, done = Problems(), 0
-        streams = (_usable(name, sources, template, limit, problems) for name, sources in lists.items())
+        problems, done = RowIssues(), 0
+        streams = (
+            _usable(name, sources, template, limit, problems) for name, sources in lists.items()
+        )
         with _Writer(aside / "rows.arrow") as writer:
             stream = _encoded(chain.from_iterable(streams), template, max_length, problems)
             while batch := list(islice(stream, _BATCH)):
@@ -237,7 +277,11 @@ def _write(folder: Path, lists: dict[str, list], template: Template, max_length:
                 tell(done)
         if not done:
             raise _nothing_usable(lists, problems)
-        meta = {"rows": done, "bytes": (aside / "rows.arrow").stat().st_size, "problems": problems.as_list()}
+        meta = {
+            "rows": done,
+            "bytes": (aside / "rows.arrow").stat().st_size,
+            "problems": problems.as_list(),
+        }
         (aside / "meta.json").write_text(json.dumps(meta, ensure_ascii=False), encoding="utf-8")
         shutil.rmtree(folder, ignore_errors=True)  # a damaged one
         os.replace(aside, folder)
@@ -246,18 +290,20 @@ def _write(folder: Path, lists: dict[str, list], template: Template, max_length:
         shutil.rmtree(aside, ignore_errors=True)
 
 
-def _usable(group: str, sources: list, template: Template, limit: int | None, problems: Problems) -> Iterator[tuple]:
+def _usable(
+    group: str, sources: list, template: Template, limit: int | None, problems: RowIssues
+) -> Iterator[tuple]:
     """(group, place, conversation) of every row that can be understood, at most `limit`; the rest is counted."""
 
     def conversations() -> Iterator[tuple]:
         for source in sources:
-            for place, row in raw.read(source):
+            for place, row in raw.iter_rows(source):
                 place = place if len(sources) == 1 else f"{Path(source).name}:{place}"
                 try:
-                    if isinstance(row, raw.Problem):
-                        raise Dropped(row.reason)
-                    conversation, repairs = understand(row, template.markers)
-                except Dropped as drop:
+                    if isinstance(row, raw.UnreadableRow):
+                        raise RowDropped(row.reason)
+                    conversation, repairs = parse_row(row, template.markers)
+                except RowDropped as drop:
                     problems.add("dropped", drop.reason, place)
                     continue
                 for repair in sorted(repairs):
@@ -267,7 +313,9 @@ def _usable(group: str, sources: list, template: Template, limit: int | None, pr
     return islice(conversations(), limit)
 
 
-def _encoded(rows: Iterator[tuple], template: Template, max_length: int, problems: Problems) -> Iterator[dict]:
+def _encoded(
+    rows: Iterator[tuple], template: Template, max_length: int, problems: RowIssues
+) -> Iterator[dict]:
     """Arrow rows, tokenised `_BATCH` at a time."""
     while batch := list(islice(rows, _BATCH)):
         encoded = template.encode_batch([conversation for _, _, conversation in batch], max_length)
@@ -285,7 +333,7 @@ def _encoded(rows: Iterator[tuple], template: Template, max_length: int, problem
                 "place": json.dumps(place),
                 "key": _key(conversation),
                 "group": group,
-                **statistics.measure(conversation, e),
+                **statistics.row_statistics(conversation, e),
             }
 
 
@@ -314,7 +362,7 @@ class _Writer:
         self._writer.write_batch(pa.RecordBatch.from_pydict(columns, schema=self.schema))
 
 
-def _nothing_usable(lists: dict[str, list], problems: Problems) -> BadInput:
+def _nothing_usable(lists: dict[str, list], problems: RowIssues) -> UserError:
     names = ", ".join(str(s) for sources in lists.values() for s in sources)
     reasons = "".join(
         f"\n  {p['count']} x {p['reason']} (line {', '.join(map(str, p['lines'][:5]))})"
@@ -322,7 +370,7 @@ def _nothing_usable(lists: dict[str, list], problems: Problems) -> BadInput:
     )  # fmt: skip
     why = f"every row was dropped{reasons}" if reasons else "there is no row in it"
     todo = "rows need `conversations`, `messages`, or `instruction` and `output`"
-    return BadInput(f"no usable row: {why}", where=names, todo=todo)
+    return UserError(f"no usable row: {why}", where=names, todo=todo)
 
 
 def _key(conversation: Conversation) -> int:
@@ -332,4 +380,6 @@ def _key(conversation: Conversation) -> int:
 
 
 def _hash(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
+    return hashlib.sha256(
+        json.dumps(value, sort_keys=True, ensure_ascii=False).encode()
+    ).hexdigest()

@@ -24,7 +24,9 @@ HALF_SPACES = "half-spaces tidied"
 
 _PERSIAN = str.maketrans("يىك٠١٢٣٤٥٦٧٨٩", "ییک۰۱۲۳۴۵۶۷۸۹")
 _TO_ASCII_DIGITS = str.maketrans("۰۱۲۳۴۵۶۷۸۹٠١٢٣٤٥٦٧٨٩", "01234567890123456789")
-_ONE_LETTER = str.maketrans({"أ": "ا", "إ": "ا", "ٱ": "ا", "ة": "ه", "ۀ": "ه", "ؤ": "و", "ـ": None, ZWNJ: None})
+_ONE_LETTER = str.maketrans(
+    {"أ": "ا", "إ": "ا", "ٱ": "ا", "ة": "ه", "ۀ": "ه", "ؤ": "و", "ـ": None, ZWNJ: None}
+)
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _BIDI = re.compile("[\u200e\u200f\u061c\u202a-\u202e\u2066-\u2069]")
@@ -32,13 +34,19 @@ _LINE_ENDS = re.compile("\r\n?|[\u0085\u2028\u2029\x0b\x0c]")
 # C0 and C1 without tab and newline, soft hyphen, zero-width space, word joiner, byte order mark, non-characters
 _CONTROL = re.compile("[\x00-\x08\x0e-\x1f\x7f-\x84\x86-\x9f\u00ad\u200b\u2060\ufeff\ufffe\uffff]")
 _PRESENTATION = re.compile("[\ufb50-\ufdff\ufe70-\ufefc]")
-_RARE = re.compile("|".join(p.pattern for p in (_SURROGATE, _LINE_ENDS, _CONTROL, _BIDI, _PRESENTATION)))
+_RARE = re.compile(
+    "|".join(p.pattern for p in (_SURROGATE, _LINE_ENDS, _CONTROL, _BIDI, _PRESENTATION))
+)
 _ARABIC = re.compile("[يىك٠-٩]")
 _WIDE_SPACE = re.compile("[\u00a0\u1680\u2000-\u200a\u202f\u205f\u3000]")
-_SPACE_RUN = re.compile(r"(?<=\S)[ \t]{2,}(?=\S)|(?<=\S)\t(?=\S)")  # indentation stays: code depends on it
+_SPACE_RUN = re.compile(
+    r"(?<=\S)[ \t]{2,}(?=\S)|(?<=\S)\t(?=\S)"
+)  # indentation stays: code depends on it
 _LINE_TAIL = re.compile(r"[ \t]+(?=\n|$)")
 _ZWNJ_TIDY = re.compile(f"{ZWNJ}{{2,}}|(?:(?<=\\s)|^){ZWNJ}+|{ZWNJ}+(?=\\s|$)")
-_MARKS = re.compile("[\u064b-\u065f\u0670\u0610-\u061a\u06d6-\u06ed]")  # vowel signs and Koranic marks
+_MARKS = re.compile(
+    "[\u064b-\u065f\u0670\u0610-\u061a\u06d6-\u06ed]"
+)  # vowel signs and Koranic marks
 _ARABIC_SET, _LATIN_SET = (
     "".join(chr(c) for a, b in ranges for c in range(a, b) if chr(c).isalpha())
     for ranges in (((0x600, 0x900), (0xFB50, 0xFEFD)), ((0x41, 0x250),))
@@ -46,7 +54,9 @@ _ARABIC_SET, _LATIN_SET = (
 _ARABIC_LETTERS, _LATIN_LETTERS = re.compile(f"[{_ARABIC_SET}]+"), re.compile(f"[{_LATIN_SET}]+")
 _OTHER_LETTER = re.compile(f"[^\\W\\d_{_ARABIC_SET}{_LATIN_SET}]")
 # a run of letters, marks and digits; a half-space or a Latin apostrophe or hyphen inside joins, as the eye does
-_WORD = re.compile(f"[^\\W_]+(?:[\u064b-\u065f\u0670]*(?:[{ZWNJ}'’-](?=[^\\W_]))?[^\\W_]+)*[\u064b-\u065f\u0670]*")
+_WORD = re.compile(
+    f"[^\\W_]+(?:[\u064b-\u065f\u0670]*(?:[{ZWNJ}'’-](?=[^\\W_]))?[^\\W_]+)*[\u064b-\u065f\u0670]*"
+)
 
 
 @dataclass(frozen=True)
@@ -78,7 +88,9 @@ def normalise(text: str) -> tuple[str, set[str]]:
         text = step(CONTROLS, _CONTROL, "", text)
         text = step(BIDI, _BIDI, "", text)
         text = step(LETTERS, _PRESENTATION, lambda m: unicodedata.normalize("NFKC", m[0]), text)
-    if not unicodedata.is_normalized("NFC", text):  # before ye is replaced: hamza composes with the Arabic one only
+    if not unicodedata.is_normalized(
+        "NFC", text
+    ):  # before ye is replaced: hamza composes with the Arabic one only
         text = unicodedata.normalize("NFC", text)
         repairs.add(FORM)
     if _ARABIC.search(text):
@@ -90,13 +102,17 @@ def normalise(text: str) -> tuple[str, set[str]]:
     return step(SPACES, _SPACE_RUN, " ", text), repairs
 
 
-def fold_for_match(text: str) -> str:
+def normalize_for_matching(text: str) -> str:
     """A form in which equal answers look equal: ASCII digits, no half-space, vowel signs or punctuation, one space.
 
     For checks, exact match and ROUGE tokens; never shown to a reader.
     """
     text, _ = normalise(text)
-    text = _MARKS.sub("", unicodedata.normalize("NFC", text)).translate(_ONE_LETTER).translate(_TO_ASCII_DIGITS)
+    text = (
+        _MARKS.sub("", unicodedata.normalize("NFC", text))
+        .translate(_ONE_LETTER)
+        .translate(_TO_ASCII_DIGITS)
+    )
     text = "".join(" " if unicodedata.category(c).startswith("P") else c for c in text.casefold())
     return " ".join(text.split())
 
@@ -108,7 +124,9 @@ def words(text: str) -> list[str]:
 
 def script_shares(text: str) -> Shares:
     """How many letters are Arabic-script (Persian among them), Latin and other."""
-    arabic, latin = (sum(map(len, runs.findall(text))) for runs in (_ARABIC_LETTERS, _LATIN_LETTERS))
+    arabic, latin = (
+        sum(map(len, runs.findall(text))) for runs in (_ARABIC_LETTERS, _LATIN_LETTERS)
+    )
     return Shares(arabic, latin, sum(c.isalpha() for c in _OTHER_LETTER.findall(text)))
 
 

@@ -20,7 +20,12 @@ LABELS = {"system": "system", "human": "question", "gpt": "answer"}
 STYLES = {"system": "yellow", "human": "cyan", "gpt": "green"}
 LONGEST_TEXT = 600  # characters of a turn
 MOST_TOKENS = 160
-NEWLINE, HALF_SPACE, SPACE, SEPARATOR = "⏎", "ZWNJ", "␣", " · "  # lines of tokens break at separators only
+NEWLINE, HALF_SPACE, SPACE, SEPARATOR = (
+    "⏎",
+    "ZWNJ",
+    "␣",
+    " · ",
+)  # lines of tokens break at separators only
 _RTL, _LTR, _END = "\u2067", "\u2066", "\u2069"
 
 
@@ -51,8 +56,16 @@ def turns(example: dict, width: int = 80) -> Text:
     text = _plain(f"line {example['line']}")
     text.stylize("bold")
     for turn in example["turns"]:
-        said = turn["text"] if len(turn["text"]) <= LONGEST_TEXT else turn["text"][:LONGEST_TEXT] + " …"
-        lines = [part for line in said.split("\n") for part in textwrap.wrap(line, max(20, width - 12)) or [""]]
+        said = (
+            turn["text"]
+            if len(turn["text"]) <= LONGEST_TEXT
+            else turn["text"][:LONGEST_TEXT] + " …"
+        )
+        lines = [
+            part
+            for line in said.split("\n")
+            for part in textwrap.wrap(line, max(20, width - 12)) or [""]
+        ]
         text.append(f"\n  {LABELS[turn['role']]:<8} ", style=STYLES[turn["role"]])
         text.append("\n           ".join(isolate(line) for line in lines))
     return text
@@ -62,7 +75,10 @@ def lengths(numbers: dict) -> Table:
     """Lengths per row, in characters, words and tokens."""
     table = _table("lengths per row", "", "mean", "p50", "p90", "p99", "max")
     for name, values in numbers["lengths"].items():
-        table.add_row(name.replace("_", " "), *(_number(values[key]) for key in ("mean", "p50", "p90", "p99", "max")))
+        table.add_row(
+            name.replace("_", " "),
+            *(_number(values[key]) for key in ("mean", "p50", "p90", "p99", "max")),
+        )
     return table
 
 
@@ -72,8 +88,12 @@ def structure(numbers: dict) -> Table:
     cut = f"{numbers['truncated_rows']:,} ({_share(numbers['truncated_tokens_share'])} of tokens)"
     facts = {
         "rows": _number(numbers["rows"]),
-        "exchanges per row": ", ".join(f"{n}: {count:,}" for n, count in numbers["turns_per_row"].items()),
-        "turns by role": ", ".join(f"{LABELS[role]} {count:,}" for role, count in numbers["roles"].items()),
+        "exchanges per row": ", ".join(
+            f"{n}: {count:,}" for n, count in numbers["turns_per_row"].items()
+        ),
+        "turns by role": ", ".join(
+            f"{LABELS[role]} {count:,}" for role, count in numbers["roles"].items()
+        ),
         "tokens per word": _number(numbers["tokens_per_word"], 2),
         "letters that are English": _share(numbers["english_share"]),
         "duplicates": _number(numbers["duplicates"]),
@@ -107,9 +127,16 @@ def tokens(row: list[list], brackets: bool) -> Text:
     """The tokens of a row in their order, those under the loss marked, with a dot between them."""
     text = _plain("")
     for i, (token, supervised) in enumerate(row[:MOST_TOKENS]):
-        shown = HALF_SPACE if token == ZWNJ else isolate(token.replace("\n", NEWLINE).replace(" ", SPACE))
+        shown = (
+            HALF_SPACE
+            if token == ZWNJ
+            else isolate(token.replace("\n", NEWLINE).replace(" ", SPACE))
+        )
         text.append(SEPARATOR if i else "", style="dim")
-        text.append(f"[{shown}]" if brackets and supervised else shown, style="bold green" if supervised else "dim")
+        text.append(
+            f"[{shown}]" if brackets and supervised else shown,
+            style="bold green" if supervised else "dim",
+        )
     if len(row) > MOST_TOKENS:
         text.append(f" … and {len(row) - MOST_TOKENS} more")
     return text

@@ -20,10 +20,10 @@ from typing import Any, BinaryIO
 
 import tarazu
 from tarazu.chat.data.conversation import LISTS, MALFORMED, NOT_TEXT
-from tarazu.errors import BadInput
-from tarazu.storage.hub_status import reached
+from tarazu.errors import UserError
+from tarazu.storage.hub_status import hub_is_reachable
 
-ENDINGS = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
+EXTENSIONS = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
 LONGEST_ROW = 32 * 2**20  # bytes; a longer line is not a chat row, and would fill the memory
 TOO_LONG = "row longer than 32 MiB"
 CUT_OFF = "file ends early or is damaged"
@@ -33,17 +33,19 @@ _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?(:[\w.\[\]%:-]+)?")
 
 
 @dataclass(frozen=True)
-class Problem:
+class UnreadableRow:
     """A row that could not be read, with the reason it is counted under."""
 
     reason: str
 
 
-Place = int | str  # the line or row number, from 1; "file:line" where a folder holds several files
-Rows = Iterator[tuple[Place, Any]]  # (place, parsed row | Problem)
+RowLocation = (
+    int | str
+)  # the line or row number, from 1; "file:line" where a folder holds several files
+Rows = Iterator[tuple[RowLocation, Any]]  # (place, parsed row | Problem)
 
 
-def read(source: str | Path) -> Rows:
+def iter_rows(source: str | Path) -> Rows:
     """Rows of a source in their order. Raises `BadInput` if there is none of that name, or nothing in it."""
     path = local(source)
     if path.is_dir():
@@ -85,25 +87,33 @@ def _sha256(path: Path) -> str:
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
-        raise BadInput(f"the file cannot be read: {error.strerror}", where=str(path)) from None
+        raise UserError(f"the file cannot be read: {error.strerror}", where=str(path)) from None
 
 
 def _ending(path: Path) -> str:
     name = path.name.lower().removesuffix(".gz")
-    return next((ending for ending in ENDINGS if name.endswith(ending)), "")
+    return next((ending for ending in EXTENSIONS if name.endswith(ending)), "")
 
 
 def _files(folder: Path) -> list[Path]:
-    files = sorted(p for p in folder.rglob("*") if p.is_file() and _ending(p) and not p.name.startswith("."))
+    files = sorted(
+        p for p in folder.rglob("*") if p.is_file() and _ending(p) and not p.name.startswith(".")
+    )
     if not files:
-        raise BadInput(
-            "no data file in this folder", where=str(folder), todo=f"put files there that end in {', '.join(ENDINGS)}"
+        raise UserError(
+            "no data file in this folder",
+            where=str(folder),
+            todo=f"put files there that end in {', '.join(EXTENSIONS)}",
         )
     return files
 
 
-def _missing(path: Path) -> BadInput:
-    return BadInput("no such file or folder", where=str(path), todo="give a file, a folder, or a hub name (owner/name)")
+def _missing(path: Path) -> UserError:
+    return UserError(
+        "no such file or folder",
+        where=str(path),
+        todo="give a file, a folder, or a hub name (owner/name)",
+    )
 
 
 def _read_file(path: Path) -> Rows:
@@ -111,20 +121,30 @@ def _read_file(path: Path) -> Rows:
     if not path.exists():
         raise _missing(path)
     if not ending:
-        raise BadInput(
-            "this kind of file is not known", where=str(path), todo=f"use one of {', '.join(ENDINGS)} (.gz too)"
+        raise UserError(
+            "this kind of file is not known",
+            where=str(path),
+            todo=f"use one of {', '.join(EXTENSIONS)} (.gz too)",
         )
     if path.stat().st_size == 0:
-        raise BadInput("the file is empty", where=str(path), todo="check that it was saved or downloaded completely")
+        raise UserError(
+            "the file is empty",
+            where=str(path),
+            todo="check that it was saved or downloaded completely",
+        )
     try:
         if ending == ".parquet":
             yield from _read_parquet(path)
             return
         with _open(path) as file:
-            reader = {".json": _read_json, ".csv": _read_csv, ".tsv": _read_csv}.get(ending, _read_lines)
+            reader = {".json": _read_json, ".csv": _read_csv, ".tsv": _read_csv}.get(
+                ending, _read_lines
+            )
             yield from reader(file, path)
     except OSError as error:
-        raise BadInput(f"the file cannot be read: {error.strerror or error}", where=str(path)) from None
+        raise UserError(
+            f"the file cannot be read: {error.strerror or error}", where=str(path)
+        ) from None
 
 
 def _open(path: Path) -> BinaryIO:
@@ -141,12 +161,12 @@ def _read_lines(file: BinaryIO, path: Path) -> Rows:
             while len(line) > LONGEST_ROW and not line.endswith(b"\n"):
                 line = file.readline(LONGEST_ROW + 1)
         except (EOFError, gzip.BadGzipFile, gzip.zlib.error):  # a gzip that was cut off or changed
-            yield number, Problem(CUT_OFF)
+            yield number, UnreadableRow(CUT_OFF)
             return
         if not line:
             return
         if not whole:
-            yield number, Problem(TOO_LONG)
+            yield number, UnreadableRow(TOO_LONG)
         elif line.strip():
             yield number, _parse(line)
 
@@ -155,9 +175,9 @@ def _parse(line: bytes) -> Any:
     try:
         return json.loads(line.decode("utf-8-sig"))
     except UnicodeDecodeError:
-        return Problem(NOT_TEXT)
+        return UnreadableRow(NOT_TEXT)
     except (ValueError, RecursionError):
-        return Problem(MALFORMED)
+        return UnreadableRow(MALFORMED)
 
 
 def _read_json(file: BinaryIO, path: Path) -> Rows:
@@ -165,7 +185,9 @@ def _read_json(file: BinaryIO, path: Path) -> Rows:
     import ijson
 
     first = file.readline(LONGEST_ROW)
-    lines = first.lstrip(b"\xef\xbb\xbf \t").startswith(b"{") and not isinstance(_parse(first), Problem)
+    lines = first.lstrip(b"\xef\xbb\xbf \t").startswith(b"{") and not isinstance(
+        _parse(first), UnreadableRow
+    )
     file.seek(0)
     if lines:
         yield from _read_lines_or_object(file, path, _parse(first))
@@ -178,16 +200,23 @@ def _read_json(file: BinaryIO, path: Path) -> Rows:
             number += 1
             yield number, row
     except UnicodeDecodeError:
-        yield number + 1, Problem(NOT_TEXT)
+        yield number + 1, UnreadableRow(NOT_TEXT)
     except ijson.JSONError:  # there is no telling where the next row would start
-        yield number + 1, Problem(MALFORMED)
+        yield number + 1, UnreadableRow(MALFORMED)
     except (EOFError, gzip.BadGzipFile, gzip.zlib.error):
-        yield number + 1, Problem(CUT_OFF)
+        yield number + 1, UnreadableRow(CUT_OFF)
 
 
 def _read_lines_or_object(file: BinaryIO, path: Path, first: Any) -> Rows:
-    rows = next((v for k, v in first.items() if isinstance(v, list) and k not in LISTS and k != "history"), None)
-    if rows is not None and not any(key in first for key in LISTS) and all(isinstance(row, dict) for row in rows):
+    rows = next(
+        (v for k, v in first.items() if isinstance(v, list) and k not in LISTS and k != "history"),
+        None,
+    )
+    if (
+        rows is not None
+        and not any(key in first for key in LISTS)
+        and all(isinstance(row, dict) for row in rows)
+    ):
         yield from enumerate(rows, 1)  # {"data": [...]} on a single line, already parsed
     else:
         yield from _read_lines(file, path)
@@ -220,11 +249,18 @@ def _read_csv(file: BinaryIO, path: Path) -> Rows:
             values = [v for v in row.values() if isinstance(v, str)]
             broken = any("\udc80" <= c <= "\udcff" for v in values for c in v)
             odd = None in row or len(values) < len(row)  # more or fewer cells than the header
-            yield line + 1, Problem(NOT_TEXT) if broken else Problem("wrong number of cells") if odd else row
+            yield (
+                line + 1,
+                UnreadableRow(NOT_TEXT)
+                if broken
+                else UnreadableRow("wrong number of cells")
+                if odd
+                else row,
+            )
         except csv.Error:
-            yield line + 1, Problem("malformed CSV")
+            yield line + 1, UnreadableRow("malformed CSV")
         except (EOFError, gzip.BadGzipFile, gzip.zlib.error):
-            yield line + 1, Problem(CUT_OFF)
+            yield line + 1, UnreadableRow(CUT_OFF)
             return
         line = reader.line_num
 
@@ -241,7 +277,9 @@ def _read_parquet(path: Path) -> Rows:
                     number += 1
                     yield number, row
     except pyarrow.ArrowException as error:
-        raise BadInput(f"not a readable Parquet file: {str(error).splitlines()[0]}", where=str(path)) from None
+        raise UserError(
+            f"not a readable Parquet file: {str(error).splitlines()[0]}", where=str(path)
+        ) from None
 
 
 def _hub_parts(source: str) -> tuple[str, str | None, str]:
@@ -254,8 +292,12 @@ def _hub_commit(source: str) -> str:
     from huggingface_hub import HfApi
 
     name, revision, _ = _hub_parts(source)
-    if not reached():
-        raise BadInput("no such file here, and the Hugging Face hub does not answer (no network, or HF_HUB_OFFLINE is set)", where=source, todo=LOCAL_FILE)
+    if not hub_is_reachable():
+        raise UserError(
+            "no such file here, and the Hugging Face hub does not answer (no network, or HF_HUB_OFFLINE is set)",
+            where=source,
+            todo=LOCAL_FILE,
+        )
     try:
         return HfApi().dataset_info(name, revision=revision, timeout=20).sha or ""
     except Exception as error:
@@ -269,25 +311,33 @@ def _read_hub(source: str) -> Rows:
     name, revision, split = _hub_parts(source)
     try:
         yield from enumerate(load_dataset(name, split=split, revision=revision, streaming=True), 1)
-    except BadInput:
+    except UserError:
         raise
     except Exception as error:
         raise _hub_trouble(source, error) from None
 
 
-def _hub_trouble(source: str, error: Exception) -> BadInput:
+def _hub_trouble(source: str, error: Exception) -> UserError:
     """The hub's many exceptions in three kinds: not allowed, not there, not reachable."""
     kind, name = type(error).__name__, _hub_parts(source)[0]
     status = getattr(getattr(error, "response", None), "status_code", None)
     if kind == "GatedRepoError" or status == 403:
         page = f"https://huggingface.co/datasets/{name}"
-        return BadInput(
-            "this data set is gated", where=source, todo=f"accept its terms on {page}, then `hf auth login`"
+        return UserError(
+            "this data set is gated",
+            where=source,
+            todo=f"accept its terms on {page}, then `hf auth login`",
         )
-    if status in (401, 404) or kind in ("RepositoryNotFoundError", "DatasetNotFoundError", "RevisionNotFoundError"):
-        return BadInput("neither a file here nor a data set on the Hugging Face hub", where=source,
+    if status in (401, 404) or kind in (
+        "RepositoryNotFoundError",
+        "DatasetNotFoundError",
+        "RevisionNotFoundError",
+    ):
+        return UserError("neither a file here nor a data set on the Hugging Face hub", where=source,
                         todo="check the name; for a private or gated one, `hf auth login` first")  # fmt: skip
     if isinstance(error, ValueError):
-        return BadInput(f"the data set cannot be read as asked: {str(error).splitlines()[0]}", where=source)
-    return BadInput(f"no such file here, and the Hugging Face hub could not be reached ({kind})", where=source,
+        return UserError(
+            f"the data set cannot be read as asked: {str(error).splitlines()[0]}", where=source
+        )
+    return UserError(f"no such file here, and the Hugging Face hub could not be reached ({kind})", where=source,
                     todo=LOCAL_FILE)  # fmt: skip

@@ -13,7 +13,9 @@ import numpy as np
 SPLITS = ("train", "validation", "test")
 
 
-def by_rank(keys: np.ndarray, shares: Mapping[str, float], seed: int) -> dict[str, np.ndarray]:
+def split_by_hash(
+    keys: np.ndarray, shares: Mapping[str, float], seed: int
+) -> dict[str, np.ndarray]:
     """Positions in `keys` (rows,) uint64 of every split, ascending; counts are the rounded shares, at least one row.
 
     Equal keys stay together, so with duplicates a split may have a few rows more.
@@ -30,7 +32,7 @@ def by_rank(keys: np.ndarray, shares: Mapping[str, float], seed: int) -> dict[st
     return {name: np.sort(order[slice(*edges[name])]) for name in SPLITS}
 
 
-def repeated(keys: np.ndarray, groups: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def find_duplicates(keys: np.ndarray, groups: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Two masks (rows,): rows that say what an earlier row of their group says, and what one of another group says."""
     _, first, inverse = np.unique(keys, return_index=True, return_inverse=True)
     again = first[inverse] != np.arange(len(keys))

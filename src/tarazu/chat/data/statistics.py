@@ -13,15 +13,15 @@ import numpy as np
 from tarazu.chat.data.persian import script_shares, words
 
 if TYPE_CHECKING:
-    from tarazu.chat.data.conversation import Conversation
     from tarazu.chat.data.chat_template import Encoded
+    from tarazu.chat.data.conversation import Conversation
 
 COLUMNS = ("exchanges", "answers", "system", "characters", "words", "answer_words", "latin", "letters",
            "tokens", "answer_tokens", "cut", "answer_bytes")  # fmt: skip
 BINS = 24
 
 
-def measure(conversation: Conversation, encoded: Encoded) -> dict[str, int]:
+def row_statistics(conversation: Conversation, encoded: Encoded) -> dict[str, int]:
     """One row's integers, named as in `COLUMNS`.
 
     `answers` are those under the loss; `tokens`, `answer_tokens` and `answer_bytes` what is kept, `cut` what is not.
@@ -35,7 +35,9 @@ def measure(conversation: Conversation, encoded: Encoded) -> dict[str, int]:
         "system": int(turns[0].role == "system"),
         "characters": sum(len(turn.text) for turn in turns),
         "words": sum(counts),
-        "answer_words": sum(n for n, turn in zip(counts, turns, strict=True) if turn.role == "gpt" and turn.learn),
+        "answer_words": sum(
+            n for n, turn in zip(counts, turns, strict=True) if turn.role == "gpt" and turn.learn
+        ),
         "latin": sum(s.latin for s in shares),
         "letters": sum(s.letters for s in shares),
         "tokens": len(encoded.ids),
@@ -62,7 +64,11 @@ def describe(columns: dict[str, np.ndarray], duplicates: int) -> dict:
     return {
         "rows": len(tokens),
         "turns_per_row": {str(n): int(count) for n, count in zip(exchanges, how_many, strict=True)},
-        "roles": {"system": int(columns["system"].sum()), "human": total_exchanges, "gpt": total_exchanges},
+        "roles": {
+            "system": int(columns["system"].sum()),
+            "human": total_exchanges,
+            "gpt": total_exchanges,
+        },
         "lengths": {
             "characters": lengths(columns["characters"]),
             "words": lengths(columns["words"]),

@@ -20,7 +20,7 @@ _FIXED_DATE = {"date_string": "26 Jul 2024"}
 
 
 @dataclass(frozen=True)
-class Pieces:
+class TemplateParts:
     """A template: `start [system_open S system_close] (user_open U user_close answer_open A end_of_turn after)...`.
 
     `start` holds the beginning-of-text token. A family without system turns has `system_open` None: the system text
@@ -65,17 +65,26 @@ class Pieces:
         return self.write(turns)[0] + self.answer_open
 
 
-GEMMA = Pieces("<bos>", "<start_of_turn>user\n", "<end_of_turn>\n", "<start_of_turn>model\n", "<end_of_turn>", "\n")
+GEMMA = TemplateParts(
+    "<bos>",
+    "<start_of_turn>user\n",
+    "<end_of_turn>\n",
+    "<start_of_turn>model\n",
+    "<end_of_turn>",
+    "\n",
+)
 _HEAD = "<|start_header_id|>{}<|end_header_id|>\n\n".format
-LLAMA3 = Pieces("<|begin_of_text|>", _HEAD("user"), "<|eot_id|>", _HEAD("assistant"), "<|eot_id|>", "",
+LLAMA3 = TemplateParts("<|begin_of_text|>", _HEAD("user"), "<|eot_id|>", _HEAD("assistant"), "<|eot_id|>", "",
                 _HEAD("system"), "<|eot_id|>")  # fmt: skip
-CHATML = Pieces("", "<|im_start|>user\n", "<|im_end|>\n", "<|im_start|>assistant\n", "<|im_end|>", "\n",
+CHATML = TemplateParts("", "<|im_start|>user\n", "<|im_end|>\n", "<|im_start|>assistant\n", "<|im_end|>", "\n",
                 "<|im_start|>system\n", "<|im_end|>\n")  # fmt: skip
 
 
-def measure(tokenizer: PreTrainedTokenizerFast) -> Pieces:
+def infer_parts(tokenizer: PreTrainedTokenizerFast) -> TemplateParts:
     """The tokenizer's own template as `Pieces`. Raises `ValueError` with the reason where it does not come apart."""
-    q1, a1, q2, a2, s = (Turn(r, t) for r, t in zip(("human", "gpt", "human", "gpt", "system"), _MARKED, strict=True))
+    q1, a1, q2, a2, s = (
+        Turn(r, t) for r, t in zip(("human", "gpt", "human", "gpt", "system"), _MARKED, strict=True)
+    )
     render = _renderer(tokenizer)
     asked, bare, full = render([q1], True), render([q1]), render([q1, a1, q2, a2])
     if not asked.startswith(bare):
@@ -88,11 +97,20 @@ def measure(tokenizer: PreTrainedTokenizerFast) -> Pieces:
         raise ValueError("its turns do not come apart")
     user_open = between[len(tail) :]
     end = _leading_token(tokenizer, tail)
-    pieces = Pieces(head[: len(head) - len(user_open)], user_open, user_close, answer_open, end, tail[len(end) :])
+    pieces = TemplateParts(
+        head[: len(head) - len(user_open)],
+        user_open,
+        user_close,
+        answer_open,
+        end,
+        tail[len(end) :],
+    )
     pieces = _with_system(pieces, render, s, q1)
     for turns in ([q1, a1], [q1, a1, q2, a2]):
         for case in (turns, [s, *turns]) if pieces.system_open is not None else (turns,):
-            if pieces.write(case)[0] != render(case) or pieces.write_prompt(case[:-1]) != render(case[:-1], True):
+            if pieces.write(case)[0] != render(case) or pieces.write_prompt(case[:-1]) != render(
+                case[:-1], True
+            ):
                 raise ValueError("it writes a turn differently by where it stands")
     return pieces
 
@@ -101,7 +119,7 @@ _MARKED = ("QQ1QQ", "AA1AA", "QQ2QQ", "AA2AA", "SS1SS")
 _NAMES = {"system": "system", "human": "user", "gpt": "assistant"}
 
 
-def _with_system(pieces: Pieces, render, system: Turn, question: Turn) -> Pieces:
+def _with_system(pieces: TemplateParts, render, system: Turn, question: Turn) -> TemplateParts:
     """Adds how the template writes a system turn; one that refuses or folds it leaves `system_open` None."""
     try:
         text = render([system, question])
@@ -110,7 +128,9 @@ def _with_system(pieces: Pieces, render, system: Turn, question: Turn) -> Pieces
     if text.count(system.text) != 1 or text.index(system.text) > text.index(question.text):
         return pieces
     opening, between = text[: text.index(system.text)], _between(text, system.text, question.text)
-    if not between.endswith(pieces.user_open):  # Gemma 3 folds it into the question itself, after a blank line
+    if not between.endswith(
+        pieces.user_open
+    ):  # Gemma 3 folds it into the question itself, after a blank line
         folds = opening == pieces.start + pieces.user_open
         return replace(pieces, fold=between) if folds else pieces
     close = between[: len(between) - len(pieces.user_open)]
@@ -121,7 +141,9 @@ def _renderer(tokenizer: PreTrainedTokenizerFast):
     def render(turns: Sequence[Turn], prompt: bool = False) -> str:
         messages = [{"role": _NAMES[t.role], "content": t.text} for t in turns]
         try:
-            return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=prompt, **_FIXED_DATE)
+            return tokenizer.apply_chat_template(
+                messages, tokenize=False, add_generation_prompt=prompt, **_FIXED_DATE
+            )
         except Exception as error:  # a template is a foreign program: whatever it raises means that it cannot be used
             raise ValueError(
                 f"it fails: {str(error).splitlines()[0] if str(error) else type(error).__name__}"
@@ -144,7 +166,9 @@ def _between(text: str, first: str, second: str) -> str:
 
 def _leading_token(tokenizer: PreTrainedTokenizerFast, text: str) -> str:
     """The single token of the vocabulary, not plain text, that `text` begins with."""
-    added = sorted((token.content for token in tokenizer.added_tokens_decoder.values()), key=len, reverse=True)
+    added = sorted(
+        (token.content for token in tokenizer.added_tokens_decoder.values()), key=len, reverse=True
+    )
     token = next((token for token in added if token and text.startswith(token)), None)
     if token is None:
         raise ValueError("its answers do not end in a token of their own")

@@ -18,12 +18,12 @@ import numpy as np
 
 from tarazu.chat.data import sources as raw
 from tarazu.chat.data.conversation import clean
-from tarazu.chat.model.batching import Row
-from tarazu.errors import BadInput
+from tarazu.chat.model.batching import TokenizedRow
+from tarazu.errors import UserError
 
 if TYPE_CHECKING:
-    from tarazu.chat.settings import Forgetting
     from tarazu.chat.data.chat_template import Template
+    from tarazu.chat.settings import Forgetting
 
 LANGUAGES = ("english", "persian")
 
@@ -34,22 +34,34 @@ class Passages:
 
     source: str
     sha256: str
-    rows: list[Row]
+    rows: list[TokenizedRow]
     sizes: list[int]
 
     def describe(self) -> dict:
         """For data.json."""
         tokens = sum(int(row.supervised.sum()) for row in self.rows)
-        return {"source": self.source, "sha256": self.sha256, "rows": len(self.rows), "tokens": tokens, "bytes": sum(self.sizes)}
+        return {
+            "source": self.source,
+            "sha256": self.sha256,
+            "rows": len(self.rows),
+            "tokens": tokens,
+            "bytes": sum(self.sizes),
+        }
 
 
 def prepare(settings: Forgetting, template: Template) -> dict[str, Passages]:
     """The passages of each language that the recipe gives. Raises `BadInput` for a source without text."""
     sources = {language: getattr(settings, language) for language in LANGUAGES}
-    return {language: _passages(source, settings, template) for language, source in sources.items() if source}
+    return {
+        language: _passages(source, settings, template)
+        for language, source in sources.items()
+        if source
+    }
 
 
-def measure(passages: dict[str, Passages], nats_of: Callable[[list[Row]], list[float]]) -> dict[str, dict]:
+def measure(
+    passages: dict[str, Passages], nats_of: Callable[[list[TokenizedRow]], list[float]]
+) -> dict[str, dict]:
     """For each language its `loss` (nats per token), `bits_per_byte`, and [nats, tokens, bytes] of every passage.
 
     Args:
@@ -60,7 +72,12 @@ def measure(passages: dict[str, Passages], nats_of: Callable[[list[Row]], list[f
         tokens = [int(row.supervised.sum()) for row in found.rows]
         items = [list(item) for item in zip(nats_of(found.rows), tokens, found.sizes, strict=True)]
         nats, count, size = (sum(column) for column in zip(*items, strict=True))
-        out[language] = {"loss": nats / count, "bits_per_byte": nats / math.log(2) / size, "rows": len(items), "row_losses": items}
+        out[language] = {
+            "loss": nats / count,
+            "bits_per_byte": nats / math.log(2) / size,
+            "rows": len(items),
+            "row_losses": items,
+        }
     return out
 
 
@@ -68,15 +85,23 @@ def read(source: str) -> Iterable[str]:
     """The passages of a source: paragraphs of a .txt file (blank lines part them), or the `text` of every row."""
     path = raw.local(source)
     if path.suffix.lower() != ".txt":
-        for place, row in raw.read(source):
+        for place, row in raw.iter_rows(source):
             if not isinstance(row, dict) or not isinstance(row.get("text"), str):
-                raise BadInput("a row without `text`", where=f"{source}:{place}", todo="forgetting wants plain text: rows of {\"text\": ...}, or a .txt file")
+                raise UserError(
+                    "a row without `text`",
+                    where=f"{source}:{place}",
+                    todo='forgetting wants plain text: rows of {"text": ...}, or a .txt file',
+                )
             yield row["text"]
         return
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise BadInput(f"the text cannot be read: {error}", where=str(path), todo="give a UTF-8 file, or null: forgetting") from None
+        raise UserError(
+            f"the text cannot be read: {error}",
+            where=str(path),
+            todo="give a UTF-8 file, or null: forgetting",
+        ) from None
     yield from _paragraphs(lines)
 
 
@@ -101,12 +126,16 @@ def _passages(source: str, settings: Forgetting, template: Template) -> Passages
             sizes.append(size)
             digest.update(text.encode() + b"\0")
     if not rows:
-        raise BadInput("there is no text in it", where=source, todo="give a file with text, or null: forgetting")
+        raise UserError(
+            "there is no text in it",
+            where=source,
+            todo="give a file with text, or null: forgetting",
+        )
     name = Path(source).name if raw.local(source).exists() else source
     return Passages(name, digest.hexdigest(), rows, sizes)
 
 
-def _encode(text: str, tokenizer, max_length: int, index: int) -> tuple[Row, int]:
+def _encode(text: str, tokenizer, max_length: int, index: int) -> tuple[TokenizedRow, int]:
     """The passage's tokens up to `max_length`, and the bytes of the text that the scored ones cover."""
     encoding = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
     begin = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
@@ -114,7 +143,7 @@ def _encode(text: str, tokenizer, max_length: int, index: int) -> tuple[Row, int
     ids = np.array(begin + kept, dtype=np.int64)
     supervised = np.arange(len(ids)) > 0
     if len(ids) < 2:
-        return Row(ids, supervised, index), 0
+        return TokenizedRow(ids, supervised, index), 0
     spans = encoding["offset_mapping"][: len(kept)]
     start = 0 if begin else spans[0][1]
-    return Row(ids, supervised, index), len(text[start : spans[-1][1]].encode())
+    return TokenizedRow(ids, supervised, index), len(text[start : spans[-1][1]].encode())

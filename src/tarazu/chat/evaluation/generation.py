@@ -12,10 +12,10 @@ import numpy as np
 import torch
 
 from tarazu.chat.fast import graphed_decoding
-from tarazu.chat.model.forward import Past, hidden_states
-from tarazu.chat.model.batching import ChatBatch, Row, lay_out
+from tarazu.chat.model.batching import ChatBatch, TokenizedRow, make_batch
+from tarazu.chat.model.forward import KVState, hidden_states
 from tarazu.chat.model.loss import logits_of
-from tarazu.chat.model.trainable import ChatTrainee
+from tarazu.chat.model.trainable import TrainableChatModel
 
 LIKE = 1.5  # prompts that are read together on a CPU: the longest over the shortest
 
@@ -38,44 +38,66 @@ class Sampling:
 
 @torch.no_grad()
 def generate(
-    trainee: ChatTrainee, prompts: list[list[int]], stop: set[int], most: int, batch_rows: int = 16, sampling: Sampling = Sampling(), replayed: bool | None = None
+    model: TrainableChatModel,
+    prompts: list[list[int]],
+    stop: set[int],
+    most: int,
+    batch_rows: int = 16,
+    sampling: Sampling = Sampling(),
+    replayed: bool | None = None,
 ) -> list[Answer]:
     """Answers to `prompts` (token ids), in their order, of at most `most` tokens. Prompts of like length run together.
 
     `replayed` chooses the fast path of `replay.py` (greedy only); by default on a GPU.
     """
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
-    fast = (trainee.base.device.type == "cuda" if replayed is None else replayed) and sampling.temperature <= 0
+    fast = (
+        model.base.device.type == "cuda" if replayed is None else replayed
+    ) and sampling.temperature <= 0
     answers: dict[int, Answer] = {}
     for start in range(0, len(order), batch_rows):
         chosen = order[start : start + batch_rows]
         asked = [prompts[i] for i in chosen]
-        written = _replay_batch(trainee, asked, stop, most) if fast else _generate_batch(trainee, asked, stop, most, sampling)
+        written = (
+            _replay_batch(model, asked, stop, most)
+            if fast
+            else _generate_batch(model, asked, stop, most, sampling)
+        )
         answers.update(zip(chosen, written, strict=True))
     return [answers[i] for i in range(len(prompts))]
 
 
-def stream(trainee: ChatTrainee, prompt: list[int], stop: set[int], most: int, sampling: Sampling):
+def stream(
+    model: TrainableChatModel, prompt: list[int], stop: set[int], most: int, sampling: Sampling
+):
     """Yields one prompt's answer token by token, for a chat."""
-    batch, past = begin(trainee, [prompt])
+    batch, past = left_pad(model, [prompt])
     with torch.no_grad():
         for _ in range(most):
-            token = _pick(logits_of(trainee.base, hidden_states(trainee, batch, past)[:, -1]), sampling)
+            token = _sample_token(
+                logits_of(model.base, hidden_states(model, batch, past)[:, -1]), sampling
+            )
             if int(token) in stop:
                 return
             yield int(token)
             batch = next_place(batch, token)
 
 
-def _generate_batch(trainee: ChatTrainee, prompts: list[list[int]], stop: set[int], most: int, sampling: Sampling) -> list[Answer]:
-    hidden, batch, past = read(trainee, prompts)
+def _generate_batch(
+    model: TrainableChatModel,
+    prompts: list[list[int]],
+    stop: set[int],
+    most: int,
+    sampling: Sampling,
+) -> list[Answer]:
+    hidden, batch, past = prefill(model, prompts)
     written: list[list[int]] = [[] for _ in prompts]
     finished = [False] * len(prompts)
     live = list(range(len(prompts)))
     for step in range(most):
         if step:
-            hidden = hidden_states(trainee, batch, past)[:, -1]
-        tokens = _pick(logits_of(trainee.base, hidden), sampling)
+            hidden = hidden_states(model, batch, past)[:, -1]
+        tokens = _sample_token(logits_of(model.base, hidden), sampling)
         keep = []
         for place, (row, token) in enumerate(zip(live, tokens.tolist(), strict=True)):
             if token in stop:
@@ -93,26 +115,39 @@ def _generate_batch(trainee: ChatTrainee, prompts: list[list[int]], stop: set[in
     return [Answer(ids, done) for ids, done in zip(written, finished, strict=True)]
 
 
-def _replay_batch(trainee: ChatTrainee, prompts: list[list[int]], stop: set[int], most: int) -> list[Answer]:
-    hidden, batch, past = read(trainee, prompts)
-    first = logits_of(trainee.base, hidden).argmax(-1)
-    lines = graphed_decoding.decode(graphed_decoding.Steps(trainee, batch, past, first, most), stop, most)
+def _replay_batch(
+    model: TrainableChatModel, prompts: list[list[int]], stop: set[int], most: int
+) -> list[Answer]:
+    hidden, batch, past = prefill(model, prompts)
+    first = logits_of(model.base, hidden).argmax(-1)
+    lines = graphed_decoding.decode(
+        graphed_decoding.DecodeState(model, batch, past, first, most), stop, most
+    )
     ends = [next((i for i, token in enumerate(line) if token in stop), None) for line in lines]
     return [Answer(line[:end], end is not None) for line, end in zip(lines, ends, strict=True)]
 
 
-def read(trainee: ChatTrainee, prompts: list[list[int]]) -> tuple[torch.Tensor, ChatBatch, Past]:
+def prefill(
+    model: TrainableChatModel, prompts: list[list[int]]
+) -> tuple[torch.Tensor, ChatBatch, KVState]:
     """The prompts' last hidden states (B, width), the last place of each, and what stands before it.
 
     On a CPU, where padding costs what words cost, prompts of unlike length are read apart.
     """
-    parts = [begin(trainee, some) for some in _alike(prompts)] if trainee.base.device.type == "cpu" else [begin(trainee, prompts)]
-    hidden = torch.cat([hidden_states(trainee, batch, past)[:, -1] for batch, past in parts])
+    parts = (
+        [left_pad(model, some) for some in _alike(prompts)]
+        if model.base.device.type == "cpu"
+        else [left_pad(model, prompts)]
+    )
+    hidden = torch.cat([hidden_states(model, batch, past)[:, -1] for batch, past in parts])
     (first, past), others = parts[0], parts[1:]
     if not others:
         return hidden, first, past
     past.join([other for _, other in others])
-    last = {name: torch.cat([getattr(batch, name)[:, -1:] for batch, _ in parts]) for name in ("ids", "virtual", "positions", "segments")}
+    last = {
+        name: torch.cat([getattr(batch, name)[:, -1:] for batch, _ in parts])
+        for name in ("ids", "virtual", "positions", "segments")
+    }
     return hidden, replace(first, **last), past
 
 
@@ -127,26 +162,38 @@ def _alike(prompts: list[list[int]]) -> list[list[list[int]]]:
     return groups
 
 
-def begin(trainee: ChatTrainee, prompts: list[list[int]]) -> tuple[ChatBatch, Past]:
+def left_pad(model: TrainableChatModel, prompts: list[list[int]]) -> tuple[ChatBatch, KVState]:
     """The prompts, left-padded, and what stands before them."""
-    rows = [[Row(np.array(p), np.zeros(len(p), bool), i)] for i, p in enumerate(prompts)]
-    prefix = trainee.virtual if trainee.prefix else 0
-    batch = lay_out(rows, 0 if prefix else trainee.virtual, prefix, left=True).to(trainee.base.device)
-    return batch, Past(trainee, batch)
+    rows = [[TokenizedRow(np.array(p), np.zeros(len(p), bool), i)] for i, p in enumerate(prompts)]
+    prefix = model.virtual if model.prefix else 0
+    batch = make_batch(rows, 0 if prefix else model.virtual, prefix, left=True).to(
+        model.base.device
+    )
+    return batch, KVState(model, batch)
 
 
 def next_place(batch: ChatBatch, tokens: torch.Tensor) -> ChatBatch:
     """One new place a line, after the last one."""
     return replace(
-        batch, ids=tokens[:, None], virtual=torch.full_like(tokens[:, None], -1), positions=batch.positions[:, -1:] + 1, segments=batch.segments[:, -1:]
+        batch,
+        ids=tokens[:, None],
+        virtual=torch.full_like(tokens[:, None], -1),
+        positions=batch.positions[:, -1:] + 1,
+        segments=batch.segments[:, -1:],
     )
 
 
 def _select(batch: ChatBatch, lines: torch.Tensor) -> ChatBatch:
-    return replace(batch, **{name: getattr(batch, name)[lines] for name in ("ids", "virtual", "positions", "segments")})
+    return replace(
+        batch,
+        **{
+            name: getattr(batch, name)[lines]
+            for name in ("ids", "virtual", "positions", "segments")
+        },
+    )
 
 
-def _pick(logits: torch.Tensor, sampling: Sampling) -> torch.Tensor:
+def _sample_token(logits: torch.Tensor, sampling: Sampling) -> torch.Tensor:
     """(B,) next tokens from (B, V) logits; nucleus sampling as in Holtzman et al. 2019 (arXiv:1904.09751)."""
     if sampling.temperature <= 0:
         return logits.argmax(-1)

@@ -14,10 +14,10 @@ import urllib.parse
 import urllib.request
 from dataclasses import dataclass
 
-from tarazu.engine.progress import note
-from tarazu.errors import BadInput, TarazuError
+from tarazu.engine.progress import log
+from tarazu.errors import TarazuError, UserError
 
-BUSY = {408, 409, 425, 429, 500, 502, 503, 504, 529}
+RETRYABLE_STATUS = {408, 409, 425, 429, 500, 502, 503, 504, 529}
 LARGEST = 4 * 2**20  # bytes of a reply that are read
 LONGEST_PAUSE = 60.0  # seconds
 
@@ -50,9 +50,17 @@ class Endpoint:
     def __post_init__(self) -> None:
         parts = urllib.parse.urlsplit(self.url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise BadInput(f"not the address of an API: {self.url!r}", where="--endpoint", todo="give for example http://localhost:8000/v1")
+            raise UserError(
+                f"not the address of an API: {self.url!r}",
+                where="--endpoint",
+                todo="give for example http://localhost:8000/v1",
+            )
         if parts.username or parts.password:
-            raise BadInput("the address holds a password", where="--endpoint", todo="put the key into a variable and name it: --api-key-env")
+            raise UserError(
+                "the address holds a password",
+                where="--endpoint",
+                todo="put the key into a variable and name it: --api-key-env",
+            )
 
     @property
     def address(self) -> str:
@@ -64,26 +72,52 @@ class Endpoint:
         trouble = ""
         for attempt in range(self.attempts):
             if attempt:
-                time.sleep(pause := min(self.pause * 2 ** (attempt - 1) * random.uniform(1, 1.25), LONGEST_PAUSE))
-                note(f"judge: {trouble}; asked again after {pause:.1f} s")
+                time.sleep(
+                    pause := min(
+                        self.pause * 2 ** (attempt - 1) * random.uniform(1, 1.25), LONGEST_PAUSE
+                    )
+                )
+                log(f"judge: {trouble}; asked again after {pause:.1f} s")
             try:
                 return self._post(prompt)
             except urllib.error.HTTPError as error:
-                if error.code not in BUSY:
+                if error.code not in RETRYABLE_STATUS:
                     raise self._refusal(error) from None
                 trouble = f"the endpoint answered {error.code}"
                 self._heed(error)
-            except (OSError, http.client.HTTPException) as error:  # no connection, cut off, timed out
+            except (
+                OSError,
+                http.client.HTTPException,
+            ) as error:  # no connection, cut off, timed out
                 reason = getattr(error, "reason", None) or error
-                trouble = f"no reply ({type(reason).__name__}: {reason})" if str(reason) else f"no reply ({type(reason).__name__})"
-        raise TarazuError(f"{trouble}, {self.attempts} times", where=self.address, todo="what is judged so far is kept; run the same command again later")
+                trouble = (
+                    f"no reply ({type(reason).__name__}: {reason})"
+                    if str(reason)
+                    else f"no reply ({type(reason).__name__})"
+                )
+        raise TarazuError(
+            f"{trouble}, {self.attempts} times",
+            where=self.address,
+            todo="what is judged so far is kept; run the same command again later",
+        )
 
     def _post(self, prompt: str) -> str:
-        body = {"model": self.model, "messages": [{"role": "user", "content": prompt}], "temperature": 0, "max_tokens": 1024}
-        headers = {"Content-Type": "application/json", "Accept": "application/json", "User-Agent": "tarazu"}
+        body = {
+            "model": self.model,
+            "messages": [{"role": "user", "content": prompt}],
+            "temperature": 0,
+            "max_tokens": 1024,
+        }
+        headers = {
+            "Content-Type": "application/json",
+            "Accept": "application/json",
+            "User-Agent": "tarazu",
+        }
         if self.key:
             headers["Authorization"] = f"Bearer {self.key}"
-        request = urllib.request.Request(self.address, json.dumps(body).encode(), headers, method="POST")
+        request = urllib.request.Request(
+            self.address, json.dumps(body).encode(), headers, method="POST"
+        )
         with urllib.request.build_opener(_NoRedirect).open(request, timeout=self.timeout) as reply:
             return reply.read(LARGEST).decode("utf-8", "replace")
 
@@ -99,7 +133,11 @@ class Endpoint:
             401: "check the key: --api-key-env names the variable that holds it", 403: "check the key and what it may use",
             404: "check --endpoint and --model", 400: "check --model; the endpoint's own words are above",
         }.get(error.code, "check --endpoint; redirects are not followed" if 300 <= error.code < 400 else "see the endpoint's own words above")  # fmt: skip
-        return TarazuError(f"the endpoint refused ({error.code}): {said or error.reason}", where=self.address, todo=advice)
+        return TarazuError(
+            f"the endpoint refused ({error.code}): {said or error.reason}",
+            where=self.address,
+            todo=advice,
+        )
 
 
 def content(body: str) -> str | None:

@@ -11,16 +11,23 @@ import re
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, PositiveInt, TypeAdapter, ValidationError, field_validator, model_validator
+from pydantic import (
+    Field,
+    PositiveInt,
+    TypeAdapter,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
-from tarazu.chat.data.persian import ZWNJ, fold_for_match, normalise, script_shares, words
-from tarazu.errors import BadInput
-from tarazu.recipe.schema import Strict
+from tarazu.chat.data.persian import ZWNJ, normalise, normalize_for_matching, script_shares, words
+from tarazu.errors import UserError
+from tarazu.recipe.schema import StrictModel
 
 _DIGITS = str.maketrans("۰۱۲۳۴۵۶۷۸۹", "0123456789", ZWNJ)
 
 
-class _Check(Strict):
+class _Check(StrictModel):
     text_fa: str = Field(min_length=1)
     text_en: str = Field(min_length=1)
 
@@ -34,12 +41,12 @@ class Values(_Check):
     @field_validator("values")
     @classmethod
     def _something(cls, values: list[str]) -> list[str]:
-        if not all(fold_for_match(value) for value in values):
+        if not all(normalize_for_matching(value) for value in values):
             raise ValueError("a value has no letter or digit")
         return values
 
     def passed(self, answer: str) -> bool:
-        text = fold_for_match(answer)
+        text = normalize_for_matching(answer)
         found = [_pattern(value).search(text) is not None for value in self.values]
         return {"any_of": any(found), "all_of": all(found), "none_of": not any(found)}[self.kind]
 
@@ -105,7 +112,7 @@ class Script(_Check):
 Check = Annotated[Values | Pattern | Length | Json | Script, Field(discriminator="kind")]
 
 
-class Question(Strict):
+class Question(StrictModel):
     """One designed question of one ability (facts, reasoning, summary, ...)."""
 
     id: str = Field(min_length=1)
@@ -119,7 +126,9 @@ class Question(Strict):
     @model_validator(mode="after")
     def _texts_differ(self) -> Question:
         if len({check.text_en for check in self.checks}) < len(self.checks):
-            raise ValueError("two checks have the same text_en: it is the name that results are kept under")
+            raise ValueError(
+                "two checks have the same text_en: it is the name that results are kept under"
+            )
         return self
 
     def sample(self) -> dict:
@@ -138,8 +147,10 @@ def load(path: str | Path) -> list[Question]:
     try:
         lines = Path(path).read_text(encoding="utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
-        raise BadInput(
-            f"the questions cannot be read: {error}", where=str(path), todo="give a JSON-lines file: questions"
+        raise UserError(
+            f"the questions cannot be read: {error}",
+            where=str(path),
+            todo="give a JSON-lines file: questions",
         ) from None
     questions: dict[str, Question] = {}
     for number, line in enumerate(lines, 1):
@@ -147,16 +158,16 @@ def load(path: str | Path) -> list[Question]:
             continue
         question = _parse(line, f"{path}:{number}")
         if question.id in questions:
-            raise BadInput(f"the id {question.id!r} is there twice", where=f"{path}:{number}")
+            raise UserError(f"the id {question.id!r} is there twice", where=f"{path}:{number}")
         questions[question.id] = question
     if not questions:
-        raise BadInput("there is no question in this file", where=str(path))
+        raise UserError("there is no question in this file", where=str(path))
     return list(questions.values())
 
 
 def check(question: Question, answer: str) -> dict[str, bool]:
     """Which checks an answer passes, by their English text."""
-    said = bool(fold_for_match(answer))
+    said = bool(normalize_for_matching(answer))
     return {c.text_en: said and c.passed(answer.strip()) for c in question.checks}
 
 
@@ -172,11 +183,11 @@ def _parse(line: str, where: str) -> Question:
         problem = error.errors()[0]
         place = ".".join(str(part) for part in problem["loc"])
         message = problem["msg"].removeprefix("Value error, ")
-        raise BadInput(f"{place}: {message}" if place else message, where=where) from None
+        raise UserError(f"{place}: {message}" if place else message, where=where) from None
 
 
 def _pattern(value: str) -> re.Pattern:
-    folded = fold_for_match(value)
+    folded = normalize_for_matching(value)
     before = r"(?<!\d)" if folded[0].isdigit() else r"(?<!\w)" if value[0].isspace() else ""
     after = r"(?!\d)" if folded[-1].isdigit() else r"(?!\w)" if value[-1].isspace() else ""
     return re.compile(before + re.escape(folded) + after)

@@ -15,32 +15,40 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tarazu.chat.data import sources as raw
-from tarazu.chat.data.conversation import Conversation, Dropped, understand
-from tarazu.chat.data.persian import fold_for_match
-from tarazu.errors import BadInput
+from tarazu.chat.data.conversation import Conversation, RowDropped, parse_row
+from tarazu.chat.data.persian import normalize_for_matching
+from tarazu.errors import UserError
 
 if TYPE_CHECKING:
-    from tarazu.chat.settings import Reading
     from tarazu.chat.data.chat_template import Template
+    from tarazu.chat.settings import Reading
 
 
 def prepare(settings: Reading, template: Template) -> list[dict]:
     """The questions as samples.jsonl has them, before they are answered: drawn by the hash of what they ask, so that
     neither their order in the file nor a repeated row decides. Raises `BadInput` when no row can be used."""
     found: dict[bytes, Conversation] = {}
-    for _, row in raw.read(settings.source):
+    for _, row in raw.iter_rows(settings.source):
         try:
-            conversation = None if isinstance(row, raw.Problem) else understand(row, template.markers)[0]
-        except Dropped:
+            conversation = (
+                None if isinstance(row, raw.UnreadableRow) else parse_row(row, template.markers)[0]
+            )
+        except RowDropped:
             continue
         if conversation is None:
             continue
         key = _key(conversation, settings.seed)
-        if key not in found and len(found) >= 4 * settings.rows:  # a stream may be long: keep what can still be drawn
+        if (
+            key not in found and len(found) >= 4 * settings.rows
+        ):  # a stream may be long: keep what can still be drawn
             found = {k: found[k] for k in heapq.nsmallest(settings.rows, found)}
         found.setdefault(key, conversation)
     if not found:
-        raise BadInput("no row with a question and an answer", where=settings.source, todo="see `tarazu check` for the known schemas: reading.source")
+        raise UserError(
+            "no row with a question and an answer",
+            where=settings.source,
+            todo="see `tarazu check` for the known schemas: reading.source",
+        )
     chosen = [found[key] for key in heapq.nsmallest(settings.rows, found)]
     return [_sample(conversation, number) for number, conversation in enumerate(chosen)]
 
@@ -50,17 +58,22 @@ def describe(settings: Reading, asked: Sequence[dict]) -> dict:
     said = "\0".join(sample["turns"][-1]["text"] + "\0" + sample["reference"] for sample in asked)
     unanswerable = sum(abstains(sample["reference"], settings.unanswerable) for sample in asked)
     name = Path(settings.source).name if raw.local(settings.source).exists() else settings.source
-    return {"source": name, "sha256": hashlib.sha256(said.encode()).hexdigest(), "rows": len(asked), "unanswerable": unanswerable}
+    return {
+        "source": name,
+        "sha256": hashlib.sha256(said.encode()).hexdigest(),
+        "rows": len(asked),
+        "unanswerable": unanswerable,
+    }
 
 
 def exact_match(output: str, reference: str) -> float:
     """1 when both say the same after folding, else 0."""
-    return float(fold_for_match(output) == fold_for_match(reference))
+    return float(normalize_for_matching(output) == normalize_for_matching(reference))
 
 
 def token_f1(output: str, reference: str) -> float:
     """SQuAD's F1 over folded words, 0..1; where either is empty, 1 if both are."""
-    ours, theirs = (fold_for_match(text).split() for text in (output, reference))
+    ours, theirs = (normalize_for_matching(text).split() for text in (output, reference))
     if not ours or not theirs:
         return float(ours == theirs)
     common = sum((Counter(ours) & Counter(theirs)).values())
@@ -69,31 +82,51 @@ def token_f1(output: str, reference: str) -> float:
 
 def abstains(text: str, unanswerable: Sequence[str]) -> bool:
     """Whether a text says, in one of these ways, that the passage has no answer."""
-    folded = f" {fold_for_match(text)} "
-    return any(f" {fold_for_match(way)} " in folded for way in unanswerable)
+    folded = f" {normalize_for_matching(text)} "
+    return any(f" {normalize_for_matching(way)} " in folded for way in unanswerable)
 
 
 def score(output: str, reference: str, unanswerable: Sequence[str]) -> dict[str, float | bool]:
     """`exact_match` and `f1` (0..1) of one answer, whether the question is `answerable`, and whether it `abstained`."""
     abstained = abstains(output, unanswerable)
     if abstains(reference, unanswerable):
-        return {"exact_match": float(abstained), "f1": float(abstained), "answerable": False, "abstained": abstained}
+        return {
+            "exact_match": float(abstained),
+            "f1": float(abstained),
+            "answerable": False,
+            "abstained": abstained,
+        }
     if abstained:  # words that it may share with the reference earn nothing
         return {"exact_match": 0.0, "f1": 0.0, "answerable": True, "abstained": True}
-    return {"exact_match": exact_match(output, reference), "f1": token_f1(output, reference), "answerable": True, "abstained": False}
+    return {
+        "exact_match": exact_match(output, reference),
+        "f1": token_f1(output, reference),
+        "answerable": True,
+        "abstained": False,
+    }
 
 
 def gather(scores: Sequence[dict]) -> dict:
     """As metrics.json has it, 0..1: over all questions, over either kind, and [exact match, F1, answerable] of each."""
-    kinds = {"answerable": [s for s in scores if s["answerable"]], "unanswerable": [s for s in scores if not s["answerable"]]}
+    kinds = {
+        "answerable": [s for s in scores if s["answerable"]],
+        "unanswerable": [s for s in scores if not s["answerable"]],
+    }
     items = [[s["exact_match"], s["f1"], int(s["answerable"])] for s in scores]
-    return {**_means(scores), **{kind: _means(chosen) for kind, chosen in kinds.items()}, "items": items}
+    return {
+        **_means(scores),
+        **{kind: _means(chosen) for kind, chosen in kinds.items()},
+        "items": items,
+    }
 
 
 def _means(scores: Sequence[dict]) -> dict:
     """Counts and means; null where there is nothing to average."""
     names = ("exact_match", "f1", "abstained")
-    return {"n": len(scores), **{name: sum(s[name] for s in scores) / len(scores) if scores else None for name in names}}
+    return {
+        "n": len(scores),
+        **{name: sum(s[name] for s in scores) / len(scores) if scores else None for name in names},
+    }
 
 
 def _key(conversation: Conversation, seed: int) -> bytes:
@@ -110,4 +143,11 @@ def _sample(conversation: Conversation, number: int) -> dict:
     asked = _asked(conversation)
     reference = conversation.turns[len(asked)].text
     turns = [{"role": turn.role, "text": turn.text} for turn in asked]
-    return {"id": f"reading-{number:04d}", "from": "reading", "ability": None, "turns": turns, "reference": reference, "good": None}
+    return {
+        "id": f"reading-{number:04d}",
+        "from": "reading",
+        "ability": None,
+        "turns": turns,
+        "reference": reference,
+        "good": None,
+    }

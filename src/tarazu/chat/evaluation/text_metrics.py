@@ -18,12 +18,14 @@ NGRAM = 4
 
 def chrf(output: str, reference: str) -> float:
     """Sentence chrF2, 0..100."""
-    return CHRF_SCORER.sentence_score(persian.normalise(output)[0], [persian.normalise(reference)[0]]).score
+    return CHRF_SCORER.sentence_score(
+        persian.normalise(output)[0], [persian.normalise(reference)[0]]
+    ).score
 
 
 def rouge_l(output: str, reference: str) -> float:
     """F1 of the longest common subsequence of words, 0..100."""
-    ours, theirs = (persian.fold_for_match(text).split() for text in (output, reference))
+    ours, theirs = (persian.normalize_for_matching(text).split() for text in (output, reference))
     common = _common(ours, theirs)
     if not common:
         return 0.0
@@ -33,7 +35,7 @@ def rouge_l(output: str, reference: str) -> float:
 
 def repetition(output: str) -> float:
     """Share of the answer's word 4-grams that stand in it a second time; a short loop of words counts too."""
-    words = persian.fold_for_match(output).split()
+    words = persian.normalize_for_matching(output).split()
     grams = [tuple(words[i : i + NGRAM]) for i in range(len(words) - NGRAM + 1)]
     return 1 - len(set(grams)) / len(grams) if grams else 0.0
 
@@ -45,9 +47,12 @@ def wrong_script(output: str, expected: str = "fa") -> float:
     return 1 - right / shares.letters if shares.letters else 0.0
 
 
-def echo(output: str, question: str) -> float:
+def prompt_copy_ratio(output: str, question: str) -> float:
     """How much of the answer is the question said again: the longest run of the answer's words that stands in it, as a share."""
-    ours, theirs = persian.fold_for_match(output).split(), persian.fold_for_match(question).split()
+    ours, theirs = (
+        persian.normalize_for_matching(output).split(),
+        persian.normalize_for_matching(question).split(),
+    )
     if not ours:
         return 0.0
     best, row = 0, [0] * (len(theirs) + 1)
@@ -59,18 +64,20 @@ def echo(output: str, question: str) -> float:
     return best / len(ours) if best >= NGRAM else 0.0  # a few words in common are no echo
 
 
-def score(output: str, question: str, reference: str | None, expected: str = "fa") -> dict[str, float | None]:
+def score(
+    output: str, question: str, reference: str | None, expected: str = "fa"
+) -> dict[str, float | None]:
     """All scores of one answer."""
     return {
         "chrf": None if reference is None else chrf(output, reference),
         "rouge_l": None if reference is None else rouge_l(output, reference),
         "repetition": repetition(output),
         "wrong_script": wrong_script(output, expected),
-        "echo": echo(output, question),
+        "echo": prompt_copy_ratio(output, question),
     }
 
 
-def gather(samples: Sequence[dict]) -> dict:
+def aggregate(samples: Sequence[dict]) -> dict:
     """Means over answers, as `metrics.json` holds them. Rates are 0..1: an answer repeats when a fifth of it does."""
 
     def mean(values: list) -> float | None:
@@ -92,7 +99,7 @@ def gather(samples: Sequence[dict]) -> dict:
     }
 
 
-def pooled(parts: Sequence[dict], name: str) -> float | None:
+def weighted_mean(parts: Sequence[dict], name: str) -> float | None:
     """A mean of `gather` over several groups together, each weighing as many answers as it has."""
     known = [(part["n"], part[name]) for part in parts if part[name] is not None]
     return sum(n * value for n, value in known) / sum(n for n, _ in known) if known else None

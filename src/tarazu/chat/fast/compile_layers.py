@@ -20,8 +20,8 @@ from transformers import PreTrainedModel
 
 from tarazu.chat.fast import fused_lora, inductor_patches
 from tarazu.chat.model import flash_attention, flex_attention
-from tarazu.chat.model.tanh_approx import teach_compiler
 from tarazu.chat.model.loading import cache_folder
+from tarazu.chat.model.tanh_approx import teach_compiler
 from tarazu.engine.invariants import perturbations
 
 WIDE = 2048  # hidden numbers from which on LoRA and DoRA inside the large products (`wide.py`) pays: a tenth faster at 2,304, slower at 64
@@ -30,17 +30,19 @@ WIDE = 2048  # hidden numbers from which on LoRA and DoRA inside the large produ
 def compile_layers(model: PreTrainedModel, checkpointing: bool = False) -> None:
     """Compiles every decoder layer of `model` in place; parameters and their names stay."""
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_folder() / "compiled"))
-    os.environ.setdefault("FLASH_ATTENTION_CUTE_DSL_CACHE_ENABLED", "1")  # its kernels take ten seconds to make: the next process finds them
+    os.environ.setdefault(
+        "FLASH_ATTENTION_CUTE_DSL_CACHE_ENABLED", "1"
+    )  # its kernels take ten seconds to make: the next process finds them
     os.environ.setdefault("FLASH_ATTENTION_CUTE_DSL_CACHE_DIR", str(cache_folder() / "flash"))
     flex_attention.allow_many_shapes()
     teach_compiler()
     inductor_patches.teach_compiler()
     if model.config.get_text_config().hidden_size >= WIDE:
-        fused_lora.widen(model)
+        fused_lora.fuse_lora_layers(model)
     for layer in model.get_decoder().layers:
         if getattr(layer.self_attn, "sliding_window", None) is not None:
             layer.self_attn.sliding_window = None  # the mask does the window; a difference between layers would compile them twice
-    give_prefixes(model, checkpointing, partial(torch.compile, options=_options()))
+    wrap_layers(model, checkpointing, partial(torch.compile, options=_options()))
     if (norm := getattr(model.get_decoder(), "norm", None)) is not None:
         norm.forward = _Norm(norm)
 
@@ -50,10 +52,16 @@ def _options() -> dict[str, Any]:
     """For the compiler, which is imported only where it is used. One object for all layers, or each would be compiled anew."""
     from torch._inductor import config
 
-    from tarazu.chat.fast.matmul_fusion_pass import ThinProducts
+    from tarazu.chat.fast.matmul_fusion_pass import FuseSkinnyMatmuls
 
-    together = {"combo_kernels": True, "combo_kernels_pointwise_only": True}  # small kernels that do not wait for each other are one
-    return {"post_grad_custom_pre_pass": ThinProducts(), **(together if hasattr(config, "combo_kernels_pointwise_only") else {})}
+    together = {
+        "combo_kernels": True,
+        "combo_kernels_pointwise_only": True,
+    }  # small kernels that do not wait for each other are one
+    return {
+        "post_grad_custom_pre_pass": FuseSkinnyMatmuls(),
+        **(together if hasattr(config, "combo_kernels_pointwise_only") else {}),
+    }
 
 
 def is_compiled(model: PreTrainedModel) -> bool:
@@ -62,13 +70,17 @@ def is_compiled(model: PreTrainedModel) -> bool:
     return isinstance(forward, _Layer) and hasattr(forward.prepared, "_torchdynamo_orig_callable")
 
 
-def give_prefixes(model: PreTrainedModel, checkpointing: bool = False, made: Callable = lambda function: function) -> None:
+def wrap_layers(
+    model: PreTrainedModel, checkpointing: bool = False, made: Callable = lambda function: function
+) -> None:
     """Lets each decoder layer take its own part of the `prefixes` that the decoder is called with; runs `made(forward)`.
 
     `checkpointing`: forget a layer's activations and make them again on the way back, prefix or not.
     """
     for number, layer in enumerate(model.get_decoder().layers):
-        inner = inspect.unwrap(type(layer).forward).__get__(layer)  # without transformers' checkpointing, which drops caches
+        inner = inspect.unwrap(type(layer).forward).__get__(
+            layer
+        )  # without transformers' checkpointing, which drops caches
         layer.forward = _Layer(layer, made(inner), number, checkpointing)
 
 
@@ -86,7 +98,12 @@ class _Norm:
         self.norm, self.plain, self.prepared = norm, norm.forward, torch.compile(norm.forward)
 
     def __call__(self, hidden: torch.Tensor) -> torch.Tensor:
-        if not (hidden.is_cuda and self.norm.training and torch.is_grad_enabled() and hidden.shape[0] == 1):
+        if not (
+            hidden.is_cuda
+            and self.norm.training
+            and torch.is_grad_enabled()
+            and hidden.shape[0] == 1
+        ):
             return self.plain(hidden)
         _of_any_width(hidden)
         return self.prepared(hidden)
@@ -95,21 +112,40 @@ class _Norm:
 class _Layer:
     """One layer's forward: the prepared one for block attention, the plain one for everything else."""
 
-    def __init__(self, layer: torch.nn.Module, prepared: Callable, number: int, checkpointing: bool):
+    def __init__(
+        self, layer: torch.nn.Module, prepared: Callable, number: int, checkpointing: bool
+    ):
         self.checkpointing = checkpointing
         self.layer, self.plain, self.prepared, self.number = layer, layer.forward, prepared, number
         self.trained = any(parameter.requires_grad for parameter in layer.parameters())
-        self.draws = perturbations.draws(layer)
+        self.draws = perturbations.uses_dropout(layer)
 
-    def __call__(self, *args: Any, attention_mask: Any = None, prefixes: list | None = None, **rest: Any) -> Any:
-        if not (isinstance(attention_mask, BlockMask) or flash_attention.are_edges(attention_mask)):
+    def __call__(
+        self, *args: Any, attention_mask: Any = None, prefixes: list | None = None, **rest: Any
+    ) -> Any:
+        if not (
+            isinstance(attention_mask, BlockMask) or flash_attention.is_cu_seqlens(attention_mask)
+        ):
             return self.plain(*args, attention_mask=attention_mask, **rest)
         if prefixes is not None:
             rest["prefix"] = prefixes[self.number]
         if self.number == 0 and (self.trained or prefixes) and torch.is_grad_enabled():
-            args[0].requires_grad_()  # as in all other layers: one piece of code for all costs less than this gradient
-        if self.number == 0 and flash_attention.are_edges(attention_mask):
-            _of_any_width(args[0], rest.get("position_ids"), *(rest.get("position_embeddings") or ()))
-        if self.layer.training and self.checkpointing:  # a kept state of the dice could not be recorded
-            return checkpoint(self.prepared, *args, attention_mask=attention_mask, use_reentrant=False, preserve_rng_state=self.draws, **rest)
+            args[
+                0
+            ].requires_grad_()  # as in all other layers: one piece of code for all costs less than this gradient
+        if self.number == 0 and flash_attention.is_cu_seqlens(attention_mask):
+            _of_any_width(
+                args[0], rest.get("position_ids"), *(rest.get("position_embeddings") or ())
+            )
+        if (
+            self.layer.training and self.checkpointing
+        ):  # a kept state of the dice could not be recorded
+            return checkpoint(
+                self.prepared,
+                *args,
+                attention_mask=attention_mask,
+                use_reentrant=False,
+                preserve_rng_state=self.draws,
+                **rest,
+            )
         return self.prepared(*args, attention_mask=attention_mask, **rest)

@@ -12,29 +12,49 @@ import torch
 import triton
 import triton.language as tl
 
-BLOCK, WARPS = 4096, 8  # of 2,048 to 16,384 and 4 to 16 the fastest with 256,000 and with 128,256 words on an H100: 2.6 and 1.9 times the compiler's
+BLOCK, WARPS = (
+    4096,
+    8,
+)  # of 2,048 to 16,384 and 4 to 16 the fastest with 256,000 and with 128,256 words on an H100: 2.6 and 1.9 times the compiler's
 MOST_CAPPED = 60.0  # e^60 times any vocabulary is a float32
 TANH = (7, 5)  # the first GPUs that have `tanh.approx`
 LOG2E = tl.constexpr(1.4426950408889634)
 
 
-def loss_and_slope(logits: torch.Tensor, labels: torch.Tensor, softcap: float | None, _sloped: bool = True) -> tuple[torch.Tensor, torch.Tensor]:
+def loss_and_slope(
+    logits: torch.Tensor, labels: torch.Tensor, softcap: float | None, _sloped: bool = True
+) -> tuple[torch.Tensor, torch.Tensor]:
     """As `loss.loss_and_slope`, for contiguous logits (N, V) in 16 bits, N > 0, whose memory is used for their gradient."""
     losses = torch.empty(len(labels), dtype=torch.float32, device=logits.device)
-    _rows[(len(labels),)](logits, labels, losses, logits.shape[1], softcap or 1.0, CAPPED=bool(softcap), BLOCK=BLOCK, num_warps=WARPS)
+    _rows[(len(labels),)](
+        logits,
+        labels,
+        losses,
+        logits.shape[1],
+        softcap or 1.0,
+        CAPPED=bool(softcap),
+        BLOCK=BLOCK,
+        num_warps=WARPS,
+    )
     return losses, logits
 
 
 def suits(logits: torch.Tensor, softcap: float | None) -> bool:
     """Whether the kernel is for these logits: in 16 bits, as its tanh is made for them, and with a cap that cannot overflow."""
-    capped = not softcap or softcap <= MOST_CAPPED and torch.cuda.get_device_capability(logits.device) >= TANH
+    capped = (
+        not softcap
+        or softcap <= MOST_CAPPED
+        and torch.cuda.get_device_capability(logits.device) >= TANH
+    )
     return logits.dtype in (torch.bfloat16, torch.float16) and logits.is_contiguous() and capped
 
 
 @triton.jit
 def _tanh(x):
     """`tanh.approx.f32`, as in `fast_tanh.py`."""
-    return tl.inline_asm_elementwise("tanh.approx.f32 $0, $1;", "=f,f", [x], dtype=tl.float32, is_pure=True, pack=1)
+    return tl.inline_asm_elementwise(
+        "tanh.approx.f32 $0, $1;", "=f,f", [x], dtype=tl.float32, is_pure=True, pack=1
+    )
 
 
 @triton.jit
@@ -65,7 +85,9 @@ def _rows(logits, labels, losses, words, cap, CAPPED: tl.constexpr, BLOCK: tl.co
         inside = start + place < words
         x = tl.load(logits + start + place, mask=inside, other=0.0).to(tl.float32)
         share = _tanh(x / cap) if CAPPED else x
-        slope = tl.exp2(((share * cap if CAPPED else x) - logsum) * LOG2E) - tl.where(start + place == label, 1.0, 0.0)
+        slope = tl.exp2(((share * cap if CAPPED else x) - logsum) * LOG2E) - tl.where(
+            start + place == label, 1.0, 0.0
+        )
         if CAPPED:
             slope *= 1 - share * share
         tl.store(logits + start + place, slope.to(logits.dtype.element_ty), mask=inside)

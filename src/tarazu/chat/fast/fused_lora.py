@@ -20,17 +20,19 @@ from collections import defaultdict
 import torch
 from torch import nn
 
+from tarazu.chat.fast.fused_lora_ops import FusedLoRAMatmul, register_lowerings
+from tarazu.chat.fast.fused_mlp import fuse_mlp
 from tarazu.chat.fast.lightweight_adapters import LeanDoRA, LeanLoRA, row_norms
-from tarazu.chat.fast.fused_mlp import gate
-from tarazu.chat.fast.fused_lora_ops import WideProduct, teach_compiler
 
 GROUPS = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"), ("o_proj",), ("down_proj",))
-STEP = 64  # an inner side must stay a multiple of this, or the product slows down by more than is saved
-MOST = 256  # columns for adapters; with more, the zeros between the blocks would cost more than is saved
-STACK = 2**30  # bytes of matrices that are filled together: the weights that go into them are in memory twice until all are there
+RANK_ALIGNMENT = 64  # an inner side must stay a multiple of this, or the product slows down by more than is saved
+MAX_FUSED_RANK = 256  # columns for adapters; with more, the zeros between the blocks would cost more than is saved
+STACK = (
+    2**30
+)  # bytes of matrices that are filled together: the weights that go into them are in memory twice until all are there
 
 
-def widen(model: nn.Module) -> int:
+def fuse_lora_layers(model: nn.Module) -> int:
     """Joins the LoRA layers of `model` that stand side by side under one of the names in `GROUPS`; returns how many matrices.
 
     Layers that are not LoRA or DoRA without dropout on a frozen matrix stay as they are. Call it when the model is where it
@@ -39,13 +41,13 @@ def widen(model: nn.Module) -> int:
     parts = [_together(module, names) for module in model.modules() for names in GROUPS]
     alike: dict[tuple, list[list[LeanLoRA]]] = defaultdict(list)
     for modules in parts:
-        if modules and _columns(modules) <= MOST:
+        if modules and _columns(modules) <= MAX_FUSED_RANK:
             alike[_kind(modules)].append(modules)
-    stacks = [_Stack(some) for same in alike.values() for some in _pieces(same)]
+    stacks = [_LayerStack(some) for same in alike.values() for some in _pieces(same)]
     if stacks:
-        teach_compiler()
+        register_lowerings()
         for module in list(model.modules()):
-            gate(module)
+            fuse_mlp(module)
         model.get_decoder().register_forward_pre_hook(lambda *_: _fill(stacks))
     return sum(len(some) for some in alike.values())
 
@@ -59,28 +61,52 @@ def _together(parent: nn.Module, names: tuple[str, ...]) -> list[LeanLoRA] | Non
     """The children of these names, if all can be joined."""
     modules = [getattr(parent, name, None) for name in names]
     kinds = {type(module) for module in modules}
-    if len(kinds) > 1 or not kinds <= JOINED.keys() or not all(isinstance(module.lora_dropout[module.active_adapters[0]], nn.Identity) for module in modules):
+    if (
+        len(kinds) > 1
+        or not kinds <= JOINED.keys()
+        or not all(
+            isinstance(module.lora_dropout[module.active_adapters[0]], nn.Identity)
+            for module in modules
+        )
+    ):
         return None
     weights = [module.base_layer.weight for module in modules]
-    known = all(type(module.base_layer) is nn.Linear and not weight.requires_grad for module, weight in zip(modules, weights, strict=True))
-    return modules if known and len({(w.shape[1], w.dtype, w.device) for w in weights}) == 1 else None
+    known = all(
+        type(module.base_layer) is nn.Linear and not weight.requires_grad
+        for module, weight in zip(modules, weights, strict=True)
+    )
+    return (
+        modules if known and len({(w.shape[1], w.dtype, w.device) for w in weights}) == 1 else None
+    )
 
 
 def _columns(modules: list[LeanLoRA]) -> int:
     """Room for their factors, in whole steps."""
-    return -(-sum(module.r[module.active_adapters[0]] for module in modules) // STEP) * STEP
+    return (
+        -(-sum(module.r[module.active_adapters[0]] for module in modules) // RANK_ALIGNMENT)
+        * RANK_ALIGNMENT
+    )
 
 
 def _kind(modules: list[LeanLoRA]) -> tuple:
     """What groups that are filled together have in common."""
     first, names = modules[0].base_layer.weight, [module.active_adapters[0] for module in modules]
-    return first.dtype, first.device, *((type(m), name, *m.base_layer.weight.shape, m.r[name], m.scaling[name]) for m, name in zip(modules, names, strict=True))
+    return (
+        first.dtype,
+        first.device,
+        *(
+            (type(m), name, *m.base_layer.weight.shape, m.r[name], m.scaling[name])
+            for m, name in zip(modules, names, strict=True)
+        ),
+    )
 
 
 def _sides(modules: list[LeanLoRA]) -> tuple[int, int]:
     """Rows and columns of their matrix."""
     spare = _columns(modules)
-    return sum(module.base_layer.weight.shape[0] for module in modules) + spare, modules[0].base_layer.weight.shape[1] + spare
+    return sum(module.base_layer.weight.shape[0] for module in modules) + spare, modules[
+        0
+    ].base_layer.weight.shape[1] + spare
 
 
 def _pieces(alike: list[list[LeanLoRA]]) -> list[list[list[LeanLoRA]]]:
@@ -90,22 +116,28 @@ def _pieces(alike: list[list[LeanLoRA]]) -> list[list[list[LeanLoRA]]]:
     return [alike[start : start + most] for start in range(0, len(alike), most)]
 
 
-def _fill(stacks: list[_Stack]) -> None:
+def _fill(stacks: list[_LayerStack]) -> None:
     """Copies on the device only, so that a recorded pass does them again."""
     if torch.is_grad_enabled():
         for stack in stacks:
             stack.fill()
 
 
-class _Stack:
+class _LayerStack:
     """The same group of every layer: their matrices lie one behind the other, so that a few copies fill them all."""
 
     def __init__(self, alike: list[list[LeanLoRA]]):
         first = alike[0][0].base_layer.weight
-        self.sizes, self.width = [module.base_layer.weight.shape[0] for module in alike[0]], first.shape[1]
+        self.sizes, self.width = (
+            [module.base_layer.weight.shape[0] for module in alike[0]],
+            first.shape[1],
+        )
         self.matrices = first.new_zeros(len(alike), *_sides(alike[0]))
         self.scales = [module.scaling[module.active_adapters[0]] for module in alike[0]]
-        self.groups = [_Group(modules, matrix, self.scales) for modules, matrix in zip(alike, self.matrices, strict=True)]
+        self.groups = [
+            _Group(modules, matrix, self.scales)
+            for modules, matrix in zip(alike, self.matrices, strict=True)
+        ]
 
     def fill(self) -> None:
         """A and s B into the matrices. Through `data`: autograd need not know, as they change only when the parameters do."""
@@ -113,9 +145,16 @@ class _Stack:
         for place, size in enumerate(self.sizes):
             modules = [group.modules[place] for group in self.groups]
             name = modules[0].active_adapters[0]
-            downs, ups = (torch.stack([factor.data for factor in same]) for same in zip(*(module.factors(name) for module in modules), strict=True))
+            downs, ups = (
+                torch.stack([factor.data for factor in same])
+                for same in zip(*(module.factors(name) for module in modules), strict=True)
+            )
             end = column + downs.shape[1]
-            torch.mul(ups, self.scales[place], out=matrices[:, row : row + size, self.width + column : self.width + end])
+            torch.mul(
+                ups,
+                self.scales[place],
+                out=matrices[:, row : row + size, self.width + column : self.width + end],
+            )
             matrices[:, total + column : total + end, : self.width].copy_(downs)
             row, column = row + size, end
 
@@ -127,8 +166,12 @@ class _Group:
         first = modules[0].base_layer.weight
         self.modules, self.width, self.matrix = modules, first.shape[1], matrix
         self.sizes = [module.base_layer.weight.shape[0] for module in modules]
-        self.scales = torch.tensor(scales, device=first.device)  # not numbers: the compiler would make anew for others
-        torch._dynamo.mark_static(self.matrix)  # another rank in this process would make its sides variables, which torch 2.11 cannot do here
+        self.scales = torch.tensor(
+            scales, device=first.device
+        )  # not numbers: the compiler would make anew for others
+        torch._dynamo.mark_static(
+            self.matrix
+        )  # another rank in this process would make its sides variables, which torch 2.11 cannot do here
         self.input, self.outputs, row = None, [], 0
         dora = type(modules[0]) is LeanDoRA
         for place, (module, size) in enumerate(zip(modules, self.sizes, strict=True)):
@@ -138,15 +181,26 @@ class _Group:
             weight.data = mine
             module.group, module.place, module.__class__ = self, place, JOINED[type(module)]
             row += size
-        self.squares = (self.matrix[:row, : self.width].to(torch.float32) ** 2).sum(1) if dora else None
+        self.squares = (
+            (self.matrix[:row, : self.width].to(torch.float32) ** 2).sum(1) if dora else None
+        )
 
     def output(self, place: int, x: torch.Tensor) -> torch.Tensor:
         """Of the layer number `place`. The first that is called with an input works for all of them."""
         if self.input is not x or self.outputs[place] is None:
-            self.input, self.outputs = x, list(WideProduct.apply(x, self.matrix, self.scales, *self.factors()))
+            self.input, self.outputs = (
+                x,
+                list(FusedLoRAMatmul.apply(x, self.matrix, self.scales, *self.factors())),
+            )
             if self.squares is not None:
-                shares = [module.lora_magnitude_vector[module.active_adapters[0]].weight / length for module, length in zip(self.modules, self.lengths(), strict=True)]
-                self.outputs = [turned * share.to(x.dtype) for turned, share in zip(self.outputs, shares, strict=True)]
+                shares = [
+                    module.lora_magnitude_vector[module.active_adapters[0]].weight / length
+                    for module, length in zip(self.modules, self.lengths(), strict=True)
+                ]
+                self.outputs = [
+                    turned * share.to(x.dtype)
+                    for turned, share in zip(self.outputs, shares, strict=True)
+                ]
         out, self.outputs[place] = self.outputs[place], None
         if place == len(self.modules) - 1:
             self.input, self.outputs = None, []
@@ -154,12 +208,21 @@ class _Group:
 
     def factors(self) -> list[torch.Tensor]:
         """A and B of the first layer, of the second, and so on."""
-        return [factor for module in self.modules for factor in module.factors(module.active_adapters[0])]
+        return [
+            factor
+            for module in self.modules
+            for factor in module.factors(module.active_adapters[0])
+        ]
 
     def lengths(self) -> tuple[torch.Tensor, ...]:
         """(out,) of each layer: the norms of the rows of W + s B A. The zeros of the matrix keep the layers apart."""
         total, width = sum(self.sizes), self.width
-        return row_norms(self.matrix[:total, :width], self.matrix[total:, :width], self.matrix[:total, width:], self.squares).split(self.sizes)
+        return row_norms(
+            self.matrix[:total, :width],
+            self.matrix[total:, :width],
+            self.matrix[:total, width:],
+            self.squares,
+        ).split(self.sizes)
 
 
 class _Wide:

@@ -8,11 +8,17 @@ from typing import Any
 import torch
 
 
-class WideProduct(torch.autograd.Function):
+class FusedLoRAMatmul(torch.autograd.Function):
     """(x (..., in), matrix, scales, A1, B1, A2, B2, ...) -> (..., out) of each layer; see `wide.py`."""
 
     @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, matrix: torch.Tensor, scales: torch.Tensor, *factors: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    def forward(
+        ctx: Any,
+        x: torch.Tensor,
+        matrix: torch.Tensor,
+        scales: torch.Tensor,
+        *factors: torch.Tensor,
+    ) -> tuple[torch.Tensor, ...]:
         sizes, width = [up.shape[0] for up in factors[1::2]], x.shape[-1]
         total = sum(sizes)
         wider = extended([x.reshape(-1, width)], matrix[total:, :width])
@@ -25,14 +31,21 @@ class WideProduct(torch.autograd.Function):
     def backward(ctx: Any, *slopes: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         inputs, matrix, scales, *factors = ctx.saved_tensors
         total, width = sum(ctx.sizes), factors[0].shape[1]
-        wider = extended([slope.reshape(-1, slope.shape[-1]) for slope in slopes], matrix[:total, width:].T)
+        wider = extended(
+            [slope.reshape(-1, slope.shape[-1]) for slope in slopes], matrix[:total, width:].T
+        )
         into = wider @ matrix[:, :width]
         downs = wider[:, total:].T @ inputs[:, :width]
         ups = wider[:, :total].T @ inputs[:, width:]
         found, row, column = [], 0, 0
-        for size, scale, down, up in zip(ctx.sizes, scales, factors[::2], factors[1::2], strict=True):
+        for size, scale, down, up in zip(
+            ctx.sizes, scales, factors[::2], factors[1::2], strict=True
+        ):
             end = column + down.shape[0]
-            found += [downs[column:end].to(down.dtype), ups[row : row + size, column:end].to(up.dtype) * scale]
+            found += [
+                downs[column:end].to(down.dtype),
+                ups[row : row + size, column:end].to(up.dtype) * scale,
+            ]
             row, column = row + size, end
         return into.view(*slopes[0].shape[:-1], width), None, None, *found
 
@@ -47,7 +60,9 @@ def extended(parts: list[torch.Tensor], thin: torch.Tensor) -> torch.Tensor:
     return made
 
 
-@torch.library.custom_op("tarazu::with_room", mutates_args=(), schema="(Tensor[] parts, int room) -> Tensor")
+@torch.library.custom_op(
+    "tarazu::with_room", mutates_args=(), schema="(Tensor[] parts, int room) -> Tensor"
+)
 def _with_room(parts: list[torch.Tensor], room: int) -> torch.Tensor:
     """(T, n1), (T, n2), ... side by side, and `room` more columns."""
     return torch.cat([*parts, parts[0].new_zeros(parts[0].shape[0], room)], 1)
@@ -71,7 +86,7 @@ def _(made: torch.Tensor, thin: torch.Tensor) -> None:
 
 
 @cache
-def teach_compiler() -> None:
+def register_lowerings() -> None:
     """Whoever makes a part writes it into its place. Left alone, the compiler makes all parts in one kernel on a GPU, which
     reads what they share (the gradients of gate and up: three matrices) once for each."""
     from torch._inductor import ir
@@ -80,6 +95,8 @@ def teach_compiler() -> None:
     @register_lowering(torch.ops.tarazu.with_room, type_promotion_kind=None)
     def _(parts: list[Any], room: int) -> Any:
         first = parts[0]
-        zeros = lowerings[torch.ops.aten.full.default]([first.get_size()[0], room], 0, dtype=first.get_dtype(), device=first.get_device())
+        zeros = lowerings[torch.ops.aten.full.default](
+            [first.get_size()[0], room], 0, dtype=first.get_dtype(), device=first.get_device()
+        )
         made = ir.ConcatKernel.create([*parts, zeros], 1)
         return made if isinstance(made, ir.TensorBox) else ir.TensorBox(made)

@@ -13,13 +13,13 @@ import torch.nn.functional as F
 
 from tarazu.chat.model import flex_attention, forward
 from tarazu.chat.model.batching import PAD, ChatBatch
-from tarazu.chat.model.trainable import ChatTrainee
-from tarazu.engine.cuda_graphs.recorder import Recorder
-from tarazu.engine.task import Counts
+from tarazu.chat.model.trainable import TrainableChatModel
+from tarazu.engine.cuda_graphs.recorder import GraphedFunction
+from tarazu.engine.task import TokenCounts
 
 
-def recorder(trainee: ChatTrainee) -> Recorder:
-    """For the passes of `trainee`, one recording for each packed width (and number of row edges), made when it first comes.
+def make_graphed_forward(model: TrainableChatModel) -> GraphedFunction:
+    """For the passes of `model`, one recording for each packed width (and number of row edges), made when it first comes.
 
     A rare one would be launched as fast, but beside the memory that the recordings hold and share.
     """
@@ -27,51 +27,87 @@ def recorder(trainee: ChatTrainee) -> Recorder:
     def work(ids, virtual, positions, segments, *edges_longest) -> tuple[torch.Tensor]:
         *edges, longest = edges_longest
         nothing = ids.new_empty(0)
-        batch = ChatBatch(ids, virtual, positions, segments, nothing, nothing, nothing, Counts(), longest, *edges)
-        return (forward.hidden_states(trainee, batch),)
+        batch = ChatBatch(
+            ids,
+            virtual,
+            positions,
+            segments,
+            nothing,
+            nothing,
+            nothing,
+            TokenCounts(),
+            longest,
+            *edges,
+        )
+        return (forward.hidden_states(model, batch),)
 
-    return Recorder(work, trainee.module)
+    return GraphedFunction(work, model.module)
 
 
-def hidden_states(trainee: ChatTrainee, batch: ChatBatch) -> torch.Tensor:
+def hidden_states(model: TrainableChatModel, batch: ChatBatch) -> torch.Tensor:
     """As `forward.hidden_states` without a past: from a recording where one is to be had, in training."""
-    learns = trainee.module.training and torch.is_grad_enabled()
-    if trainee.recorder is None or not learns or not suits(trainee, batch):
-        return forward.hidden_states(trainee, batch)
-    recorder = trainee.recorder
+    learns = model.module.training and torch.is_grad_enabled()
+    if model.recorder is None or not learns or not suits(model, batch):
+        return forward.hidden_states(model, batch)
+    recorder = model.recorder
     if batch.widest > recorder.room() and not recorder.why:
         # a narrower recording fits into a wider one's memory; a wider one would lie beside all narrower ones, so they are made anew
         recorder.clear()
         stretched = _stretched(batch)
-        recorder.prepare(*_inputs(stretched), also=_also(trainee, stretched))
-    return recorder(*_inputs(batch), also=_also(trainee, batch))[0]
+        recorder.prepare(*_inputs(stretched), also=_also(model, stretched))
+    return recorder(*_inputs(batch), also=_also(model, batch))[0]
 
 
-def _also(trainee: ChatTrainee, batch: ChatBatch) -> tuple[int]:
+def _also(model: TrainableChatModel, batch: ChatBatch) -> tuple[int]:
     """`longest`, as far as a pass must know it."""
-    return (batch.ids.shape[1] if beyond_window(trainee, batch) else 0,)
+    return (batch.ids.shape[1] if beyond_window(model, batch) else 0,)
 
 
 def _inputs(batch: ChatBatch) -> tuple[torch.Tensor, ...]:
-    return batch.ids, batch.virtual, batch.positions, batch.segments, *(() if batch.edges is None else (batch.edges,))
+    return (
+        batch.ids,
+        batch.virtual,
+        batch.positions,
+        batch.segments,
+        *(() if batch.edges is None else (batch.edges,)),
+    )
 
 
 def _stretched(batch: ChatBatch) -> ChatBatch:
     """Something of the shapes that the widest line has."""
     width = batch.ids.shape[1]
-    edges = batch.edges if batch.edges is None else torch.where(batch.edges == width, batch.widest, batch.edges)
+    edges = (
+        batch.edges
+        if batch.edges is None
+        else torch.where(batch.edges == width, batch.widest, batch.edges)
+    )
     filling = {"ids": 0, "virtual": -1, "positions": 0, "segments": PAD}
-    return replace(batch, **{name: F.pad(getattr(batch, name), (0, batch.widest - width), value=value) for name, value in filling.items()}, edges=edges)
+    return replace(
+        batch,
+        **{
+            name: F.pad(getattr(batch, name), (0, batch.widest - width), value=value)
+            for name, value in filling.items()
+        },
+        edges=edges,
+    )
 
 
-def suits(trainee: ChatTrainee, batch: ChatBatch) -> bool:
+def suits(model: TrainableChatModel, batch: ChatBatch) -> bool:
     """Whether batches of this shape come again: packed lines, whose widths are rounded; padded rows have any shape."""
     lines, width = batch.ids.shape
-    return lines == 1 and (flex_attention.fits(width, batch.ids.device) if flex_attention.by_blocks(trainee.base) else width % flex_attention.BLOCK == 0)
+    return lines == 1 and (
+        flex_attention.is_block_aligned(width, batch.ids.device)
+        if flex_attention.by_blocks(model.base)
+        else width % flex_attention.BLOCK == 0
+    )
 
 
-def beyond_window(trainee: ChatTrainee, batch: ChatBatch) -> bool:
+def beyond_window(model: TrainableChatModel, batch: ChatBatch) -> bool:
     """All that a pass needs to know of `longest`: whether the sliding window hides anything. A plain mask is made without it."""
-    window = getattr(trainee.base.config, "sliding_window", None)
-    prefix = trainee.virtual if trainee.prefix else 0
-    return flex_attention.by_blocks(trainee.base) and window is not None and batch.longest + prefix > window
+    window = getattr(model.base.config, "sliding_window", None)
+    prefix = model.virtual if model.prefix else 0
+    return (
+        flex_attention.by_blocks(model.base)
+        and window is not None
+        and batch.longest + prefix > window
+    )

@@ -22,7 +22,11 @@ def teach_compiler() -> None:
     known = InductorChoices.should_use_persistent_reduction
 
     def fits(features: Any, cooperative_reduction: bool) -> bool:
-        along_rows = not cooperative_reduction and features.get_reduction_hint() == ReductionHint.INNER
-        return (along_rows and V.graph.sizevars.statically_known_leq(features.reduction_numel, LONGEST)) or known(features, cooperative_reduction)
+        along_rows = (
+            not cooperative_reduction and features.get_reduction_hint() == ReductionHint.INNER
+        )
+        return (
+            along_rows and V.graph.sizevars.statically_known_leq(features.reduction_numel, LONGEST)
+        ) or known(features, cooperative_reduction)
 
     InductorChoices.should_use_persistent_reduction = staticmethod(fits)

@@ -14,12 +14,16 @@ import torch.nn.functional as F
 from torch import nn
 
 
-def lean(model: nn.Module) -> None:
+def use_lightweight_forward(model: nn.Module) -> None:
     """Gives every low-rank adapter in `model` the forward of this file, where it has the same meaning."""
     for module in model.modules():
         if type(module) is lora.Linear and _plain_lora(module):
             module.__class__ = LeanDoRA if module.lora_variant else LeanLoRA
-        elif type(module) is loha.Linear and not any(module.module_dropout.values()) and not any(module.rank_dropout.values()):
+        elif (
+            type(module) is loha.Linear
+            and not any(module.module_dropout.values())
+            and not any(module.rank_dropout.values())
+        ):
             module.__class__ = LeanLoHa
 
 
@@ -34,7 +38,12 @@ def _plain_lora(module: lora.Linear) -> bool:
     dora = bool(module.lora_variant)
     dropout = isinstance(module.lora_dropout[name], nn.Dropout)
     known = not dora or type(module.lora_variant[name]).__name__ == "DoraLinearVariant"
-    return known and not (dora and dropout) and not module.fan_in_fan_out and not module.lora_bias[name]
+    return (
+        known
+        and not (dora and dropout)
+        and not module.fan_in_fan_out
+        and not module.lora_bias[name]
+    )
 
 
 def low_rank(x: torch.Tensor, down: torch.Tensor, up: torch.Tensor, scale: float) -> torch.Tensor:
@@ -73,8 +82,8 @@ class LeanLoHa(_Added, loha.Linear):
 
     def factors(self, name: str) -> tuple[torch.Tensor, torch.Tensor]:
         """(r^2, in) and (out, r^2)."""
-        up = pairs(self.hada_w1_a[name].T, self.hada_w2_a[name].T).T
-        return pairs(self.hada_w1_b[name], self.hada_w2_b[name]), up
+        up = khatri_rao(self.hada_w1_a[name].T, self.hada_w2_a[name].T).T
+        return khatri_rao(self.hada_w1_b[name], self.hada_w2_b[name]), up
 
 
 class LeanDoRA(LeanLoRA):
@@ -95,12 +104,14 @@ class LeanDoRA(LeanLoRA):
 LEAN = (LeanLoRA, LeanLoHa)
 
 
-def pairs(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
+def khatri_rao(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
     """(r, n) and (r, n) -> (r * r, n): the product of each row of the one with each of the other."""
     return (first[:, None] * second[None]).flatten(0, 1)
 
 
-def row_norms(weight: torch.Tensor, down: torch.Tensor, up: torch.Tensor, squares: torch.Tensor | None = None) -> torch.Tensor:
+def row_norms(
+    weight: torch.Tensor, down: torch.Tensor, up: torch.Tensor, squares: torch.Tensor | None = None
+) -> torch.Tensor:
     """(out,): the norms of the rows of W + B A, without making B A: |w|^2 + 2 b.(A w) + b (A A^T) b. `squares`: |w|^2, if known."""
     squares = (weight.to(torch.float32) ** 2).sum(1) if squares is None else squares
     crossed = squares + 2 * (F.linear(weight, down.to(weight.dtype)).float() * up).sum(1)

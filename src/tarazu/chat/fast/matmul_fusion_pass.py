@@ -24,7 +24,7 @@ THIN = 64  # no wider than this
 WIDE = 4  # times as wide as thin the other sides must be
 
 
-class ThinProducts(CustomGraphPass):
+class FuseSkinnyMatmuls(CustomGraphPass):
     """See the module's text. `found` counts the products that went into others."""
 
     def __init__(self):
@@ -61,7 +61,7 @@ def _groups(graph: Graph) -> list[tuple[list[Node], int]]:
 
 def _side_by_side(graph: Graph, products: list[Node], side: int) -> int:
     """One product for several that share an operand, and its parts in their places; products that need each other stay."""
-    products = [one for one in products if not _needs(one, set(products) - {one})]
+    products = [one for one in products if not _depends_on(one, set(products) - {one})]
     if len(products) < 2:
         return 0
     last = max((one.args[side] for one in products), key=list(graph.nodes).index)
@@ -107,12 +107,25 @@ def _sum(graph: Graph, root: Node) -> int:
 
 def _terms(node: Node) -> list[Node]:
     """What a tree of sums adds up; a sum that others use as well is a term of its own."""
-    return [leaf for part in node.args for leaf in (_terms(part) if _is_sum(part) and len(part.users) == 1 else [part])]
+    return [
+        leaf
+        for part in node.args
+        for leaf in (_terms(part) if _is_sum(part) and len(part.users) == 1 else [part])
+    ]
 
 
 def _is_sum(node: Any) -> bool:
-    same = isinstance(node, Node) and node.target is aten.add.Tensor and not node.kwargs and all(_is_tensor(part) for part in node.args)
-    return same and all(part.meta["val"].shape == node.meta["val"].shape and part.meta["val"].dtype == node.meta["val"].dtype for part in node.args)
+    same = (
+        isinstance(node, Node)
+        and node.target is aten.add.Tensor
+        and not node.kwargs
+        and all(_is_tensor(part) for part in node.args)
+    )
+    return same and all(
+        part.meta["val"].shape == node.meta["val"].shape
+        and part.meta["val"].dtype == node.meta["val"].dtype
+        for part in node.args
+    )
 
 
 def _is_tensor(part: Any) -> bool:
@@ -137,7 +150,7 @@ def _thin(size: Any, wide: Node) -> bool:
     return all(not isinstance(side, int) or side >= WIDE * size for side in wide.meta["val"].shape)
 
 
-def _needs(node: Node, others: set[Node]) -> bool:
+def _depends_on(node: Node, others: set[Node]) -> bool:
     """Whether a node comes, however indirectly, from one of the others."""
     seen, open_ = set(), list(node.all_input_nodes)
     while open_:

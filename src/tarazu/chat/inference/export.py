@@ -6,10 +6,10 @@ from pathlib import Path
 
 import torch
 
-from tarazu.chat.inference.trained_model import load
 from tarazu.chat.inference.jinja_template import chat_template
-from tarazu.engine.progress import note
-from tarazu.errors import BadInput
+from tarazu.chat.inference.trained_model import load
+from tarazu.engine.progress import log
+from tarazu.errors import UserError
 from tarazu.storage.run_folder import find_run
 
 LOW_RANK = {"lora", "rslora", "dora", "loha"}
@@ -33,21 +33,31 @@ def export(run_path: str, to: Path, form: str = "") -> None:
     possible = forms(run.kind)
     form = form or possible[0]
     if form not in possible:
-        raise BadInput(f"{run.kind} cannot be exported as {form!r}: {_why_not(form, run.kind)}", where=run_path, todo=" or ".join(f"--form {one}" for one in possible))
-    trainee, template, run, recipe = load(run_path, unpacked=form == "merged")
+        raise UserError(
+            f"{run.kind} cannot be exported as {form!r}: {_why_not(form, run.kind)}",
+            where=run_path,
+            todo=" or ".join(f"--form {one}" for one in possible),
+        )
+    model, template, run, recipe = load(run_path, unpacked=form == "merged")
     if form == "merged" and recipe.quantize != "none":
-        note("the base was trained on in 4 bits; its weights are written unpacked, the adapter merged into them")
-    module = trainee.module
+        log(
+            "the base was trained on in 4 bits; its weights are written unpacked, the adapter merged into them"
+        )
+    module = model.module
     if form == "merged" and run.kind in LOW_RANK:
         module = module.merge_and_unload()
     if form == "merged":
         module.generation_config.eos_token_id = template.stop_ids
-        module = module.to(torch.float32 if next(module.parameters()).dtype == torch.float32 else torch.bfloat16)
+        module = module.to(
+            torch.float32 if next(module.parameters()).dtype == torch.float32 else torch.bfloat16
+        )
     to.mkdir(parents=True, exist_ok=True)
     to = to.absolute()
     with study.at_home():  # peft looks for the base model by the path that the recipe gave
         module.save_pretrained(to)
-    if template.name != "tokenizer":  # trained with another template than the tokenizer's own, if it has one
+    if (
+        template.name != "tokenizer"
+    ):  # trained with another template than the tokenizer's own, if it has one
         template.tokenizer.chat_template = chat_template(template)
     template.tokenizer.save_pretrained(to)
 
@@ -55,4 +65,6 @@ def export(run_path: str, to: Path, form: str = "") -> None:
 def _why_not(form: str, kind: str) -> str:
     if form not in FORMS:
         return "no form of a language model is called so"
-    return "a soft prompt is no part of the weights" if kind in SOFT else "this method has no adapter"
+    return (
+        "a soft prompt is no part of the weights" if kind in SOFT else "this method has no adapter"
+    )

@@ -22,12 +22,22 @@ def chat_template(template: Template) -> str:
         "start": begin + pieces.start, "opening": begin + start_system + (pieces.system_open or ""), "close": pieces.system_close, "fold": pieces.fold,
         "ask": pieces.user_open, "asked": pieces.user_close, "answer": pieces.answer_open, "end": pieces.end_of_turn + pieces.after,
     }.items()}  # fmt: skip
-    first = f"(system + {write['fold']} if loop.first and system is not none else '')" if folded else "''"
-    system = "" if folded else f"{{% if system is not none %}}{{{{ {write['opening']} + system + {write['close']} }}}}{{% else %}}"
+    first = (
+        f"(system + {write['fold']} if loop.first and system is not none else '')"
+        if folded
+        else "''"
+    )
+    system = (
+        ""
+        if folded
+        else f"{{% if system is not none %}}{{{{ {write['opening']} + system + {write['close']} }}}}{{% else %}}"
+    )
     return (
         "{% set system = messages[0]['content'] | trim if messages and messages[0]['role'] == 'system' else none %}"
         "{% set turns = messages[1:] if system is not none else messages %}"
-        f"{system}{{{{ {write['start']} }}}}" + ("" if folded else "{% endif %}") + "{% for turn in turns %}{% if turn['role'] == 'user' %}"
+        f"{system}{{{{ {write['start']} }}}}"
+        + ("" if folded else "{% endif %}")
+        + "{% for turn in turns %}{% if turn['role'] == 'user' %}"
         f"{{{{ {write['ask']} + {first} + turn['content'] | trim + {write['asked']} }}}}"
         "{% elif turn['role'] == 'assistant' %}"
         f"{{{{ {write['answer']} + turn['content'] | trim + {write['end']} }}}}"

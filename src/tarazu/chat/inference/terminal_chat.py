@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import sys
 
+from tarazu.chat.data.chat_template import Turn
 from tarazu.chat.evaluation import generation
 from tarazu.chat.inference.trained_model import load
-from tarazu.chat.data.chat_template import Turn
-from tarazu.errors import BadInput
+from tarazu.errors import UserError
 
 HELP = "Write a message and press Enter. /new starts again, /quit leaves."
 
 
-def talk(runs: list[str], compare: bool, prompt: str, system: str, temperature: float, most: int) -> None:
+def chat_loop(
+    runs: list[str], compare: bool, prompt: str, system: str, temperature: float, most: int
+) -> None:
     """A conversation on stdin and stdout, or one answer to `prompt`. Several runs only with `compare`."""
     if len(runs) > 1 and not compare:
-        raise BadInput("several models were given", where="tarazu chat", todo="add --compare")
-    partners = [Partner(path, system, most, generation.Sampling(temperature, 0.95)) for path in runs]
+        raise UserError("several models were given", where="tarazu chat", todo="add --compare")
+    partners = [
+        ChatSession(path, system, most, generation.Sampling(temperature, 0.95)) for path in runs
+    ]
     if prompt:
         for partner in partners:
             partner.reply(prompt, named=len(partners) > 1)
@@ -33,11 +37,11 @@ def talk(runs: list[str], compare: bool, prompt: str, system: str, temperature: 
                 partner.reply(line, named=len(partners) > 1)
 
 
-class Partner:
+class ChatSession:
     """One model and its side of the conversation."""
 
     def __init__(self, path: str, system: str, most: int, sampling: generation.Sampling):
-        self.trainee, self.template, self.run, _ = load(path)
+        self.model, self.template, self.run, _ = load(path)
         self.system, self.most, self.sampling = system, most, sampling
         self.forget()
 
@@ -52,7 +56,13 @@ class Partner:
         ids: list[int] = []
         shown = ""
         tokenizer = self.template.tokenizer
-        for token in generation.stream(self.trainee, self.template.encode_prompt(self.turns), set(self.template.stop_ids), self.most, self.sampling):
+        for token in generation.stream(
+            self.model,
+            self.template.encode_prompt(self.turns),
+            set(self.template.stop_ids),
+            self.most,
+            self.sampling,
+        ):
             ids.append(token)
             text = tokenizer.decode(ids, skip_special_tokens=True)
             if not text.endswith("\ufffd"):  # half of a letter: wait for the rest

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from tarazu.chat.data import chat_template
 from tarazu.chat.model import loading
+from tarazu.chat.model.trainable import TrainableChatModel
 from tarazu.chat.settings import ChatRecipe
 from tarazu.chat.task import Chat
-from tarazu.chat.model.trainable import ChatTrainee
 from tarazu.engine import weights
-from tarazu.errors import BadInput
-from tarazu.storage.run_folder import Run, RunFolder, find_run, understood
+from tarazu.errors import UserError
+from tarazu.storage.run_folder import RunDir, StudyDir, find_run, reporting_corruption
 from tarazu.study.runner import pick_device, read_recipe
 
 
-def load(path: str, unpacked: bool = False) -> tuple[ChatTrainee, chat_template.Template, Run, ChatRecipe]:
+def load(
+    path: str, unpacked: bool = False
+) -> tuple[TrainableChatModel, chat_template.Template, RunDir, ChatRecipe]:
     """The trained model of DIR/METHOD, in eval mode. Raises `BadInput` when the run is not a finished run of chat.
 
     `unpacked`: a base that was trained on in 4 bits has those same weights in full precision, so that they can be merged.
@@ -23,30 +25,36 @@ def load(path: str, unpacked: bool = False) -> tuple[ChatTrainee, chat_template.
         return _loaded(here, here.run(run.name, run.seed), path, unpacked)
 
 
-def _loaded(study: RunFolder, run: Run, path: str, unpacked: bool) -> tuple[ChatTrainee, chat_template.Template, Run, ChatRecipe]:
+def _loaded(
+    study: StudyDir, run: RunDir, path: str, unpacked: bool
+) -> tuple[TrainableChatModel, chat_template.Template, RunDir, ChatRecipe]:
     recipe = read_recipe(study)
     if recipe.task != "chat":
-        raise BadInput("this is not a chat study", where=path, todo="`tarazu caption` describes images")
+        raise UserError(
+            "this is not a chat study", where=path, todo="`tarazu caption` describes images"
+        )
     if not run.done():
-        raise BadInput("this run is not finished", where=path, todo=f"tarazu resume {study.path}")
+        raise UserError("this run is not finished", where=path, todo=f"tarazu resume {study.path}")
     device = pick_device(recipe)
     tokenizer = loading.load_tokenizer(recipe.model, recipe.revision)
-    chosen = chat_template.choose(tokenizer, loading.model_type(recipe.model, recipe.revision))
+    chosen = chat_template.select_template(
+        tokenizer, loading.model_type(recipe.model, recipe.revision)
+    )
     task = Chat()
     model = task.load(recipe, run.name, device)
     if unpacked and recipe.quantize != "none":
         model = model.dequantize()
-    recipe = as_trained(recipe, run)
-    trainee = task.ready(recipe, run.name, model, tokenizer)
+    recipe = with_run_settings(recipe, run)
+    trainable = task.ready(recipe, run.name, model, tokenizer)
     if run.weights.exists():
-        weights.put(trainee, weights.read(run))
-    trainee.module.eval()
-    return trainee, chosen, run, recipe
+        weights.put(trainable, weights.read(run))
+    trainable.module.eval()
+    return trainable, chosen, run, recipe
 
 
-def as_trained(recipe: ChatRecipe, run: Run) -> ChatRecipe:
+def with_run_settings(recipe: ChatRecipe, run: RunDir) -> ChatRecipe:
     """The recipe with the settings that this run was trained with: a search may have chosen another rank, or number of virtual tokens."""
     state, path = run.read_json("run.json") or {}, run.path / "run.json"
-    with understood(path):
+    with reporting_corruption(path):
         method = type(recipe.methods[run.name]).model_validate(state["settings"])
     return recipe.with_method(run.name, method)

@@ -9,13 +9,15 @@ from tarazu.recipe.schema import Method
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from tarazu.chat.model.trainable import ChatTrainee
+    from tarazu.chat.model.trainable import TrainableChatModel
 
 
 class ChatMethod(Method):
     """What every method of chat can do: take a loaded model and say exactly what may change in it."""
 
-    def attach(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> ChatTrainee:
+    def attach(
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+    ) -> TrainableChatModel:
         """The model as this method trains it. Everything outside `may_change` is frozen."""
         raise TypeError(f"{type(self).__name__} has no attach")
 
@@ -29,7 +31,9 @@ class Base(ChatMethod):
 
     kind: Literal["base"] = "base"
 
-    def attach(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> ChatTrainee:
-        from tarazu.chat.model.trainable import ChatTrainee
+    def attach(
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+    ) -> TrainableChatModel:
+        from tarazu.chat.model.trainable import TrainableChatModel
 
-        return ChatTrainee(model.requires_grad_(False), frozenset(), base=model)
+        return TrainableChatModel(model.requires_grad_(False), frozenset(), base=model)

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import NonNegativeInt, PositiveFloat
 
 from tarazu.chat.methods.base import ChatMethod
-from tarazu.errors import BadInput
+from tarazu.errors import UserError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from tarazu.chat.model.trainable import ChatTrainee
+    from tarazu.chat.model.trainable import TrainableChatModel
 
 
 class Layers(ChatMethod):
@@ -26,19 +26,44 @@ class Layers(ChatMethod):
     head: bool = False
     learning_rate: PositiveFloat = 1e-4
 
-    def attach(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> ChatTrainee:
+    def attach(
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+    ) -> TrainableChatModel:
         """Raises `BadInput` when there are not so many blocks, or when the head is the embeddings (tied)."""
-        from tarazu.chat.model.trainable import opened
+        from tarazu.chat.model.trainable import with_unfrozen
 
         decoder = model.get_decoder()
         count = len(decoder.layers)
-        if self.first + self.last > count or not self.first + self.last + self.embeddings + self.final_norm + self.head:
-            raise BadInput(f"first {self.first} and last {self.last} of {count} layers", where="methods.layers", todo=f"name between 1 and {count} layers")
-        if self.head and not self.embeddings and model.get_output_embeddings().weight is model.get_input_embeddings().weight:
-            raise BadInput("this model's head is its embeddings (tied)", where="methods.layers.head", todo="set embeddings: true too, or head: false")
+        if (
+            self.first + self.last > count
+            or not self.first + self.last + self.embeddings + self.final_norm + self.head
+        ):
+            raise UserError(
+                f"first {self.first} and last {self.last} of {count} layers",
+                where="methods.layers",
+                todo=f"name between 1 and {count} layers",
+            )
+        if (
+            self.head
+            and not self.embeddings
+            and model.get_output_embeddings().weight is model.get_input_embeddings().weight
+        ):
+            raise UserError(
+                "this model's head is its embeddings (tied)",
+                where="methods.layers.head",
+                todo="set embeddings: true too, or head: false",
+            )
         parts = list(decoder.layers[: self.first]) + list(decoder.layers[count - self.last :])
-        parts += [model.get_input_embeddings()] * self.embeddings + [decoder.norm] * self.final_norm + [model.get_output_embeddings()] * self.head
-        return opened(model, parts)
+        parts += (
+            [model.get_input_embeddings()] * self.embeddings
+            + [decoder.norm] * self.final_norm
+            + [model.get_output_embeddings()] * self.head
+        )
+        return with_unfrozen(model, parts)
 
     def why_not_packed(self) -> str | None:
-        return "packed weights are no numbers that a gradient could change, and blocks hold them" if self.first + self.last else None
+        return (
+            "packed weights are no numbers that a gradient could change, and blocks hold them"
+            if self.first + self.last
+            else None
+        )

@@ -21,7 +21,13 @@ class LoHa(LowRank):
     def settings(self) -> Any:
         import peft
 
-        return peft.LoHaConfig(r=self.rank, alpha=self.alpha, module_dropout=self.dropout, target_modules=self.targets, task_type="CAUSAL_LM")
+        return peft.LoHaConfig(
+            r=self.rank,
+            alpha=self.alpha,
+            module_dropout=self.dropout,
+            target_modules=self.targets,
+            task_type="CAUSAL_LM",
+        )
 
     def why_not_packed(self) -> str | None:
         return "peft builds LoHa's update in the shape of the weight's bytes, which are packed"

@@ -14,7 +14,7 @@ from tarazu.chat.methods.base import ChatMethod
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from tarazu.chat.model.trainable import ChatTrainee
+    from tarazu.chat.model.trainable import TrainableChatModel
 
 
 class LowRank(ChatMethod):
@@ -23,7 +23,9 @@ class LowRank(ChatMethod):
     rank: PositiveInt = 16
     alpha: PositiveInt = 32
     dropout: float = Field(0.0, ge=0, lt=1)
-    targets: str | list[str] = Field("all-linear", description="all-linear, or the ends of module names (q_proj, v_proj)")
+    targets: str | list[str] = Field(
+        "all-linear", description="all-linear, or the ends of module names (q_proj, v_proj)"
+    )
 
     def settings(self) -> Any:
         """peft's configuration of this method."""
@@ -32,13 +34,21 @@ class LowRank(ChatMethod):
         return peft.LoraConfig(**self.lora_settings())
 
     def lora_settings(self) -> dict[str, Any]:
-        return {"r": self.rank, "lora_alpha": self.alpha, "lora_dropout": self.dropout, "target_modules": self.targets, "task_type": "CAUSAL_LM"}
+        return {
+            "r": self.rank,
+            "lora_alpha": self.alpha,
+            "lora_dropout": self.dropout,
+            "target_modules": self.targets,
+            "task_type": "CAUSAL_LM",
+        }
 
-    def attach(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> ChatTrainee:
+    def attach(
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+    ) -> TrainableChatModel:
         """Adapters on `targets`, all else frozen. Raises `BadInput`, naming the nearest module names."""
-        from tarazu.chat.model.trainable import adapted
+        from tarazu.chat.model.trainable import with_adapters
 
-        return adapted(model, self.settings(), self.targets)
+        return with_adapters(model, self.settings(), self.targets)
 
 
 class LoRA(LowRank):

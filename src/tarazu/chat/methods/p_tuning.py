@@ -14,7 +14,7 @@ from tarazu.chat.methods.base import ChatMethod
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from tarazu.chat.model.trainable import ChatTrainee
+    from tarazu.chat.model.trainable import TrainableChatModel
 
 
 class PTuning(ChatMethod):
@@ -30,14 +30,19 @@ class PTuning(ChatMethod):
     encoder_width: PositiveInt = Field(256, description="hidden width of the network")
     learning_rate: PositiveFloat = 3e-3
 
-    def attach(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> ChatTrainee:
+    def attach(
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+    ) -> TrainableChatModel:
         import peft
 
-        from tarazu.chat.model.trainable import centre_encoder, prompted
+        from tarazu.chat.model.trainable import centre_encoder, with_soft_prompt
 
         config = peft.PromptEncoderConfig(
-            task_type="CAUSAL_LM", num_virtual_tokens=self.virtual_tokens, encoder_reparameterization_type=self.encoder, encoder_hidden_size=self.encoder_width
+            task_type="CAUSAL_LM",
+            num_virtual_tokens=self.virtual_tokens,
+            encoder_reparameterization_type=self.encoder,
+            encoder_hidden_size=self.encoder_width,
         )
-        trainee = prompted(model, config)
-        centre_encoder(trainee.module.prompt_encoder["default"], model)
-        return trainee
+        trainable = with_soft_prompt(model, config)
+        centre_encoder(trainable.module.prompt_encoder["default"], model)
+        return trainable

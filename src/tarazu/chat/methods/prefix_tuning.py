@@ -14,7 +14,7 @@ from tarazu.chat.methods.base import ChatMethod
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from tarazu.chat.model.trainable import ChatTrainee
+    from tarazu.chat.model.trainable import TrainableChatModel
 
 
 class PrefixTuning(ChatMethod):
@@ -26,19 +26,32 @@ class PrefixTuning(ChatMethod):
 
     kind: Literal["prefix_tuning"] = "prefix_tuning"
     virtual_tokens: PositiveInt = 32
-    projection: bool = Field(False, description="train a network that writes the prefix (starts from random)")
+    projection: bool = Field(
+        False, description="train a network that writes the prefix (starts from random)"
+    )
     projection_width: PositiveInt = 256
-    text: str | None = Field(None, description="what the prefix begins as; default: prompt tuning's text")
+    text: str | None = Field(
+        None, description="what the prefix begins as; default: prompt tuning's text"
+    )
     learning_rate: PositiveFloat = 3e-2
 
-    def attach(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> ChatTrainee:
+    def attach(
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+    ) -> TrainableChatModel:
         import peft
 
         from tarazu.chat.methods.prompt_tuning import INSTRUCTION
-        from tarazu.chat.model.trainable import prefixed, start_ids
+        from tarazu.chat.model.trainable import start_ids, with_prefix
 
         config = peft.PrefixTuningConfig(
-            task_type="CAUSAL_LM", num_virtual_tokens=self.virtual_tokens, prefix_projection=self.projection, encoder_hidden_size=self.projection_width
+            task_type="CAUSAL_LM",
+            num_virtual_tokens=self.virtual_tokens,
+            prefix_projection=self.projection,
+            encoder_hidden_size=self.projection_width,
         )
-        ids = None if self.projection else start_ids(tokenizer, self.text or INSTRUCTION, self.virtual_tokens)
-        return prefixed(model, config, ids)
+        ids = (
+            None
+            if self.projection
+            else start_ids(tokenizer, self.text or INSTRUCTION, self.virtual_tokens)
+        )
+        return with_prefix(model, config, ids)

@@ -14,7 +14,7 @@ from tarazu.chat.methods.base import ChatMethod
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from tarazu.chat.model.trainable import ChatTrainee
+    from tarazu.chat.model.trainable import TrainableChatModel
 
 INSTRUCTION = "به پرسش‌های کاربر به فارسیِ روان، درست و کوتاه پاسخ بده. "
 
@@ -28,17 +28,27 @@ class PromptTuning(ChatMethod):
     kind: Literal["prompt_tuning"] = "prompt_tuning"
     virtual_tokens: PositiveInt = 32
     start: Literal["text", "vocabulary"] = Field("text", description="what the vectors begin as")
-    text: str = Field(INSTRUCTION, min_length=1, description="repeated or cut to the number of virtual tokens")
+    text: str = Field(
+        INSTRUCTION, min_length=1, description="repeated or cut to the number of virtual tokens"
+    )
     learning_rate: PositiveFloat = 3e-2
 
-    def attach(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> ChatTrainee:
+    def attach(
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+    ) -> TrainableChatModel:
         import peft
 
-        from tarazu.chat.model.trainable import prompted, start_ids
+        from tarazu.chat.model.trainable import start_ids, with_soft_prompt
 
         ids = start_ids(tokenizer, self.text if self.start == "text" else None, self.virtual_tokens)
-        start = model.get_input_embeddings()(ids.to(model.device)).detach().float()  # the module: Gemma 3 scales in it
-        config = peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=self.virtual_tokens, prompt_tuning_init="RANDOM")
-        trainee = prompted(model, config)
-        trainee.module.prompt_encoder["default"].embedding.weight.data.copy_(start)
-        return trainee
+        start = (
+            model.get_input_embeddings()(ids.to(model.device)).detach().float()
+        )  # the module: Gemma 3 scales in it
+        config = peft.PromptTuningConfig(
+            task_type="CAUSAL_LM",
+            num_virtual_tokens=self.virtual_tokens,
+            prompt_tuning_init="RANDOM",
+        )
+        trainable = with_soft_prompt(model, config)
+        trainable.module.prompt_encoder["default"].embedding.weight.data.copy_(start)
+        return trainable

@@ -18,7 +18,9 @@ from tarazu.chat.model import flex_attention
 from tarazu.chat.model.batching import PAD, SHARED, ChatBatch
 
 
-def visible(q_segments, k_segments, q_positions, k_positions, window: int | None) -> torch.Tensor:
+def visibility_mask(
+    q_segments, k_segments, q_positions, k_positions, window: int | None
+) -> torch.Tensor:
     """(B, Q, K) bool, True where a query may look.
 
     Args:
@@ -33,11 +35,18 @@ def visible(q_segments, k_segments, q_positions, k_positions, window: int | None
     if window is not None:
         seen &= q_positions - k_positions < window
     queries, keys = seen.shape[1:]
-    itself = torch.arange(keys, device=seen.device) == torch.arange(keys - queries, keys, device=seen.device)[:, None]
-    return seen | (itself & (q_segments == PAD))  # padding looks at itself: a softmax over nothing would be NaN
+    itself = (
+        torch.arange(keys, device=seen.device)
+        == torch.arange(keys - queries, keys, device=seen.device)[:, None]
+    )
+    return seen | (
+        itself & (q_segments == PAD)
+    )  # padding looks at itself: a softmax over nothing would be NaN
 
 
-def masks(config: PretrainedConfig, dtype: torch.dtype, *grid: torch.Tensor) -> torch.Tensor | dict[str, torch.Tensor]:
+def dense_masks(
+    config: PretrainedConfig, dtype: torch.dtype, *grid: torch.Tensor
+) -> torch.Tensor | dict[str, torch.Tensor]:
     """The mask(s) that the model's layers take: (B, 1, Q, K), bool for SDPA, additive for eager.
 
     Args:
@@ -47,27 +56,37 @@ def masks(config: PretrainedConfig, dtype: torch.dtype, *grid: torch.Tensor) -> 
     """
 
     def ready(window: int | None) -> torch.Tensor:
-        seen = visible(*grid, window)[:, None]
+        seen = visibility_mask(*grid, window)[:, None]
         if config._attn_implementation != "eager":
             return seen
-        return torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill(~seen, torch.finfo(dtype).min)
+        return torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill(
+            ~seen, torch.finfo(dtype).min
+        )
 
     return _by_type(config, ready)
 
 
-def blocks(config: PretrainedConfig, batch: ChatBatch, prefix: int) -> Any:
+def sparse_mask(config: PretrainedConfig, batch: ChatBatch, prefix: int) -> Any:
     """The same rule as row edges (`flash.py`) or as flex attention's blocks; None where the model or the batch is not for them."""
     if batch.edges is not None:
         return _by_type(config, lambda _window: batch.edges[None, None, None])
-    if config._attn_implementation != flex_attention.NAME or not flex_attention.fits(batch.ids.shape[1], batch.ids.device):
+    if config._attn_implementation != flex_attention.NAME or not flex_attention.is_block_aligned(
+        batch.ids.shape[1], batch.ids.device
+    ):
         return None
     made: dict[int | None, BlockMask] = {}
-    block = flex_attention.block_size(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
+    block = flex_attention.block_size(
+        getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    )
 
     def ready(window: int | None) -> BlockMask:
-        beyond = None if window is None or batch.longest + prefix <= window else window  # a wide window hides nothing
+        beyond = (
+            None if window is None or batch.longest + prefix <= window else window
+        )  # a wide window hides nothing
         if beyond not in made:
-            made[beyond] = flex_attention.block_mask(batch.segments, batch.positions, prefix, beyond, block)
+            made[beyond] = flex_attention.block_mask(
+                batch.segments, batch.positions, prefix, beyond, block
+            )
         return made[beyond]
 
     return _by_type(config, ready)
@@ -78,6 +97,10 @@ def _by_type(config: PretrainedConfig, ready: Callable[[int | None], Any]) -> An
     types = set(getattr(config, "layer_types", None) or [])
     window = getattr(config, "sliding_window", None)
     if len(types) > 1 or config.model_type in ("gemma2", "gemma3_text", "gemma3"):
-        return {kind: ready(window if kind == "sliding_attention" else None) for kind in sorted(types)}
-    sliding = types == {"sliding_attention"} or (not types and window and getattr(config, "use_sliding_window", True))
+        return {
+            kind: ready(window if kind == "sliding_attention" else None) for kind in sorted(types)
+        }
+    sliding = types == {"sliding_attention"} or (
+        not types and window and getattr(config, "use_sliding_window", True)
+    )
     return ready(window if sliding else None)

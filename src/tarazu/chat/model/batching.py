@@ -12,12 +12,12 @@ import numpy as np
 import torch
 
 from tarazu.chat.model.flash_attention import row_edges
-from tarazu.engine.task import Counts
+from tarazu.engine.task import TokenCounts
 
 PAD = -1  # segment of a padded place
 SHARED = -2  # segment that every row sees: the prefix
 BLOCK = 128  # widths of packed lines are multiples of it
-ENDS = 6  # of full lines: each may be one more width to record
+MAX_SHORT_WIDTHS = 6  # of full lines: each may be one more width to record
 
 
 @dataclass
@@ -45,7 +45,7 @@ class ChatBatch:
     sources: torch.Tensor
     labels: torch.Tensor
     rows: torch.Tensor
-    counts: Counts
+    counts: TokenCounts
     longest: int = 0
     edges: torch.Tensor | None = None
     widest: int = 0
@@ -53,12 +53,16 @@ class ChatBatch:
     def to(self, device: torch.device) -> ChatBatch:
         if device.type == "cpu":
             return self
-        moved = {f.name: getattr(self, f.name).pin_memory().to(device, non_blocking=True) for f in fields(self) if isinstance(getattr(self, f.name), torch.Tensor)}
+        moved = {
+            f.name: getattr(self, f.name).pin_memory().to(device, non_blocking=True)
+            for f in fields(self)
+            if isinstance(getattr(self, f.name), torch.Tensor)
+        }
         return replace(self, **moved)
 
 
 @dataclass(frozen=True)
-class Row:
+class TokenizedRow:
     """One row's tokens (n,) and which of them are under the loss (n,); `index` tells rows apart."""
 
     ids: np.ndarray
@@ -66,8 +70,14 @@ class Row:
     index: int = 0
 
 
-def lay_out(
-    lines: list[list[Row]], virtual: int = 0, prefix: int = 0, left: bool = False, width: int | None = None, edges: bool = False, widest: int = 0
+def make_batch(
+    lines: list[list[TokenizedRow]],
+    virtual: int = 0,
+    prefix: int = 0,
+    left: bool = False,
+    width: int | None = None,
+    edges: bool = False,
+    widest: int = 0,
 ) -> ChatBatch:
     """Lays lines of rows (one row a line when padded, several when packed) on a (B, T) grid.
 
@@ -97,7 +107,9 @@ def lay_out(
             positions[b, at:end] = np.arange(end - at) + prefix
             segments[b, at:end] = number
             marked = np.flatnonzero(row.supervised)
-            marked = marked[marked + virtual > 0]  # a row's first token has nothing before it to predict it from
+            marked = marked[
+                marked + virtual > 0
+            ]  # a row's first token has nothing before it to predict it from
             sources.append(b * width + start + marked - 1)
             labels.append(row.ids[marked])
             owners.append(np.full(len(marked), row.index))
@@ -105,14 +117,36 @@ def lay_out(
         starts += [b * width + at] if at < width else []
     rows = [row for line in lines for row in line]
     tokens, flat = sum(len(row.ids) for row in rows), np.concatenate
-    counts = Counts(len(rows), tokens, sum(map(len, labels)), width * len(lines) - sum(sizes), (virtual + prefix) * len(rows))
-    arrays = (ids, index, positions, segments, flat(sources), flat(labels).astype(np.int64), flat(owners))
+    counts = TokenCounts(
+        len(rows),
+        tokens,
+        sum(map(len, labels)),
+        width * len(lines) - sum(sizes),
+        (virtual + prefix) * len(rows),
+    )
+    arrays = (
+        ids,
+        index,
+        positions,
+        segments,
+        flat(sources),
+        flat(labels).astype(np.int64),
+        flat(owners),
+    )
     longest = max((virtual + len(row.ids) for row in rows), default=0)
     made = torch.from_numpy(row_edges(starts, width * len(lines))) if edges else None
-    return ChatBatch(*(torch.from_numpy(np.ascontiguousarray(a)) for a in arrays), counts, longest, made, max(width, widest))
+    return ChatBatch(
+        *(torch.from_numpy(np.ascontiguousarray(a)) for a in arrays),
+        counts,
+        longest,
+        made,
+        max(width, widest),
+    )
 
 
-def group(rows: list[Row], limit: int, virtual: int, packed: bool) -> list[list[list[Row]]]:
+def bin_pack(
+    rows: list[TokenizedRow], limit: int, virtual: int, packed: bool
+) -> list[list[list[TokenizedRow]]]:
     """The rows as batches of lines, no batch larger than `limit` places unless one row alone is.
 
     Padded: rows of like length together. Packed: one line a batch, filled longest row first (first fit decreasing), so that
@@ -120,7 +154,7 @@ def group(rows: list[Row], limit: int, virtual: int, packed: bool) -> list[list[
     """
     rows = sorted(rows, key=lambda row: -len(row.ids))
     if not packed:
-        batches: list[list[Row]] = []
+        batches: list[list[TokenizedRow]] = []
         for row in rows:
             longest = len(batches[-1][0].ids) + virtual if batches else 0
             if batches and longest * (len(batches[-1]) + 1) <= limit:
@@ -128,7 +162,7 @@ def group(rows: list[Row], limit: int, virtual: int, packed: bool) -> list[list[
             else:
                 batches.append([row])
         return [[[row] for row in batch] for batch in batches]
-    bins: list[tuple[int, list[Row]]] = []
+    bins: list[tuple[int, list[TokenizedRow]]] = []
     for row in rows:
         size = len(row.ids) + virtual
         for i, (used, line) in enumerate(bins):
@@ -140,7 +174,9 @@ def group(rows: list[Row], limit: int, virtual: int, packed: bool) -> list[list[
     return [[line] for _, line in bins]
 
 
-def packed(rows: list[Row], limit: int, virtual: int, shorter: bool = False) -> list[tuple[list[list[Row]], int, int]]:
+def pack_rows(
+    rows: list[TokenizedRow], limit: int, virtual: int, shorter: bool = False
+) -> list[tuple[list[list[TokenizedRow]], int, int]]:
     """The packed batches of `group`, each with the width that its line is filled up to, and the widest that a full line may have.
 
     Widths are sixteenths of `limit`, so that they are few. Those of a step then add up to whole sixteenths, and half of one is
@@ -153,11 +189,21 @@ def packed(rows: list[Row], limit: int, virtual: int, shorter: bool = False) -> 
         return min(_whole(size, step), _whole(most, BLOCK)) if size <= most else _whole(size, step)
 
     tried = []
-    for most in range(limit, limit - min(step, ENDS * BLOCK), -BLOCK) if shorter else (limit,):
-        batches = group(rows, most, virtual, packed=True)
-        tried.append([(batch, width(sum(virtual + len(row.ids) for row in batch[0]), most)) for batch in batches])
+    for most in (
+        range(limit, limit - min(step, MAX_SHORT_WIDTHS * BLOCK), -BLOCK) if shorter else (limit,)
+    ):
+        batches = bin_pack(rows, most, virtual, packed=True)
+        tried.append(
+            [
+                (batch, width(sum(virtual + len(row.ids) for row in batch[0]), most))
+                for batch in batches
+            ]
+        )
     best = min(tried, key=lambda batches: sum(size for _, size in batches))
-    return [(batch, size, _whole(limit, BLOCK) if limit - step < size <= limit else size) for batch, size in best]
+    return [
+        (batch, size, _whole(limit, BLOCK) if limit - step < size <= limit else size)
+        for batch, size in best
+    ]
 
 
 def _whole(size: int, step: int) -> int:

@@ -20,7 +20,9 @@ HOPPER = (9, 0)
 FEWEST = 32  # edges: their number is a power of two from here on, so that recordings are few
 
 
-def why_not(config: PretrainedConfig, dtype: torch.dtype, device: torch.device, longest: int, prefix: int) -> str:
+def unavailable_reason(
+    config: PretrainedConfig, dtype: torch.dtype, device: torch.device, longest: int, prefix: int
+) -> str:
     """What stands in the way of these kernels, "" if nothing does.
 
     Args:
@@ -36,10 +38,16 @@ def why_not(config: PretrainedConfig, dtype: torch.dtype, device: torch.device, 
     if find_spec("flash_attn") is None or find_spec("flash_attn.cute") is None:
         return "FlashAttention 4 is not installed (pip install tarazu[flash])"
     if dtype not in HALVES or head > WIDEST_HEAD or head % 8:
-        return f"FlashAttention 4 takes 16 bits and heads up to {WIDEST_HEAD}, not {dtype} and {head}"
+        return (
+            f"FlashAttention 4 takes 16 bits and heads up to {WIDEST_HEAD}, not {dtype} and {head}"
+        )
     if prefix:
         return "FlashAttention 4 knows no prefix"
-    return f"rows may be longer than the model's window of {window}" if window and longest > window else ""
+    return (
+        f"rows may be longer than the model's window of {window}"
+        if window and longest > window
+        else ""
+    )
 
 
 def row_edges(starts: list[int], places: int) -> np.ndarray:
@@ -53,7 +61,7 @@ def row_edges(starts: list[int], places: int) -> np.ndarray:
     return np.array(starts + [places] * (size - len(starts)), np.int32)
 
 
-def are_edges(mask: object) -> bool:
+def is_cu_seqlens(mask: object) -> bool:
     """Whether what stands for a mask is `row_edges`, as (1, 1, 1, E)."""
     return isinstance(mask, torch.Tensor) and mask.dtype == torch.int32
 
@@ -75,7 +83,12 @@ def attend(
 
 @torch.library.custom_op("tarazu::flash_forward", mutates_args=(), device_types="cuda")
 def _forward(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, edges: torch.Tensor, scaling: float, softcap: float
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    edges: torch.Tensor,
+    scaling: float,
+    softcap: float,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """(places, heads, size) each -> the same of the output, and (heads, places) log-sums."""
     from flash_attn.cute.interface import _flash_attn_fwd
@@ -94,7 +107,9 @@ def _forward(
 
 @_forward.register_fake
 def _(query, key, value, edges, scaling, softcap):
-    return torch.empty_like(query), query.new_empty(query.shape[1], query.shape[0], dtype=torch.float32)
+    return torch.empty_like(query), query.new_empty(
+        query.shape[1], query.shape[0], dtype=torch.float32
+    )
 
 
 @torch.library.custom_op("tarazu::flash_backward", mutates_args=(), device_types="cuda")
@@ -153,4 +168,9 @@ _forward.register_autograd(_slopes, setup_context=_kept)
 
 def _rows(edges: torch.Tensor, places: int) -> dict:
     """How the kernels are told of rows; no row is longer than all places."""
-    return {"cu_seqlens_q": edges, "cu_seqlens_k": edges, "max_seqlen_q": places, "max_seqlen_k": places}
+    return {
+        "cu_seqlens_q": edges,
+        "cu_seqlens_k": edges,
+        "max_seqlen_q": places,
+        "max_seqlen_k": places,
+    }

@@ -15,13 +15,19 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 
 from tarazu.chat.model import flash_attention
-from tarazu.chat.model.tanh_approx import FastTanh, teach_compiler
 from tarazu.chat.model.batching import BLOCK, PAD
+from tarazu.chat.model.tanh_approx import FastTanh, teach_compiler
 
 NAME = "tarazu_flex"
-NOBODY = -2  # the segment of the places that fill a prefix up to whole blocks
+PREFIX_PADDING = -2  # the segment of the places that fill a prefix up to whole blocks
 # Heads over 128 numbers wide: tiles of 64 need no larger blocks, and 4 warps would spill registers in the backward pass.
-WIDE_HEAD = {"fwd_BLOCK_M": 64, "fwd_BLOCK_N": 32, "fwd_num_stages": 2, "fwd_num_warps": 4, "bwd_num_warps": 8}
+WIDE_HEAD = {
+    "fwd_BLOCK_M": 64,
+    "fwd_BLOCK_N": 32,
+    "fwd_num_stages": 2,
+    "fwd_num_warps": 4,
+    "bwd_num_warps": 8,
+}
 
 
 def block_size(head: int) -> int:
@@ -34,7 +40,13 @@ def prefix_places(prefix: int, block: int = BLOCK) -> int:
     return -(-prefix // block) * block
 
 
-def block_mask(segments: torch.Tensor, positions: torch.Tensor, prefix: int = 0, window: int | None = None, block: int = BLOCK) -> BlockMask:
+def block_mask(
+    segments: torch.Tensor,
+    positions: torch.Tensor,
+    prefix: int = 0,
+    window: int | None = None,
+    block: int = BLOCK,
+) -> BlockMask:
     """The rule of `attention.visible` for whole lines, as blocks that are needed whole, in part or not at all.
 
     Rows are contiguous in a line, so the blocks follow from the first and last row in each; nothing of size (T, T) is made.
@@ -47,12 +59,16 @@ def block_mask(segments: torch.Tensor, positions: torch.Tensor, prefix: int = 0,
     """
     lines, width = segments.shape
     place = torch.arange(width, device=segments.device)
-    own = torch.where(segments == PAD, width + place, segments).int()  # each padded place is a row of its own
+    own = torch.where(
+        segments == PAD, width + place, segments
+    ).int()  # each padded place is a row of its own
     ahead = prefix_places(prefix, block)
-    keys = F.pad(own, (ahead, 0), value=NOBODY)
+    keys = F.pad(own, (ahead, 0), value=PREFIX_PADDING)
     places = positions.int()
     # a tensor, for a number would be compiled in, and each kind of layer would compile its own code
-    limit = torch.full((), width + ahead if window is None else window, dtype=torch.int32, device=segments.device)
+    limit = torch.full(
+        (), width + ahead if window is None else window, dtype=torch.int32, device=segments.device
+    )
 
     def rule(b, _head, q, k):
         back = q + ahead - k  # within a row, places and positions move together
@@ -61,30 +77,49 @@ def block_mask(segments: torch.Tensor, positions: torch.Tensor, prefix: int = 0,
 
     whole, part = _blocks(own.view(lines, -1, block), ahead // block, window, width)
     sizes = (width, width + ahead)
-    made = BlockMask.from_kv_blocks(*_listed(part), *_listed(whole), BLOCK_SIZE=block, mask_mod=rule, seq_lengths=sizes, compute_q_blocks=False)
+    made = BlockMask.from_kv_blocks(
+        *_listed(part),
+        *_listed(whole),
+        BLOCK_SIZE=block,
+        mask_mod=rule,
+        seq_lengths=sizes,
+        compute_q_blocks=False,
+    )
     # what `compute_q_blocks` does, without going through the lists, and so that it can be recorded
     made.q_num_blocks, made.q_indices = _listed(part.transpose(1, 2))
     made.full_q_num_blocks, made.full_q_indices = _listed(whole.transpose(1, 2))
     return made
 
 
-def _blocks(own: torch.Tensor, before: int, window: int | None, width: int) -> tuple[torch.Tensor, torch.Tensor]:
+def _blocks(
+    own: torch.Tensor, before: int, window: int | None, width: int
+) -> tuple[torch.Tensor, torch.Tensor]:
     """(B, query blocks, key blocks) bool twice: seen whole, and seen in part; `before` prefix blocks come first."""
     low, high, block = own.amin(-1), own.amax(-1), own.shape[-1]
     number = torch.arange(low.shape[1], device=own.device)
     apart = number[:, None] - number
     meet = (low[:, :, None] <= high[:, None, :]) & (low[:, None, :] <= high[:, :, None])
-    one_row = (low == high)[:, :, None] & (low[:, :, None] == low[:, None, :]) & (high == low)[:, None, :] & (high < width)[:, :, None]
+    one_row = (
+        (low == high)[:, :, None]
+        & (low[:, :, None] == low[:, None, :])
+        & (high == low)[:, None, :]
+        & (high < width)[:, :, None]
+    )
     needed, whole = meet & (apart >= 0), one_row & (apart > 0)
     if window is not None:
-        needed, whole = needed & ((apart - 1) * block + 1 < window), whole & ((apart + 1) * block - 1 < window)
+        needed, whole = (
+            needed & ((apart - 1) * block + 1 < window),
+            whole & ((apart + 1) * block - 1 < window),
+        )
     return F.pad(whole, (before, 0)), F.pad(needed & ~whole, (before, 0), value=True)
 
 
 def _listed(dense: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """(B, 1, Q) counts and (B, 1, Q, K) indices, needed ones first, of a (B, Q, K) bool grid."""
     dense = dense[:, None].int()
-    return dense.sum(-1, dtype=torch.int32), torch.argsort(dense, dim=-1, descending=True, stable=True).int().contiguous()
+    return dense.sum(-1, dtype=torch.int32), torch.argsort(
+        dense, dim=-1, descending=True, stable=True
+    ).int().contiguous()
 
 
 def by_blocks(model: PreTrainedModel) -> bool:
@@ -92,33 +127,71 @@ def by_blocks(model: PreTrainedModel) -> bool:
     return model.config._attn_implementation == NAME
 
 
-def fits(queries: int, device: torch.device) -> bool:
+def is_block_aligned(queries: int, device: torch.device) -> bool:
     """Whether blocks pay: on a GPU, for whole blocks of places, more than a few."""
     return device.type == "cuda" and queries % BLOCK == 0 and queries >= 2 * BLOCK
 
 
-def attend(module, query, key, value, attention_mask, scaling=None, dropout=0.0, softcap=None, prefix=None, **_):
+def attend(
+    module,
+    query,
+    key,
+    value,
+    attention_mask,
+    scaling=None,
+    dropout=0.0,
+    softcap=None,
+    prefix=None,
+    **_,
+):
     """transformers' attention function: (B, heads, Q, size) queries -> (B, Q, heads, size).
 
     `prefix`, with blocks only: keys and values (key-value heads, P, size) that stand before every line.
     """
-    if flash_attention.are_edges(attention_mask):
+    if flash_attention.is_cu_seqlens(attention_mask):
         return flash_attention.attend(query, key, value, attention_mask, scaling, softcap), None
     if attention_mask is None:  # transformers' word for "plainly causal"
-        attention_mask = torch.ones(query.shape[2], key.shape[2], dtype=torch.bool, device=query.device).tril(key.shape[2] - query.shape[2])
+        attention_mask = torch.ones(
+            query.shape[2], key.shape[2], dtype=torch.bool, device=query.device
+        ).tril(key.shape[2] - query.shape[2])
     if isinstance(attention_mask, BlockMask):
         if prefix is not None:
-            key, value = (torch.cat([_filled(p, own), own], 2) for p, own in zip(prefix, (key, value), strict=True))
+            key, value = (
+                torch.cat([_filled(p, own), own], 2)
+                for p, own in zip(prefix, (key, value), strict=True)
+            )
         options = WIDE_HEAD if query.shape[-1] > 128 else None
         attention = flex_attention if torch.compiler.is_compiling() else _compiled()
         half = query.is_cuda and query.dtype != torch.float32
-        out = attention(query, key, value, _capped(softcap, half), attention_mask, scale=scaling, enable_gqa=query.shape[1] != key.shape[1], kernel_options=options)
+        out = attention(
+            query,
+            key,
+            value,
+            _capped(softcap, half),
+            attention_mask,
+            scale=scaling,
+            enable_gqa=query.shape[1] != key.shape[1],
+            kernel_options=options,
+        )
     elif softcap is None:
-        out = F.scaled_dot_product_attention(query, key, value, attention_mask, dropout if module.training else 0.0, scale=scaling, enable_gqa=query.shape[1] != key.shape[1])
+        out = F.scaled_dot_product_attention(
+            query,
+            key,
+            value,
+            attention_mask,
+            dropout if module.training else 0.0,
+            scale=scaling,
+            enable_gqa=query.shape[1] != key.shape[1],
+        )
     else:
         repeats = query.shape[1] // key.shape[1]
         key, value = key.repeat_interleave(repeats, 1), value.repeat_interleave(repeats, 1)
-        scores = torch.tanh(query @ key.transpose(-1, -2) * (scaling or query.shape[-1] ** -0.5) / softcap) * softcap
+        scores = (
+            torch.tanh(
+                query @ key.transpose(-1, -2) * (scaling or query.shape[-1] ** -0.5) / softcap
+            )
+            * softcap
+        )
         scores = scores.masked_fill(~attention_mask, torch.finfo(scores.dtype).min)
         out = scores.float().softmax(-1).to(query.dtype) @ value
     return out.transpose(1, 2).contiguous(), None
@@ -126,7 +199,10 @@ def attend(module, query, key, value, attention_mask, scaling=None, dropout=0.0,
 
 def _filled(prefix: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
     """A prefix (heads, P, size) as (B, heads, whole blocks, size), in the type of `rows`."""
-    wide = F.pad(prefix, (0, 0, 0, prefix_places(prefix.shape[1], block_size(rows.shape[-1])) - prefix.shape[1]))
+    wide = F.pad(
+        prefix,
+        (0, 0, 0, prefix_places(prefix.shape[1], block_size(rows.shape[-1])) - prefix.shape[1]),
+    )
     return wide.to(rows.dtype).expand(rows.shape[0], -1, -1, -1)
 
 
@@ -149,7 +225,9 @@ def _capped(softcap: float | None, half: bool):
         return None
 
     def exact(score, _b, _h, _q, _k):
-        return softcap * (2 * torch.sigmoid(score * (2 / softcap)) - 1)  # softcap * tanh(score / softcap), in fewer instructions
+        return softcap * (
+            2 * torch.sigmoid(score * (2 / softcap)) - 1
+        )  # softcap * tanh(score / softcap), in fewer instructions
 
     def fast(score, _b, _h, _q, _k):
         return softcap * FastTanh.apply(score / softcap)
@@ -158,4 +236,6 @@ def _capped(softcap: float | None, half: bool):
 
 
 AttentionInterface.register(NAME, attend)
-AttentionMaskInterface.register(NAME, ALL_MASK_ATTENTION_FUNCTIONS["sdpa"])  # for who calls the model without our masks
+AttentionMaskInterface.register(
+    NAME, ALL_MASK_ATTENTION_FUNCTIONS["sdpa"]
+)  # for who calls the model without our masks

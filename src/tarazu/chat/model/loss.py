@@ -37,7 +37,9 @@ class ChunkedCrossEntropy(torch.autograd.Function):
         for start in range(0, len(labels), rows):
             part = slice(start, start + rows)
             logits = hidden[part] @ matrix.T
-            losses[part], grad = _fast(logits, softcap, sloped)(logits, labels[part], softcap, sloped)
+            losses[part], grad = _fast(logits, softcap, sloped)(
+                logits, labels[part], softcap, sloped
+            )
             if need_hidden:
                 torch.mm(grad, matrix, out=grad_hidden[part])
             if need_weight:
@@ -50,13 +52,23 @@ class ChunkedCrossEntropy(torch.autograd.Function):
     def backward(ctx, grad):
         hidden, weight = ctx.saved_tensors
         scale = grad.flatten()[0] if grad.numel() else grad.sum()
-        return (None if hidden is None else hidden * scale.to(hidden.dtype)), (None if weight is None else weight * scale), None, None, None
+        return (
+            (None if hidden is None else hidden * scale.to(hidden.dtype)),
+            (None if weight is None else weight * scale),
+            None,
+            None,
+            None,
+        )
 
 
-def loss_and_slope(logits: torch.Tensor, labels: torch.Tensor, softcap: float | None, sloped: bool) -> tuple[torch.Tensor, torch.Tensor | None]:
+def cross_entropy_with_grad(
+    logits: torch.Tensor, labels: torch.Tensor, softcap: float | None, sloped: bool
+) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Losses (N,), float32, of raw logits (N, V), and the gradient of their sum in the logits' type if it is wanted."""
     raw = logits.float()
-    capped = (2 * torch.sigmoid(raw * (2 / softcap)) - 1) * softcap if softcap else raw  # tanh, in fewer instructions
+    capped = (
+        (2 * torch.sigmoid(raw * (2 / softcap)) - 1) * softcap if softcap else raw
+    )  # tanh, in fewer instructions
     total = torch.logsumexp(capped, -1)
     picked = capped.gather(1, labels[:, None])[:, 0]
     if not sloped:
@@ -68,11 +80,15 @@ def loss_and_slope(logits: torch.Tensor, labels: torch.Tensor, softcap: float | 
     return total - picked, grad.to(logits.dtype)
 
 
-def row_by_row(logits: torch.Tensor, labels: torch.Tensor, softcap: float | None, sloped: bool) -> tuple[torch.Tensor, torch.Tensor | None]:
+def row_by_row(
+    logits: torch.Tensor, labels: torch.Tensor, softcap: float | None, sloped: bool
+) -> tuple[torch.Tensor, torch.Tensor | None]:
     """As `loss_and_slope`, in the logits' own memory, a few rows at a time that a processor's cache holds: it would wait for memory otherwise."""
     losses = torch.empty(len(labels), dtype=torch.float32, device=logits.device)
     rows = max(1, CACHED // (4 * logits.shape[1]))
-    for mine, part, chosen in zip(losses.split(rows), logits.split(rows), labels.split(rows), strict=True):
+    for mine, part, chosen in zip(
+        losses.split(rows), logits.split(rows), labels.split(rows), strict=True
+    ):
         x, label = part.float(), chosen[:, None]
         share = x.div_(softcap).tanh_().clone() if softcap else None
         x = x.mul_(softcap) if softcap else x
@@ -91,7 +107,7 @@ def _fast(logits: torch.Tensor, softcap: float | None, sloped: bool) -> Callable
     if not logits.is_cuda:
         return row_by_row
     if not sloped or not _has_triton():
-        return loss_and_slope
+        return cross_entropy_with_grad
     kernel = _kernel()
     return kernel.loss_and_slope if kernel and kernel.suits(logits, softcap) else _compiled()
 
@@ -113,20 +129,31 @@ def _kernel() -> ModuleType | None:
 
 @lru_cache
 def _compiled() -> Callable:
-    return torch.compile(loss_and_slope, dynamic=True)
+    return torch.compile(cross_entropy_with_grad, dynamic=True)
 
 
-def token_losses(model, hidden: torch.Tensor, labels: torch.Tensor, chunk: int | None = None) -> torch.Tensor:
+def token_losses(
+    model, hidden: torch.Tensor, labels: torch.Tensor, chunk: int | None = None
+) -> torch.Tensor:
     """Nats of each label, (N,), from the hidden states (N, width) that predict them; differentiable through their sum.
 
     `chunk`: bytes of logits at a time; default by device.
     """
-    head, softcap = model.get_output_embeddings(), getattr(model.config, "final_logit_softcapping", None)
+    head, softcap = (
+        model.get_output_embeddings(),
+        getattr(model.config, "final_logit_softcapping", None),
+    )
     if head.bias is not None or _unusual(model.config):
         return F.cross_entropy(logits_of(model, hidden), labels, reduction="none")
     if torch.is_autocast_enabled(hidden.device.type):
         hidden = hidden.to(torch.get_autocast_dtype(hidden.device.type))
-    return ChunkedCrossEntropy.apply(hidden, head.weight, labels, softcap, chunk or (LARGE_CHUNK if hidden.is_cuda else SMALL_CHUNK))
+    return ChunkedCrossEntropy.apply(
+        hidden,
+        head.weight,
+        labels,
+        softcap,
+        chunk or (LARGE_CHUNK if hidden.is_cuda else SMALL_CHUNK),
+    )
 
 
 def logits_of(model, hidden: torch.Tensor) -> torch.Tensor:

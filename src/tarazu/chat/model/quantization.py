@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from tarazu.errors import BadInput
+from tarazu.errors import UserError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -30,10 +30,18 @@ def demand(recipe: ChatRecipe, name: str) -> None:
     if recipe.quantize == "none":
         return
     if not installed():
-        raise BadInput(f"a 4-bit base needs {PACKAGE}, which is not installed", where="quantize", todo="pip install 'tarazu[quantized]'")
+        raise UserError(
+            f"a 4-bit base needs {PACKAGE}, which is not installed",
+            where="quantize",
+            todo="pip install 'tarazu[quantized]'",
+        )
     why = recipe.methods[name].why_not_packed()
     if why:
-        raise BadInput(f"not with quantize: {recipe.quantize}: {why}", where=f"methods.{name}", todo="leave this method out (--method names the others), or quantize: none")
+        raise UserError(
+            f"not with quantize: {recipe.quantize}: {why}",
+            where=f"methods.{name}",
+            todo="leave this method out (--method names the others), or quantize: none",
+        )
 
 
 def installed() -> bool:
@@ -41,11 +49,16 @@ def installed() -> bool:
     return importlib.util.find_spec(PACKAGE) is not None
 
 
-def loading(dtype: torch.dtype, device: torch.device) -> dict[str, Any]:
+def load_kwargs(dtype: torch.dtype, device: torch.device) -> dict[str, Any]:
     """What `from_pretrained` is given besides, so that it packs each layer as it reads it, computing in `dtype`."""
     from transformers import BitsAndBytesConfig
 
-    packing = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype)
+    packing = BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=dtype,
+    )
     return {"quantization_config": packing, "device_map": {"": device}}
 
 
@@ -70,7 +83,9 @@ def count(parameter: torch.Tensor) -> int:
 
 def is_packed(model: nn.Module) -> bool:
     """Whether some of the model's weights are in 4 bits."""
-    return any(getattr(parameter, "quant_state", None) is not None for parameter in model.parameters())
+    return any(
+        getattr(parameter, "quant_state", None) is not None for parameter in model.parameters()
+    )
 
 
 def packed_bytes(weights: int) -> int:
@@ -85,4 +100,6 @@ def foreseen(model: PreTrainedModel, itemsize: int) -> tuple[int, int]:
     linear = [m.weight for m in model.modules() if isinstance(m, nn.Linear) and m is not head]
     inside = sum(weight.numel() for weight in linear)
     rest = sum(p.numel() for p in model.parameters()) - inside
-    return sum(packed_bytes(weight.numel()) for weight in linear) + rest * itemsize, 2 * inside * itemsize
+    return sum(
+        packed_bytes(weight.numel()) for weight in linear
+    ) + rest * itemsize, 2 * inside * itemsize

@@ -7,14 +7,17 @@ from transformers import PreTrainedModel
 from tarazu.chat.model import loading, quantization
 
 
-def describe(model: PreTrainedModel, name: str) -> dict:
+def model_summary(model: PreTrainedModel, name: str) -> dict:
     """Blocks, shapes and parameters by part, read from the model itself."""
     config, decoder = model.config, model.get_decoder()
     embeddings, head = model.get_input_embeddings(), model.get_output_embeddings()
     tied = head.weight is embeddings.weight
     total = sum(quantization.count(p) for p in model.parameters())
     parts = [("embeddings", embeddings.weight.numel())]
-    parts += [(f"layer {i}", sum(quantization.count(p) for p in layer.parameters())) for i, layer in enumerate(decoder.layers)]
+    parts += [
+        (f"layer {i}", sum(quantization.count(p) for p in layer.parameters()))
+        for i, layer in enumerate(decoder.layers)
+    ]
     parts += [("final norm", sum(quantization.count(p) for p in decoder.norm.parameters()))]
     parts += [] if tied else [("head", head.weight.numel())]
     block = "layers.0."
@@ -24,7 +27,8 @@ def describe(model: PreTrainedModel, name: str) -> dict:
         "architecture": type(model).__name__,
         "model_type": config.model_type,
         "variant": loading.variant(name),
-        "dtype": str(embeddings.weight.dtype).removeprefix("torch.") + (", linear layers NF4 (4 bits)" if quantization.is_packed(model) else ""),
+        "dtype": str(embeddings.weight.dtype).removeprefix("torch.")
+        + (", linear layers NF4 (4 bits)" if quantization.is_packed(model) else ""),
         "attention": config._attn_implementation,
         "parameters": total,
         "layers": len(decoder.layers),
@@ -35,11 +39,18 @@ def describe(model: PreTrainedModel, name: str) -> dict:
         "context": getattr(config, "max_position_embeddings", None),
         "sliding_window": getattr(config, "sliding_window", None),
         "tied_embeddings": tied,
-        "parts": [{"name": part, "parameters": count, "share": count / total} for part, count in parts],
-        "tensors": [{"name": n, "shape": list(quantization.shape(p)), "parameters": quantization.count(p)} for n, p in shown],
+        "parts": [
+            {"name": part, "parameters": count, "share": count / total} for part, count in parts
+        ],
+        "tensors": [
+            {"name": n, "shape": list(quantization.shape(p)), "parameters": quantization.count(p)}
+            for n, p in shown
+        ],
     }
 
 
-def targets(trainee) -> list[dict]:
+def targets(trainable) -> list[dict]:
     """The trained tensors by name and shape, at most 400."""
-    return [{"name": name, "shape": list(p.shape)} for name, p in trainee.trainable().items()][:400]
+    return [{"name": name, "shape": list(p.shape)} for name, p in trainable.trainable().items()][
+        :400
+    ]

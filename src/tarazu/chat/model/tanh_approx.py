@@ -28,7 +28,9 @@ def teach_compiler() -> None:
     from torch._inductor.lowering import make_pointwise, register_lowering
     from torch._inductor.virtualized import ops
 
-    register_lowering(torch.ops.tarazu.fast_tanh)(make_pointwise(partial(ops.inline_asm_elementwise, asm="tanh.approx.f32 $0, $1;")))
+    register_lowering(torch.ops.tarazu.fast_tanh)(
+        make_pointwise(partial(ops.inline_asm_elementwise, asm="tanh.approx.f32 $0, $1;"))
+    )
 
 
 class FastTanh(torch.autograd.Function):

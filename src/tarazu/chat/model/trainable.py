@@ -12,16 +12,16 @@ import torch
 from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
 from tarazu.chat.model.quantization import count
-from tarazu.engine.cuda_graphs.recorder import Recorder
-from tarazu.engine.task import Trainee
-from tarazu.errors import BadInput
+from tarazu.engine.cuda_graphs.recorder import GraphedFunction
+from tarazu.engine.task import TrainableModel
+from tarazu.errors import UserError
 
 KeyValues = list[tuple[torch.Tensor, torch.Tensor]]
 
 
 @dataclass
-class ChatTrainee(Trainee):
-    """A `Trainee` whose forward pass tarazu runs itself, so that packing and left padding are right for every method.
+class TrainableChatModel(TrainableModel):
+    """A `TrainableModel` whose forward pass tarazu runs itself, so that packing and left padding are right for every method.
 
     Args:
         base: the causal LM. Low-rank adapters sit inside its layers; a soft prompt stays outside.
@@ -39,26 +39,44 @@ class ChatTrainee(Trainee):
     prefix: Callable[[], KeyValues] | None = None
     loss_chunk: int | None = None
     edges: bool = False
-    recorder: Recorder | None = None
+    recorder: GraphedFunction | None = None
 
     def total_parameters(self) -> int:
         return sum(count(parameter) for parameter in self.module.parameters())
 
 
-def adapted(model: PreTrainedModel, config: Any, targets: str | list[str]) -> ChatTrainee:
+def with_adapters(
+    model: PreTrainedModel, config: Any, targets: str | list[str]
+) -> TrainableChatModel:
     """Low-rank adapters of peft on the linear layers whose names end in `targets`."""
-    linear = sorted({name.rpartition(".")[2] for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)})
-    for target in [] if targets == "all-linear" else [targets] if isinstance(targets, str) else targets:
-        if not any(name == target or name.endswith("." + target) for name, _ in model.named_modules()):
+    linear = sorted(
+        {
+            name.rpartition(".")[2]
+            for name, module in model.named_modules()
+            if isinstance(module, torch.nn.Linear)
+        }
+    )
+    for target in (
+        [] if targets == "all-linear" else [targets] if isinstance(targets, str) else targets
+    ):
+        if not any(
+            name == target or name.endswith("." + target) for name, _ in model.named_modules()
+        ):
             near = difflib.get_close_matches(target, linear, 3) or linear
-            raise BadInput(f"no module is named {target!r}", where="methods: targets", todo=f"one of: {', '.join(near)}, or all-linear")
+            raise UserError(
+                f"no module is named {target!r}",
+                where="methods: targets",
+                todo=f"one of: {', '.join(near)}, or all-linear",
+            )
     if config.target_modules == "all-linear" and config.peft_type == "LOHA":
-        config.target_modules = [name for name in linear if name != "lm_head"]  # peft expands the word for LoRA only
+        config.target_modules = [
+            name for name in linear if name != "lm_head"
+        ]  # peft expands the word for LoRA only
     wrapped = peft.get_peft_model(model.requires_grad_(False), config)
-    return ChatTrainee(wrapped, _trained(wrapped), base=model)
+    return TrainableChatModel(wrapped, _trained(wrapped), base=model)
 
 
-def prompted(model: PreTrainedModel, config: Any) -> ChatTrainee:
+def with_soft_prompt(model: PreTrainedModel, config: Any) -> TrainableChatModel:
     """A soft prompt of peft before the word embeddings."""
     wrapped = peft.get_peft_model(model.requires_grad_(False), config)
     encoder, indices = wrapped.prompt_encoder["default"], _Indices(wrapped)
@@ -66,15 +84,24 @@ def prompted(model: PreTrainedModel, config: Any) -> ChatTrainee:
     def prompt() -> torch.Tensor:
         return encoder(indices.beside(encoder.embedding.weight))[0]
 
-    return ChatTrainee(wrapped, _trained(wrapped), base=model, virtual=config.num_virtual_tokens, prompt=prompt)
+    return TrainableChatModel(
+        wrapped, _trained(wrapped), base=model, virtual=config.num_virtual_tokens, prompt=prompt
+    )
 
 
-def prefixed(model: PreTrainedModel, config: Any, ids: torch.Tensor | None) -> ChatTrainee:
+def with_prefix(
+    model: PreTrainedModel, config: Any, ids: torch.Tensor | None
+) -> TrainableChatModel:
     """A prefix of keys and values of peft before every layer; begins as those of the tokens `ids` (virtual,)."""
     wrapped = peft.get_peft_model(model.requires_grad_(False), config)
     encoder, indices = wrapped.prompt_encoder["default"], _Indices(wrapped)
     settings = wrapped.peft_config["default"]
-    shape = (config.num_virtual_tokens, settings.num_layers * 2, settings.num_attention_heads, settings.token_dim // settings.num_attention_heads)
+    shape = (
+        config.num_virtual_tokens,
+        settings.num_layers * 2,
+        settings.num_attention_heads,
+        settings.token_dim // settings.num_attention_heads,
+    )
 
     def prefix() -> KeyValues:
         """peft's flat (virtual, layers * 2 * heads * size) as pairs for each layer."""
@@ -83,29 +110,37 @@ def prefixed(model: PreTrainedModel, config: Any, ids: torch.Tensor | None) -> C
 
     if ids is not None:
         with torch.no_grad():
-            encoder.embedding.weight.copy_(_key_values(model, ids).reshape(config.num_virtual_tokens, -1))
-    return ChatTrainee(wrapped, _trained(wrapped), base=model, virtual=config.num_virtual_tokens, prefix=prefix)
+            encoder.embedding.weight.copy_(
+                _key_values(model, ids).reshape(config.num_virtual_tokens, -1)
+            )
+    return TrainableChatModel(
+        wrapped, _trained(wrapped), base=model, virtual=config.num_virtual_tokens, prefix=prefix
+    )
 
 
 class _Indices:
     """peft's numbers of the virtual tokens, (1, virtual), moved once to where they are used: a copy cannot be recorded."""
 
     def __init__(self, wrapped: peft.PeftModel):
-        self.numbers = wrapped.prompt_tokens["default"][: wrapped.peft_config["default"].num_virtual_tokens].unsqueeze(0)
+        self.numbers = wrapped.prompt_tokens["default"][
+            : wrapped.peft_config["default"].num_virtual_tokens
+        ].unsqueeze(0)
 
     def beside(self, weight: torch.Tensor) -> torch.Tensor:
         self.numbers = self.numbers.to(weight.device)
         return self.numbers
 
 
-def opened(model: PreTrainedModel, parts: list[torch.nn.Module]) -> ChatTrainee:
+def with_unfrozen(model: PreTrainedModel, parts: list[torch.nn.Module]) -> TrainableChatModel:
     """The parameters of some of the model's own parts, everything else frozen."""
     model.requires_grad_(False)
     chosen = {id(parameter) for part in parts for parameter in part.parameters()}
-    names = frozenset(name for name, parameter in model.named_parameters() if id(parameter) in chosen)
+    names = frozenset(
+        name for name, parameter in model.named_parameters() if id(parameter) in chosen
+    )
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name in names)
-    return ChatTrainee(model, names, base=model)
+    return TrainableChatModel(model, names, base=model)
 
 
 def start_ids(tokenizer: PreTrainedTokenizerBase, text: str | None, count: int) -> torch.Tensor:
@@ -120,7 +155,11 @@ def start_ids(tokenizer: PreTrainedTokenizerBase, text: str | None, count: int) 
 def centre_encoder(encoder: torch.nn.Module, model: PreTrainedModel) -> None:
     """Moves p-tuning's prompt to where words are: the last layer's bias is the mean word, its weights are scaled down."""
     words = model.get_input_embeddings()
-    sample = words(torch.arange(0, words.num_embeddings, max(1, words.num_embeddings // 2048), device=model.device)).float()
+    sample = words(
+        torch.arange(
+            0, words.num_embeddings, max(1, words.num_embeddings // 2048), device=model.device
+        )
+    ).float()
     last = encoder.mlp_head[-1]
     last.bias.copy_(sample.mean(0))
     device = encoder.embedding.weight.device
@@ -132,10 +171,14 @@ def centre_encoder(encoder: torch.nn.Module, model: PreTrainedModel) -> None:
 def _key_values(model: PreTrainedModel, ids: torch.Tensor) -> torch.Tensor:
     """The keys and values of `ids`, (virtual, layers * 2, key-value heads, head size)."""
     cache = DynamicCache()
-    model.get_decoder()(input_ids=ids.to(model.device).unsqueeze(0), past_key_values=cache, use_cache=True)
+    model.get_decoder()(
+        input_ids=ids.to(model.device).unsqueeze(0), past_key_values=cache, use_cache=True
+    )
     pairs = [tensor[0] for layer in cache.layers for tensor in (layer.keys, layer.values)]
     return torch.stack(pairs).permute(2, 0, 1, 3).float()
 
 
 def _trained(module: torch.nn.Module) -> frozenset[str]:
-    return frozenset(name for name, parameter in module.named_parameters() if parameter.requires_grad)
+    return frozenset(
+        name for name, parameter in module.named_parameters() if parameter.requires_grad
+    )

@@ -17,7 +17,7 @@ _abandoned: list[torch.cuda.CUDAGraph] = []
 _spaces = 0  # that are in use on a GPU
 
 
-class Turn:
+class ReplayCounter:
     """The number of the pass whose intermediate tensors lie in the memory that recordings share."""
 
     def __init__(self):
@@ -28,7 +28,7 @@ class Turn:
         return self.number
 
 
-class Space:
+class GraphPool:
     """What the recordings of one piece of work share: a stream, memory, and a place for each parameter's gradient."""
 
     def __init__(self):
@@ -39,7 +39,7 @@ class Space:
         self.pool = torch.cuda.MemPool() if gpu else None
         self.gradients: dict[int, Tensor] = {}
         self.nodes: dict[int, Any] = {}
-        self.turn = Turn()
+        self.turn = ReplayCounter()
         if gpu:
             global _spaces
             _spaces += 1
@@ -50,8 +50,12 @@ class Space:
         stream where that node was made, and another stream must not wait for one that is being recorded."""
         if self.stream is not None and id(parameter) not in self.nodes:
             with torch.cuda.stream(self.stream), torch.enable_grad():
-                self.nodes[id(parameter)] = parameter.view_as(parameter).grad_fn.next_functions[0][0]
-        return self.gradients.setdefault(id(parameter), torch.empty_like(parameter, requires_grad=False))
+                self.nodes[id(parameter)] = parameter.view_as(parameter).grad_fn.next_functions[0][
+                    0
+                ]
+        return self.gradients.setdefault(
+            id(parameter), torch.empty_like(parameter, requires_grad=False)
+        )
 
     def let_go(self, parameters: list[Tensor]) -> None:
         """Gradients that have come so far leave their places, where a recording is about to be tried out."""
@@ -69,7 +73,7 @@ def _left(pool: tuple[int, int]) -> None:
         torch._C._cuda_clearCublasWorkspaces()
 
 
-def warm_up(work: Callable[[], None], space: Space) -> None:
+def warm_up(work: Callable[[], None], space: GraphPool) -> None:
     """Runs `work` aside once: libraries choose and allocate what they need, and code is compiled."""
     space.stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(space.stream), torch.cuda.use_mem_pool(space.pool):
@@ -78,28 +82,38 @@ def warm_up(work: Callable[[], None], space: Space) -> None:
     torch.cuda.synchronize()
 
 
-def recorded(work: Callable[[], tuple], space: Space) -> tuple[Callable[[], None], tuple]:
+def capture(work: Callable[[], tuple], space: GraphPool) -> tuple[Callable[[], None], tuple]:
     """Records `work`; returns what plays it back, and the tensors that are filled then."""
-    graph, stream, holders = torch.cuda.CUDAGraph(), torch.cuda.current_stream(), space.pool.use_count()
+    graph, stream, holders = (
+        torch.cuda.CUDAGraph(),
+        torch.cuda.current_stream(),
+        space.pool.use_count(),
+    )
     try:
-        with torch.cuda.graph(graph, pool=space.pool.id, stream=space.stream, capture_error_mode="thread_local"):
+        with torch.cuda.graph(
+            graph, pool=space.pool.id, stream=space.stream, capture_error_mode="thread_local"
+        ):
             found = work()
     except BaseException:
-        abandon(graph, space.pool, holders)
+        release_failed_capture(graph, space.pool, holders)
         raise
     finally:
         torch.cuda.set_stream(stream)  # torch itself stays on the recording's where one failed
     return graph.replay, found
 
 
-def abandon(graph: torch.cuda.CUDAGraph, pool: torch.cuda.MemPool, holders: int) -> None:
+def release_failed_capture(
+    graph: torch.cuda.CUDAGraph, pool: torch.cuda.MemPool, holders: int
+) -> None:
     """Strikes a recording that failed out of the allocator's books, where torch forgets it: up to 2.12 it counts as going on, and
     the next pool that is given back, anyone's, ends the process (pytorch#180395); up to 2.13 it holds its pool for ever (#190348).
 
     Args:
         holders: how many held the pool before.
     """
-    _abandoned.append(graph)  # of some bytes, once it is reset; the books of the host's memory go on asking it
+    _abandoned.append(
+        graph
+    )  # of some bytes, once it is reset; the books of the host's memory go on asking it
     graph.reset()
     with contextlib.suppress(RuntimeError):  # it does not count as going on
         torch._C._cuda_endAllocateToPool(torch.cuda.current_device(), pool.id)
@@ -108,7 +122,7 @@ def abandon(graph: torch.cuda.CUDAGraph, pool: torch.cuda.MemPool, holders: int)
 
 
 @contextlib.contextmanager
-def nothing_collected(first: bool) -> Iterator[None]:
+def gc_paused(first: bool) -> Iterator[None]:
     """An older recording that Python throws away while one is made would spoil it. Before the `first`, older graphs that keep the
     parameters' ends on their stream must go; later it would only take half a second each time."""
     if first:
@@ -126,7 +140,7 @@ def settle() -> None:
     """After a recording that failed: torch's dice still believe that they are being recorded until one has ended well."""
     if torch.cuda.is_available():
         with contextlib.suppress(RuntimeError):
-            recorded(lambda: (torch.zeros(1, device="cuda"),), Space())
+            capture(lambda: (torch.zeros(1, device="cuda"),), GraphPool())
 
 
 @contextlib.contextmanager

@@ -12,12 +12,18 @@ from typing import Any
 
 import torch
 
-LACKING = ("out of memory", "can't allocate memory", "not enough memory")  # in what libraries say, of a GPU or of the host
+LACKING = (
+    "out of memory",
+    "can't allocate memory",
+    "not enough memory",
+)  # in what libraries say, of a GPU or of the host
 _peak = 0  # the highest so far, since `reset`
-_pools: dict[Any, int] = {}  # bytes of each pool that its recordings use and the allocator calls free
+_pools: dict[
+    Any, int
+] = {}  # bytes of each pool that its recordings use and the allocator calls free
 
 
-def is_lacking(error: BaseException) -> bool:
+def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error tells of too little memory."""
     return any(text in str(error) for text in LACKING)
 
@@ -53,5 +59,7 @@ def recording(pool: torch.cuda.MemPool | None) -> Iterator[None]:
         yield
     finally:
         _peak = max(_peak, torch.cuda.max_memory_allocated() + sum(_pools.values()))
-        _pools[pool.id] = sum(part["total_size"] - part["allocated_size"] for part in pool.snapshot())
+        _pools[pool.id] = sum(
+            part["total_size"] - part["allocated_size"] for part in pool.snapshot()
+        )
         torch.cuda.reset_peak_memory_stats()

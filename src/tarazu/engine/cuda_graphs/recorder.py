@@ -17,22 +17,29 @@ from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx, once_differentiable
 
 from tarazu.engine.cuda_graphs import memory
-from tarazu.engine.cuda_graphs.capture import Space, no_cast_kept, nothing_collected, recorded, settle, warm_up
-from tarazu.engine.progress import note
+from tarazu.engine.cuda_graphs.capture import (
+    GraphPool,
+    capture,
+    gc_paused,
+    no_cast_kept,
+    settle,
+    warm_up,
+)
+from tarazu.engine.progress import log
 
 Work = Callable[..., tuple[Tensor, ...]]
 MOST = 48  # recordings of one piece of work: each keeps its launches, some megabytes
 _outdated = 0  # how many times
 
 
-def outdate() -> None:
+def invalidate_all() -> None:
     """No recording may be played any more, and its memory goes: modules were changed in a way that their tensors do not show
     (a hook, a share of dropout), or the room is needed."""
     global _outdated
     _outdated += 1
 
 
-class Recorder:
+class GraphedFunction:
     """`work(*inputs, *also)`, tensors that depend on a module's parameters, played back from recordings.
 
     Inputs need no gradients; the parameters' are added to their `.grad`, so ask for them by `backward()`, not `autograd.grad`.
@@ -46,10 +53,12 @@ class Recorder:
 
     def __init__(self, work: Work, module: nn.Module, often: int = 1):
         self.work, self.module, self.often, self.why = work, module, often, ""
-        self.records: dict[Hashable, Recording] = {}
+        self.records: dict[Hashable, CapturedGraphs] = {}
         self.met: Counter[Hashable] = Counter()
-        self.space: Space | None = None
-        self.everything: list[nn.Parameter] = []  # to look for them at each call would take longer than the call
+        self.space: GraphPool | None = None
+        self.everything: list[
+            nn.Parameter
+        ] = []  # to look for them at each call would take longer than the call
         self.trained: tuple[int, ...] = ()
         self.made = 0
         self._largest = 0
@@ -96,49 +105,65 @@ class Recorder:
         """Recordings go before the memory that they share, also where the collector takes a recorder and its module together."""
         self.clear()
 
-    def _record(self, key: Hashable, inputs: tuple[Tensor, ...], also: tuple, parameters: list[Tensor]) -> None:
+    def _record(
+        self, key: Hashable, inputs: tuple[Tensor, ...], also: tuple, parameters: list[Tensor]
+    ) -> None:
         """Unless there is one of these shapes, or there can be none."""
         if key in self.records or self.why or len(self.records) >= MOST:
             return
-        self.space = self.space or Space()
+        self.space = self.space or GraphPool()
         try:
             self.space.let_go(parameters)
             with memory.recording(self.space.pool):
-                self.records[key] = Recording(lambda *x: self.work(*x, *also), inputs, parameters, self.space)
+                self.records[key] = CapturedGraphs(
+                    lambda *x: self.work(*x, *also), inputs, parameters, self.space
+                )
             self.made, self._largest = self.made + 1, max(self._largest, inputs[0].numel())
         except RuntimeError as error:
             cause = error.__context__ or error
             self.clear()  # whatever is next, a smaller try or none, needs the room
-            if any(map(memory.is_lacking, (error, cause))):
+            if any(map(memory.is_out_of_memory, (error, cause))):
                 raise RuntimeError(f"out of memory: {error}") from error
             settle()
             at = traceback.extract_tb(cause.__traceback__)[-1]
-            self.why = f"{str(cause).splitlines()[0]} ({at.filename.rpartition('/')[2]}:{at.lineno})"
+            self.why = (
+                f"{str(cause).splitlines()[0]} ({at.filename.rpartition('/')[2]}:{at.lineno})"
+            )
             del cause  # it holds this frame, and so itself and all that was on the device, until the collector comes
-            note(f"passes are launched one by one, as they cannot be recorded: {self.why}")
+            log(f"passes are launched one by one, as they cannot be recorded: {self.why}")
 
 
-class Recording:
+class CapturedGraphs:
     """One shape of inputs: where they, the outputs and the gradients lie, and how to fill them again."""
 
-    def __init__(self, work: Work, inputs: tuple[Tensor, ...], parameters: list[Tensor], space: Space):
+    def __init__(
+        self, work: Work, inputs: tuple[Tensor, ...], parameters: list[Tensor], space: GraphPool
+    ):
         self.work, self.parameters, self.turn = work, parameters, space.turn
         self.inputs = [x.detach().clone() for x in inputs]
         self.places: list[Tensor] = []
-        self.pairs: list[tuple[Tensor, Tensor]] = []  # each parameter that gets a gradient, and its place
+        self.pairs: list[
+            tuple[Tensor, Tensor]
+        ] = []  # each parameter that gets a gradient, and its place
         dice = torch.cuda.get_rng_state() if torch.cuda.is_available() else None
         host_dice = torch.get_rng_state()
         self.turn.next()
         try:
-            with no_cast_kept(), nothing_collected(first=not space.nodes):
-                self.places = [space.place(p) for p in parameters]  # only now is no older graph alive that would keep the ends on its stream
+            with no_cast_kept(), gc_paused(first=not space.nodes):
+                self.places = [
+                    space.place(p) for p in parameters
+                ]  # only now is no older graph alive that would keep the ends on its stream
                 warm_up(self._both, space)
-                self.forward, outputs = recorded(self._outputs, space)
+                self.forward, outputs = capture(self._outputs, space)
                 self.outputs = [out.detach() for out in outputs]
-                self.slopes = [torch.ones_like(out) for out in self.outputs]  # the gradients that come from outside
-                self.backward, _ = recorded(self._gradients, space)
+                self.slopes = [
+                    torch.ones_like(out) for out in self.outputs
+                ]  # the gradients that come from outside
+                self.backward, _ = capture(self._gradients, space)
             if not torch.equal(host_dice, torch.get_rng_state()):
-                raise RuntimeError("its dice fall on the host, where a recording would repeat the first throw")
+                raise RuntimeError(
+                    "its dice fall on the host, where a recording would repeat the first throw"
+                )
         finally:
             self.live, outputs = (), ()  # their memory is the next recording's as well
             torch.set_rng_state(host_dice)
@@ -151,11 +176,22 @@ class Recording:
 
     def _gradients(self) -> tuple[()]:
         """Added to their places. An output without a gradient, one that is only reported, is passed over."""
-        outputs, slopes = zip(*(pair for pair in zip(self.live, self.slopes, strict=True) if pair[0].requires_grad), strict=True)
-        with torch.autocast(slopes[0].device.type, enabled=False):  # as in a backward pass after the loss
+        outputs, slopes = zip(
+            *(pair for pair in zip(self.live, self.slopes, strict=True) if pair[0].requires_grad),
+            strict=True,
+        )
+        with torch.autocast(
+            slopes[0].device.type, enabled=False
+        ):  # as in a backward pass after the loss
             found = torch.autograd.grad(outputs, self.parameters, slopes, allow_unused=True)
-        self.pairs = [(p, place) for p, place, g in zip(self.parameters, self.places, found, strict=True) if g is not None]
-        grads = [g.contiguous() for g in found if g is not None]  # one that lies otherwise than its place, and each is added in a launch of its own
+        self.pairs = [
+            (p, place)
+            for p, place, g in zip(self.parameters, self.places, found, strict=True)
+            if g is not None
+        ]
+        grads = [
+            g.contiguous() for g in found if g is not None
+        ]  # one that lies otherwise than its place, and each is added in a launch of its own
         torch._foreach_add_([place for _, place in self.pairs], grads)
         return ()
 
@@ -169,7 +205,9 @@ class _Played(torch.autograd.Function):
     """(recording, count, *`count` inputs, *parameters) -> outputs."""
 
     @staticmethod
-    def forward(ctx: FunctionCtx, recording: Recording, count: int, *tensors: Tensor) -> tuple[Tensor, ...]:
+    def forward(
+        ctx: FunctionCtx, recording: CapturedGraphs, count: int, *tensors: Tensor
+    ) -> tuple[Tensor, ...]:
         for own, given in zip(recording.inputs, tensors[:count], strict=True):
             own.copy_(given, non_blocking=True)
         recording.forward()
@@ -181,19 +219,29 @@ class _Played(torch.autograd.Function):
     def backward(ctx: FunctionCtx, *slopes: Tensor) -> tuple[Tensor | None, ...]:
         recording = ctx.recording
         if recording.turn.number != ctx.turn:
-            raise RuntimeError("another pass was played or recorded after this one, or this one's backward pass: what it needs is overwritten")
+            raise RuntimeError(
+                "another pass was played or recorded after this one, or this one's backward pass: what it needs is overwritten"
+            )
         recording.turn.next()
         for own, given in zip(recording.slopes, slopes, strict=True):
             own.copy_(given)
-        put_in_place(recording.pairs)
+        bind_gradients(recording.pairs)
         recording.backward()
-        return None, None, *[None] * (ctx.count + len(recording.parameters))  # they are where they belong
+        return (
+            None,
+            None,
+            *[None] * (ctx.count + len(recording.parameters)),
+        )  # they are where they belong
 
 
-def put_in_place(pairs: list[tuple[Tensor, Tensor]]) -> None:
+def bind_gradients(pairs: list[tuple[Tensor, Tensor]]) -> None:
     """Makes each place its parameter's `.grad`, with what has come so far: a few launches, where autograd would add each by itself."""
     new = [place for parameter, place in pairs if parameter.grad is None]
-    moved = [(place, parameter.grad) for parameter, place in pairs if parameter.grad is not None and parameter.grad is not place]
+    moved = [
+        (place, parameter.grad)
+        for parameter, place in pairs
+        if parameter.grad is not None and parameter.grad is not place
+    ]
     if new:
         torch._foreach_zero_(new)
     if moved:

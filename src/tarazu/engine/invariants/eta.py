@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import time
 
-from tarazu.engine.invariants.checks import Finding
-from tarazu.engine.progress import note
+from tarazu.engine.invariants.checks import CheckResult
+from tarazu.engine.progress import log
 
 
 class Pace:
@@ -20,13 +20,15 @@ class Pace:
         """The next method; building it counts to its first check."""
         self.number, self.name, self.spent, self.last = self.number + 1, name, 0.0, time.monotonic()
 
-    def told(self, check: Finding) -> float:
+    def told(self, check: CheckResult) -> float:
         """Says the check's verdict and what is left; gives the seconds that it took."""
         now = time.monotonic()
         seconds, self.last = now - self.last, now
         self.spent += seconds
         if check.verdict != "not applicable":
-            note(f"{self.title}, {self.name} ({self.number} of {self.methods}): {check.name}: {check.verdict}, {seconds:.1f} s{self.left()}")
+            log(
+                f"{self.title}, {self.name} ({self.number} of {self.methods}): {check.name}: {check.verdict}, {seconds:.1f} s{self.left()}"
+            )
         return round(seconds, 3)
 
     def end(self, checks: list[dict]) -> None:

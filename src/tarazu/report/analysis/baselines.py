@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tarazu.report.analysis.study_view import StudyView, as_number, dig
+from tarazu.report.analysis.study_view import StudyView, as_number, get_path
 
 NAMES = ("human", "constant", "shuffled")
 _PLACES = {
@@ -17,11 +17,11 @@ def yardsticks(study: StudyView) -> tuple[dict[str, dict], str]:
     """The yardsticks and the file that they stand in: the first run that has them (they are the same for all)."""
     for arm in study.arms:
         for run in arm.measured:
-            found = dig(run.metrics, "yardsticks", default={})
+            found = get_path(run.metrics, "yardsticks", default={})
             if isinstance(found, dict) and found:
-                return {name: found[name] for name in NAMES if isinstance(found.get(name), dict)}, run.file(
-                    "metrics.json"
-                )
+                return {
+                    name: found[name] for name in NAMES if isinstance(found.get(name), dict)
+                }, run.file("metrics.json")
     return {}, ""
 
 
@@ -29,4 +29,4 @@ def constant_score(study: StudyView, key: str) -> float | None:
     """What one fixed caption for every image scores; None for a figure that yardsticks do not have."""
     if key not in _PLACES:
         return None
-    return as_number(dig(yardsticks(study)[0].get("constant"), *_PLACES[key]))
+    return as_number(get_path(yardsticks(study)[0].get("constant"), *_PLACES[key]))

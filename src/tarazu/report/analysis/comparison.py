@@ -5,9 +5,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 from itertools import combinations
 
-from tarazu.report.analysis.metrics import BESIDES, SAME_ROWS, TESTED, Measure, Rows, measures, row_values
-from tarazu.report.analysis.study_view import Arm, StudyView
+from tarazu.report.analysis.metrics import (
+    SAME_ROWS,
+    SECONDARY_TESTS,
+    TESTED,
+    Measure,
+    Rows,
+    measures,
+    row_values,
+)
 from tarazu.report.analysis.statistics import Difference, Interval, difference, holm, interval
+from tarazu.report.analysis.study_view import Arm, StudyView
 
 SURE = 0.05
 
@@ -58,7 +66,7 @@ def compare(study: StudyView) -> Comparison:
     intervals: dict[tuple[str, str], Interval] = {}
     pairs: dict[str, list[Pair]] = {}
     odd: set[str] = set()
-    for key in [*TESTED.get(study.task, []), *BESIDES.get(study.task, [])]:
+    for key in [*TESTED.get(study.task, []), *SECONDARY_TESTS.get(study.task, [])]:
         rows, left_out = _same_rows(arms, key)
         odd |= set(left_out)
         for name, found in rows.items():
@@ -72,7 +80,10 @@ def _same_rows(arms: list[Arm], key: str) -> tuple[dict[str, Rows], list[str]]:
     found = {arm.name: rows for arm in arms if (rows := row_values(arm, key)) is not None}
     if not found:
         return {}, []
-    signs = {name: (rows.ids, None if rows.weights is None else rows.weights.tobytes()) for name, rows in found.items()}
+    signs = {
+        name: (rows.ids, None if rows.weights is None else rows.weights.tobytes())
+        for name, rows in found.items()
+    }
     tally = list(signs.values())
     common = max(tally, key=tally.count)
     return {name: rows for name, rows in found.items() if signs[name] == common}, [
@@ -82,6 +93,17 @@ def _same_rows(arms: list[Arm], key: str) -> tuple[dict[str, Rows], list[str]]:
 
 def _test(measure: Measure, rows: dict[str, Rows], base: str | None) -> list[Pair]:
     couples = list(combinations(rows, 2))
-    found = [difference(rows[a].values, rows[b].values, rows[a].weights, comparisons=len(couples), started=base not in (a, b)) for a, b in couples]
+    found = [
+        difference(
+            rows[a].values,
+            rows[b].values,
+            rows[a].weights,
+            comparisons=len(couples),
+            started=base not in (a, b),
+        )
+        for a, b in couples
+    ]
     adjusted = holm([one.p for one in found])
-    return [Pair(a, b, measure, one, p) for (a, b), one, p in zip(couples, found, adjusted, strict=True)]
+    return [
+        Pair(a, b, measure, one, p) for (a, b), one, p in zip(couples, found, adjusted, strict=True)
+    ]

@@ -55,7 +55,9 @@ def thinned(points: Points, most: int = 240) -> tuple[Points, int]:
     if size <= 1:
         return points, 1
     chunks = [slice(i, i + size) for i in range(0, len(points.x), size)]
-    return Points([float(np.mean(points.x[c])) for c in chunks], [float(np.mean(points.y[c])) for c in chunks]), size
+    return Points(
+        [float(np.mean(points.x[c])) for c in chunks], [float(np.mean(points.y[c])) for c in chunks]
+    ), size
 
 
 def analyse(run: RunView, x: str = "tokens") -> CurveFacts:
@@ -80,7 +82,8 @@ def analyse(run: RunView, x: str = "tokens") -> CurveFacts:
         still_falling=_still_falling(validation),
         spikes=_spikes(run),
         largest_gradient=max(
-            (g for e in run.of_kind("step") if (g := as_number(e.get("grad_norm"))) is not None), default=None
+            (g for e in run.of_kind("step") if (g := as_number(e.get("grad_norm"))) is not None),
+            default=None,
         ),
     )
 
@@ -107,7 +110,11 @@ def _still_falling(validation: Points) -> bool:
 
 def _spikes(run: RunView, window: int = 15) -> list[int]:
     """Steps whose loss stands 6 robust standard deviations above those just before it."""
-    steps = [(e.get("step"), y) for e in run.of_kind("step") if (y := as_number(e.get("loss"))) is not None]
+    steps = [
+        (e.get("step"), y)
+        for e in run.of_kind("step")
+        if (y := as_number(e.get("loss"))) is not None
+    ]
     found = []
     for i in range(window, len(steps)):
         before = np.array([y for _, y in steps[i - window : i]])

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tarazu.report.analysis.study_view import Arm, RunView, as_number, dig, records
+from tarazu.report.analysis.study_view import Arm, RunView, as_number, dicts_in, get_path
 
 
 @dataclass(frozen=True)
@@ -21,8 +21,17 @@ class Measure:
     cost: bool = False
 
     def of(self, run: RunView) -> float | None:
-        tree = {"metrics.json": run.metrics, "ledger.json": run.ledger, "run.json": run.facts}[self.file]
-        return next((value for path in self.paths if (value := as_number(dig(tree, *path))) is not None), None)
+        tree = {"metrics.json": run.metrics, "ledger.json": run.ledger, "run.json": run.facts}[
+            self.file
+        ]
+        return next(
+            (
+                value
+                for path in self.paths
+                if (value := as_number(get_path(tree, *path))) is not None
+            ),
+            None,
+        )
 
     def gain(self, value: float, beside: float) -> float:
         """How much better `value` is than `beside`: positive is better whichever way the measure runs."""
@@ -40,7 +49,13 @@ def _generated(key: str, better: str, form: str, part: str = "test") -> Measure:
 
 
 def _decoded(key: str, *path) -> Measure:
-    return Measure(key, "high", "points", "metrics.json", (("decoding", "beam3", *path), ("decoding", "greedy", *path)))
+    return Measure(
+        key,
+        "high",
+        "points",
+        "metrics.json",
+        (("decoding", "beam3", *path), ("decoding", "greedy", *path)),
+    )
 
 
 def _cost(key: str, form: str, *paths: tuple) -> Measure:
@@ -59,8 +74,14 @@ COSTS = [
     _cost("trained_parameters", "count", ("trained_parameters",)),
     _cost("weights_bytes", "bytes", ("weights_bytes",)),
 ]
-FORGOT = Measure("english_bits_per_byte", "low", "loss", "metrics.json", (("forgetting", "english", "bits_per_byte"),))
-FRONTS = [*COSTS, FORGOT]  # what quality is weighed against
+FORGETTING_METRIC = Measure(
+    "english_bits_per_byte",
+    "low",
+    "loss",
+    "metrics.json",
+    (("forgetting", "english", "bits_per_byte"),),
+)
+PARETO_COSTS = [*COSTS, FORGETTING_METRIC]  # what quality is weighed against
 SPEED = Measure("tokens_per_second", "high", "count", "ledger.json", (("tokens_per_second",),))
 ENERGY = Measure("energy_joules", "low", "count", "ledger.json", (("energy_joules",),))
 QUALITY = {
@@ -75,10 +96,18 @@ QUALITY = {
         _generated("wrong_script", "low", "percent"),
         _generated("unfinished", "low", "percent"),
         _generated("echo", "low", "percent"),
-        Measure("reading_exact_match", "high", "percent", "metrics.json", (("reading", "exact_match"),)),
+        Measure(
+            "reading_exact_match", "high", "percent", "metrics.json", (("reading", "exact_match"),)
+        ),
         Measure("reading_f1", "high", "percent", "metrics.json", (("reading", "f1"),)),
-        Measure("persian_bits_per_byte", "low", "loss", "metrics.json", (("forgetting", "persian", "bits_per_byte"),)),
-        FORGOT,
+        Measure(
+            "persian_bits_per_byte",
+            "low",
+            "loss",
+            "metrics.json",
+            (("forgetting", "persian", "bits_per_byte"),),
+        ),
+        FORGETTING_METRIC,
     ],
     "captions": [
         _decoded("cider", "cider"),
@@ -92,14 +121,29 @@ QUALITY = {
 FLOPS = Measure("flops_per_token", "low", "flops", "ledger.json", (("flops_per_token",),))
 UTILISATION = Measure("utilisation", "high", "percent", "ledger.json", (("utilisation",),))
 FORGETTING = ("english_bits_per_byte", "persian_bits_per_byte")
-TESTED = {"chat": ["loss", "chrf", "checks_passed", "reading_f1", *FORGETTING], "captions": ["cider", "bleu4"]}
-BESIDES = {"chat": ["rouge_l", "repetition", "wrong_script", "unfinished", "echo", "reading_exact_match"]}  # tested too, told in a sentence each
-SAME_ROWS = {"perplexity": "loss", "bits_per_byte": "loss"}  # the same rows' loss in another unit: its test speaks for them
-OVER = {"repetition": 0.2, "wrong_script": 0.5, "echo": 0.5}  # an answer counts from here on, as in the rates of metrics.json
+TESTED = {
+    "chat": ["loss", "chrf", "checks_passed", "reading_f1", *FORGETTING],
+    "captions": ["cider", "bleu4"],
+}
+SECONDARY_TESTS = {
+    "chat": ["rouge_l", "repetition", "wrong_script", "unfinished", "echo", "reading_exact_match"]
+}  # tested too, told in a sentence each
+SAME_ROWS = {
+    "perplexity": "loss",
+    "bits_per_byte": "loss",
+}  # the same rows' loss in another unit: its test speaks for them
+RATE_THRESHOLDS = {
+    "repetition": 0.2,
+    "wrong_script": 0.5,
+    "echo": 0.5,
+}  # an answer counts from here on, as in the rates of metrics.json
 
 
 def measures(task: str) -> dict[str, Measure]:
-    return {m.key: m for m in [*QUALITY.get(task, QUALITY["chat"]), *COSTS, SPEED, ENERGY, FLOPS, UTILISATION]}
+    return {
+        m.key: m
+        for m in [*QUALITY.get(task, QUALITY["chat"]), *COSTS, SPEED, ENERGY, FLOPS, UTILISATION]
+    }
 
 
 def primary(task: str) -> Measure:
@@ -117,7 +161,12 @@ def mean_over_seeds(arm: Arm, measure: Measure) -> float | None:
 
 def over_seeds(arm: Arm, measure: Measure) -> list[float]:
     """The figure of each seed that has it; of the ledger's, only of those on the device that most of the method's seeds ran on."""
-    return [value for run in arm.runs if not (measure.file == "ledger.json" and run.elsewhere) and (value := measure.of(run)) is not None]
+    return [
+        value
+        for run in arm.runs
+        if not (measure.file == "ledger.json" and run.elsewhere)
+        and (value := measure.of(run)) is not None
+    ]
 
 
 @dataclass(frozen=True)
@@ -142,8 +191,10 @@ def _of_run(run: RunView, key: str) -> tuple[tuple, list[float], np.ndarray | No
     if key == "loss":
         return _summed(run.metrics.get("row_losses"), 1)
     if key in FORGETTING:
-        return _summed(dig(run.metrics, "forgetting", key.partition("_")[0], "row_losses"), 2)
-    scored = [(s.get("id"), value) for s in run.samples if (value := sample_score(s, key)) is not None]
+        return _summed(get_path(run.metrics, "forgetting", key.partition("_")[0], "row_losses"), 2)
+    scored = [
+        (s.get("id"), value) for s in run.samples if (value := sample_score(s, key)) is not None
+    ]
     if len(scored) < 2:
         return None
     scored.sort(key=lambda pair: str(pair[0]))
@@ -156,35 +207,58 @@ def _summed(rows, by: int) -> tuple[tuple, list[float], np.ndarray] | None:
     good = (
         isinstance(rows, list)
         and rows
-        and all(isinstance(r, list) and len(r) > by and as_number(r[0]) is not None and as_number(r[by]) for r in rows)
+        and all(
+            isinstance(r, list) and len(r) > by and as_number(r[0]) is not None and as_number(r[by])
+            for r in rows
+        )
     )
     if not good:
         return None
     unit = 1.0 if by == 1 else float(np.log(2))
-    return tuple(range(len(rows))), [r[0] / unit for r in rows], np.array([r[by] for r in rows], dtype=float)
+    return (
+        tuple(range(len(rows))),
+        [r[0] / unit for r in rows],
+        np.array([r[by] for r in rows], dtype=float),
+    )
 
 
 def sample_score(sample: dict, key: str) -> float | None:
     """One answer's score, 0 to 100: the share of its checks passed, of reading the named score, of a test row that or whether it counts in a rate."""
     if key == "checks_passed":
         checks = sample.get("checks")
-        return 100 * float(np.mean([bool(v) for v in checks.values()])) if isinstance(checks, dict) and checks else None
+        return (
+            100 * float(np.mean([bool(v) for v in checks.values()]))
+            if isinstance(checks, dict) and checks
+            else None
+        )
     if key == "reading_f1":
-        value = as_number(dig(sample, "scores", "f1")) if sample.get("from") == "reading" else None
+        value = (
+            as_number(get_path(sample, "scores", "f1")) if sample.get("from") == "reading" else None
+        )
         return None if value is None else 100 * value
     if key == "reading_exact_match":
-        value = as_number(dig(sample, "scores", "exact_match")) if sample.get("from") == "reading" else None
+        value = (
+            as_number(get_path(sample, "scores", "exact_match"))
+            if sample.get("from") == "reading"
+            else None
+        )
         return None if value is None else 100 * value
     if sample.get("from") not in (None, "test"):
         return None
     if key == "unfinished":
-        return 100.0 * (not sample["finished"]) if isinstance(sample.get("finished"), bool) else None
-    value = as_number(dig(sample, "scores", key))
-    return 100.0 * (value > OVER[key]) if value is not None and key in OVER else value
+        return (
+            100.0 * (not sample["finished"]) if isinstance(sample.get("finished"), bool) else None
+        )
+    value = as_number(get_path(sample, "scores", key))
+    return (
+        100.0 * (value > RATE_THRESHOLDS[key])
+        if value is not None and key in RATE_THRESHOLDS
+        else value
+    )
 
 
 def by_id(run: RunView) -> dict[str, dict]:
-    return {str(sample.get("id")): sample for sample in records(run.samples)}
+    return {str(sample.get("id")): sample for sample in dicts_in(run.samples)}
 
 
 def signed_form(measure: Measure) -> str:

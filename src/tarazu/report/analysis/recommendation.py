@@ -5,16 +5,27 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from tarazu.report.analysis.comparison import Comparison
-from tarazu.report.analysis.metrics import FRONTS, Measure, mean_over_seeds, over_seeds, primary
+from tarazu.report.analysis.metrics import (
+    PARETO_COSTS,
+    Measure,
+    mean_over_seeds,
+    over_seeds,
+    primary,
+)
 from tarazu.report.analysis.study_view import StudyView
 
 LAST = "weights_bytes"  # what decides where the seeds cannot tell the other cost apart: it does not depend on the machine
 KEEP = 0.9  # "nearly as good": at least this share of the best method's gain
-PREFERENCES = {"quality": None, "memory": "train_memory", "speed": "train_seconds", "size": "weights_bytes"}
+PREFERENCES = {
+    "quality": None,
+    "memory": "train_memory",
+    "speed": "train_seconds",
+    "size": "weights_bytes",
+}
 
 
 @dataclass(frozen=True)
-class Contender:
+class Candidate:
     """A method with its quality, its gain over the baseline (positive is better) and its costs; None: not measured.
 
     `spans` are the least and the most of each cost over the seeds.
@@ -49,17 +60,17 @@ class Verdict:
 
     measure: Measure
     baseline: float | None
-    contenders: list[Contender]
-    best: Contender | None
+    contenders: list[Candidate]
+    best: Candidate | None
     choices: dict[str, Choice]
     fronts: dict[str, list[str]]
     not_better: list[str]
 
-    def contender(self, name: str | None) -> Contender | None:
+    def contender(self, name: str | None) -> Candidate | None:
         return next((c for c in self.contenders if c.name == name), None)
 
 
-def judge(study: StudyView, comparison: Comparison) -> Verdict:
+def recommend(study: StudyView, comparison: Comparison) -> Verdict:
     """The verdict from the numbers alone."""
     measure = primary(study.task)
     baseline = _baseline(study, measure)
@@ -68,22 +79,29 @@ def judge(study: StudyView, comparison: Comparison) -> Verdict:
         quality = mean_over_seeds(arm, measure)
         if quality is not None:
             gain = None if baseline is None else measure.gain(quality, baseline)
-            costs = {cost.key: mean_over_seeds(arm, cost) for cost in FRONTS}
-            spans = {c.key: (min(found), max(found)) for c in FRONTS if costs[c.key] is not None and (found := over_seeds(arm, c))}
-            contenders.append(Contender(arm.name, arm.kind, quality, gain, costs, spans))
+            costs = {cost.key: mean_over_seeds(arm, cost) for cost in PARETO_COSTS}
+            spans = {
+                c.key: (min(found), max(found))
+                for c in PARETO_COSTS
+                if costs[c.key] is not None and (found := over_seeds(arm, c))
+            }
+            contenders.append(Candidate(arm.name, arm.kind, quality, gain, costs, spans))
     contenders.sort(key=lambda c: -measure.gain(c.quality, 0.0))
     best = contenders[0] if contenders else None
     worse = [c.name for c in contenders if not _better_than_base(c, study, comparison, measure)]
-    choices = {name: _choose(name, cost, contenders, measure, comparison, worse) for name, cost in PREFERENCES.items()}
-    fronts = {cost.key: pareto(contenders, measure, cost.key) for cost in FRONTS}
+    choices = {
+        name: _choose(name, cost, contenders, measure, comparison, worse)
+        for name, cost in PREFERENCES.items()
+    }
+    fronts = {cost.key: pareto(contenders, measure, cost.key) for cost in PARETO_COSTS}
     return Verdict(measure, baseline, contenders, best, choices, fronts, worse)
 
 
-def pareto(contenders: list[Contender], measure: Measure, cost: str) -> list[str]:
+def pareto(contenders: list[Candidate], measure: Measure, cost: str) -> list[str]:
     """The methods that no other beats on quality and on `cost` at once, cheapest first."""
     known = [c for c in contenders if c.costs.get(cost) is not None]
     known.sort(key=lambda c: (c.costs[cost], -measure.gain(c.quality, 0.0)))
-    front: list[Contender] = []
+    front: list[Candidate] = []
     for one in known:
         if not front or measure.gain(one.quality, front[-1].quality) > 0:
             front.append(one)
@@ -102,7 +120,7 @@ def _baseline(study: StudyView, measure: Measure) -> float | None:
 def _choose(
     preference: str,
     cost: str | None,
-    contenders: list[Contender],
+    contenders: list[Candidate],
     measure: Measure,
     comparison: Comparison,
     unsure: list[str],
@@ -112,9 +130,15 @@ def _choose(
     if not contenders:
         return Choice(preference, None, [], [], None)
     best = contenders[0]
-    ties = [c.name for c in contenders[1:] if comparison.differ(measure.key, best.name, c.name) is False]
+    ties = [
+        c.name for c in contenders[1:] if comparison.differ(measure.key, best.name, c.name) is False
+    ]
     if cost is None:
-        equal = [c for c in contenders if c.name in ties and (best.name in unsure or c.name not in unsure)]
+        equal = [
+            c
+            for c in contenders
+            if c.name in ties and (best.name in unsure or c.name not in unsure)
+        ]
         return (
             _cheapest(preference, "train_seconds", [best, *equal], ties)
             if ties
@@ -129,24 +153,34 @@ def _choose(
     return _cheapest(preference, cost, allowed, ties)
 
 
-def _cheapest(preference: str, cost: str, allowed: list[Contender], ties: list[str]) -> Choice:
+def _cheapest(preference: str, cost: str, allowed: list[Candidate], ties: list[str]) -> Choice:
     known = [c for c in allowed if c.costs.get(cost) is not None]
     names = [c.name for c in allowed]
     if not known:
         return Choice(preference, allowed[0].name, names, ties, None)
     least = min(known, key=lambda c: c.costs[cost])
-    picked = min((c for c in known if _overlap(c, least, cost)), key=lambda c: (c.costs[LAST], c.costs[cost]), default=least)
-    return Choice(preference, picked.name, names, ties, cost, None if picked is least else least.name)
+    picked = min(
+        (c for c in known if _overlap(c, least, cost)),
+        key=lambda c: (c.costs[LAST], c.costs[cost]),
+        default=least,
+    )
+    return Choice(
+        preference, picked.name, names, ties, cost, None if picked is least else least.name
+    )
 
 
-def _overlap(one: Contender, least: Contender, cost: str) -> bool:
+def _overlap(one: Candidate, least: Candidate, cost: str) -> bool:
     """Whether the seeds leave open which of two methods costs less; both tell the size of their weights."""
     if one.costs.get(LAST) is None or least.costs.get(LAST) is None:
         return False
-    return one is least or (cost in one.spans and cost in least.spans and one.spans[cost][0] < least.spans[cost][1])
+    return one is least or (
+        cost in one.spans and cost in least.spans and one.spans[cost][0] < least.spans[cost][1]
+    )
 
 
-def _better_than_base(one: Contender, study: StudyView, comparison: Comparison, measure: Measure) -> bool:
+def _better_than_base(
+    one: Candidate, study: StudyView, comparison: Comparison, measure: Measure
+) -> bool:
     if one.gain is None or one.gain <= 0:
         return one.gain is None
     return not study.base or comparison.differ(measure.key, study.base.name, one.name) is not False

@@ -15,7 +15,10 @@ import numpy as np
 
 from tarazu.report.analysis import student
 
-DRAWS, MOST_CELLS = 10_000, 10_000_000  # resamples; and the most rows x resamples that are held at once
+DRAWS, MOST_CELLS = (
+    10_000,
+    10_000_000,
+)  # resamples; and the most rows x resamples that are held at once
 LEVEL = 0.95
 
 
@@ -51,7 +54,9 @@ class Difference:
     floor: bool = False
 
 
-def interval(values: np.ndarray, weights: np.ndarray | None = None, draws: int = DRAWS, seed: int = 0) -> Interval:
+def interval(
+    values: np.ndarray, weights: np.ndarray | None = None, draws: int = DRAWS, seed: int = 0
+) -> Interval:
     """The mean of `values` with its bootstrap interval.
 
     Args:
@@ -59,9 +64,9 @@ def interval(values: np.ndarray, weights: np.ndarray | None = None, draws: int =
         weights: (rows,), what the sums are divided by (tokens, say); ones when None.
     """
     values, weights = _shaped(values, weights)
-    drawn = _drawn(values, weights, draws, seed)
+    drawn = _bootstrap_means(values, weights, draws, seed)
     centre = _mean(values, weights)
-    low, high = _tails(drawn, centre, _freedom(drawn, weights, values))
+    low, high = _tails(drawn, centre, _degrees_of_freedom(drawn, weights, values))
     return Interval(centre, low, high, values.shape[1], values.shape[0])
 
 
@@ -87,10 +92,12 @@ def difference(
     if a.shape[1] != b.shape[1]:
         raise ValueError(f"paired rows needed, not {a.shape[1]} and {b.shape[1]}")
     centre = _mean(a, shared) - _mean(b, shared)
-    luck = _luck(shared, a, b) if started else 0.0
-    drawn = _drawn(a, shared, draws, seed, 1) - _drawn(b, shared, draws, seed, 2)
+    luck = _seed_variance(shared, a, b) if started else 0.0
+    drawn = _bootstrap_means(a, shared, draws, seed, 1) - _bootstrap_means(
+        b, shared, draws, seed, 2
+    )
     drawn = drawn + np.random.default_rng([seed, 3]).normal(0, luck**0.5, len(drawn))
-    free = _freedom(drawn, shared, a, b, borrowed=luck)
+    free = _degrees_of_freedom(drawn, shared, a, b, borrowed=luck)
     low, high = _tails(drawn, centre, free)
     rows = (a.mean(0) - b.mean(0)) / shared.mean()
     spread = rows.std(ddof=1) if rows.size > 1 else 0.0
@@ -125,10 +132,14 @@ def _row_counts(rows: int, draws: int, seed: int) -> np.ndarray:
     """(draws, rows): how often each row is drawn. The same for both sides of a pair: that is what pairing means."""
     rng = np.random.default_rng([seed, rows])
     picks = rng.integers(0, rows, (draws, rows)) + np.arange(draws)[:, None] * rows
-    return np.bincount(picks.ravel(), minlength=draws * rows).reshape(draws, rows).astype(np.float32)
+    return (
+        np.bincount(picks.ravel(), minlength=draws * rows).reshape(draws, rows).astype(np.float32)
+    )
 
 
-def _drawn(values: np.ndarray, weights: np.ndarray, draws: int, seed: int, side: int = 0) -> np.ndarray:
+def _bootstrap_means(
+    values: np.ndarray, weights: np.ndarray, draws: int, seed: int, side: int = 0
+) -> np.ndarray:
     """(draws,): the mean in each resample of rows and, above them, of seeds.
 
     A bootstrap of k things spreads sqrt((k-1)/k) too little; with three seeds that matters, so it is put right.
@@ -164,16 +175,21 @@ def _mean(values: np.ndarray, weights: np.ndarray) -> float:
     return float(values.mean(0).sum() / weights.sum())
 
 
-def _luck(weights: np.ndarray, a: np.ndarray, b: np.ndarray) -> float:
+def _seed_variance(weights: np.ndarray, a: np.ndarray, b: np.ndarray) -> float:
     """The variance of one start's luck, from the side that has several seeds where the other has one; else 0."""
     several = [side for side in (a, b) if len(side) > 1]
     return float((several[0].sum(1) / weights.sum()).var(ddof=1)) if len(several) == 1 else 0.0
 
 
-def _freedom(drawn: np.ndarray, weights: np.ndarray, *sides: np.ndarray, borrowed: float = 0.0) -> float:
+def _degrees_of_freedom(
+    drawn: np.ndarray, weights: np.ndarray, *sides: np.ndarray, borrowed: float = 0.0
+) -> float:
     """Degrees of freedom of the resamples' spread: few where it comes from the seeds, many where it comes from the rows."""
     centres = [side.sum(1) / weights.sum() for side in sides]
-    return student.freedom(float(drawn.var()), [(float(c.var(ddof=1)) / len(c) + borrowed, len(c)) for c in centres if len(c) > 1])
+    return student.freedom(
+        float(drawn.var()),
+        [(float(c.var(ddof=1)) / len(c) + borrowed, len(c)) for c in centres if len(c) > 1],
+    )
 
 
 def _tails(drawn: np.ndarray, centre: float, free: float) -> tuple[float, float]:

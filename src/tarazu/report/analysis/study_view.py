@@ -10,11 +10,11 @@ from typing import Any
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
-from tarazu.errors import BadInput
-from tarazu.storage.run_folder import Run, RunFolder
+from tarazu.errors import UserError
+from tarazu.storage.run_folder import RunDir, StudyDir
 
 
-def dig(tree: Any, *keys: Any, default: Any = None) -> Any:
+def get_path(tree: Any, *keys: Any, default: Any = None) -> Any:
     """`tree[k1][k2]...`, or `default` where the path ends early or holds null; or, beside a default list or object,
     anything of another type."""
     for key in keys:
@@ -35,7 +35,7 @@ def as_number(value: Any) -> float | None:
     return value
 
 
-def records(value: Any) -> list[dict]:
+def dicts_in(value: Any) -> list[dict]:
     """The dictionaries in a list; nothing where it is no list."""
     return [item for item in value if isinstance(item, dict)] if isinstance(value, list) else []
 
@@ -87,7 +87,9 @@ class Arm:
     @property
     def untrained(self) -> bool:
         """Whether it trains nothing of its own (an ensemble of other methods): its costs are theirs."""
-        return self.kind != "base" and all(run.facts.get("trained_parameters") == 0 for run in self.runs)
+        return self.kind != "base" and all(
+            run.facts.get("trained_parameters") == 0 for run in self.runs
+        )
 
     @property
     def measured(self) -> list[RunView]:
@@ -122,8 +124,12 @@ def read_study(folder: Path) -> StudyView:
     """Everything in `folder`. Raises `BadInput` only where there is no folder at all."""
     folder = Path(folder)
     if not folder.is_dir():
-        raise BadInput("no such run folder", where=str(folder), todo="give the folder that `tarazu run --out` wrote")
-    root, problems = RunFolder(folder), []
+        raise UserError(
+            "no such run folder",
+            where=str(folder),
+            todo="give the folder that `tarazu run --out` wrote",
+        )
+    root, problems = StudyDir(folder), []
     files = {
         name: _dict(root, f"{name}.json", problems)
         for name in ("environment", "data", "model", "results", "verify", "judge", "estimate")
@@ -138,7 +144,9 @@ def read_study(folder: Path) -> StudyView:
         arm.search = _dict(root, f"{arm.name}/search.json", problems)
     base = next((arm for arm in arms.values() if arm.kind == "base"), None)
     task = (
-        settings.get("task") or files["results"].get("task") or ("captions" if "encoder" in files["model"] else "chat")
+        settings.get("task")
+        or files["results"].get("task")
+        or ("captions" if "encoder" in files["model"] else "chat")
     )
     return StudyView(
         folder,
@@ -157,9 +165,12 @@ def read_study(folder: Path) -> StudyView:
 def _mark_elsewhere(arms: list[Arm], environment: dict) -> None:
     """Of a study that was gathered from parts: the runs that were made on another device than most runs of their method."""
     devices = {}
-    for part in records(environment.get("parts")):
-        for method in dig(part, "methods", default=[]):
-            devices |= {(str(method), seed): str(dig(part, "device", "name")) for seed in seeds_of(part, str(method))}
+    for part in dicts_in(environment.get("parts")):
+        for method in get_path(part, "methods", default=[]):
+            devices |= {
+                (str(method), seed): str(get_path(part, "device", "name"))
+                for seed in seeds_of(part, str(method))
+            }
     for arm in arms:
         names = [name for run in arm.runs if (name := devices.get((arm.name, run.seed)))]
         most = max(names, key=names.count, default=None)
@@ -174,19 +185,22 @@ def seeds_of(part: dict, method: str) -> list[int]:
     return [seed for seed in found if isinstance(seed, int)] if isinstance(found, list) else []
 
 
-def _order(root: RunFolder, problems: list[str]) -> list[str]:
+def _order(root: StudyDir, problems: list[str]) -> list[str]:
     """The recipe's order of methods; by name where it cannot be read."""
     try:
         return root.order()
-    except (BadInput, OSError):
+    except (UserError, OSError):
         problems.append("order.json")
         return []
 
 
-def _run(run: Run, folder: Path) -> RunView:
+def _run(run: RunDir, folder: Path) -> RunView:
     problems: list[str] = []
     place = run.path.relative_to(folder).as_posix()
-    parts = {name: _dict(run, f"{name}.json", problems, place) for name in ("run", "ledger", "fingerprint", "metrics")}
+    parts = {
+        name: _dict(run, f"{name}.json", problems, place)
+        for name in ("run", "ledger", "fingerprint", "metrics")
+    }
     lines = {name: _lines(run, f"{name}.jsonl", problems, place) for name in ("events", "samples")}
     kind = str(parts["run"].get("kind") or run.name)
     return RunView(
@@ -204,19 +218,19 @@ def _run(run: Run, folder: Path) -> RunView:
     )
 
 
-def _dict(holder: Run | RunFolder, name: str, problems: list[str], place: str = "") -> dict:
+def _dict(holder: RunDir | StudyDir, name: str, problems: list[str], place: str = "") -> dict:
     try:
         value = holder.read_json(name)
-    except (BadInput, OSError, ValueError):
+    except (UserError, OSError, ValueError):
         problems.append(f"{place}/{name}".lstrip("/"))
         return {}
     return value if isinstance(value, dict) else {}
 
 
-def _lines(run: Run, name: str, problems: list[str], place: str) -> list[dict]:
+def _lines(run: RunDir, name: str, problems: list[str], place: str) -> list[dict]:
     try:
-        return records(run.read_lines(name))
-    except (BadInput, OSError, ValueError):
+        return dicts_in(run.read_lines(name))
+    except (UserError, OSError, ValueError):
         problems.append(f"{place}/{name}")
         return []
 

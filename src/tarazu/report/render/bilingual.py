@@ -25,11 +25,13 @@ _LATIN = str.maketrans("۰۱۲۳۴۵۶۷۸۹٫٬", "0123456789.,")
 SHORT = 24  # characters of a name that any line has room for
 STRINGS = Path(__file__).parents[1] / "strings"
 # Bidi embeddings, overrides and isolates, control characters, lone surrogates: shown by their number, never obeyed.
-_HIDDEN = re.compile("[\u202a-\u202e\u2066-\u2069\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\ufeff\ud800-\udfff]")
+_HIDDEN = re.compile(
+    "[\u202a-\u202e\u2066-\u2069\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\ufeff\ud800-\udfff]"
+)
 
 
 @dataclass(frozen=True)
-class Both:
+class Bilingual:
     """One text in both languages; in a template it becomes two elements of which the page shows one."""
 
     fa: Markup
@@ -38,9 +40,9 @@ class Both:
     def __html__(self) -> str:
         if self.fa == self.en:
             return self.en
-        return Markup('<span class="fa" lang="fa">{}</span><span class="en" lang="en">{}</span>').format(
-            self.fa, _without_persian_digits(self.en)
-        )
+        return Markup(
+            '<span class="fa" lang="fa">{}</span><span class="en" lang="en">{}</span>'
+        ).format(self.fa, _without_persian_digits(self.en))
 
     def plain(self, language: str) -> str:
         """The text without its markup, for figures and attributes."""
@@ -61,8 +63,12 @@ def data_text(value: Any, limit: int | None = None) -> Markup:
     """Text from the folder, isolated from the direction of what surrounds it; cut at `limit` characters, saying so."""
     text = visible(value)
     if limit is not None and len(text) > limit:
-        cut = say("common.cut", shown=number(limit, "count"), total=number(len(text), "count"))
-        return Markup('<bdi dir="auto">{}</bdi> <small class="cut">{}</small>').format(text[:limit] + " …", cut)
+        cut = translate(
+            "common.cut", shown=number(limit, "count"), total=number(len(text), "count")
+        )
+        return Markup('<bdi dir="auto">{}</bdi> <small class="cut">{}</small>').format(
+            text[:limit] + " …", cut
+        )
     return Markup('<bdi dir="auto">{}</bdi>').format(text)
 
 
@@ -71,82 +77,109 @@ def code(value: Any) -> Markup:
     text = visible(value)
     if not _NAME.fullmatch(text) or _HASH.fullmatch(text):
         return Markup('<code dir="ltr">{}</code>').format(text)
-    return Markup('<code class="name" dir="ltr">{}</code>').format(Markup(_JOINT.sub(r"\1<wbr>", text)) if len(text) > SHORT else text)
+    return Markup('<code class="name" dir="ltr">{}</code>').format(
+        Markup(_JOINT.sub(r"\1<wbr>", text)) if len(text) > SHORT else text
+    )
 
 
-def pick(value: Any, language: str) -> Markup:
+def in_language(value: Any, language: str) -> Markup:
     """The side of `value` that `language` reads."""
-    if isinstance(value, Both):
+    if isinstance(value, Bilingual):
         return getattr(value, language)
     return value if isinstance(value, Markup) else data_text(value)
 
 
-def say(key: str, **values: Any) -> Both:
+def translate(key: str, **values: Any) -> Bilingual:
     """The string `key` in both languages with `values` put in. Raises KeyError for a string that is not there."""
     fa, en = strings()[key]
-    return Both(
+    return Bilingual(
         *(
-            Markup(_OWN_DIGITS.sub(_switched, str(escape(text)))).format(**{k: pick(v, lang) for k, v in values.items()})
+            Markup(_OWN_DIGITS.sub(_switched, str(escape(text)))).format(
+                **{k: in_language(v, lang) for k, v in values.items()}
+            )
             for text, lang in ((fa, "fa"), (en, "en"))
         )
     )
 
 
-def say_or(key: str, fallback: Any) -> Both:
+def say_or(key: str, fallback: Any) -> Bilingual:
     """As `say`, with `fallback` where there is no such string (a new kind of method, a new event)."""
-    return say(key) if key in strings() else Both(code(fallback), code(fallback))
+    return translate(key) if key in strings() else Bilingual(code(fallback), code(fallback))
 
 
 def has(key: str) -> bool:
     return key in strings()
 
 
-def spaced(*parts: Any) -> Both:
+def spaced(*parts: Any) -> Bilingual:
     """The parts with a space between them."""
-    return Both(*(Markup(" ").join(pick(part, lang) for part in parts) for lang in ("fa", "en")))
+    return Bilingual(
+        *(Markup(" ").join(in_language(part, lang) for part in parts) for lang in ("fa", "en"))
+    )
 
 
-def aside(part: Both) -> Both:
+def small_note(part: Bilingual) -> Bilingual:
     """A smaller remark that is not broken over lines: an interval."""
-    return Both(*(Markup('<small class="span">{}</small>').format(pick(part, lang)) for lang in ("fa", "en")))
+    return Bilingual(
+        *(
+            Markup('<small class="span">{}</small>').format(in_language(part, lang))
+            for lang in ("fa", "en")
+        )
+    )
 
 
-def joined(parts: list, both: str = "common.and") -> Both:
+def joined(parts: list, both: str = "common.and") -> Bilingual:
     """`a, b and c` in both languages."""
     if not parts:
-        return say("common.none")
+        return translate("common.none")
     sides = []
     for lang, comma in (("fa", "، "), ("en", ", ")):
-        items = [pick(part, lang) for part in parts]
-        last = Markup(" {} ").format(pick(say(both), lang))
-        sides.append(items[0] if len(items) == 1 else Markup(comma).join(items[:-1]) + last + items[-1])
-    return Both(*sides)
+        items = [in_language(part, lang) for part in parts]
+        last = Markup(" {} ").format(in_language(translate(both), lang))
+        sides.append(
+            items[0] if len(items) == 1 else Markup(comma).join(items[:-1]) + last + items[-1]
+        )
+    return Bilingual(*sides)
 
 
-def listed(parts: list, fa: str = "، ", en: str = ", ") -> Both:
+def listed(parts: list, fa: str = "، ", en: str = ", ") -> Bilingual:
     """The parts with each language's comma (or what is given) between them."""
-    return Both(*(Markup(mark).join(pick(part, lang) for part in parts) for lang, mark in (("fa", fa), ("en", en))))
+    return Bilingual(
+        *(
+            Markup(mark).join(in_language(part, lang) for part in parts)
+            for lang, mark in (("fa", fa), ("en", en))
+        )
+    )
 
 
-def number(value: Any, form: str = "number", source: str = "") -> Both:
+def number(value: Any, form: str = "number", source: str = "") -> Bilingual:
     """A figure with its unit in both languages, and the file that it came from as its title.
 
     Forms: number (4 significant digits), count (thousands), percent, points (1 decimal), loss (3 decimals), bytes,
     seconds, signed, signed_points, signed_percent, percentage_points (between two shares), rate (scientific), flops (operations), p.
     """
-    from tarazu.report.render.number_format import shaped  # the shapes need `Both`'s strings: imported late
+    from tarazu.report.render.number_format import (
+        format_number,  # the shapes need `Both`'s strings: imported late
+    )
 
-    text, unit = shaped(value, form)
+    text, unit = format_number(value, form)
     if text is None:
         dash = Markup('<span aria-hidden="true">—</span><span class="sr">{}</span>')
-        return Both(*(dash.format(pick(say("common.unknown"), lang)) for lang in ("fa", "en")))
+        return Bilingual(
+            *(dash.format(in_language(translate("common.unknown"), lang)) for lang in ("fa", "en"))
+        )
     attributes = Markup(' title="{}"').format(visible(source)) if source else Markup("")
     figure = Markup('<bdi class="n" dir="ltr"{}>{}</bdi>').format(attributes, digits(text))
     if not unit:
-        return Both(figure, figure)
-    names = say(f"unit.{unit}")
-    return Both(
-        *(Markup("{}{}{}").format(figure, "" if unit == "percent" else " ", pick(names, lang)) for lang in ("fa", "en"))
+        return Bilingual(figure, figure)
+    names = translate(f"unit.{unit}")
+    return Bilingual(
+        *(
+            Markup("{}{}{}").format(
+                figure, "" if unit == "percent" else " ", in_language(names, lang)
+            )
+            for lang in ("fa", "en")
+        )
     )
 
 

@@ -12,11 +12,22 @@ from dataclasses import dataclass
 
 import altair as alt
 
-from tarazu.report.render.bilingual import Both, visible
+from tarazu.report.render.bilingual import Bilingual, visible
 
 INK, GRID = "#333333", "#e0e0e0"
 TAIL = 4  # a bar that is so many times as wide as the first is a tail put together
-PALETTE = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#b8860b", "#3a9bd9", "#7a5cc8", "#8a8a00", "#b03060", "#4d7f7f"]
+PALETTE = [
+    "#0072b2",
+    "#d55e00",
+    "#009e73",
+    "#cc79a7",
+    "#b8860b",
+    "#3a9bd9",
+    "#7a5cc8",
+    "#8a8a00",
+    "#b03060",
+    "#4d7f7f",
+]
 DASHES = [[1, 0], [6, 3], [2, 2], [8, 3, 2, 3]]
 _RTL = re.compile("[\u0600-\u06ff]")
 FONT = "Vazirmatn, 'DejaVu Sans', Tahoma, 'Noto Sans Arabic', sans-serif"  # the first three have both scripts: no mixture
@@ -26,16 +37,16 @@ FONT = "Vazirmatn, 'DejaVu Sans', Tahoma, 'Noto Sans Arabic', sans-serif"  # the
 class Series:
     """One line: its name, its points, and whether it is the second of a pair (dashed)."""
 
-    name: Both | str
+    name: Bilingual | str
     x: list[float]
     y: list[float]
     color: int = 0
     dash: int = 0
 
 
-def words(value: Both | str, language: str) -> str:
+def words(value: Bilingual | str, language: str) -> str:
     """A label as plain text; Persian stands between isolates (U+2067, U+2069), for a figure runs left to right."""
-    text = value.plain(language) if isinstance(value, Both) else visible(value)
+    text = value.plain(language) if isinstance(value, Bilingual) else visible(value)
     return f"\u2067{text}\u2069" if language == "fa" and _RTL.search(text) else text
 
 
@@ -44,7 +55,13 @@ def _data(rows: list[dict]) -> alt.Data:
 
 
 def lines(
-    series: list[Series], x: Both, y: Both, language: str, width: int = 560, height: int = 260, log: bool = False
+    series: list[Series],
+    x: Bilingual,
+    y: Bilingual,
+    language: str,
+    width: int = 560,
+    height: int = 260,
+    log: bool = False,
 ) -> alt.Chart:
     """Curves on one pair of axes; a legend names them."""
     names = [words(one.name, language) for one in series]
@@ -57,7 +74,11 @@ def lines(
     dashes = alt.Scale(domain=names, range=[DASHES[one.dash % len(DASHES)] for one in series])
     legend = alt.Legend(title=None, orient="bottom", columns=3, labelLimit=260, symbolStrokeWidth=3)
     few = max(len(one.x) for one in series) <= 40
-    ticks = {"format": "~e", "values": sorted({row["x"] for row in rows}), "labelOverlap": "greedy"} if log else {"format": "~s"}  # a log axis is marked where something was tried
+    ticks = (
+        {"format": "~e", "values": sorted({row["x"] for row in rows}), "labelOverlap": "greedy"}
+        if log
+        else {"format": "~s"}
+    )  # a log axis is marked where something was tried
     return (
         alt.Chart(_data(rows))
         .mark_line(strokeWidth=2, point={"size": 14} if few else False)
@@ -68,7 +89,12 @@ def lines(
                 axis=alt.Axis(**ticks),
                 scale=alt.Scale(type="log", nice=False) if log else alt.Scale(),
             ),
-            y=alt.Y("y:Q", title=words(y, language), axis=alt.Axis(format=".4~f"), scale=alt.Scale(zero=False)),
+            y=alt.Y(
+                "y:Q",
+                title=words(y, language),
+                axis=alt.Axis(format=".4~f"),
+                scale=alt.Scale(zero=False),
+            ),
             color=alt.Color("s:N", scale=scale, legend=legend, sort=names),
             strokeDash=alt.StrokeDash("s:N", scale=dashes, legend=legend, sort=names),
         )
@@ -76,21 +102,37 @@ def lines(
     )
 
 
-def bars(labels: list, values: list[float], x: Both, language: str, form: str = "~s", width: int = 420) -> alt.Chart:
+def bars(
+    labels: list,
+    values: list[float],
+    x: Bilingual,
+    language: str,
+    form: str = "~s",
+    width: int = 420,
+) -> alt.Chart:
     """Horizontal bars in the order given, each with its figure at its end."""
     names = [f"{words(label, language)}" for label in labels]
-    rows = [{"n": i, "l": name, "v": v} for i, (name, v) in enumerate(zip(names, values, strict=True))]
+    rows = [
+        {"n": i, "l": name, "v": v} for i, (name, v) in enumerate(zip(names, values, strict=True))
+    ]
     chart = alt.Chart(_data(rows)).encode(
         y=alt.Y(
-            "l:N", title=None, sort=alt.EncodingSortField("n"), axis=alt.Axis(labelLimit=240, ticks=False, domain=False)
+            "l:N",
+            title=None,
+            sort=alt.EncodingSortField("n"),
+            axis=alt.Axis(labelLimit=240, ticks=False, domain=False),
         ),
         x=alt.X("v:Q", title=words(x, language), axis=alt.Axis(format=form)),
     )
     text = chart.mark_text(align="left", dx=4).encode(text=alt.Text("v:Q", format=form))
-    return (chart.mark_bar(color=PALETTE[0], height={"band": 0.7}) + text).properties(width=width, height={"step": 22})
+    return (chart.mark_bar(color=PALETTE[0], height={"band": 0.7}) + text).properties(
+        width=width, height={"step": 22}
+    )
 
 
-def grouped(rows: list[tuple], groups: list[str], x: Both, language: str, width: int = 420) -> alt.Chart:
+def grouped(
+    rows: list[tuple], groups: list[str], x: Bilingual, language: str, width: int = 420
+) -> alt.Chart:
     """Bars of several figures side by side. rows: (label, group, value)."""
     values = [
         {"l": words(label, language), "g": visible(group), "v": value, "n": i}
@@ -111,14 +153,22 @@ def grouped(rows: list[tuple], groups: list[str], x: Both, language: str, width:
                 legend=alt.Legend(title=None, orient="bottom"),
             ),
         )
-        .properties(width=width, height={"step": 12, "for": "offset"} if len(groups) > 1 else {"step": 22})
+        .properties(
+            width=width, height={"step": 12, "for": "offset"} if len(groups) > 1 else {"step": 22}
+        )
     )
 
 
-def stacked(rows: list[tuple], x: Both, language: str, width: int = 420) -> alt.Chart:
+def stacked(rows: list[tuple], x: Bilingual, language: str, width: int = 420) -> alt.Chart:
     """One bar per label, cut into parts. rows: (label, part, value)."""
-    values = [{"l": words(label, language), "p": words(part, language), "v": value} for label, part, value in rows]
-    parts, labels = list(dict.fromkeys(r["p"] for r in values)), list(dict.fromkeys(r["l"] for r in values))
+    values = [
+        {"l": words(label, language), "p": words(part, language), "v": value}
+        for label, part, value in rows
+    ]
+    parts, labels = (
+        list(dict.fromkeys(r["p"] for r in values)),
+        list(dict.fromkeys(r["l"] for r in values)),
+    )
     return (
         alt.Chart(_data(values))
         .mark_bar(height={"band": 0.7})
@@ -136,9 +186,19 @@ def stacked(rows: list[tuple], x: Both, language: str, width: int = 420) -> alt.
     )
 
 
-def histogram(edges: list[float], counts: list[int], x: Both, y: Both, language: str, width: int = 250) -> alt.Chart:
+def histogram(
+    edges: list[float],
+    counts: list[int],
+    x: Bilingual,
+    y: Bilingual,
+    language: str,
+    width: int = 250,
+) -> alt.Chart:
     """Counts between edges. A bar that gathers a long tail is pale: its height does not compare with the others'."""
-    rows = [{"a": a, "b": b, "c": c, "wide": b - a > TAIL * (edges[1] - edges[0])} for a, b, c in zip(edges, edges[1:], counts, strict=False)]
+    rows = [
+        {"a": a, "b": b, "c": c, "wide": b - a > TAIL * (edges[1] - edges[0])}
+        for a, b, c in zip(edges, edges[1:], counts, strict=False)
+    ]
     return (
         alt.Chart(_data(rows))
         .mark_bar(color=PALETTE[0], stroke="white", strokeWidth=0.5)
@@ -153,7 +213,14 @@ def histogram(edges: list[float], counts: list[int], x: Both, y: Both, language:
     )
 
 
-def dots(series: list[Series], x: Both, y: Both, language: str, width: int = 560, size: int = 45) -> alt.Chart:
+def dots(
+    series: list[Series],
+    x: Bilingual,
+    y: Bilingual,
+    language: str,
+    width: int = 560,
+    size: int = 45,
+) -> alt.Chart:
     """Points, one colour and shape per series."""
     names = [words(one.name, language) for one in series]
     rows = [
@@ -169,7 +236,10 @@ def dots(series: list[Series], x: Both, y: Both, language: str, width: int = 560
             x=alt.X("x:Q", title=words(x, language)),
             y=alt.Y("y:Q", title=words(y, language)),
             color=alt.Color(
-                "s:N", sort=names, scale=alt.Scale(domain=names, range=PALETTE[: len(names)]), legend=legend
+                "s:N",
+                sort=names,
+                scale=alt.Scale(domain=names, range=PALETTE[: len(names)]),
+                legend=legend,
             ),
             shape=alt.Shape("s:N", sort=names, legend=legend),
         )
@@ -177,8 +247,14 @@ def dots(series: list[Series], x: Both, y: Both, language: str, width: int = 560
     )
 
 
-def trade(
-    points: list[dict], front: list[str], x: Both, y: Both, language: str, log: bool, width: int = 420
+def pareto_chart(
+    points: list[dict],
+    front: list[str],
+    x: Bilingual,
+    y: Bilingual,
+    language: str,
+    log: bool,
+    width: int = 420,
 ) -> alt.Chart:
     """Quality against a cost. points: {name, x, y, low?, high?}; the front is a line, its points are filled."""
     rows = [{**p, "name": visible(p["name"]), "front": p["name"] in front} for p in points]
@@ -209,18 +285,23 @@ def trade(
         alt.Chart(_data(some))
         .mark_text(align=side, dx=8 if side == "left" else -8, dy=shift, limit=width * 0.55)
         .encode(text="name:N", **axes)
-        for (side, shift), some in _apart(rows, log, width).items()
+        for (side, shift), some in _place_labels(rows, log, width).items()
     ]
     return alt.layer(line, bars_, *kinds, *names).properties(width=width, height=260)
 
 
-def _apart(rows: list[dict], log: bool, width: int = 420) -> dict[tuple[str, int], list[dict]]:
+def _place_labels(
+    rows: list[dict], log: bool, width: int = 420
+) -> dict[tuple[str, int], list[dict]]:
     """Rows by the side of their point that their name stands at (inwards where there is room) and by how many pixels below it,
     so that no name covers another one or a point."""
     place = {r["name"]: (math.log(r["x"]) if log else r["x"], r["y"]) for r in rows}
     sizes = [max(v) - min(v) or 1.0 for v in zip(*place.values(), strict=True)]
     left, top = min(x for x, _ in place.values()), max(y for _, y in place.values())
-    spots = {name: ((x - left) / sizes[0] * (width - 60), (top - y) / sizes[1] * 190) for name, (x, y) in place.items()}  # pixels, about
+    spots = {
+        name: ((x - left) / sizes[0] * (width - 60), (top - y) / sizes[1] * 190)
+        for name, (x, y) in place.items()
+    }  # pixels, about
     taken = [(x - 5, x + 5, y - 5, y + 5) for x, y in spots.values()]
     found: dict[tuple[str, int], list[dict]] = {}
     for row in sorted(rows, key=lambda r: r["x"]):
@@ -230,8 +311,14 @@ def _apart(rows: list[dict], log: bool, width: int = 420) -> dict[tuple[str, int
         if x <= 0.55 * (width - 60):
             sides.reverse()
         sides = [one for one in sides if one[1] >= -30 and one[1] + long <= width - 30] or sides[:1]
-        choices = [(side, shift, (start, start + long, y + shift - 7, y + shift + 7)) for shift in (-7, 9, -21, 23, -35, 37, -49, 51) for side, start in sides]
-        side, shift, box = next((one for one in choices if not any(_meet(one[2], other) for other in taken)), choices[0])
+        choices = [
+            (side, shift, (start, start + long, y + shift - 7, y + shift + 7))
+            for shift in (-7, 9, -21, 23, -35, 37, -49, 51)
+            for side, start in sides
+        ]
+        side, shift, box = next(
+            (one for one in choices if not any(_meet(one[2], other) for other in taken)), choices[0]
+        )
         taken.append(box)
         found.setdefault((side, shift), []).append(row)
     return found
@@ -242,7 +329,7 @@ def _meet(one: tuple, other: tuple) -> bool:
     return one[0] < other[1] and other[0] < one[1] and one[2] < other[3] and other[2] < one[3]
 
 
-def forest(rows: list[dict], x: Both, language: str, width: int = 420) -> alt.Chart:
+def forest_plot(rows: list[dict], x: Bilingual, language: str, width: int = 420) -> alt.Chart:
     """Differences with their intervals around zero. rows: {name, mean, low, high, sure}."""
     values = [{**r, "name": words(r["name"], language)} for r in rows]
     y = alt.Y("name:N", title=None, sort=[r["name"] for r in values], axis=alt.Axis(labelLimit=260))

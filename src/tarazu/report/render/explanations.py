@@ -9,7 +9,7 @@ from pathlib import Path
 from markdown_it import MarkdownIt
 from markupsafe import Markup
 
-from tarazu.report.render.bilingual import Both
+from tarazu.report.render.bilingual import Bilingual
 
 FOLDER = Path(__file__).parents[1] / "explanations"
 OF_KIND = {
@@ -32,8 +32,8 @@ class Explanation:
     """One idea: its title and its text in both languages."""
 
     name: str
-    title: Both
-    body: Both
+    title: Bilingual
+    body: Bilingual
 
 
 def explain(*names: str) -> list[Explanation]:
@@ -49,12 +49,18 @@ def explain_kind(kind: str) -> list[Explanation]:
 @cache
 def _load(name: str) -> Explanation:
     sides = {language: _read(FOLDER / language / f"{name}.md") for language in ("fa", "en")}
-    return Explanation(name, Both(sides["fa"][0], sides["en"][0]), Both(sides["fa"][1], sides["en"][1]))
+    return Explanation(
+        name, Bilingual(sides["fa"][0], sides["en"][0]), Bilingual(sides["fa"][1], sides["en"][1])
+    )
 
 
 def _read(path: Path) -> tuple[Markup, Markup]:
     """(title, body): the first line is `# Title`."""
     first, _, rest = path.read_text(encoding="utf-8").partition("\n")
     renderer = MarkdownIt("commonmark", {"html": False}).enable("table")
-    body = renderer.render(rest).replace("<pre>", '<pre dir="ltr" tabindex="0">').replace("<code>", '<code dir="ltr">')
+    body = (
+        renderer.render(rest)
+        .replace("<pre>", '<pre dir="ltr" tabindex="0">')
+        .replace("<code>", '<code dir="ltr">')
+    )
     return Markup(renderer.renderInline(first.removeprefix("# ").strip())), Markup(body)

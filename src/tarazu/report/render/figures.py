@@ -11,8 +11,8 @@ import altair as alt
 import vl_convert
 from markupsafe import Markup, escape
 
+from tarazu.report.render.bilingual import Bilingual, digits
 from tarazu.report.render.charts import FONT, GRID, INK
-from tarazu.report.render.bilingual import Both, digits
 
 _CONFIG = {
     "background": "white",
@@ -35,8 +35,12 @@ _NOISE = re.compile(
     r'\s(?:role|aria-[a-z]+|style|class|pointer-events|font-family|stroke-miterlimit)="[^"]*"| opacity="1"'
 )
 _EMPTY = re.compile(r'<path d="(?:M0,0h0v0h0Z)?"(?: display="none")?/>')
-_FIGURE = re.compile("(<text[^>]*>)([−+0-9.,]*[0-9][0-9.,]*[kMGm%]?)</text>")  # an axis label; k, M, G as d3 writes them
-_SENTENCE = re.compile("(<text[^>]*>)([^<]*[\u0600-\u06ff][^<]*)</text>")  # Persian words, with figures among them perhaps
+_FIGURE = re.compile(
+    "(<text[^>]*>)([−+0-9.,]*[0-9][0-9.,]*[kMGm%]?)</text>"
+)  # an axis label; k, M, G as d3 writes them
+_SENTENCE = re.compile(
+    "(<text[^>]*>)([^<]*[\u0600-\u06ff][^<]*)</text>"
+)  # Persian words, with figures among them perhaps
 _AMONG = re.compile(r"\d+(?:[.,]\d+)*")
 _PLACE = re.compile(r' (?:d|transform|x|y|x1|x2|y1|y2|width|height)="[^"]*"')
 _DECIMALS = re.compile(r"(\d\.\d)\d+")
@@ -47,28 +51,37 @@ class Figure:
     """One figure of the page: `svg` in both languages, its caption, the files that its numbers came from."""
 
     name: str
-    svg: Both
-    caption: Both
+    svg: Bilingual
+    caption: Bilingual
     sources: list[str]
-    data: dict | None = None  # what the page's own script draws: the same points, to hover, zoom and hide
+    data: dict | None = (
+        None  # what the page's own script draws: the same points, to hover, zoom and hide
+    )
 
 
 @dataclass
-class Gallery:
+class FigureWriter:
     """Where figures are written: `figures/NAME.svg` and `.png` in English, `NAME.fa.svg` and `.png` in Persian."""
 
     folder: Path
     made: dict[str, Figure] = field(default_factory=dict)
 
     def add(
-        self, name: str, caption: Both, make: Callable[[str], alt.Chart], sources: list[str], data: dict | None = None
+        self,
+        name: str,
+        caption: Bilingual,
+        make: Callable[[str], alt.Chart],
+        sources: list[str],
+        data: dict | None = None,
     ) -> Figure:
         """Draws `make(language)` for both languages, writes the files, and returns what the page shows."""
-        if name not in self.made:  # a page that came out too large is put together again, with the same figures
+        if (
+            name not in self.made
+        ):  # a page that came out too large is put together again, with the same figures
             self.made[name] = Figure(name, self.drawn(name, caption, make), caption, sources, data)
         return self.made[name]
 
-    def drawn(self, name: str, caption: Both, make: Callable[[str], alt.Chart]) -> Both:
+    def drawn(self, name: str, caption: Bilingual, make: Callable[[str], alt.Chart]) -> Bilingual:
         """The files of one figure, and its SVG for the page."""
         self.folder.mkdir(parents=True, exist_ok=True)
         sides = {}
@@ -78,7 +91,7 @@ class Gallery:
             (self.folder / f"{stem}.svg").write_text(svg, encoding="utf-8")
             (self.folder / f"{stem}.png").write_bytes(vl_convert.svg_to_png(svg, scale=2))
             sides[language] = inline(svg, f"{name}-{language}", caption.plain(language))
-        return Both(**sides)
+        return Bilingual(**sides)
 
 
 def draw(chart: alt.Chart) -> str:
@@ -93,10 +106,17 @@ def inline(svg: str, identity: str, label: str) -> Markup:
     svg = re.sub(r"\bclip(\d+)", rf"{identity}-clip\1", _NOISE.sub("", svg))
     svg = re.sub(r'<rect width="[\d.]+" height="[\d.]+" fill="white"/>', "", svg, count=1)
     svg = _EMPTY.sub("", svg)
-    svg = _PLACE.sub(lambda found: _DECIMALS.sub(r"\1", found[0]), svg)  # a tenth of a pixel; labels stay whole
+    svg = _PLACE.sub(
+        lambda found: _DECIMALS.sub(r"\1", found[0]), svg
+    )  # a tenth of a pixel; labels stay whole
     svg = svg.replace(f'stroke="{GRID}"', 'stroke="currentColor" stroke-opacity="0.15"')
     svg = svg.replace(f'"{INK}"', '"currentColor"')
     if identity.endswith("-fa"):
         svg = _FIGURE.sub(lambda found: f"{found[1]}{digits(found[2], 'tspan')}</text>", svg)
-        svg = _SENTENCE.sub(lambda found: f"{found[1]}{_AMONG.sub(lambda one: str(digits(one[0], 'tspan')), found[2])}</text>", svg)
+        svg = _SENTENCE.sub(
+            lambda found: (
+                f"{found[1]}{_AMONG.sub(lambda one: str(digits(one[0], 'tspan')), found[2])}</text>"
+            ),
+            svg,
+        )
     return Markup(svg.replace("<svg ", f'<svg role="img" aria-label="{escape(label)}" ', 1))

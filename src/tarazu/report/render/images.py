@@ -53,24 +53,33 @@ def overlay(folder: Path, name, weights: list[float], top: float, alt: str) -> M
     """The picture with one word's attention over it: bilinear, one scale (`top`) for all words of the sentence."""
     path = inside(folder, name)
     image = _opened(path, SMALL) if path else None
-    blended = None if image is None else blend(image, weights, top)
+    blended = None if image is None else overlay_heat(image, weights, top)
     return None if blended is None else _img(blended, alt)
 
 
-def blend(image: Image.Image, weights: list[float], top: float) -> Image.Image | None:
+def overlay_heat(image: Image.Image, weights: list[float], top: float) -> Image.Image | None:
     """`image` in grey, darkened where the model did not look, red where it did; None where the weights are no square grid."""
     side = int(round(len(weights) ** 0.5))
     if side * side != len(weights) or side == 0 or top <= 0:
         return None
     grid = Image.fromarray(
-        (np.clip(np.array(weights, dtype=np.float32).reshape(side, side) / top, 0, 1) * 255).astype(np.uint8)
+        (np.clip(np.array(weights, dtype=np.float32).reshape(side, side) / top, 0, 1) * 255).astype(
+            np.uint8
+        )
     )
-    heat = np.asarray(grid.resize(image.size, Image.Resampling.BILINEAR), dtype=np.float32)[..., None] / 255
+    heat = (
+        np.asarray(grid.resize(image.size, Image.Resampling.BILINEAR), dtype=np.float32)[..., None]
+        / 255
+    )
     pixels = np.asarray(image.convert("L"), dtype=np.float32)[..., None] * (0.45 + 0.55 * heat)
-    return Image.fromarray(np.clip(pixels * (1 - 0.45 * heat) + HOT * 0.45 * heat, 0, 255).astype(np.uint8))
+    return Image.fromarray(
+        np.clip(pixels * (1 - 0.45 * heat) + HOT * 0.45 * heat, 0, 255).astype(np.uint8)
+    )
 
 
-def sheet(folder: Path, name, words: list[str], attention: list[list[float]], to: Path) -> bool:
+def contact_sheet(
+    folder: Path, name, words: list[str], attention: list[list[float]], to: Path
+) -> bool:
     """All words' maps in one PNG file beside the report. False where there is nothing to draw."""
     path = inside(folder, name)
     image = _opened(path, SIDE) if path else None
@@ -81,12 +90,14 @@ def sheet(folder: Path, name, words: list[str], attention: list[list[float]], to
     page = Image.new("RGB", (columns * (wide + 6), -(-len(words) // columns) * (high + 6)), "white")
     pen = ImageDraw.Draw(page)
     for i, (word, row) in enumerate(zip(words, attention, strict=False)):
-        blended = blend(image, row, top)
+        blended = overlay_heat(image, row, top)
         if blended is None:
             return False
         x, y = i % columns * (wide + 6), i // columns * (high + 6)
         page.paste(blended, (x, y + 20))
-        pen.text((x + 4, y + 4), visible(word)[:24].encode("ascii", "replace").decode(), fill="black")
+        pen.text(
+            (x + 4, y + 4), visible(word)[:24].encode("ascii", "replace").decode(), fill="black"
+        )
     to.parent.mkdir(parents=True, exist_ok=True)
     page.quantize(96).save(to, "PNG", optimize=True)
     return True
@@ -101,6 +112,6 @@ def _img(image: Image.Image, alt: str) -> Markup:
     out = io.BytesIO()
     image.save(out, "JPEG", quality=72, optimize=True)
     data = base64.b64encode(out.getvalue()).decode()
-    return Markup('<img class="photo" width="{}" height="{}" alt="{}" src="data:image/jpeg;base64,{}">').format(
-        image.width, image.height, visible(alt)[:300], data
-    )
+    return Markup(
+        '<img class="photo" width="{}" height="{}" alt="{}" src="data:image/jpeg;base64,{}">'
+    ).format(image.width, image.height, visible(alt)[:300], data)

@@ -11,31 +11,55 @@ from functools import cache
 
 from markupsafe import Markup
 
-from tarazu.report.render.bilingual import Both, code, data_text, digits, listed, say, say_or, strings, visible
+from tarazu.report.render.bilingual import (
+    Bilingual,
+    code,
+    data_text,
+    digits,
+    listed,
+    say_or,
+    strings,
+    translate,
+    visible,
+)
 
 FORMS = ("compared.", "allowed.", "known.", "ran.")
 FIGURE = re.compile(r"[\d.,e+-]+|inf|nan")
 
 
-def told(text: object) -> Both | Markup:
+def translate_known(text: object) -> Bilingual | Markup:
     """The text in both languages, or as data."""
     found = recognised(text)
-    return found if isinstance(found, Both) else data_text(found)
+    return found if isinstance(found, Bilingual) else data_text(found)
 
 
-def noted(note: object) -> Both | Markup:
+def noted(note: object) -> Bilingual | Markup:
     """A recipe's note: a text, or one for each language."""
     sides = [note.get(language) for language in ("fa", "en")] if isinstance(note, dict) else []
     if not sides or not all(isinstance(side, str) for side in sides):
-        return told(note)
-    isolated = Markup('<bdi dir="{}">{}</bdi>')  # its language is known: a Persian note may begin with a Latin name
-    return Both(*(isolated.format(way, visible(side)) for way, side in zip(("rtl", "ltr"), sides, strict=True)))
+        return translate_known(note)
+    isolated = Markup(
+        '<bdi dir="{}">{}</bdi>'
+    )  # its language is known: a Persian note may begin with a Latin name
+    return Bilingual(
+        *(
+            isolated.format(way, visible(side))
+            for way, side in zip(("rtl", "ltr"), sides, strict=True)
+        )
+    )
 
 
-def paths_taken(paths: object) -> Both | Markup:
+def paths_taken(paths: object) -> Bilingual | Markup:
     """The ledger's "which of several code paths ran": `attention: sdpa, layers: plain, recorded`."""
     pairs = paths.items() if isinstance(paths, dict) else ()
-    parts = [say("path.pair", what=say_or(f"path.{key}", key), how=listed([told(piece) for piece in str(value).split(", ")])) for key, value in pairs]
+    parts = [
+        translate(
+            "path.pair",
+            what=say_or(f"path.{key}", key),
+            how=listed([translate_known(piece) for piece in str(value).split(", ")]),
+        )
+        for key, value in pairs
+    ]
     return listed(parts, "؛ ", "; ") if parts else Markup("")
 
 
@@ -43,7 +67,9 @@ def recognised(text: object) -> object:
     """The text in both languages if tarazu wrote it, else the text itself."""
     for key, form in _forms():
         if found := form.fullmatch(str(text)):
-            return say(key, **{name: _figure(value) for name, value in found.groupdict().items()})
+            return translate(
+                key, **{name: _figure(value) for name, value in found.groupdict().items()}
+            )
     return text
 
 

@@ -7,7 +7,7 @@ from typing import Any
 from tarazu.report.analysis.study_view import as_number
 
 
-def shaped(value: Any, form: str) -> tuple[str | None, str]:
+def format_number(value: Any, form: str) -> tuple[str | None, str]:
     """(text, unit key) of a figure; text is None where there is no figure."""
     value = as_number(value)
     if value is None:
@@ -20,8 +20,13 @@ def shaped(value: Any, form: str) -> tuple[str | None, str]:
         return _duration(value)
     if form == "percent":
         return f"{value * 100:.1f}".replace("-", "\u2212"), "percent"
-    if form in ("signed_percent", "percentage_points"):  # of a share of another thing; between two shares
-        return _signed(f"{value * 100:+.1f}"), "percent" if form == "signed_percent" else "percentage_point"
+    if form in (
+        "signed_percent",
+        "percentage_points",
+    ):  # of a share of another thing; between two shares
+        return _signed(
+            f"{value * 100:+.1f}"
+        ), "percent" if form == "signed_percent" else "percentage_point"
     if form == "share":
         share = value * 100
         return (f"{share:.1f}" if abs(share) >= 1 else f"{share:.3g}"), "percent"

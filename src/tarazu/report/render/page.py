@@ -12,7 +12,7 @@ from urllib.parse import quote
 import jinja2
 from markupsafe import Markup
 
-from tarazu.report.render.bilingual import number, say, visible
+from tarazu.report.render.bilingual import number, translate, visible
 
 HERE = Path(__file__).parents[1]
 
@@ -35,9 +35,13 @@ _COMMON = re.compile('<(?:span|tspan|bdi|code)(?: (?:class|lang|dir)="[a-z]+")+(
 def _environment() -> jinja2.Environment:
     loader = jinja2.FileSystemLoader(HERE / "templates")
     environment = jinja2.Environment(
-        loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        loader=loader,
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
-    environment.globals |= {"say": say, "num": number, "file_link": file_link}
+    environment.globals |= {"say": translate, "num": number, "file_link": file_link}
     return environment
 
 

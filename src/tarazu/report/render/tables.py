@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tarazu.report.analysis.study_view import as_number
-from tarazu.report.render.bilingual import Both, code, data_text, number
+from tarazu.report.render.bilingual import Bilingual, code, data_text, number
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Cell:
 class Table:
     """A table with a caption and the files behind it."""
 
-    caption: Both
+    caption: Bilingual
     columns: list
     rows: list[list[Cell]]
     sources: list[str] = field(default_factory=list)
@@ -43,7 +43,7 @@ def figure_cell(value: Any, form: str, source: str = "", best: bool = False) -> 
 def text_cell(value: Any) -> Cell:
     return Cell(
         value if hasattr(value, "__html__") else data_text(value),
-        value.plain("en") if isinstance(value, Both) else str(value),
+        value.plain("en") if isinstance(value, Bilingual) else str(value),
     )
 
 
@@ -51,7 +51,12 @@ def code_cell(value: Any) -> Cell:
     return Cell(code(value), str(value))
 
 
-def pairs_table(caption: Both, pairs: Iterable[tuple[Both, Any]], columns: list[Both], sources: list[str]) -> Table:
+def pairs_table(
+    caption: Bilingual,
+    pairs: Iterable[tuple[Bilingual, Any]],
+    columns: list[Bilingual],
+    sources: list[str],
+) -> Table:
     """Two columns: what, and how much. Pairs whose value is None are left out."""
     rows = [
         [text_cell(name), value if isinstance(value, Cell) else text_cell(value)]

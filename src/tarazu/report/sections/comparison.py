@@ -4,16 +4,12 @@ from __future__ import annotations
 
 from functools import partial
 
-from tarazu.report.render import charts
-from tarazu.report.render.tables import Cell, Table, best_of, figure_cell, text_cell
 from tarazu.report.analysis.curves import curve
-from tarazu.report.render.explanations import explain
-from tarazu.report.render.figures import Figure
 from tarazu.report.analysis.metrics import (
     COSTS,
     ENERGY,
     FLOPS,
-    FRONTS,
+    PARETO_COSTS,
     QUALITY,
     SPEED,
     TESTED,
@@ -23,14 +19,26 @@ from tarazu.report.analysis.metrics import (
     over_seeds,
     primary,
 )
-from tarazu.report.analysis.study_view import Arm, StudyView, as_number, dig
-from tarazu.report.sections.chat.answers import all_arms, arm_name, left_out, side_by_side
-from tarazu.report.sections.common.base import Context, Section
+from tarazu.report.analysis.study_view import Arm, StudyView, as_number, get_path
+from tarazu.report.render import charts
+from tarazu.report.render.bilingual import (
+    Bilingual,
+    code,
+    joined,
+    number,
+    small_note,
+    spaced,
+    translate,
+)
+from tarazu.report.render.explanations import explain
+from tarazu.report.render.figures import Figure
+from tarazu.report.render.tables import Cell, Table, best_of, figure_cell, text_cell
 from tarazu.report.sections.captions.comparison import captions_extras
+from tarazu.report.sections.chat.answers import all_arms, arm_name, omission_note, side_by_side
+from tarazu.report.sections.chat.side_effects import forgetting_sentences, reading_table
+from tarazu.report.sections.common.base import Context, Section
 from tarazu.report.sections.common.curves import axis_of, line_figure
 from tarazu.report.sections.common.pairwise_tests import forest_figure, pair_findings, pair_table
-from tarazu.report.sections.chat.side_effects import forgetting_sentences, reading_table
-from tarazu.report.render.bilingual import Both, aside, code, joined, number, say, spaced
 
 
 def comparison_section(context: Context) -> Section:
@@ -42,36 +50,52 @@ def comparison_section(context: Context) -> Section:
         "costs": cost_table(study),
         "computing": computing(study),
         "curves": validation_figure(context),
-        "trades": [f for cost in FRONTS if (f := trade_figure(context, cost)) is not None],
+        "trades": [f for cost in PARETO_COSTS if (f := trade_figure(context, cost)) is not None],
         "forest": forest_figure(context),
-        "pairs": [pair_table(context, key) for key in TESTED.get(study.task, []) if context.comparison.pairs.get(key)],
+        "pairs": [
+            pair_table(context, key)
+            for key in TESTED.get(study.task, [])
+            if context.comparison.pairs.get(key)
+        ],
         "findings": pair_findings(context),
         "rows_differ": joined([code(n) for n in context.comparison.rows_differ])
         if context.comparison.rows_differ
         else None,
         "judge": judge_table(study),
         "forgetting": forgetting_sentences(context),
-        "forgetting_files": [run.file("metrics.json") for arm in all_arms(study) for run in arm.measured],
+        "forgetting_files": [
+            run.file("metrics.json") for arm in all_arms(study) for run in arm.measured
+        ],
         "reading": reading_table(context),
         "samples": samples,
-        "part": left_out(context),
-        "answer_files": [arm.first.file("samples.jsonl") for arm in all_arms(study) if arm.first.samples],
+        "part": omission_note(context),
+        "answer_files": [
+            arm.first.file("samples.jsonl") for arm in all_arms(study) if arm.first.samples
+        ],
         "abilities": list(dict.fromkeys((s["ability"], s["label"]) for s in samples)),
     }
     view["judge_against"] = judged_against(study)
-    view["judge_model"] = code(study.extras["judge"].get("model", "?")) if study.extras["judge"] else None
+    view["judge_model"] = (
+        code(study.extras["judge"].get("model", "?")) if study.extras["judge"] else None
+    )
     pages = (
         ("bleu", "caption-metrics", "fairness", "memory-and-time")
         if captions
         else ("fairness", "memory-and-time", "forgetting")
     )
-    return Section("comparison", say("section.comparison"), "comparison.html", view, explain(*pages))
+    return Section(
+        "comparison", translate("section.comparison"), "comparison.html", view, explain(*pages)
+    )
 
 
 def quality_table(context: Context) -> Table:
     """Quality of every method: mean over seeds, an interval where rows allow one, and the gain over the base."""
     study, arms = context.study, all_arms(context.study)
-    known = [m for m in QUALITY.get(study.task, []) if any(mean_over_seeds(a, m) is not None for a in arms)]
+    known = [
+        m
+        for m in QUALITY.get(study.task, [])
+        if any(mean_over_seeds(a, m) is not None for a in arms)
+    ]
     best = {m.key: best_of([mean_over_seeds(a, m) for a in arms], m.better) for m in known}
     lead, rows = primary(study.task), []
     for i, arm in enumerate(arms):
@@ -88,10 +112,14 @@ def quality_table(context: Context) -> Table:
             )
             cells.append(figure_cell(gain, "signed_percent", arm.first.file("metrics.json")))
         rows.append(cells)
-    columns = [say("compare.method"), say("compare.seeds"), *[_heading(m) for m in known]]
-    columns += [say("compare.gain")] if study.base else []
+    columns = [
+        translate("compare.method"),
+        translate("compare.seeds"),
+        *[_heading(m) for m in known],
+    ]
+    columns += [translate("compare.gain")] if study.base else []
     return Table(
-        say("compare.quality"),
+        translate("compare.quality"),
         columns,
         rows,
         [run.file("metrics.json") for arm in arms for run in arm.measured],
@@ -99,8 +127,8 @@ def quality_table(context: Context) -> Table:
     )
 
 
-def _heading(measure: Measure) -> Both:
-    return spaced(say(f"measure.{measure.key}"), say(f"compare.{measure.better}"))
+def _heading(measure: Measure) -> Bilingual:
+    return spaced(translate(f"measure.{measure.key}"), translate(f"compare.{measure.better}"))
 
 
 def _with_interval(context: Context, arm: Arm, measure: Measure, best: bool) -> Cell:
@@ -110,14 +138,24 @@ def _with_interval(context: Context, arm: Arm, measure: Measure, best: bool) -> 
     if found is not None and measure.key in ("loss", "cider"):
         shown = spaced(
             shown,
-            aside(say("compare.interval", low=number(found.low, measure.form), high=number(found.high, measure.form))),
+            small_note(
+                translate(
+                    "compare.interval",
+                    low=number(found.low, measure.form),
+                    high=number(found.high, measure.form),
+                )
+            ),
         )
     several = over_seeds(arm, measure)
     if len(several) > 1 and measure is primary(context.study.task):
         shown = spaced(
             shown,
-            aside(
-                say("compare.spread", low=number(min(several), measure.form), high=number(max(several), measure.form))
+            small_note(
+                translate(
+                    "compare.spread",
+                    low=number(min(several), measure.form),
+                    high=number(max(several), measure.form),
+                )
             ),
         )
     return Cell(shown, value, best)
@@ -126,13 +164,20 @@ def _with_interval(context: Context, arm: Arm, measure: Measure, best: bool) -> 
 def cost_table(study: StudyView) -> Table:
     """What every method cost: the mean over its seeds."""
     arms = study.arms
-    known = [m for m in [*COSTS, SPEED, ENERGY, FLOPS, UTILISATION] if any(mean_over_seeds(a, m) is not None for a in arms)]
+    known = [
+        m
+        for m in [*COSTS, SPEED, ENERGY, FLOPS, UTILISATION]
+        if any(mean_over_seeds(a, m) is not None for a in arms)
+    ]
     best = {m.key: best_of([mean_over_seeds(a, m) for a in arms], m.better) for m in known}
     rows = []
     for i, arm in enumerate(arms):
         cells = [text_cell(arm_name(arm))]
         cells += [
-            figure_cell(mean_over_seeds(arm, m), m.form, arm.first.file("ledger.json"), i in best[m.key]) for m in known
+            figure_cell(
+                mean_over_seeds(arm, m), m.form, arm.first.file("ledger.json"), i in best[m.key]
+            )
+            for m in known
         ]
         total = as_number(arm.first.ledger.get("total_parameters")) or as_number(
             arm.first.facts.get("total_parameters")
@@ -140,13 +185,19 @@ def cost_table(study: StudyView) -> Table:
         trained = mean_over_seeds(arm, COSTS[2])
         cells.append(
             figure_cell(
-                trained / total if trained is not None and total else None, "share", arm.first.file("ledger.json")
+                trained / total if trained is not None and total else None,
+                "share",
+                arm.first.file("ledger.json"),
             )
         )
         rows.append(cells)
-    columns = [say("compare.method"), *[_heading(m) for m in known], say("compare.trained_share")]
+    columns = [
+        translate("compare.method"),
+        *[_heading(m) for m in known],
+        translate("compare.trained_share"),
+    ]
     return Table(
-        say("compare.costs"),
+        translate("compare.costs"),
         columns,
         rows,
         [run.file("ledger.json") for arm in arms for run in arm.runs if run.ledger],
@@ -154,20 +205,48 @@ def cost_table(study: StudyView) -> Table:
     )
 
 
-def computing(study: StudyView) -> list[Both]:
+def computing(study: StudyView) -> list[Bilingual]:
     """What a token's training takes beside how much is trained, and the rate that utilisation is a share of."""
-    found, known = [], [(f, p, arm) for arm in study.arms if (f := mean_over_seeds(arm, FLOPS)) and (p := mean_over_seeds(arm, COSTS[2]))]
+    found, known = (
+        [],
+        [
+            (f, p, arm)
+            for arm in study.arms
+            if (f := mean_over_seeds(arm, FLOPS)) and (p := mean_over_seeds(arm, COSTS[2]))
+        ],
+    )
     if len(known) > 1:
-        ends = {"least": min(known, key=lambda one: one[0]), "most": max(known, key=lambda one: one[0])}
-        values = {key: number(one[0], FLOPS.form, one[2].first.file("ledger.json")) for key, one in ends.items()}
+        ends = {
+            "least": min(known, key=lambda one: one[0]),
+            "most": max(known, key=lambda one: one[0]),
+        }
+        values = {
+            key: number(one[0], FLOPS.form, one[2].first.file("ledger.json"))
+            for key, one in ends.items()
+        }
         names = {f"{key}_name": code(one[2].name) for key, one in ends.items()}
         trained = [one[1] for one in known]
-        spread = {"times": number(ends["most"][0] / ends["least"][0], "two"), "trained": number(max(trained) / min(trained), "count")}
-        found.append(say("compare.flops", **values, **names, **spread))
-    rates = {str(dig(run.ledger, "device_matmul_flops")): run for arm in study.arms for run in arm.runs if as_number(dig(run.ledger, "device_matmul_flops"))}
+        spread = {
+            "times": number(ends["most"][0] / ends["least"][0], "two"),
+            "trained": number(max(trained) / min(trained), "count"),
+        }
+        found.append(translate("compare.flops", **values, **names, **spread))
+    rates = {
+        str(get_path(run.ledger, "device_matmul_flops")): run
+        for arm in study.arms
+        for run in arm.runs
+        if as_number(get_path(run.ledger, "device_matmul_flops"))
+    }
     if rates:
-        told = [number(as_number(dig(run.ledger, "device_matmul_flops")), "flops", run.file("ledger.json")) for run in rates.values()]
-        found.append(say("compare.matmul", rates=joined(told)))
+        told = [
+            number(
+                as_number(get_path(run.ledger, "device_matmul_flops")),
+                "flops",
+                run.file("ledger.json"),
+            )
+            for run in rates.values()
+        ]
+        found.append(translate("compare.matmul", rates=joined(told)))
     return found
 
 
@@ -183,7 +262,13 @@ def validation_figure(context: Context) -> Figure | None:
         return None
     sources = [arm.first.file("events.jsonl") for arm in context.study.arms]
     return line_figure(
-        context, "curves-all", say("compare.curves"), series, title, say("axis.validation_loss"), sources
+        context,
+        "curves-all",
+        translate("compare.curves"),
+        series,
+        title,
+        translate("axis.validation_loss"),
+        sources,
     )
 
 
@@ -207,15 +292,23 @@ def trade_figure(context: Context, cost: Measure, name: str | None = None) -> Fi
         return None
     values = [p["x"] for p in points]
     make = partial(
-        charts.trade,
+        charts.pareto_chart,
         points,
         verdict.fronts[cost.key],
-        say(f"axis.{cost.key}"),
-        say(f"axis.{verdict.measure.key}"),
+        translate(f"axis.{cost.key}"),
+        translate(f"axis.{verdict.measure.key}"),
         log=max(values) > 20 * min(values),
     )
-    sources = [f for arm in context.study.arms for f in (arm.first.file("metrics.json"), arm.first.file("ledger.json"))]
-    caption = say("compare.trade", cost=say(f"measure.{cost.key}"), quality=say(f"measure.{verdict.measure.key}"))
+    sources = [
+        f
+        for arm in context.study.arms
+        for f in (arm.first.file("metrics.json"), arm.first.file("ledger.json"))
+    ]
+    caption = translate(
+        "compare.trade",
+        cost=translate(f"measure.{cost.key}"),
+        quality=translate(f"measure.{verdict.measure.key}"),
+    )
     return context.gallery.add(
         name or f"quality-{cost.key}", caption, lambda language: make(language=language), sources
     )
@@ -228,30 +321,47 @@ def judge_table(study: StudyView) -> Table | None:
         return None
     rows = []
     for name, one in found.items():
-        low, high = dig(one, "interval", 0), dig(one, "interval", 1)
+        low, high = get_path(one, "interval", 0), get_path(one, "interval", 1)
         rate = spaced(
-            number(dig(one, "win_rate"), "percent", "judge.json"),
-            aside(say("compare.interval", low=number(low, "percent"), high=number(high, "percent"))),
+            number(get_path(one, "win_rate"), "percent", "judge.json"),
+            small_note(
+                translate(
+                    "compare.interval", low=number(low, "percent"), high=number(high, "percent")
+                )
+            ),
         )
         rows.append(
             [
                 Cell(code(name), name),
-                Cell(rate, dig(one, "win_rate")),
+                Cell(rate, get_path(one, "win_rate")),
                 *[
-                    figure_cell(dig(one, k), "count", "judge.json")
+                    figure_cell(get_path(one, k), "count", "judge.json")
                     for k in ("win", "tie", "loss", "inconsistent", "no_verdict")
                 ],
             ]
         )
     columns = [
-        say("compare.method"),
-        say("judge.rate"),
-        *[say(f"judge.{k}") for k in ("win", "tie", "loss", "inconsistent", "no_verdict")],
+        translate("compare.method"),
+        translate("judge.rate"),
+        *[translate(f"judge.{k}") for k in ("win", "tie", "loss", "inconsistent", "no_verdict")],
     ]
-    return Table(say("judge.table", against=judged_against(study)), columns, rows, ["judge.json", *[file for name in found if (study.path / (file := f"judge/{name}.jsonl")).exists()]], sortable=True)
+    return Table(
+        translate("judge.table", against=judged_against(study)),
+        columns,
+        rows,
+        [
+            "judge.json",
+            *[file for name in found if (study.path / (file := f"judge/{name}.jsonl")).exists()],
+        ],
+        sortable=True,
+    )
 
 
-def judged_against(study: StudyView) -> Both:
+def judged_against(study: StudyView) -> Bilingual:
     """The method whose answers stood beside the others' before the judge."""
     name = study.extras["judge"].get("against")
-    return say("judge.base") if name is None or (study.base and name == study.base.name) else Both(code(name), code(name))
+    return (
+        translate("judge.base")
+        if name is None or (study.base and name == study.base.name)
+        else Bilingual(code(name), code(name))
+    )

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from tarazu.report.render.known_messages import noted
 from tarazu.report.analysis.metrics import COSTS
-from tarazu.report.analysis.study_view import as_number, dig
+from tarazu.report.analysis.study_view import as_number, get_path
+from tarazu.report.render.bilingual import Bilingual, code, joined, number, translate
+from tarazu.report.render.known_messages import noted
+from tarazu.report.sections.chat.data import sources_named
 from tarazu.report.sections.common.base import Context, Section
 from tarazu.report.sections.comparison import trade_figure
-from tarazu.report.sections.chat.data import sources_named
 from tarazu.report.sections.recommendation import choice_sentences, files_of
-from tarazu.report.render.bilingual import Both, code, joined, number, say
 
 
 def overview_section(context: Context) -> Section:
@@ -17,24 +17,26 @@ def overview_section(context: Context) -> Section:
     view = {
         "compared": _compared(context),
         "budget": _budget(study.settings),
-        "prefer": say(f"prefer.{study.prefer}"),
+        "prefer": translate(f"prefer.{study.prefer}"),
         "verdict": choice_sentences(context, context.verdict.choices[study.prefer]),
         "files": files_of(context),
-        "figure": next((f for cost in COSTS if (f := trade_figure(context, cost, "verdict")) is not None), None),
+        "figure": next(
+            (f for cost in COSTS if (f := trade_figure(context, cost, "verdict")) is not None), None
+        ),
         "note": noted(study.data["note"]) if study.data.get("note") else None,
         "unfinished": _unfinished(context),
         "broken": joined([code(p) for p in study.problems]) if study.problems else None,
     }
-    return Section("verdict", say("section.verdict"), "overview.html", view)
+    return Section("verdict", translate("section.verdict"), "overview.html", view)
 
 
-def _compared(context: Context) -> Both:
+def _compared(context: Context) -> Bilingual:
     study = context.study
     names = joined([code(arm.name) for arm in study.arms])
     if study.task == "captions":
-        model = dig(study.model, "encoder", "name") or study.settings.get("encoder") or "?"
-        images = number(dig(study.data, "splits", "train", "images"), "count", "data.json")
-        return say(
+        model = get_path(study.model, "encoder", "name") or study.settings.get("encoder") or "?"
+        images = number(get_path(study.data, "splits", "train", "images"), "count", "data.json")
+        return translate(
             "overview.captions",
             methods=names,
             model=code(model),
@@ -42,23 +44,40 @@ def _compared(context: Context) -> Both:
             source=sources_named(study.data),
         )
     model = study.model.get("name") or study.settings.get("model") or "?"
-    rows = number(dig(study.data, "splits", "train", "rows"), "count", "data.json")
-    return say("overview.chat", methods=names, model=code(model), rows=rows, source=sources_named(study.data))
+    rows = number(get_path(study.data, "splits", "train", "rows"), "count", "data.json")
+    return translate(
+        "overview.chat",
+        methods=names,
+        model=code(model),
+        rows=rows,
+        source=sources_named(study.data),
+    )
 
 
-def _budget(settings: dict) -> Both | None:
-    tokens, epochs = as_number(dig(settings, "budget", "tokens")), as_number(dig(settings, "budget", "epochs"))
+def _budget(settings: dict) -> Bilingual | None:
+    tokens, epochs = (
+        as_number(get_path(settings, "budget", "tokens")),
+        as_number(get_path(settings, "budget", "epochs")),
+    )
     if tokens:
-        return say("overview.budget_tokens", tokens=number(tokens, "count", "resolved.yaml"))
-    return say("overview.budget_epochs", epochs=number(epochs, "number", "resolved.yaml")) if epochs else None
+        return translate("overview.budget_tokens", tokens=number(tokens, "count", "resolved.yaml"))
+    return (
+        translate("overview.budget_epochs", epochs=number(epochs, "number", "resolved.yaml"))
+        if epochs
+        else None
+    )
 
 
-def _unfinished(context: Context) -> list[Both]:
+def _unfinished(context: Context) -> list[Bilingual]:
     """Runs that did not come to their end, so that nobody reads half a study as a whole one."""
     found = []
     for arm in context.study.arms:
         for run in arm.runs:
             if run.status != "done":
                 status = run.status if run.status in ("failed", "stopped", "running") else "stopped"
-                found.append(say(f"overview.{status}", method=code(arm.name), seed=number(run.seed, "count")))
+                found.append(
+                    translate(
+                        f"overview.{status}", method=code(arm.name), seed=number(run.seed, "count")
+                    )
+                )
     return found

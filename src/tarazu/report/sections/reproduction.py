@@ -4,25 +4,35 @@ from __future__ import annotations
 
 from functools import partial
 
+from tarazu.report.analysis.study_view import StudyView, as_number, dicts_in, get_path, seeds_of
 from tarazu.report.render import charts
+from tarazu.report.render.bilingual import Bilingual, code, joined, number, translate
+from tarazu.report.render.known_messages import noted, paths_taken, translate_known
 from tarazu.report.render.tables import Table, code_cell, figure_cell, pairs_table, text_cell
-from tarazu.report.render.known_messages import noted, paths_taken, told
-from tarazu.report.analysis.study_view import StudyView, as_number, dig, records, seeds_of
 from tarazu.report.sections.chat.answers import all_arms, arm_name
 from tarazu.report.sections.common.base import Context, Section
 from tarazu.report.sections.common.estimates import expected_view
-from tarazu.report.sections.common.invariants import invariants_view
 from tarazu.report.sections.common.hyperparameter_search import search_costs, spent_tokens
-from tarazu.report.render.bilingual import Both, code, joined, number, say
+from tarazu.report.sections.common.invariants import invariants_view
 
-PHASES = ("load", "tokenise", "search", "train", "validate", "generate", "evaluate", "checkpoint", "fingerprint")
+PHASES = (
+    "load",
+    "tokenise",
+    "search",
+    "train",
+    "validate",
+    "generate",
+    "evaluate",
+    "checkpoint",
+    "fingerprint",
+)
 TOKENS = ("rows", "tokens", "supervised", "padding", "virtual")
 SMALL_TEST = 100
 
 
 def how_section(context: Context) -> Section:
     study = context.study
-    commands, parts = _commands(study), len(records(study.environment.get("parts")))
+    commands, parts = _commands(study), len(dicts_in(study.environment.get("parts")))
     view = {
         "environment": _environment(study),
         "packages": _packages(study),
@@ -32,71 +42,116 @@ def how_section(context: Context) -> Section:
         "expected": expected_view(study),
         "figure": _figure(context),
         "seeds": joined(
-            [number(s, "count") for s in dict.fromkeys(run.seed for arm in study.arms for run in arm.runs)]
+            [
+                number(s, "count")
+                for s in dict.fromkeys(run.seed for arm in study.arms for run in arm.runs)
+            ]
         ),
         "caveats": caveats(context),
         "commands": [code(command) for command in commands],
-        "repeat": say("how.repeat_parts_title" if parts > 1 else "how.repeat_more" if len(commands) > 1 else "how.repeat"),
-        "repeat_how": [say(f"how.repeat_{key}") for key, true in (("parts", parts > 1), ("extended", _extensions(study))) if true],
+        "repeat": translate(
+            "how.repeat_parts_title"
+            if parts > 1
+            else "how.repeat_more"
+            if len(commands) > 1
+            else "how.repeat"
+        ),
+        "repeat_how": [
+            translate(f"how.repeat_{key}")
+            for key, true in (("parts", parts > 1), ("extended", _extensions(study)))
+            if true
+        ],
         "verify": invariants_view(study),
     }
-    return Section("how", say("section.how"), "how.html", view)
+    return Section("how", translate("section.how"), "how.html", view)
 
 
 def _commands(study: StudyView) -> list[str]:
     """What makes the study again: its command, or those of all its parts, each with those that extended it."""
-    found = [one.get("command") for part in _stamps(study) for one in (part, *records(part.get("extended")))]
+    found = [
+        one.get("command")
+        for part in _stamps(study)
+        for one in (part, *dicts_in(part.get("extended")))
+    ]
     return list(dict.fromkeys(str(command) for command in found if command))
 
 
 def _stamps(study: StudyView) -> list[dict]:
-    return records(study.environment.get("parts")) or [study.environment]
+    return dicts_in(study.environment.get("parts")) or [study.environment]
 
 
 def _extensions(study: StudyView) -> bool:
-    return any(records(part.get("extended")) for part in _stamps(study))
+    return any(dicts_in(part.get("extended")) for part in _stamps(study))
 
 
 def _environment(study: StudyView) -> Table:
     env, file = study.environment, "environment.json"
-    device = dig(env, "device", default={})
+    device = get_path(env, "device", default={})
     pairs = [
-        (say(f"how.{key}"), code_cell(env[key]) if env.get(key) else None)
+        (translate(f"how.{key}"), code_cell(env[key]) if env.get(key) else None)
         for key in ("tarazu", "commit", "started", "python", "platform", "recipe_sha256")
     ]
     pairs += [
-        (say("how.device"), code_cell(dig(device, "name") or dig(device, "type") or "?")),
-        (say("how.memory"), figure_cell(dig(device, "memory"), "bytes", file)),
-        (say("how.cores"), figure_cell(dig(device, "cores"), "count", file)),
-        (say("how.threads"), figure_cell(env.get("threads"), "count", file)),
-        (say("how.data_sha256"), code_cell(study.data["sha256"]) if study.data.get("sha256") else None),
+        (
+            translate("how.device"),
+            code_cell(get_path(device, "name") or get_path(device, "type") or "?"),
+        ),
+        (translate("how.memory"), figure_cell(get_path(device, "memory"), "bytes", file)),
+        (translate("how.cores"), figure_cell(get_path(device, "cores"), "count", file)),
+        (translate("how.threads"), figure_cell(env.get("threads"), "count", file)),
+        (
+            translate("how.data_sha256"),
+            code_cell(study.data["sha256"]) if study.data.get("sha256") else None,
+        ),
     ]
-    return pairs_table(say("how.environment"), pairs, [say("common.what"), say("common.value")], [file, "data.json"])
+    return pairs_table(
+        translate("how.environment"),
+        pairs,
+        [translate("common.what"), translate("common.value")],
+        [file, "data.json"],
+    )
 
 
 def _packages(study: StudyView) -> Table:
-    found = dig(study.environment, "packages", default={})
+    found = get_path(study.environment, "packages", default={})
     rows = [
-        [code_cell(name), code_cell(version)] for name, version in (found.items() if isinstance(found, dict) else ())
+        [code_cell(name), code_cell(version)]
+        for name, version in (found.items() if isinstance(found, dict) else ())
     ]
-    return Table(say("how.packages"), [say("how.package"), say("how.version")], rows, ["environment.json"])
+    return Table(
+        translate("how.packages"),
+        [translate("how.package"), translate("how.version")],
+        rows,
+        ["environment.json"],
+    )
 
 
 def ledger_table(study: StudyView) -> Table:
     """Seconds by phase for every run: training time is training alone."""
     runs = [(arm, run) for arm in all_arms(study) for run in arm.runs if run.ledger]
-    phases = [p for p in PHASES if any(as_number(dig(run.ledger, "seconds", p)) is not None for _, run in runs)]
+    phases = [
+        p
+        for p in PHASES
+        if any(as_number(get_path(run.ledger, "seconds", p)) is not None for _, run in runs)
+    ]
     rows = [
         [
             text_cell(arm_name(arm)),
             figure_cell(run.seed, "count"),
-            *[figure_cell(dig(run.ledger, "seconds", p), "seconds", run.file("ledger.json")) for p in phases],
+            *[
+                figure_cell(get_path(run.ledger, "seconds", p), "seconds", run.file("ledger.json"))
+                for p in phases
+            ],
         ]
         for arm, run in runs
     ]
     return Table(
-        say("how.ledger"),
-        [say("compare.method"), say("how.seed"), *[say(f"phase.{p}") for p in phases]],
+        translate("how.ledger"),
+        [
+            translate("compare.method"),
+            translate("how.seed"),
+            *[translate(f"phase.{p}") for p in phases],
+        ],
         rows,
         [run.file("ledger.json") for _, run in runs],
         sortable=True,
@@ -105,19 +160,27 @@ def ledger_table(study: StudyView) -> Table:
 
 def token_table(study: StudyView) -> Table:
     """Tokens with and without padding and virtual tokens: the budget counts the real ones."""
-    runs = [(arm, run) for arm in study.arms for run in arm.runs if dig(run.ledger, "tokens")]
+    runs = [(arm, run) for arm in study.arms for run in arm.runs if get_path(run.ledger, "tokens")]
     rows = [
         [
             text_cell(arm_name(arm)),
             figure_cell(run.seed, "count"),
-            *[figure_cell(dig(run.ledger, "tokens", t), "count", run.file("ledger.json")) for t in TOKENS],
-            text_cell(paths_taken(dig(run.ledger, "paths"))),
+            *[
+                figure_cell(get_path(run.ledger, "tokens", t), "count", run.file("ledger.json"))
+                for t in TOKENS
+            ],
+            text_cell(paths_taken(get_path(run.ledger, "paths"))),
         ]
         for arm, run in runs
     ]
     return Table(
-        say("how.tokens"),
-        [say("compare.method"), say("how.seed"), *[say(f"tokens.{t}") for t in TOKENS], say("how.paths")],
+        translate("how.tokens"),
+        [
+            translate("compare.method"),
+            translate("how.seed"),
+            *[translate(f"tokens.{t}") for t in TOKENS],
+            translate("how.paths"),
+        ],
         rows,
         [run.file("ledger.json") for _, run in runs],
         sortable=True,
@@ -128,54 +191,76 @@ def _figure(context: Context):
     rows = []
     for arm in all_arms(context.study):
         for phase in PHASES:
-            seconds = as_number(dig(arm.first.ledger, "seconds", phase))
+            seconds = as_number(get_path(arm.first.ledger, "seconds", phase))
             if seconds:
-                rows.append((arm.name, say(f"phase.{phase}"), seconds))
+                rows.append((arm.name, translate(f"phase.{phase}"), seconds))
     if not rows:
         return None
-    make = partial(charts.stacked, rows, say("axis.seconds"))
+    make = partial(charts.stacked, rows, translate("axis.seconds"))
     return context.gallery.add(
         "time-by-phase",
-        say("how.figure"),
+        translate("how.figure"),
         lambda language: make(language=language),
         [arm.first.file("ledger.json") for arm in all_arms(context.study)],
     )
 
 
-def caveats(context: Context) -> list[Both]:
+def caveats(context: Context) -> list[Bilingual]:
     """What a careful reader should hold against these numbers, found from the folder itself."""
     study, found = context.study, []
     if study.data.get("note"):
-        found.append(say("caveat.note", note=noted(study.data["note"])))
-    if dig(study.model, "encoder", "weights_note"):
-        found.append(say("caveat.note", note=told(dig(study.model, "encoder", "weights_note"))))
+        found.append(translate("caveat.note", note=noted(study.data["note"])))
+    if get_path(study.model, "encoder", "weights_note"):
+        found.append(
+            translate(
+                "caveat.note",
+                note=translate_known(get_path(study.model, "encoder", "weights_note")),
+            )
+        )
     if all(len(arm.runs) == 1 for arm in study.arms):
-        found.append(say("caveat.one_seed"))
+        found.append(translate("caveat.one_seed"))
     elif len({len(arm.measured) for arm in study.arms}) > 1:
-        found.append(say("caveat.uneven_seeds"))
+        found.append(translate("caveat.uneven_seeds"))
     missing = missing_seeds(study)
     if missing:
-        found.append(say("caveat.missing_seeds", n=number(len(missing), "count"), seeds=joined([number(s, "count") for s in missing])))
+        found.append(
+            translate(
+                "caveat.missing_seeds",
+                n=number(len(missing), "count"),
+                seeds=joined([number(s, "count") for s in missing]),
+            )
+        )
     size = next((i.rows for i in context.comparison.intervals.values()), None)
     if size is not None and size < SMALL_TEST:
-        found.append(say("caveat.small_test", rows=number(size, "count")))
+        found.append(translate("caveat.small_test", rows=number(size, "count")))
     spent = spent_tokens(study)
     if spent and spent[0] < spent[-1]:
-        found.append(say("caveat.search_uneven", least=number(spent[0], "count"), most=number(spent[-1], "count")))
+        found.append(
+            translate(
+                "caveat.search_uneven",
+                least=number(spent[0], "count"),
+                most=number(spent[-1], "count"),
+            )
+        )
     edges = [arm.name for arm in study.arms if arm.search.get("edges")]
     if edges:
-        found.append(say("caveat.edges", methods=joined([code(n) for n in edges])))
+        found.append(translate("caveat.edges", methods=joined([code(n) for n in edges])))
     if context.comparison.rows_differ:
-        found.append(say("caveat.rows_differ", methods=joined([code(n) for n in context.comparison.rows_differ])))
+        found.append(
+            translate(
+                "caveat.rows_differ",
+                methods=joined([code(n) for n in context.comparison.rows_differ]),
+            )
+        )
     if not any(arm.search for arm in study.arms):
-        found.append(say("caveat.no_search"))
-    if dig(study.environment, "device", "type") == "cpu":
-        found.append(say("caveat.cpu"))
+        found.append(translate("caveat.no_search"))
+    if get_path(study.environment, "device", "type") == "cpu":
+        found.append(translate("caveat.cpu"))
     found += _parts(study)
     if any(run.status != "done" for arm in study.arms for run in arm.runs):
-        found.append(say("caveat.unfinished"))
+        found.append(translate("caveat.unfinished"))
     if study.problems:
-        found.append(say("caveat.broken", files=joined([code(p) for p in study.problems])))
+        found.append(translate("caveat.broken", files=joined([code(p) for p in study.problems])))
     return found
 
 
@@ -183,25 +268,43 @@ def missing_seeds(study: StudyView) -> list[int]:
     """Seeds that the recipe asks for and of which no method has come to its end."""
     asked = study.settings.get("seeds")
     there = {run.seed for arm in study.arms for run in arm.measured}
-    return [seed for seed in asked if isinstance(seed, int) and seed not in there] if isinstance(asked, list) and there else []
+    return (
+        [seed for seed in asked if isinstance(seed, int) and seed not in there]
+        if isinstance(asked, list) and there
+        else []
+    )
 
 
-def _parts(study: StudyView) -> list[Both]:
+def _parts(study: StudyView) -> list[Bilingual]:
     """Of a study that `tarazu gather` put together: what ran where, and whether seconds compare."""
-    parts = records(study.environment.get("parts"))
+    parts = dicts_in(study.environment.get("parts"))
     if len(parts) < 2:
         return []
-    devices = [dig(part, "device", "name") or "?" for part in parts]
-    told = [say("caveat.part", device=code(device), methods=joined(_named(part, parts))) for device, part in zip(devices, parts, strict=True)]
-    found = [say("caveat.parts", n=number(len(parts), "count"), parts=joined(told))]
-    return found + ([say("caveat.parts_differ")] if len(set(devices)) > 1 else [])
+    devices = [get_path(part, "device", "name") or "?" for part in parts]
+    told = [
+        translate("caveat.part", device=code(device), methods=joined(_named(part, parts)))
+        for device, part in zip(devices, parts, strict=True)
+    ]
+    found = [translate("caveat.parts", n=number(len(parts), "count"), parts=joined(told))]
+    return found + ([translate("caveat.parts_differ")] if len(set(devices)) > 1 else [])
 
 
 def _named(part: dict, parts: list[dict]) -> list:
     """A part's methods; with its seeds, those of which another part has seeds too."""
-    elsewhere = {str(name) for other in parts if other is not part for name in dig(other, "methods", default=[])}
+    elsewhere = {
+        str(name)
+        for other in parts
+        if other is not part
+        for name in get_path(other, "methods", default=[])
+    }
     found = []
-    for name in map(str, dig(part, "methods", default=[])):
-        seeds = joined([number(seed, "count") for seed in seeds_of(part, name)]) if name in elsewhere and seeds_of(part, name) else None
-        found.append(say("caveat.part_seeds", method=code(name), seeds=seeds) if seeds else code(name))
+    for name in map(str, get_path(part, "methods", default=[])):
+        seeds = (
+            joined([number(seed, "count") for seed in seeds_of(part, name)])
+            if name in elsewhere and seeds_of(part, name)
+            else None
+        )
+        found.append(
+            translate("caveat.part_seeds", method=code(name), seeds=seeds) if seeds else code(name)
+        )
     return found

@@ -190,7 +190,11 @@ def load() -> Lexicon:
         for line in filter(None, text.splitlines()):
             name, words, implied = re.fullmatch(r"(\S+):([^>]*)(?:>(.*))?", line).groups()
             kind[name], direct[name] = category, set((implied or "").split())
-            for form in {form for word in [name, *words.split()] for form in forms(word, INFLECTED.get(category))}:
+            for form in {
+                form
+                for word in [name, *words.split()]
+                for form in forms(word, INFLECTED.get(category))
+            }:
                 if concept.setdefault(form, name) != name:
                     raise ValueError(f"{' '.join(form)!r} names {concept[form]!r} and {name!r}")
     together = {name: frozenset(parts) for name, parts in direct.items() if len(parts) > 1}
@@ -211,7 +215,9 @@ def reachable(name: str, direct: dict[str, set[str]]) -> frozenset[str]:
 def forms(word: str, inflected: str | None) -> set[Phrase]:
     """The word or phrase and its regular endings, on its last part."""
     *before, last = word.split("_")
-    endings = {"noun": {plural(last)}, "verb": {plural(last), *verb_forms(last)}}.get(inflected, set())
+    endings = {"noun": {plural(last)}, "verb": {plural(last), *verb_forms(last)}}.get(
+        inflected, set()
+    )
     return {(*before, form) for form in {last, *endings}}
 
 

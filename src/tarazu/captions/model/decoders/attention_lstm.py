@@ -19,7 +19,7 @@ from torch.autograd.function import FunctionCtx, once_differentiable
 aten = torch.ops.aten
 
 
-class AttendAndTell(torch.autograd.Function):
+class AttentionLSTMFunction(torch.autograd.Function):
     """(words (T, B, 4H), keys (B, P, A), features (B, P, D), h0, c0 (B, H), weight (N, H), bias (N,), score (A,),
     context (4H, D)) -> h (T, B, H), z (T, B, D), alpha (T, B, P).
 
@@ -35,8 +35,15 @@ class AttendAndTell(torch.autograd.Function):
         hs, cs = new(steps + 1, count, hidden), new(steps + 1, count, hidden)
         hs[0], cs[0] = h0, c0
         looked = new(steps, count, places, width)  # tanh(keys + q)
-        alphas, zs, gates = new(steps, count, places), new(steps, count, features.shape[2]), torch.empty_like(words)
-        betas, raw = new(steps, count, 1), torch.empty_like(zs) if gated else zs  # raw: z before its gate
+        alphas, zs, gates = (
+            new(steps, count, places),
+            new(steps, count, features.shape[2]),
+            torch.empty_like(words),
+        )
+        betas, raw = (
+            new(steps, count, 1),
+            torch.empty_like(zs) if gated else zs,
+        )  # raw: z before its gate
         for t in range(steps):
             mixed = torch.addmm(bias, hs[t], weight.t())
             torch.add(keys, mixed[:, None, :width], out=looked[t]).tanh_()
@@ -51,16 +58,27 @@ class AttendAndTell(torch.autograd.Function):
             torch.addcmul(f * cs[t], i, g, out=cs[t + 1])
             torch.mul(o, torch.tanh(cs[t + 1]), out=hs[t + 1])
         ctx.recurrent, ctx.gated = recurrent, gated
-        ctx.save_for_backward(features, hs, cs, looked, alphas, raw, zs, betas, gates, weight, score, context)
+        ctx.save_for_backward(
+            features, hs, cs, looked, alphas, raw, zs, betas, gates, weight, score, context
+        )
         return hs[1:], zs, alphas
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: FunctionCtx, of_hs: Tensor, of_zs: Tensor, of_alphas: Tensor) -> tuple[Tensor | None, ...]:
-        features, hs, cs, looked, alphas, raw, zs, betas, gates, weight, score, context = ctx.saved_tensors
+    def backward(
+        ctx: FunctionCtx, of_hs: Tensor, of_zs: Tensor, of_alphas: Tensor
+    ) -> tuple[Tensor | None, ...]:
+        features, hs, cs, looked, alphas, raw, zs, betas, gates, weight, score, context = (
+            ctx.saved_tensors
+        )
         steps, count, width = len(of_hs), of_hs.shape[1], len(score)
-        mixed = hs.new_zeros(steps, count, len(weight))  # gradients of [q, r, b]; r's are those of the gates
-        energies, seen = torch.empty_like(alphas), torch.empty_like(zs)  # of the scores and of z before its gate
+        mixed = hs.new_zeros(
+            steps, count, len(weight)
+        )  # gradients of [q, r, b]; r's are those of the gates
+        energies, seen = (
+            torch.empty_like(alphas),
+            torch.empty_like(zs),
+        )  # of the scores and of z before its gate
         keys, h, c = torch.zeros_like(looked[0]), torch.zeros_like(hs[0]), torch.zeros_like(cs[0])
         for t in reversed(range(steps)):
             h, r = h + of_hs[t], mixed[t, :, ctx.recurrent]
@@ -77,7 +95,11 @@ class AttendAndTell(torch.autograd.Function):
             torch.sum(one, 1, out=mixed[t, :, :width])
             h = mixed[t] @ weight
         flat = mixed.flatten(0, 1)
-        own = torch.bmm(alphas.permute(1, 2, 0), seen.transpose(0, 1)) if ctx.needs_input_grad[2] else None
+        own = (
+            torch.bmm(alphas.permute(1, 2, 0), seen.transpose(0, 1))
+            if ctx.needs_input_grad[2]
+            else None
+        )
         return (
             mixed[:, :, ctx.recurrent], keys, own, h, c,
             flat.t() @ hs[:-1].flatten(0, 1), flat.sum(0),
@@ -85,7 +107,9 @@ class AttendAndTell(torch.autograd.Function):
         )  # fmt: skip
 
 
-def _cell(h: Tensor, c: Tensor, before: Tensor, after: Tensor, gates: Tensor, out: Tensor) -> Tensor:
+def _cell(
+    h: Tensor, c: Tensor, before: Tensor, after: Tensor, gates: Tensor, out: Tensor
+) -> Tensor:
     """The LSTM cell backwards: gradients of h_t and c_t, (B, H) -> that of c_{t-1}; `out` (B, 4H) takes the gates'."""
     i, f, g, o = gates.chunk(4, 1)
     told = torch.tanh(after)

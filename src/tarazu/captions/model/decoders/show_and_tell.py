@@ -20,7 +20,11 @@ class ShowAndTellDecoder(Decoder):
 
     def __init__(self, settings: ShowAndTell, words: int, channels: int, places: int):
         super().__init__()
-        self.layers, self.hidden, self.image_as = settings.layers, settings.hidden, settings.image_as
+        self.layers, self.hidden, self.image_as = (
+            settings.layers,
+            settings.hidden,
+            settings.image_as,
+        )
         self.embedding = nn.Embedding(words, settings.embedding)
         self.lstm = nn.LSTM(
             settings.embedding,
@@ -33,7 +37,10 @@ class ShowAndTellDecoder(Decoder):
             self.first = nn.Linear(channels, 2 * settings.layers * settings.hidden)
         if self.image_as != "state":
             self.image = nn.Linear(channels, settings.embedding)
-        self.dropout, self.fast = nn.Dropout(settings.dropout), settings.fast  # cuDNN's LSTM is fast already
+        self.dropout, self.fast = (
+            nn.Dropout(settings.dropout),
+            settings.fast,
+        )  # cuDNN's LSTM is fast already
         self.narrow, self.output = head(settings.hidden, self.embedding, settings.tie_words)
 
     def teach(

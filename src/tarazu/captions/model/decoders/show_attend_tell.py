@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from tarazu.captions.model.decoders import Decoder, State, full_precision, head, only
-from tarazu.captions.model.decoders.attention_lstm import AttendAndTell
+from tarazu.captions.model.decoders.attention_lstm import AttentionLSTMFunction
 from tarazu.captions.settings import ShowAttendTell
 
 
@@ -24,10 +24,14 @@ class ShowAttendTellDecoder(Decoder):
         self.embedding = nn.Embedding(words, embedding)
         self.project = None
         if settings.project:
-            self.project = nn.Sequential(nn.Linear(channels, settings.project), nn.ReLU(), nn.Dropout(settings.dropout))
+            self.project = nn.Sequential(
+                nn.Linear(channels, settings.project), nn.ReLU(), nn.Dropout(settings.dropout)
+            )
             channels = settings.project
         self.keys = nn.Linear(channels, settings.attention)
-        self.query = nn.Linear(hidden, settings.attention, bias=False)  # the keys have a bias already
+        self.query = nn.Linear(
+            hidden, settings.attention, bias=False
+        )  # the keys have a bias already
         self.score = nn.Linear(settings.attention, 1, bias=False)  # softmax would not notice one
         self.gate = nn.Linear(hidden, 1) if settings.gate else None
         self.first = nn.Linear(channels, 2 * hidden)
@@ -37,7 +41,9 @@ class ShowAttendTellDecoder(Decoder):
         if self.deep:
             self.from_hidden = nn.Linear(hidden, embedding)
             self.from_context = nn.Linear(channels, embedding, bias=False)
-        self.narrow, self.output = head(embedding if self.deep else hidden, self.embedding, self.tied)
+        self.narrow, self.output = head(
+            embedding if self.deep else hidden, self.embedding, self.tied
+        )
         self.dropout, self.fast = nn.Dropout(settings.dropout), settings.fast
 
     def teach(
@@ -66,11 +72,16 @@ class ShowAttendTellDecoder(Decoder):
                 to_gates, biases = to_gates @ self.mix.weight, biases + to_gates @ self.mix.bias
             context, from_word = to_gates.split([features.shape[2], words.shape[2]], 1)
             gates = nn.functional.linear(words.float().transpose(0, 1), from_word, biases)
-            weights, zeros = [self.query.weight, self.cell.weight_hh], biases.new_zeros(keys.shape[2] + len(biases))
+            weights, zeros = (
+                [self.query.weight, self.cell.weight_hh],
+                biases.new_zeros(keys.shape[2] + len(biases)),
+            )
             bias = zeros if self.gate is None else torch.cat([zeros, self.gate.bias])
             weight = torch.cat(weights if self.gate is None else [*weights, self.gate.weight])
             score = self.score.weight.squeeze(0)
-            found = AttendAndTell.apply(gates, keys, features, h, c, weight, bias, score, context)
+            found = AttentionLSTMFunction.apply(
+                gates, keys, features, h, c, weight, bias, score, context
+            )
         hs, zs, alphas = (tensor.transpose(0, 1) for tensor in found)
         return hs, zs, alphas
 

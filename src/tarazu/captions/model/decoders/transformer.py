@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
+from tarazu.captions.data.vocabulary import PAD
 from tarazu.captions.model.decoders import Decoder, State, only
 from tarazu.captions.settings import Transformer
-from tarazu.captions.data.vocabulary import PAD
 
 MOST_WORDS = 256
 
@@ -36,14 +36,24 @@ class Attention(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(
-        self, x: Tensor, keys: Tensor, values: Tensor, ignore: Tensor | None = None, fused: bool = False
+        self,
+        x: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        ignore: Tensor | None = None,
+        fused: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
         """x (B, T, W); keys and values (B, S, W), projected already; ignore (B or 1, 1, T, S) -> (B, T, W), weights
         (B, T, S). `fused` is PyTorch's own kernel, which tells no weights."""
-        q, k, v = (part.unflatten(2, (self.heads, -1)).transpose(1, 2) for part in (self.q(x), keys, values))
+        q, k, v = (
+            part.unflatten(2, (self.heads, -1)).transpose(1, 2)
+            for part in (self.q(x), keys, values)
+        )
         if fused:
             share = self.dropout.p if self.dropout.training else 0.0
-            mixed = scaled_dot_product_attention(q, k, v, None if ignore is None else ~ignore, share)
+            mixed = scaled_dot_product_attention(
+                q, k, v, None if ignore is None else ~ignore, share
+            )
             return self.out(mixed.transpose(1, 2).flatten(2)), None
         energy = (q @ k.transpose(2, 3)).float() / math.sqrt(q.shape[-1])
         if ignore is not None:
@@ -59,7 +69,9 @@ class Layer(nn.Module):
     def __init__(self, settings: Transformer):
         super().__init__()
         width = settings.hidden
-        self.own, self.cross = (Attention(width, settings.heads, settings.dropout) for _ in range(2))
+        self.own, self.cross = (
+            Attention(width, settings.heads, settings.dropout) for _ in range(2)
+        )
         self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(3))
         self.mlp = nn.Sequential(
             nn.Linear(width, settings.feed_forward),
@@ -103,7 +115,9 @@ class TransformerDecoder(Decoder):
             self.positions = nn.Parameter(torch.randn(MOST_WORDS, width) * 0.02)
         else:
             self.register_buffer("positions", sinusoids(MOST_WORDS, width))
-        self.adapt = nn.Sequential(nn.Linear(channels, width), nn.LayerNorm(width))  # from the encoder's width to ours
+        self.adapt = nn.Sequential(
+            nn.Linear(channels, width), nn.LayerNorm(width)
+        )  # from the encoder's width to ours
         self.places = nn.Parameter(torch.randn(places, width) * 0.02)
         self.layers = nn.ModuleList(Layer(settings) for _ in range(settings.layers))
         self.norm = nn.LayerNorm(width)
@@ -133,10 +147,14 @@ class TransformerDecoder(Decoder):
     def step(self, state: State, token: Tensor) -> tuple[Tensor, State, Tensor]:
         map_keys, map_values, keys, values = state
         place = keys.shape[2]
-        x = self._words(token.unsqueeze(1), self.positions[place])  # not a slice: in an exported graph nobody knows its length
+        x = self._words(
+            token.unsqueeze(1), self.positions[place]
+        )  # not a slice: in an exported graph nobody knows its length
         grown = []
         for i, layer in enumerate(self.layers):
-            x, past, weights = layer(x, (keys[:, i], values[:, i]), (map_keys[:, i], map_values[:, i]), None, self.fast)
+            x, past, weights = layer(
+                x, (keys[:, i], values[:, i]), (map_keys[:, i], map_values[:, i]), None, self.fast
+            )
             grown.append(past)
         keys, values = (torch.stack([pair[i] for pair in grown], 1) for i in (0, 1))
         return self.output(self.norm(x))[:, 0], (map_keys, map_values, keys, values), weights[:, 0]
@@ -147,7 +165,9 @@ class TransformerDecoder(Decoder):
         return [(layer.cross.k(memory), layer.cross.v(memory)) for layer in self.layers]
 
     def _words(self, tokens: Tensor, positions: Tensor) -> Tensor:
-        return self.dropout(self.embedding(tokens) * math.sqrt(self.embedding.embedding_dim) + positions)
+        return self.dropout(
+            self.embedding(tokens) * math.sqrt(self.embedding.embedding_dim) + positions
+        )
 
 
 def masks(tokens: Tensor) -> Tensor:

@@ -6,16 +6,25 @@ import json
 from dataclasses import dataclass
 from functools import partial
 
-from tarazu.report.render import charts
-from tarazu.report.render.tables import Cell, Table, figure_cell, text_cell
 from tarazu.report.analysis.comparison import Pair
 from tarazu.report.analysis.curves import analyse
-from tarazu.report.render.figures import Figure
 from tarazu.report.analysis.metrics import mean_over_seeds, measures
-from tarazu.report.analysis.study_view import Arm, dig
+from tarazu.report.analysis.study_view import Arm, get_path
+from tarazu.report.render import charts
+from tarazu.report.render.bilingual import (
+    Bilingual,
+    code,
+    joined,
+    number,
+    say_or,
+    small_note,
+    spaced,
+    translate,
+)
+from tarazu.report.render.figures import Figure
+from tarazu.report.render.tables import Cell, Table, figure_cell, text_cell
 from tarazu.report.sections.chat.answers import arm_name
 from tarazu.report.sections.common.base import Context
-from tarazu.report.render.bilingual import Both, aside, code, joined, number, say, say_or, spaced
 
 LEAST = 3  # arms of a kind: two are a comparison, not an ablation
 LEAD = "cider"
@@ -36,7 +45,9 @@ def ablation_view(context: Context) -> list[dict]:
     """For each kind that several arms share: the table, a figure of the differences, and what they say."""
     views = []
     for group in groups(context.study.arms):
-        found = [one for arm in group[1:] if (one := against(context, LEAD, group[0], arm)) is not None]
+        found = [
+            one for arm in group[1:] if (one := against(context, LEAD, group[0], arm)) is not None
+        ]
         views.append(
             {
                 "kind": group[0].kind,
@@ -58,17 +69,19 @@ def groups(arms: list[Arm]) -> list[list[Arm]]:
     found = [group for group in kinds.values() if len(group) >= LEAST]
     for group in found:
         names = {arm.name for arm in group}
-        group += [arm for arm in arms if arm.kind == "ensemble" and members(arm) and members(arm) <= names]
+        group += [
+            arm for arm in arms if arm.kind == "ensemble" and members(arm) and members(arm) <= names
+        ]
     return found
 
 
 def members(arm: Arm) -> set[str]:
     """The methods that an ensemble is made of."""
-    return {str(one).partition("/")[0] for one in dig(settings(arm), "of", default=[])}
+    return {str(one).partition("/")[0] for one in get_path(settings(arm), "of", default=[])}
 
 
 def settings(arm: Arm) -> dict:
-    return dig(arm.first.facts, "settings", default={})
+    return get_path(arm.first.facts, "settings", default={})
 
 
 def what_differs(first: Arm, arm: Arm) -> list[str]:
@@ -82,7 +95,9 @@ def what_differs(first: Arm, arm: Arm) -> list[str]:
 
 def _written(value) -> str:
     """A setting's value as a recipe has it."""
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False).replace('"', "")
+    return (
+        value if isinstance(value, str) else json.dumps(value, ensure_ascii=False).replace('"', "")
+    )
 
 
 def against(context: Context, key: str, first: Arm, arm: Arm) -> Against | None:
@@ -99,21 +114,40 @@ def table(context: Context, group: list[Arm]) -> Table:
     """One row per arm: what differs, how it learned, what it scores, and how far it is from the first."""
     first = group[0]
     names = ("differs", "best_epoch", "train_loss", "validation_loss", "gap")
-    columns = [say("compare.method"), *[say(f"ablation.{name}") for name in names]]
-    columns += [say("measure.bleu4"), say("measure.cider"), say("ablation.cider"), say("ablation.bleu4")]
+    columns = [translate("compare.method"), *[translate(f"ablation.{name}") for name in names]]
+    columns += [
+        translate("measure.bleu4"),
+        translate("measure.cider"),
+        translate("ablation.cider"),
+        translate("ablation.bleu4"),
+    ]
     rows = [
-        [text_cell(arm_name(arm)), _differs(first, arm), *_curve_cells(arm), *_score_cells(context, first, arm)]
+        [
+            text_cell(arm_name(arm)),
+            _differs(first, arm),
+            *_curve_cells(arm),
+            *_score_cells(context, first, arm),
+        ]
         for arm in group
     ]
-    sources = [run for arm in group for run in (arm.first.file("events.jsonl"), arm.first.file("metrics.json"))]
-    return Table(say("ablation.table", first=code(first.name)), columns, rows, sources, sortable=True)
+    sources = [
+        run
+        for arm in group
+        for run in (arm.first.file("events.jsonl"), arm.first.file("metrics.json"))
+    ]
+    return Table(
+        translate("ablation.table", first=code(first.name)), columns, rows, sources, sortable=True
+    )
 
 
 def _differs(first: Arm, arm: Arm) -> Cell:
     if arm is first:
-        return text_cell(say("ablation.first"))
+        return text_cell(translate("ablation.first"))
     changed = what_differs(first, arm)
-    return Cell(joined([code(one) for one in changed]) if changed else say("common.none"), ", ".join(changed))
+    return Cell(
+        joined([code(one) for one in changed]) if changed else translate("common.none"),
+        ", ".join(changed),
+    )
 
 
 def _curve_cells(arm: Arm) -> list[Cell]:
@@ -121,12 +155,16 @@ def _curve_cells(arm: Arm) -> list[Cell]:
     facts, source = analyse(arm.first, "epoch"), arm.first.file("events.jsonl")
     if facts.best_at is None:
         return [figure_cell(None, "loss")] * 4  # it trains nothing of its own
-    epochs = say("ablation.of", best=number(facts.best_at, "number", source), last=number(facts.end_at, "number", source))
+    epochs = translate(
+        "ablation.of",
+        best=number(facts.best_at, "number", source),
+        last=number(facts.end_at, "number", source),
+    )
     best, last = (number(v, "loss", source) for v in (facts.validation_best, facts.validation_last))
     return [
         Cell(epochs, facts.best_at),
         figure_cell(facts.train_last, "loss", source),
-        Cell(say("ablation.then", best=best, last=last), facts.validation_last),
+        Cell(translate("ablation.then", best=best, last=last), facts.validation_last),
         figure_cell(facts.gap, "signed", source),
     ]
 
@@ -135,8 +173,13 @@ def _score_cells(context: Context, first: Arm, arm: Arm) -> list[Cell]:
     source, known = arm.first.file("metrics.json"), measures("captions")
     cells = []
     for key in ("bleu4", LEAD):
-        low, high = (dig(arm.first.metrics, "decoding", "beam3", "intervals", key, side) for side in (0, 1))
-        span = aside(say("compare.interval", low=number(low, "points"), high=number(high, "points")))
+        low, high = (
+            get_path(arm.first.metrics, "decoding", "beam3", "intervals", key, side)
+            for side in (0, 1)
+        )
+        span = small_note(
+            translate("compare.interval", low=number(low, "points"), high=number(high, "points"))
+        )
         value = mean_over_seeds(arm, known[key])
         cells.append(Cell(spaced(number(value, "points", source), span), value))
     return cells + [_difference(context, key, first, arm) for key in (LEAD, "bleu4")]
@@ -147,9 +190,12 @@ def _difference(context: Context, key: str, first: Arm, arm: Arm) -> Cell:
     if found is None:
         return figure_cell(None if arm is not first else 0.0, "signed_points")
     low, high = (number(value, "signed_points") for value in (found.low, found.high))
-    span = aside(say("compare.interval", low=low, high=high))
-    says = say("ablation.sure") if found.pair.sure else say("ablation.unsure")
-    return Cell(spaced(number(found.mean, "signed_points", arm.first.file("samples.jsonl")), span, says), found.mean)
+    span = small_note(translate("compare.interval", low=low, high=high))
+    says = translate("ablation.sure") if found.pair.sure else translate("ablation.unsure")
+    return Cell(
+        spaced(number(found.mean, "signed_points", arm.first.file("samples.jsonl")), span, says),
+        found.mean,
+    )
 
 
 def figure(context: Context, group: list[Arm], found: list[Against]) -> Figure | None:
@@ -157,16 +203,24 @@ def figure(context: Context, group: list[Arm], found: list[Against]) -> Figure |
     if not found:
         return None
     rows = [
-        {"name": one.arm.name, "mean": one.mean, "low": one.low, "high": one.high, "sure": one.pair.sure}
+        {
+            "name": one.arm.name,
+            "mean": one.mean,
+            "low": one.low,
+            "high": one.high,
+            "sure": one.pair.sure,
+        }
         for one in found
     ]
-    make = partial(charts.forest, rows, say("axis.cider_difference"))
-    caption = say("ablation.figure", first=code(group[0].name))
+    make = partial(charts.forest_plot, rows, translate("axis.cider_difference"))
+    caption = translate("ablation.figure", first=code(group[0].name))
     sources = [arm.first.file("samples.jsonl") for arm in group]
-    return context.gallery.add(f"ablation-{group[0].kind}", caption, lambda language: make(language=language), sources)
+    return context.gallery.add(
+        f"ablation-{group[0].kind}", caption, lambda language: make(language=language), sources
+    )
 
 
-def sentences(group: list[Arm], found: list[Against]) -> list[Both]:
+def sentences(group: list[Arm], found: list[Against]) -> list[Bilingual]:
     """Who is surely better or worse than the first arm, who cannot be told from it, and who over-fitted."""
     first, told = code(group[0].name), []
     better = [one for one in found if one.pair.sure and one.mean > 0]
@@ -175,24 +229,37 @@ def sentences(group: list[Arm], found: list[Against]) -> list[Both]:
     for key, some in (("better", better), ("worse", worse)):
         if some:
             some = sorted(some, key=lambda one: -abs(one.mean))
-            told.append(say(f"ablation.{key}", first=first, arms=joined([_by_how_much(one) for one in some])))
+            told.append(
+                translate(
+                    f"ablation.{key}", first=first, arms=joined([_by_how_much(one) for one in some])
+                )
+            )
     if same:
         reach = number(max(one.pair.found.detectable for one in same), "points")
-        told.append(say("ablation.same", first=first, arms=joined([code(one.arm.name) for one in same]), reach=reach))
+        told.append(
+            translate(
+                "ablation.same",
+                first=first,
+                arms=joined([code(one.arm.name) for one in same]),
+                reach=reach,
+            )
+        )
     return told + _overfitted(group)
 
 
-def _by_how_much(one: Against) -> Both:
-    return spaced(code(one.arm.name), say("common.in_brackets", what=number(one.mean, "signed_points")))
+def _by_how_much(one: Against) -> Bilingual:
+    return spaced(
+        code(one.arm.name), translate("common.in_brackets", what=number(one.mean, "signed_points"))
+    )
 
 
-def _overfitted(group: list[Arm]) -> list[Both]:
+def _overfitted(group: list[Arm]) -> list[Bilingual]:
     """The arms whose validation loss rose after its best epoch, and by how much."""
     facts = [(arm, analyse(arm.first, "epoch")) for arm in group]
     risen = [
         spaced(
             code(arm.name),
-            say(
+            translate(
                 "ablation.rise",
                 at=number(one.best_at, "number"),
                 rise=number(one.validation_last - one.validation_best, "signed"),
@@ -201,4 +268,4 @@ def _overfitted(group: list[Arm]) -> list[Both]:
         for arm, one in facts
         if one.overfit
     ]
-    return [say("ablation.overfit", arms=joined(risen))] if risen else []
+    return [translate("ablation.overfit", arms=joined(risen))] if risen else []

@@ -4,10 +4,18 @@ from __future__ import annotations
 
 import math
 
-from tarazu.report.render.images import overlay, scale, sheet
-from tarazu.report.analysis.study_view import Arm, as_number, dig
+from tarazu.report.analysis.study_view import Arm, as_number, get_path
+from tarazu.report.render.bilingual import (
+    Bilingual,
+    code,
+    data_text,
+    joined,
+    number,
+    spaced,
+    translate,
+)
+from tarazu.report.render.images import contact_sheet, overlay, scale
 from tarazu.report.sections.common.base import Context
-from tarazu.report.render.bilingual import Both, code, data_text, joined, number, say, spaced
 
 IMAGES, WORDS = 2, 16
 NEAR_EQUAL = 0.1  # total variation below this: the maps of a sentence hardly differ
@@ -21,7 +29,12 @@ def heat_maps(context: Context, arm: Arm) -> list[dict]:
         if len(found) == IMAGES or not _sound(words, rows) or not sample.get("image"):
             continue
         view = _view(
-            context, arm, sample, [str(w) for w in words][:WORDS], rows[:WORDS], f"heatmap-{arm.name}-{len(found) + 1}"
+            context,
+            arm,
+            sample,
+            [str(w) for w in words][:WORDS],
+            rows[:WORDS],
+            f"heatmap-{arm.name}-{len(found) + 1}",
         )
         if view:
             found.append(view)
@@ -36,7 +49,9 @@ def _sound(words, rows) -> bool:
         and bool(words)
         and len(rows) >= len(words)
         and all(
-            isinstance(row, list) and len(row) == len(rows[0]) > 0 and all(as_number(v) is not None for v in row)
+            isinstance(row, list)
+            and len(row) == len(rows[0]) > 0
+            and all(as_number(v) is not None for v in row)
             for row in rows
         )
     )
@@ -52,7 +67,13 @@ def _view(
     ]
     if not maps or any(image is None for _, image in maps):
         return None
-    drawn = sheet(context.study.path, sample["image"], words, rows, context.study.path / "figures" / f"{name}.png")
+    drawn = contact_sheet(
+        context.study.path,
+        sample["image"],
+        words,
+        rows,
+        context.study.path / "figures" / f"{name}.png",
+    )
     return {
         "maps": maps,
         "id": code(sample.get("id", "?")),
@@ -76,15 +97,19 @@ def place(row: list[float]) -> tuple[str, str]:
     return ("top", "middle", "bottom")[thirds[0]], ("left", "centre", "right")[thirds[1]]
 
 
-def analysis(arm: Arm, words: list[str], rows: list[list[float]]) -> list[Both]:
+def analysis(arm: Arm, words: list[str], rows: list[list[float]]) -> list[Bilingual]:
     """Which words are looked for most sharply, where, and whether the maps differ at all."""
     source = arm.first.file("samples.jsonl")
     spread = [(entropy(row), word, row) for word, row in zip(words, rows, strict=False)]
     sharp = sorted(spread, key=lambda item: item[0])[:3]
     most = math.log(len(rows[0]))
     found = [
-        say("attention.sharp", words=joined([_where(word, row) for _, word, row in sharp]), most=number(most, "two")),
-        say(
+        translate(
+            "attention.sharp",
+            words=joined([_where(word, row) for _, word, row in sharp]),
+            most=number(most, "two"),
+        ),
+        translate(
             "attention.wide",
             word=data_text(max(spread, key=lambda item: item[0])[1], 30),
             nats=number(max(spread, key=lambda item: item[0])[0], "two", source),
@@ -92,44 +117,52 @@ def analysis(arm: Arm, words: list[str], rows: list[list[float]]) -> list[Both]:
         ),
     ]
     mean = [sum(column) / len(rows) for column in zip(*rows, strict=True)]
-    differ = sum(sum(abs(v - m) for v, m in zip(row, mean, strict=True)) / 2 for row in rows) / len(rows)
+    differ = sum(sum(abs(v - m) for v, m in zip(row, mean, strict=True)) / 2 for row in rows) / len(
+        rows
+    )
     found.append(
-        say("attention.same" if differ < NEAR_EQUAL else "attention.differ", share=number(differ, "percent", source))
+        translate(
+            "attention.same" if differ < NEAR_EQUAL else "attention.differ",
+            share=number(differ, "percent", source),
+        )
     )
     return found
 
 
-def _where(word: str, row: list[float]) -> Both:
+def _where(word: str, row: list[float]) -> Bilingual:
     vertical, horizontal = place(row)
     return spaced(
-        say("attention.word", word=data_text(word, 30)),
-        say(
+        translate("attention.word", word=data_text(word, 30)),
+        translate(
             "attention.at",
-            vertical=say(f"place.{vertical}"),
-            horizontal=say(f"place.{horizontal}"),
+            vertical=translate(f"place.{vertical}"),
+            horizontal=translate(f"place.{horizontal}"),
             nats=number(entropy(row), "two"),
         ),
     )
 
 
-def entropy_sentences(arm: Arm) -> list[Both]:
+def entropy_sentences(arm: Arm) -> list[Bilingual]:
     """The whole test split: mean entropy, and how much the maps of one sentence differ."""
-    found, source = dig(arm.first.metrics, "entropy", default={}), arm.first.file("metrics.json")
-    mean, most = as_number(dig(found, "mean")), as_number(dig(found, "most"))
+    found, source = (
+        get_path(arm.first.metrics, "entropy", default={}),
+        arm.first.file("metrics.json"),
+    )
+    mean, most = as_number(get_path(found, "mean")), as_number(get_path(found, "most"))
     if mean is None or not most:
         return []
     sentences = [
-        say(
+        translate(
             "attention.mean",
             mean=number(mean, "two", source),
             most=number(most, "two", source),
             share=number(mean / most, "percent", source),
         )
     ]
-    variation = as_number(dig(found, "variation"))
+    variation = as_number(get_path(found, "variation"))
     if variation is not None:
         sentences.append(
-            say(
+            translate(
                 "attention.same" if variation < NEAR_EQUAL else "attention.differ",
                 share=number(variation, "percent", source),
             )

@@ -5,16 +5,16 @@ from __future__ import annotations
 from functools import partial
 from pathlib import PurePosixPath
 
+from tarazu.report.analysis.study_view import as_number, dicts_in, get_path
 from tarazu.report.render import charts
-from tarazu.report.render.tables import Cell, Table, code_cell, figure_cell, pairs_table, text_cell
+from tarazu.report.render.bilingual import code, data_text, number, say_or, translate
 from tarazu.report.render.explanations import explain
 from tarazu.report.render.figures import Figure
-from tarazu.report.render.known_messages import told
 from tarazu.report.render.images import photo
-from tarazu.report.analysis.study_view import as_number, dig, records
-from tarazu.report.sections.common.base import Context, Section
+from tarazu.report.render.known_messages import translate_known
+from tarazu.report.render.tables import Cell, Table, code_cell, figure_cell, pairs_table, text_cell
 from tarazu.report.sections.chat.data import FILE, problems_table, splits_table
-from tarazu.report.render.bilingual import code, data_text, number, say, say_or
+from tarazu.report.sections.common.base import Context, Section
 
 MOST_POINTS = 700
 
@@ -22,9 +22,9 @@ MOST_POINTS = 700
 def data_section(context: Context) -> Section:
     data = context.study.data
     view = {
-        "note": told(data["note"]) if data.get("note") else None,
+        "note": translate_known(data["note"]) if data.get("note") else None,
         "facts": _facts(data),
-        "examples": [_example(context, e) for e in records(data.get("examples"))[:5]],
+        "examples": [_example(context, e) for e in dicts_in(data.get("examples"))[:5]],
         "vocabulary": _vocabulary(data),
         "specials": _specials(data),
         "splits": splits_table(data, ["images", "captions"]),
@@ -32,27 +32,45 @@ def data_section(context: Context) -> Section:
         "duplicates": _duplicates(data),
         "problems": problems_table(data),
         "figures": [
-            f for f in (_scatter(context), _histogram(context), _top_words(context), _sizes(context)) if f is not None
+            f
+            for f in (_scatter(context), _histogram(context), _top_words(context), _sizes(context))
+            if f is not None
         ],
         "file": FILE,
     }
-    return Section("data", say("section.data"), "captions_data.html", view, explain("flickr8k", "special-tokens"))
+    return Section(
+        "data",
+        translate("section.data"),
+        "captions_data.html",
+        view,
+        explain("flickr8k", "special-tokens"),
+    )
 
 
 def _facts(data: dict) -> Table:
     structure = data.get("structure") if isinstance(data.get("structure"), dict) else {}
     pairs = [
-        (say("data.source"), code_cell(data["source"]) if data.get("source") else None),
-        (say("data.hash"), code_cell(data["sha256"]) if data.get("sha256") else None),
+        (translate("data.source"), code_cell(data["source"]) if data.get("source") else None),
+        (translate("data.hash"), code_cell(data["sha256"]) if data.get("sha256") else None),
         (
-            say("cdata.layout"),
-            Cell(say_or(f"layout.{data.get('layout')}", data.get("layout"))) if data.get("layout") else None,
+            translate("cdata.layout"),
+            Cell(say_or(f"layout.{data.get('layout')}", data.get("layout")))
+            if data.get("layout")
+            else None,
         ),
-        (say("cdata.split_by"), text_cell(told(data["split_by"])) if data.get("split_by") else None),
-        (say("data.images"), figure_cell(structure.get("images"), "count", FILE)),
-        (say("data.captions"), figure_cell(structure.get("captions"), "count", FILE)),
+        (
+            translate("cdata.split_by"),
+            text_cell(translate_known(data["split_by"])) if data.get("split_by") else None,
+        ),
+        (translate("data.images"), figure_cell(structure.get("images"), "count", FILE)),
+        (translate("data.captions"), figure_cell(structure.get("captions"), "count", FILE)),
     ]
-    return pairs_table(say("data.facts"), pairs, [say("common.what"), say("common.value")], [FILE])
+    return pairs_table(
+        translate("data.facts"),
+        pairs,
+        [translate("common.what"), translate("common.value")],
+        [FILE],
+    )
 
 
 def _example(context: Context, example: dict) -> dict:
@@ -62,11 +80,15 @@ def _example(context: Context, example: dict) -> dict:
     ids = example.get("ids") if isinstance(example.get("ids"), list) else []
     first = ids[0] if ids and isinstance(ids[0], list) else ids
     return {
-        "photo": photo(context.study.path, example.get("image"), str(captions[0]) if captions else ""),
+        "photo": photo(
+            context.study.path, example.get("image"), str(captions[0]) if captions else ""
+        ),
         "name": code(PurePosixPath(str(example.get("id") or example.get("image") or "?")).name),
         "captions": [data_text(c, 300) for c in captions[:5]],
         "processed": [
-            data_text(" ".join(map(str, words)), 300) if isinstance(words, list) else data_text(words, 300)
+            data_text(" ".join(map(str, words)), 300)
+            if isinstance(words, list)
+            else data_text(words, 300)
             for words in processed[:5]
         ],
         "ids": code(" ".join(str(i) for i in first[:60])) if first else None,
@@ -76,26 +98,45 @@ def _example(context: Context, example: dict) -> dict:
 def _vocabulary(data: dict) -> Table:
     structure = data.get("structure") if isinstance(data.get("structure"), dict) else {}
     pairs = [
-        (say(f"cdata.{key}"), figure_cell(structure.get(key), "count", FILE))
+        (translate(f"cdata.{key}"), figure_cell(structure.get(key), "count", FILE))
         for key in ("vocabulary", "min_count", "max_length")
     ]
     if structure.get("cut_captions") is not None:
-        pairs.append((say("cdata.cut_captions"), figure_cell(structure["cut_captions"], "count", FILE)))
-    pairs.append((say("cdata.unknown"), figure_cell(structure.get("unknown_test_share"), "percent", FILE)))
+        pairs.append(
+            (translate("cdata.cut_captions"), figure_cell(structure["cut_captions"], "count", FILE))
+        )
+    pairs.append(
+        (
+            translate("cdata.unknown"),
+            figure_cell(structure.get("unknown_test_share"), "percent", FILE),
+        )
+    )
     return pairs_table(
-        say("cdata.vocabulary_title"), pairs, [say("common.what"), say("common.value")], [FILE, "vocabulary.json"]
+        translate("cdata.vocabulary_title"),
+        pairs,
+        [translate("common.what"), translate("common.value")],
+        [FILE, "vocabulary.json"],
     )
 
 
 def _specials(data: dict) -> Table:
     """The special tokens with their ids: they stand first in the vocabulary, in this order."""
-    names = data.get("vocabulary_specials") if isinstance(data.get("vocabulary_specials"), list) else []
+    names = (
+        data.get("vocabulary_specials") if isinstance(data.get("vocabulary_specials"), list) else []
+    )
     rows = [
-        [code_cell(name), figure_cell(i, "count"), text_cell(say_or(f"special.{str(name).strip('<>')}", ""))]
+        [
+            code_cell(name),
+            figure_cell(i, "count"),
+            text_cell(say_or(f"special.{str(name).strip('<>')}", "")),
+        ]
         for i, name in enumerate(names)
     ]
     return Table(
-        say("cdata.specials"), [say("cdata.token"), say("cdata.id"), say("cdata.use")], rows, ["vocabulary.json"]
+        translate("cdata.specials"),
+        [translate("cdata.token"), translate("cdata.id"), translate("cdata.use")],
+        rows,
+        ["vocabulary.json"],
     )
 
 
@@ -103,15 +144,23 @@ def _lengths(data: dict) -> Table:
     columns = ("mean", "p50", "p90", "p99", "max")
     rows = []
     for split in ("train", "validation", "test"):
-        values = dig(data, "structure", "lengths_per_split", split, default={})
+        values = get_path(data, "structure", "lengths_per_split", split, default={})
         if values:
             rows.append(
                 [
-                    text_cell(say(f"split.{split}")),
-                    *[figure_cell(dig(values, c), "points" if c == "mean" else "count", FILE) for c in columns],
+                    text_cell(translate(f"split.{split}")),
+                    *[
+                        figure_cell(get_path(values, c), "points" if c == "mean" else "count", FILE)
+                        for c in columns
+                    ],
                 ]
             )
-    return Table(say("cdata.lengths"), [say("data.split"), *[say(f"length.{c}") for c in columns]], rows, [FILE])
+    return Table(
+        translate("cdata.lengths"),
+        [translate("data.split"), *[translate(f"length.{c}") for c in columns]],
+        rows,
+        [FILE],
+    )
 
 
 def _duplicates(data: dict) -> Table:
@@ -121,49 +170,83 @@ def _duplicates(data: dict) -> Table:
             code_cell(d.get("b", "")),
             text_cell(say_or(f"copy.{d.get('kind')}", d.get("kind"))),
         ]
-        for d in records(data.get("duplicates"))[:20]
+        for d in dicts_in(data.get("duplicates"))[:20]
     ]
-    return Table(say("cdata.duplicates"), [say("cdata.image"), say("cdata.image"), say("cdata.copy")], rows, [FILE])
+    return Table(
+        translate("cdata.duplicates"),
+        [translate("cdata.image"), translate("cdata.image"), translate("cdata.copy")],
+        rows,
+        [FILE],
+    )
 
 
 def _scatter(context: Context) -> Figure | None:
     """The scatter plot of caption lengths: one point a caption where the data has points, else one point a length."""
     points = [
         p
-        for p in dig(context.study.data, "structure", "length_points", default=[])
+        for p in get_path(context.study.data, "structure", "length_points", default=[])
         if isinstance(p, list) and len(p) == 2
     ]
     if points:
         points = points[:: -(-len(points) // MOST_POINTS)]
         x, y = [p[0] for p in points], [p[1] for p in points]
-        make = partial(charts.dots, [charts.Series(say("data.captions"), x, y)], say("axis.image"), say("length.words"))
-        caption = say("cdata.scatter", n=number(len(points), "count"))
+        make = partial(
+            charts.dots,
+            [charts.Series(translate("data.captions"), x, y)],
+            translate("axis.image"),
+            translate("length.words"),
+        )
+        caption = translate("cdata.scatter", n=number(len(points), "count"))
         return context.gallery.add(
-            "caption-lengths-scatter", caption, lambda language: make(language=language, size=14), [FILE]
+            "caption-lengths-scatter",
+            caption,
+            lambda language: make(language=language, size=14),
+            [FILE],
         )
     series = []
     for split in ("train", "validation", "test"):
-        edges = dig(context.study.data, "structure", "lengths_per_split", split, "histogram", "edges", default=[])
-        counts = dig(context.study.data, "structure", "lengths_per_split", split, "histogram", "counts", default=[])
+        edges = get_path(
+            context.study.data,
+            "structure",
+            "lengths_per_split",
+            split,
+            "histogram",
+            "edges",
+            default=[],
+        )
+        counts = get_path(
+            context.study.data,
+            "structure",
+            "lengths_per_split",
+            split,
+            "histogram",
+            "counts",
+            default=[],
+        )
         if counts:
-            series.append(charts.Series(say(f"split.{split}"), edges[: len(counts)], counts))
+            series.append(charts.Series(translate(f"split.{split}"), edges[: len(counts)], counts))
     if not series:
         return None
-    make = partial(charts.dots, series, say("length.words"), say("data.captions"))
+    make = partial(charts.dots, series, translate("length.words"), translate("data.captions"))
     return context.gallery.add(
-        "caption-lengths-scatter", say("cdata.scatter_counts"), lambda language: make(language=language), [FILE]
+        "caption-lengths-scatter",
+        translate("cdata.scatter_counts"),
+        lambda language: make(language=language),
+        [FILE],
     )
 
 
 def _histogram(context: Context) -> Figure | None:
-    edges = dig(context.study.data, "structure", "lengths", "histogram", "edges", default=[])
-    counts = dig(context.study.data, "structure", "lengths", "histogram", "counts", default=[])
+    edges = get_path(context.study.data, "structure", "lengths", "histogram", "edges", default=[])
+    counts = get_path(context.study.data, "structure", "lengths", "histogram", "counts", default=[])
     if len(edges) < 2 or not counts:
         return None
-    make = partial(charts.histogram, edges, counts, say("length.words"), say("data.captions"))
+    make = partial(
+        charts.histogram, edges, counts, translate("length.words"), translate("data.captions")
+    )
     return context.gallery.add(
         "caption-lengths",
-        say("data.lengths_of", what=say("length.words")),
+        translate("data.lengths_of", what=translate("length.words")),
         lambda language: make(language=language, width=420),
         [FILE],
     )
@@ -172,17 +255,21 @@ def _histogram(context: Context) -> Figure | None:
 def _top_words(context: Context) -> Figure | None:
     words = [
         w
-        for w in dig(context.study.data, "structure", "top_words", default=[])
+        for w in get_path(context.study.data, "structure", "top_words", default=[])
         if isinstance(w, list) and len(w) == 2 and as_number(w[1]) is not None
     ][:20]
     if not words:
         return None
     make = partial(
-        charts.bars, [str(w)[:40] for w, _ in words], [n for _, n in words], say("axis.occurrences"), form=",d"
+        charts.bars,
+        [str(w)[:40] for w, _ in words],
+        [n for _, n in words],
+        translate("axis.occurrences"),
+        form=",d",
     )
     return context.gallery.add(
         "top-words",
-        say("cdata.top_words", n=number(len(words), "count")),
+        translate("cdata.top_words", n=number(len(words), "count")),
         lambda language: make(language=language),
         [FILE],
     )
@@ -190,7 +277,7 @@ def _top_words(context: Context) -> Figure | None:
 
 def _sizes(context: Context) -> Figure | None:
     """How the vocabulary shrinks with the minimum count: why this one was chosen."""
-    sizes = dig(context.study.data, "structure", "size_by_min_count", default={})
+    sizes = get_path(context.study.data, "structure", "size_by_min_count", default={})
     pairs = (
         [(f"≥ {n}", size) for n, size in sizes.items() if as_number(size) is not None]
         if isinstance(sizes, dict)
@@ -198,5 +285,16 @@ def _sizes(context: Context) -> Figure | None:
     )
     if not pairs:
         return None
-    make = partial(charts.bars, [p[0] for p in pairs], [p[1] for p in pairs], say("axis.vocabulary"), form=",d")
-    return context.gallery.add("vocabulary-size", say("cdata.sizes"), lambda language: make(language=language), [FILE])
+    make = partial(
+        charts.bars,
+        [p[0] for p in pairs],
+        [p[1] for p in pairs],
+        translate("axis.vocabulary"),
+        form=",d",
+    )
+    return context.gallery.add(
+        "vocabulary-size",
+        translate("cdata.sizes"),
+        lambda language: make(language=language),
+        [FILE],
+    )

@@ -2,31 +2,39 @@
 
 from __future__ import annotations
 
-from tarazu.report.render.tables import Cell, Table, code_cell, figure_cell, pairs_table, text_cell
-from tarazu.report.render.explanations import explain
-from tarazu.report.render.known_messages import told
-from tarazu.report.analysis.study_view import as_number, dig
-from tarazu.report.sections.common.base import Context, Section
-from tarazu.report.render.bilingual import data_text, number, say
 from tarazu.report.analysis.baselines import yardsticks
+from tarazu.report.analysis.study_view import as_number, get_path
+from tarazu.report.render.bilingual import data_text, number, translate
+from tarazu.report.render.explanations import explain
+from tarazu.report.render.known_messages import translate_known
+from tarazu.report.render.tables import Cell, Table, code_cell, figure_cell, pairs_table, text_cell
+from tarazu.report.sections.common.base import Context, Section
 
 FILE = "model.json"
 
 
 def model_section(context: Context) -> Section:
-    encoder = dig(context.study.model, "encoder", default={})
+    encoder = get_path(context.study.model, "encoder", default={})
     view = {
         "facts": _facts(encoder),
         "shapes": _shapes(encoder),
         "words": _words(encoder),
-        "note": told(encoder["weights_note"]) if dig(encoder, "weights_note") else None,
+        "note": translate_known(encoder["weights_note"])
+        if get_path(encoder, "weights_note")
+        else None,
     }
-    return Section("model", say("section.model"), "captions_model.html", view, explain("embedding-vs-one-hot"))
+    return Section(
+        "model",
+        translate("section.model"),
+        "captions_model.html",
+        view,
+        explain("embedding-vs-one-hot"),
+    )
 
 
 def _facts(encoder: dict) -> Table:
     def listed(key: str):
-        values = dig(encoder, key)
+        values = get_path(encoder, key)
         return (
             code_cell(", ".join(f"{v:g}" if as_number(v) is not None else str(v) for v in values))
             if isinstance(values, list)
@@ -34,67 +42,98 @@ def _facts(encoder: dict) -> Table:
         )
 
     pairs = [
-        (say("model.name"), code_cell(encoder["name"]) if encoder.get("name") else None),
-        (say("data.source"), code_cell(encoder["source"]) if encoder.get("source") else None),
-        (say("data.hash"), code_cell(encoder["sha256"]) if encoder.get("sha256") else None),
-        (say("model.parameters"), figure_cell(encoder.get("parameters"), "count", FILE)),
-        (say("encoder.mean"), listed("mean")),
-        (say("encoder.std"), listed("std")),
+        (translate("model.name"), code_cell(encoder["name"]) if encoder.get("name") else None),
+        (translate("data.source"), code_cell(encoder["source"]) if encoder.get("source") else None),
+        (translate("data.hash"), code_cell(encoder["sha256"]) if encoder.get("sha256") else None),
+        (translate("model.parameters"), figure_cell(encoder.get("parameters"), "count", FILE)),
+        (translate("encoder.mean"), listed("mean")),
+        (translate("encoder.std"), listed("std")),
     ]
-    return pairs_table(say("encoder.facts"), pairs, [say("common.what"), say("common.value")], [FILE])
+    return pairs_table(
+        translate("encoder.facts"),
+        pairs,
+        [translate("common.what"), translate("common.value")],
+        [FILE],
+    )
 
 
 def _shapes(encoder: dict) -> Table:
     """What goes in and what comes out, dimension by dimension."""
     rows = []
     for key in ("input", "map", "features", "pooled"):
-        value = dig(encoder, key)
+        value = get_path(encoder, key)
         if value is not None:
             shape = " × ".join(str(n) for n in value) if isinstance(value, list) else str(value)
-            rows.append([text_cell(say(f"encoder.{key}")), code_cell(shape), text_cell(say(f"encoder.{key}_means"))])
-    return Table(say("encoder.shapes"), [say("common.what"), say("model.shape"), say("encoder.means")], rows, [FILE])
+            rows.append(
+                [
+                    text_cell(translate(f"encoder.{key}")),
+                    code_cell(shape),
+                    text_cell(translate(f"encoder.{key}_means")),
+                ]
+            )
+    return Table(
+        translate("encoder.shapes"),
+        [translate("common.what"), translate("model.shape"), translate("encoder.means")],
+        rows,
+        [FILE],
+    )
 
 
 def _words(encoder: dict):
-    grid, pooled, features = dig(encoder, "map", 0), as_number(dig(encoder, "pooled")), dig(encoder, "features", 0)
+    grid, pooled, features = (
+        get_path(encoder, "map", 0),
+        as_number(get_path(encoder, "pooled")),
+        get_path(encoder, "features", 0),
+    )
     if None in (as_number(grid), pooled, as_number(features)):
         return None
-    return say(
+    return translate(
         "encoder.words",
         places=number(features, "count", FILE),
         grid=number(grid, "count", FILE),
         width=number(pooled, "count", FILE),
-        side=number(dig(encoder, "input", 1), "count", FILE),
+        side=number(get_path(encoder, "input", 1), "count", FILE),
     )
 
 
 def yardsticks_section(context: Context) -> Section:
     view = {"table": yardstick_table(context), "constant": None}
     found, _ = yardsticks(context.study)
-    caption = dig(found.get("constant"), "caption")
+    caption = get_path(found.get("constant"), "caption")
     view["constant"] = data_text(caption, 200) if caption else None
-    return Section("before", say("section.yardsticks"), "captions_before.html", view)
+    return Section("before", translate("section.yardsticks"), "captions_before.html", view)
 
 
 def yardstick_table(context: Context) -> Table:
     """BLEU, CIDEr and ROUGE-L of the three yardsticks."""
     found, source = yardsticks(context.study)
-    rows = [[text_cell(say(f"yardstick.{name}")), *score_cells(scores, source)] for name, scores in found.items()]
-    return Table(say("yardstick.table"), [say("yardstick.what"), *score_columns()], rows, [source] if source else [])
+    rows = [
+        [text_cell(translate(f"yardstick.{name}")), *score_cells(scores, source)]
+        for name, scores in found.items()
+    ]
+    return Table(
+        translate("yardstick.table"),
+        [translate("yardstick.what"), *score_columns()],
+        rows,
+        [source] if source else [],
+    )
 
 
 def score_columns() -> list:
     return [
-        *[say(f"measure.bleu{n}") for n in (1, 2, 3, 4)],
-        say("measure.cider"),
-        say("measure.rouge_l"),
-        say("measure.meteor"),
+        *[translate(f"measure.bleu{n}") for n in (1, 2, 3, 4)],
+        translate("measure.cider"),
+        translate("measure.rouge_l"),
+        translate("measure.meteor"),
     ]
 
 
 def score_cells(scores: dict, source: str) -> list[Cell]:
     """The figures of one S of the contract."""
     return [
-        *[figure_cell(dig(scores, "bleu", n), "points", source) for n in range(4)],
-        *[figure_cell(dig(scores, key), "points", source) for key in ("cider", "rouge_l", "meteor")],
+        *[figure_cell(get_path(scores, "bleu", n), "points", source) for n in range(4)],
+        *[
+            figure_cell(get_path(scores, key), "points", source)
+            for key in ("cider", "rouge_l", "meteor")
+        ],
     ]

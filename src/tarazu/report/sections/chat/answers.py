@@ -7,18 +7,20 @@ from itertools import zip_longest
 
 from markupsafe import Markup
 
-from tarazu.report.render.known_messages import noted
 from tarazu.report.analysis.metrics import by_id, sample_score
-from tarazu.report.analysis.study_view import Arm, StudyView, dig
-from tarazu.report.sections.common.base import Context
+from tarazu.report.analysis.study_view import Arm, StudyView, get_path
+from tarazu.report.render.bilingual import Bilingual, code, data_text, number, say_or, translate
+from tarazu.report.render.known_messages import noted
 from tarazu.report.sections.chat.data import turns_view
-from tarazu.report.render.bilingual import Both, code, data_text, number, say, say_or
+from tarazu.report.sections.common.base import Context
 
 ANSWER, QUESTION = 900, 700
 SHOWN_BESIDE = 3  # improved and worse answers per method
 ALL_TEST, ALL_READING = 12, 6  # most test rows and reading rows in the side-by-side list
 KINDS = ("test", "reading")
-ANSWER_AT_LEAST = 640  # characters that a shown answer takes in the page: a short one, its checks and its markup
+ANSWER_AT_LEAST = (
+    640  # characters that a shown answer takes in the page: a short one, its checks and its markup
+)
 FEWEST = 8  # designed questions shown, however little room there is
 
 
@@ -26,18 +28,22 @@ FEWEST = 8  # designed questions shown, however little room there is
 class Answer:
     """One method's answer to one question."""
 
-    who: Both | str
+    who: Bilingual | str
     text: object
-    score: Both | None
+    score: Bilingual | None
     finished: bool
     failed: list  # checks that it did not pass
     passed: list
 
 
-def limit_of(context: Context) -> int:
+def answer_length_limit(context: Context) -> int:
     """Characters of each answer, so that all that are shown fit into the page's room."""
     arms, questions = all_arms(context.study), len(shown_ids(context))
-    shown = questions + (questions + ALL_TEST + ALL_READING) * len(arms) + 4 * SHOWN_BESIDE * len(context.study.arms)
+    shown = (
+        questions
+        + (questions + ALL_TEST + ALL_READING) * len(arms)
+        + 4 * SHOWN_BESIDE * len(context.study.arms)
+    )
     return max(80, min(ANSWER, context.room // max(1, shown)))
 
 
@@ -65,10 +71,14 @@ def designed(study: StudyView) -> dict[str, dict]:
     return found
 
 
-def left_out(context: Context) -> Both | None:
+def omission_note(context: Context) -> Bilingual | None:
     """What the page says where it shows a part of the designed questions."""
     shown, whole = len(shown_ids(context)), len(designed(context.study))
-    return say("answers.part", shown=number(shown, "count"), all=number(whole, "count")) if shown < whole else None
+    return (
+        translate("answers.part", shown=number(shown, "count"), all=number(whole, "count"))
+        if shown < whole
+        else None
+    )
 
 
 def answer_view(arm: Arm, sample: dict, limit: int) -> Answer:
@@ -78,34 +88,51 @@ def answer_view(arm: Arm, sample: dict, limit: int) -> Answer:
     source = arm.first.file("samples.jsonl")
     return Answer(
         who=arm_name(arm),
-        text=data_text(text, limit) if text else say("answers.empty"),
-        score=None if score is None else say(f"answers.{score_key(sample)}", score=number(score, "points", source)),
+        text=data_text(text, limit) if text else translate("answers.empty"),
+        score=None
+        if score is None
+        else translate(f"answers.{score_key(sample)}", score=number(score, "points", source)),
         finished=sample.get("finished") is not False,
         failed=[text for text, ok in checks if not ok],
         passed=[text for text, ok in checks if ok],
     )
 
 
-def checks_view(sample: dict) -> list[tuple[Both | Markup, bool]]:
+def checks_view(sample: dict) -> list[tuple[Bilingual | Markup, bool]]:
     """Each check in both languages, as far as the file names it in both, and whether the answer passed it."""
-    checks, persian = (sample[key] if isinstance(sample.get(key), dict) else {} for key in ("checks", "checks_fa"))
+    checks, persian = (
+        sample[key] if isinstance(sample.get(key), dict) else {} for key in ("checks", "checks_fa")
+    )
     return [(_in_both(persian.get(text), text), bool(ok)) for text, ok in checks.items()]
 
 
-def _in_both(fa: object, en: object, limit: int | None = None) -> Both | Markup:
+def _in_both(fa: object, en: object, limit: int | None = None) -> Bilingual | Markup:
     """A question's own words in both languages; where it has one side only, that one."""
     sides = {"fa": fa, "en": en}
-    whole = all(isinstance(side, str) and side and (limit is None or len(side) <= limit) for side in sides.values())
+    whole = all(
+        isinstance(side, str) and side and (limit is None or len(side) <= limit)
+        for side in sides.values()
+    )
     return noted(sides) if whole else data_text(fa or en, limit)
 
 
 def score_key(sample: dict) -> str:
     """Designed questions are scored by their checks, reading by F1, test rows by chrF against the reference."""
-    return "checks_passed" if sample.get("checks") else "reading_f1" if sample.get("from") == "reading" else "chrf"
+    return (
+        "checks_passed"
+        if sample.get("checks")
+        else "reading_f1"
+        if sample.get("from") == "reading"
+        else "chrf"
+    )
 
 
-def arm_name(arm: Arm) -> Both:
-    return say("method.base") if arm.kind == "base" else Both(code(arm.name), code(arm.name))
+def arm_name(arm: Arm) -> Bilingual:
+    return (
+        translate("method.base")
+        if arm.kind == "base"
+        else Bilingual(code(arm.name), code(arm.name))
+    )
 
 
 def all_arms(study: StudyView) -> list[Arm]:
@@ -121,16 +148,20 @@ def question_view(sample: dict, limit: int = QUESTION) -> dict:
         "ability": str(ability or sample.get("from") or ""),
         "label": say_or(f"ability.{ability}", ability)
         if ability
-        else say("answers.from_reading" if sample.get("from") == "reading" else "answers.from_test"),
+        else translate(
+            "answers.from_reading" if sample.get("from") == "reading" else "answers.from_test"
+        ),
         "turns": turns_view(sample.get("turns"), limit),
-        "good": _in_both(sample["good"], sample.get("good_en"), limit) if sample.get("good") else None,
+        "good": _in_both(sample["good"], sample.get("good_en"), limit)
+        if sample.get("good")
+        else None,
         "reference": data_text(sample["reference"], limit) if sample.get("reference") else None,
     }
 
 
 def side_by_side(context: Context) -> list[dict]:
     """Every designed question and some test rows with all methods' answers."""
-    arms, limit = all_arms(context.study), limit_of(context)
+    arms, limit = all_arms(context.study), answer_length_limit(context)
     answers = {arm.name: by_id(arm.first) for arm in arms}
     ids = list(dict.fromkeys(key for found in answers.values() for key in found))
     any_of = {key: next(found[key] for found in answers.values() if key in found) for key in ids}
@@ -139,7 +170,11 @@ def side_by_side(context: Context) -> list[dict]:
     return [
         {
             **question_view(any_of[key], limit),
-            "answers": [answer_view(arm, answers[arm.name][key], limit) for arm in arms if key in answers[arm.name]],
+            "answers": [
+                answer_view(arm, answers[arm.name][key], limit)
+                for arm in arms
+                if key in answers[arm.name]
+            ],
         }
         for key in chosen
     ]
@@ -147,7 +182,7 @@ def side_by_side(context: Context) -> list[dict]:
 
 def changes(context: Context, arm: Arm) -> dict:
     """The answers that gained and lost most beside the untouched model's, by score."""
-    base, limit = context.study.base, limit_of(context)
+    base, limit = context.study.base, answer_length_limit(context)
     if base is None:
         return {"improved": [], "worse": [], "counts": None}
     before, after = by_id(base.first), by_id(arm.first)
@@ -182,10 +217,15 @@ def changes(context: Context, arm: Arm) -> dict:
 
 def abilities(arm: Arm) -> list[tuple[str, float, int]]:
     """(ability, share of checks passed, questions) in the file's order."""
-    found = dig(arm.first.metrics, "abilities", default={})
+    found = get_path(arm.first.metrics, "abilities", default={})
     if not isinstance(found, dict):
         return []
-    rows = [(name, dig(value, "checks_passed"), dig(value, "n", default=0)) for name, value in found.items()]
+    rows = [
+        (name, get_path(value, "checks_passed"), get_path(value, "n", default=0))
+        for name, value in found.items()
+    ]
     return [
-        (name, share, n) for name, share, n in rows if isinstance(share, (int, float)) and not isinstance(share, bool)
+        (name, share, n)
+        for name, share, n in rows
+        if isinstance(share, (int, float)) and not isinstance(share, bool)
     ]

@@ -4,14 +4,21 @@ from __future__ import annotations
 
 from functools import partial
 
-from tarazu.report.render import charts
-from tarazu.report.render.tables import Table, figure_cell, text_cell
-from tarazu.report.render.explanations import explain
 from tarazu.report.analysis.metrics import QUALITY, by_id
 from tarazu.report.analysis.study_view import Arm
-from tarazu.report.sections.chat.answers import abilities, answer_view, left_out, limit_of, question_view, shown_ids
+from tarazu.report.render import charts
+from tarazu.report.render.bilingual import Bilingual, joined, number, say_or, spaced, translate
+from tarazu.report.render.explanations import explain
+from tarazu.report.render.tables import Table, figure_cell, text_cell
+from tarazu.report.sections.chat.answers import (
+    abilities,
+    answer_length_limit,
+    answer_view,
+    omission_note,
+    question_view,
+    shown_ids,
+)
 from tarazu.report.sections.common.base import Context, Section
-from tarazu.report.render.bilingual import Both, joined, number, say, say_or, spaced
 
 RATES = ("repetition", "wrong_script", "unfinished", "echo")
 HIGH, LOW = 0.10, 0.02  # a rate above HIGH is a weakness, at or below LOW a strength
@@ -19,11 +26,16 @@ HIGH, LOW = 0.10, 0.02  # a rate above HIGH is a weakness, at or below LOW a str
 
 def before_section(context: Context) -> Section:
     base = context.study.base
-    view = {"missing": base is None or not base.measured, "strengths": [], "weaknesses": [], "answers": []}
+    view = {
+        "missing": base is None or not base.measured,
+        "strengths": [],
+        "weaknesses": [],
+        "answers": [],
+    }
     if base and base.measured:
         source = base.first.file("metrics.json")
         strong, weak = strengths(base)
-        limit, shown = limit_of(context), set(shown_ids(context))
+        limit, shown = answer_length_limit(context), set(shown_ids(context))
         answers = [
             {**question_view(s, limit), "answers": [answer_view(base, s, limit)]}
             for key, s in by_id(base.first).items()
@@ -36,16 +48,20 @@ def before_section(context: Context) -> Section:
             "strengths": strong,
             "weaknesses": weak,
             "answers": answers,
-            "part": left_out(context),
+            "part": omission_note(context),
             "file": base.first.file("samples.jsonl"),
             "source": source,
         }
     return Section(
-        "before", say("section.before"), "before.html", view, explain("perplexity-and-bits-per-byte", "chrf-and-rouge")
+        "before",
+        translate("section.before"),
+        "before.html",
+        view,
+        explain("perplexity-and-bits-per-byte", "chrf-and-rouge"),
     )
 
 
-def ability_name(name: str) -> Both:
+def ability_name(name: str) -> Bilingual:
     return say_or(f"ability.{name}", name)
 
 
@@ -53,12 +69,20 @@ def ability_table(arm: Arm) -> Table:
     """The share of checks passed, ability by ability."""
     source = arm.first.file("metrics.json")
     rows = [
-        [text_cell(ability_name(a)), figure_cell(n, "count", source), figure_cell(share, "percent", source)]
+        [
+            text_cell(ability_name(a)),
+            figure_cell(n, "count", source),
+            figure_cell(share, "percent", source),
+        ]
         for a, share, n in abilities(arm)
     ]
     return Table(
-        say("before.abilities"),
-        [say("before.ability"), say("before.questions"), say("measure.checks_passed")],
+        translate("before.abilities"),
+        [
+            translate("before.ability"),
+            translate("before.questions"),
+            translate("measure.checks_passed"),
+        ],
         rows,
         [source],
     )
@@ -68,11 +92,16 @@ def figures_table(arm: Arm) -> Table:
     """Every quality figure of one method."""
     source = arm.first.file("metrics.json")
     rows = [
-        [text_cell(say(f"measure.{m.key}")), figure_cell(value, m.form, source)]
+        [text_cell(translate(f"measure.{m.key}")), figure_cell(value, m.form, source)]
         for m in QUALITY["chat"]
         if (value := m.of(arm.first)) is not None
     ]
-    return Table(say("before.figures"), [say("common.what"), say("common.value")], rows, [source])
+    return Table(
+        translate("before.figures"),
+        [translate("common.what"), translate("common.value")],
+        rows,
+        [source],
+    )
 
 
 def _figure(context: Context, base: Arm):
@@ -80,16 +109,16 @@ def _figure(context: Context, base: Arm):
     if not found:
         return None
     labels, values = [ability_name(a) for a, _, _ in found], [share for _, share, _ in found]
-    make = partial(charts.bars, labels, values, say("measure.checks_passed"), form=".0%")
+    make = partial(charts.bars, labels, values, translate("measure.checks_passed"), form=".0%")
     return context.gallery.add(
         "base-abilities",
-        say("before.figure"),
+        translate("before.figure"),
         lambda language: make(language=language),
         [base.first.file("metrics.json")],
     )
 
 
-def strengths(arm: Arm) -> tuple[list[Both], list[Both]]:
+def strengths(arm: Arm) -> tuple[list[Bilingual], list[Bilingual]]:
     """Sentences: abilities at or above the mean are strengths, the others weaknesses, three of each; then rates."""
     source = arm.first.file("metrics.json")
     found = sorted(abilities(arm), key=lambda row: -row[1])
@@ -98,18 +127,28 @@ def strengths(arm: Arm) -> tuple[list[Both], list[Both]]:
         mean = sum(share for _, share, _ in found) / len(found)
         above = [row for row in found if row[1] >= mean and row[1] > 0][:3]
         below = [row for row in reversed(found) if row[1] < mean or row[1] == 0][:3]
-        for rows, key, sentences in ((above, "before.strong", strong), (below, "before.weak", weak)):
+        for rows, key, sentences in (
+            (above, "before.strong", strong),
+            (below, "before.weak", weak),
+        ):
             if rows:
                 named = joined(
                     [
-                        spaced(ability_name(a), say("common.in_brackets", what=number(s, "percent", source)))
+                        spaced(
+                            ability_name(a),
+                            translate("common.in_brackets", what=number(s, "percent", source)),
+                        )
                         for a, s, _ in rows
                     ]
                 )
-                sentences.append(say(key, abilities=named, mean=number(mean, "percent", source)))
+                sentences.append(
+                    translate(key, abilities=named, mean=number(mean, "percent", source))
+                )
     for measure in QUALITY["chat"]:
         value = measure.of(arm.first) if measure.key in RATES else None
         if value is not None and (value > HIGH or value <= LOW):
             side, key = (weak, "high") if value > HIGH else (strong, "low")
-            side.append(say(f"before.{measure.key}_{key}", rate=number(value, "percent", source)))
+            side.append(
+                translate(f"before.{measure.key}_{key}", rate=number(value, "percent", source))
+            )
     return strong, weak

@@ -2,17 +2,37 @@
 
 from __future__ import annotations
 
-from tarazu.report.render.tables import Cell, Table, figure_cell, text_cell
-from tarazu.report.render.explanations import explain, explain_kind
-from tarazu.report.analysis.metrics import QUALITY, TESTED, Measure, mean_over_seeds, signed_form, unsigned
+from tarazu.report.analysis.metrics import (
+    QUALITY,
+    TESTED,
+    Measure,
+    mean_over_seeds,
+    signed_form,
+    unsigned,
+)
 from tarazu.report.analysis.study_view import Arm
+from tarazu.report.render.bilingual import (
+    Bilingual,
+    code,
+    joined,
+    number,
+    say_or,
+    spaced,
+    translate,
+)
+from tarazu.report.render.explanations import explain, explain_kind
+from tarazu.report.render.tables import Cell, Table, figure_cell, text_cell
 from tarazu.report.sections.chat.answers import changes
 from tarazu.report.sections.common.base import Context, Section
 from tarazu.report.sections.common.curves import curve_sentences, loss_figure
-from tarazu.report.sections.common.pairwise_tests import p_of
-from tarazu.report.sections.common.proof_of_change import proof_view, settings_table, targets_table, troubles
 from tarazu.report.sections.common.hyperparameter_search import search_view
-from tarazu.report.render.bilingual import Both, code, joined, number, say, say_or, spaced
+from tarazu.report.sections.common.pairwise_tests import format_p
+from tarazu.report.sections.common.proof_of_change import (
+    proof_view,
+    settings_table,
+    targets_table,
+    warnings_of,
+)
 
 FAMILIES = {
     "soft": (("prompt_tuning", "prefix_tuning", "p_tuning"), ("soft-prompts",)),
@@ -34,26 +54,58 @@ def methods_section(context: Context) -> Section:
         if arms:
             view = {
                 "name": name,
-                "title": say(f"family.{name}"),
+                "title": translate(f"family.{name}"),
                 "explanations": explain(*pages),
                 "choice": family_choice(context, arms),
                 "arms": [_arm(context, arm, told) for arm in arms],
             }
             families.append(view)
     view = {"families": families, "missing": not families}
-    return Section("methods", say("section.methods"), "methods.html", view, explain("fingerprints", "curves"))
+    return Section(
+        "methods",
+        translate("section.methods"),
+        "methods.html",
+        view,
+        explain("fingerprints", "curves"),
+    )
 
 
-def family_choice(context: Context, arms: list[Arm]) -> Both | None:
+def family_choice(context: Context, arms: list[Arm]) -> Bilingual | None:
     """Which of a family's methods these numbers speak for, and whether the next one is told apart from it."""
     verdict, names = context.verdict, {arm.name for arm in arms}
     ranked = [one for one in verdict.contenders if one.name in names]  # best first
     if len(ranked) < 2:
         return None
-    shown = [spaced(code(one.name), number(one.quality, verdict.measure.form, context.study.arm(one.name).first.file("metrics.json"))) for one in ranked]
-    tied = [one.name for one in ranked[1:] if context.comparison.differ(verdict.measure.key, ranked[0].name, one.name) is False]
-    told = say("family.tied", methods=joined([code(name) for name in tied])) if tied else say("family.sure")
-    return spaced(say("family.choice", figure=say(f"measure.{verdict.measure.key}"), best=shown[0], others=joined(shown[1:])), told)
+    shown = [
+        spaced(
+            code(one.name),
+            number(
+                one.quality,
+                verdict.measure.form,
+                context.study.arm(one.name).first.file("metrics.json"),
+            ),
+        )
+        for one in ranked
+    ]
+    tied = [
+        one.name
+        for one in ranked[1:]
+        if context.comparison.differ(verdict.measure.key, ranked[0].name, one.name) is False
+    ]
+    told = (
+        translate("family.tied", methods=joined([code(name) for name in tied]))
+        if tied
+        else translate("family.sure")
+    )
+    return spaced(
+        translate(
+            "family.choice",
+            figure=translate(f"measure.{verdict.measure.key}"),
+            best=shown[0],
+            others=joined(shown[1:]),
+        ),
+        told,
+    )
 
 
 def _arm(context: Context, arm: Arm, told: set[str]) -> dict:
@@ -71,14 +123,14 @@ def _arm(context: Context, arm: Arm, told: set[str]) -> dict:
         "proofs": [(run.seed, view) for run in arm.runs if (view := proof_view(run, arm.runs[0]))],
         "figure": loss_figure(context, arm),
         "analysis": curve_sentences(context, arm),
-        "troubles": troubles(arm),
+        "troubles": warnings_of(arm),
         "beside_base": beside_base(context, arm),
         "figures": _against_base(context, arm),
         "changes": changes(context, arm),
     }
 
 
-def beside_base(context: Context, arm: Arm) -> list[Both]:
+def beside_base(context: Context, arm: Arm) -> list[Bilingual]:
     """What the tests say of this method against the untouched model, figure by figure."""
     base, found = context.study.base, []
     if base is None:
@@ -91,14 +143,20 @@ def beside_base(context: Context, arm: Arm) -> list[Both]:
         ends = sorted((sign * pair.found.low, sign * pair.found.high))
         form = signed_form(pair.measure)
         values = {
-            "figure": say(f"measure.{key}"),
+            "figure": translate(f"measure.{key}"),
             "mean": number(sign * pair.found.mean, form),
             "low": number(ends[0], form),
             "high": number(ends[1], form),
-            "p": p_of(pair),
+            "p": format_p(pair),
         }
         outcome = "none" if not pair.sure else "better" if pair.winner == arm.name else "worse"
-        found.append(say(f"beside.{outcome}", **values, detectable=number(pair.found.detectable, unsigned(form))))
+        found.append(
+            translate(
+                f"beside.{outcome}",
+                **values,
+                detectable=number(pair.found.detectable, unsigned(form)),
+            )
+        )
     return found
 
 
@@ -115,28 +173,39 @@ def _against_base(context: Context, arm: Arm) -> Table:
         source = arm.first.file("metrics.json")
         rows.append(
             [
-                text_cell(say(f"measure.{measure.key}")),
+                text_cell(translate(f"measure.{measure.key}")),
                 figure_cell(before, measure.form, base.first.file("metrics.json") if base else ""),
                 figure_cell(after, measure.form, source),
                 figure_cell(change, form, source),
-                _direction(measure, change, context.comparison.differ(measure.key, base.name, arm.name) if base else None),
+                _direction(
+                    measure,
+                    change,
+                    context.comparison.differ(measure.key, base.name, arm.name) if base else None,
+                ),
             ]
         )
     columns = [
-        say("common.what"),
-        say("method.before"),
-        say("method.after"),
-        say("method.change"),
-        say("method.outcome"),
+        translate("common.what"),
+        translate("method.before"),
+        translate("method.after"),
+        translate("method.change"),
+        translate("method.outcome"),
     ]
-    return Table(say("method.figures"), columns, rows, [run.file("metrics.json") for run in arm.measured])
+    return Table(
+        translate("method.figures"),
+        columns,
+        rows,
+        [run.file("metrics.json") for run in arm.measured],
+    )
 
 
 def _direction(measure: Measure, change: float | None, sure: bool | None) -> Cell:
     """Better or worse where the test is `sure`; that this may be chance where it is not; by the means where there is no test."""
     if change is None or abs(change) < 1e-9:
-        return text_cell(say("method.same"))
+        return text_cell(translate("method.same"))
     if sure is False:
-        return text_cell(say("method.unsure"))
+        return text_cell(translate("method.unsure"))
     way = "method.better" if (change < 0) == (measure.better == "low") else "method.worse"
-    return text_cell(say(way) if sure else spaced(say(way), say("method.untested")))
+    return text_cell(
+        translate(way) if sure else spaced(translate(way), translate("method.untested"))
+    )

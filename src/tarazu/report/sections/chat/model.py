@@ -4,15 +4,24 @@ from __future__ import annotations
 
 from functools import partial
 
+from tarazu.report.analysis.study_view import as_number, dicts_in, get_path
 from tarazu.report.render import charts
-from tarazu.report.render.tables import Cell, Table, code_cell, figure_cell, pairs_table
+from tarazu.report.render.bilingual import data_text, has, number, say_or, translate
 from tarazu.report.render.explanations import explain
-from tarazu.report.analysis.study_view import as_number, dig, records
+from tarazu.report.render.tables import Cell, Table, code_cell, figure_cell, pairs_table
 from tarazu.report.sections.common.base import Context, Section
-from tarazu.report.render.bilingual import data_text, has, number, say, say_or
 
 FILE = "model.json"
-COUNTS = ("parameters", "layers", "hidden", "heads", "key_value_heads", "vocabulary", "context", "sliding_window")
+COUNTS = (
+    "parameters",
+    "layers",
+    "hidden",
+    "heads",
+    "key_value_heads",
+    "vocabulary",
+    "context",
+    "sliding_window",
+)
 NAMES = ("name", "architecture", "model_type", "dtype", "attention")
 
 
@@ -22,25 +31,45 @@ def model_section(context: Context) -> Section:
     view = {
         "facts": _facts(model),
         "variant": say_or(f"variant.{variant}", variant) if variant else None,
-        "variant_why": say(f"model.why_{variant}") if has(f"model.why_{variant}") else None,
-        "variant_reason": data_text(model.get("variant_reason")) if model.get("variant_reason") else None,
+        "variant_why": translate(f"model.why_{variant}") if has(f"model.why_{variant}") else None,
+        "variant_reason": data_text(model.get("variant_reason"))
+        if model.get("variant_reason")
+        else None,
         "parts": _parts(context, model),
         "tensors": _tensors(model),
         "words": _in_words(model),
         "file": FILE,
     }
-    return Section("model", say("section.model"), "model.html", view, explain("base-vs-instruct"))
+    return Section(
+        "model", translate("section.model"), "model.html", view, explain("base-vs-instruct")
+    )
 
 
 def _facts(model: dict) -> Table:
-    pairs = [(say(f"model.{key}"), code_cell(model[key]) if model.get(key) else None) for key in NAMES]
+    pairs = [
+        (translate(f"model.{key}"), code_cell(model[key]) if model.get(key) else None)
+        for key in NAMES
+    ]
     pairs += [
-        (say(f"model.{key}"), figure_cell(model.get(key), "count", FILE) if model.get(key) is not None else None)
+        (
+            translate(f"model.{key}"),
+            figure_cell(model.get(key), "count", FILE) if model.get(key) is not None else None,
+        )
         for key in COUNTS
     ]
     if isinstance(model.get("tied_embeddings"), bool):
-        pairs.append((say("model.tied"), Cell(say("common.yes" if model["tied_embeddings"] else "common.no"))))
-    return pairs_table(say("model.facts"), pairs, [say("common.what"), say("common.value")], [FILE])
+        pairs.append(
+            (
+                translate("model.tied"),
+                Cell(translate("common.yes" if model["tied_embeddings"] else "common.no")),
+            )
+        )
+    return pairs_table(
+        translate("model.facts"),
+        pairs,
+        [translate("common.what"), translate("common.value")],
+        [FILE],
+    )
 
 
 def _in_words(model: dict):
@@ -48,17 +77,20 @@ def _in_words(model: dict):
     needed = ("layers", "hidden", "heads", "vocabulary", "parameters")
     if any(as_number(model.get(key)) is None for key in needed):
         return None
-    return say("model.words", **{key: number(model[key], "count", FILE) for key in needed})
+    return translate("model.words", **{key: number(model[key], "count", FILE) for key in needed})
 
 
 def _parts(context: Context, model: dict):
-    parts = [p for p in records(model.get("parts")) if as_number(p.get("parameters")) is not None]
+    parts = [p for p in dicts_in(model.get("parts")) if as_number(p.get("parameters")) is not None]
     if not parts:
         return None
     labels, values = [part_name(p.get("name")) for p in parts], [p["parameters"] for p in parts]
-    make = partial(charts.bars, labels, values, say("model.parameters_axis"), form=".3~s")
+    make = partial(charts.bars, labels, values, translate("model.parameters_axis"), form=".3~s")
     return context.gallery.add(
-        "parameters-by-part", say("model.parts"), lambda language: make(language=language), [FILE]
+        "parameters-by-part",
+        translate("model.parts"),
+        lambda language: make(language=language),
+        [FILE],
     )
 
 
@@ -66,15 +98,24 @@ def part_name(name):
     """`layer 3` and the named parts in both languages; anything else as it is."""
     head, _, tail = str(name).partition(" ")
     if head == "layer" and tail.isdigit():
-        return say("model.layer", n=number(int(tail), "count"))
+        return translate("model.layer", n=number(int(tail), "count"))
     return say_or(f"part.{name}", name)
 
 
 def _tensors(model: dict) -> Table:
     rows = []
-    for tensor in records(model.get("tensors")):
-        shape = " × ".join(str(n) for n in dig(tensor, "shape", default=[]))
+    for tensor in dicts_in(model.get("tensors")):
+        shape = " × ".join(str(n) for n in get_path(tensor, "shape", default=[]))
         rows.append(
-            [code_cell(tensor.get("name", "")), code_cell(shape), figure_cell(tensor.get("parameters"), "count", FILE)]
+            [
+                code_cell(tensor.get("name", "")),
+                code_cell(shape),
+                figure_cell(tensor.get("parameters"), "count", FILE),
+            ]
         )
-    return Table(say("model.tensors"), [say("model.tensor"), say("model.shape"), say("model.parameters")], rows, [FILE])
+    return Table(
+        translate("model.tensors"),
+        [translate("model.tensor"), translate("model.shape"), translate("model.parameters")],
+        rows,
+        [FILE],
+    )

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from statistics import fmean
 
-from tarazu.report.render.tables import Table, figure_cell, text_cell
 from tarazu.report.analysis.metrics import mean_over_seeds, measures
-from tarazu.report.analysis.study_view import Arm, as_number, dig
+from tarazu.report.analysis.study_view import Arm, as_number, get_path
+from tarazu.report.render.bilingual import Bilingual, code, number, translate
+from tarazu.report.render.tables import Table, figure_cell, text_cell
 from tarazu.report.sections.chat.answers import all_arms, arm_name
 from tarazu.report.sections.common.base import Context
-from tarazu.report.render.bilingual import Both, code, number, say
 
 DRIFT = 0.2  # a change in the mean length of answers worth telling
 
 
-def forgetting_sentences(context: Context) -> list[Both]:
+def forgetting_sentences(context: Context) -> list[Bilingual]:
     """For each method and language, whether plain text became harder to read, as the paired test has it."""
     base, known, found = context.study.base, measures(context.study.task), []
     for arm in context.study.arms if base else []:
@@ -27,17 +27,22 @@ def forgetting_sentences(context: Context) -> list[Both]:
             outcome = "same" if not sure else "rose" if after > before else "fell"
             values = {"before": _figure(before, base), "after": _figure(after, arm)}
             found.append(
-                say(f"forgetting.{outcome}", method=code(arm.name), language=say(f"language.{language}"), **values)
+                translate(
+                    f"forgetting.{outcome}",
+                    method=code(arm.name),
+                    language=translate(f"language.{language}"),
+                    **values,
+                )
             )
         found += _length(base, arm)
     return found
 
 
-def _figure(value: float, arm: Arm) -> Both:
+def _figure(value: float, arm: Arm) -> Bilingual:
     return number(value, "loss", arm.first.file("metrics.json"))
 
 
-def _length(base: Arm, arm: Arm) -> list[Both]:
+def _length(base: Arm, arm: Arm) -> list[Bilingual]:
     before, after = (_words(a) for a in (base, arm))
     if not before or after is None or abs(after / before - 1) < DRIFT:
         return []
@@ -45,31 +50,49 @@ def _length(base: Arm, arm: Arm) -> list[Both]:
         name: number(v, "points", a.first.file("metrics.json"))
         for name, v, a in (("before", before, base), ("after", after, arm))
     }
-    return [say("forgetting.length", method=code(arm.name), **shown)]
+    return [translate("forgetting.length", method=code(arm.name), **shown)]
 
 
 def _words(arm: Arm) -> float | None:
     """Words of an answer, over rows and seeds."""
-    found = [as_number(dig(run.metrics, "generation", "test", "answer_words")) for run in arm.measured]
+    found = [
+        as_number(get_path(run.metrics, "generation", "test", "answer_words"))
+        for run in arm.measured
+    ]
     known = [value for value in found if value is not None]
     return sum(known) / len(known) if known else None
 
 
 def reading_table(context: Context) -> Table | None:
     """Exact match and F1, means over the seeds; unanswerable questions are counted apart, for abstaining always would win them."""
-    places = (("answerable", "exact_match"), ("answerable", "f1"), ("unanswerable", "exact_match"), ("abstained",))
+    places = (
+        ("answerable", "exact_match"),
+        ("answerable", "f1"),
+        ("unanswerable", "exact_match"),
+        ("abstained",),
+    )
     rows, sources = [], []
     for arm in all_arms(context.study):
-        runs = [run for run in arm.runs if dig(run.metrics, "reading")]
+        runs = [run for run in arm.runs if get_path(run.metrics, "reading")]
         if not runs:
             continue
         files = [run.file("metrics.json") for run in runs]
-        means = [[value for run in runs if (value := as_number(dig(run.metrics, "reading", *place))) is not None] for place in places]
+        means = [
+            [
+                value
+                for run in runs
+                if (value := as_number(get_path(run.metrics, "reading", *place))) is not None
+            ]
+            for place in places
+        ]
         rows.append(
             [
                 text_cell(arm_name(arm)),
-                figure_cell(dig(runs[0].metrics, "reading", "n"), "count", files[0]),
-                *[figure_cell(fmean(found) if found else None, "percent", files[0]) for found in means],
+                figure_cell(get_path(runs[0].metrics, "reading", "n"), "count", files[0]),
+                *[
+                    figure_cell(fmean(found) if found else None, "percent", files[0])
+                    for found in means
+                ],
             ]
         )
         sources += files
@@ -81,4 +104,10 @@ def reading_table(context: Context) -> Table | None:
         "reading.unanswerable_em",
         "reading.abstained",
     )
-    return Table(say("reading.table"), [say(n) for n in names], rows, sources, sortable=True) if rows else None
+    return (
+        Table(
+            translate("reading.table"), [translate(n) for n in names], rows, sources, sortable=True
+        )
+        if rows
+        else None
+    )

@@ -6,11 +6,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tarazu.report.analysis.comparison import Comparison
-from tarazu.report.render.explanations import Explanation
-from tarazu.report.render.figures import Gallery
-from tarazu.report.analysis.study_view import StudyView
-from tarazu.report.render.bilingual import Both
 from tarazu.report.analysis.recommendation import Verdict
+from tarazu.report.analysis.study_view import StudyView
+from tarazu.report.render.bilingual import Bilingual
+from tarazu.report.render.explanations import Explanation
+from tarazu.report.render.figures import FigureWriter
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class Context:
     study: StudyView
     comparison: Comparison
     verdict: Verdict
-    gallery: Gallery
+    gallery: FigureWriter
     room: int = 350_000  # characters of answers that the page may show in all
 
 
@@ -29,7 +29,7 @@ class Section:
     """A section: its anchor, its title, its template, and what the template shows."""
 
     anchor: str
-    title: Both
+    title: Bilingual
     template: str
     view: dict[str, Any]
     explanations: list[Explanation] = field(default_factory=list)

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 from functools import partial
 
-from tarazu.report.render import charts
 from tarazu.report.analysis.curves import analyse, curve, thinned
-from tarazu.report.render.figures import Figure
 from tarazu.report.analysis.study_view import Arm
+from tarazu.report.render import charts
+from tarazu.report.render.bilingual import Bilingual, code, number, translate
+from tarazu.report.render.figures import Figure
 from tarazu.report.sections.common.base import Context
-from tarazu.report.render.bilingual import Both, code, number, say
 
 
-def axis_of(context: Context) -> tuple[str, Both, str]:
+def axis_of(context: Context) -> tuple[str, Bilingual, str]:
     """(event field, axis title, number form): captions count epochs, chat counts tokens."""
     return (
-        ("epoch", say("axis.epoch"), "two")
+        ("epoch", translate("axis.epoch"), "two")
         if context.study.task == "captions"
-        else ("tokens", say("axis.tokens"), "count")
+        else ("tokens", translate("axis.tokens"), "count")
     )
 
 
@@ -28,33 +28,50 @@ def loss_figure(context: Context, arm: Arm) -> Figure | None:
     validation = curve(arm.first, "validation", field)
     series = []
     if train:
-        series.append(charts.Series(say("curve.train"), train.x, train.y, 0, 0))
+        series.append(charts.Series(translate("curve.train"), train.x, train.y, 0, 0))
     if validation:
-        series.append(charts.Series(say("curve.validation"), validation.x, validation.y, 1, 1))
+        series.append(
+            charts.Series(translate("curve.validation"), validation.x, validation.y, 1, 1)
+        )
     for i, run in enumerate(run for run in arm.runs if run is not arm.first):
         other = curve(run, "validation", field)
         if other:
             series.append(
-                charts.Series(say("curve.validation_seed", seed=number(run.seed, "count")), other.x, other.y, 2 + i, 2)
+                charts.Series(
+                    translate("curve.validation_seed", seed=number(run.seed, "count")),
+                    other.x,
+                    other.y,
+                    2 + i,
+                    2,
+                )
             )
     if not series:
         return None
-    caption = say("curve.caption", method=code(arm.name))
+    caption = translate("curve.caption", method=code(arm.name))
     if size > 1:
-        caption = say("curve.caption_thinned", method=code(arm.name), size=number(size, "count"))
+        caption = translate(
+            "curve.caption_thinned", method=code(arm.name), size=number(size, "count")
+        )
     return line_figure(
         context,
         f"curves-{arm.name}",
         caption,
         series,
         title,
-        say("axis.loss"),
+        translate("axis.loss"),
         [run.file("events.jsonl") for run in arm.runs],
     )
 
 
 def line_figure(
-    context: Context, name: str, caption: Both, series: list[charts.Series], x: Both, y: Both, sources: list[str], log: bool = False
+    context: Context,
+    name: str,
+    caption: Bilingual,
+    series: list[charts.Series],
+    x: Bilingual,
+    y: Bilingual,
+    sources: list[str],
+    log: bool = False,
 ) -> Figure:
     """Lines as a figure that the page's script can also draw."""
     data = {
@@ -76,20 +93,24 @@ def line_figure(
     return context.gallery.add(name, caption, make, sources, data)
 
 
-def sides(text: Both | str) -> dict[str, str]:
+def sides(text: Bilingual | str) -> dict[str, str]:
     """A label in both languages, for the page's script."""
     return {language: charts.words(text, language) for language in ("fa", "en")}
 
 
-def curve_sentences(context: Context, arm: Arm) -> list[Both]:
+def curve_sentences(context: Context, arm: Arm) -> list[Bilingual]:
     """The analysis of one method's curves, from the numbers alone."""
     field, _, form = axis_of(context)
     facts, source = analyse(arm.first, field), arm.first.file("events.jsonl")
     loss = partial(number, form="loss", source=source)
     at = partial(number, form=form, source=source)
-    found: list[Both] = []
+    found: list[Bilingual] = []
     if facts.train_first is not None:
-        found.append(say("curve.train_fell", first=loss(facts.train_first), last=loss(facts.train_last)))
+        found.append(
+            translate(
+                "curve.train_fell", first=loss(facts.train_first), last=loss(facts.train_last)
+            )
+        )
     if facts.validation_first is not None:
         values = {
             "first": loss(facts.validation_first),
@@ -97,28 +118,46 @@ def curve_sentences(context: Context, arm: Arm) -> list[Both]:
             "last": loss(facts.validation_last),
             "at": at(facts.best_at),
         }
-        found.append(say(f"curve.validation_{field}", **values))
+        found.append(translate(f"curve.validation_{field}", **values))
     if facts.flat_at is not None:
-        found.append(say(f"curve.flat_{field}", at=at(facts.flat_at), end=at(facts.end_at)))
+        found.append(translate(f"curve.flat_{field}", at=at(facts.flat_at), end=at(facts.end_at)))
     elif facts.still_falling:
-        found.append(say("curve.falling"))
+        found.append(translate("curve.falling"))
     if facts.gap is not None:
-        found.append(say("curve.gap" if facts.gap > 0 else "curve.gap_negative", gap=loss(abs(facts.gap))))
+        found.append(
+            translate(
+                "curve.gap" if facts.gap > 0 else "curve.gap_negative", gap=loss(abs(facts.gap))
+            )
+        )
     if facts.validation_first is not None:
         rise = facts.validation_last - facts.validation_best
-        key = "curve.overfit" if facts.overfit else "curve.not_overfit" if rise > 0 else "curve.lowest_last"
-        found.append(say(key, rise=loss(rise), at=at(facts.best_at)))
+        key = (
+            "curve.overfit"
+            if facts.overfit
+            else "curve.not_overfit"
+            if rise > 0
+            else "curve.lowest_last"
+        )
+        found.append(translate(key, rise=loss(rise), at=at(facts.best_at)))
         if facts.validation_last > facts.validation_first:
             found.append(
-                say("curve.worse_than_start", first=loss(facts.validation_first), last=loss(facts.validation_last))
+                translate(
+                    "curve.worse_than_start",
+                    first=loss(facts.validation_first),
+                    last=loss(facts.validation_last),
+                )
             )
     if facts.train_first is not None:
         steps = ", ".join(str(s) for s in facts.spikes[:8])
         found.append(
-            say("curve.spikes", n=number(len(facts.spikes), "count", source), steps=code(steps))
+            translate(
+                "curve.spikes", n=number(len(facts.spikes), "count", source), steps=code(steps)
+            )
             if facts.spikes
-            else say("curve.no_spikes")
+            else translate("curve.no_spikes")
         )
     if facts.largest_gradient is not None:
-        found.append(say("curve.gradient", norm=number(facts.largest_gradient, "number", source)))
-    return found or [say("curve.none")]
+        found.append(
+            translate("curve.gradient", norm=number(facts.largest_gradient, "number", source))
+        )
+    return found or [translate("curve.none")]

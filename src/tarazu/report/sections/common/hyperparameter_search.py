@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+from tarazu.report.analysis.study_view import Arm, StudyView, as_number, dicts_in, get_path
 from tarazu.report.render import charts
+from tarazu.report.render.bilingual import Bilingual, code, joined, listed, number, translate
 from tarazu.report.render.tables import Table, code_cell, figure_cell, text_cell
-from tarazu.report.analysis.study_view import Arm, StudyView, as_number, dig, records
 from tarazu.report.sections.common.base import Context
 from tarazu.report.sections.common.curves import line_figure
-from tarazu.report.render.bilingual import Both, code, joined, listed, number, say
 
 
 def search_view(context: Context, arm: Arm) -> dict | None:
@@ -16,47 +16,69 @@ def search_view(context: Context, arm: Arm) -> dict | None:
     if not found:
         return None
     sentences = _how(found, source)
-    beyond = [dig(c, "settings", "learning_rate") for c in records(found.get("candidates")) if c.get("beyond") is True]
+    beyond = [
+        get_path(c, "settings", "learning_rate")
+        for c in dicts_in(found.get("candidates"))
+        if c.get("beyond") is True
+    ]
     if beyond:
-        rates, tokens = joined([number(rate, "rate", source) for rate in beyond]), found.get("tokens_beyond")
-        sentences.append(say("search.beyond", rates=rates, tokens=number(tokens, "count", source)))
+        rates, tokens = (
+            joined([number(rate, "rate", source) for rate in beyond]),
+            found.get("tokens_beyond"),
+        )
+        sentences.append(
+            translate("search.beyond", rates=rates, tokens=number(tokens, "count", source))
+        )
     edges = found.get("edges")
     if isinstance(edges, list) and edges:
-        sentences.append(say("search.edge", names=joined([code(e) for e in edges])))
-    return {"sentences": sentences, "figure": _figure(context, arm, source), "table": _table(arm, source)}
+        sentences.append(translate("search.edge", names=joined([code(e) for e in edges])))
+    return {
+        "sentences": sentences,
+        "figure": _figure(context, arm, source),
+        "table": _table(arm, source),
+    }
 
 
-def _how(found: dict, source: str) -> list[Both]:
+def _how(found: dict, source: str) -> list[Bilingual]:
     """How the trials were trained (before search.json had `schedule`: at a constant rate, from round to round), and the winner."""
     winner, loss = code(_settings(found.get("winner"))), number(found.get("loss"), "loss", source)
     told = {"tokens": number(found.get("tokens"), "count", source), "winner": winner, "loss": loss}
     schedule = found.get("schedule")
     if not isinstance(schedule, str):
-        return [say("search.how", **told)]
-    why = [say("search.why")] if schedule != "constant" else []
-    return [say("search.whole", schedule=code(schedule), **told), *why]
+        return [translate("search.how", **told)]
+    why = [translate("search.why")] if schedule != "constant" else []
+    return [translate("search.whole", schedule=code(schedule), **told), *why]
 
 
 def search_costs(study: StudyView) -> Table:
     """Tokens and time of every method's search: the rule is one for all, what it took may differ."""
     rows = []
     for arm in (arm for arm in study.arms if arm.search):
-        source, edges = f"{arm.name}/search.json", dig(arm.search, "edges", default=[])
+        source, edges = f"{arm.name}/search.json", get_path(arm.search, "edges", default=[])
         rows.append(
             [
                 code_cell(arm.name),
-                figure_cell(len(records(arm.search.get("candidates"))), "count", source),
+                figure_cell(len(dicts_in(arm.search.get("candidates"))), "count", source),
                 figure_cell(arm.search.get("tokens"), "count", source),
                 figure_cell(arm.search.get("tokens_beyond"), "count", source),
                 figure_cell(arm.search.get("seconds"), "seconds", source),
                 code_cell(_settings(arm.search.get("winner"))),
-                code_cell(", ".join(map(str, edges))) if edges else text_cell(say("common.no")),
+                code_cell(", ".join(map(str, edges)))
+                if edges
+                else text_cell(translate("common.no")),
             ]
         )
-    names = ("search.candidates", "search.tokens", "search.beyond_tokens", "phase.search", "search.winner", "search.at_edge")
+    names = (
+        "search.candidates",
+        "search.tokens",
+        "search.beyond_tokens",
+        "phase.search",
+        "search.winner",
+        "search.at_edge",
+    )
     sources = [f"{arm.name}/search.json" for arm in study.arms if arm.search]
-    columns = [say("compare.method"), *[say(name) for name in names]]
-    return Table(say("search.costs"), columns, rows, sources, sortable=True)
+    columns = [translate("compare.method"), *[translate(name) for name in names]]
+    return Table(translate("search.costs"), columns, rows, sources, sortable=True)
 
 
 def spent_tokens(study: StudyView) -> list[float]:
@@ -66,7 +88,10 @@ def spent_tokens(study: StudyView) -> list[float]:
 
 def _settings(settings) -> str:
     return (
-        ", ".join(f"{k} = {v:g}" if as_number(v) is not None else f"{k} = {v}" for k, v in settings.items())
+        ", ".join(
+            f"{k} = {v:g}" if as_number(v) is not None else f"{k} = {v}"
+            for k, v in settings.items()
+        )
         if isinstance(settings, dict)
         else "?"
     )
@@ -74,8 +99,8 @@ def _settings(settings) -> str:
 
 def _table(arm: Arm, source: str) -> Table:
     rows = []
-    for candidate in records(arm.search.get("candidates")):
-        for one in records(candidate.get("rounds")):
+    for candidate in dicts_in(arm.search.get("candidates")):
+        for one in dicts_in(candidate.get("rounds")):
             rows.append(
                 [
                     code_cell(_settings(candidate.get("settings"))),
@@ -84,8 +109,12 @@ def _table(arm: Arm, source: str) -> Table:
                 ]
             )
     return Table(
-        say("search.table"),
-        [say("search.settings"), say("search.tokens"), say("axis.validation_loss")],
+        translate("search.table"),
+        [
+            translate("search.settings"),
+            translate("search.tokens"),
+            translate("axis.validation_loss"),
+        ],
         rows,
         [source],
         sortable=True,
@@ -95,20 +124,40 @@ def _table(arm: Arm, source: str) -> Table:
 def _figure(context: Context, arm: Arm, source: str):
     """One line per round, and per value of whatever else was searched: what is left of the candidates after so many tokens."""
     lines: dict[tuple[float, str], list[tuple[float, float]]] = {}
-    for candidate in records(arm.search.get("candidates")):
+    for candidate in dicts_in(arm.search.get("candidates")):
         settings = candidate.get("settings") if isinstance(candidate.get("settings"), dict) else {}
-        rate, rest = as_number(settings.get("learning_rate")), _settings({k: v for k, v in settings.items() if k != "learning_rate"})
-        for one in records(candidate.get("rounds")):
+        rate, rest = (
+            as_number(settings.get("learning_rate")),
+            _settings({k: v for k, v in settings.items() if k != "learning_rate"}),
+        )
+        for one in dicts_in(candidate.get("rounds")):
             loss, tokens = as_number(one.get("loss")), as_number(one.get("tokens"))
             if None not in (rate, loss, tokens):
                 lines.setdefault((tokens, rest), []).append((rate, loss))
     rounds, rests = sorted({tokens for tokens, _ in lines}), sorted({rest for _, rest in lines})
     series = []
     for (tokens, rest), points in sorted(lines.items()):
-        told = say("search.round", tokens=number(tokens, "count"))
+        told = translate("search.round", tokens=number(tokens, "count"))
         x, y = zip(*sorted(points), strict=True)
-        series.append(charts.Series(listed([told, code(rest)]) if rest else told, list(x), list(y), rounds.index(tokens), rests.index(rest) if len(rests) > 1 else rounds.index(tokens)))
+        series.append(
+            charts.Series(
+                listed([told, code(rest)]) if rest else told,
+                list(x),
+                list(y),
+                rounds.index(tokens),
+                rests.index(rest) if len(rests) > 1 else rounds.index(tokens),
+            )
+        )
     if not series:
         return None
-    caption = say("search.figure", method=code(arm.name))
-    return line_figure(context, f"search-{arm.name}", caption, series, say("axis.learning_rate"), say("axis.validation_loss"), [source], log=True)
+    caption = translate("search.figure", method=code(arm.name))
+    return line_figure(
+        context,
+        f"search-{arm.name}",
+        caption,
+        series,
+        translate("axis.learning_rate"),
+        translate("axis.validation_loss"),
+        [source],
+        log=True,
+    )

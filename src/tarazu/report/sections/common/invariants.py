@@ -4,10 +4,20 @@ from __future__ import annotations
 
 from markupsafe import Markup
 
-from tarazu.report.render.tables import Table, code_cell, figure_cell, text_cell
+from tarazu.report.analysis.study_view import StudyView, as_number, dicts_in, get_path
+from tarazu.report.render.bilingual import (
+    Bilingual,
+    code,
+    in_language,
+    joined,
+    number,
+    say_or,
+    spaced,
+    strings,
+    translate,
+)
 from tarazu.report.render.known_messages import recognised
-from tarazu.report.analysis.study_view import StudyView, as_number, dig, records
-from tarazu.report.render.bilingual import Both, code, joined, number, pick, say, say_or, spaced, strings
+from tarazu.report.render.tables import Table, code_cell, figure_cell, text_cell
 
 FILE = "verify.json"
 
@@ -16,24 +26,53 @@ def invariants_view(study: StudyView) -> dict:
     """One table of all methods, how many hold, and which methods were not tried; how to try them where `verify` was not run."""
     found = study.extras["verify"]
     if not found:
-        return {"absent": say("verify.none", command=code("tarazu verify DIR"))}
-    counts = {key: number(dig(found, "counts", key), "count", FILE) for key in ("ok", "failed", "not applicable")}
-    device = dig(found, "device", "name")
-    sentence = say("verify.counts", ok=counts["ok"], failed=counts["failed"], other=counts["not applicable"], device=code(device) if device else say("verify.this"))
-    untried = [code(arm.name) for arm in study.arms if arm.name not in {str(one.get("method")) for one in records(found.get("methods"))} and not arm.untrained]
-    waiting = [code(name) for name in found["waiting"]] if isinstance(found.get("waiting"), list) else []
-    checks = [
-        (str(one.get("method")), check) for one in records(found.get("methods")) for check in records(one.get("checks"))
+        return {"absent": translate("verify.none", command=code("tarazu verify DIR"))}
+    counts = {
+        key: number(get_path(found, "counts", key), "count", FILE)
+        for key in ("ok", "failed", "not applicable")
+    }
+    device = get_path(found, "device", "name")
+    sentence = translate(
+        "verify.counts",
+        ok=counts["ok"],
+        failed=counts["failed"],
+        other=counts["not applicable"],
+        device=code(device) if device else translate("verify.this"),
+    )
+    untried = [
+        code(arm.name)
+        for arm in study.arms
+        if arm.name not in {str(one.get("method")) for one in dicts_in(found.get("methods"))}
+        and not arm.untrained
     ]
-    names = ("compare.method", "how.invariant", "how.holds", "pair.difference", "verify.tolerance", "verify.compared")
+    waiting = (
+        [code(name) for name in found["waiting"]] if isinstance(found.get("waiting"), list) else []
+    )
+    checks = [
+        (str(one.get("method")), check)
+        for one in dicts_in(found.get("methods"))
+        for check in dicts_in(one.get("checks"))
+    ]
+    names = (
+        "compare.method",
+        "how.invariant",
+        "how.holds",
+        "pair.difference",
+        "verify.tolerance",
+        "verify.compared",
+    )
     return {
         "absent": None,
         "sentence": sentence,
-        "waiting": say("verify.waiting", methods=joined(waiting)) if waiting else None,
-        "untried": say("verify.untried", methods=joined(untried)) if untried else None,
+        "waiting": translate("verify.waiting", methods=joined(waiting)) if waiting else None,
+        "untried": translate("verify.untried", methods=joined(untried)) if untried else None,
         "summary": _summary(checks),
         "table": Table(
-            say("how.verify"), [say(name) for name in names], [_row(*one) for one in checks], [FILE], sortable=True
+            translate("how.verify"),
+            [translate(name) for name in names],
+            [_row(*one) for one in checks],
+            [FILE],
+            sortable=True,
         ),
         "good": found.get("verdict") == "ok",
     }
@@ -41,7 +80,14 @@ def invariants_view(study: StudyView) -> dict:
 
 def _summary(checks: list[tuple[str, dict]]) -> Table:
     """One row an invariant: how many methods hold it, and the figures of the one that is closest to failing."""
-    names = ("how.invariant", "verify.held", "verify.closest", "pair.difference", "verify.tolerance", "verify.compared")
+    names = (
+        "how.invariant",
+        "verify.held",
+        "verify.closest",
+        "pair.difference",
+        "verify.tolerance",
+        "verify.compared",
+    )
     rows = []
     for name in dict.fromkeys(str(check.get("name")) for _, check in checks):
         tried = [
@@ -51,7 +97,7 @@ def _summary(checks: list[tuple[str, dict]]) -> Table:
         ]
         if tried:
             rows.append(_closest(name, tried))
-    return Table(say("verify.summary"), [say(key) for key in names], rows, [FILE])
+    return Table(translate("verify.summary"), [translate(key) for key in names], rows, [FILE])
 
 
 def _closest(name: str, tried: list[tuple[str, dict]]) -> list:
@@ -59,7 +105,9 @@ def _closest(name: str, tried: list[tuple[str, dict]]) -> list:
         sum(check.get("verdict") == "ok" for _, check in tried),
         [method for method, check in tried if check.get("verdict") != "ok"],
     )
-    held = say("verify.held_of", ok=number(ok, "count", FILE), n=number(len(tried), "count", FILE))
+    held = translate(
+        "verify.held_of", ok=number(ok, "count", FILE), n=number(len(tried), "count", FILE)
+    )
     method, check = max(tried, key=lambda one: _used(one[1]))
     return [
         text_cell(_named(name)),
@@ -67,18 +115,23 @@ def _closest(name: str, tried: list[tuple[str, dict]]) -> list:
         code_cell(method),
         figure_cell(check.get("difference"), "rate", FILE),
         figure_cell(check.get("tolerance"), "rate", FILE),
-        text_cell(_lines([recognised(check[key]) for key in ("compared", "why") if check.get(key)])),
+        text_cell(
+            _lines([recognised(check[key]) for key in ("compared", "why") if check.get(key)])
+        ),
     ]
 
 
 def _used(check: dict) -> tuple[bool, float]:
     """What fails first, then the share of what is allowed that is used up."""
-    difference, tolerance = as_number(check.get("difference")) or 0.0, as_number(check.get("tolerance")) or 0.0
+    difference, tolerance = (
+        as_number(check.get("difference")) or 0.0,
+        as_number(check.get("tolerance")) or 0.0,
+    )
     return check.get("verdict") != "ok", difference / tolerance if tolerance else difference
 
 
 def _named(name: str) -> object:
-    return say(f"invariant.{name}") if f"invariant.{name}" in strings() else name
+    return translate(f"invariant.{name}") if f"invariant.{name}" in strings() else name
 
 
 def _row(method: str, check: dict) -> list:
@@ -89,9 +142,16 @@ def _row(method: str, check: dict) -> list:
         text_cell(say_or(f"verify.{verdict.replace(' ', '_')}", verdict)),
         figure_cell(check.get("difference"), "rate", FILE),
         figure_cell(check.get("tolerance"), "rate", FILE),
-        text_cell(_lines([recognised(check[key]) for key in ("compared", "why") if check.get(key)])),
+        text_cell(
+            _lines([recognised(check[key]) for key in ("compared", "why") if check.get(key)])
+        ),
     ]
 
 
-def _lines(parts: list) -> Both:
-    return Both(*(Markup("<br>").join(pick(part, language) for part in parts) for language in ("fa", "en")))
+def _lines(parts: list) -> Bilingual:
+    return Bilingual(
+        *(
+            Markup("<br>").join(in_language(part, language) for part in parts)
+            for language in ("fa", "en")
+        )
+    )

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from functools import partial
 
-from tarazu.report.render import charts
-from tarazu.report.render.tables import Cell, Table, figure_cell, text_cell
 from tarazu.report.analysis.comparison import Pair
-from tarazu.report.render.figures import Figure
 from tarazu.report.analysis.metrics import FORGETTING, primary, signed_form, unsigned
+from tarazu.report.render import charts
+from tarazu.report.render.bilingual import Bilingual, code, number, spaced, translate
+from tarazu.report.render.figures import Figure
+from tarazu.report.render.tables import Cell, Table, figure_cell, text_cell
 from tarazu.report.sections.chat.answers import all_arms, arm_name
 from tarazu.report.sections.common.base import Context
-from tarazu.report.render.bilingual import Both, code, number, say, spaced
 
 
 def forest_figure(context: Context) -> Figure | None:
@@ -23,13 +23,24 @@ def forest_figure(context: Context) -> Figure | None:
         if pair is not None:
             sign = 1 if pair.a == arm.name else -1
             low, high = sorted((sign * pair.found.low, sign * pair.found.high))
-            rows.append({"name": arm.name, "mean": sign * pair.found.mean, "low": low, "high": high, "sure": pair.sure})
+            rows.append(
+                {
+                    "name": arm.name,
+                    "mean": sign * pair.found.mean,
+                    "low": low,
+                    "high": high,
+                    "sure": pair.sure,
+                }
+            )
     if not rows:
         return None
-    make = partial(charts.forest, rows, say("axis.difference"))
+    make = partial(charts.forest_plot, rows, translate("axis.difference"))
     sources = [arm.first.file("metrics.json") for arm in [base, *context.study.arms]]
     return context.gallery.add(
-        "difference-from-base", say("compare.forest"), lambda language: make(language=language), sources
+        "difference-from-base",
+        translate("compare.forest"),
+        lambda language: make(language=language),
+        sources,
     )
 
 
@@ -39,34 +50,41 @@ def pair_table(context: Context, key: str) -> Table:
     for pair in context.comparison.pairs[key]:
         form = signed_form(pair.measure)
         found = pair.found
-        span = say("compare.interval", low=number(found.low, form), high=number(found.high, form))
+        span = translate(
+            "compare.interval", low=number(found.low, form), high=number(found.high, form)
+        )
         says = (
-            say("pair.winner", method=_name(context, pair.winner))
+            translate("pair.winner", method=_name(context, pair.winner))
             if pair.winner
-            else say("pair.none", detectable=number(found.detectable, unsigned(form)))
+            else translate("pair.none", detectable=number(found.detectable, unsigned(form)))
         )
         rows.append(
             [
-                Cell(spaced(_name(context, pair.a), say("pair.against"), _name(context, pair.b)), f"{pair.a} {pair.b}"),
+                Cell(
+                    spaced(
+                        _name(context, pair.a), translate("pair.against"), _name(context, pair.b)
+                    ),
+                    f"{pair.a} {pair.b}",
+                ),
                 figure_cell(found.mean, form),
                 Cell(span, found.low),
-                Cell(p_of(pair), pair.p),
+                Cell(format_p(pair), pair.p),
                 figure_cell(found.effect, "two"),
                 text_cell(says),
             ]
         )
     columns = [
-        say("pair.pair"),
-        say("pair.difference"),
-        say("pair.interval"),
-        say("pair.p"),
-        say("pair.effect"),
-        say("pair.says"),
+        translate("pair.pair"),
+        translate("pair.difference"),
+        translate("pair.interval"),
+        translate("pair.p"),
+        translate("pair.effect"),
+        translate("pair.says"),
     ]
     first = context.comparison.pairs[key][0].found
-    caption = say(
+    caption = translate(
         "pair.caption",
-        figure=say(f"measure.{key}"),
+        figure=translate(f"measure.{key}"),
         rows=number(first.rows, "count"),
         seeds=number(max(pair.found.seeds for pair in context.comparison.pairs[key]), "count"),
     )
@@ -80,26 +98,30 @@ def pair_table(context: Context, key: str) -> Table:
     )
 
 
-def p_of(pair: Pair) -> Both:
+def format_p(pair: Pair) -> Bilingual:
     """The corrected p: at most so much, where more resamples could make it smaller."""
-    return say("pair.at_most", p=number(pair.p, "p")) if pair.found.floor and pair.p >= 0.001 else number(pair.p, "p")
+    return (
+        translate("pair.at_most", p=number(pair.p, "p"))
+        if pair.found.floor and pair.p >= 0.001
+        else number(pair.p, "p")
+    )
 
 
-def _name(context: Context, name: str) -> Both:
+def _name(context: Context, name: str) -> Bilingual:
     arm = next((a for a in all_arms(context.study) if a.name == name), None)
-    return arm_name(arm) if arm else Both(code(name), code(name))
+    return arm_name(arm) if arm else Bilingual(code(name), code(name))
 
 
-def pair_findings(context: Context) -> list[Both]:
+def pair_findings(context: Context) -> list[Bilingual]:
     """How many pairs differ on each figure, in one sentence each."""
     found = []
     for key, pairs in context.comparison.pairs.items():
         if pairs:
             sure = sum(p.sure for p in pairs)
             found.append(
-                say(
+                translate(
                     "pair.summary",
-                    figure=say(f"measure.{key}"),
+                    figure=translate(f"measure.{key}"),
                     pairs=number(len(pairs), "count"),
                     sure=number(sure, "count"),
                     none=number(len(pairs) - sure, "count"),

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 
+from tarazu.report.analysis.study_view import Arm, RunView, as_number, dicts_in, get_path
+from tarazu.report.render.bilingual import Bilingual, code, data_text, number, say_or, translate
 from tarazu.report.render.tables import Table, code_cell, figure_cell, patterns
-from tarazu.report.analysis.study_view import Arm, RunView, as_number, dig, records
-from tarazu.report.render.bilingual import Both, code, data_text, number, say, say_or
 
 NAMES_SHOWN = 120
 
@@ -16,25 +16,42 @@ def settings_table(arm: Arm) -> Table:
     source = arm.first.file("run.json")
     settings = arm.first.facts.get("settings")
     rows = [
-        [code_cell(key), code_cell(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))]
+        [
+            code_cell(key),
+            code_cell(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)),
+        ]
         for key, value in (settings if isinstance(settings, dict) else {}).items()
     ]
-    return Table(say("method.settings"), [say("method.setting"), say("common.value")], rows, [source])
+    return Table(
+        translate("method.settings"),
+        [translate("method.setting"), translate("common.value")],
+        rows,
+        [source],
+    )
 
 
 def targets_table(arm: Arm) -> Table:
     """Which layers the method works on: names that differ in their numbers only are one line."""
-    targets = records(arm.first.facts.get("targets"))
-    shapes = {str(t.get("name")): " × ".join(str(n) for n in dig(t, "shape", default=[])) for t in targets}
+    targets = dicts_in(arm.first.facts.get("targets"))
+    shapes = {
+        str(t.get("name")): " × ".join(str(n) for n in get_path(t, "shape", default=[]))
+        for t in targets
+    }
     grouped: dict[tuple[str, str], int] = {}
     for name, shape in shapes.items():
         key = (patterns([name])[0][0], shape)
         grouped[key] = grouped.get(key, 0) + 1
     source = arm.first.file("run.json")
     rows = [
-        [code_cell(name), code_cell(shape), figure_cell(n, "count", source)] for (name, shape), n in grouped.items()
+        [code_cell(name), code_cell(shape), figure_cell(n, "count", source)]
+        for (name, shape), n in grouped.items()
     ]
-    return Table(say("method.targets"), [say("method.pattern"), say("model.shape"), say("data.count")], rows, [source])
+    return Table(
+        translate("method.targets"),
+        [translate("method.pattern"), translate("model.shape"), translate("data.count")],
+        rows,
+        [source],
+    )
 
 
 def proof_view(run: RunView, told: RunView | None = None) -> dict | None:
@@ -56,30 +73,42 @@ def proof_view(run: RunView, told: RunView | None = None) -> dict | None:
     good = found.get("verdict") == "ok" and not wrong
     return {
         "good": good,
-        "sentence": say("proof.ok" if good else "proof.failed", **values),
+        "sentence": translate("proof.ok" if good else "proof.failed", **values),
         "parameters": _trained(run),
         "wrong": [code(name) for name in wrong[:NAMES_SHOWN]],
-        "digests": say("proof.digest", digest=code(str(found.get("digest_after", ""))[:16]))
+        "digests": translate("proof.digest", digest=code(str(found.get("digest_after", ""))[:16]))
         if found.get("digest_before") == found.get("digest_after") and found.get("digest_after")
         else None,
         "groups": [(code(name), number(n, "count", source)) for name, n in patterns(changed)],
         "names": [code(name) for name in changed[:NAMES_SHOWN]],
-        "more": number(len(changed) - NAMES_SHOWN, "count", source) if len(changed) > NAMES_SHOWN else None,
-        "same": told is not None and told is not run and bool(changed) and _names(told.fingerprint, "changed") == changed,
+        "more": number(len(changed) - NAMES_SHOWN, "count", source)
+        if len(changed) > NAMES_SHOWN
+        else None,
+        "same": told is not None
+        and told is not run
+        and bool(changed)
+        and _names(told.fingerprint, "changed") == changed,
         "file": source,
     }
 
 
 def _names(found: dict, key: str) -> list[str]:
-    return [str(name) for name in found.get(key) or [] if name is not None] if isinstance(found.get(key), list) else []
+    return (
+        [str(name) for name in found.get(key) or [] if name is not None]
+        if isinstance(found.get(key), list)
+        else []
+    )
 
 
-def _trained(run: RunView) -> Both | None:
+def _trained(run: RunView) -> Bilingual | None:
     source = run.file("run.json")
-    trained, total = as_number(run.facts.get("trained_parameters")), as_number(run.facts.get("total_parameters"))
+    trained, total = (
+        as_number(run.facts.get("trained_parameters")),
+        as_number(run.facts.get("total_parameters")),
+    )
     if trained is None or not total:
         return None
-    return say(
+    return translate(
         "proof.parameters",
         trained=number(trained, "count", source),
         total=number(total, "count", source),
@@ -87,9 +116,9 @@ def _trained(run: RunView) -> Both | None:
     )
 
 
-def troubles(arm: Arm) -> list[Both]:
+def warnings_of(arm: Arm) -> list[Bilingual]:
     """What went wrong, run by run; one sentence that says so where nothing did."""
-    found: list[Both] = []
+    found: list[Bilingual] = []
     for run in arm.runs:
         found += _status(run)
         warnings: dict[str, list[dict]] = {}
@@ -98,32 +127,41 @@ def troubles(arm: Arm) -> list[Both]:
         for kind, events in warnings.items():
             found.append(_warning(run, kind, events))
         padding, tokens = (
-            as_number(dig(run.ledger, "tokens", "padding")),
-            as_number(dig(run.ledger, "tokens", "tokens")),
+            as_number(get_path(run.ledger, "tokens", "padding")),
+            as_number(get_path(run.ledger, "tokens", "tokens")),
         )
         if padding and tokens and padding / (padding + tokens) > 0.2:
             found.append(
-                say("trouble.padding", share=number(padding / (padding + tokens), "percent", run.file("ledger.json")))
+                translate(
+                    "trouble.padding",
+                    share=number(padding / (padding + tokens), "percent", run.file("ledger.json")),
+                )
             )
-    return found or [say("trouble.none")]
+    return found or [translate("trouble.none")]
 
 
-def _status(run: RunView) -> list[Both]:
+def _status(run: RunView) -> list[Bilingual]:
     if run.status == "done":
         return []
-    error = data_text(run.facts["error"], 400) if run.facts.get("error") else say("trouble.no_reason")
+    error = (
+        data_text(run.facts["error"], 400)
+        if run.facts.get("error")
+        else translate("trouble.no_reason")
+    )
     return [
-        say(
-            f"trouble.{run.status}" if run.status in ("failed", "stopped", "running") else "trouble.stopped",
+        translate(
+            f"trouble.{run.status}"
+            if run.status in ("failed", "stopped", "running")
+            else "trouble.stopped",
             seed=number(run.seed, "count"),
             error=error,
         )
     ]
 
 
-def _warning(run: RunView, kind: str, events: list[dict]) -> Both:
+def _warning(run: RunView, kind: str, events: list[dict]) -> Bilingual:
     steps = ", ".join(str(e.get("step")) for e in events[:6]) + (" …" if len(events) > 6 else "")
-    return say(
+    return translate(
         "trouble.warning",
         kind=say_or(f"warning.{kind}", kind),
         seed=number(run.seed, "count"),
