@@ -11,7 +11,7 @@ from chat import small
 
 from tarazu import cli
 from tarazu.errors import UserError
-from tarazu.report.analysis.metrics import measures, over_seeds
+from tarazu.report.analysis.metrics import all_metrics, seed_values
 from tarazu.report.analysis.study_view import read_study
 from tarazu.report.build import build
 from tarazu.storage.run_folder import read_json, write_json
@@ -32,7 +32,7 @@ TIMES = {"train_seconds", "train_memory", "tokens_per_second"}
 def home(tmp_path_factory):
     """One study in one place, and in two parts: one with another seed, one with a method of its own."""
     home = tmp_path_factory.mktemp("gather")
-    search = {"tokens": 1200, "learning_rate": [1e-3, 1e-2], "widen": False}
+    search = {"tokens": 1200, "learning_rate": [1e-3, 1e-2], "extend_range": False}
     recipe = str(
         small.recipe(
             home / "recipe.yaml",
@@ -215,11 +215,11 @@ def test_seeds_of_a_method_from_two_parts(home, tmp_path, undrawn):
     stamp = read_json(folder.path / "environment.json")
     stamp["parts"][1]["device"] = {"name": "another"}
     write_json(folder.path / "environment.json", stamp)
-    arm, cost = read_study(folder.path).arm("layers"), measures("chat")["train_seconds"]
-    assert [run.elsewhere for run in arm.runs] == [False, True]
+    method, cost = read_study(folder.path).method("layers"), all_metrics("chat")["train_seconds"]
+    assert [run.on_other_device for run in method.runs] == [False, True]
     assert (
-        over_seeds(arm, cost) == [cost.of(arm.runs[0])]
-        and len(over_seeds(arm, measures("chat")["loss"])) == 2
+        seed_values(method, cost) == [cost.of(method.runs[0])]
+        and len(seed_values(method, all_metrics("chat")["loss"])) == 2
     )
     assert ">layers</code> (seed <bdi class=n dir=ltr>1</bdi>)" in build(folder.path).read_text(
         encoding="utf-8"
@@ -250,7 +250,7 @@ def test_a_part_has_not_brought_every_seed_of_every_method(home, tmp_path, undra
     stamp["parts"][0]["device"] = {"name": "another"}
     write_json(folder.path / "environment.json", stamp)
     found = read_study(folder.path)
-    assert [[run.elsewhere for run in found.arm(name).runs] for name in ("layers", "lora")] == [
+    assert [[run.on_other_device for run in found.method(name).runs] for name in ("layers", "lora")] == [
         [False, True],
         [False, False],
     ]

@@ -99,20 +99,20 @@ def caption_run(folder: Path, name: str, level: float, ids: list[str], say) -> N
     }
     metrics = {"split": "test", "loss": 2.5, "perplexity": 12.0, "images": 12}
     metrics["decoding"] = {"greedy": scores(level - 2), "beam3": scores(level)}
-    metrics["yardsticks"] = {
+    metrics["baselines"] = {
         "human": scores(83.0),
         "constant": scores(9.6),
         "shuffled": scores(4.5),
     }
     metrics["errors"] = {
         "categories": categories,
-        "invented": [["dog", 4]],
+        "hallucinated": [["dog", 4]],
         "missed": [["ball", 3]],
     }
     metrics["diversity"] = {
         "vocabulary_used": 40,
-        "new_share": 0.8,
-        "distinct_share": 0.7,
+        "novel_fraction": 0.8,
+        "distinct_fraction": 0.7,
         "words_mean": 9.1,
     }
     metrics["entropy"] = {"mean": 2.9, "most": math.log(49), "variation": 0.3} if looks else None
@@ -132,7 +132,7 @@ def sample(rng: random.Random, i: int, name: str, level: float, say, looks: bool
         "beam3": say(i + 1),
     }
     found["scores"] = {"bleu4": rng.random() * 40, "cider": level + rng.gauss(0, 20)}
-    found["errors"] = {"invented": ["dog"], "missed": ["ball"]}
+    found["errors"] = {"hallucinated": ["dog"], "missed": ["ball"]}
     if looks:
         weights = [[rng.random() ** 4 for _ in range(49)] for _ in range(4)]
         found["words"] = ["a", "red", "circle", "<eos>"]

@@ -91,7 +91,7 @@ def chat_folder(path: Path, seeds=(0,), hostile: bool = False, methods=tuple(MET
         "compared": "x",
         "difference": 1e-7,
         "tolerance": 1e-5,
-        "why": "",
+        "reason": "",
         "verdict": "ok",
     }
     invariants = {
@@ -99,9 +99,9 @@ def chat_folder(path: Path, seeds=(0,), hostile: bool = False, methods=tuple(MET
         "counts": {"ok": 1, "failed": 0, "not applicable": 0},
     }
     write(path / "verify.json", {**invariants, "verdict": "ok"})
-    arms = {"base": ("base", 3.2, 0, 0.0), **{name: METHODS[name] for name in methods}}
-    write(path / "order.json", {"methods": list(arms)})
-    for name, (kind, level, trained, seconds) in arms.items():
+    methods = {"base": ("base", 3.2, 0, 0.0), **{name: METHODS[name] for name in methods}}
+    write(path / "order.json", {"methods": list(methods)})
+    for name, (kind, level, trained, seconds) in methods.items():
         for seed in (0,) if name == "base" else seeds:
             folder, rng = path / name / f"seed-{seed}", random.Random(f"{name} {seed}")
             write(folder / "metrics.json", metrics(rng, level))
@@ -119,7 +119,7 @@ def example(i: int, say) -> dict:
         [["<bos>", 0], ["سلام", 0], ["\n", 0], [say(i), 1], ["<end_of_turn>", 1]] if i == 0 else []
     )
     turns = [
-        {"role": role, "text": say(i * 3 + j)} for j, role in enumerate(("system", "human", "gpt"))
+        {"role": role, "text": say(i * 3 + j)} for j, role in enumerate(("system", "user", "assistant"))
     ]
     return {"line": i + 1, "turns": turns, "tokens": tokens}
 
@@ -134,7 +134,7 @@ def metrics(rng: random.Random, level: float) -> dict:
         "repetition": 0.1,
         "wrong_script": 0.02,
         "unfinished": 0.3,
-        "echo": 0.2,
+        "prompt_copy": 0.2,
         "answer_words": 40.0,
     }
     generation = {
@@ -178,7 +178,7 @@ def chat_samples(rng: random.Random, level: float, say) -> list[dict]:
                 "id": f"q-{i:02d}" if question else f"test-{i:04d}",
                 "from": "questions" if question else "test",
                 "ability": ABILITIES[i % 8] if question else None,
-                "turns": [{"role": "human", "text": say(i)}],
+                "turns": [{"role": "user", "text": say(i)}],
                 "reference": None if question else say(i + 1),
                 "good": say(i + 2) if question else None,
                 "output": say(i + int(level * 10)),
@@ -192,7 +192,7 @@ def chat_samples(rng: random.Random, level: float, say) -> list[dict]:
                     "rouge_l": 20.0,
                     "repetition": 0.1,
                     "wrong_script": 0.0,
-                    "echo": 0.1,
+                    "prompt_copy": 0.1,
                 },
             }
         )
@@ -202,7 +202,7 @@ def chat_samples(rng: random.Random, level: float, say) -> list[dict]:
                 "id": f"reading-{i:04d}",
                 "from": "reading",
                 "ability": None,
-                "turns": [{"role": "human", "text": say(i)}],
+                "turns": [{"role": "user", "text": say(i)}],
                 "reference": say(i),
                 "good": None,
                 "output": say(i + 1),
@@ -246,7 +246,7 @@ def write_training(
             "error": None,
             "trained_parameters": trained,
             "total_parameters": 268_000_000,
-            "targets": [
+            "trained_tensors": [
                 {"name": f"model.layers.{i}.self_attn.q_proj", "shape": [1024, 640]}
                 for i in range(4)
             ],
@@ -260,14 +260,14 @@ def write_proof(folder: Path, changed: list[str]) -> None:
     proof = {
         "algorithm": "sha256",
         "tensors": 240,
-        "may_change": len(changed),
+        "trainable": len(changed),
         "changed": changed,
         "unchanged": 240 - len(changed),
     }
     digest = {"digest_before": "a" * 64, "digest_after": "a" * 64}
     write(
         folder / "fingerprint.json",
-        {**proof, "wrongly_changed": [], "wrongly_unchanged": [], "verdict": "ok", **digest},
+        {**proof, "unexpectedly_changed": [], "unexpectedly_unchanged": [], "verdict": "ok", **digest},
     )
 
 

@@ -1,4 +1,4 @@
-"""The ablation table: there only where arms share a kind, and true to the run folder's numbers."""
+"""The ablation table: there only where methods share a kind, and true to the run folder's numbers."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ ARMS = {
 }
 
 
-def study_of(folder, arms=ARMS, ensemble=False):
-    """A captions study whose arms are all Show and Tell."""
+def study_of(folder, methods=ARMS, ensemble=False):
+    """A captions study whose methods are all Show and Tell."""
     captions_folder(folder)
     ids, say = (
         [f"drawn-{i:03d}.jpg" for i in range(12)],
         lambda i: f"a red circle near square number {i}",
     )
-    for i, (name, settings) in enumerate(arms.items()):
+    for i, (name, settings) in enumerate(methods.items()):
         run = folder / name / "seed-0"
         caption_run(run, name, 40.0 + 25 * i, ids, say)
         facts = json.loads((run / "run.json").read_text())
@@ -49,10 +49,10 @@ def study_of(folder, arms=ARMS, ensemble=False):
             "status": "done",
             "trained_parameters": 0,
         }
-        write(run / "run.json", {**facts, "settings": {"of": ["dropout/seed-0", "plain"]}})
+        write(run / "run.json", {**facts, "settings": {"members": ["dropout/seed-0", "plain"]}})
     write(
         folder / "order.json",
-        {"methods": [*arms, "both", "show_and_tell", "show_attend_tell", "transformer"]},
+        {"methods": [*methods, "both", "show_and_tell", "show_attend_tell", "transformer"]},
     )
     return read_study(folder)
 
@@ -65,13 +65,13 @@ def context_of(study) -> Context:
 
 
 def test_only_kinds_with_several_arms_have_one(tmp_path):
-    assert groups(read_study(captions_folder(tmp_path / "three")).arms) == []
-    (group,) = groups(study_of(tmp_path / "more", ensemble=True).arms)
-    assert [arm.name for arm in group] == ["plain", "dropout", "tuned", "show_and_tell", "both"]
+    assert groups(read_study(captions_folder(tmp_path / "three")).methods) == []
+    (group,) = groups(study_of(tmp_path / "more", ensemble=True).methods)
+    assert [method.name for method in group] == ["plain", "dropout", "tuned", "show_and_tell", "both"]
 
 
 def test_what_differs_is_told_as_a_recipe_would(tmp_path):
-    plain, dropout, tuned, _, both = groups(study_of(tmp_path, ensemble=True).arms)[0]
+    plain, dropout, tuned, _, both = groups(study_of(tmp_path, ensemble=True).methods)[0]
     assert what_differs(plain, dropout) == ["dropout: 0.5"]
     assert what_differs(plain, tuned) == ["dropout: 0.5", "fine_tune: {blocks: 4}"]
     assert what_differs(plain, both) == ["ensemble: dropout, plain"]
@@ -131,7 +131,7 @@ def test_the_page_has_it_in_both_languages(tmp_path, undrawn):
     study_of(tmp_path, ensemble=True)
     page = build(tmp_path).read_text(encoding="utf-8")
     assert 'id="comparison-ablation-show_and_tell"' in page
-    assert "Every arm beside the first" in page and "هر شاخه در کنار شاخهٔ نخست" in page
+    assert "Every method beside the first" in page and "هر شاخه در کنار شاخهٔ نخست" in page
     assert "comparison-ablation" not in build(captions_folder(tmp_path / "other")).read_text(
         encoding="utf-8"
     )

@@ -60,7 +60,7 @@ class Page(HTMLParser):
     def handle_data(self, data):
         if self.open and self.open[-1] == "script":
             self.scripts[-1][1] += data
-        if "persian" not in self.classes:  # not the second form of a figure, in Persian digits
+        if "persian" not in self.classes:  # not the second format of a figure, in Persian digits
             self.text.append(data)
 
     def named(self, tag):
@@ -96,7 +96,7 @@ def test_nothing_comes_from_outside_and_nothing_else_runs(made):
     allowed = {"html", "head", "meta", "title", "style", "body", "script"}
     for tag, attributes in page.elements:
         assert not [a for a in attributes if a.startswith("on")], (tag, attributes)
-        assert tag in allowed or tag not in ("iframe", "object", "embed", "base", "form", "link"), (
+        assert tag in allowed or tag not in ("iframe", "object", "embed", "base", "format", "link"), (
             tag
         )
         assert "style" not in attributes, (tag, attributes)
@@ -315,7 +315,7 @@ def test_a_failed_proof_is_an_alarm(tmp_path, undrawn):
             {
                 **json.loads(path.read_text()),
                 "verdict": "failed",
-                "wrongly_changed": ["model.embed.weight"],
+                "unexpectedly_changed": ["model.embed.weight"],
             }
         )
     )
@@ -353,12 +353,12 @@ def test_a_search_tells_what_it_took_and_what_lay_beyond(tmp_path, undrawn):
     beyond = {
         "settings": {"learning_rate": 0.03},
         "rounds": [{"tokens": 5000, "loss": 2.5}],
-        "beyond": True,
+        "extended": True,
     }
     wider = {
         **plain,
         "tokens": 20_000,
-        "tokens_beyond": 5_000,
+        "tokens_extended": 5_000,
         "candidates": [*plain["candidates"], beyond],
     }
     (folder / "layers/search.json").write_text(json.dumps(wider))
@@ -472,7 +472,7 @@ def test_an_invariant_says_what_was_compared_and_why_so_much_may_differ(tmp_path
     found = json.loads((folder / "verify.json").read_text())
     found["methods"][0]["checks"][0] |= {
         "compared": "nats of 6 rows",
-        "why": "the device may add in another order",
+        "reason": "the device may add in another order",
     }
     (folder / "verify.json").write_text(json.dumps(found))
     page = Page(build(folder).read_text(encoding="utf-8"))

@@ -9,7 +9,7 @@ from folders import chat_folder
 
 from tarazu.chat.evaluation.text_metrics import aggregate, score
 from tarazu.report.analysis.comparison import compare
-from tarazu.report.analysis.metrics import SECONDARY_TESTS, TESTED, measures, sample_score
+from tarazu.report.analysis.metrics import SECONDARY_TESTS, TESTED, all_metrics, sample_score
 from tarazu.report.analysis.study_view import read_study
 from tarazu.report.render.tables import best_of
 from tarazu.report.sections.chat.methods import _direction
@@ -37,7 +37,7 @@ def answered(change=lambda output: output) -> list[dict]:
     ]
 
 
-@pytest.mark.parametrize("key", ["repetition", "wrong_script", "unfinished", "echo"])
+@pytest.mark.parametrize("key", ["repetition", "wrong_script", "unfinished", "prompt_copy"])
 def test_a_row_counts_in_a_rate_as_metrics_json_counts_it(key):
     samples = answered()
     rate = aggregate(samples)[key]
@@ -66,10 +66,10 @@ def test_every_quality_figure_is_tested_where_its_rows_are_known(tmp_path):
         for row in tests[1:]:
             row["finished"] = True
         path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    comparison, known = compare(read_study(folder)), measures("chat")
-    assert comparison.differ("unfinished", "base", "lora") is False
+    comparison, known = compare(read_study(folder)), all_metrics("chat")
+    assert comparison.is_significant("unfinished", "base", "lora") is False
     assert (
-        comparison.differ("perplexity", "base", "lora") is True
+        comparison.is_significant("perplexity", "base", "lora") is True
         and comparison.pairs.get("perplexity") is None
     )  # the loss's test
     assert set(comparison.pairs) == {*TESTED["chat"], *SECONDARY_TESTS["chat"]}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from tarazu.report.analysis.curves import analyse, curve, thinned
+from tarazu.report.analysis.curves import analyse, curve, downsample
 from tarazu.report.analysis.study_view import RunView
 
 
@@ -60,6 +60,6 @@ def test_nothing_and_nulls_are_no_curve():
 
 def test_thinning_keeps_the_mean():
     points = curve(run_of([], np.linspace(3, 2, 1000).tolist()), "step")
-    few, size = thinned(points, 100)
+    few, size = downsample(points, 100)
     assert len(few.x) == 100 and size == 10
     assert np.mean(few.y) == pytest.approx(np.mean(points.y))

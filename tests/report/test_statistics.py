@@ -10,7 +10,7 @@ from scipy import stats
 
 from tarazu.report.analysis import student
 from tarazu.report.analysis.comparison import Pair
-from tarazu.report.analysis.metrics import measures
+from tarazu.report.analysis.metrics import all_metrics
 from tarazu.report.analysis.statistics import difference, holm, interval
 from tarazu.report.sections.common.pairwise_tests import format_p
 
@@ -53,7 +53,7 @@ def test_pairing_finds_what_unpaired_rows_hide(rows):
 
 def test_the_same_answers_are_no_difference(rows):
     found = difference(rows, rows)
-    assert (found.mean, found.p, found.effect, found.detectable) == (0.0, 1.0, 0.0, 0.0)
+    assert (found.mean, found.p, found.effect, found.min_detectable) == (0.0, 1.0, 0.0, 0.0)
 
 
 def test_false_alarms_are_about_five_in_a_hundred():
@@ -128,8 +128,8 @@ def test_a_difference_of_seed_luck_is_not_a_finding():
 def test_detectable_is_the_power_formula(rows):
     other = rows + np.random.default_rng(9).normal(0, 0.3, 200)
     spread = (rows - other).std(ddof=1) / np.sqrt(200)
-    assert difference(rows, other).detectable == pytest.approx((1.96 + 0.8416) * spread, rel=0.05)
-    assert difference(rows, other, comparisons=10).detectable > difference(rows, other).detectable
+    assert difference(rows, other).min_detectable == pytest.approx((1.96 + 0.8416) * spread, rel=0.05)
+    assert difference(rows, other, comparisons=10).min_detectable > difference(rows, other).min_detectable
 
 
 def test_holm_by_hand():
@@ -160,7 +160,7 @@ def test_a_p_that_more_resamples_would_make_smaller_says_so(rows):
 
 def test_such_a_p_is_written_as_at_most(rows):
     sure = difference(rows, rows + 5)
-    pair = Pair("a", "b", measures("chat")["loss"], sure, 36 * sure.p)
+    pair = Pair("a", "b", all_metrics("chat")["loss"], sure, 36 * sure.p)
     assert format_p(pair).plain("en") == "≤ 0.007" and format_p(pair).plain("fa").startswith(
         "حداکثر"
     )

@@ -12,7 +12,7 @@ import tarazu.report
 from tarazu.report.assignment import CAPTIONS, CHAT
 from tarazu.report.render.bilingual import Bilingual, data_text, number, strings, translate
 from tarazu.report.render.explanations import FOLDER, explain
-from tarazu.report.render.known_messages import noted, paths_taken, recognised
+from tarazu.report.render.known_messages import translate_note, code_paths_text, recognised
 from tarazu.report.sections.chat.answers import checks_view, question_view
 
 ROOT = Path(tarazu.report.__file__).parent
@@ -129,13 +129,13 @@ def test_fixed_figures_of_a_sentence_follow_the_switch():
 def test_what_tarazu_notes_of_captions_is_said_in_both_languages():
     from tarazu.captions import dataset
     from tarazu.captions.encoder import pretrained
-    from tarazu.captions.settings import CaptionData
+    from tarazu.captions.settings import DataSettings
 
     notes = [
-        pretrained._stands_in(pretrained.SHAPES[name]) + "; tensors named as in timm"
+        pretrained._stand_in_note(pretrained.ENCODER_CONFIGS[name]) + "; tensors named as in timm"
         for name in ("efficientnet-lite0",)
     ]
-    notes += [dataset._split_by(CaptionData()), dataset._split_by(CaptionData(split="karpathy"))]
+    notes += [dataset._split_by(DataSettings()), dataset._split_by(DataSettings(split="karpathy"))]
     for note in notes:
         found = recognised(note)
         assert isinstance(found, Bilingual) and found.plain("en") == note
@@ -143,13 +143,13 @@ def test_what_tarazu_notes_of_captions_is_said_in_both_languages():
 
 
 def test_a_recipes_note_is_shown_in_the_language_of_the_page():
-    both = noted({"fa": "به جای <داده>", "en": "stands in for <data>"})
+    both = translate_note({"fa": "به جای <داده>", "en": "stands in for <data>"})
     assert (both.plain("fa"), both.plain("en")) == ("به جای <داده>", "stands in for <data>")
     assert (
-        'dir="rtl"' in noted({"fa": "rows به جای SlimOrca", "en": "rows"}).fa
+        'dir="rtl"' in translate_note({"fa": "rows به جای SlimOrca", "en": "rows"}).fa
     )  # though its first letters are Latin
-    assert "<data>" not in both.en and noted("as it is") == data_text("as it is")
-    assert noted({"fa": "تنها"}) == data_text({"fa": "تنها"})  # a damaged note is shown, not lost
+    assert "<data>" not in both.en and translate_note("as it is") == data_text("as it is")
+    assert translate_note({"fa": "تنها"}) == data_text({"fa": "تنها"})  # a damaged note is shown, not lost
 
 
 def test_a_designed_question_is_shown_in_the_language_of_the_page():
@@ -178,7 +178,7 @@ def test_a_designed_question_is_shown_in_the_language_of_the_page():
 
 
 @pytest.mark.parametrize(
-    "paths",
+    "code_paths",
     [
         {
             "attention": "FlashAttention 4",
@@ -188,14 +188,14 @@ def test_a_designed_question_is_shown_in_the_language_of_the_page():
         },
         {
             "attention": "own",
-            "teaching": "torch's LSTM, self-critical steps recorded",
+            "teacher_forcing": "torch's LSTM, self-critical steps recorded",
             "layout": "padded",
-            "pictures": "pixels, then features kept in float16",
+            "images": "pixels, then features kept in float16",
         },
     ],
 )
 def test_paths_taken_are_said_in_persian(paths):
-    both = paths_taken(paths)
+    both = code_paths_text(paths)
     assert both.plain("en") == "; ".join(f"{what}: {how}" for what, how in paths.items())
     persian = both.plain("fa")
     for name in ("FlashAttention 4", "NF4", "LSTM", "torch.compile", "torch", "float16"):
@@ -204,6 +204,6 @@ def test_paths_taken_are_said_in_persian(paths):
 
 
 def test_a_reason_against_recording_is_shown_as_it_was():
-    assert "no such op, alas (x.py:3)" in paths_taken(
+    assert "no such op, alas (x.py:3)" in code_paths_text(
         {"layers": "plain, no such op, alas (x.py:3)"}
     ).plain("fa").replace("،", ",")

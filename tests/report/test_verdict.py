@@ -23,8 +23,8 @@ def verdict_of(folder):
 def test_the_best_is_tied_with_its_twin_and_cost_decides(tmp_path):
     verdict, comparison = verdict_of(chat_folder(tmp_path))
     assert verdict.best.name in ("lora", "lora_high_rank")
-    assert comparison.differ("loss", "lora", "lora_high_rank") is False
-    assert comparison.differ("loss", "lora", "layers") is True
+    assert comparison.is_significant("loss", "lora", "lora_high_rank") is False
+    assert comparison.is_significant("loss", "lora", "layers") is True
     choice = verdict.choices["quality"]
     assert choice.name == "lora" and choice.by == "train_seconds"  # 100 s beside 130 s
 
@@ -34,14 +34,14 @@ def test_a_cheaper_twin_whose_own_gain_is_not_sure_is_not_chosen(tmp_path):
     comparison = compare(study)
     verdict = recommend(study, comparison)
     twin = verdict.choices["quality"].name
-    best, *_ = (c for c in verdict.contenders if c.name != twin)
-    contenders = [best, *[c for c in verdict.contenders if c.name != best.name]]
-    assert _choose("quality", None, contenders, verdict.measure, comparison, []).name == twin
+    best, *_ = (c for c in verdict.candidates if c.name != twin)
+    candidates = [best, *[c for c in verdict.candidates if c.name != best.name]]
+    assert _choose("quality", None, candidates, verdict.metric, comparison, []).name == twin
     assert (
-        _choose("quality", None, contenders, verdict.measure, comparison, [twin]).name == best.name
+        _choose("quality", None, candidates, verdict.metric, comparison, [twin]).name == best.name
     )
     assert (
-        _choose("quality", None, contenders, verdict.measure, comparison, [twin, best.name]).name
+        _choose("quality", None, candidates, verdict.metric, comparison, [twin, best.name]).name
         == twin
     )
 
@@ -50,7 +50,7 @@ def test_a_cost_that_the_seeds_leave_open_decides_nothing(tmp_path):
     """Training of 8.7 s and 8.8 s, whose seeds lie 8.4 to 9.2 s: the smaller weights decide; a third method is slower in every seed."""
     verdict, comparison = verdict_of(chat_folder(tmp_path))
 
-    def contender(name, seconds, size, span):
+    def candidate(name, seconds, size, span):
         return Candidate(
             name,
             "lora",
@@ -61,21 +61,21 @@ def test_a_cost_that_the_seeds_leave_open_decides_nothing(tmp_path):
         )
 
     large, small, slow = (
-        contender("large", 8.7, 60, (8.4, 9.2)),
-        contender("small", 8.8, 15, (8.4, 9.3)),
-        contender("slow", 11, 5, (10.7, 11.2)),
+        candidate("large", 8.7, 60, (8.4, 9.2)),
+        candidate("small", 8.8, 15, (8.4, 9.3)),
+        candidate("slow", 11, 5, (10.7, 11.2)),
     )
     choice = _choose(
-        "speed", "train_seconds", [large, small, slow], verdict.measure, comparison, []
+        "speed", "train_seconds", [large, small, slow], verdict.metric, comparison, []
     )
-    assert (choice.name, choice.by, choice.close) == ("small", "train_seconds", "large")
-    apart = contender("small", 9.4, 15, (9.3, 9.5))
+    assert (choice.name, choice.by, choice.runner_up) == ("small", "train_seconds", "large")
+    apart = candidate("small", 9.4, 15, (9.3, 9.5))
     choice = _choose(
-        "speed", "train_seconds", [large, apart, slow], verdict.measure, comparison, []
+        "speed", "train_seconds", [large, apart, slow], verdict.metric, comparison, []
     )
-    assert (choice.name, choice.close) == ("large", None)
+    assert (choice.name, choice.runner_up) == ("large", None)
     assert (
-        _choose("size", "weights_bytes", [large, small, slow], verdict.measure, comparison, []).name
+        _choose("size", "weights_bytes", [large, small, slow], verdict.metric, comparison, []).name
         == "slow"
     )
 
@@ -106,17 +106,17 @@ def test_other_test_rows_are_not_compared(tmp_path):
     path.write_text(json.dumps(metrics))
     _, comparison = verdict_of(folder)
     assert (
-        comparison.rows_differ == ["layers"] and comparison.differ("loss", "lora", "layers") is None
+        comparison.rows_differ == ["layers"] and comparison.is_significant("loss", "lora", "layers") is None
     )
 
 
 def test_pareto_front_is_what_nobody_beats():
-    measure = primary("chat")
+    metric = primary("chat")
     points = {"a": (2.5, 10), "b": (2.4, 20), "c": (2.6, 15), "d": (2.4, 30), "e": (2.3, 40)}
-    contenders = [
+    candidates = [
         Candidate(n, "lora", q, None, {"train_seconds": s}) for n, (q, s) in points.items()
     ]
-    front = pareto(contenders, measure, "train_seconds")
+    front = pareto(candidates, metric, "train_seconds")
     assert front == ["a", "b", "e"]
     for one in points:
         beaten = any(
@@ -127,11 +127,11 @@ def test_pareto_front_is_what_nobody_beats():
 
 
 def test_captions_are_judged_by_cider_upwards():
-    contenders = [
+    candidates = [
         Candidate("a", "x", 50.0, None, {"train_seconds": 10}),
         Candidate("b", "x", 60.0, None, {"train_seconds": 5}),
     ]
-    assert pareto(contenders, primary("captions"), "train_seconds") == ["b"]
+    assert pareto(candidates, primary("captions"), "train_seconds") == ["b"]
 
 
 def test_an_ensemble_may_win_on_quality_but_has_no_costs_to_win_with(tmp_path):

@@ -14,7 +14,7 @@ CHAT = {
     "T1.3": "explain-slimorca-format",
     "T1.4": "model",
     "T1.5": "data-tokens",
-    "T1.6": "before",
+    "T1.6": "before-training",
     "T2.1": "family-soft",
     "T2.2": "family-soft",
     "T2.3": "family-soft",
@@ -53,11 +53,11 @@ CAPTIONS = {
     "C4.4": "method-kind-transformer",
     "C5.1": "explain-caption-metrics",
     "C5.2": "comparison-bleu",
-    "C5.3": "before",
+    "C5.3": "baselines",
 }
 # Within the first method of the item's kinds: the heading of this part.
-PARTS = {"T2.2": "setup", "T2.3": "proof", "T2.4": "troubles", "T2.5": "curves", "T2.6": "after", "T3.3": "proof", "T4.3": "proof",
-         "C2.5": "troubles", "C2.6": "curves", "C3.3": "final", "C4.4": "curves"}  # fmt: skip
+PARTS = {"T2.2": "settings", "T2.3": "proof", "T2.4": "issues", "T2.5": "curves", "T2.6": "after-training", "T3.3": "proof", "T4.3": "proof",
+         "C2.5": "issues", "C2.6": "curves", "C3.3": "final", "C4.4": "curves"}  # fmt: skip
 NEEDS = {"family-soft": SOFT, "family-low_rank": LOW_RANK, "family-layers": ("layers",)}
 
 
@@ -73,7 +73,7 @@ class Item:
 
 def items_of(study: StudyView) -> list[Item]:
     """The items of the study's task; one whose method was not run points at the methods' section and says so."""
-    kinds = {arm.kind for arm in study.arms}
+    kinds = {method.kind for method in study.methods}
     found = []
     for number, anchor in (CAPTIONS if study.task == "captions" else CHAT).items():
         needs = NEEDS.get(anchor) or (
@@ -83,7 +83,7 @@ def items_of(study: StudyView) -> list[Item]:
             needs = ("transformer",)
         there = not needs or bool(kinds & set(needs))
         first = (
-            next((arm for arm in study.arms if arm.kind in needs), None)
+            next((method for method in study.methods if method.kind in needs), None)
             if number in PARTS
             else None
         )

@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from tarazu.report.analysis.comparison import compare
-from tarazu.report.analysis.metrics import measures
+from tarazu.report.analysis.metrics import all_metrics
 from tarazu.report.analysis.recommendation import recommend
 from tarazu.report.analysis.study_view import StudyView, dicts_in, get_path, read_study
 from tarazu.report.assignment import items_of, numbers_by_section
@@ -19,7 +19,8 @@ from tarazu.report.render.page import compact, render
 from tarazu.report.sections.common.base import Context, Section
 from tarazu.storage.run_folder import write_atomic
 
-MOST_BYTES, LEAST_ROOM = 2_980_000, 20_000
+MAX_PAGE_BYTES = 2_980_000
+MIN_ANSWER_CHARS = 20_000
 _PERSIAN = re.compile("[\u0600-\u06ff]")
 _LATIN = re.compile("[A-Za-z]")
 
@@ -41,15 +42,15 @@ def build(folder: Path) -> Path:
 def _fit_to_size(context: Context) -> bytes:
     """The page with about as much of the answers as fits: a third until it fits, then twice half of what lies between."""
     page, above = _page(context), 0
-    while len(page) > MOST_BYTES and context.room > LEAST_ROOM:
-        above = context.room
-        context = replace(context, room=above // 3)
+    while len(page) > MAX_PAGE_BYTES and context.max_answer_chars > MIN_ANSWER_CHARS:
+        above = context.max_answer_chars
+        context = replace(context, max_answer_chars=above // 3)
         page = _page(context)
     for _ in range(2 if above else 0):
-        between = replace(context, room=(context.room + above) // 2)
+        between = replace(context, max_answer_chars=(context.max_answer_chars + above) // 2)
         tried = _page(between)
-        if len(tried) > MOST_BYTES:
-            above = between.room
+        if len(tried) > MAX_PAGE_BYTES:
+            above = between.max_answer_chars
         else:
             context, page = between, tried
     return page
@@ -73,7 +74,7 @@ def _sections(context: Context) -> list[Section]:
     from tarazu.report.sections.comparison import comparison_section
     from tarazu.report.sections.overview import overview_section
     from tarazu.report.sections.recommendation import recommendation_section
-    from tarazu.report.sections.reproduction import how_section
+    from tarazu.report.sections.reproduction import reproduction_section
 
     if context.study.task == "captions":
         from tarazu.report.sections import captions as task
@@ -85,7 +86,7 @@ def _sections(context: Context) -> list[Section]:
         *middle,
         comparison_section(context),
         recommendation_section(context),
-        how_section(context),
+        reproduction_section(context),
     ]
 
 
@@ -109,13 +110,13 @@ def language_of(study: StudyView) -> str:
 
 def _csv(study: StudyView) -> str:
     """One row per method and seed, every figure as it was measured."""
-    known = measures(study.task)
+    known = all_metrics(study.task)
     out = io.StringIO()
     writer = csv.writer(out)
     writer.writerow(["method", "kind", "seed", "status", *known])
-    for arm in ([study.base] if study.base else []) + study.arms:
-        for run in arm.runs:
-            values = [measure.of(run) for measure in known.values()]
+    for method in ([study.base] if study.base else []) + study.methods:
+        for run in method.runs:
+            values = [metric.of(run) for metric in known.values()]
             writer.writerow(
                 [
                     run.name,

@@ -15,9 +15,9 @@ _PLACES = {
 
 def yardsticks(study: StudyView) -> tuple[dict[str, dict], str]:
     """The yardsticks and the file that they stand in: the first run that has them (they are the same for all)."""
-    for arm in study.arms:
-        for run in arm.measured:
-            found = get_path(run.metrics, "yardsticks", default={})
+    for method in study.methods:
+        for run in method.measured:
+            found = get_path(run.metrics, "baselines", default={})
             if isinstance(found, dict) and found:
                 return {
                     name: found[name] for name in NAMES if isinstance(found.get(name), dict)

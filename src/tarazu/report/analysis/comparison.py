@@ -9,13 +9,13 @@ from tarazu.report.analysis.metrics import (
     SAME_ROWS,
     SECONDARY_TESTS,
     TESTED,
-    Measure,
+    Metric,
     Rows,
-    measures,
+    all_metrics,
     row_values,
 )
 from tarazu.report.analysis.statistics import Difference, Interval, difference, holm, interval
-from tarazu.report.analysis.study_view import Arm, StudyView
+from tarazu.report.analysis.study_view import MethodView, StudyView
 
 SURE = 0.05
 
@@ -26,20 +26,20 @@ class Pair:
 
     a: str
     b: str
-    measure: Measure
-    found: Difference
+    metric: Metric
+    difference: Difference
     p: float
 
     @property
-    def sure(self) -> bool:
+    def significant(self) -> bool:
         return self.p < SURE
 
     @property
     def winner(self) -> str | None:
         """The better of the two where the difference is sure, else None."""
-        if not self.sure:
+        if not self.significant:
             return None
-        return self.a if (self.found.mean < 0) == (self.measure.better == "low") else self.b
+        return self.a if (self.difference.mean < 0) == (self.metric.better == "low") else self.b
 
 
 @dataclass(frozen=True)
@@ -53,21 +53,21 @@ class Comparison:
     def pair(self, key: str, a: str, b: str) -> Pair | None:
         return next((p for p in self.pairs.get(key, []) if {p.a, p.b} == {a, b}), None)
 
-    def differ(self, key: str, a: str, b: str) -> bool | None:
+    def is_significant(self, key: str, a: str, b: str) -> bool | None:
         """Whether a difference was found; None where it could not be tested."""
         pair = self.pair(SAME_ROWS.get(key, key), a, b)
-        return None if pair is None else pair.sure
+        return None if pair is None else pair.significant
 
 
 def compare(study: StudyView) -> Comparison:
     """Every figure of `TESTED` and `BESIDES` for every pair of methods, the untouched model included."""
-    arms = ([study.base] if study.base else []) + study.arms
-    known = measures(study.task)
+    methods = ([study.base] if study.base else []) + study.methods
+    known = all_metrics(study.task)
     intervals: dict[tuple[str, str], Interval] = {}
     pairs: dict[str, list[Pair]] = {}
     odd: set[str] = set()
     for key in [*TESTED.get(study.task, []), *SECONDARY_TESTS.get(study.task, [])]:
-        rows, left_out = _same_rows(arms, key)
+        rows, left_out = _same_rows(methods, key)
         odd |= set(left_out)
         for name, found in rows.items():
             intervals[name, key] = interval(found.values, found.weights)
@@ -75,9 +75,9 @@ def compare(study: StudyView) -> Comparison:
     return Comparison(intervals, pairs, sorted(odd))
 
 
-def _same_rows(arms: list[Arm], key: str) -> tuple[dict[str, Rows], list[str]]:
+def _same_rows(methods: list[MethodView], key: str) -> tuple[dict[str, Rows], list[str]]:
     """The methods that answered the rows that most of them answered, and the names of the others."""
-    found = {arm.name: rows for arm in arms if (rows := row_values(arm, key)) is not None}
+    found = {method.name: rows for method in methods if (rows := row_values(method, key)) is not None}
     if not found:
         return {}, []
     signs = {
@@ -91,7 +91,7 @@ def _same_rows(arms: list[Arm], key: str) -> tuple[dict[str, Rows], list[str]]:
     ]
 
 
-def _test(measure: Measure, rows: dict[str, Rows], base: str | None) -> list[Pair]:
+def _test(metric: Metric, rows: dict[str, Rows], base: str | None) -> list[Pair]:
     couples = list(combinations(rows, 2))
     found = [
         difference(
@@ -105,5 +105,5 @@ def _test(measure: Measure, rows: dict[str, Rows], base: str | None) -> list[Pai
     ]
     adjusted = holm([one.p for one in found])
     return [
-        Pair(a, b, measure, one, p) for (a, b), one, p in zip(couples, found, adjusted, strict=True)
+        Pair(a, b, metric, one, p) for (a, b), one, p in zip(couples, found, adjusted, strict=True)
     ]

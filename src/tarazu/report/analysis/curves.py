@@ -49,7 +49,7 @@ def curve(run: RunView, event: str, x: str = "tokens", y: str = "loss") -> Point
     return Points([a for a, _ in kept], [b for _, b in kept])
 
 
-def thinned(points: Points, most: int = 240) -> tuple[Points, int]:
+def downsample(points: Points, most: int = 240) -> tuple[Points, int]:
     """At most `most` points, each the mean of as many neighbours; and how many that is."""
     size = -(-len(points.x) // most) if points else 1
     if size <= 1:

@@ -6,22 +6,22 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tarazu.report.analysis.study_view import Arm, RunView, as_number, dicts_in, get_path
+from tarazu.report.analysis.study_view import MethodView, RunView, as_number, dicts_in, get_path
 
 
 @dataclass(frozen=True)
-class Measure:
+class Metric:
     """One figure of a run. `paths` are tried in turn: the first that holds a number counts."""
 
     key: str
     better: str  # "low" or "high"
-    form: str
+    format: str
     file: str
     paths: tuple[tuple, ...]
     cost: bool = False
 
     def of(self, run: RunView) -> float | None:
-        tree = {"metrics.json": run.metrics, "ledger.json": run.ledger, "run.json": run.facts}[
+        tree = {"metrics.json": run.metrics, "ledger.json": run.ledger, "run.json": run.run_info}[
             self.file
         ]
         return next(
@@ -34,22 +34,22 @@ class Measure:
         )
 
     def gain(self, value: float, beside: float) -> float:
-        """How much better `value` is than `beside`: positive is better whichever way the measure runs."""
+        """How much better `value` is than `beside`: positive is better whichever way the metric runs."""
         return beside - value if self.better == "low" else value - beside
 
 
-def _generated(key: str, better: str, form: str, part: str = "test") -> Measure:
+def _generated(key: str, better: str, format: str, part: str = "test") -> Metric:
     other = "questions" if part == "test" else "test"
     paths = (
         (("generation", part, key),)
         if key == "checks_passed"
         else (("generation", part, key), ("generation", other, key))
     )
-    return Measure(key, better, form, "metrics.json", paths)
+    return Metric(key, better, format, "metrics.json", paths)
 
 
-def _decoded(key: str, *path) -> Measure:
-    return Measure(
+def _decoded(key: str, *path) -> Metric:
+    return Metric(
         key,
         "high",
         "points",
@@ -58,8 +58,8 @@ def _decoded(key: str, *path) -> Measure:
     )
 
 
-def _cost(key: str, form: str, *paths: tuple) -> Measure:
-    return Measure(key, "low", form, "ledger.json", paths, cost=True)
+def _cost(key: str, format: str, *paths: tuple) -> Metric:
+    return Metric(key, "low", format, "ledger.json", paths, cost=True)
 
 
 COSTS = [
@@ -74,7 +74,7 @@ COSTS = [
     _cost("trained_parameters", "count", ("trained_parameters",)),
     _cost("weights_bytes", "bytes", ("weights_bytes",)),
 ]
-FORGETTING_METRIC = Measure(
+FORGETTING_METRIC = Metric(
     "english_bits_per_byte",
     "low",
     "loss",
@@ -82,25 +82,25 @@ FORGETTING_METRIC = Measure(
     (("forgetting", "english", "bits_per_byte"),),
 )
 PARETO_COSTS = [*COSTS, FORGETTING_METRIC]  # what quality is weighed against
-SPEED = Measure("tokens_per_second", "high", "count", "ledger.json", (("tokens_per_second",),))
-ENERGY = Measure("energy_joules", "low", "count", "ledger.json", (("energy_joules",),))
+SPEED = Metric("tokens_per_second", "high", "count", "ledger.json", (("tokens_per_second",),))
+ENERGY = Metric("energy_joules", "low", "count", "ledger.json", (("energy_joules",),))
 QUALITY = {
     "chat": [
-        Measure("loss", "low", "loss", "metrics.json", (("loss",),)),
-        Measure("perplexity", "low", "two", "metrics.json", (("perplexity",),)),
-        Measure("bits_per_byte", "low", "loss", "metrics.json", (("bits_per_byte",),)),
+        Metric("loss", "low", "loss", "metrics.json", (("loss",),)),
+        Metric("perplexity", "low", "two", "metrics.json", (("perplexity",),)),
+        Metric("bits_per_byte", "low", "loss", "metrics.json", (("bits_per_byte",),)),
         _generated("chrf", "high", "points"),
         _generated("rouge_l", "high", "points"),
         _generated("checks_passed", "high", "percent", "questions"),
         _generated("repetition", "low", "percent"),
         _generated("wrong_script", "low", "percent"),
         _generated("unfinished", "low", "percent"),
-        _generated("echo", "low", "percent"),
-        Measure(
+        _generated("prompt_copy", "low", "percent"),
+        Metric(
             "reading_exact_match", "high", "percent", "metrics.json", (("reading", "exact_match"),)
         ),
-        Measure("reading_f1", "high", "percent", "metrics.json", (("reading", "f1"),)),
-        Measure(
+        Metric("reading_f1", "high", "percent", "metrics.json", (("reading", "f1"),)),
+        Metric(
             "persian_bits_per_byte",
             "low",
             "loss",
@@ -114,19 +114,19 @@ QUALITY = {
         *[_decoded(f"bleu{n}", "bleu", n - 1) for n in (1, 2, 3, 4)],
         _decoded("rouge_l", "rouge_l"),
         _decoded("meteor", "meteor"),
-        Measure("loss", "low", "loss", "metrics.json", (("loss",),)),
-        Measure("perplexity", "low", "two", "metrics.json", (("perplexity",),)),
+        Metric("loss", "low", "loss", "metrics.json", (("loss",),)),
+        Metric("perplexity", "low", "two", "metrics.json", (("perplexity",),)),
     ],
 }
-FLOPS = Measure("flops_per_token", "low", "flops", "ledger.json", (("flops_per_token",),))
-UTILISATION = Measure("utilisation", "high", "percent", "ledger.json", (("utilisation",),))
+FLOPS = Metric("flops_per_token", "low", "flops", "ledger.json", (("flops_per_token",),))
+UTILISATION = Metric("utilisation", "high", "percent", "ledger.json", (("utilisation",),))
 FORGETTING = ("english_bits_per_byte", "persian_bits_per_byte")
 TESTED = {
     "chat": ["loss", "chrf", "checks_passed", "reading_f1", *FORGETTING],
     "captions": ["cider", "bleu4"],
 }
 SECONDARY_TESTS = {
-    "chat": ["rouge_l", "repetition", "wrong_script", "unfinished", "echo", "reading_exact_match"]
+    "chat": ["rouge_l", "repetition", "wrong_script", "unfinished", "prompt_copy", "reading_exact_match"]
 }  # tested too, told in a sentence each
 SAME_ROWS = {
     "perplexity": "loss",
@@ -135,37 +135,37 @@ SAME_ROWS = {
 RATE_THRESHOLDS = {
     "repetition": 0.2,
     "wrong_script": 0.5,
-    "echo": 0.5,
+    "prompt_copy": 0.5,
 }  # an answer counts from here on, as in the rates of metrics.json
 
 
-def measures(task: str) -> dict[str, Measure]:
+def all_metrics(task: str) -> dict[str, Metric]:
     return {
         m.key: m
         for m in [*QUALITY.get(task, QUALITY["chat"]), *COSTS, SPEED, ENERGY, FLOPS, UTILISATION]
     }
 
 
-def primary(task: str) -> Measure:
+def primary(task: str) -> Metric:
     """The figure that "quality" means: loss on unseen answers for chat, CIDEr for captions."""
     return QUALITY.get(task, QUALITY["chat"])[0]
 
 
-def mean_over_seeds(arm: Arm, measure: Measure) -> float | None:
+def mean_over_seeds(method: MethodView, metric: Metric) -> float | None:
     """The mean over the seeds that have the figure; a method that trains nothing has no costs of its own."""
-    if measure.cost and arm.untrained:
+    if metric.cost and method.untrained:
         return None
-    values = over_seeds(arm, measure)
+    values = seed_values(method, metric)
     return float(np.mean(values)) if values else None
 
 
-def over_seeds(arm: Arm, measure: Measure) -> list[float]:
+def seed_values(method: MethodView, metric: Metric) -> list[float]:
     """The figure of each seed that has it; of the ledger's, only of those on the device that most of the method's seeds ran on."""
     return [
         value
-        for run in arm.runs
-        if not (measure.file == "ledger.json" and run.elsewhere)
-        and (value := measure.of(run)) is not None
+        for run in method.runs
+        if not (metric.file == "ledger.json" and run.on_other_device)
+        and (value := metric.of(run)) is not None
     ]
 
 
@@ -178,9 +178,9 @@ class Rows:
     ids: tuple
 
 
-def row_values(arm: Arm, key: str) -> Rows | None:
+def row_values(method: MethodView, key: str) -> Rows | None:
     """The figure `key` of each test row (or question, or image), for the seeds that answered the same rows."""
-    found = [rows for run in arm.measured if (rows := _of_run(run, key)) is not None]
+    found = [rows for run in method.measured if (rows := _of_run(run, key)) is not None]
     if not found:
         return None
     same = [rows for rows in found if rows[0] == found[0][0]]
@@ -261,10 +261,10 @@ def by_id(run: RunView) -> dict[str, dict]:
     return {str(sample.get("id")): sample for sample in dicts_in(run.samples)}
 
 
-def signed_form(measure: Measure) -> str:
+def signed_format(metric: Metric) -> str:
     """How a difference in the figure is written: row scores run from 0 to 100, losses do not."""
-    return "signed" if measure.form in ("loss", "two") else "signed_points"
+    return "signed" if metric.format in ("loss", "two") else "signed_points"
 
 
-def unsigned(form: str) -> str:
-    return "loss" if form == "signed" else "points"
+def unsigned(format: str) -> str:
+    return "loss" if format == "signed" else "points"

@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from tarazu.report.analysis.comparison import Comparison
 from tarazu.report.analysis.metrics import (
     PARETO_COSTS,
-    Measure,
+    Metric,
     mean_over_seeds,
-    over_seeds,
+    seed_values,
     primary,
 )
 from tarazu.report.analysis.study_view import StudyView
@@ -43,7 +43,7 @@ class Candidate:
 class Choice:
     """What one preference picks, and among whom. `ties` are the others that the tests cannot tell from the best.
 
-    `close` is the method whose cost `by` is a little lower, but not beyond what the seeds differ by: then the weights' size decided.
+    `runner_up` is the method whose cost `by` is a little lower, but not beyond what the seeds differ by: then the weights' size decided.
     """
 
     preference: str
@@ -51,92 +51,92 @@ class Choice:
     allowed: list[str]
     ties: list[str]
     by: str | None  # the cost that decided, or None when quality alone did
-    close: str | None = None
+    runner_up: str | None = None
 
 
 @dataclass(frozen=True)
 class Verdict:
     """The verdict of a study under each preference."""
 
-    measure: Measure
+    metric: Metric
     baseline: float | None
-    contenders: list[Candidate]
+    candidates: list[Candidate]
     best: Candidate | None
     choices: dict[str, Choice]
     fronts: dict[str, list[str]]
     not_better: list[str]
 
-    def contender(self, name: str | None) -> Candidate | None:
-        return next((c for c in self.contenders if c.name == name), None)
+    def candidate(self, name: str | None) -> Candidate | None:
+        return next((c for c in self.candidates if c.name == name), None)
 
 
 def recommend(study: StudyView, comparison: Comparison) -> Verdict:
     """The verdict from the numbers alone."""
-    measure = primary(study.task)
-    baseline = _baseline(study, measure)
-    contenders = []
-    for arm in study.arms:
-        quality = mean_over_seeds(arm, measure)
+    metric = primary(study.task)
+    baseline = _baseline(study, metric)
+    candidates = []
+    for method in study.methods:
+        quality = mean_over_seeds(method, metric)
         if quality is not None:
-            gain = None if baseline is None else measure.gain(quality, baseline)
-            costs = {cost.key: mean_over_seeds(arm, cost) for cost in PARETO_COSTS}
+            gain = None if baseline is None else metric.gain(quality, baseline)
+            costs = {cost.key: mean_over_seeds(method, cost) for cost in PARETO_COSTS}
             spans = {
                 c.key: (min(found), max(found))
                 for c in PARETO_COSTS
-                if costs[c.key] is not None and (found := over_seeds(arm, c))
+                if costs[c.key] is not None and (found := seed_values(method, c))
             }
-            contenders.append(Candidate(arm.name, arm.kind, quality, gain, costs, spans))
-    contenders.sort(key=lambda c: -measure.gain(c.quality, 0.0))
-    best = contenders[0] if contenders else None
-    worse = [c.name for c in contenders if not _better_than_base(c, study, comparison, measure)]
+            candidates.append(Candidate(method.name, method.kind, quality, gain, costs, spans))
+    candidates.sort(key=lambda c: -metric.gain(c.quality, 0.0))
+    best = candidates[0] if candidates else None
+    worse = [c.name for c in candidates if not _better_than_base(c, study, comparison, metric)]
     choices = {
-        name: _choose(name, cost, contenders, measure, comparison, worse)
+        name: _choose(name, cost, candidates, metric, comparison, worse)
         for name, cost in PREFERENCES.items()
     }
-    fronts = {cost.key: pareto(contenders, measure, cost.key) for cost in PARETO_COSTS}
-    return Verdict(measure, baseline, contenders, best, choices, fronts, worse)
+    fronts = {cost.key: pareto(candidates, metric, cost.key) for cost in PARETO_COSTS}
+    return Verdict(metric, baseline, candidates, best, choices, fronts, worse)
 
 
-def pareto(contenders: list[Candidate], measure: Measure, cost: str) -> list[str]:
+def pareto(candidates: list[Candidate], metric: Metric, cost: str) -> list[str]:
     """The methods that no other beats on quality and on `cost` at once, cheapest first."""
-    known = [c for c in contenders if c.costs.get(cost) is not None]
-    known.sort(key=lambda c: (c.costs[cost], -measure.gain(c.quality, 0.0)))
+    known = [c for c in candidates if c.costs.get(cost) is not None]
+    known.sort(key=lambda c: (c.costs[cost], -metric.gain(c.quality, 0.0)))
     front: list[Candidate] = []
     for one in known:
-        if not front or measure.gain(one.quality, front[-1].quality) > 0:
+        if not front or metric.gain(one.quality, front[-1].quality) > 0:
             front.append(one)
     return [c.name for c in front]
 
 
-def _baseline(study: StudyView, measure: Measure) -> float | None:
+def _baseline(study: StudyView, metric: Metric) -> float | None:
     """The untouched model's figure; for captions the constant caption's, the weakest yardstick that still speaks."""
     if study.base:
-        return mean_over_seeds(study.base, measure)
+        return mean_over_seeds(study.base, metric)
     from tarazu.report.analysis.baselines import constant_score
 
-    return constant_score(study, measure.key)
+    return constant_score(study, metric.key)
 
 
 def _choose(
     preference: str,
     cost: str | None,
-    contenders: list[Candidate],
-    measure: Measure,
+    candidates: list[Candidate],
+    metric: Metric,
     comparison: Comparison,
     unsure: list[str],
 ) -> Choice:
     """The choice under one preference. A cheaper method that ties with the best is not chosen where only the best one's gain
     over the untouched model is sure (`unsure` names the others)."""
-    if not contenders:
+    if not candidates:
         return Choice(preference, None, [], [], None)
-    best = contenders[0]
+    best = candidates[0]
     ties = [
-        c.name for c in contenders[1:] if comparison.differ(measure.key, best.name, c.name) is False
+        c.name for c in candidates[1:] if comparison.is_significant(metric.key, best.name, c.name) is False
     ]
     if cost is None:
         equal = [
             c
-            for c in contenders
+            for c in candidates
             if c.name in ties and (best.name in unsure or c.name not in unsure)
         ]
         return (
@@ -144,7 +144,7 @@ def _choose(
             if ties
             else Choice(preference, best.name, [best.name], [], None)
         )
-    known = [c for c in contenders if c.costs.get(cost) is not None] or contenders
+    known = [c for c in candidates if c.costs.get(cost) is not None] or candidates
     top = known[0]
     if top.gain is not None and top.gain > 0:
         allowed = [c for c in known if c.gain is not None and c.gain >= KEEP * top.gain]
@@ -179,8 +179,8 @@ def _overlap(one: Candidate, least: Candidate, cost: str) -> bool:
 
 
 def _better_than_base(
-    one: Candidate, study: StudyView, comparison: Comparison, measure: Measure
+    one: Candidate, study: StudyView, comparison: Comparison, metric: Metric
 ) -> bool:
     if one.gain is None or one.gain <= 0:
         return one.gain is None
-    return not study.base or comparison.differ(measure.key, study.base.name, one.name) is not False
+    return not study.base or comparison.is_significant(metric.key, study.base.name, one.name) is not False

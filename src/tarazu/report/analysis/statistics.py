@@ -38,7 +38,7 @@ class Difference:
     """`a - b` on the same rows.
 
     `effect` is Cohen's d of the row differences (mean over standard deviation), `lower` the share of rows on which `a`
-    is below `b`, `detectable` the smallest difference that so many rows and seeds would show four times out of five.
+    is below `b`, `min_detectable` the smallest difference that so many rows and seeds would show four times out of five.
     `floor`: so many resamples cannot show a smaller p than this one.
     """
 
@@ -48,7 +48,7 @@ class Difference:
     p: float
     effect: float
     lower: float
-    detectable: float
+    min_detectable: float
     rows: int
     seeds: int
     floor: bool = False
@@ -84,7 +84,7 @@ def difference(
     Args:
         a, b: (rows,) or (seeds, rows) of the same rows; the number of seeds may differ.
         weights: (rows,), as in `interval`.
-        comparisons: how many pairs are tested together: `detectable` then uses level / comparisons, as Holm does first.
+        comparisons: how many pairs are tested together: `min_detectable` then uses level / comparisons, as Holm does first.
         started: both were trained from some start: where one side has a single seed, its luck is taken to scatter as the other's.
     """
     a, shared = _shaped(a, weights)

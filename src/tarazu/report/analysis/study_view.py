@@ -1,4 +1,4 @@
-"""A study as the report sees it: every file of a run folder read once; what is missing or broken is noted, not raised."""
+"""A study as the report sees it: every file of a run folder read once; what is missing or broken is translate_note, not raised."""
 
 from __future__ import annotations
 
@@ -48,30 +48,30 @@ class RunView:
     kind: str
     seed: int
     folder: str  # relative to the study: "lora/seed-0"
-    facts: dict = field(default_factory=dict)
+    run_info: dict = field(default_factory=dict)
     events: list[dict] = field(default_factory=list)
     ledger: dict = field(default_factory=dict)
     fingerprint: dict = field(default_factory=dict)
     metrics: dict = field(default_factory=dict)
     samples: list[dict] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
-    elsewhere: bool = False  # on another device than most seeds of its method: its seconds and bytes are not theirs
+    on_other_device: bool = False  # on another device than most seeds of its method: its seconds and bytes are not theirs
 
     def file(self, name: str) -> str:
         return f"{self.folder}/{name}"
 
     @property
     def status(self) -> str:
-        if self.kind == "base" and not self.facts:
+        if self.kind == "base" and not self.run_info:
             return "done" if self.metrics else "stopped"
-        return str(self.facts.get("status", "stopped"))
+        return str(self.run_info.get("status", "stopped"))
 
     def of_kind(self, event: str) -> list[dict]:
         return [e for e in self.events if e.get("event") == event]
 
 
 @dataclass
-class Arm:
+class MethodView:
     """One method of the recipe with all its seeds."""
 
     name: str
@@ -88,7 +88,7 @@ class Arm:
     def untrained(self) -> bool:
         """Whether it trains nothing of its own (an ensemble of other methods): its costs are theirs."""
         return self.kind != "base" and all(
-            run.facts.get("trained_parameters") == 0 for run in self.runs
+            run.run_info.get("trained_parameters") == 0 for run in self.runs
         )
 
     @property
@@ -107,8 +107,8 @@ class StudyView:
     data: dict
     model: dict
     extras: dict
-    arms: list[Arm]
-    base: Arm | None
+    methods: list[MethodView]
+    base: MethodView | None
     problems: list[str]
 
     @property
@@ -116,18 +116,18 @@ class StudyView:
         value = self.settings.get("prefer")
         return value if value in ("quality", "memory", "speed", "size") else "quality"
 
-    def arm(self, name: str) -> Arm | None:
-        return next((arm for arm in self.arms if arm.name == name), None)
+    def method(self, name: str) -> MethodView | None:
+        return next((method for method in self.methods if method.name == name), None)
 
 
 def read_study(folder: Path) -> StudyView:
-    """Everything in `folder`. Raises `BadInput` only where there is no folder at all."""
+    """Everything in `folder`. Raises `UserError` only where there is no folder at all."""
     folder = Path(folder)
     if not folder.is_dir():
         raise UserError(
             "no such run folder",
-            where=str(folder),
-            todo="give the folder that `tarazu run --out` wrote",
+            location=str(folder),
+            hint="give the folder that `tarazu run --out` wrote",
         )
     root, problems = StudyDir(folder), []
     files = {
@@ -136,13 +136,13 @@ def read_study(folder: Path) -> StudyView:
     }
     settings = _settings(folder / "resolved.yaml", problems)
     views = [_run(run, folder) for run in root.runs(_order(root, problems))]
-    arms: dict[str, Arm] = {}
+    methods: dict[str, MethodView] = {}
     for view in views:
-        arms.setdefault(view.name, Arm(view.name, view.kind, [])).runs.append(view)
-    _mark_elsewhere(list(arms.values()), files["environment"])
-    for arm in arms.values():
-        arm.search = _dict(root, f"{arm.name}/search.json", problems)
-    base = next((arm for arm in arms.values() if arm.kind == "base"), None)
+        methods.setdefault(view.name, MethodView(view.name, view.kind, [])).runs.append(view)
+    _mark_other_devices(list(methods.values()), files["environment"])
+    for method in methods.values():
+        method.search = _dict(root, f"{method.name}/search.json", problems)
+    base = next((method for method in methods.values() if method.kind == "base"), None)
     task = (
         settings.get("task")
         or files["results"].get("task")
@@ -156,13 +156,13 @@ def read_study(folder: Path) -> StudyView:
         files["data"],
         files["model"],
         {name: files[name] for name in ("verify", "judge", "estimate")},
-        [arm for arm in arms.values() if arm.kind != "base"],
+        [method for method in methods.values() if method.kind != "base"],
         base,
         problems + [p for v in views for p in v.problems],
     )
 
 
-def _mark_elsewhere(arms: list[Arm], environment: dict) -> None:
+def _mark_other_devices(methods: list[MethodView], environment: dict) -> None:
     """Of a study that was gathered from parts: the runs that were made on another device than most runs of their method."""
     devices = {}
     for part in dicts_in(environment.get("parts")):
@@ -171,11 +171,11 @@ def _mark_elsewhere(arms: list[Arm], environment: dict) -> None:
                 (str(method), seed): str(get_path(part, "device", "name"))
                 for seed in seeds_of(part, str(method))
             }
-    for arm in arms:
-        names = [name for run in arm.runs if (name := devices.get((arm.name, run.seed)))]
+    for method in methods:
+        names = [name for run in method.runs if (name := devices.get((method.name, run.seed)))]
         most = max(names, key=names.count, default=None)
-        for run in arm.runs:
-            run.elsewhere = devices.get((arm.name, run.seed), most) != most
+        for run in method.runs:
+            run.on_other_device = devices.get((method.name, run.seed), most) != most
 
 
 def seeds_of(part: dict, method: str) -> list[int]:

@@ -102,7 +102,7 @@ def translate(key: str, **values: Any) -> Bilingual:
     )
 
 
-def say_or(key: str, fallback: Any) -> Bilingual:
+def translate_or(key: str, fallback: Any) -> Bilingual:
     """As `say`, with `fallback` where there is no such string (a new kind of method, a new event)."""
     return translate(key) if key in strings() else Bilingual(code(fallback), code(fallback))
 
@@ -152,7 +152,7 @@ def listed(parts: list, fa: str = "، ", en: str = ", ") -> Bilingual:
     )
 
 
-def number(value: Any, form: str = "number", source: str = "") -> Bilingual:
+def number(value: Any, format: str = "number", source: str = "") -> Bilingual:
     """A figure with its unit in both languages, and the file that it came from as its title.
 
     Forms: number (4 significant digits), count (thousands), percent, points (1 decimal), loss (3 decimals), bytes,
@@ -162,7 +162,7 @@ def number(value: Any, form: str = "number", source: str = "") -> Bilingual:
         format_number,  # the shapes need `Both`'s strings: imported late
     )
 
-    text, unit = format_number(value, form)
+    text, unit = format_number(value, format)
     if text is None:
         dash = Markup('<span aria-hidden="true">—</span><span class="sr">{}</span>')
         return Bilingual(

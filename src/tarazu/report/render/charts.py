@@ -44,7 +44,7 @@ class Series:
     dash: int = 0
 
 
-def words(value: Bilingual | str, language: str) -> str:
+def label_text(value: Bilingual | str, language: str) -> str:
     """A label as plain text; Persian stands between isolates (U+2067, U+2069), for a figure runs left to right."""
     text = value.plain(language) if isinstance(value, Bilingual) else visible(value)
     return f"\u2067{text}\u2069" if language == "fa" and _RTL.search(text) else text
@@ -64,7 +64,7 @@ def lines(
     log: bool = False,
 ) -> alt.Chart:
     """Curves on one pair of axes; a legend names them."""
-    names = [words(one.name, language) for one in series]
+    names = [label_text(one.name, language) for one in series]
     rows = [
         {"x": a, "y": b, "s": name}
         for one, name in zip(series, names, strict=True)
@@ -85,13 +85,13 @@ def lines(
         .encode(
             x=alt.X(
                 "x:Q",
-                title=words(x, language),
+                title=label_text(x, language),
                 axis=alt.Axis(**ticks),
                 scale=alt.Scale(type="log", nice=False) if log else alt.Scale(),
             ),
             y=alt.Y(
                 "y:Q",
-                title=words(y, language),
+                title=label_text(y, language),
                 axis=alt.Axis(format=".4~f"),
                 scale=alt.Scale(zero=False),
             ),
@@ -107,11 +107,11 @@ def bars(
     values: list[float],
     x: Bilingual,
     language: str,
-    form: str = "~s",
+    format: str = "~s",
     width: int = 420,
 ) -> alt.Chart:
     """Horizontal bars in the order given, each with its figure at its end."""
-    names = [f"{words(label, language)}" for label in labels]
+    names = [f"{label_text(label, language)}" for label in labels]
     rows = [
         {"n": i, "l": name, "v": v} for i, (name, v) in enumerate(zip(names, values, strict=True))
     ]
@@ -122,9 +122,9 @@ def bars(
             sort=alt.EncodingSortField("n"),
             axis=alt.Axis(labelLimit=240, ticks=False, domain=False),
         ),
-        x=alt.X("v:Q", title=words(x, language), axis=alt.Axis(format=form)),
+        x=alt.X("v:Q", title=label_text(x, language), axis=alt.Axis(format=format)),
     )
-    text = chart.mark_text(align="left", dx=4).encode(text=alt.Text("v:Q", format=form))
+    text = chart.mark_text(align="left", dx=4).encode(text=alt.Text("v:Q", format=format))
     return (chart.mark_bar(color=PALETTE[0], height={"band": 0.7}) + text).properties(
         width=width, height={"step": 22}
     )
@@ -135,7 +135,7 @@ def grouped(
 ) -> alt.Chart:
     """Bars of several figures side by side. rows: (label, group, value)."""
     values = [
-        {"l": words(label, language), "g": visible(group), "v": value, "n": i}
+        {"l": label_text(label, language), "g": visible(group), "v": value, "n": i}
         for i, (label, group, value) in enumerate(rows)
     ]
     labels = list(dict.fromkeys(row["l"] for row in values))
@@ -145,7 +145,7 @@ def grouped(
         .encode(
             y=alt.Y("l:N", title=None, sort=labels, axis=alt.Axis(labelLimit=240)),
             yOffset=alt.YOffset("g:N", sort=groups),
-            x=alt.X("v:Q", title=words(x, language)),
+            x=alt.X("v:Q", title=label_text(x, language)),
             color=alt.Color(
                 "g:N",
                 sort=groups,
@@ -162,7 +162,7 @@ def grouped(
 def stacked(rows: list[tuple], x: Bilingual, language: str, width: int = 420) -> alt.Chart:
     """One bar per label, cut into parts. rows: (label, part, value)."""
     values = [
-        {"l": words(label, language), "p": words(part, language), "v": value}
+        {"l": label_text(label, language), "p": label_text(part, language), "v": value}
         for label, part, value in rows
     ]
     parts, labels = (
@@ -174,7 +174,7 @@ def stacked(rows: list[tuple], x: Bilingual, language: str, width: int = 420) ->
         .mark_bar(height={"band": 0.7})
         .encode(
             y=alt.Y("l:N", title=None, sort=labels, axis=alt.Axis(labelLimit=240)),
-            x=alt.X("v:Q", title=words(x, language)),
+            x=alt.X("v:Q", title=label_text(x, language)),
             color=alt.Color(
                 "p:N",
                 sort=parts,
@@ -204,9 +204,9 @@ def histogram(
         .mark_bar(color=PALETTE[0], stroke="white", strokeWidth=0.5)
         .encode(
             opacity=alt.condition("datum.wide", alt.value(0.35), alt.value(1)),
-            x=alt.X("a:Q", title=words(x, language), axis=alt.Axis(format="~s")),
+            x=alt.X("a:Q", title=label_text(x, language), axis=alt.Axis(format="~s")),
             x2="b:Q",
-            y=alt.Y("c:Q", title=words(y, language)),
+            y=alt.Y("c:Q", title=label_text(y, language)),
             y2=alt.datum(0),
         )
         .properties(width=width, height=150)
@@ -222,7 +222,7 @@ def dots(
     size: int = 45,
 ) -> alt.Chart:
     """Points, one colour and shape per series."""
-    names = [words(one.name, language) for one in series]
+    names = [label_text(one.name, language) for one in series]
     rows = [
         {"x": a, "y": b, "s": name}
         for one, name in zip(series, names, strict=True)
@@ -233,8 +233,8 @@ def dots(
         alt.Chart(_data(rows))
         .mark_point(filled=True, size=size, opacity=0.85 if size > 20 else 0.35)
         .encode(
-            x=alt.X("x:Q", title=words(x, language)),
-            y=alt.Y("y:Q", title=words(y, language)),
+            x=alt.X("x:Q", title=label_text(x, language)),
+            y=alt.Y("y:Q", title=label_text(y, language)),
             color=alt.Color(
                 "s:N",
                 sort=names,
@@ -262,11 +262,11 @@ def pareto_chart(
     axes = {
         "x": alt.X(
             "x:Q",
-            title=words(x, language),
+            title=label_text(x, language),
             scale=alt.Scale(type="log" if log else "linear", zero=False, padding=30),
             axis=alt.Axis(format=".3~g" if small else "~s", tickCount=5, labelOverlap="greedy"),
         ),
-        "y": alt.Y("y:Q", title=words(y, language), scale=alt.Scale(zero=False, padding=16)),
+        "y": alt.Y("y:Q", title=label_text(y, language), scale=alt.Scale(zero=False, padding=16)),
     }
     on_front = sorted((r for r in rows if r["front"]), key=lambda r: r["x"])
     line = alt.Chart(_data(on_front)).mark_line(color=PALETTE[2], strokeDash=[5, 3]).encode(**axes)
@@ -331,16 +331,16 @@ def _meet(one: tuple, other: tuple) -> bool:
 
 def forest_plot(rows: list[dict], x: Bilingual, language: str, width: int = 420) -> alt.Chart:
     """Differences with their intervals around zero. rows: {name, mean, low, high, sure}."""
-    values = [{**r, "name": words(r["name"], language)} for r in rows]
+    values = [{**r, "name": label_text(r["name"], language)} for r in rows]
     y = alt.Y("name:N", title=None, sort=[r["name"] for r in values], axis=alt.Axis(labelLimit=260))
     zero = alt.Chart(_data([{"z": 0}])).mark_rule(strokeDash=[4, 3], color=INK).encode(x="z:Q")
     spans = (
         alt.Chart(_data(values))
         .mark_rule(strokeWidth=2, color=INK)
-        .encode(x=alt.X("low:Q", title=words(x, language)), x2="high:Q", y=y)
+        .encode(x=alt.X("low:Q", title=label_text(x, language)), x2="high:Q", y=y)
     )
     kinds = [
-        alt.Chart(_data([r for r in values if r["sure"] is on]))
+        alt.Chart(_data([r for r in values if r["significant"] is on]))
         .mark_point(size=70, filled=on, color=PALETTE[0], opacity=1)
         .encode(x="mean:Q", y=y)
         for on in (True, False)

@@ -17,13 +17,13 @@ from tarazu.report.render.bilingual import (
     data_text,
     digits,
     listed,
-    say_or,
+    translate_or,
     strings,
     translate,
     visible,
 )
 
-FORMS = ("compared.", "allowed.", "known.", "ran.")
+FORMS = ("compared.", "tolerance.", "data_note.", "code_path_value.")
 FIGURE = re.compile(r"[\d.,e+-]+|inf|nan")
 
 
@@ -33,7 +33,7 @@ def translate_known(text: object) -> Bilingual | Markup:
     return found if isinstance(found, Bilingual) else data_text(found)
 
 
-def noted(note: object) -> Bilingual | Markup:
+def translate_note(note: object) -> Bilingual | Markup:
     """A recipe's note: a text, or one for each language."""
     sides = [note.get(language) for language in ("fa", "en")] if isinstance(note, dict) else []
     if not sides or not all(isinstance(side, str) for side in sides):
@@ -49,13 +49,13 @@ def noted(note: object) -> Bilingual | Markup:
     )
 
 
-def paths_taken(paths: object) -> Bilingual | Markup:
+def code_paths_text(paths: object) -> Bilingual | Markup:
     """The ledger's "which of several code paths ran": `attention: sdpa, layers: plain, recorded`."""
     pairs = paths.items() if isinstance(paths, dict) else ()
     parts = [
         translate(
-            "path.pair",
-            what=say_or(f"path.{key}", key),
+            "code_path.pair",
+            what=translate_or(f"code_path.{key}", key),
             how=listed([translate_known(piece) for piece in str(value).split(", ")]),
         )
         for key, value in pairs
@@ -65,8 +65,8 @@ def paths_taken(paths: object) -> Bilingual | Markup:
 
 def recognised(text: object) -> object:
     """The text in both languages if tarazu wrote it, else the text itself."""
-    for key, form in _forms():
-        if found := form.fullmatch(str(text)):
+    for key, format in _forms():
+        if found := format.fullmatch(str(text)):
             return translate(
                 key, **{name: _figure(value) for name, value in found.groupdict().items()}
             )

@@ -7,30 +7,30 @@ from typing import Any
 from tarazu.report.analysis.study_view import as_number
 
 
-def format_number(value: Any, form: str) -> tuple[str | None, str]:
+def format_number(value: Any, format: str) -> tuple[str | None, str]:
     """(text, unit key) of a figure; text is None where there is no figure."""
     value = as_number(value)
     if value is None:
         return None, ""
-    if form == "bytes":
+    if format == "bytes":
         return _scaled(value, 1000, ("byte", "kilobyte", "megabyte", "gigabyte", "terabyte"))
-    if form == "flops":
+    if format == "flops":
         return _scaled(value, 1000, ("flop", "kiloflop", "megaflop", "gigaflop", "teraflop"))
-    if form == "seconds":
+    if format == "seconds":
         return _duration(value)
-    if form == "percent":
+    if format == "percent":
         return f"{value * 100:.1f}".replace("-", "\u2212"), "percent"
-    if form in (
+    if format in (
         "signed_percent",
         "percentage_points",
     ):  # of a share of another thing; between two shares
         return _signed(
             f"{value * 100:+.1f}"
-        ), "percent" if form == "signed_percent" else "percentage_point"
-    if form == "share":
+        ), "percent" if format == "signed_percent" else "percentage_point"
+    if format == "share":
         share = value * 100
         return (f"{share:.1f}" if abs(share) >= 1 else f"{share:.3g}"), "percent"
-    writer = WRITERS.get(form, _significant)
+    writer = WRITERS.get(format, _significant)
     return _signed(writer(value)), ""
 
 

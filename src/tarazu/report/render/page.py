@@ -41,7 +41,7 @@ def _environment() -> jinja2.Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.globals |= {"say": translate, "num": number, "file_link": file_link}
+    environment.globals |= {"translate": translate, "num": number, "file_link": file_link}
     return environment
 
 

@@ -36,8 +36,8 @@ class Table:
     sortable: bool = False
 
 
-def figure_cell(value: Any, form: str, source: str = "", best: bool = False) -> Cell:
-    return Cell(number(value, form, source), as_number(value), best)
+def number_cell(value: Any, format: str, source: str = "", best: bool = False) -> Cell:
+    return Cell(number(value, format, source), as_number(value), best)
 
 
 def text_cell(value: Any) -> Cell:

@@ -14,12 +14,12 @@ from tarazu.report.analysis.metrics import (
     SPEED,
     TESTED,
     UTILISATION,
-    Measure,
+    Metric,
     mean_over_seeds,
-    over_seeds,
+    seed_values,
     primary,
 )
-from tarazu.report.analysis.study_view import Arm, StudyView, as_number, get_path
+from tarazu.report.analysis.study_view import MethodView, StudyView, as_number, get_path
 from tarazu.report.render import charts
 from tarazu.report.render.bilingual import (
     Bilingual,
@@ -32,13 +32,13 @@ from tarazu.report.render.bilingual import (
 )
 from tarazu.report.render.explanations import explain
 from tarazu.report.render.figures import Figure
-from tarazu.report.render.tables import Cell, Table, best_of, figure_cell, text_cell
+from tarazu.report.render.tables import Cell, Table, best_of, number_cell, text_cell
 from tarazu.report.sections.captions.comparison import captions_extras
-from tarazu.report.sections.chat.answers import all_arms, arm_name, omission_note, side_by_side
+from tarazu.report.sections.chat.answers import all_methods, method_name, omission_note, side_by_side
 from tarazu.report.sections.chat.side_effects import forgetting_sentences, reading_table
 from tarazu.report.sections.common.base import Context, Section
 from tarazu.report.sections.common.curves import axis_of, line_figure
-from tarazu.report.sections.common.pairwise_tests import forest_figure, pair_findings, pair_table
+from tarazu.report.sections.common.pairwise_tests import forest_plot_figure, pair_findings, pair_table
 
 
 def comparison_section(context: Context) -> Section:
@@ -50,8 +50,8 @@ def comparison_section(context: Context) -> Section:
         "costs": cost_table(study),
         "computing": computing(study),
         "curves": validation_figure(context),
-        "trades": [f for cost in PARETO_COSTS if (f := trade_figure(context, cost)) is not None],
-        "forest": forest_figure(context),
+        "trades": [f for cost in PARETO_COSTS if (f := pareto_figure(context, cost)) is not None],
+        "forest": forest_plot_figure(context),
         "pairs": [
             pair_table(context, key)
             for key in TESTED.get(study.task, [])
@@ -64,13 +64,13 @@ def comparison_section(context: Context) -> Section:
         "judge": judge_table(study),
         "forgetting": forgetting_sentences(context),
         "forgetting_files": [
-            run.file("metrics.json") for arm in all_arms(study) for run in arm.measured
+            run.file("metrics.json") for method in all_methods(study) for run in method.measured
         ],
         "reading": reading_table(context),
         "samples": samples,
         "part": omission_note(context),
         "answer_files": [
-            arm.first.file("samples.jsonl") for arm in all_arms(study) if arm.first.samples
+            method.first.file("samples.jsonl") for method in all_methods(study) if method.first.samples
         ],
         "abilities": list(dict.fromkeys((s["ability"], s["label"]) for s in samples)),
     }
@@ -90,27 +90,27 @@ def comparison_section(context: Context) -> Section:
 
 def quality_table(context: Context) -> Table:
     """Quality of every method: mean over seeds, an interval where rows allow one, and the gain over the base."""
-    study, arms = context.study, all_arms(context.study)
+    study, methods = context.study, all_methods(context.study)
     known = [
         m
         for m in QUALITY.get(study.task, [])
-        if any(mean_over_seeds(a, m) is not None for a in arms)
+        if any(mean_over_seeds(a, m) is not None for a in methods)
     ]
-    best = {m.key: best_of([mean_over_seeds(a, m) for a in arms], m.better) for m in known}
+    best = {m.key: best_of([mean_over_seeds(a, m) for a in methods], m.better) for m in known}
     lead, rows = primary(study.task), []
-    for i, arm in enumerate(arms):
-        cells = [text_cell(arm_name(arm)), figure_cell(len(arm.measured), "count")]
-        cells += [_with_interval(context, arm, m, i in best[m.key]) for m in known]
+    for i, method in enumerate(methods):
+        cells = [text_cell(method_name(method)), number_cell(len(method.measured), "count")]
+        cells += [_with_interval(context, method, m, i in best[m.key]) for m in known]
         if study.base:
-            after, before = mean_over_seeds(arm, lead), mean_over_seeds(study.base, lead)
+            after, before = mean_over_seeds(method, lead), mean_over_seeds(study.base, lead)
             gain = (
                 None
-                if after is None or before is None or arm is study.base
+                if after is None or before is None or method is study.base
                 else lead.gain(after, before) / abs(before)
                 if before
                 else None
             )
-            cells.append(figure_cell(gain, "signed_percent", arm.first.file("metrics.json")))
+            cells.append(number_cell(gain, "signed_percent", method.first.file("metrics.json")))
         rows.append(cells)
     columns = [
         translate("compare.method"),
@@ -122,39 +122,39 @@ def quality_table(context: Context) -> Table:
         translate("compare.quality"),
         columns,
         rows,
-        [run.file("metrics.json") for arm in arms for run in arm.measured],
+        [run.file("metrics.json") for method in methods for run in method.measured],
         sortable=True,
     )
 
 
-def _heading(measure: Measure) -> Bilingual:
-    return spaced(translate(f"measure.{measure.key}"), translate(f"compare.{measure.better}"))
+def _heading(metric: Metric) -> Bilingual:
+    return spaced(translate(f"metric.{metric.key}"), translate(f"compare.{metric.better}"))
 
 
-def _with_interval(context: Context, arm: Arm, measure: Measure, best: bool) -> Cell:
-    value, source = mean_over_seeds(arm, measure), arm.first.file("metrics.json")
-    shown = number(value, measure.form, source)
-    found = context.comparison.intervals.get((arm.name, measure.key))
-    if found is not None and measure.key in ("loss", "cider"):
+def _with_interval(context: Context, method: MethodView, metric: Metric, best: bool) -> Cell:
+    value, source = mean_over_seeds(method, metric), method.first.file("metrics.json")
+    shown = number(value, metric.format, source)
+    found = context.comparison.intervals.get((method.name, metric.key))
+    if found is not None and metric.key in ("loss", "cider"):
         shown = spaced(
             shown,
             small_note(
                 translate(
                     "compare.interval",
-                    low=number(found.low, measure.form),
-                    high=number(found.high, measure.form),
+                    low=number(found.low, metric.format),
+                    high=number(found.high, metric.format),
                 )
             ),
         )
-    several = over_seeds(arm, measure)
-    if len(several) > 1 and measure is primary(context.study.task):
+    several = seed_values(method, metric)
+    if len(several) > 1 and metric is primary(context.study.task):
         shown = spaced(
             shown,
             small_note(
                 translate(
                     "compare.spread",
-                    low=number(min(several), measure.form),
-                    high=number(max(several), measure.form),
+                    low=number(min(several), metric.format),
+                    high=number(max(several), metric.format),
                 )
             ),
         )
@@ -163,31 +163,31 @@ def _with_interval(context: Context, arm: Arm, measure: Measure, best: bool) -> 
 
 def cost_table(study: StudyView) -> Table:
     """What every method cost: the mean over its seeds."""
-    arms = study.arms
+    methods = study.methods
     known = [
         m
         for m in [*COSTS, SPEED, ENERGY, FLOPS, UTILISATION]
-        if any(mean_over_seeds(a, m) is not None for a in arms)
+        if any(mean_over_seeds(a, m) is not None for a in methods)
     ]
-    best = {m.key: best_of([mean_over_seeds(a, m) for a in arms], m.better) for m in known}
+    best = {m.key: best_of([mean_over_seeds(a, m) for a in methods], m.better) for m in known}
     rows = []
-    for i, arm in enumerate(arms):
-        cells = [text_cell(arm_name(arm))]
+    for i, method in enumerate(methods):
+        cells = [text_cell(method_name(method))]
         cells += [
-            figure_cell(
-                mean_over_seeds(arm, m), m.form, arm.first.file("ledger.json"), i in best[m.key]
+            number_cell(
+                mean_over_seeds(method, m), m.format, method.first.file("ledger.json"), i in best[m.key]
             )
             for m in known
         ]
-        total = as_number(arm.first.ledger.get("total_parameters")) or as_number(
-            arm.first.facts.get("total_parameters")
+        total = as_number(method.first.ledger.get("total_parameters")) or as_number(
+            method.first.run_info.get("total_parameters")
         )
-        trained = mean_over_seeds(arm, COSTS[2])
+        trained = mean_over_seeds(method, COSTS[2])
         cells.append(
-            figure_cell(
+            number_cell(
                 trained / total if trained is not None and total else None,
                 "share",
-                arm.first.file("ledger.json"),
+                method.first.file("ledger.json"),
             )
         )
         rows.append(cells)
@@ -200,7 +200,7 @@ def cost_table(study: StudyView) -> Table:
         translate("compare.costs"),
         columns,
         rows,
-        [run.file("ledger.json") for arm in arms for run in arm.runs if run.ledger],
+        [run.file("ledger.json") for method in methods for run in method.runs if run.ledger],
         sortable=True,
     )
 
@@ -210,9 +210,9 @@ def computing(study: StudyView) -> list[Bilingual]:
     found, known = (
         [],
         [
-            (f, p, arm)
-            for arm in study.arms
-            if (f := mean_over_seeds(arm, FLOPS)) and (p := mean_over_seeds(arm, COSTS[2]))
+            (f, p, method)
+            for method in study.methods
+            if (f := mean_over_seeds(method, FLOPS)) and (p := mean_over_seeds(method, COSTS[2]))
         ],
     )
     if len(known) > 1:
@@ -221,7 +221,7 @@ def computing(study: StudyView) -> list[Bilingual]:
             "most": max(known, key=lambda one: one[0]),
         }
         values = {
-            key: number(one[0], FLOPS.form, one[2].first.file("ledger.json"))
+            key: number(one[0], FLOPS.format, one[2].first.file("ledger.json"))
             for key, one in ends.items()
         }
         names = {f"{key}_name": code(one[2].name) for key, one in ends.items()}
@@ -233,8 +233,8 @@ def computing(study: StudyView) -> list[Bilingual]:
         found.append(translate("compare.flops", **values, **names, **spread))
     rates = {
         str(get_path(run.ledger, "device_matmul_flops")): run
-        for arm in study.arms
-        for run in arm.runs
+        for method in study.methods
+        for run in method.runs
         if as_number(get_path(run.ledger, "device_matmul_flops"))
     }
     if rates:
@@ -254,13 +254,13 @@ def validation_figure(context: Context) -> Figure | None:
     """Every method's validation loss on one pair of axes."""
     field, title, _ = axis_of(context)
     series = []
-    for i, arm in enumerate(context.study.arms):
-        points = curve(arm.first, "validation", field)
+    for i, method in enumerate(context.study.methods):
+        points = curve(method.first, "validation", field)
         if points:
-            series.append(charts.Series(arm.name, points.x, points.y, i, i // len(charts.PALETTE)))
+            series.append(charts.Series(method.name, points.x, points.y, i, i // len(charts.PALETTE)))
     if not series:
         return None
-    sources = [arm.first.file("events.jsonl") for arm in context.study.arms]
+    sources = [method.first.file("events.jsonl") for method in context.study.methods]
     return line_figure(
         context,
         "curves-all",
@@ -272,13 +272,13 @@ def validation_figure(context: Context) -> Figure | None:
     )
 
 
-def trade_figure(context: Context, cost: Measure, name: str | None = None) -> Figure | None:
+def pareto_figure(context: Context, cost: Metric, name: str | None = None) -> Figure | None:
     """Quality against one cost, with its Pareto front."""
     verdict, points = context.verdict, []
-    for one in verdict.contenders:
+    for one in verdict.candidates:
         x = one.costs.get(cost.key)
         if x is not None and x > 0:
-            found = context.comparison.intervals.get((one.name, verdict.measure.key))
+            found = context.comparison.intervals.get((one.name, verdict.metric.key))
             points.append(
                 {
                     "name": one.name,
@@ -296,20 +296,20 @@ def trade_figure(context: Context, cost: Measure, name: str | None = None) -> Fi
         points,
         verdict.fronts[cost.key],
         translate(f"axis.{cost.key}"),
-        translate(f"axis.{verdict.measure.key}"),
+        translate(f"axis.{verdict.metric.key}"),
         log=max(values) > 20 * min(values),
     )
     sources = [
         f
-        for arm in context.study.arms
-        for f in (arm.first.file("metrics.json"), arm.first.file("ledger.json"))
+        for method in context.study.methods
+        for f in (method.first.file("metrics.json"), method.first.file("ledger.json"))
     ]
     caption = translate(
         "compare.trade",
-        cost=translate(f"measure.{cost.key}"),
-        quality=translate(f"measure.{verdict.measure.key}"),
+        cost=translate(f"metric.{cost.key}"),
+        quality=translate(f"metric.{verdict.metric.key}"),
     )
-    return context.gallery.add(
+    return context.figures.add(
         name or f"quality-{cost.key}", caption, lambda language: make(language=language), sources
     )
 
@@ -335,7 +335,7 @@ def judge_table(study: StudyView) -> Table | None:
                 Cell(code(name), name),
                 Cell(rate, get_path(one, "win_rate")),
                 *[
-                    figure_cell(get_path(one, k), "count", "judge.json")
+                    number_cell(get_path(one, k), "count", "judge.json")
                     for k in ("win", "tie", "loss", "inconsistent", "no_verdict")
                 ],
             ]

@@ -5,10 +5,10 @@ from __future__ import annotations
 from tarazu.report.analysis.metrics import COSTS
 from tarazu.report.analysis.study_view import as_number, get_path
 from tarazu.report.render.bilingual import Bilingual, code, joined, number, translate
-from tarazu.report.render.known_messages import noted
+from tarazu.report.render.known_messages import translate_note
 from tarazu.report.sections.chat.data import sources_named
 from tarazu.report.sections.common.base import Context, Section
-from tarazu.report.sections.comparison import trade_figure
+from tarazu.report.sections.comparison import pareto_figure
 from tarazu.report.sections.recommendation import choice_sentences, files_of
 
 
@@ -17,22 +17,22 @@ def overview_section(context: Context) -> Section:
     view = {
         "compared": _compared(context),
         "budget": _budget(study.settings),
-        "prefer": translate(f"prefer.{study.prefer}"),
+        "prefer": translate(f"preference.{study.prefer}"),
         "verdict": choice_sentences(context, context.verdict.choices[study.prefer]),
         "files": files_of(context),
         "figure": next(
-            (f for cost in COSTS if (f := trade_figure(context, cost, "verdict")) is not None), None
+            (f for cost in COSTS if (f := pareto_figure(context, cost, "verdict")) is not None), None
         ),
-        "note": noted(study.data["note"]) if study.data.get("note") else None,
+        "note": translate_note(study.data["note"]) if study.data.get("note") else None,
         "unfinished": _unfinished(context),
         "broken": joined([code(p) for p in study.problems]) if study.problems else None,
     }
-    return Section("verdict", translate("section.verdict"), "overview.html", view)
+    return Section("overview", translate("section.overview"), "overview.html", view)
 
 
 def _compared(context: Context) -> Bilingual:
     study = context.study
-    names = joined([code(arm.name) for arm in study.arms])
+    names = joined([code(method.name) for method in study.methods])
     if study.task == "captions":
         model = get_path(study.model, "encoder", "name") or study.settings.get("encoder") or "?"
         images = number(get_path(study.data, "splits", "train", "images"), "count", "data.json")
@@ -71,13 +71,13 @@ def _budget(settings: dict) -> Bilingual | None:
 def _unfinished(context: Context) -> list[Bilingual]:
     """Runs that did not come to their end, so that nobody reads half a study as a whole one."""
     found = []
-    for arm in context.study.arms:
-        for run in arm.runs:
+    for method in context.study.methods:
+        for run in method.runs:
             if run.status != "done":
                 status = run.status if run.status in ("failed", "stopped", "running") else "stopped"
                 found.append(
                     translate(
-                        f"overview.{status}", method=code(arm.name), seed=number(run.seed, "count")
+                        f"overview.{status}", method=code(method.name), seed=number(run.seed, "count")
                     )
                 )
     return found

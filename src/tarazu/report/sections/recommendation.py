@@ -9,18 +9,18 @@ from tarazu.report.analysis.metrics import (
     FORGETTING,
     PARETO_COSTS,
     QUALITY,
-    Measure,
+    Metric,
     mean_over_seeds,
-    measures,
+    all_metrics,
 )
 from tarazu.report.analysis.recommendation import KEEP, LAST, Choice
-from tarazu.report.analysis.study_view import Arm
+from tarazu.report.analysis.study_view import MethodView
 from tarazu.report.render.bilingual import Bilingual, code, joined, number, translate
 from tarazu.report.render.explanations import explain
 from tarazu.report.render.tables import Cell, Table, text_cell
 from tarazu.report.sections.common.base import Context, Section
 
-RATES = ("repetition", "wrong_script", "unfinished", "echo")
+RATES = ("repetition", "wrong_script", "unfinished", "prompt_copy")
 ORDER = ("quality", "memory", "speed", "size")
 
 
@@ -31,18 +31,18 @@ def recommendation_section(context: Context) -> Section:
         "rule": translate(
             f"rule.{prefer}",
             keep=number(KEEP, "percent"),
-            quality=translate(f"measure.{verdict.measure.key}"),
+            quality=translate(f"metric.{verdict.metric.key}"),
         ),
         "reason": choice_sentences(context, verdict.choices[prefer]),
         "choices": choices_table(context),
-        "fronts": front_sentences(context),
+        "fronts": pareto_sentences(context),
         "methods": [
             {
-                "name": code(arm.name),
-                "anchor": f"method-{arm.name}",
-                **dict(zip(("pros", "cons"), pros_and_cons(context, arm), strict=True)),
+                "name": code(method.name),
+                "anchor": f"method-{method.name}",
+                **dict(zip(("pros", "cons"), pros_and_cons(context, method), strict=True)),
             }
-            for arm in context.study.arms
+            for method in context.study.methods
         ],
         "changes": sensitivity(context),
         "files": files_of(context),
@@ -58,12 +58,12 @@ def recommendation_section(context: Context) -> Section:
 
 def files_of(context: Context) -> list[str]:
     """What the sentences were read from: figures and costs of every method's first run."""
-    arms = ([context.study.base] if context.study.base else []) + context.study.arms
+    methods = ([context.study.base] if context.study.base else []) + context.study.methods
     return [
-        arm.first.file(name)
-        for arm in arms
+        method.first.file(name)
+        for method in methods
         for name in (
-            ("metrics.json",) if arm is context.study.base else ("metrics.json", "ledger.json")
+            ("metrics.json",) if method is context.study.base else ("metrics.json", "ledger.json")
         )
     ]
 
@@ -72,22 +72,22 @@ def choice_sentences(context: Context, choice: Choice) -> list[Bilingual]:
     """What one preference picks, why, and how sure that is."""
     verdict = context.verdict
     if choice.name is None:
-        return [translate("choice.none")]
-    one, measure = verdict.contender(choice.name), verdict.measure
-    source = context.study.arm(choice.name).first.file("metrics.json")
+        return [translate("recommendation.none")]
+    one, metric = verdict.candidate(choice.name), verdict.metric
+    source = context.study.method(choice.name).first.file("metrics.json")
     shown = {
         "method": code(choice.name),
-        "figure": translate(f"measure.{measure.key}"),
-        "value": number(one.quality, measure.form, source),
+        "figure": translate(f"metric.{metric.key}"),
+        "value": number(one.quality, metric.format, source),
     }
-    found = [translate("choice.pick", **shown)]
+    found = [translate("recommendation.pick", **shown)]
     if one.gain is not None:
-        key = "choice.gain" if one.gain > 0 else "choice.no_gain"
+        key = "recommendation.gain" if one.gain > 0 else "recommendation.no_gain"
         found.append(
             translate(
                 f"{key}{'' if context.study.base else '_constant'}",
-                gain=number(abs(one.gain), measure.form),
-                base=number(verdict.baseline, measure.form),
+                gain=number(abs(one.gain), metric.format),
+                base=number(verdict.baseline, metric.format),
             )
         )
     if choice.by:
@@ -95,7 +95,7 @@ def choice_sentences(context: Context, choice: Choice) -> list[Bilingual]:
     if choice.ties:
         found.append(
             translate(
-                "choice.ties",
+                "recommendation.ties",
                 best=code(verdict.best.name),
                 others=joined([code(n) for n in choice.ties]),
             )
@@ -103,36 +103,36 @@ def choice_sentences(context: Context, choice: Choice) -> list[Bilingual]:
     if choice.name in verdict.not_better and (
         one.gain is None or one.gain > 0
     ):  # no gain at all was said above
-        found.append(translate(f"choice.not_better{'' if context.study.base else '_constant'}"))
+        found.append(translate(f"recommendation.not_better{'' if context.study.base else '_constant'}"))
     return found
 
 
 def _on_choice(context: Context, choice: Choice) -> Bilingual:
     """Which cost decided; where the seeds cannot tell it apart, that the weights did."""
-    known = measures(context.study.task)
+    known = all_metrics(context.study.task)
     cost, size = known[choice.by], known[LAST]
 
-    def shown(name: str, measure: Measure) -> Bilingual:
+    def shown(name: str, metric: Metric) -> Bilingual:
         return number(
-            context.verdict.contender(name).costs[measure.key],
-            measure.form,
-            context.study.arm(name).first.file("ledger.json"),
+            context.verdict.candidate(name).costs[metric.key],
+            metric.format,
+            context.study.method(name).first.file("ledger.json"),
         )
 
     values = {
-        "cost": translate(f"measure.{cost.key}"),
+        "cost": translate(f"metric.{cost.key}"),
         "value": shown(choice.name, cost),
         "n": number(len(choice.allowed), "count"),
     }
-    if choice.close is None:
-        return translate("choice.by_cost", **values)
+    if choice.runner_up is None:
+        return translate("recommendation.by_cost", **values)
     other = {
-        "other": code(choice.close),
-        "least": shown(choice.close, cost),
+        "other": code(choice.runner_up),
+        "least": shown(choice.runner_up, cost),
         "size": shown(choice.name, size),
-        "more": shown(choice.close, size),
+        "more": shown(choice.runner_up, size),
     }
-    return translate("choice.by_size", method=code(choice.name), **values, **other)
+    return translate("recommendation.by_size", method=code(choice.name), **values, **other)
 
 
 def choices_table(context: Context) -> Table:
@@ -142,35 +142,35 @@ def choices_table(context: Context) -> Table:
         choice = context.verdict.choices[name]
         mark = name == context.study.prefer
         picked = Cell(
-            code(choice.name) if choice.name else translate("choice.none"), choice.name, best=mark
+            code(choice.name) if choice.name else translate("recommendation.none"), choice.name, best=mark
         )
         rows.append(
             [
-                text_cell(translate(f"prefer.{name}")),
+                text_cell(translate(f"preference.{name}")),
                 picked,
                 Cell(joined([code(n) for n in choice.allowed])),
                 text_cell(
                     translate(
                         f"rule.{name}",
                         keep=number(KEEP, "percent"),
-                        quality=translate(f"measure.{context.verdict.measure.key}"),
+                        quality=translate(f"metric.{context.verdict.metric.key}"),
                     )
                 ),
             ]
         )
     return Table(
-        translate("choice.table"),
+        translate("recommendation.table"),
         [
-            translate("choice.preference"),
-            translate("choice.picked"),
-            translate("choice.among"),
-            translate("choice.rule"),
+            translate("recommendation.preference"),
+            translate("recommendation.picked"),
+            translate("recommendation.among"),
+            translate("recommendation.rule"),
         ],
         rows,
     )
 
 
-def front_sentences(context: Context) -> list[Bilingual]:
+def pareto_sentences(context: Context) -> list[Bilingual]:
     """Who stands on each Pareto front."""
     found = []
     for cost in PARETO_COSTS:
@@ -178,45 +178,45 @@ def front_sentences(context: Context) -> list[Bilingual]:
         if names:
             found.append(
                 translate(
-                    "front.names",
-                    cost=translate(f"measure.{cost.key}"),
+                    "pareto.names",
+                    cost=translate(f"metric.{cost.key}"),
                     names=joined([code(n) for n in names]),
                 )
             )
     return found
 
 
-def pros_and_cons(context: Context, arm: Arm) -> tuple[list[Bilingual], list[Bilingual]]:
+def pros_and_cons(context: Context, method: MethodView) -> tuple[list[Bilingual], list[Bilingual]]:
     """Sentences from the numbers: best and worst in each cost, the gain, rates that rose or fell, failures."""
     pros: list[Bilingual] = []
     cons: list[Bilingual] = []
-    _on_quality(context, arm, pros, cons)
+    _on_quality(context, method, pros, cons)
     for cost in COSTS:
-        _on_cost(context, arm, cost, pros, cons)
-    _on_side_effects(context, arm, pros, cons)
-    if any(run.status != "done" for run in arm.runs):
+        _on_cost(context, method, cost, pros, cons)
+    _on_side_effects(context, method, pros, cons)
+    if any(run.status != "done" for run in method.runs):
         cons.append(
             translate(
                 "con.unfinished_run",
-                n=number(sum(run.status != "done" for run in arm.runs), "count"),
+                n=number(sum(run.status != "done" for run in method.runs), "count"),
             )
         )
     return pros, cons
 
 
-def _on_quality(context: Context, arm: Arm, pros: list, cons: list) -> None:
+def _on_quality(context: Context, method: MethodView, pros: list, cons: list) -> None:
     verdict = context.verdict
-    one, measure = verdict.contender(arm.name), verdict.measure
+    one, metric = verdict.candidate(method.name), verdict.metric
     if one is None:
         cons.append(translate("con.no_quality"))
         return
-    shape = partial(number, form=measure.form, source=arm.first.file("metrics.json"))
-    figure = translate(f"measure.{measure.key}")
-    if verdict.best and one.name == verdict.best.name and len(verdict.contenders) > 1:
+    shape = partial(number, format=metric.format, source=method.first.file("metrics.json"))
+    figure = translate(f"metric.{metric.key}")
+    if verdict.best and one.name == verdict.best.name and len(verdict.candidates) > 1:
         pros.append(translate("pro.best", figure=figure, value=shape(one.quality)))
     elif (
         verdict.best
-        and context.comparison.differ(measure.key, one.name, verdict.best.name) is False
+        and context.comparison.is_significant(metric.key, one.name, verdict.best.name) is False
     ):
         pros.append(
             translate(
@@ -233,7 +233,7 @@ def _on_quality(context: Context, arm: Arm, pros: list, cons: list) -> None:
                 top=shape(verdict.best.quality),
             )
         )
-    if arm.name in verdict.not_better:
+    if method.name in verdict.not_better:
         cons.append(
             translate(f"con.not_better{'' if context.study.base else '_constant'}", figure=figure)
         )
@@ -249,20 +249,20 @@ def _on_quality(context: Context, arm: Arm, pros: list, cons: list) -> None:
         )
 
 
-def _on_cost(context: Context, arm: Arm, cost: Measure, pros: list, cons: list) -> None:
-    values = {a.name: v for a in context.study.arms if (v := mean_over_seeds(a, cost)) is not None}
-    if arm.name not in values or len(values) < 2 or len(set(values.values())) == 1:
+def _on_cost(context: Context, method: MethodView, cost: Metric, pros: list, cons: list) -> None:
+    values = {a.name: v for a in context.study.methods if (v := mean_over_seeds(a, cost)) is not None}
+    if method.name not in values or len(values) < 2 or len(set(values.values())) == 1:
         return
     mine, shape = (
-        values[arm.name],
-        partial(number, form=cost.form, source=arm.first.file("ledger.json")),
+        values[method.name],
+        partial(number, format=cost.format, source=method.first.file("ledger.json")),
     )
     least, most = min(values.values()), max(values.values())
     if mine == least:
         pros.append(
             translate(
                 "pro.least",
-                cost=translate(f"measure.{cost.key}"),
+                cost=translate(f"metric.{cost.key}"),
                 value=shape(mine),
                 most=shape(most),
             )
@@ -273,57 +273,57 @@ def _on_cost(context: Context, arm: Arm, cost: Measure, pros: list, cons: list) 
         )
         cons.append(
             translate(
-                "con.most", cost=translate(f"measure.{cost.key}"), value=shape(mine), times=times
+                "con.most", cost=translate(f"metric.{cost.key}"), value=shape(mine), times=times
             )
         )
 
 
-def _on_side_effects(context: Context, arm: Arm, pros: list, cons: list) -> None:
+def _on_side_effects(context: Context, method: MethodView, pros: list, cons: list) -> None:
     base = context.study.base
-    for measure in QUALITY["chat"]:
-        if base is None or measure.key not in RATES:
+    for metric in QUALITY["chat"]:
+        if base is None or metric.key not in RATES:
             continue
-        before, after = mean_over_seeds(base, measure), mean_over_seeds(arm, measure)
+        before, after = mean_over_seeds(base, metric), mean_over_seeds(method, metric)
         if (
             before is None
             or after is None
             or abs(after - before) < 0.05
-            or context.comparison.differ(measure.key, base.name, arm.name) is False
+            or context.comparison.is_significant(metric.key, base.name, method.name) is False
         ):
             continue
         values = {
-            "rate": translate(f"measure.{measure.key}"),
-            **_change(base, before, arm, after, "percent"),
+            "rate": translate(f"metric.{metric.key}"),
+            **_change(base, before, method, after, "percent"),
         }
         (pros if after < before else cons).append(
             translate("pro.rate_fell" if after < before else "con.rate_rose", **values)
         )
-    _on_forgetting(context, arm, pros, cons)
+    _on_forgetting(context, method, pros, cons)
 
 
-def _on_forgetting(context: Context, arm: Arm, pros: list, cons: list) -> None:
+def _on_forgetting(context: Context, method: MethodView, pros: list, cons: list) -> None:
     """Plain text that became harder or easier to read, where the paired test is sure of it."""
-    base, known = context.study.base, measures(context.study.task)
+    base, known = context.study.base, all_metrics(context.study.task)
     for key in FORGETTING if base else ():
-        before, after = mean_over_seeds(base, known[key]), mean_over_seeds(arm, known[key])
+        before, after = mean_over_seeds(base, known[key]), mean_over_seeds(method, known[key])
         if (
             before is None
             or after is None
-            or not context.comparison.differ(key, base.name, arm.name)
+            or not context.comparison.is_significant(key, base.name, method.name)
         ):
             continue
         language = translate(f"language.{key.removesuffix('_bits_per_byte')}")
-        values = {"language": language, **_change(base, before, arm, after, "loss")}
+        values = {"language": language, **_change(base, before, method, after, "loss")}
         (pros if after < before else cons).append(
             translate("pro.reads_better" if after < before else "con.forgets", **values)
         )
 
 
-def _change(base: Arm, before: float, arm: Arm, after: float, form: str) -> dict[str, Bilingual]:
+def _change(base: MethodView, before: float, method: MethodView, after: float, format: str) -> dict[str, Bilingual]:
     """A figure of the untouched model and of a method, each with the file that it came from."""
     return {
-        "before": number(before, form, base.first.file("metrics.json")),
-        "after": number(after, form, arm.first.file("metrics.json")),
+        "before": number(before, format, base.first.file("metrics.json")),
+        "after": number(after, format, method.first.file("metrics.json")),
     }
 
 
@@ -335,23 +335,23 @@ def sensitivity(context: Context) -> list[Bilingual]:
         if other.name and chosen.name and other.name != chosen.name:
             found.append(
                 translate(
-                    "change.prefer", preference=translate(f"prefer.{name}"), method=code(other.name)
+                    "sensitivity.prefer", preference=translate(f"preference.{name}"), method=code(other.name)
                 )
             )
-    best, key = context.verdict.best, context.verdict.measure.key
+    best, key = context.verdict.best, context.verdict.metric.key
     for tie in context.verdict.choices["quality"].ties:
         pair = context.comparison.pair(key, best.name, tie)
         if pair:
             found.append(
                 translate(
-                    "change.tie",
+                    "sensitivity.tie",
                     a=code(best.name),
                     b=code(tie),
-                    detectable=number(pair.found.detectable, context.verdict.measure.form),
-                    rows=number(pair.found.rows, "count"),
+                    detectable=number(pair.difference.min_detectable, context.verdict.metric.format),
+                    rows=number(pair.difference.rows, "count"),
                 )
             )
-    seeds = {len(arm.measured) for arm in context.study.arms}
+    seeds = {len(method.measured) for method in context.study.methods}
     if seeds == {1}:
-        found.append(translate("change.seeds"))
-    return found or [translate("change.nothing")]
+        found.append(translate("sensitivity.seeds"))
+    return found or [translate("sensitivity.nothing")]

@@ -7,12 +7,12 @@ from functools import partial
 from tarazu.report.analysis.study_view import StudyView, as_number, dicts_in, get_path, seeds_of
 from tarazu.report.render import charts
 from tarazu.report.render.bilingual import Bilingual, code, joined, number, translate
-from tarazu.report.render.known_messages import noted, paths_taken, translate_known
-from tarazu.report.render.tables import Table, code_cell, figure_cell, pairs_table, text_cell
-from tarazu.report.sections.chat.answers import all_arms, arm_name
+from tarazu.report.render.known_messages import translate_note, code_paths_text, translate_known
+from tarazu.report.render.tables import Table, code_cell, number_cell, pairs_table, text_cell
+from tarazu.report.sections.chat.answers import all_methods, method_name
 from tarazu.report.sections.common.base import Context, Section
-from tarazu.report.sections.common.estimates import expected_view
-from tarazu.report.sections.common.hyperparameter_search import search_costs, spent_tokens
+from tarazu.report.sections.common.estimates import estimates_view
+from tarazu.report.sections.common.hyperparameter_search import search_costs, search_tokens
 from tarazu.report.sections.common.invariants import invariants_view
 
 PHASES = (
@@ -30,7 +30,7 @@ TOKENS = ("rows", "tokens", "supervised", "padding", "virtual")
 SMALL_TEST = 100
 
 
-def how_section(context: Context) -> Section:
+def reproduction_section(context: Context) -> Section:
     study = context.study
     commands, parts = _commands(study), len(dicts_in(study.environment.get("parts")))
     view = {
@@ -39,31 +39,33 @@ def how_section(context: Context) -> Section:
         "ledger": ledger_table(study),
         "tokens": token_table(study),
         "searches": search_costs(study),
-        "expected": expected_view(study),
+        "expected": estimates_view(study),
         "figure": _figure(context),
         "seeds": joined(
             [
                 number(s, "count")
-                for s in dict.fromkeys(run.seed for arm in study.arms for run in arm.runs)
+                for s in dict.fromkeys(run.seed for method in study.methods for run in method.runs)
             ]
         ),
         "caveats": caveats(context),
         "commands": [code(command) for command in commands],
         "repeat": translate(
-            "how.repeat_parts_title"
+            "reproduction.repeat_parts_title"
             if parts > 1
-            else "how.repeat_more"
+            else "reproduction.repeat_more"
             if len(commands) > 1
-            else "how.repeat"
+            else "reproduction.repeat"
         ),
         "repeat_how": [
-            translate(f"how.repeat_{key}")
+            translate(f"reproduction.repeat_{key}")
             for key, true in (("parts", parts > 1), ("extended", _extensions(study)))
             if true
         ],
         "verify": invariants_view(study),
     }
-    return Section("how", translate("section.how"), "how.html", view)
+    return Section(
+        "reproduction", translate("section.reproduction"), "reproduction.html", view
+    )
 
 
 def _commands(study: StudyView) -> list[str]:
@@ -88,24 +90,24 @@ def _environment(study: StudyView) -> Table:
     env, file = study.environment, "environment.json"
     device = get_path(env, "device", default={})
     pairs = [
-        (translate(f"how.{key}"), code_cell(env[key]) if env.get(key) else None)
+        (translate(f"reproduction.{key}"), code_cell(env[key]) if env.get(key) else None)
         for key in ("tarazu", "commit", "started", "python", "platform", "recipe_sha256")
     ]
     pairs += [
         (
-            translate("how.device"),
+            translate("reproduction.device"),
             code_cell(get_path(device, "name") or get_path(device, "type") or "?"),
         ),
-        (translate("how.memory"), figure_cell(get_path(device, "memory"), "bytes", file)),
-        (translate("how.cores"), figure_cell(get_path(device, "cores"), "count", file)),
-        (translate("how.threads"), figure_cell(env.get("threads"), "count", file)),
+        (translate("reproduction.memory"), number_cell(get_path(device, "memory"), "bytes", file)),
+        (translate("reproduction.cores"), number_cell(get_path(device, "cores"), "count", file)),
+        (translate("reproduction.threads"), number_cell(env.get("threads"), "count", file)),
         (
-            translate("how.data_sha256"),
+            translate("reproduction.data_sha256"),
             code_cell(study.data["sha256"]) if study.data.get("sha256") else None,
         ),
     ]
     return pairs_table(
-        translate("how.environment"),
+        translate("reproduction.environment"),
         pairs,
         [translate("common.what"), translate("common.value")],
         [file, "data.json"],
@@ -119,8 +121,8 @@ def _packages(study: StudyView) -> Table:
         for name, version in (found.items() if isinstance(found, dict) else ())
     ]
     return Table(
-        translate("how.packages"),
-        [translate("how.package"), translate("how.version")],
+        translate("reproduction.packages"),
+        [translate("reproduction.package"), translate("reproduction.version")],
         rows,
         ["environment.json"],
     )
@@ -128,7 +130,7 @@ def _packages(study: StudyView) -> Table:
 
 def ledger_table(study: StudyView) -> Table:
     """Seconds by phase for every run: training time is training alone."""
-    runs = [(arm, run) for arm in all_arms(study) for run in arm.runs if run.ledger]
+    runs = [(method, run) for method in all_methods(study) for run in method.runs if run.ledger]
     phases = [
         p
         for p in PHASES
@@ -136,20 +138,20 @@ def ledger_table(study: StudyView) -> Table:
     ]
     rows = [
         [
-            text_cell(arm_name(arm)),
-            figure_cell(run.seed, "count"),
+            text_cell(method_name(method)),
+            number_cell(run.seed, "count"),
             *[
-                figure_cell(get_path(run.ledger, "seconds", p), "seconds", run.file("ledger.json"))
+                number_cell(get_path(run.ledger, "seconds", p), "seconds", run.file("ledger.json"))
                 for p in phases
             ],
         ]
-        for arm, run in runs
+        for method, run in runs
     ]
     return Table(
-        translate("how.ledger"),
+        translate("reproduction.ledger"),
         [
             translate("compare.method"),
-            translate("how.seed"),
+            translate("reproduction.seed"),
             *[translate(f"phase.{p}") for p in phases],
         ],
         rows,
@@ -160,26 +162,26 @@ def ledger_table(study: StudyView) -> Table:
 
 def token_table(study: StudyView) -> Table:
     """Tokens with and without padding and virtual tokens: the budget counts the real ones."""
-    runs = [(arm, run) for arm in study.arms for run in arm.runs if get_path(run.ledger, "tokens")]
+    runs = [(method, run) for method in study.methods for run in method.runs if get_path(run.ledger, "tokens")]
     rows = [
         [
-            text_cell(arm_name(arm)),
-            figure_cell(run.seed, "count"),
+            text_cell(method_name(method)),
+            number_cell(run.seed, "count"),
             *[
-                figure_cell(get_path(run.ledger, "tokens", t), "count", run.file("ledger.json"))
+                number_cell(get_path(run.ledger, "tokens", t), "count", run.file("ledger.json"))
                 for t in TOKENS
             ],
-            text_cell(paths_taken(get_path(run.ledger, "paths"))),
+            text_cell(code_paths_text(get_path(run.ledger, "code_paths"))),
         ]
-        for arm, run in runs
+        for method, run in runs
     ]
     return Table(
-        translate("how.tokens"),
+        translate("reproduction.tokens"),
         [
             translate("compare.method"),
-            translate("how.seed"),
+            translate("reproduction.seed"),
             *[translate(f"tokens.{t}") for t in TOKENS],
-            translate("how.paths"),
+            translate("reproduction.paths"),
         ],
         rows,
         [run.file("ledger.json") for _, run in runs],
@@ -189,19 +191,19 @@ def token_table(study: StudyView) -> Table:
 
 def _figure(context: Context):
     rows = []
-    for arm in all_arms(context.study):
+    for method in all_methods(context.study):
         for phase in PHASES:
-            seconds = as_number(get_path(arm.first.ledger, "seconds", phase))
+            seconds = as_number(get_path(method.first.ledger, "seconds", phase))
             if seconds:
-                rows.append((arm.name, translate(f"phase.{phase}"), seconds))
+                rows.append((method.name, translate(f"phase.{phase}"), seconds))
     if not rows:
         return None
     make = partial(charts.stacked, rows, translate("axis.seconds"))
-    return context.gallery.add(
+    return context.figures.add(
         "time-by-phase",
-        translate("how.figure"),
+        translate("reproduction.figure"),
         lambda language: make(language=language),
-        [arm.first.file("ledger.json") for arm in all_arms(context.study)],
+        [method.first.file("ledger.json") for method in all_methods(context.study)],
     )
 
 
@@ -209,7 +211,7 @@ def caveats(context: Context) -> list[Bilingual]:
     """What a careful reader should hold against these numbers, found from the folder itself."""
     study, found = context.study, []
     if study.data.get("note"):
-        found.append(translate("caveat.note", note=noted(study.data["note"])))
+        found.append(translate("caveat.note", note=translate_note(study.data["note"])))
     if get_path(study.model, "encoder", "weights_note"):
         found.append(
             translate(
@@ -217,9 +219,9 @@ def caveats(context: Context) -> list[Bilingual]:
                 note=translate_known(get_path(study.model, "encoder", "weights_note")),
             )
         )
-    if all(len(arm.runs) == 1 for arm in study.arms):
+    if all(len(method.runs) == 1 for method in study.methods):
         found.append(translate("caveat.one_seed"))
-    elif len({len(arm.measured) for arm in study.arms}) > 1:
+    elif len({len(method.measured) for method in study.methods}) > 1:
         found.append(translate("caveat.uneven_seeds"))
     missing = missing_seeds(study)
     if missing:
@@ -233,7 +235,7 @@ def caveats(context: Context) -> list[Bilingual]:
     size = next((i.rows for i in context.comparison.intervals.values()), None)
     if size is not None and size < SMALL_TEST:
         found.append(translate("caveat.small_test", rows=number(size, "count")))
-    spent = spent_tokens(study)
+    spent = search_tokens(study)
     if spent and spent[0] < spent[-1]:
         found.append(
             translate(
@@ -242,7 +244,7 @@ def caveats(context: Context) -> list[Bilingual]:
                 most=number(spent[-1], "count"),
             )
         )
-    edges = [arm.name for arm in study.arms if arm.search.get("edges")]
+    edges = [method.name for method in study.methods if method.search.get("edges")]
     if edges:
         found.append(translate("caveat.edges", methods=joined([code(n) for n in edges])))
     if context.comparison.rows_differ:
@@ -252,12 +254,12 @@ def caveats(context: Context) -> list[Bilingual]:
                 methods=joined([code(n) for n in context.comparison.rows_differ]),
             )
         )
-    if not any(arm.search for arm in study.arms):
+    if not any(method.search for method in study.methods):
         found.append(translate("caveat.no_search"))
     if get_path(study.environment, "device", "type") == "cpu":
         found.append(translate("caveat.cpu"))
     found += _parts(study)
-    if any(run.status != "done" for arm in study.arms for run in arm.runs):
+    if any(run.status != "done" for method in study.methods for run in method.runs):
         found.append(translate("caveat.unfinished"))
     if study.problems:
         found.append(translate("caveat.broken", files=joined([code(p) for p in study.problems])))
@@ -267,7 +269,7 @@ def caveats(context: Context) -> list[Bilingual]:
 def missing_seeds(study: StudyView) -> list[int]:
     """Seeds that the recipe asks for and of which no method has come to its end."""
     asked = study.settings.get("seeds")
-    there = {run.seed for arm in study.arms for run in arm.measured}
+    there = {run.seed for method in study.methods for run in method.measured}
     return (
         [seed for seed in asked if isinstance(seed, int) and seed not in there]
         if isinstance(asked, list) and there
@@ -291,7 +293,7 @@ def _parts(study: StudyView) -> list[Bilingual]:
 
 def _named(part: dict, parts: list[dict]) -> list:
     """A part's methods; with its seeds, those of which another part has seeds too."""
-    elsewhere = {
+    on_other_device = {
         str(name)
         for other in parts
         if other is not part
@@ -301,7 +303,7 @@ def _named(part: dict, parts: list[dict]) -> list:
     for name in map(str, get_path(part, "methods", default=[])):
         seeds = (
             joined([number(seed, "count") for seed in seeds_of(part, name)])
-            if name in elsewhere and seeds_of(part, name)
+            if name in on_other_device and seeds_of(part, name)
             else None
         )
         found.append(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from tarazu.report.analysis.study_view import Arm, as_number, get_path
+from tarazu.report.analysis.study_view import MethodView, as_number, get_path
 from tarazu.report.render.bilingual import (
     Bilingual,
     code,
@@ -21,20 +21,20 @@ IMAGES, WORDS = 2, 16
 NEAR_EQUAL = 0.1  # total variation below this: the maps of a sentence hardly differ
 
 
-def heat_maps(context: Context, arm: Arm) -> list[dict]:
+def heat_maps(context: Context, method: MethodView) -> list[dict]:
     """The first images that have attention: one small map a word, and what they say."""
     found = []
-    for sample in arm.first.samples:
+    for sample in method.first.samples:
         words, rows = sample.get("words"), sample.get("attention")
         if len(found) == IMAGES or not _sound(words, rows) or not sample.get("image"):
             continue
         view = _view(
             context,
-            arm,
+            method,
             sample,
             [str(w) for w in words][:WORDS],
             rows[:WORDS],
-            f"heatmap-{arm.name}-{len(found) + 1}",
+            f"heatmap-{method.name}-{len(found) + 1}",
         )
         if view:
             found.append(view)
@@ -58,7 +58,7 @@ def _sound(words, rows) -> bool:
 
 
 def _view(
-    context: Context, arm: Arm, sample: dict, words: list[str], rows: list[list[float]], name: str
+    context: Context, method: MethodView, sample: dict, words: list[str], rows: list[list[float]], name: str
 ) -> dict | None:
     top = scale(rows)
     maps = [
@@ -77,9 +77,9 @@ def _view(
     return {
         "maps": maps,
         "id": code(sample.get("id", "?")),
-        "analysis": analysis(arm, words, rows),
+        "analysis": analysis(method, words, rows),
         "file": f"figures/{name}.png" if drawn else None,
-        "source": arm.first.file("samples.jsonl"),
+        "source": method.first.file("samples.jsonl"),
     }
 
 
@@ -97,9 +97,9 @@ def place(row: list[float]) -> tuple[str, str]:
     return ("top", "middle", "bottom")[thirds[0]], ("left", "centre", "right")[thirds[1]]
 
 
-def analysis(arm: Arm, words: list[str], rows: list[list[float]]) -> list[Bilingual]:
+def analysis(method: MethodView, words: list[str], rows: list[list[float]]) -> list[Bilingual]:
     """Which words are looked for most sharply, where, and whether the maps differ at all."""
-    source = arm.first.file("samples.jsonl")
+    source = method.first.file("samples.jsonl")
     spread = [(entropy(row), word, row) for word, row in zip(words, rows, strict=False)]
     sharp = sorted(spread, key=lambda item: item[0])[:3]
     most = math.log(len(rows[0]))
@@ -135,18 +135,18 @@ def _where(word: str, row: list[float]) -> Bilingual:
         translate("attention.word", word=data_text(word, 30)),
         translate(
             "attention.at",
-            vertical=translate(f"place.{vertical}"),
-            horizontal=translate(f"place.{horizontal}"),
+            vertical=translate(f"image_region.{vertical}"),
+            horizontal=translate(f"image_region.{horizontal}"),
             nats=number(entropy(row), "two"),
         ),
     )
 
 
-def entropy_sentences(arm: Arm) -> list[Bilingual]:
+def entropy_sentences(method: MethodView) -> list[Bilingual]:
     """The whole test split: mean entropy, and how much the maps of one sentence differ."""
     found, source = (
-        get_path(arm.first.metrics, "entropy", default={}),
-        arm.first.file("metrics.json"),
+        get_path(method.first.metrics, "entropy", default={}),
+        method.first.file("metrics.json"),
     )
     mean, most = as_number(get_path(found, "mean")), as_number(get_path(found, "most"))
     if mean is None or not most:

@@ -9,7 +9,7 @@ from markupsafe import Markup
 
 from tarazu.report.analysis.baselines import yardsticks
 from tarazu.report.analysis.metrics import by_id
-from tarazu.report.analysis.study_view import Arm, as_number, get_path
+from tarazu.report.analysis.study_view import MethodView, as_number, get_path
 from tarazu.report.render import charts
 from tarazu.report.render.bilingual import (
     Bilingual,
@@ -18,15 +18,15 @@ from tarazu.report.render.bilingual import (
     has,
     joined,
     number,
-    say_or,
+    translate_or,
     translate,
 )
 from tarazu.report.render.figures import Figure
 from tarazu.report.render.images import photo
-from tarazu.report.render.tables import Cell, Table, figure_cell, text_cell
+from tarazu.report.render.tables import Cell, Table, number_cell, text_cell
 from tarazu.report.sections.captions.ablation import ablation_view
-from tarazu.report.sections.captions.methods import categories, pictured
-from tarazu.report.sections.chat.answers import arm_name
+from tarazu.report.sections.captions.methods import categories, samples_with_image
+from tarazu.report.sections.chat.answers import method_name
 from tarazu.report.sections.common.base import Context
 
 SIDE_BY_SIDE = 6
@@ -48,37 +48,37 @@ def captions_extras(context: Context) -> dict:
 def bleu_table(context: Context) -> Table:
     """BLEU-1..4 of every model and decoding, with the brevity penalty and without it (as the papers have it)."""
     rows = []
-    for arm in context.study.arms:
-        source = arm.first.file("metrics.json")
-        for how, scores in sorted(get_path(arm.first.metrics, "decoding", default={}).items()):
-            cells = [figure_cell(get_path(scores, "bleu", n - 1), "points", source) for n in ORDERS]
+    for method in context.study.methods:
+        source = method.first.file("metrics.json")
+        for how, scores in sorted(get_path(method.first.metrics, "decoding", default={}).items()):
+            cells = [number_cell(get_path(scores, "bleu", n - 1), "points", source) for n in ORDERS]
             cells += [
-                figure_cell(get_path(scores, "bleu_no_penalty", n - 1), "points", source)
+                number_cell(get_path(scores, "bleu_no_penalty", n - 1), "points", source)
                 for n in ORDERS
             ]
             cells += [
-                figure_cell(get_path(scores, "brevity_penalty"), "two", source),
+                number_cell(get_path(scores, "brevity_penalty"), "two", source),
                 *[
-                    figure_cell(get_path(scores, k), "points", source)
+                    number_cell(get_path(scores, k), "points", source)
                     for k in ("cider", "rouge_l", "meteor")
                 ],
             ]
-            rows.append([text_cell(arm_name(arm)), text_cell(decoding(how)), *cells])
+            rows.append([text_cell(method_name(method)), text_cell(decoding(how)), *cells])
     found, source = yardsticks(context.study)
     for name, scores in found.items():
         cells = [
-            figure_cell(get_path(scores, part, n - 1), "points", source)
+            number_cell(get_path(scores, part, n - 1), "points", source)
             for part in ("bleu", "bleu_no_penalty")
             for n in ORDERS
         ]
         rows.append(
             [
-                text_cell(translate(f"yardstick.{name}")),
-                text_cell(translate("yardstick.is")),
+                text_cell(translate(f"baseline.{name}")),
+                text_cell(translate("baseline.is")),
                 *cells,
-                figure_cell(get_path(scores, "brevity_penalty"), "two", source),
+                number_cell(get_path(scores, "brevity_penalty"), "two", source),
                 *[
-                    figure_cell(get_path(scores, k), "points", source)
+                    number_cell(get_path(scores, k), "points", source)
                     for k in ("cider", "rouge_l", "meteor")
                 ],
             ]
@@ -86,18 +86,18 @@ def bleu_table(context: Context) -> Table:
     columns = [
         translate("compare.method"),
         translate("bleu.decoding"),
-        *[translate(f"measure.bleu{n}") for n in ORDERS],
+        *[translate(f"metric.bleu{n}") for n in ORDERS],
         *[translate("bleu.without", n=Markup(str(n))) for n in ORDERS],
         translate("bleu.penalty"),
-        translate("measure.cider"),
-        translate("measure.rouge_l"),
-        translate("measure.meteor"),
+        translate("metric.cider"),
+        translate("metric.rouge_l"),
+        translate("metric.meteor"),
     ]
     return Table(
         translate("bleu.table"),
         columns,
         rows,
-        [arm.first.file("metrics.json") for arm in context.study.arms],
+        [method.first.file("metrics.json") for method in context.study.methods],
         sortable=True,
     )
 
@@ -106,8 +106,8 @@ def tokenizer_sentence(context: Context) -> Bilingual:
     """The tokenizer that the scores depend on, by the name that the scorers wrote down; every name, if there are several."""
     found = [
         get_path(scores, "tokenizer")
-        for arm in context.study.arms
-        for run in arm.measured
+        for method in context.study.methods
+        for run in method.measured
         for scores in get_path(run.metrics, "decoding", default={}).values()
     ]
     names = list(dict.fromkeys(name for name in found if isinstance(name, str)))
@@ -123,18 +123,18 @@ def decoding(how: str) -> Bilingual:
     return (
         translate("bleu.beam", n=number(int(how[4:]), "count"))
         if how.startswith("beam") and how[4:].isdigit()
-        else say_or(f"bleu.{how}", how)
+        else translate_or(f"bleu.{how}", how)
     )
 
 
 def bleu_figure(context: Context) -> Figure | None:
     """BLEU-1..4 of the models (beam 3) and the yardsticks."""
     named = [
-        (arm.name, get_path(arm.first.metrics, "decoding", "beam3", default={}))
-        for arm in context.study.arms
+        (method.name, get_path(method.first.metrics, "decoding", "beam3", default={}))
+        for method in context.study.methods
     ]
     named += [
-        (translate(f"yardstick.{name}"), scores)
+        (translate(f"baseline.{name}"), scores)
         for name, scores in yardsticks(context.study)[0].items()
     ]
     rows = [
@@ -146,59 +146,59 @@ def bleu_figure(context: Context) -> Figure | None:
     if not rows:
         return None
     make = partial(charts.grouped, rows, [f"BLEU-{n}" for n in ORDERS], translate("axis.score"))
-    return context.gallery.add(
+    return context.figures.add(
         "bleu",
         translate("bleu.figure"),
         lambda language: make(language=language),
-        [arm.first.file("metrics.json") for arm in context.study.arms],
+        [method.first.file("metrics.json") for method in context.study.methods],
     )
 
 
 def errors_side_by_side(context: Context) -> Table:
     """Precision and recall of every category for every model, on the same images: a row for each model."""
-    arms = [arm for arm in context.study.arms if categories(arm)]
-    names = list(dict.fromkeys(name for arm in arms for name in categories(arm)))
+    methods = [method for method in context.study.methods if categories(method)]
+    names = list(dict.fromkeys(name for method in methods for name in categories(method)))
     rows = [
-        [text_cell(arm_name(arm)), *[_precision_and_recall(arm, name) for name in names]]
-        for arm in arms
+        [text_cell(method_name(method)), *[_precision_and_recall(method, name) for name in names]]
+        for method in methods
     ]
-    columns = [translate("compare.method"), *[say_or(f"category.{name}", name) for name in names]]
-    sources = [arm.first.file("metrics.json") for arm in arms]
+    columns = [translate("compare.method"), *[translate_or(f"category.{name}", name) for name in names]]
+    sources = [method.first.file("metrics.json") for method in methods]
     return Table(translate("errors.side_by_side"), columns, rows, sources, sortable=True)
 
 
-def _precision_and_recall(arm: Arm, category: str) -> Cell:
+def _precision_and_recall(method: MethodView, category: str) -> Cell:
     """Both in one cell; a sort goes by their harmonic mean."""
-    found, source = categories(arm).get(category), arm.first.file("metrics.json")
+    found, source = categories(method).get(category), method.first.file("metrics.json")
     values = {k: number(get_path(found, k), "percent", source) for k in ("precision", "recall")}
     return Cell(translate("errors.both", **values), as_number(get_path(found, "f1")))
 
 
-def _own_errors(arm: Arm) -> dict[str, dict[str, set]]:
-    """{image: {"invented", "missed"}} of the images whose errors were analysed."""
+def _own_errors(method: MethodView) -> dict[str, dict[str, set]]:
+    """{image: {"hallucinated", "missed"}} of the images whose errors were analysed."""
     found = {}
-    for key, sample in by_id(arm.first).items():
+    for key, sample in by_id(method.first).items():
         errors = sample.get("errors")
         if isinstance(errors, dict):
             found[key] = {
                 part: {str(w) for w in errors.get(part) or []}
                 if isinstance(errors.get(part), list)
                 else set()
-                for part in ("invented", "missed")
+                for part in ("hallucinated", "missed")
             }
     return found
 
 
 def error_findings(context: Context) -> list[Bilingual]:
     """Who makes the fewest errors, and which errors all models share, image by image."""
-    errors = {arm.name: found for arm in context.study.arms if (found := _own_errors(arm))}
+    errors = {method.name: found for method in context.study.methods if (found := _own_errors(method))}
     shared = (
         set.intersection(*(set(found) for found in errors.values())) if len(errors) > 1 else set()
     )
     if not shared:
         return []
     sentences = []
-    for part in ("invented", "missed"):
+    for part in ("hallucinated", "missed"):
         means = {
             name: sum(len(found[i][part]) for i in shared) / len(shared)
             for name, found in errors.items()
@@ -230,27 +230,27 @@ def error_findings(context: Context) -> list[Bilingual]:
 
 def gallery(context: Context) -> list[dict]:
     """The same images with every model's caption."""
-    arms = [arm for arm in context.study.arms if arm.measured]
-    captions = {arm.name: by_id(arm.first) for arm in arms}
+    methods = [method for method in context.study.methods if method.measured]
+    captions = {method.name: by_id(method.first) for method in methods}
     ids = [
         str(s.get("id"))
-        for s in (pictured(arms[0]) if arms else [])
+        for s in (samples_with_image(methods[0]) if methods else [])
         if all(str(s.get("id")) in found for found in captions.values())
     ]
     views = []
     for key in ids[:SIDE_BY_SIDE]:
-        first = captions[arms[0].name][key]
+        first = captions[methods[0].name][key]
         lines = [
             {
-                "who": arm_name(arm),
-                "text": data_text(captions[arm.name][key].get("beam3") or "", 300),
+                "who": method_name(method),
+                "text": data_text(captions[method.name][key].get("beam3") or "", 300),
                 "score": number(
-                    get_path(captions[arm.name][key], "scores", "cider"),
+                    get_path(captions[method.name][key], "scores", "cider"),
                     "points",
-                    arm.first.file("samples.jsonl"),
+                    method.first.file("samples.jsonl"),
                 ),
             }
-            for arm in arms
+            for method in methods
         ]
         views.append(
             {

@@ -7,12 +7,12 @@ from pathlib import PurePosixPath
 
 from tarazu.report.analysis.study_view import as_number, dicts_in, get_path
 from tarazu.report.render import charts
-from tarazu.report.render.bilingual import code, data_text, number, say_or, translate
+from tarazu.report.render.bilingual import code, data_text, number, translate_or, translate
 from tarazu.report.render.explanations import explain
 from tarazu.report.render.figures import Figure
 from tarazu.report.render.images import photo
 from tarazu.report.render.known_messages import translate_known
-from tarazu.report.render.tables import Cell, Table, code_cell, figure_cell, pairs_table, text_cell
+from tarazu.report.render.tables import Cell, Table, code_cell, number_cell, pairs_table, text_cell
 from tarazu.report.sections.chat.data import FILE, problems_table, splits_table
 from tarazu.report.sections.common.base import Context, Section
 
@@ -41,7 +41,7 @@ def data_section(context: Context) -> Section:
     return Section(
         "data",
         translate("section.data"),
-        "captions_data.html",
+        "captions/data.html",
         view,
         explain("flickr8k", "special-tokens"),
     )
@@ -53,17 +53,17 @@ def _facts(data: dict) -> Table:
         (translate("data.source"), code_cell(data["source"]) if data.get("source") else None),
         (translate("data.hash"), code_cell(data["sha256"]) if data.get("sha256") else None),
         (
-            translate("cdata.layout"),
-            Cell(say_or(f"layout.{data.get('layout')}", data.get("layout")))
+            translate("caption_data.layout"),
+            Cell(translate_or(f"file_layout.{data.get('layout')}", data.get("layout")))
             if data.get("layout")
             else None,
         ),
         (
-            translate("cdata.split_by"),
+            translate("caption_data.split_by"),
             text_cell(translate_known(data["split_by"])) if data.get("split_by") else None,
         ),
-        (translate("data.images"), figure_cell(structure.get("images"), "count", FILE)),
-        (translate("data.captions"), figure_cell(structure.get("captions"), "count", FILE)),
+        (translate("data.images"), number_cell(structure.get("images"), "count", FILE)),
+        (translate("data.captions"), number_cell(structure.get("captions"), "count", FILE)),
     ]
     return pairs_table(
         translate("data.facts"),
@@ -98,21 +98,21 @@ def _example(context: Context, example: dict) -> dict:
 def _vocabulary(data: dict) -> Table:
     structure = data.get("structure") if isinstance(data.get("structure"), dict) else {}
     pairs = [
-        (translate(f"cdata.{key}"), figure_cell(structure.get(key), "count", FILE))
+        (translate(f"caption_data.{key}"), number_cell(structure.get(key), "count", FILE))
         for key in ("vocabulary", "min_count", "max_length")
     ]
-    if structure.get("cut_captions") is not None:
+    if structure.get("truncated_captions") is not None:
         pairs.append(
-            (translate("cdata.cut_captions"), figure_cell(structure["cut_captions"], "count", FILE))
+            (translate("caption_data.truncated_captions"), number_cell(structure["truncated_captions"], "count", FILE))
         )
     pairs.append(
         (
-            translate("cdata.unknown"),
-            figure_cell(structure.get("unknown_test_share"), "percent", FILE),
+            translate("caption_data.unknown"),
+            number_cell(structure.get("unknown_test_fraction"), "percent", FILE),
         )
     )
     return pairs_table(
-        translate("cdata.vocabulary_title"),
+        translate("caption_data.vocabulary_title"),
         pairs,
         [translate("common.what"), translate("common.value")],
         [FILE, "vocabulary.json"],
@@ -127,14 +127,14 @@ def _specials(data: dict) -> Table:
     rows = [
         [
             code_cell(name),
-            figure_cell(i, "count"),
-            text_cell(say_or(f"special.{str(name).strip('<>')}", "")),
+            number_cell(i, "count"),
+            text_cell(translate_or(f"special_token.{str(name).strip('<>')}", "")),
         ]
         for i, name in enumerate(names)
     ]
     return Table(
-        translate("cdata.specials"),
-        [translate("cdata.token"), translate("cdata.id"), translate("cdata.use")],
+        translate("caption_data.specials"),
+        [translate("caption_data.token"), translate("caption_data.id"), translate("caption_data.use")],
         rows,
         ["vocabulary.json"],
     )
@@ -150,13 +150,13 @@ def _lengths(data: dict) -> Table:
                 [
                     text_cell(translate(f"split.{split}")),
                     *[
-                        figure_cell(get_path(values, c), "points" if c == "mean" else "count", FILE)
+                        number_cell(get_path(values, c), "points" if c == "mean" else "count", FILE)
                         for c in columns
                     ],
                 ]
             )
     return Table(
-        translate("cdata.lengths"),
+        translate("caption_data.lengths"),
         [translate("data.split"), *[translate(f"length.{c}") for c in columns]],
         rows,
         [FILE],
@@ -168,13 +168,13 @@ def _duplicates(data: dict) -> Table:
         [
             code_cell(d.get("a", "")),
             code_cell(d.get("b", "")),
-            text_cell(say_or(f"copy.{d.get('kind')}", d.get("kind"))),
+            text_cell(translate_or(f"duplicate.{d.get('kind')}", d.get("kind"))),
         ]
         for d in dicts_in(data.get("duplicates"))[:20]
     ]
     return Table(
-        translate("cdata.duplicates"),
-        [translate("cdata.image"), translate("cdata.image"), translate("cdata.copy")],
+        translate("caption_data.duplicates"),
+        [translate("caption_data.image"), translate("caption_data.image"), translate("caption_data.copy")],
         rows,
         [FILE],
     )
@@ -196,8 +196,8 @@ def _scatter(context: Context) -> Figure | None:
             translate("axis.image"),
             translate("length.words"),
         )
-        caption = translate("cdata.scatter", n=number(len(points), "count"))
-        return context.gallery.add(
+        caption = translate("caption_data.scatter", n=number(len(points), "count"))
+        return context.figures.add(
             "caption-lengths-scatter",
             caption,
             lambda language: make(language=language, size=14),
@@ -228,9 +228,9 @@ def _scatter(context: Context) -> Figure | None:
     if not series:
         return None
     make = partial(charts.dots, series, translate("length.words"), translate("data.captions"))
-    return context.gallery.add(
+    return context.figures.add(
         "caption-lengths-scatter",
-        translate("cdata.scatter_counts"),
+        translate("caption_data.scatter_counts"),
         lambda language: make(language=language),
         [FILE],
     )
@@ -244,7 +244,7 @@ def _histogram(context: Context) -> Figure | None:
     make = partial(
         charts.histogram, edges, counts, translate("length.words"), translate("data.captions")
     )
-    return context.gallery.add(
+    return context.figures.add(
         "caption-lengths",
         translate("data.lengths_of", what=translate("length.words")),
         lambda language: make(language=language, width=420),
@@ -265,11 +265,11 @@ def _top_words(context: Context) -> Figure | None:
         [str(w)[:40] for w, _ in words],
         [n for _, n in words],
         translate("axis.occurrences"),
-        form=",d",
+        format=",d",
     )
-    return context.gallery.add(
+    return context.figures.add(
         "top-words",
-        translate("cdata.top_words", n=number(len(words), "count")),
+        translate("caption_data.top_words", n=number(len(words), "count")),
         lambda language: make(language=language),
         [FILE],
     )
@@ -290,11 +290,11 @@ def _sizes(context: Context) -> Figure | None:
         [p[0] for p in pairs],
         [p[1] for p in pairs],
         translate("axis.vocabulary"),
-        form=",d",
+        format=",d",
     )
-    return context.gallery.add(
+    return context.figures.add(
         "vocabulary-size",
-        translate("cdata.sizes"),
+        translate("caption_data.sizes"),
         lambda language: make(language=language),
         [FILE],
     )

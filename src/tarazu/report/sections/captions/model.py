@@ -7,7 +7,7 @@ from tarazu.report.analysis.study_view import as_number, get_path
 from tarazu.report.render.bilingual import data_text, number, translate
 from tarazu.report.render.explanations import explain
 from tarazu.report.render.known_messages import translate_known
-from tarazu.report.render.tables import Cell, Table, code_cell, figure_cell, pairs_table, text_cell
+from tarazu.report.render.tables import Cell, Table, code_cell, number_cell, pairs_table, text_cell
 from tarazu.report.sections.common.base import Context, Section
 
 FILE = "model.json"
@@ -26,7 +26,7 @@ def model_section(context: Context) -> Section:
     return Section(
         "model",
         translate("section.model"),
-        "captions_model.html",
+        "captions/model.html",
         view,
         explain("embedding-vs-one-hot"),
     )
@@ -45,7 +45,7 @@ def _facts(encoder: dict) -> Table:
         (translate("model.name"), code_cell(encoder["name"]) if encoder.get("name") else None),
         (translate("data.source"), code_cell(encoder["source"]) if encoder.get("source") else None),
         (translate("data.hash"), code_cell(encoder["sha256"]) if encoder.get("sha256") else None),
-        (translate("model.parameters"), figure_cell(encoder.get("parameters"), "count", FILE)),
+        (translate("model.parameters"), number_cell(encoder.get("parameters"), "count", FILE)),
         (translate("encoder.mean"), listed("mean")),
         (translate("encoder.std"), listed("std")),
     ]
@@ -96,24 +96,26 @@ def _words(encoder: dict):
     )
 
 
-def yardsticks_section(context: Context) -> Section:
-    view = {"table": yardstick_table(context), "constant": None}
+def baselines_section(context: Context) -> Section:
+    view = {"table": baseline_table(context), "constant": None}
     found, _ = yardsticks(context.study)
     caption = get_path(found.get("constant"), "caption")
     view["constant"] = data_text(caption, 200) if caption else None
-    return Section("before", translate("section.yardsticks"), "captions_before.html", view)
+    return Section(
+        "baselines", translate("section.baselines"), "captions/baselines.html", view
+    )
 
 
-def yardstick_table(context: Context) -> Table:
+def baseline_table(context: Context) -> Table:
     """BLEU, CIDEr and ROUGE-L of the three yardsticks."""
     found, source = yardsticks(context.study)
     rows = [
-        [text_cell(translate(f"yardstick.{name}")), *score_cells(scores, source)]
+        [text_cell(translate(f"baseline.{name}")), *score_cells(scores, source)]
         for name, scores in found.items()
     ]
     return Table(
-        translate("yardstick.table"),
-        [translate("yardstick.what"), *score_columns()],
+        translate("baseline.table"),
+        [translate("baseline.what"), *score_columns()],
         rows,
         [source] if source else [],
     )
@@ -121,19 +123,19 @@ def yardstick_table(context: Context) -> Table:
 
 def score_columns() -> list:
     return [
-        *[translate(f"measure.bleu{n}") for n in (1, 2, 3, 4)],
-        translate("measure.cider"),
-        translate("measure.rouge_l"),
-        translate("measure.meteor"),
+        *[translate(f"metric.bleu{n}") for n in (1, 2, 3, 4)],
+        translate("metric.cider"),
+        translate("metric.rouge_l"),
+        translate("metric.meteor"),
     ]
 
 
 def score_cells(scores: dict, source: str) -> list[Cell]:
     """The figures of one S of the contract."""
     return [
-        *[figure_cell(get_path(scores, "bleu", n), "points", source) for n in range(4)],
+        *[number_cell(get_path(scores, "bleu", n), "points", source) for n in range(4)],
         *[
-            figure_cell(get_path(scores, key), "points", source)
+            number_cell(get_path(scores, key), "points", source)
             for key in ("cider", "rouge_l", "meteor")
         ],
     ]

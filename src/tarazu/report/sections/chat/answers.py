@@ -8,9 +8,9 @@ from itertools import zip_longest
 from markupsafe import Markup
 
 from tarazu.report.analysis.metrics import by_id, sample_score
-from tarazu.report.analysis.study_view import Arm, StudyView, get_path
-from tarazu.report.render.bilingual import Bilingual, code, data_text, number, say_or, translate
-from tarazu.report.render.known_messages import noted
+from tarazu.report.analysis.study_view import MethodView, StudyView, get_path
+from tarazu.report.render.bilingual import Bilingual, code, data_text, number, translate_or, translate
+from tarazu.report.render.known_messages import translate_note
 from tarazu.report.sections.chat.data import turns_view
 from tarazu.report.sections.common.base import Context
 
@@ -38,19 +38,19 @@ class Answer:
 
 def answer_length_limit(context: Context) -> int:
     """Characters of each answer, so that all that are shown fit into the page's room."""
-    arms, questions = all_arms(context.study), len(shown_ids(context))
+    methods, questions = all_methods(context.study), len(shown_ids(context))
     shown = (
         questions
-        + (questions + ALL_TEST + ALL_READING) * len(arms)
-        + 4 * SHOWN_BESIDE * len(context.study.arms)
+        + (questions + ALL_TEST + ALL_READING) * len(methods)
+        + 4 * SHOWN_BESIDE * len(context.study.methods)
     )
-    return max(80, min(ANSWER, context.room // max(1, shown)))
+    return max(80, min(ANSWER, context.max_answer_chars // max(1, shown)))
 
 
 def shown_ids(context: Context) -> list[str]:
     """The designed questions that the page shows: all, or as many as there is room for, of every ability alike."""
     found = designed(context.study)
-    most = max(FEWEST, context.room // ANSWER_AT_LEAST // (len(all_arms(context.study)) + 1))
+    most = max(FEWEST, context.max_answer_chars // ANSWER_AT_LEAST // (len(all_methods(context.study)) + 1))
     if len(found) <= most:
         return list(found)
     abilities: dict[str, list[str]] = {}
@@ -64,8 +64,8 @@ def shown_ids(context: Context) -> list[str]:
 def designed(study: StudyView) -> dict[str, dict]:
     """Every question written for the first test, by id, as the first method that answered it has it."""
     found: dict[str, dict] = {}
-    for arm in all_arms(study):
-        for key, sample in by_id(arm.first).items():
+    for method in all_methods(study):
+        for key, sample in by_id(method.first).items():
             if str(sample.get("from")) not in KINDS:
                 found.setdefault(key, sample)
     return found
@@ -81,13 +81,13 @@ def omission_note(context: Context) -> Bilingual | None:
     )
 
 
-def answer_view(arm: Arm, sample: dict, limit: int) -> Answer:
+def answer_view(method: MethodView, sample: dict, limit: int) -> Answer:
     text = sample.get("output")
     score = sample_score(sample, score_key(sample))
     checks = checks_view(sample)
-    source = arm.first.file("samples.jsonl")
+    source = method.first.file("samples.jsonl")
     return Answer(
-        who=arm_name(arm),
+        who=method_name(method),
         text=data_text(text, limit) if text else translate("answers.empty"),
         score=None
         if score is None
@@ -113,7 +113,7 @@ def _in_both(fa: object, en: object, limit: int | None = None) -> Bilingual | Ma
         isinstance(side, str) and side and (limit is None or len(side) <= limit)
         for side in sides.values()
     )
-    return noted(sides) if whole else data_text(fa or en, limit)
+    return translate_note(sides) if whole else data_text(fa or en, limit)
 
 
 def score_key(sample: dict) -> str:
@@ -127,16 +127,16 @@ def score_key(sample: dict) -> str:
     )
 
 
-def arm_name(arm: Arm) -> Bilingual:
+def method_name(method: MethodView) -> Bilingual:
     return (
         translate("method.base")
-        if arm.kind == "base"
-        else Bilingual(code(arm.name), code(arm.name))
+        if method.kind == "base"
+        else Bilingual(code(method.name), code(method.name))
     )
 
 
-def all_arms(study: StudyView) -> list[Arm]:
-    return ([study.base] if study.base else []) + study.arms
+def all_methods(study: StudyView) -> list[MethodView]:
+    return ([study.base] if study.base else []) + study.methods
 
 
 def question_view(sample: dict, limit: int = QUESTION) -> dict:
@@ -146,7 +146,7 @@ def question_view(sample: dict, limit: int = QUESTION) -> dict:
     return {
         "id": code(sample.get("id")),
         "ability": str(ability or sample.get("from") or ""),
-        "label": say_or(f"ability.{ability}", ability)
+        "label": translate_or(f"ability.{ability}", ability)
         if ability
         else translate(
             "answers.from_reading" if sample.get("from") == "reading" else "answers.from_test"
@@ -161,8 +161,8 @@ def question_view(sample: dict, limit: int = QUESTION) -> dict:
 
 def side_by_side(context: Context) -> list[dict]:
     """Every designed question and some test rows with all methods' answers."""
-    arms, limit = all_arms(context.study), answer_length_limit(context)
-    answers = {arm.name: by_id(arm.first) for arm in arms}
+    methods, limit = all_methods(context.study), answer_length_limit(context)
+    answers = {method.name: by_id(method.first) for method in methods}
     ids = list(dict.fromkeys(key for found in answers.values() for key in found))
     any_of = {key: next(found[key] for found in answers.values() if key in found) for key in ids}
     kinds = {kind: [key for key in ids if any_of[key].get("from") == kind] for kind in KINDS}
@@ -171,21 +171,21 @@ def side_by_side(context: Context) -> list[dict]:
         {
             **question_view(any_of[key], limit),
             "answers": [
-                answer_view(arm, answers[arm.name][key], limit)
-                for arm in arms
-                if key in answers[arm.name]
+                answer_view(method, answers[method.name][key], limit)
+                for method in methods
+                if key in answers[method.name]
             ],
         }
         for key in chosen
     ]
 
 
-def changes(context: Context, arm: Arm) -> dict:
+def changes(context: Context, method: MethodView) -> dict:
     """The answers that gained and lost most beside the untouched model's, by score."""
     base, limit = context.study.base, answer_length_limit(context)
     if base is None:
         return {"improved": [], "worse": [], "counts": None}
-    before, after = by_id(base.first), by_id(arm.first)
+    before, after = by_id(base.first), by_id(method.first)
     scored = []
     for key in after:
         key_of = score_key(after[key])
@@ -201,7 +201,7 @@ def changes(context: Context, arm: Arm) -> dict:
         name: [
             {
                 **question_view(after[k], limit),
-                "answers": [answer_view(base, before[k], limit), answer_view(arm, after[k], limit)],
+                "answers": [answer_view(base, before[k], limit), answer_view(method, after[k], limit)],
             }
             for k in keys
         ]
@@ -215,9 +215,9 @@ def changes(context: Context, arm: Arm) -> dict:
     return {**view, "counts": counts if scored else None}
 
 
-def abilities(arm: Arm) -> list[tuple[str, float, int]]:
+def abilities(method: MethodView) -> list[tuple[str, float, int]]:
     """(ability, share of checks passed, questions) in the file's order."""
-    found = get_path(arm.first.metrics, "abilities", default={})
+    found = get_path(method.first.metrics, "abilities", default={})
     if not isinstance(found, dict):
         return []
     rows = [

@@ -5,11 +5,11 @@ from __future__ import annotations
 from functools import partial
 
 from tarazu.report.analysis.metrics import QUALITY, by_id
-from tarazu.report.analysis.study_view import Arm
+from tarazu.report.analysis.study_view import MethodView
 from tarazu.report.render import charts
-from tarazu.report.render.bilingual import Bilingual, joined, number, say_or, spaced, translate
+from tarazu.report.render.bilingual import Bilingual, joined, number, translate_or, spaced, translate
 from tarazu.report.render.explanations import explain
-from tarazu.report.render.tables import Table, figure_cell, text_cell
+from tarazu.report.render.tables import Table, number_cell, text_cell
 from tarazu.report.sections.chat.answers import (
     abilities,
     answer_length_limit,
@@ -20,11 +20,11 @@ from tarazu.report.sections.chat.answers import (
 )
 from tarazu.report.sections.common.base import Context, Section
 
-RATES = ("repetition", "wrong_script", "unfinished", "echo")
+RATES = ("repetition", "wrong_script", "unfinished", "prompt_copy")
 HIGH, LOW = 0.10, 0.02  # a rate above HIGH is a weakness, at or below LOW a strength
 
 
-def before_section(context: Context) -> Section:
+def before_training_section(context: Context) -> Section:
     base = context.study.base
     view = {
         "missing": base is None or not base.measured,
@@ -53,83 +53,83 @@ def before_section(context: Context) -> Section:
             "source": source,
         }
     return Section(
-        "before",
-        translate("section.before"),
-        "before.html",
+        "before-training",
+        translate("section.before_training"),
+        "chat/before_training.html",
         view,
         explain("perplexity-and-bits-per-byte", "chrf-and-rouge"),
     )
 
 
 def ability_name(name: str) -> Bilingual:
-    return say_or(f"ability.{name}", name)
+    return translate_or(f"ability.{name}", name)
 
 
-def ability_table(arm: Arm) -> Table:
+def ability_table(method: MethodView) -> Table:
     """The share of checks passed, ability by ability."""
-    source = arm.first.file("metrics.json")
+    source = method.first.file("metrics.json")
     rows = [
         [
             text_cell(ability_name(a)),
-            figure_cell(n, "count", source),
-            figure_cell(share, "percent", source),
+            number_cell(n, "count", source),
+            number_cell(share, "percent", source),
         ]
-        for a, share, n in abilities(arm)
+        for a, share, n in abilities(method)
     ]
     return Table(
-        translate("before.abilities"),
+        translate("before_training.abilities"),
         [
-            translate("before.ability"),
-            translate("before.questions"),
-            translate("measure.checks_passed"),
+            translate("before_training.ability"),
+            translate("before_training.questions"),
+            translate("metric.checks_passed"),
         ],
         rows,
         [source],
     )
 
 
-def figures_table(arm: Arm) -> Table:
+def figures_table(method: MethodView) -> Table:
     """Every quality figure of one method."""
-    source = arm.first.file("metrics.json")
+    source = method.first.file("metrics.json")
     rows = [
-        [text_cell(translate(f"measure.{m.key}")), figure_cell(value, m.form, source)]
+        [text_cell(translate(f"metric.{m.key}")), number_cell(value, m.format, source)]
         for m in QUALITY["chat"]
-        if (value := m.of(arm.first)) is not None
+        if (value := m.of(method.first)) is not None
     ]
     return Table(
-        translate("before.figures"),
+        translate("before_training.figures"),
         [translate("common.what"), translate("common.value")],
         rows,
         [source],
     )
 
 
-def _figure(context: Context, base: Arm):
+def _figure(context: Context, base: MethodView):
     found = abilities(base)
     if not found:
         return None
     labels, values = [ability_name(a) for a, _, _ in found], [share for _, share, _ in found]
-    make = partial(charts.bars, labels, values, translate("measure.checks_passed"), form=".0%")
-    return context.gallery.add(
+    make = partial(charts.bars, labels, values, translate("metric.checks_passed"), format=".0%")
+    return context.figures.add(
         "base-abilities",
-        translate("before.figure"),
+        translate("before_training.figure"),
         lambda language: make(language=language),
         [base.first.file("metrics.json")],
     )
 
 
-def strengths(arm: Arm) -> tuple[list[Bilingual], list[Bilingual]]:
+def strengths(method: MethodView) -> tuple[list[Bilingual], list[Bilingual]]:
     """Sentences: abilities at or above the mean are strengths, the others weaknesses, three of each; then rates."""
-    source = arm.first.file("metrics.json")
-    found = sorted(abilities(arm), key=lambda row: -row[1])
+    source = method.first.file("metrics.json")
+    found = sorted(abilities(method), key=lambda row: -row[1])
     strong, weak = [], []
     if found:
         mean = sum(share for _, share, _ in found) / len(found)
         above = [row for row in found if row[1] >= mean and row[1] > 0][:3]
         below = [row for row in reversed(found) if row[1] < mean or row[1] == 0][:3]
         for rows, key, sentences in (
-            (above, "before.strong", strong),
-            (below, "before.weak", weak),
+            (above, "before_training.strong", strong),
+            (below, "before_training.weak", weak),
         ):
             if rows:
                 named = joined(
@@ -144,11 +144,11 @@ def strengths(arm: Arm) -> tuple[list[Bilingual], list[Bilingual]]:
                 sentences.append(
                     translate(key, abilities=named, mean=number(mean, "percent", source))
                 )
-    for measure in QUALITY["chat"]:
-        value = measure.of(arm.first) if measure.key in RATES else None
+    for metric in QUALITY["chat"]:
+        value = metric.of(method.first) if metric.key in RATES else None
         if value is not None and (value > HIGH or value <= LOW):
             side, key = (weak, "high") if value > HIGH else (strong, "low")
             side.append(
-                translate(f"before.{measure.key}_{key}", rate=number(value, "percent", source))
+                translate(f"before_training.{metric.key}_{key}", rate=number(value, "percent", source))
             )
     return strong, weak

@@ -13,14 +13,14 @@ from tarazu.report.render.bilingual import (
     has,
     joined,
     number,
-    say_or,
+    translate_or,
     spaced,
     translate,
 )
 from tarazu.report.render.explanations import explain
 from tarazu.report.render.figures import Figure
-from tarazu.report.render.known_messages import noted
-from tarazu.report.render.tables import Cell, Table, code_cell, figure_cell, pairs_table, text_cell
+from tarazu.report.render.known_messages import translate_note
+from tarazu.report.render.tables import Cell, Table, code_cell, number_cell, pairs_table, text_cell
 from tarazu.report.sections.common.base import Context, Section
 
 FILE = "data.json"
@@ -40,13 +40,13 @@ def data_section(context: Context) -> Section:
         "problems": problems_table(data),
         "examples": [_example(e) for e in dicts_in(data.get("examples"))[:6]],
         "tokens": _tokens(data),
-        "note": noted(data["note"]) if data.get("note") else None,
+        "note": translate_note(data["note"]) if data.get("note") else None,
         "file": FILE,
     }
     return Section(
         "data",
         translate("section.data"),
-        "data.html",
+        "chat/data.html",
         view,
         explain("slimorca-format", "chat-template-and-loss-mask"),
     )
@@ -66,7 +66,7 @@ def _facts(data: dict) -> Table:
         (translate("data.template_reason"), text_cell(reason_text(reason)) if reason else None),
         (
             translate("data.max_length"),
-            figure_cell(data.get("max_length"), "count", FILE) if data.get("max_length") else None,
+            number_cell(data.get("max_length"), "count", FILE) if data.get("max_length") else None,
         ),
     ]
     return pairs_table(
@@ -100,8 +100,8 @@ def splits_table(data: dict, columns: list[str]) -> Table:
         rows.append(
             [
                 text_cell(translate(f"split.{name}")),
-                *[figure_cell(get_path(splits, name, c), "count", FILE) for c in columns],
-                figure_cell(share, "percent", FILE),
+                *[number_cell(get_path(splits, name, c), "count", FILE) for c in columns],
+                number_cell(share, "percent", FILE),
             ]
         )
     return Table(
@@ -119,7 +119,7 @@ def splits_table(data: dict, columns: list[str]) -> Table:
 def _structure(data: dict) -> Table:
     structure = data.get("structure") if isinstance(data.get("structure"), dict) else {}
     roles = [
-        spaced(number(n, "count", FILE), say_or(f"role.{role}", role))
+        spaced(number(n, "count", FILE), translate_or(f"role.{role}", role))
         for role, n in _items(structure.get("roles"))
     ]
     turns = [
@@ -127,25 +127,25 @@ def _structure(data: dict) -> Table:
         for turns, n in _items(structure.get("turns_per_row"))
     ]
     pairs = [
-        (translate("data.rows"), figure_cell(structure.get("rows"), "count", FILE)),
+        (translate("data.rows"), number_cell(structure.get("rows"), "count", FILE)),
         (translate("data.roles"), Cell(joined(roles)) if roles else None),
         (translate("data.turns_per_row"), Cell(joined(turns)) if turns else None),
         (
             translate("data.tokens_per_word"),
-            figure_cell(structure.get("tokens_per_word"), "two", FILE),
+            number_cell(structure.get("tokens_per_word"), "two", FILE),
         ),
         (
-            translate("data.english_share"),
-            figure_cell(structure.get("english_share"), "percent", FILE),
+            translate("data.english_fraction"),
+            number_cell(structure.get("english_fraction"), "percent", FILE),
         ),
-        (translate("data.duplicates"), figure_cell(structure.get("duplicates"), "count", FILE)),
+        (translate("data.duplicates"), number_cell(structure.get("duplicates"), "count", FILE)),
         (
             translate("data.truncated_rows"),
-            figure_cell(structure.get("truncated_rows"), "count", FILE),
+            number_cell(structure.get("truncated_rows"), "count", FILE),
         ),
         (
             translate("data.truncated_tokens"),
-            figure_cell(structure.get("truncated_tokens_share"), "share", FILE),
+            number_cell(structure.get("truncated_token_fraction"), "share", FILE),
         ),
     ]
     return pairs_table(
@@ -171,7 +171,7 @@ def lengths_table(data: dict, keys: tuple) -> Table:
                 [
                     text_cell(translate(f"length.{key}")),
                     *[
-                        figure_cell(get_path(values, c), "points" if c == "mean" else "count", FILE)
+                        number_cell(get_path(values, c), "points" if c == "mean" else "count", FILE)
                         for c in columns
                     ],
                 ]
@@ -201,7 +201,7 @@ def length_figures(context: Context, keys: tuple) -> list[Figure]:
                 -2
             ] > charts.TAIL * (edges[1] - edges[0])
             found.append(
-                context.gallery.add(
+                context.figures.add(
                     f"lengths-{key}",
                     translate("data.lengths_of_tail" if tail else "data.lengths_of", what=title),
                     make,
@@ -226,12 +226,12 @@ def problems_table(data: dict) -> Table:
             ", ".join(str(line) for line in lines[:LINES_SHOWN]) if isinstance(lines, list) else ""
         )
         shown += " …" if shown and len(lines) > LINES_SHOWN else ""
-        kind = say_or(f"problem.{problem.get('kind')}", problem.get("kind"))
+        kind = translate_or(f"problem.{problem.get('kind')}", problem.get("kind"))
         rows.append(
             [
                 text_cell(reason_text(problem.get("reason", ""))),
                 text_cell(kind),
-                figure_cell(problem.get("count"), "count", FILE),
+                number_cell(problem.get("count"), "count", FILE),
                 code_cell(shown),
             ]
         )
@@ -252,8 +252,8 @@ def turns_view(turns, limit: int = TURN_CHARACTERS) -> list[dict]:
     """Turns for the template: who speaks, and what."""
     return [
         {
-            "role": say_or(f"role.{t.get('role')}", t.get("role")),
-            "kind": t.get("role") if t.get("role") in ("system", "human", "gpt") else "other",
+            "role": translate_or(f"role.{t.get('role')}", t.get("role")),
+            "kind": t.get("role") if t.get("role") in ("system", "user", "assistant") else "other",
             "text": data_text(t.get("text") or "", limit),
         }
         for t in dicts_in(turns)

@@ -6,9 +6,9 @@ from functools import partial
 
 from tarazu.report.analysis.study_view import as_number, dicts_in, get_path
 from tarazu.report.render import charts
-from tarazu.report.render.bilingual import data_text, has, number, say_or, translate
+from tarazu.report.render.bilingual import data_text, has, number, translate_or, translate
 from tarazu.report.render.explanations import explain
-from tarazu.report.render.tables import Cell, Table, code_cell, figure_cell, pairs_table
+from tarazu.report.render.tables import Cell, Table, code_cell, number_cell, pairs_table
 from tarazu.report.sections.common.base import Context, Section
 
 FILE = "model.json"
@@ -30,7 +30,7 @@ def model_section(context: Context) -> Section:
     variant = model.get("variant")
     view = {
         "facts": _facts(model),
-        "variant": say_or(f"variant.{variant}", variant) if variant else None,
+        "variant": translate_or(f"variant.{variant}", variant) if variant else None,
         "variant_why": translate(f"model.why_{variant}") if has(f"model.why_{variant}") else None,
         "variant_reason": data_text(model.get("variant_reason"))
         if model.get("variant_reason")
@@ -41,7 +41,7 @@ def model_section(context: Context) -> Section:
         "file": FILE,
     }
     return Section(
-        "model", translate("section.model"), "model.html", view, explain("base-vs-instruct")
+        "model", translate("section.model"), "chat/model.html", view, explain("base-vs-instruct")
     )
 
 
@@ -53,7 +53,7 @@ def _facts(model: dict) -> Table:
     pairs += [
         (
             translate(f"model.{key}"),
-            figure_cell(model.get(key), "count", FILE) if model.get(key) is not None else None,
+            number_cell(model.get(key), "count", FILE) if model.get(key) is not None else None,
         )
         for key in COUNTS
     ]
@@ -85,8 +85,8 @@ def _parts(context: Context, model: dict):
     if not parts:
         return None
     labels, values = [part_name(p.get("name")) for p in parts], [p["parameters"] for p in parts]
-    make = partial(charts.bars, labels, values, translate("model.parameters_axis"), form=".3~s")
-    return context.gallery.add(
+    make = partial(charts.bars, labels, values, translate("model.parameters_axis"), format=".3~s")
+    return context.figures.add(
         "parameters-by-part",
         translate("model.parts"),
         lambda language: make(language=language),
@@ -99,7 +99,7 @@ def part_name(name):
     head, _, tail = str(name).partition(" ")
     if head == "layer" and tail.isdigit():
         return translate("model.layer", n=number(int(tail), "count"))
-    return say_or(f"part.{name}", name)
+    return translate_or(f"part.{name}", name)
 
 
 def _tensors(model: dict) -> Table:
@@ -110,7 +110,7 @@ def _tensors(model: dict) -> Table:
             [
                 code_cell(tensor.get("name", "")),
                 code_cell(shape),
-                figure_cell(tensor.get("parameters"), "count", FILE),
+                number_cell(tensor.get("parameters"), "count", FILE),
             ]
         )
     return Table(

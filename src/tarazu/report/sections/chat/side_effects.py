@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from statistics import fmean
 
-from tarazu.report.analysis.metrics import mean_over_seeds, measures
-from tarazu.report.analysis.study_view import Arm, as_number, get_path
+from tarazu.report.analysis.metrics import mean_over_seeds, all_metrics
+from tarazu.report.analysis.study_view import MethodView, as_number, get_path
 from tarazu.report.render.bilingual import Bilingual, code, number, translate
-from tarazu.report.render.tables import Table, figure_cell, text_cell
-from tarazu.report.sections.chat.answers import all_arms, arm_name
+from tarazu.report.render.tables import Table, number_cell, text_cell
+from tarazu.report.sections.chat.answers import all_methods, method_name
 from tarazu.report.sections.common.base import Context
 
 DRIFT = 0.2  # a change in the mean length of answers worth telling
@@ -16,48 +16,48 @@ DRIFT = 0.2  # a change in the mean length of answers worth telling
 
 def forgetting_sentences(context: Context) -> list[Bilingual]:
     """For each method and language, whether plain text became harder to read, as the paired test has it."""
-    base, known, found = context.study.base, measures(context.study.task), []
-    for arm in context.study.arms if base else []:
+    base, known, found = context.study.base, all_metrics(context.study.task), []
+    for method in context.study.methods if base else []:
         for language in ("persian", "english"):
             key = f"{language}_bits_per_byte"
-            before, after = (mean_over_seeds(one, known[key]) for one in (base, arm))
+            before, after = (mean_over_seeds(one, known[key]) for one in (base, method))
             if before is None or after is None:
                 continue
-            sure = context.comparison.differ(key, base.name, arm.name)
+            sure = context.comparison.is_significant(key, base.name, method.name)
             outcome = "same" if not sure else "rose" if after > before else "fell"
-            values = {"before": _figure(before, base), "after": _figure(after, arm)}
+            values = {"before": _figure(before, base), "after": _figure(after, method)}
             found.append(
                 translate(
                     f"forgetting.{outcome}",
-                    method=code(arm.name),
+                    method=code(method.name),
                     language=translate(f"language.{language}"),
                     **values,
                 )
             )
-        found += _length(base, arm)
+        found += _length(base, method)
     return found
 
 
-def _figure(value: float, arm: Arm) -> Bilingual:
-    return number(value, "loss", arm.first.file("metrics.json"))
+def _figure(value: float, method: MethodView) -> Bilingual:
+    return number(value, "loss", method.first.file("metrics.json"))
 
 
-def _length(base: Arm, arm: Arm) -> list[Bilingual]:
-    before, after = (_words(a) for a in (base, arm))
+def _length(base: MethodView, method: MethodView) -> list[Bilingual]:
+    before, after = (_words(a) for a in (base, method))
     if not before or after is None or abs(after / before - 1) < DRIFT:
         return []
     shown = {
         name: number(v, "points", a.first.file("metrics.json"))
-        for name, v, a in (("before", before, base), ("after", after, arm))
+        for name, v, a in (("before", before, base), ("after", after, method))
     }
-    return [translate("forgetting.length", method=code(arm.name), **shown)]
+    return [translate("forgetting.length", method=code(method.name), **shown)]
 
 
-def _words(arm: Arm) -> float | None:
+def _words(method: MethodView) -> float | None:
     """Words of an answer, over rows and seeds."""
     found = [
         as_number(get_path(run.metrics, "generation", "test", "answer_words"))
-        for run in arm.measured
+        for run in method.measured
     ]
     known = [value for value in found if value is not None]
     return sum(known) / len(known) if known else None
@@ -72,8 +72,8 @@ def reading_table(context: Context) -> Table | None:
         ("abstained",),
     )
     rows, sources = [], []
-    for arm in all_arms(context.study):
-        runs = [run for run in arm.runs if get_path(run.metrics, "reading")]
+    for method in all_methods(context.study):
+        runs = [run for run in method.runs if get_path(run.metrics, "reading")]
         if not runs:
             continue
         files = [run.file("metrics.json") for run in runs]
@@ -87,10 +87,10 @@ def reading_table(context: Context) -> Table | None:
         ]
         rows.append(
             [
-                text_cell(arm_name(arm)),
-                figure_cell(get_path(runs[0].metrics, "reading", "n"), "count", files[0]),
+                text_cell(method_name(method)),
+                number_cell(get_path(runs[0].metrics, "reading", "n"), "count", files[0]),
                 *[
-                    figure_cell(fmean(found) if found else None, "percent", files[0])
+                    number_cell(fmean(found) if found else None, "percent", files[0])
                     for found in means
                 ],
             ]

@@ -20,8 +20,8 @@ class Context:
     study: StudyView
     comparison: Comparison
     verdict: Verdict
-    gallery: FigureWriter
-    room: int = 350_000  # characters of answers that the page may show in all
+    figures: FigureWriter
+    max_answer_chars: int = 350_000  # characters of answers that the page may show in all
 
 
 @dataclass

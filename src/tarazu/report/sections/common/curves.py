@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from functools import partial
 
-from tarazu.report.analysis.curves import analyse, curve, thinned
-from tarazu.report.analysis.study_view import Arm
+from tarazu.report.analysis.curves import analyse, curve, downsample
+from tarazu.report.analysis.study_view import MethodView
 from tarazu.report.render import charts
 from tarazu.report.render.bilingual import Bilingual, code, number, translate
 from tarazu.report.render.figures import Figure
@@ -13,7 +13,7 @@ from tarazu.report.sections.common.base import Context
 
 
 def axis_of(context: Context) -> tuple[str, Bilingual, str]:
-    """(event field, axis title, number form): captions count epochs, chat counts tokens."""
+    """(event field, axis title, number format): captions count epochs, chat counts tokens."""
     return (
         ("epoch", translate("axis.epoch"), "two")
         if context.study.task == "captions"
@@ -21,11 +21,11 @@ def axis_of(context: Context) -> tuple[str, Bilingual, str]:
     )
 
 
-def loss_figure(context: Context, arm: Arm) -> Figure | None:
+def loss_figure(context: Context, method: MethodView) -> Figure | None:
     """Training and validation loss of the first run, and the validation loss of the other seeds."""
     field, title, _ = axis_of(context)
-    train, size = thinned(curve(arm.first, "step", field))
-    validation = curve(arm.first, "validation", field)
+    train, size = downsample(curve(method.first, "step", field))
+    validation = curve(method.first, "validation", field)
     series = []
     if train:
         series.append(charts.Series(translate("curve.train"), train.x, train.y, 0, 0))
@@ -33,7 +33,7 @@ def loss_figure(context: Context, arm: Arm) -> Figure | None:
         series.append(
             charts.Series(translate("curve.validation"), validation.x, validation.y, 1, 1)
         )
-    for i, run in enumerate(run for run in arm.runs if run is not arm.first):
+    for i, run in enumerate(run for run in method.runs if run is not method.first):
         other = curve(run, "validation", field)
         if other:
             series.append(
@@ -47,19 +47,19 @@ def loss_figure(context: Context, arm: Arm) -> Figure | None:
             )
     if not series:
         return None
-    caption = translate("curve.caption", method=code(arm.name))
+    caption = translate("curve.caption", method=code(method.name))
     if size > 1:
         caption = translate(
-            "curve.caption_thinned", method=code(arm.name), size=number(size, "count")
+            "curve.caption_thinned", method=code(method.name), size=number(size, "count")
         )
     return line_figure(
         context,
-        f"curves-{arm.name}",
+        f"curves-{method.name}",
         caption,
         series,
         title,
         translate("axis.loss"),
-        [run.file("events.jsonl") for run in arm.runs],
+        [run.file("events.jsonl") for run in method.runs],
     )
 
 
@@ -90,20 +90,20 @@ def line_figure(
         ],
     }
     make = partial(charts.lines, series, x, y, log=log)
-    return context.gallery.add(name, caption, make, sources, data)
+    return context.figures.add(name, caption, make, sources, data)
 
 
 def sides(text: Bilingual | str) -> dict[str, str]:
     """A label in both languages, for the page's script."""
-    return {language: charts.words(text, language) for language in ("fa", "en")}
+    return {language: charts.label_text(text, language) for language in ("fa", "en")}
 
 
-def curve_sentences(context: Context, arm: Arm) -> list[Bilingual]:
+def curve_sentences(context: Context, method: MethodView) -> list[Bilingual]:
     """The analysis of one method's curves, from the numbers alone."""
-    field, _, form = axis_of(context)
-    facts, source = analyse(arm.first, field), arm.first.file("events.jsonl")
-    loss = partial(number, form="loss", source=source)
-    at = partial(number, form=form, source=source)
+    field, _, format = axis_of(context)
+    facts, source = analyse(method.first, field), method.first.file("events.jsonl")
+    loss = partial(number, format="loss", source=source)
+    at = partial(number, format=format, source=source)
     found: list[Bilingual] = []
     if facts.train_first is not None:
         found.append(

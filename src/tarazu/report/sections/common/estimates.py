@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from tarazu.report.analysis.study_view import Arm, RunView, StudyView, as_number, dicts_in, get_path
+from tarazu.report.analysis.study_view import MethodView, RunView, StudyView, as_number, dicts_in, get_path
 from tarazu.report.render.bilingual import Bilingual, number, translate
 from tarazu.report.render.tables import Cell, Table, text_cell
-from tarazu.report.sections.chat.answers import all_arms, arm_name
+from tarazu.report.sections.chat.answers import all_methods, method_name
 
 FILE, CLOSE = "estimate.json", 0.2
 FORMS = {
@@ -39,21 +39,21 @@ class Expected:
         return self.happened / self.high if self.happened > self.high else 1.0
 
 
-def expected_view(study: StudyView) -> dict | None:
+def estimates_view(study: StudyView) -> dict | None:
     """The table and the sentences; None where the folder has no estimate of a method that ran."""
     entries = {
         str(entry.get("method")): entry
         for entry in dicts_in(study.extras["estimate"].get("methods"))
     }
-    arms = [
-        (arm, entries[arm.name])
-        for arm in all_arms(study)
-        if arm.name in entries and arm.first.ledger
+    methods = [
+        (method, entries[method.name])
+        for method in all_methods(study)
+        if method.name in entries and method.first.ledger
     ]
-    found = [(arm, entry, list(figures(entry, arm.first))) for arm, entry in arms]
+    found = [(method, entry, list(figures(entry, method.first))) for method, entry in methods]
     found = [
-        (arm, entry, told)
-        for arm, entry, told in found
+        (method, entry, told)
+        for method, entry, told in found
         if any(one.ratio is not None for one in told)
     ]
     if not found:
@@ -92,7 +92,7 @@ def figures(entry: dict, run: RunView) -> Iterator[Expected]:
         yield Expected(figure, low, high, happened[figure])
 
 
-def _table(found: list[tuple[Arm, dict, list[Expected]]]) -> Table:
+def _table(found: list[tuple[MethodView, dict, list[Expected]]]) -> Table:
     shown = [
         figure
         for figure in FORMS
@@ -100,45 +100,45 @@ def _table(found: list[tuple[Arm, dict, list[Expected]]]) -> Table:
     ]
     rows = [
         [
-            text_cell(arm_name(arm)),
+            text_cell(method_name(method)),
             text_cell(_how(entry)),
-            *[_cell(arm, one) for one in told if one.figure in shown],
+            *[_cell(method, one) for one in told if one.figure in shown],
         ]
-        for arm, entry, told in found
+        for method, entry, told in found
     ]
     columns = [
         translate("compare.method"),
-        translate("expected.how"),
-        *[translate(f"expected.{figure}") for figure in shown],
+        translate("estimate.how"),
+        *[translate(f"estimate.{figure}") for figure in shown],
     ]
-    sources = [FILE, *[arm.first.file("ledger.json") for arm, *_ in found]]
-    return Table(translate("expected.table"), columns, rows, sources, sortable=True)
+    sources = [FILE, *[method.first.file("ledger.json") for method, *_ in found]]
+    return Table(translate("estimate.table"), columns, rows, sources, sortable=True)
 
 
 def _how(entry: dict) -> Bilingual:
-    return translate("expected.measured" if entry.get("how") == "measured" else "expected.foreseen")
+    return translate("estimate.measured" if entry.get("how") == "measured" else "estimate.foreseen")
 
 
-def _cell(arm: Arm, one: Expected) -> Cell:
+def _cell(method: MethodView, one: Expected) -> Cell:
     """Expected, happened and their ratio; a sort goes by the ratio."""
-    form = FORMS[one.figure]
+    format = FORMS[one.figure]
     if one.ratio is None:
-        return Cell(number(one.happened, form, arm.first.file("ledger.json")), None)
-    low, high = number(one.low, form, FILE), number(one.high, form, FILE)
-    told = low if low == high else translate("expected.range", low=low, high=high)
+        return Cell(number(one.happened, format, method.first.file("ledger.json")), None)
+    low, high = number(one.low, format, FILE), number(one.high, format, FILE)
+    told = low if low == high else translate("estimate.range", low=low, high=high)
     inside = one.low != one.high and one.ratio == 1.0
     ratio = (
-        translate("expected.inside")
+        translate("estimate.inside")
         if inside
-        else translate("expected.ratio", ratio=number(one.ratio, "two"))
+        else translate("estimate.ratio", ratio=number(one.ratio, "two"))
     )
-    happened = number(one.happened, form, arm.first.file("ledger.json"))
+    happened = number(one.happened, format, method.first.file("ledger.json"))
     return Cell(
-        translate("expected.cell", expected=told, happened=happened, ratio=ratio), one.ratio
+        translate("estimate.cell", expected=told, happened=happened, ratio=ratio), one.ratio
     )
 
 
-def _sentences(found: list[tuple[Arm, dict, list[Expected]]]) -> list[Bilingual]:
+def _sentences(found: list[tuple[MethodView, dict, list[Expected]]]) -> list[Bilingual]:
     """How many figures came out as expected: within a fifth where steps were measured, else inside the range."""
     told = []
     for how in ("measured", "foreseen"):
@@ -157,7 +157,7 @@ def _sentences(found: list[tuple[Arm, dict, list[Expected]]]) -> list[Bilingual]
         if some:
             told.append(
                 translate(
-                    f"expected.{how}_good",
+                    f"estimate.{how}_good",
                     good=number(len(good), "count"),
                     all=number(len(some), "count"),
                 )

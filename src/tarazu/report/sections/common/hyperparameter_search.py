@@ -2,29 +2,29 @@
 
 from __future__ import annotations
 
-from tarazu.report.analysis.study_view import Arm, StudyView, as_number, dicts_in, get_path
+from tarazu.report.analysis.study_view import MethodView, StudyView, as_number, dicts_in, get_path
 from tarazu.report.render import charts
 from tarazu.report.render.bilingual import Bilingual, code, joined, listed, number, translate
-from tarazu.report.render.tables import Table, code_cell, figure_cell, text_cell
+from tarazu.report.render.tables import Table, code_cell, number_cell, text_cell
 from tarazu.report.sections.common.base import Context
 from tarazu.report.sections.common.curves import line_figure
 
 
-def search_view(context: Context, arm: Arm) -> dict | None:
+def search_view(context: Context, method: MethodView) -> dict | None:
     """Sentences, the curve of loss against learning rate, and every candidate; None where nothing was searched."""
-    found, source = arm.search, f"{arm.name}/search.json"
+    found, source = method.search, f"{method.name}/search.json"
     if not found:
         return None
     sentences = _how(found, source)
     beyond = [
         get_path(c, "settings", "learning_rate")
         for c in dicts_in(found.get("candidates"))
-        if c.get("beyond") is True
+        if c.get("extended") is True
     ]
     if beyond:
         rates, tokens = (
             joined([number(rate, "rate", source) for rate in beyond]),
-            found.get("tokens_beyond"),
+            found.get("tokens_extended"),
         )
         sentences.append(
             translate("search.beyond", rates=rates, tokens=number(tokens, "count", source))
@@ -34,8 +34,8 @@ def search_view(context: Context, arm: Arm) -> dict | None:
         sentences.append(translate("search.edge", names=joined([code(e) for e in edges])))
     return {
         "sentences": sentences,
-        "figure": _figure(context, arm, source),
-        "table": _table(arm, source),
+        "figure": _figure(context, method, source),
+        "table": _table(method, source),
     }
 
 
@@ -53,16 +53,16 @@ def _how(found: dict, source: str) -> list[Bilingual]:
 def search_costs(study: StudyView) -> Table:
     """Tokens and time of every method's search: the rule is one for all, what it took may differ."""
     rows = []
-    for arm in (arm for arm in study.arms if arm.search):
-        source, edges = f"{arm.name}/search.json", get_path(arm.search, "edges", default=[])
+    for method in (method for method in study.methods if method.search):
+        source, edges = f"{method.name}/search.json", get_path(method.search, "edges", default=[])
         rows.append(
             [
-                code_cell(arm.name),
-                figure_cell(len(dicts_in(arm.search.get("candidates"))), "count", source),
-                figure_cell(arm.search.get("tokens"), "count", source),
-                figure_cell(arm.search.get("tokens_beyond"), "count", source),
-                figure_cell(arm.search.get("seconds"), "seconds", source),
-                code_cell(_settings(arm.search.get("winner"))),
+                code_cell(method.name),
+                number_cell(len(dicts_in(method.search.get("candidates"))), "count", source),
+                number_cell(method.search.get("tokens"), "count", source),
+                number_cell(method.search.get("tokens_extended"), "count", source),
+                number_cell(method.search.get("seconds"), "seconds", source),
+                code_cell(_settings(method.search.get("winner"))),
                 code_cell(", ".join(map(str, edges)))
                 if edges
                 else text_cell(translate("common.no")),
@@ -76,14 +76,14 @@ def search_costs(study: StudyView) -> Table:
         "search.winner",
         "search.at_edge",
     )
-    sources = [f"{arm.name}/search.json" for arm in study.arms if arm.search]
+    sources = [f"{method.name}/search.json" for method in study.methods if method.search]
     columns = [translate("compare.method"), *[translate(name) for name in names]]
     return Table(translate("search.costs"), columns, rows, sources, sortable=True)
 
 
-def spent_tokens(study: StudyView) -> list[float]:
+def search_tokens(study: StudyView) -> list[float]:
     """Tokens of each method's search, least first."""
-    return sorted(n for arm in study.arms if (n := as_number(arm.search.get("tokens"))) is not None)
+    return sorted(n for method in study.methods if (n := as_number(method.search.get("tokens"))) is not None)
 
 
 def _settings(settings) -> str:
@@ -97,15 +97,15 @@ def _settings(settings) -> str:
     )
 
 
-def _table(arm: Arm, source: str) -> Table:
+def _table(method: MethodView, source: str) -> Table:
     rows = []
-    for candidate in dicts_in(arm.search.get("candidates")):
+    for candidate in dicts_in(method.search.get("candidates")):
         for one in dicts_in(candidate.get("rounds")):
             rows.append(
                 [
                     code_cell(_settings(candidate.get("settings"))),
-                    figure_cell(one.get("tokens"), "count", source),
-                    figure_cell(one.get("loss"), "loss", source),
+                    number_cell(one.get("tokens"), "count", source),
+                    number_cell(one.get("loss"), "loss", source),
                 ]
             )
     return Table(
@@ -121,10 +121,10 @@ def _table(arm: Arm, source: str) -> Table:
     )
 
 
-def _figure(context: Context, arm: Arm, source: str):
+def _figure(context: Context, method: MethodView, source: str):
     """One line per round, and per value of whatever else was searched: what is left of the candidates after so many tokens."""
     lines: dict[tuple[float, str], list[tuple[float, float]]] = {}
-    for candidate in dicts_in(arm.search.get("candidates")):
+    for candidate in dicts_in(method.search.get("candidates")):
         settings = candidate.get("settings") if isinstance(candidate.get("settings"), dict) else {}
         rate, rest = (
             as_number(settings.get("learning_rate")),
@@ -150,10 +150,10 @@ def _figure(context: Context, arm: Arm, source: str):
         )
     if not series:
         return None
-    caption = translate("search.figure", method=code(arm.name))
+    caption = translate("search.figure", method=code(method.name))
     return line_figure(
         context,
-        f"search-{arm.name}",
+        f"search-{method.name}",
         caption,
         series,
         translate("axis.learning_rate"),

@@ -11,13 +11,13 @@ from tarazu.report.render.bilingual import (
     in_language,
     joined,
     number,
-    say_or,
+    translate_or,
     spaced,
     strings,
     translate,
 )
 from tarazu.report.render.known_messages import recognised
-from tarazu.report.render.tables import Table, code_cell, figure_cell, text_cell
+from tarazu.report.render.tables import Table, code_cell, number_cell, text_cell
 
 FILE = "verify.json"
 
@@ -40,10 +40,10 @@ def invariants_view(study: StudyView) -> dict:
         device=code(device) if device else translate("verify.this"),
     )
     untried = [
-        code(arm.name)
-        for arm in study.arms
-        if arm.name not in {str(one.get("method")) for one in dicts_in(found.get("methods"))}
-        and not arm.untrained
+        code(method.name)
+        for method in study.methods
+        if method.name not in {str(one.get("method")) for one in dicts_in(found.get("methods"))}
+        and not method.untrained
     ]
     waiting = (
         [code(name) for name in found["waiting"]] if isinstance(found.get("waiting"), list) else []
@@ -55,9 +55,9 @@ def invariants_view(study: StudyView) -> dict:
     ]
     names = (
         "compare.method",
-        "how.invariant",
-        "how.holds",
-        "pair.difference",
+        "reproduction.invariant",
+        "reproduction.holds",
+        "pairwise.difference",
         "verify.tolerance",
         "verify.compared",
     )
@@ -68,7 +68,7 @@ def invariants_view(study: StudyView) -> dict:
         "untried": translate("verify.untried", methods=joined(untried)) if untried else None,
         "summary": _summary(checks),
         "table": Table(
-            translate("how.verify"),
+            translate("reproduction.verify"),
             [translate(name) for name in names],
             [_row(*one) for one in checks],
             [FILE],
@@ -81,10 +81,10 @@ def invariants_view(study: StudyView) -> dict:
 def _summary(checks: list[tuple[str, dict]]) -> Table:
     """One row an invariant: how many methods hold it, and the figures of the one that is closest to failing."""
     names = (
-        "how.invariant",
+        "reproduction.invariant",
         "verify.held",
         "verify.closest",
-        "pair.difference",
+        "pairwise.difference",
         "verify.tolerance",
         "verify.compared",
     )
@@ -113,10 +113,10 @@ def _closest(name: str, tried: list[tuple[str, dict]]) -> list:
         text_cell(_named(name)),
         text_cell(spaced(held, joined([code(name) for name in failed])) if failed else held),
         code_cell(method),
-        figure_cell(check.get("difference"), "rate", FILE),
-        figure_cell(check.get("tolerance"), "rate", FILE),
+        number_cell(check.get("difference"), "rate", FILE),
+        number_cell(check.get("tolerance"), "rate", FILE),
         text_cell(
-            _lines([recognised(check[key]) for key in ("compared", "why") if check.get(key)])
+            _lines([recognised(check[key]) for key in ("compared", "reason") if check.get(key)])
         ),
     ]
 
@@ -139,11 +139,11 @@ def _row(method: str, check: dict) -> list:
     return [
         code_cell(method),
         text_cell(_named(str(check.get("name", "")))),
-        text_cell(say_or(f"verify.{verdict.replace(' ', '_')}", verdict)),
-        figure_cell(check.get("difference"), "rate", FILE),
-        figure_cell(check.get("tolerance"), "rate", FILE),
+        text_cell(translate_or(f"verify.{verdict.replace(' ', '_')}", verdict)),
+        number_cell(check.get("difference"), "rate", FILE),
+        number_cell(check.get("tolerance"), "rate", FILE),
         text_cell(
-            _lines([recognised(check[key]) for key in ("compared", "why") if check.get(key)])
+            _lines([recognised(check[key]) for key in ("compared", "reason") if check.get(key)])
         ),
     ]
 

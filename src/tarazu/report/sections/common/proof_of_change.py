@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import json
 
-from tarazu.report.analysis.study_view import Arm, RunView, as_number, dicts_in, get_path
-from tarazu.report.render.bilingual import Bilingual, code, data_text, number, say_or, translate
-from tarazu.report.render.tables import Table, code_cell, figure_cell, patterns
+from tarazu.report.analysis.study_view import MethodView, RunView, as_number, dicts_in, get_path
+from tarazu.report.render.bilingual import Bilingual, code, data_text, number, translate_or, translate
+from tarazu.report.render.tables import Table, code_cell, number_cell, patterns
 
 NAMES_SHOWN = 120
 
 
-def settings_table(arm: Arm) -> Table:
+def settings_table(method: MethodView) -> Table:
     """Every hyper-parameter of the method."""
-    source = arm.first.file("run.json")
-    settings = arm.first.facts.get("settings")
+    source = method.first.file("run.json")
+    settings = method.first.run_info.get("settings")
     rows = [
         [
             code_cell(key),
@@ -30,9 +30,9 @@ def settings_table(arm: Arm) -> Table:
     )
 
 
-def targets_table(arm: Arm) -> Table:
+def targets_table(method: MethodView) -> Table:
     """Which layers the method works on: names that differ in their numbers only are one line."""
-    targets = dicts_in(arm.first.facts.get("targets"))
+    targets = dicts_in(method.first.run_info.get("trained_tensors"))
     shapes = {
         str(t.get("name")): " × ".join(str(n) for n in get_path(t, "shape", default=[]))
         for t in targets
@@ -41,9 +41,9 @@ def targets_table(arm: Arm) -> Table:
     for name, shape in shapes.items():
         key = (patterns([name])[0][0], shape)
         grouped[key] = grouped.get(key, 0) + 1
-    source = arm.first.file("run.json")
+    source = method.first.file("run.json")
     rows = [
-        [code_cell(name), code_cell(shape), figure_cell(n, "count", source)]
+        [code_cell(name), code_cell(shape), number_cell(n, "count", source)]
         for (name, shape), n in grouped.items()
     ]
     return Table(
@@ -64,7 +64,7 @@ def proof_view(run: RunView, told: RunView | None = None) -> dict | None:
     if not found:
         return None
     changed = _names(found, "changed")
-    wrong = [*_names(found, "wrongly_changed"), *_names(found, "wrongly_unchanged")]
+    wrong = [*_names(found, "unexpectedly_changed"), *_names(found, "unexpectedly_unchanged")]
     values = {
         "tensors": number(found.get("tensors"), "count", source),
         "changed": number(len(changed), "count", source),
@@ -103,8 +103,8 @@ def _names(found: dict, key: str) -> list[str]:
 def _trained(run: RunView) -> Bilingual | None:
     source = run.file("run.json")
     trained, total = (
-        as_number(run.facts.get("trained_parameters")),
-        as_number(run.facts.get("total_parameters")),
+        as_number(run.run_info.get("trained_parameters")),
+        as_number(run.run_info.get("total_parameters")),
     )
     if trained is None or not total:
         return None
@@ -116,10 +116,10 @@ def _trained(run: RunView) -> Bilingual | None:
     )
 
 
-def warnings_of(arm: Arm) -> list[Bilingual]:
+def training_issues(method: MethodView) -> list[Bilingual]:
     """What went wrong, run by run; one sentence that says so where nothing did."""
     found: list[Bilingual] = []
-    for run in arm.runs:
+    for run in method.runs:
         found += _status(run)
         warnings: dict[str, list[dict]] = {}
         for event in run.of_kind("warning"):
@@ -133,26 +133,26 @@ def warnings_of(arm: Arm) -> list[Bilingual]:
         if padding and tokens and padding / (padding + tokens) > 0.2:
             found.append(
                 translate(
-                    "trouble.padding",
+                    "training_issue.padding",
                     share=number(padding / (padding + tokens), "percent", run.file("ledger.json")),
                 )
             )
-    return found or [translate("trouble.none")]
+    return found or [translate("training_issue.none")]
 
 
 def _status(run: RunView) -> list[Bilingual]:
     if run.status == "done":
         return []
     error = (
-        data_text(run.facts["error"], 400)
-        if run.facts.get("error")
-        else translate("trouble.no_reason")
+        data_text(run.run_info["error"], 400)
+        if run.run_info.get("error")
+        else translate("training_issue.no_reason")
     )
     return [
         translate(
-            f"trouble.{run.status}"
+            f"training_issue.{run.status}"
             if run.status in ("failed", "stopped", "running")
-            else "trouble.stopped",
+            else "training_issue.stopped",
             seed=number(run.seed, "count"),
             error=error,
         )
@@ -162,8 +162,8 @@ def _status(run: RunView) -> list[Bilingual]:
 def _warning(run: RunView, kind: str, events: list[dict]) -> Bilingual:
     steps = ", ".join(str(e.get("step")) for e in events[:6]) + (" …" if len(events) > 6 else "")
     return translate(
-        "trouble.warning",
-        kind=say_or(f"warning.{kind}", kind),
+        "training_issue.warning",
+        kind=translate_or(f"warning.{kind}", kind),
         seed=number(run.seed, "count"),
         n=number(len(events), "count", run.file("events.jsonl")),
         steps=code(steps),
