@@ -49,13 +49,13 @@ class Bench:
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         torch.set_float32_matmul_precision("high" if self.device.type == "cuda" else "highest")
         source = [
-            "data.source=drawn",
+            "data.source=synthetic",
             f"data.scenes={args.drawn}",
             "data.split={train: 0.8, validation: 0.1, test: 0.1}",
         ]
         source = source if args.drawn else [f"data.source={args.source}"]
         size = [f"encoder.size={args.size}"] if args.size else []
-        plain = ["data.views=1", "length_penalty=1.0", "beam_stop=full"]  # what the peer does
+        plain = ["data.num_augmentations=1", "length_penalty=1.0", "early_stopping=full"]  # what the peer does
         self.recipe = schema.load(
             args.recipe, [*source, *size, f"encoder.name={args.encoder}", *plain, *args.set]
         )
@@ -109,8 +109,8 @@ def measure_features(bench: Bench) -> None:
         began = time.perf_counter()
         with tempfile.TemporaryDirectory() as cache:
             before, os.environ["TARAZU_CACHE"] = os.environ["TARAZU_CACHE"], cache
-            bank = feature_cache.features(
-                encoder, data.collection.images, items, data.looks, data.precision, bench.device
+            bank = feature_cache.load_features(
+                encoder, data.collection.images, items, data.hashes, data.precision, bench.device
             )
             bank_there = time.perf_counter() - began
             found["ours"] = torch.from_numpy(bank.array[bank.rows[:64]]).float()
@@ -164,7 +164,7 @@ def train(bench: Bench, recipe: Any, steps: int) -> tuple[list[dict], Any]:
 
     class Unjudged(Captions):
         def validate(self, *_: Any) -> dict[str, float]:
-            return {"loss": 0.0, recipe.budget.watch: 0.0}
+            return {"loss": 0.0, recipe.budget.monitor: 0.0}
 
     (name, method), task, seed = *recipe.methods.items(), Unjudged(), 0
     a_pass = RowSampler(bench.data.size("train"), recipe.budget.batch_rows, seed).steps_per_epoch
@@ -173,7 +173,7 @@ def train(bench: Bench, recipe: Any, steps: int) -> tuple[list[dict], Any]:
             "epochs": steps / a_pass,
             "tokens": None,
             "schedule": "constant",
-            "warmup": 0.0,
+            "warmup_ratio": 0.0,
             "keep": "last",
         }
     )
@@ -219,16 +219,16 @@ def train_plainly(bench: Bench, recipe: Any, steps: int) -> tuple[list[float], l
     )
     order, losses, seconds = RowSampler(data.size("train"), recipe.budget.batch_rows, seed), [], []
     for step in range(steps):
-        rows = order.at(step)
+        rows = order.rows_of_step(step)
 
         def one(rows: list[int] = rows) -> None:
             tokens = torch.from_numpy(data.tokens["train"][rows]).to(bench.device)
-            places = torch.from_numpy(data.places["train"][rows])
-            pictures = (data.pixels if model.tuned else data.maps).take(places)
-            pictures = pictures if model.tuned else pictures.float()
+            places = torch.from_numpy(data.image_indices["train"][rows])
+            pictures = (data.pixels if model.encoder_tuned else data.feature_maps).lookup(places)
+            pictures = pictures if model.encoder_tuned else pictures.float()
             losses.append(
                 plain_captions.train_step(
-                    model.module, optimizer, pictures, tokens, recipe.budget.clip
+                    model.module, optimizer, pictures, tokens, recipe.budget.max_grad_norm
                 )
             )
 
@@ -264,7 +264,7 @@ def measure_training(bench: Bench, name: str, fine_tune: dict | None = None) -> 
     peer, _ = train_plainly(bench, recipe, min(steps, 12) + 3)
     epoch, theirs = (sum(times) / len(times) * a_pass for times in (seconds, peer[3:]))
     rates = common.spread([count / s for count, s in zip(counted, seconds, strict=True)])
-    setting = f"{recipe.budget.batch_rows} rows a step; {model.how_taught()}"
+    setting = f"{recipe.budget.batch_rows} rows a step; {model.code_path()}"
     bench.tell(
         "tarazu",
         setting,
@@ -303,8 +303,8 @@ def measure_beams(bench: Bench, name: str, model: Any) -> None:
     def theirs() -> None:
         import torch
 
-        places = torch.tensor([data.place_of[one] for one in few])
-        looked = (data.means if model.pooled else data.maps).take(places).float()
+        places = torch.tensor([data.index_of[one] for one in few])
+        looked = (data.pooled_features if model.pooled else data.feature_maps).lookup(places).float()
         written["theirs"] = [
             plain_captions.beam_search(
                 model.module, looked[i : i + 1], 3, data.vocabulary.max_length

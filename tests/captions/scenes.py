@@ -8,22 +8,22 @@ from tarazu.captions.model.decoders import make
 from tarazu.captions.settings import ShowAndTell, ShowAttendTell, Transformer
 
 KINDS = {
-    "show_and_tell": ShowAndTell(embedding=12, hidden=16, dropout=0.3),
-    "first_word": ShowAndTell(embedding=12, hidden=16, image_as="word", layers=2, dropout=0.0),
-    "both": ShowAndTell(embedding=12, hidden=16, image_as="both"),
-    "show_attend_tell": ShowAttendTell(embedding=12, hidden=16, attention=10, dropout=0.3),
-    "projected": ShowAttendTell(embedding=12, hidden=16, attention=10, project=14, dropout=0.3),
+    "show_and_tell": ShowAndTell(embedding=12, hidden_size=16, dropout=0.3),
+    "first_word": ShowAndTell(embedding=12, hidden_size=16, image_as="word", num_layers=2, dropout=0.0),
+    "both": ShowAndTell(embedding=12, hidden_size=16, image_as="both"),
+    "show_attend_tell": ShowAttendTell(embedding=12, hidden_size=16, attention=10, dropout=0.3),
+    "projected": ShowAttendTell(embedding=12, hidden_size=16, attention=10, project=14, dropout=0.3),
     "plain_attention": ShowAttendTell(
-        embedding=12, hidden=16, attention=10, gate=False, mix=14, deep_output=False
+        embedding=12, hidden_size=16, attention=10, gate=False, mix=14, deep_output=False
     ),
-    "tied_teller": ShowAndTell(embedding=12, hidden=16, dropout=0.3, tie_words=True),
-    "tied_attention": ShowAttendTell(embedding=12, hidden=16, attention=10, tie_words=True),
+    "tied_teller": ShowAndTell(embedding=12, hidden_size=16, dropout=0.3, tie_embeddings=True),
+    "tied_attention": ShowAttendTell(embedding=12, hidden_size=16, attention=10, tie_embeddings=True),
     "tied_plain": ShowAttendTell(
-        embedding=12, hidden=16, attention=10, deep_output=False, tie_words=True
+        embedding=12, hidden_size=16, attention=10, deep_output=False, tie_embeddings=True
     ),
-    "transformer": Transformer(hidden=16, layers=2, heads=2, feed_forward=24, dropout=0.3),
+    "transformer": Transformer(hidden_size=16, num_layers=2, heads=2, feed_forward=24, dropout=0.3),
     "sinusoidal": Transformer(
-        hidden=16, layers=1, heads=4, feed_forward=24, positions="sinusoidal", tie_words=True
+        hidden_size=16, num_layers=1, heads=4, feed_forward=24, positions="sinusoidal", tie_embeddings=True
     ),
 }
 WORDS, CHANNELS, PLACES = 11, 20, 6
@@ -37,7 +37,7 @@ def decoder(kind: str, seed: int = 0):
 class Table:
     """A writer whose next word depends on the last two words only, by a table of log-probabilities."""
 
-    fixed = ()
+    image_state_indices = ()
 
     def __init__(self, words: int, seed: int):
         self.logits = (

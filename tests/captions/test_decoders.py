@@ -20,7 +20,7 @@ def inputs(seed=0, batch=3, length=7):
 @every
 def test_teaching_at_once_equals_stepping_word_by_word(kind):
     model, (features, tokens) = decoder(kind), inputs()
-    logits, alphas = model.teach(features, tokens)
+    logits, alphas = model.forward_teacher_forced(features, tokens)
     state = model.start(features)
     for t in range(tokens.shape[1]):
         step, state, alpha = model.step(state, tokens[:, t])
@@ -60,8 +60,8 @@ def test_the_picture_matters(kind):
 @every
 def test_attention_is_a_distribution_over_places(kind):
     model, (features, tokens) = decoder(kind), inputs()
-    alphas = model.teach(features, tokens)[1]
-    if model.looks_at == "pooled":
+    alphas = model.forward_teacher_forced(features, tokens)[1]
+    if model.input_kind == "pooled":
         assert alphas is None
         return
     assert alphas.shape == (*tokens.shape, PLACES) and alphas.min() >= 0

@@ -15,12 +15,12 @@ from tarazu.captions.model.decoders import make
 PICTURES = torch.zeros(3, 1)
 
 
-def everything(table: Table, most_words: int, power: float):
+def everything(table: Table, max_words: int, power: float):
     """Every sentence of a tiny language with its score, best first."""
     words = range(4, table.logits.shape[0])
     logp = torch.log_softmax(table.logits, 2)
     found = []
-    for length in range(1, most_words + 1):
+    for length in range(1, max_words + 1):
         for sentence in itertools.product(words, repeat=length):
             line = (SOS, SOS, *sentence, EOS)
             first = logp[1, SOS, line[2]]  # the table starts as if <sos> had come before <sos>
@@ -129,7 +129,7 @@ def test_an_ensemble_averages_log_probabilities():
     ]
     torch.testing.assert_close(logp, torch.stack(alone).mean(0))
     torch.testing.assert_close(alpha.sum(1), torch.ones(2))
-    torch.testing.assert_close(whole.teach(features, torch.full((2, 1), SOS))[0][:, 0], logp)
+    torch.testing.assert_close(whole.forward_teacher_forced(features, torch.full((2, 1), SOS))[0][:, 0], logp)
 
 
 def test_samples_follow_the_model():
@@ -172,8 +172,8 @@ def test_what_is_fixed_in_a_state_depends_on_the_picture_alone(kind):
     state = model.start(features)
     for token in (SOS, 5, 7):
         before, (_, state, _) = state, model.step(state, torch.full((2,), token))
-        assert all(torch.equal(before[i], state[i]) for i in model.fixed)
-    assert model.looks_at == "pooled" or len(model.fixed) == 2
+        assert all(torch.equal(before[i], state[i]) for i in model.image_state_indices)
+    assert model.input_kind == "pooled" or len(model.image_state_indices) == 2
 
 
 class Grid(torch.nn.Conv2d):
@@ -192,10 +192,10 @@ def test_who_also_looks_into_the_mirror_says_the_same_of_a_mirrored_picture(kind
     both = Ensemble([model, HorizontalFlip(model)])
     with torch.no_grad():
         (said, looked), (again, turned) = (
-            both.teach(seen, tokens) for seen in (pixels, pixels.flip(2))
+            both.forward_teacher_forced(seen, tokens) for seen in (pixels, pixels.flip(2))
         )
         stepped = both.step(both.start(pixels), tokens[:, 0])[0]
-        one = [model.teach(seen, tokens)[0] for seen in (pixels, pixels.flip(2))]
+        one = [model.forward_teacher_forced(seen, tokens)[0] for seen in (pixels, pixels.flip(2))]
     torch.testing.assert_close(said, again)
     torch.testing.assert_close(stepped, said[:, 0])
     if looked is not None:

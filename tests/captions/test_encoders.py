@@ -5,7 +5,7 @@ import torch
 from safetensors.torch import save_file
 
 from tarazu.captions.encoder import pretrained
-from tarazu.captions.encoder.efficientnet import SHAPES, EfficientNet
+from tarazu.captions.encoder.efficientnet import ENCODER_CONFIGS, EfficientNet
 from tarazu.captions.settings import EncoderSettings
 from tarazu.errors import UserError
 
@@ -43,7 +43,7 @@ def test_b0_computes_what_transformers_computes(tmp_path):
             atol=1e-5,
             rtol=1e-4,
         )
-    told = ours.describe()
+    told = ours.summary()
     assert (
         told["name"] == "EfficientNet-B0"
         and told["features"] == [49, 1280]
@@ -82,7 +82,7 @@ def lite():
 
 
 def test_lite0_says_what_it_is(lite):
-    told = lite.describe()
+    told = lite.summary()
     assert told["name"] == "EfficientNet-Lite0" and "not EfficientNet-B0" in told["weights_note"]
     assert (
         told["features"] == [49, 1280] and told["map"] == [7, 7] and told["input"] == [3, 224, 224]
@@ -122,9 +122,9 @@ def test_last_blocks(lite):
     [("efficientnet-lite1", 4_135_680, 64), ("efficientnet-lite2", 4_811_072, 81)],
 )
 def test_the_bigger_shapes(name, parameters, places):
-    module = EfficientNet(SHAPES[name], (127.0,) * 3, (128.0,) * 3)
+    module = EfficientNet(ENCODER_CONFIGS[name], (127.0,) * 3, (128.0,) * 3)
     assert sum(p.numel() for p in module.parameters()) == parameters
-    assert (-(-SHAPES[name].size // 32)) ** 2 == places
+    assert (-(-ENCODER_CONFIGS[name].size // 32)) ** 2 == places
 
 
 def test_wrong_weights_are_refused(tmp_path, lite):
@@ -137,7 +137,7 @@ def test_wrong_weights_are_refused(tmp_path, lite):
     save_file(state, tmp_path / "lite0.safetensors")
     (tmp_path / "broken.safetensors").write_bytes(b"\xff" * 40)
     assert (
-        pretrained.load(EncoderSettings(file=str(tmp_path / "lite0.safetensors"))).describe()[
+        pretrained.load(EncoderSettings(file=str(tmp_path / "lite0.safetensors"))).summary()[
             "name"
         ]
         == "EfficientNet-Lite0"

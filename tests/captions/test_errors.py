@@ -33,8 +33,8 @@ def test_invented_and_missed():
         "Some brown dog .",
     ) == {
         "right": ["bench"],
-        "invented": ["cat"],
-        "caught": ["bench"],
+        "hallucinated": ["cat"],
+        "recalled": ["bench"],
         "missed": ["dog"],  # "brown" and "sit" are one person's words only
     }
 
@@ -42,29 +42,29 @@ def test_invented_and_missed():
 def test_synonyms_plurals_and_verb_endings_are_one_concept():
     assert (
         found("kids ran by bikes", "A child runs past a bicycle", "children running by bicycles")[
-            "invented"
+            "hallucinated"
         ]
         == []
     )
     assert found("a puppy hugged toys", "dogs are hugging a toy")["right"] == ["dog", "hug", "toy"]
-    assert found("women carried babies", "a lady carries a baby")["invented"] == []
+    assert found("women carried babies", "a lady carries a baby")["hallucinated"] == []
 
 
 def test_the_general_word_is_right_but_the_special_one_is_a_claim():
-    assert found("a person", "a man", "a man")["invented"] == []
+    assert found("a person", "a man", "a man")["hallucinated"] == []
     assert found("a person", "a man", "a man")["missed"] == ["man"]
     assert found("a man", "a person", "a person") == {
         "right": [],
-        "invented": ["man"],
-        "caught": ["person"],
+        "hallucinated": ["man"],
+        "recalled": ["person"],
         "missed": [],
     }
 
 
 def test_a_compound_is_its_parts_together():
-    assert found("a cyclist", "a man on a bike")["invented"] == []
+    assert found("a cyclist", "a man on a bike")["hallucinated"] == []
     assert found("a man riding a bike", "a cyclist", "a cyclist passes")["missed"] == []
-    assert found("a surfer", "a man by the sea")["invented"] == ["surfer"]
+    assert found("a surfer", "a man by the sea")["hallucinated"] == ["surfer"]
 
 
 def test_colours_counts_and_relations():
@@ -73,9 +73,9 @@ def test_colours_counts_and_relations():
         "Two black dogs behind a red car",
         "Two dogs next to a car",
     )
-    assert parts["invented"] == ["in_front_of", "three"]
+    assert parts["hallucinated"] == ["in_front_of", "three"]
     assert parts["missed"] == ["two"]
-    assert found("a white hot dog", "a white dog")["invented"] == [
+    assert found("a white hot dog", "a white dog")["hallucinated"] == [
         "food"
     ]  # a phrase is found before its parts
 
@@ -87,7 +87,7 @@ def test_drawn_scenes_are_understood():
         "Two red circles.",
     )
     assert parts["right"] == ["circle", "red", "star", "two"]
-    assert parts["invented"] == ["left_of"]  # the mirrored relation is another concept
+    assert parts["hallucinated"] == ["left_of"]  # the mirrored relation is another concept
 
 
 def test_every_word_names_one_concept_and_every_implication_exists():
@@ -112,10 +112,10 @@ def test_the_whole_analysis():
     result = analyse(CANDIDATES, REFERENCES, ["Two dogs run on the beach ."])
     json.dumps(result, allow_nan=False)
     assert result["per_image"]["cafe.jpg"] == {
-        "invented": ["man"],
+        "hallucinated": ["man"],
         "missed": ["book", "read", "woman"],
     }
-    assert ["skateboard", 1] in result["invented"]
+    assert ["skateboard", 1] in result["hallucinated"]
     assert result["worst"][0] == "pool.jpg"
     assert result["best"][0] == "cafe.jpg"
     assert set(result["categories"]) == {"objects", "colours", "counts", "relations", "actions"}
@@ -124,24 +124,24 @@ def test_the_whole_analysis():
     assert set(result["objects_by_kind"]) == set(NOUNS)
     mentions = sum(kind["mentions"] for kind in result["objects_by_kind"].values())
     assert mentions == result["categories"]["objects"]["mentions"]
-    assert result["diversity"]["new_share"] == pytest.approx(5 / 6)
-    assert result["diversity"]["repeated_phrase_share"] == pytest.approx(1 / 6)
+    assert result["diversity"]["novel_fraction"] == pytest.approx(5 / 6)
+    assert result["diversity"]["repeated_phrase_fraction"] == pytest.approx(1 / 6)
 
 
 def test_references_as_candidates_invent_nothing():
     first = {image: captions[0] for image, captions in REFERENCES.items()}
     result = analyse(first, REFERENCES)
-    assert result["invented"] == []
+    assert result["hallucinated"] == []
     assert result["categories"]["objects"]["precision"] == 1
 
 
 def test_diversity_and_repeats():
     assert diversity(["A dog .", "a dog", "a cat runs"]) == {
         "vocabulary_used": 4,
-        "new_share": None,
-        "distinct_share": pytest.approx(2 / 3),
+        "novel_fraction": None,
+        "distinct_fraction": pytest.approx(2 / 3),
         "words_mean": pytest.approx(7 / 3),
-        "repeated_phrase_share": 0,
+        "repeated_phrase_fraction": 0,
     }
     assert repeats(["a", "dog", "dog"])
     assert repeats(["on", "a", "skateboard", "on", "a", "skateboard"])
@@ -153,9 +153,9 @@ def test_models_on_the_same_images():
     result = compare({"a": analyse(CANDIDATES, REFERENCES), "b": analyse(better, REFERENCES)})
     assert result["fewest"] == {"a": 0, "b": 1}
     assert result["ties"] == len(CANDIDATES) - 1
-    assert result["errors"]["a"]["invented_alone"] == 1  # the skateboard
-    assert result["errors"]["b"]["invented_alone"] == 0
-    assert ["man", 1] in result["shared"]["invented"]  # both see a man in the cafe
+    assert result["errors"]["a"]["hallucinated_alone"] == 1  # the skateboard
+    assert result["errors"]["b"]["hallucinated_alone"] == 0
+    assert ["man", 1] in result["shared"]["hallucinated"]  # both see a man in the cafe
     precision = {
         name: figures["precision"] for name, figures in result["categories"]["objects"].items()
     }

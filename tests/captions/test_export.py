@@ -9,14 +9,14 @@ from scenes import KINDS
 
 from tarazu.captions.data.vocabulary import SPECIALS, Vocabulary
 from tarazu.captions.decoding.beam_search import greedy
-from tarazu.captions.encoder.efficientnet import SHAPES, STAGES, EfficientNet
+from tarazu.captions.encoder.efficientnet import ENCODER_CONFIGS, STAGES, EfficientNet
 from tarazu.captions.encoder.pretrained import Pretrained
 from tarazu.captions.inference.onnx_export import describe, write_onnx
 from tarazu.captions.model.captioning_model import ImageCaptioningModel
 from tarazu.captions.model.decoders import make
 
 SHAPE = replace(
-    SHAPES["efficientnet-lite0"], stages=STAGES[:1]
+    ENCODER_CONFIGS["efficientnet-lite0"], stages=STAGES[:1]
 )  # tracing all sixteen blocks takes a minute
 
 
@@ -43,7 +43,7 @@ def test_onnxruntime_gives_the_same_caption(kind, tmp_path):
     with torch.no_grad():
         np.testing.assert_allclose(
             session.run(None, {"images": images})[0],
-            model.see(torch.from_numpy(images)).numpy(),
+            model.encode_images(torch.from_numpy(images)).numpy(),
             atol=1e-4,
             rtol=1e-3,
         )

@@ -27,7 +27,7 @@ DEVICES = [
     ),
 ]
 EVERY = KINDS | {
-    "all": ShowAttendTell(embedding=12, hidden=16, attention=10, project=14, mix=9, tie_words=True)
+    "all": ShowAttendTell(embedding=12, hidden_size=16, attention=10, project=14, mix=9, tie_embeddings=True)
 }
 
 
@@ -54,10 +54,10 @@ def test_fast_and_plain_teaching_agree_in_losses_and_gradients(kind):
         torch.manual_seed(2)
         features = torch.randn(5, PLACES, CHANNELS, requires_grad=True)
         at = (tokens != 0).flatten().nonzero().squeeze(1) if model.fast else None
-        logits, alphas = model.teach(features, tokens, attention=False, at=at)
+        logits, alphas = model.forward_teacher_forced(features, tokens, attention=False, at=at)
         wanted = tokens.flatten() if at is None else tokens.flatten()[at]
         loss = torch.nn.functional.cross_entropy(logits.flatten(0, -2), wanted, ignore_index=0)
-        if model.looks_at == "map" and hasattr(model, "cell"):
+        if model.input_kind == "map" and hasattr(model, "cell"):
             loss = loss + (1 - alphas.sum(1)).square().mean()
         loss.backward()
         grads = {name: p.grad for name, p in model.named_parameters()} | {"features": features.grad}
@@ -148,11 +148,11 @@ def test_a_recorded_self_critical_step_draws_and_learns_as_the_unrecorded(
     rewards = Rewards(
         [[list("abcd"), list("bcd")], [list("efg")], [list("ggb")]], words, torch.device(device)
     )
-    late, seen = SelfCritical(samples=4, share=1.0, bleu=0.5), []
+    late, seen = SelfCritical(samples=4, sample_fraction=1.0, bleu=0.5), []
 
     def work(pictures, tokens, images):
         found = self_critical(model, pictures, tokens, images, rewards, late, 6)
-        return found.total, found.extra
+        return found.total, found.penalty
 
     played, inputs = (
         GraphedFunction(work, model, OFTEN),

@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from tarazu.captions.data import duplicates, synthetic_scenes, worker_pool
-from tarazu.captions.data.image_store import ENDINGS, ImageStore
+from tarazu.captions.data.image_store import EXTENSIONS, ImageStore
 from tarazu.captions.data.images import open_image, pixels
 from tarazu.captions.encoder import feature_cache, feature_extraction, pretrained
 from tarazu.captions.encoder.feature_cache import FeatureStore, ImageView, RowCache
@@ -34,7 +34,7 @@ def scenes(tmp_path_factory):
     store = ImageStore.scan(folder)
     return (
         store,
-        duplicates.look(store, store.names(), folder),
+        duplicates.hash_images(store, store.names(), folder),
         pretrained.load(EncoderSettings(size=64)),
     )
 
@@ -51,15 +51,15 @@ def cache(tmp_path, monkeypatch):
 
 def test_features_are_what_the_encoder_sees(scenes):
     store, looks, encoder = scenes
-    bank = feature_cache.features(encoder, store, items(store), looks, "float32", CPU)
-    pixels = feature_cache.pictures(encoder, store, items(store), looks, CPU)
+    bank = feature_cache.load_features(encoder, store, items(store), looks, "float32", CPU)
+    pixels = feature_cache.load_pixels(encoder, store, items(store), looks, CPU)
     places = torch.tensor([4, 0, 4])
     with torch.no_grad():
         torch.testing.assert_close(
-            bank.take(places), encoder.module(pixels.take(places)), atol=1e-4, rtol=1e-4
+            bank.lookup(places), encoder.module(pixels.lookup(places)), atol=1e-4, rtol=1e-4
         )
-    torch.testing.assert_close(bank.mean().take(places), bank.take(places).mean(1, keepdim=True))
-    assert pixels.take(places).dtype == torch.uint8 and bank.take(places).shape == (3, 4, 1280)
+    torch.testing.assert_close(bank.mean_pooled().lookup(places), bank.lookup(places).mean(1, keepdim=True))
+    assert pixels.lookup(places).dtype == torch.uint8 and bank.lookup(places).shape == (3, 4, 1280)
 
 
 def test_a_cut_extraction_goes_on_where_it_stopped(scenes, monkeypatch):
@@ -70,17 +70,17 @@ def test_a_cut_extraction_goes_on_where_it_stopped(scenes, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(RowCache, "append", cut_after(4))
         with pytest.raises(KeyboardInterrupt):
-            feature_cache.features(encoder, store, items(store), looks, "float16", CPU)
+            feature_cache.load_features(encoder, store, items(store), looks, "float16", CPU)
     before = sum(seen)
     assert before == 8  # the third pair was seen, but not kept; the fourth was being seen meanwhile
-    bank = feature_cache.features(encoder, store, items(store), looks, "float16", CPU)
+    bank = feature_cache.load_features(encoder, store, items(store), looks, "float16", CPU)
     assert sum(seen) == before + 5
     hook.remove()
     with torch.no_grad():
         expected = encoder.module(
-            feature_cache.pictures(encoder, store, items(store), looks, CPU).take(torch.arange(9))
+            feature_cache.load_pixels(encoder, store, items(store), looks, CPU).lookup(torch.arange(9))
         )
-    torch.testing.assert_close(bank.take(torch.arange(9)).float(), expected, atol=5e-3, rtol=1e-2)
+    torch.testing.assert_close(bank.lookup(torch.arange(9)).float(), expected, atol=5e-3, rtol=1e-2)
 
 
 def test_views_are_fixed_and_have_rows_of_their_own(scenes):
@@ -92,10 +92,10 @@ def test_views_are_fixed_and_have_rows_of_their_own(scenes):
         ImageView(name, 2, 0.5),
         ImageView(name, 1, 0.8),
     ]
-    bank = feature_cache.pictures(encoder, store, views, looks, CPU)
-    rows = bank.take(torch.arange(4))
+    bank = feature_cache.load_pixels(encoder, store, views, looks, CPU)
+    rows = bank.lookup(torch.arange(4))
     assert len({row.numpy().tobytes() for row in rows}) == 4
-    again = feature_cache.pictures(encoder, store, views[::-1], looks, CPU).take(torch.arange(4))
+    again = feature_cache.load_pixels(encoder, store, views[::-1], looks, CPU).lookup(torch.arange(4))
     assert torch.equal(again.flip(0), rows)
 
 
@@ -136,12 +136,12 @@ def test_a_lost_or_shortened_file_is_noticed(tmp_path):
 def test_another_size_is_another_cache(scenes):
     encoder = scenes[2]
     other = pretrained.load(EncoderSettings(size=96))
-    assert encoder.key() != other.key() == pretrained.load(EncoderSettings(size=96)).key()
+    assert encoder.cache_key() != other.cache_key() == pretrained.load(EncoderSettings(size=96)).cache_key()
 
 
 def test_a_bank_reads_in_its_own_order():
     bank = FeatureStore(np.arange(12, dtype=np.float32).reshape(6, 1, 2), [5, 0, 3], CPU)
-    assert bank.take(torch.tensor([0, 2, 0])).flatten(1).tolist() == [[10, 11], [6, 7], [10, 11]]
+    assert bank.lookup(torch.tensor([0, 2, 0])).flatten(1).tolist() == [[10, 11], [6, 7], [10, 11]]
 
 
 @pytest.fixture(params=["threads", "processes"])
@@ -155,19 +155,19 @@ def hands(request, monkeypatch):
 def test_processes_see_what_threads_see(tmp_path, monkeypatch, hands):
     """Also out of a zip, whose file position a forked process must not share."""
     folder = synthetic_scenes.write(tmp_path / "scenes", 12)
-    pictures = sorted(path for path in folder.rglob("*") if path.suffix in ENDINGS)
+    pictures = sorted(path for path in folder.rglob("*") if path.suffix in EXTENSIONS)
     with zipfile.ZipFile(tmp_path / "all.zip", "w") as archive:
         for path in pictures:
             archive.write(path, path.name)
     store = ImageStore.scan(tmp_path / "all.zip")
-    looks = duplicates.look(store, store.names(), tmp_path / "looks")
+    looks = duplicates.hash_images(store, store.names(), tmp_path / "looks")
     assert looks.sha256 == {
         path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in pictures
     }
     encoder = pretrained.load(EncoderSettings(size=32))
     rows = (
-        feature_cache.pictures(encoder, store, items(store), looks, CPU)
-        .take(torch.arange(12))
+        feature_cache.load_pixels(encoder, store, items(store), looks, CPU)
+        .lookup(torch.arange(12))
         .numpy()
     )
     assert all(
@@ -193,13 +193,13 @@ def test_a_stream_gives_every_batch_once_and_in_order(monkeypatch, hands, ahead,
 
 
 def gone(key):
-    raise UserError("gone", where=key)
+    raise UserError("gone", location=key)
 
 
 def test_a_picture_that_cannot_be_decoded_ends_the_stream(hands):
     with pytest.raises(UserError, match="gone") as raised:
         list(feature_extraction.stream([["a"], ["b"]], gone, lambda x: x, 2, CPU))
-    assert raised.value.where in "ab"
+    assert raised.value.location in "ab"
 
 
 def killed(key):
@@ -275,7 +275,7 @@ def test_a_crew_that_a_stream_forks_does_not_keep_its_memory(hands):
 
 MAKER = """
 import time
-from tarazu.captions.crew import Shared
+from tarazu.captions.data.worker_pool import Shared
 made = Shared((40,), "int64")
 print(made.place, flush=True)
 time.sleep(600)

@@ -11,7 +11,7 @@ from PIL import Image
 
 from tarazu.captions.data import duplicates, flickr8k, splits, synthetic_scenes
 from tarazu.captions.data.image_store import ImageStore
-from tarazu.captions.settings import CaptionData, Shares
+from tarazu.captions.settings import DataSettings, SplitFractions
 from tarazu.errors import UserError
 
 NAMES = [f"{i}.jpg" for i in range(10)]
@@ -58,7 +58,7 @@ def test_official(tmp_path, gz, zipped):
     assert found.layout == "official" and sorted(found.captions) == NAMES
     assert all(len(texts) == 5 for texts in found.captions.values())
     assert reasons(found) == {"captions without an image file": ["ghost.jpg"]}
-    parts = splits.split(found, [], CaptionData(split="official"))
+    parts = splits.split_images(found, [], DataSettings(split="official"))
     assert {split: len(images) for split, images in parts.items()} == {
         "train": 6,
         "validation": 1,
@@ -68,18 +68,18 @@ def test_official(tmp_path, gz, zipped):
 
 
 @pytest.mark.parametrize(
-    "split, count", [("official", 7), (Shares(), 6)]
+    "split, count", [("official", 7), (SplitFractions(), 6)]
 )  # two of each list at least
 def test_few_images_are_chosen_before_any_is_read(tmp_path, monkeypatch, split, count):
     found = flickr8k.read(official(tmp_path))
-    settings, read = CaptionData(source=str(tmp_path), split=split, images=6), []
+    settings, read = DataSettings(source=str(tmp_path), split=split, images=6), []
     monkeypatch.setattr(ImageStore, "read", lambda store, name: read.append(name))
     splits.subsample(found, settings)
     assert len(found.captions) == count and not read
     again = flickr8k.read(tmp_path)
     splits.subsample(again, settings)
     assert again.captions.keys() == found.captions.keys()
-    parts = splits.split(found, [], settings)
+    parts = splits.split_images(found, [], settings)
     assert sum(map(len, parts.values())) == count and all(parts.values())
     if split == "official":
         assert parts == {"train": NAMES[:4], "validation": NAMES[6:7], "test": NAMES[7:9]}
@@ -113,10 +113,10 @@ def test_karpathy(tmp_path):
         json.dumps({"images": images, "dataset": "flickr8k"})
     )
     found = flickr8k.read(tmp_path)
-    parts = splits.split(found, [], CaptionData(source=str(tmp_path), split="karpathy"))
+    parts = splits.split_images(found, [], DataSettings(source=str(tmp_path), split="karpathy"))
     assert parts == {"train": ["0.jpg", "1.jpg"], "validation": ["2.jpg"], "test": ["3.jpg"]}
     with pytest.raises(UserError, match="official split lists"):
-        splits.split(found, [], CaptionData(source=str(tmp_path), split="official"))
+        splits.split_images(found, [], DataSettings(source=str(tmp_path), split="official"))
 
 
 def test_copies_never_stand_in_two_splits(tmp_path):
@@ -126,32 +126,32 @@ def test_copies_never_stand_in_two_splits(tmp_path):
     (folder / "exact.jpg").write_bytes((folder / "3.jpg").read_bytes())
     Image.open(folder / "4.jpg").resize((150, 120)).save(folder / "near.jpg", quality=60)
     store = ImageStore.scan(tmp_path)
-    looks = duplicates.look(store, store.names(), tmp_path)
-    copies = duplicates.pairs(looks, CaptionData().near)
+    looks = duplicates.hash_images(store, store.names(), tmp_path)
+    copies = duplicates.find_duplicates(looks, DataSettings().max_hash_distance)
     assert sorted((pair["a"], pair["b"], pair["kind"]) for pair in copies) == [
         ("3.jpg", "exact.jpg", "exact"),
         ("4.jpg", "near.jpg", "near"),
     ]
     for seed in range(20):
-        parts = splits.by_shares(
+        parts = splits.split_by_fractions(
             duplicates.connected_components(store.names(), copies),
-            Shares(train=0.5, validation=0.25, test=0.25),
+            SplitFractions(train=0.5, validation=0.25, test=0.25),
             seed,
         )
         assert sorted(sum(parts.values(), [])) == store.names()
         for pair in copies:
             assert sum({pair["a"], pair["b"]} <= set(images) for images in parts.values()) == 1
-    assert parts == splits.by_shares(
+    assert parts == splits.split_by_fractions(
         duplicates.connected_components(store.names(), copies),
-        Shares(train=0.5, validation=0.25, test=0.25),
+        SplitFractions(train=0.5, validation=0.25, test=0.25),
         19,
     )
 
 
 def test_published_lists_stay_but_train_loses_its_copies_of_test(tmp_path):
     found = flickr8k.read(official(tmp_path))
-    parts = splits.split(
-        found, [{"a": "0.jpg", "b": "8.jpg", "kind": "near"}], CaptionData(split="official")
+    parts = splits.split_images(
+        found, [{"a": "0.jpg", "b": "8.jpg", "kind": "near"}], DataSettings(split="official")
     )
     assert parts["test"] == ["7.jpg", "8.jpg"] and "0.jpg" not in parts["train"]
     assert reasons(found)["train images that are copies of validation or test images"] == ["0.jpg"]
@@ -162,10 +162,10 @@ def test_unreadable_pictures_are_named(tmp_path):
         picture(tmp_path, name, i)
     (tmp_path / "1.jpg").write_bytes((tmp_path / "1.jpg").read_bytes()[:200])
     store = ImageStore.scan(tmp_path)
-    looks = duplicates.look(store, store.names(), tmp_path / "cache")
+    looks = duplicates.hash_images(store, store.names(), tmp_path / "cache")
     assert list(looks.unreadable) == ["1.jpg"] and sorted(looks.sha256) == ["0.jpg", "2.jpg"]
     picture(tmp_path, "1.jpg", 1)  # mended: the cache must not remember
-    assert not duplicates.look(store, store.names(), tmp_path / "cache").unreadable
+    assert not duplicates.hash_images(store, store.names(), tmp_path / "cache").unreadable
 
 
 def test_hostile_zips(tmp_path):

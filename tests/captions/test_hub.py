@@ -53,8 +53,8 @@ def test_a_set_without_captions_is_refused(tmp_path, monkeypatch):
 
 
 def test_names_of_the_hub_and_paths():
-    assert hub_dataset.looks_like_a_name("jxie/flickr8k")
+    assert hub_dataset.is_hub_name("jxie/flickr8k")
     assert not any(
-        hub_dataset.looks_like_a_name(path)
+        hub_dataset.is_hub_name(path)
         for path in ("./flickr8k", "/data/flickr8k", "flickr8k", "a/b/c", "../a")
     )

@@ -7,7 +7,7 @@ from torch.nn import functional as F
 
 from tarazu.captions.data.vocabulary import EOS, PAD, SOS, SPECIALS, UNK, Vocabulary
 from tarazu.captions.decoding import beam_search
-from tarazu.captions.encoder.efficientnet import SHAPES, EfficientNet
+from tarazu.captions.encoder.efficientnet import ENCODER_CONFIGS, EfficientNet
 from tarazu.captions.model.captioning_model import ImageCaptioningModel
 from tarazu.captions.settings import SelfCritical, ShowAndTell, ShowAttendTell
 from tarazu.captions.training import objective
@@ -16,7 +16,7 @@ from tarazu.captions.training.objective import cross_entropy_loss, self_critical
 
 TOKENS = torch.tensor([[SOS, 5, 6, 7, EOS], [SOS, 8, EOS, PAD, PAD], [SOS, 5, 9, EOS, PAD]])
 FEATURES = torch.randn(3, PLACES, CHANNELS, generator=torch.Generator().manual_seed(1))
-ENCODER = EfficientNet(SHAPES["efficientnet-lite0"], (127.0,) * 3, (128.0,) * 3)
+ENCODER = EfficientNet(ENCODER_CONFIGS["efficientnet-lite0"], (127.0,) * 3, (128.0,) * 3)
 
 
 def model(kind, train=True):
@@ -55,7 +55,7 @@ def test_label_smoothing_is_pytorchs():
     smooth = F.cross_entropy(
         logits, TOKENS[:, 1:].flatten(), ignore_index=PAD, label_smoothing=0.2, reduction="sum"
     )
-    torch.testing.assert_close(found.total + found.extra, smooth)
+    torch.testing.assert_close(found.total + found.penalty, smooth)
     torch.testing.assert_close(
         found.total,
         F.cross_entropy(logits, TOKENS[:, 1:].flatten(), ignore_index=PAD, reduction="sum"),
@@ -65,11 +65,11 @@ def test_label_smoothing_is_pytorchs():
 def test_doubly_stochastic_penalty_is_the_papers():
     settings = ShowAttendTell(doubly_stochastic=0.5)
     found = cross_entropy_loss(model("show_attend_tell"), FEATURES, TOKENS, settings, 0.0)
-    alphas = model("show_attend_tell").teach(FEATURES, TOKENS[:, :-1])[1]
+    alphas = model("show_attend_tell").forward_teacher_forced(FEATURES, TOKENS[:, :-1])[1]
     by_hand = sum(
         (1 - alphas[i, :steps].sum(0)).square().sum() for i, steps in enumerate((4, 2, 3))
     )
-    torch.testing.assert_close(found.extra, 0.5 * by_hand)
+    torch.testing.assert_close(found.penalty, 0.5 * by_hand)
 
 
 def test_nothing_is_disturbed_when_it_is_judged():
@@ -77,7 +77,7 @@ def test_nothing_is_disturbed_when_it_is_judged():
         dropout=0.5, word_dropout=0.9, scheduled_sampling=0.9, label_smoothing=0.5
     )
     judged = cross_entropy_loss(model("show_attend_tell", False), FEATURES, TOKENS, heavy, 1.0)
-    assert judged.extra is None
+    assert judged.penalty is None
     torch.testing.assert_close(
         judged.total,
         cross_entropy_loss(
@@ -119,7 +119,7 @@ def test_self_critical_training_raises_the_reward():
     rewards = Rewards(
         [[text.split() for text in texts] for texts in wanted.values()], words, torch.device("cpu")
     )
-    whole, settings = model("show_and_tell"), SelfCritical(from_epoch=0, samples=8, share=1.0)
+    whole, settings = model("show_and_tell"), SelfCritical(from_epoch=0, samples=8, sample_fraction=1.0)
     optimizer = torch.optim.Adam(whole.decoder.parameters(), 0.01)
     captions = torch.tensor([words.encode(wanted[name][0].split()) for name in "xyz"])
 
@@ -131,7 +131,7 @@ def test_self_critical_training_raises_the_reward():
     for _ in range(60):
         found = self_critical(whole, FEATURES, captions, torch.arange(3), rewards, settings, 6)
         optimizer.zero_grad()
-        (found.total + found.extra).backward()
+        (found.total + found.penalty).backward()
         optimizer.step()
     assert reward() > 2 * before
     assert found.total > 0  # what is reported stays the likelihood
@@ -150,11 +150,11 @@ def test_the_reward_weighs_as_much_beside_the_likelihood_when_captions_share_a_p
             tokens,
             torch.arange(3),
             rewards,
-            SelfCritical(samples=3, share=1.0, likelihood=0.3),
+            SelfCritical(samples=3, sample_fraction=1.0, likelihood=0.3),
             6,
             *rows,
         )
-        found.append(torch.stack([losses.total, losses.total + losses.extra]))
+        found.append(torch.stack([losses.total, losses.total + losses.penalty]))
     torch.testing.assert_close(found[1], 2 * found[0])
 
 
@@ -181,12 +181,12 @@ def test_what_is_learnt_from_is_what_was_drawn_from():
 def test_hidden_channels_are_the_same_at_all_places_and_only_in_training():
     whole = ImageCaptioningModel(ENCODER, decoder("show_attend_tell"), feature_dropout=0.4)
     ones = torch.ones(50, PLACES, CHANNELS)
-    seen = whole.train().see(ones)
+    seen = whole.train().encode_images(ones)
     assert torch.equal(seen, seen[:, :1].expand_as(seen))
     assert 0.3 < (seen == 0).float().mean() < 0.5 and seen.max() == pytest.approx(1 / 0.6)
     with beam_search.without_dropout(whole):  # rewards are drawn without it
-        assert whole.see(ones) is ones
-    assert whole.eval().see(ones) is ones
+        assert whole.encode_images(ones) is ones
+    assert whole.eval().encode_images(ones) is ones
 
 
 @pytest.mark.parametrize("kind", ["tied_teller", "tied_attention", "tied_plain", "sinusoidal"])
@@ -219,9 +219,9 @@ def test_what_is_drawn_without_dropout_may_be_learnt_from_with_it(share):
             part.p = 0.0
     found = []
     for settings in (
-        SelfCritical(samples=3, share=1.0, likelihood=0.3, dropout=on) for on in (False, True)
+        SelfCritical(samples=3, sample_fraction=1.0, likelihood=0.3, dropout=on) for on in (False, True)
     ):
         torch.manual_seed(0)
         losses = self_critical(whole, FEATURES, captions, torch.arange(3), rewards, settings, 6)
-        found.append(losses.total + losses.extra)
+        found.append(losses.total + losses.penalty)
     assert torch.allclose(*found) is (share == 0.0)

@@ -9,7 +9,7 @@ from collections import OrderedDict
 import pytest
 import torch
 
-from tarazu.captions.encoder.torch_checkpoint import read_pth
+from tarazu.captions.encoder.torch_checkpoint import load_state_dict_file
 from tarazu.errors import UserError
 
 STATE = OrderedDict(
@@ -31,7 +31,7 @@ def equal(found):
 @pytest.mark.parametrize("new", [True, False])
 def test_both_forms_give_the_same_tensors(tmp_path, new):
     torch.save(STATE, tmp_path / "state.pth", _use_new_zipfile_serialization=new)
-    assert equal(read_pth(tmp_path / "state.pth"))
+    assert equal(load_state_dict_file(tmp_path / "state.pth"))
 
 
 def test_modules_metadata_and_shared_storage(tmp_path):
@@ -40,7 +40,7 @@ def test_modules_metadata_and_shared_storage(tmp_path):
     ).state_dict()  # has _metadata
     state["0.again"] = state["0.weight"]
     torch.save(state, tmp_path / "state.pth")
-    found = read_pth(tmp_path / "state.pth")
+    found = load_state_dict_file(tmp_path / "state.pth")
     assert all(torch.equal(found[name], tensor) for name, tensor in state.items())
 
 
@@ -60,7 +60,7 @@ def test_a_payload_never_runs(tmp_path, form):
     else:
         torch.save({"weight": Bomb(mark)}, path, _use_new_zipfile_serialization=form == "zip")
     with pytest.raises(UserError, match="not a plain state dict"):
-        read_pth(path)
+        load_state_dict_file(path)
     assert not mark.exists()
 
 
@@ -70,7 +70,7 @@ def test_damaged_files_are_refused(tmp_path):
     for cut in range(0, len(whole), 97):
         (tmp_path / "cut.pth").write_bytes(whole[:cut])
         with pytest.raises(UserError):
-            read_pth(tmp_path / "cut.pth")
+            load_state_dict_file(tmp_path / "cut.pth")
 
 
 def test_a_view_beyond_its_storage_is_refused(tmp_path):
@@ -88,11 +88,11 @@ def test_a_view_beyond_its_storage_is_refused(tmp_path):
             bad.writestr(name, data)
     (tmp_path / "evil.pth").write_bytes(evil.getvalue())
     with pytest.raises(UserError, match="beyond its storage"):
-        read_pth(tmp_path / "evil.pth")
+        load_state_dict_file(tmp_path / "evil.pth")
 
 
 def test_other_things_than_tensors(tmp_path):
     for value in ({"epoch": 3}, [torch.zeros(2)], torch.zeros(2)):
         torch.save(value, tmp_path / "other.pth")
         with pytest.raises(UserError):
-            read_pth(tmp_path / "other.pth")
+            load_state_dict_file(tmp_path / "other.pth")

@@ -44,7 +44,7 @@ def test_form_and_agreement_of_its_parts():
     images = per_image(CANDIDATES, REFERENCES)
     assert list(images) == list(CANDIDATES)
     assert np.mean([image["cider"] for image in images.values()]) == pytest.approx(sheet["cider"])
-    quick = Scorer(REFERENCES).quick(CANDIDATES)
+    quick = Scorer(REFERENCES).validation_scores(CANDIDATES)
     assert quick == {
         "bleu4": pytest.approx(sheet["bleu"][3]),
         "cider": pytest.approx(sheet["cider"]),
@@ -87,7 +87,7 @@ def test_nothing_to_score_is_said_plainly():
     with pytest.raises(UserError, match="moon.jpg"):
         score({"moon.jpg": "a moon"}, REFERENCES)
     with pytest.raises(UserError, match="moon.jpg"):
-        Scorer(REFERENCES).quick({"moon.jpg": "a moon"})
+        Scorer(REFERENCES).validation_scores({"moon.jpg": "a moon"})
 
 
 def test_empty_captions_are_scored_as_zero():

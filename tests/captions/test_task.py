@@ -23,17 +23,17 @@ RECIPE = """
 task: captions
 encoder: {name: efficientnet-lite0, size: 64}
 device: cpu
-data: {source: drawn, scenes: 40, min_count: 1, max_length: 16, views: 3}
-budget: {epochs: 2, batch_rows: 40, watch: cider, micro_batch_tokens: 300}
+data: {source: synthetic, scenes: 40, min_count: 1, max_length: 16, num_augmentations: 3}
+budget: {epochs: 2, batch_rows: 40, monitor: cider, micro_batch_tokens: 300}
 methods:
-  show_and_tell: {embedding: 16, hidden: 24, word_dropout: 0.1, label_smoothing: 0.1, scheduled_sampling: 0.2}
-  show_attend_tell: {embedding: 16, hidden: 24, attention: 16}
-  transformer: {hidden: 16, layers: 1, heads: 2, feed_forward: 32}
+  show_and_tell: {embedding: 16, hidden_size: 24, word_dropout: 0.1, label_smoothing: 0.1, scheduled_sampling: 0.2}
+  show_attend_tell: {embedding: 16, hidden_size: 24, attention: 16}
+  transformer: {hidden_size: 16, num_layers: 1, heads: 2, feed_forward: 32}
   tuned:
-    {kind: show_attend_tell, embedding: 16, hidden: 24, attention: 16, average: 0.9, feature_dropout: 0.1, fine_tune: {blocks: 1, learning_rate: 1e-3, from_epoch: 1}}
+    {kind: show_attend_tell, embedding: 16, hidden_size: 24, attention: 16, ema_decay: 0.9, feature_dropout: 0.1, fine_tune: {blocks: 1, learning_rate: 1e-3, from_epoch: 1}}
   rewarded:
-    {kind: transformer, hidden: 16, layers: 1, heads: 2, feed_forward: 32, self_critical: {from_epoch: 1, samples: 2}}
-  three: {kind: ensemble, of: [show_and_tell, show_attend_tell, tuned]}
+    {kind: transformer, hidden_size: 16, num_layers: 1, heads: 2, feed_forward: 32, self_critical: {from_epoch: 1, samples: 2}}
+  three: {kind: ensemble, members: [show_and_tell, show_attend_tell, tuned]}
 """
 
 
@@ -41,15 +41,15 @@ TOGETHER = """
 task: captions
 encoder: {name: efficientnet-lite0, size: 64}
 device: cpu
-data: {source: drawn, scenes: 30, min_count: 1, max_length: 16, views: 2, together: 5}
-budget: {epochs: 3, batch_rows: 40, watch: cider, keep: best}
+data: {source: synthetic, scenes: 30, min_count: 1, max_length: 16, num_augmentations: 2, captions_per_group: 5}
+budget: {epochs: 3, batch_rows: 40, monitor: cider, keep: best}
 extra_beams: [5]
 methods:
   attend:
-    {kind: show_attend_tell, embedding: 16, hidden: 24, attention: 16, average: 0.9, fine_tune: {blocks: 1, learning_rate: 1e-3, from_epoch: 1},
-     self_critical: {from_epoch: 2, samples: 2, share: 1.0, learning_rate: 1e-4}}
-  tell: {kind: show_and_tell, embedding: 16, hidden: 24, self_critical: {from_epoch: 1, samples: 3, learning_rate: 1e-4, likelihood: 0.1}}
-  both: {kind: ensemble, of: [attend, tell], mirrored: true}
+    {kind: show_attend_tell, embedding: 16, hidden_size: 24, attention: 16, ema_decay: 0.9, fine_tune: {blocks: 1, learning_rate: 1e-3, from_epoch: 1},
+     self_critical: {from_epoch: 2, samples: 2, sample_fraction: 1.0, learning_rate: 1e-4}}
+  tell: {kind: show_and_tell, embedding: 16, hidden_size: 24, self_critical: {from_epoch: 1, samples: 3, learning_rate: 1e-4, likelihood: 0.1}}
+  both: {kind: ensemble, members: [attend, tell], flip_tta: true}
 """
 
 
@@ -84,7 +84,7 @@ def test_every_method_is_trained_proven_and_scored(done):
             and len(metrics["decoding"]["beam3"]["bleu"]) == 4
         )
         assert (
-            set(metrics["yardsticks"]) == {"human", "constant", "shuffled"}
+            set(metrics["baselines"]) == {"human", "constant", "shuffled"}
             and metrics["images"] == 4
         )
         assert (
@@ -94,7 +94,7 @@ def test_every_method_is_trained_proven_and_scored(done):
     for name in METHODS[:-1]:
         assert read_json(done / name / "seed-0" / "fingerprint.json")["verdict"] == "ok"
     assert (
-        read_json(done / "transformer" / "seed-0" / "ledger.json")["paths"]["teaching"]
+        read_json(done / "transformer" / "seed-0" / "ledger.json")["code_paths"]["teacher_forcing"]
         == "fused attention"
     )
 
@@ -140,7 +140,7 @@ def test_events_hold_a_caption_of_the_same_picture_after_every_epoch(done):
 
 def test_data_and_model_files(done):
     data, model = read_json(done / "data.json"), read_json(done / "model.json")["encoder"]
-    assert data["layout"] == "drawn" and data["splits"]["train"] == {"images": 32, "captions": 160}
+    assert data["layout"] == "synthetic" and data["splits"]["train"] == {"images": 32, "captions": 160}
     assert len(data["examples"]) == 5 and len(data["structure"]["top_words"]) == 20
     assert sum(data["structure"]["lengths"]["histogram"]["counts"]) == 200
     assert model["name"] == "EfficientNet-Lite0" and model["features"] == [4, 1280]
@@ -150,7 +150,7 @@ def test_data_and_model_files(done):
 
 def test_a_caption_from_the_run_is_what_evaluation_wrote(done, home, capsys):
     line = read_jsonl(done / "tuned" / "seed-0" / "samples.jsonl")[0]
-    picture = next((home / "cache" / "drawn" / "40" / "Images").glob(line["id"]))
+    picture = next((home / "cache" / "synthetic" / "40" / "Images").glob(line["id"]))
     for method in METHODS:
         expected = read_jsonl(done / method / "seed-0" / "samples.jsonl")[0]["beam3"]
         caption_images.caption(str(done / method), [str(picture)])
@@ -158,7 +158,7 @@ def test_a_caption_from_the_run_is_what_evaluation_wrote(done, home, capsys):
 
 
 def test_caption_as_json_with_heat_map_and_a_bad_picture(done, home, capsys, tmp_path):
-    pictures = sorted((home / "cache" / "drawn" / "40" / "Images").iterdir())[:2]
+    pictures = sorted((home / "cache" / "synthetic" / "40" / "Images").iterdir())[:2]
     (tmp_path / "bad.jpg").write_bytes(b"nothing")
     with pytest.raises(UserError, match="1 of 3 images"):
         caption_images.caption(
@@ -246,19 +246,19 @@ def test_rewarded_epochs_begin_from_the_best_weights(home):
     tell = [
         f"methods.tell.{key}"
         for key in (
-            "average=0.9",
+            "ema_decay=0.9",
             "self_critical.from_epoch=2",
             "self_critical.learning_rate=1e-12",
         )
     ]
-    run, _ = fitted(home, "from-best", "tell", ["budget.watch=loss", *tell])
+    run, _ = fitted(home, "from-best", "tell", ["budget.monitor=loss", *tell])
     last = load_file(max((run.path / "checkpoint").glob("step-*")) / "weights.safetensors")
     for name, tensor in load_file(run.path / "best.safetensors").items():
         torch.testing.assert_close(last[name], tensor, atol=1e-7, rtol=0)
 
 
 STILL = [
-    "budget.watch=loss",
+    "budget.monitor=loss",
     "budget.epochs=4",
     "methods.attend.fine_tune.until_epoch=2",
     "methods.attend.self_critical.from_epoch=3",
@@ -274,19 +274,19 @@ def test_an_encoder_that_stands_still_again_is_the_best_one_and_is_looked_throug
     assert blocks and all(torch.equal(before[name], after[name]) for name in blocks)
     assert not torch.equal(before["decoder.output.weight"], after["decoder.output.weight"])
     trainable.module.eval()
-    places, shown = torch.tensor([0, 7, 23]), trainable.data.pixels.take(torch.tensor([0, 7, 23]))
+    places, shown = torch.tensor([0, 7, 23]), trainable.data.pixels.lookup(torch.tensor([0, 7, 23]))
     trainable.epoch = 1
-    assert torch.equal(trainable.look(places), shown)
+    assert torch.equal(trainable.inputs_for(places), shown)
     trainable.epoch = 2
     torch.testing.assert_close(
-        trainable.look(places).float(), trainable.module.encode(shown), atol=2e-3, rtol=2e-3
+        trainable.inputs_for(places).float(), trainable.module.encode(shown), atol=2e-3, rtol=2e-3
     )
     mirrored = refrozen_features._view(
         trainable.data, places, 1
-    )  # rows of views stand as in `Prepared.maps`
-    seen = trainable.kept.take(len(trainable.data.all_names) + places)
+    )  # rows of views stand as in `CaptionData.feature_maps`
+    seen = trainable.refrozen_features.lookup(len(trainable.data.all_names) + places)
     assert mirrored.shape == seen.shape[:1] + shown.shape[1:] and not torch.equal(
-        seen, trainable.look(places)
+        seen, trainable.inputs_for(places)
     )
 
 
@@ -334,7 +334,7 @@ def fitted(home, folder, name, sets, stop_after=10**6):
 def test_a_picture_that_is_looked_at_once_for_its_captions_is_the_same_picture(home):
     (home / "together.yaml").write_text(TOGETHER)
     recipe, task, cpu = (
-        load(home / "together.yaml", ["data.views=1"]),
+        load(home / "together.yaml", ["data.num_augmentations=1"]),
         Captions(),
         torch.device("cpu"),
     )
@@ -345,27 +345,27 @@ def test_a_picture_that_is_looked_at_once_for_its_captions_is_the_same_picture(h
         [],
     )
     trainable.module.eval()
-    for data.together in (5, 1):
+    for data.captions_per_group in (5, 1):
         (batch,) = task.collate(trainable, data, "train", rows, 10**6)
         losses.append(task.loss(trainable, batch).total)
-        assert len(batch.pictures) == (2 if data.together == 5 else 10)
+        assert len(batch.pictures) == (2 if data.captions_per_group == 5 else 10)
     torch.testing.assert_close(*losses)
-    data.together = 5
+    data.captions_per_group = 5
     (batch,) = task.collate(
         trainable, data, "train", rows[::-1], 10**6
     )  # the step's first picture stays the first, for rewards of a share
     assert (
-        batch.pictures[batch.rows].tolist() == data.places["train"][rows[::-1]].tolist()
+        batch.pictures[batch.rows].tolist() == data.image_indices["train"][rows[::-1]].tolist()
         and batch.rows[0] == 0
     )
-    data.together, trainable.method = (
+    data.captions_per_group, trainable.method = (
         5,
-        trainable.method.model_copy(update={"together": 1}),
+        trainable.method.model_copy(update={"captions_per_group": 1}),
     )  # its own, before the data's
     (batch,) = task.collate(trainable, data, "train", rows, 10**6)
     assert batch.rows is None and len(batch.pictures) == 10
     means, looked = [], []
-    for data.together in (5, 1):  # when it judges, in several batches
+    for data.captions_per_group in (5, 1):  # when it judges, in several batches
         looked.append(
             sum(
                 len(batch.pictures)

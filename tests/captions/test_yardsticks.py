@@ -9,7 +9,7 @@ import pytest
 from captions.written_captions import REFERENCES
 
 from tarazu.captions.data import flickr8k
-from tarazu.captions.evaluation.baselines import human, medoid_caption, shuffled, yardsticks
+from tarazu.captions.evaluation.baselines import human, medoid_caption, shuffled, compute_baselines
 from tarazu.captions.evaluation.human_correlation import find, read_tokens
 from tarazu.captions.metrics.scorer import score
 from tarazu.errors import UserError
@@ -47,13 +47,13 @@ def test_the_central_caption_is_the_one_most_like_the_rest():
 
 def test_order_of_the_three_and_their_form():
     training = ["a man sits on a bench", "a man in a hat sits on a bench", "two cows"]
-    found = yardsticks(REFERENCES, training, with_meteor=False)
+    found = compute_baselines(REFERENCES, training, with_meteor=False)
     assert found["human"]["cider"] > found["constant"]["cider"] > 0
     assert found["human"]["bleu"][0] > found["shuffled"]["bleu"][0]
     assert found["constant"]["caption"] in training
-    assert yardsticks(REFERENCES, training, with_meteor=False) == found
+    assert compute_baselines(REFERENCES, training, with_meteor=False) == found
     assert (
-        yardsticks(REFERENCES, training, "two cows", with_meteor=False)["constant"]["caption"]
+        compute_baselines(REFERENCES, training, "two cows", with_meteor=False)["constant"]["caption"]
         == "two cows"
     )
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import torch
 
 from tarazu.captions.data.vocabulary import clean
-from tarazu.captions.dataset import Prepared
+from tarazu.captions.dataset import CaptionData
 from tarazu.captions.evaluation import error_analysis, evaluate
 from tarazu.captions.settings import CaptionsRecipe
 from tarazu.captions.task import Captions
@@ -26,19 +26,19 @@ def put_off(recipe: CaptionsRecipe, name: str) -> str | None:
     )
 
 
-def heaviest(data: Prepared, rows: list[int]) -> list[int]:
+def heaviest(data: CaptionData, rows: list[int]) -> list[int]:
     """Captions are of one size, more or less: the rows themselves."""
     return rows
 
 
 def outline(
-    task: Captions, recipe: CaptionsRecipe, name: str, data: Prepared, device: torch.device
+    task: Captions, recipe: CaptionsRecipe, name: str, data: CaptionData, device: torch.device
 ) -> None:
     """Nothing is told from the shape alone: the decoders are small, and their speed is their steps'."""
 
 
 def parts(
-    task: Captions, model: TrainableCaptioner, data: Prepared, recipe: CaptionsRecipe
+    task: Captions, model: TrainableCaptioner, data: CaptionData, recipe: CaptionsRecipe
 ) -> dict[str, float]:
     """Seconds of one validation, of its sampled caption, and of the final evaluation and generation."""
     widths = list(dict.fromkeys([1, 3, *recipe.extra_beams]))
@@ -57,7 +57,7 @@ def parts(
     return {
         "validate": losses(task, model, data, recipe, "validation")
         + written[1] * share
-        + timed(lambda: quick.quick(lines["validation"])),
+        + timed(lambda: quick.validation_scores(lines["validation"])),
         "sample": timed(lambda: task.sample(model, data, recipe, final=False)),
         "evaluate": losses(task, model, data, recipe, "test") + scored,
         "generate": sum(written.values()),
@@ -65,7 +65,7 @@ def parts(
 
 
 def losses(
-    task: Captions, model: TrainableCaptioner, data: Prepared, recipe: CaptionsRecipe, split: str
+    task: Captions, model: TrainableCaptioner, data: CaptionData, recipe: CaptionsRecipe, split: str
 ) -> float:
     """Seconds of the loss over a split."""
     rows = list(range(min(ROWS, data.size(split))))
@@ -77,9 +77,9 @@ def losses(
     return timed(work) * data.size(split) / len(rows)
 
 
-def writing(model: TrainableCaptioner, data: Prepared, recipe: CaptionsRecipe, beams: int) -> float:
+def writing(model: TrainableCaptioner, data: CaptionData, recipe: CaptionsRecipe, beams: int) -> float:
     """Seconds of describing every test picture: as many as go together are timed."""
-    names = data.names["test"][: evaluate.AT_ONCE[data.device.type]]
+    names = data.names["test"][: evaluate.IMAGES_PER_BATCH[data.device.type]]
     return (
         timed(lambda: evaluate.generate_captions(model, data, "test", recipe, beams, names))
         * len(data.names["test"])

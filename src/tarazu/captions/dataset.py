@@ -19,7 +19,7 @@ from tarazu.captions.data import (
     statistics,
     synthetic_scenes,
 )
-from tarazu.captions.data.augmentation import SIDED
+from tarazu.captions.data.augmentation import SIDE_WORDS
 from tarazu.captions.data.duplicates import ImageHashes
 from tarazu.captions.data.flickr8k import Collection
 from tarazu.captions.data.images import open_image, thumbnail_jpeg
@@ -27,7 +27,7 @@ from tarazu.captions.data.vocabulary import SPECIALS, Vocabulary, clean
 from tarazu.captions.encoder import feature_cache, pretrained
 from tarazu.captions.encoder.feature_cache import FeatureStore, ImageView
 from tarazu.captions.encoder.pretrained import Pretrained
-from tarazu.captions.settings import CaptionData, CaptionsRecipe, Shares
+from tarazu.captions.settings import DataSettings, CaptionsRecipe, SplitFractions
 from tarazu.captions.training.cider_reward import Rewards
 from tarazu.engine.progress import ProgressBar, log
 from tarazu.errors import UserError
@@ -37,34 +37,34 @@ SHOWN = 5  # random images with processed captions
 
 
 @dataclass
-class Prepared:
+class CaptionData:
     """What the task trains and is judged on. Rows are (image, caption) pairs, by split.
 
     Args:
         names: images by split.
         captions: raw captions by image, of the images in use.
-        tokens: (rows, max_length + 2) per split; places: the rows' images, as positions in `all_names`.
-        together: how many neighbouring rows always share a step.
-        views: how many views of a training picture there are (1: itself alone); crop: the least share that one keeps.
-        scorers, yardsticks: what evaluation works out once for all methods.
+        tokens: (rows, max_length + 2) per split; image_indices: the rows' images, as positions in `all_names`.
+        captions_per_group: how many neighbouring rows always share a step.
+        num_augmentations: how many views of a training picture there are (1: itself alone); min_crop_area: the least share that one keeps.
+        scorers, baselines: what evaluation works out once for all methods.
     """
 
     names: dict[str, list[str]]
     captions: dict[str, list[str]]
     vocabulary: Vocabulary
     tokens: dict[str, np.ndarray]
-    places: dict[str, np.ndarray]
+    image_indices: dict[str, np.ndarray]
     collection: Collection
-    looks: ImageHashes
+    hashes: ImageHashes
     encoder: Pretrained
     precision: str
-    views: int
-    crop: float
-    together: int
+    num_augmentations: int
+    min_crop_area: float
+    captions_per_group: int
     device: torch.device
     folder: StudyDir
     scorers: dict = field(default_factory=dict)
-    yardsticks: dict = field(default_factory=dict)
+    baselines: dict = field(default_factory=dict)
 
     def size(self, split: str) -> int:
         return len(self.tokens[split])
@@ -74,46 +74,46 @@ class Prepared:
         return [name for images in self.names.values() for name in images]
 
     @cached_property
-    def place_of(self) -> dict[str, int]:
+    def index_of(self) -> dict[str, int]:
         return {name: place for place, name in enumerate(self.all_names)}
 
     def references(self, split: str) -> dict[str, list[str]]:
         return {name: self.captions[name] for name in self.names[split]}
 
     @cached_property
-    def maps(self) -> FeatureStore:
+    def feature_maps(self) -> FeatureStore:
         """The frozen encoder's features (N, P, D): of every picture, then of the training pictures' further views,
         view by view."""
         items = [ImageView(name) for name in self.all_names]
         items += [
-            ImageView(name, view, self.crop)
-            for view in range(1, self.views)
+            ImageView(name, view, self.min_crop_area)
+            for view in range(1, self.num_augmentations)
             for name in self.names["train"]
         ]
-        return feature_cache.features(
-            self.encoder, self.collection.images, items, self.looks, self.precision, self.device
+        return feature_cache.load_features(
+            self.encoder, self.collection.images, items, self.hashes, self.precision, self.device
         )
 
-    def make_room(self) -> None:
+    def free_gpu_features(self) -> None:
         """The frozen encoder's features leave the GPU; whoever asks for them brings them back."""
-        if "maps" in self.__dict__:
-            self.maps.__dict__.pop("resident", None)
+        if "feature_maps" in self.__dict__:
+            self.feature_maps.__dict__.pop("resident", None)
         if self.device.type == "cuda":
             torch.cuda.empty_cache()  # other processes may share the GPU
 
     @cached_property
-    def means(self) -> FeatureStore:
-        """Their means over the places (N, 1, D)."""
-        return self.maps.mean()
+    def pooled_features(self) -> FeatureStore:
+        """Their means over the positions (N, 1, D)."""
+        return self.feature_maps.mean_pooled()
 
     @cached_property
     def pixels(self) -> FeatureStore:
         """The pictures themselves (N, S, S, 3), for an encoder that is trained as well."""
-        return feature_cache.pictures(
+        return feature_cache.load_pixels(
             self.encoder,
             self.collection.images,
             [ImageView(name) for name in self.all_names],
-            self.looks,
+            self.hashes,
             self.device,
         )
 
@@ -123,24 +123,26 @@ class Prepared:
         lines = [[clean(text) for text in texts] for texts in self.references("train").values()]
         return Rewards(lines, self.vocabulary, self.device)
 
-    def view_rows(self, places: torch.Tensor, sided: torch.Tensor) -> torch.Tensor:
-        """Rows of `maps` for a random view of each training picture; never a mirrored one where `sided`."""
-        if self.views == 1:
+    def random_view_rows(
+        self, places: torch.Tensor, mentions_left_right: torch.Tensor
+    ) -> torch.Tensor:
+        """Rows of `feature_maps` for a random view of each training picture; never a mirrored one where `mentions_left_right`."""
+        if self.num_augmentations == 1:
             return places
-        view = torch.randint(self.views, places.shape, device=places.device)
-        view = torch.where(sided, view - view % 2, view)
+        view = torch.randint(self.num_augmentations, places.shape, device=places.device)
+        view = torch.where(mentions_left_right, view - view % 2, view)
         further = len(self.all_names) + (view - 1) * len(self.names["train"]) + places
         return torch.where(view == 0, places, further)
 
-    def sided(self, tokens: torch.Tensor) -> torch.Tensor:
+    def mentions_left_right(self, tokens: torch.Tensor) -> torch.Tensor:
         """tokens (B, T) -> (B,), True where the caption says left or right."""
-        numbers = [self.vocabulary.ids[word] for word in SIDED if word in self.vocabulary.ids]
+        numbers = [self.vocabulary.ids[word] for word in SIDE_WORDS if word in self.vocabulary.ids]
         found = torch.zeros(len(tokens), dtype=torch.bool, device=tokens.device)
         for number in numbers:
             found |= (tokens == number).any(1)
         return found
 
-    def keep_image(self, name: str) -> str:
+    def save_thumbnail(self, name: str) -> str:
         """Puts a small copy into the run folder and returns its path there."""
         relative = f"images/{statistics.jpeg_name(name)}"
         path = self.folder.path / relative
@@ -149,13 +151,13 @@ class Prepared:
         return relative
 
 
-def prepare(recipe: CaptionsRecipe, folder: StudyDir, device: torch.device) -> Prepared:
-    """Reads a recipe's data and writes data.json, vocabulary.json and model.json. Raises `BadInput`."""
+def prepare(recipe: CaptionsRecipe, folder: StudyDir, device: torch.device) -> CaptionData:
+    """Reads a recipe's data and writes data.json, vocabulary.json and model.json. Raises `UserError`."""
     settings, encoder = recipe.data, pretrained.load(recipe.encoder)
     collection = read(settings)
     splits.subsample(collection, settings)
-    looks, copies = scan_images(collection, settings)
-    names = splits.split(collection, copies, settings)
+    hashes, copies = scan_images(collection, settings)
+    names = splits.split_images(collection, copies, settings)
     captions = {name: collection.captions[name] for images in names.values() for name in images}
     words = {name: [clean(text) for text in texts] for name, texts in captions.items()}
     vocabulary = Vocabulary.build(
@@ -166,8 +168,8 @@ def prepare(recipe: CaptionsRecipe, folder: StudyDir, device: torch.device) -> P
     if len(vocabulary) == len(SPECIALS):
         raise UserError(
             f"no word is in the training captions {settings.min_count} times",
-            where="data.min_count",
-            todo="a smaller min_count, or more images",
+            location="data.min_count",
+            hint="a smaller min_count, or more images",
         )
     tokens = {
         split: np.array(
@@ -180,19 +182,19 @@ def prepare(recipe: CaptionsRecipe, folder: StudyDir, device: torch.device) -> P
         split: np.array([order[name] for name in images for _ in words[name]], dtype=np.int64)
         for split, images in names.items()
     }
-    data = Prepared(
+    data = CaptionData(
         names,
         captions,
         vocabulary,
         tokens,
         places,
         collection,
-        looks,
+        hashes,
         encoder,
         recipe.encoder.precision,
-        settings.views,
-        settings.crop,
-        settings.together,
+        settings.num_augmentations,
+        settings.min_crop_area,
+        settings.captions_per_group,
         device,
         folder,
     )
@@ -200,43 +202,43 @@ def prepare(recipe: CaptionsRecipe, folder: StudyDir, device: torch.device) -> P
     return data
 
 
-def read(settings: CaptionData) -> Collection:
+def read(settings: DataSettings) -> Collection:
     """The collection that a recipe names: drawn, local, or from the hub."""
-    if settings.source == "drawn":
-        home = feature_cache.cache_folder() / "drawn" / f"{settings.scenes}"
+    if settings.source == "synthetic":
+        home = feature_cache.cache_folder() / "synthetic" / f"{settings.scenes}"
         collection = flickr8k.read(synthetic_scenes.write(home, settings.scenes))
-        collection.layout = "drawn"
+        collection.layout = "synthetic"
         return collection
-    if not Path(settings.source).exists() and hub_dataset.looks_like_a_name(settings.source):
+    if not Path(settings.source).exists() and hub_dataset.is_hub_name(settings.source):
         return hub_dataset.read(settings.source, feature_cache.cache_folder() / "hub")
     return flickr8k.read(
         Path(settings.source), Path(settings.captions) if settings.captions else None
     )
 
 
-def scan_images(collection: Collection, settings: CaptionData) -> tuple[ImageHashes, list[dict]]:
+def scan_images(collection: Collection, settings: DataSettings) -> tuple[ImageHashes, list[dict]]:
     """Reads every picture once. Unreadable ones are dropped, counted and named; copies are found."""
     key = hashlib.sha256(str(Path(settings.source).resolve()).encode()).hexdigest()[:16]
     with ProgressBar("reading pictures") as bar:
-        looks = duplicates.look(
+        hashes = duplicates.hash_images(
             collection.images,
             sorted(collection.captions),
-            feature_cache.cache_folder() / "looks" / key,
+            feature_cache.cache_folder() / "hashes" / key,
             lambda done, of: bar.at(done / of, f"{done} of {of}"),
         )
-    collection.problem(
+    collection.add_problem(
         "unreadable image files",
         "dropped",
-        [f"{name}: {why}" for name, why in looks.unreadable.items()],
+        [f"{name}: {why}" for name, why in hashes.unreadable.items()],
     )
-    for name in looks.unreadable:
+    for name in hashes.unreadable:
         del collection.captions[name]
     if not collection.captions:
-        raise UserError("no picture can be read", where="data.source")
-    return looks, duplicates.pairs(looks, settings.near)
+        raise UserError("no picture can be read", location="data.source")
+    return hashes, duplicates.find_duplicates(hashes, settings.max_hash_distance)
 
 
-def _write(data: Prepared, settings: CaptionData, copies: list[dict]) -> None:
+def _write(data: CaptionData, settings: DataSettings, copies: list[dict]) -> None:
     """data.json, vocabulary.json and model.json."""
     chosen = (
         np.random.default_rng(0)
@@ -244,7 +246,7 @@ def _write(data: Prepared, settings: CaptionData, copies: list[dict]) -> None:
         .tolist()
     )
     for name in chosen:
-        data.keep_image(name)
+        data.save_thumbnail(name)
     used = copies if len(copies) < 200 else copies[:200]
     tree = {
         "source": settings.source,
@@ -264,7 +266,7 @@ def _write(data: Prepared, settings: CaptionData, copies: list[dict]) -> None:
     }
     write_json(data.folder.path / "data.json", tree)
     write_atomic(data.folder.path / "vocabulary.json", data.vocabulary.to_json().encode())
-    write_json(data.folder.path / "model.json", {"encoder": data.encoder.describe()})
+    write_json(data.folder.path / "model.json", {"encoder": data.encoder.summary()})
     captions, odd = (
         sum(map(len, data.tokens.values())),
         sum(problem["count"] for problem in data.collection.problems),
@@ -274,24 +276,24 @@ def _write(data: Prepared, settings: CaptionData, copies: list[dict]) -> None:
     )
 
 
-def _digest(data: Prepared) -> str:
+def _digest(data: CaptionData) -> str:
     """Changes with any picture, caption or split in use."""
     tree = {
-        split: [[name, data.looks.sha256[name], data.captions[name]] for name in images]
+        split: [[name, data.hashes.sha256[name], data.captions[name]] for name in images]
         for split, images in data.names.items()
     }
     return hashlib.sha256(json.dumps(tree).encode()).hexdigest()
 
 
-def _split_by(settings: CaptionData) -> str:
-    if isinstance(settings.split, Shares):
+def _split_by(settings: DataSettings) -> str:
+    if isinstance(settings.split, SplitFractions):
         shares = settings.split
         parts = f"{shares.train:g}/{shares.validation:g}/{shares.test:g}"
         return f"image, {parts}, seed {settings.split_seed}; copies stay together"
     return f"image, {settings.split} lists"
 
 
-def _note(data: Prepared, settings: CaptionData) -> str | None:
-    if data.collection.layout == "drawn":
+def _note(data: CaptionData, settings: DataSettings) -> str | None:
+    if data.collection.layout == "synthetic":
         return "scenes that the project draws itself: they show that everything works, and say nothing about photographs"
     return f"only {len(data.all_names)} images were used (data.images)" if settings.images else None

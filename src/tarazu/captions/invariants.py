@@ -9,16 +9,11 @@ import torch
 import torch.nn.functional as F
 
 from tarazu.captions.data.vocabulary import PAD, UNK
-from tarazu.captions.dataset import Prepared
+from tarazu.captions.dataset import CaptionData
 from tarazu.captions.evaluation import evaluate
 from tarazu.captions.settings import CaptionMethod, CaptionsRecipe
 from tarazu.captions.trainable import CaptionBatch, TrainableCaptioner
-from tarazu.engine.invariants.checks import (
-    CheckFixture,
-    CheckResult,
-    compare_to_tolerance,
-    max_abs_difference,
-)
+from tarazu.engine.invariants.fixture import CheckFixture, CheckResult, compare_to_tolerance, max_abs_difference
 from tarazu.engine.invariants.perturbations import embeddings_perturbed
 
 IMAGES = 60  # pictures that are read: enough for a vocabulary
@@ -39,7 +34,7 @@ def lighter(recipe: CaptionsRecipe) -> CaptionsRecipe:
         return method.model_copy(update={"fine_tune": tune, "self_critical": None})
 
     data = recipe.data.model_copy(
-        update={"images": min(IMAGES, recipe.data.images or IMAGES), "views": 1, "together": 1}
+        update={"images": min(IMAGES, recipe.data.images or IMAGES), "num_augmentations": 1, "captions_per_group": 1}
     )
     return recipe.model_copy(
         update={
@@ -58,7 +53,7 @@ def put_off(recipe: CaptionsRecipe, name: str) -> str | None:
     )
 
 
-def few_rows(data: Prepared, count: int) -> list[int]:
+def few_rows(data: CaptionData, count: int) -> list[int]:
     """Rows of different pictures, evenly over the training split."""
     size = data.size("train")
     return sorted({place * (size - 1) // max(1, count - 1) for place in range(count)})
@@ -76,31 +71,31 @@ def steady(model: TrainableCaptioner) -> Iterator[None]:
 
 
 @torch.no_grad()
-def checks(bench: CheckFixture) -> Iterator[CheckResult]:
+def checks(fixture: CheckFixture) -> Iterator[CheckResult]:
     """One by one, the checks of one method's forward pass and of its beam search, in eval mode."""
-    model, rows = bench.model, bench.few.rows
-    alone = {i: nats(model, batch_of(bench, [row]))[0] for i, row in enumerate(rows)}
-    with embeddings_perturbed(model.module, bench.unit):
+    model, rows = fixture.model, fixture.subset.rows
+    alone = {i: nats(model, batch_of(fixture, [row]))[0] for i, row in enumerate(rows)}
+    with embeddings_perturbed(model.module, fixture.unit):
         noise = max_abs_difference(
-            alone, {i: nats(model, batch_of(bench, [row]))[0] for i, row in enumerate(rows)}
+            alone, {i: nats(model, batch_of(fixture, [row]))[0] for i, row in enumerate(rows)}
         )
-    tolerance, why = bench.allowed(noise)
+    tolerance, reason = fixture.allowed(noise)
     text = f"nats of {sum(map(len, alone.values()))} words of {len(rows)} captions"
     yield compare_to_tolerance(
         "padded = alone",
         f"{text}, side by side, padded, and each alone",
-        max_abs_difference(alone, dict(enumerate(nats(model, batch_of(bench, rows))))),
+        max_abs_difference(alone, dict(enumerate(nats(model, batch_of(fixture, rows))))),
         tolerance,
-        why,
+        reason,
     )
-    yield future_check(bench, tolerance, why)
-    yield step_check(bench, text, tolerance, why)
-    yield beam_check(bench, tolerance, why)
+    yield future_check(fixture, tolerance, reason)
+    yield step_check(fixture, text, tolerance, reason)
+    yield beam_check(fixture, tolerance, reason)
 
 
-def batch_of(bench: CheckFixture, rows: list[int]) -> CaptionBatch:
-    return bench.few.task.collate(bench.model, bench.few.data, "train", rows, 10**9)[0].to(
-        bench.device
+def batch_of(fixture: CheckFixture, rows: list[int]) -> CaptionBatch:
+    return fixture.subset.task.collate(fixture.model, fixture.subset.data, "train", rows, 10**9)[0].to(
+        fixture.device
     )
 
 
@@ -109,8 +104,8 @@ def nats(
 ) -> list[torch.Tensor]:
     """Of every word of each row, `<eos>` included."""
     if logits is None:
-        logits = model.module.teach(
-            model.look(batch.pictures), batch.tokens[:, :-1], rows=batch.rows
+        logits = model.module.forward_teacher_forced(
+            model.inputs_for(batch.pictures), batch.tokens[:, :-1], rows=batch.rows
         )[0]
     targets = batch.tokens[:, 1:]
     losses = (
@@ -119,28 +114,28 @@ def nats(
     return [line[: int(real)] for line, real in zip(losses, (targets != PAD).sum(1), strict=True)]
 
 
-def future_check(bench: CheckFixture, tolerance: float, why: str) -> CheckResult:
+def future_check(fixture: CheckFixture, tolerance: float, reason: str) -> CheckResult:
     """Other words in the second half of a caption must not change what is said of the first half."""
     before, after = {}, {}
-    for i, row in enumerate(bench.few.rows):
-        batch = batch_of(bench, [row])
+    for i, row in enumerate(fixture.subset.rows):
+        batch = batch_of(fixture, [row])
         half = batch.tokens.shape[1] // 2
         changed = batch.tokens.clone()
         changed[:, half:] = torch.where(changed[:, half:] == UNK, UNK + 1, UNK)
-        before[i] = nats(bench.model, batch)[0][: half - 1]
-        after[i] = nats(bench.model, CaptionBatch(changed, batch.pictures, batch.counts))[0][
+        before[i] = nats(fixture.model, batch)[0][: half - 1]
+        after[i] = nats(fixture.model, CaptionBatch(changed, batch.pictures, batch.counts))[0][
             : half - 1
         ]
     text = f"nats of the first halves of {len(before)} captions, before and after every later word was replaced"
     return compare_to_tolerance(
-        "no word sees a later one", text, max_abs_difference(before, after), tolerance, why
+        "no word sees a later one", text, max_abs_difference(before, after), tolerance, reason
     )
 
 
-def step_check(bench: CheckFixture, text: str, tolerance: float, why: str) -> CheckResult:
+def step_check(fixture: CheckFixture, text: str, tolerance: float, reason: str) -> CheckResult:
     """The decoder that writes, one word at a time with a state, says what the decoder that is taught says."""
-    model, batch = bench.model, batch_of(bench, bench.few.rows)
-    state, steps = model.module.start(model.look(batch.pictures)), []
+    model, batch = fixture.model, batch_of(fixture, fixture.subset.rows)
+    state, steps = model.module.start(model.inputs_for(batch.pictures)), []
     for place in range(batch.tokens.shape[1] - 1):
         logits, state, _ = model.module.step(state, batch.tokens[:, place])
         steps.append(logits)
@@ -151,20 +146,20 @@ def step_check(bench: CheckFixture, text: str, tolerance: float, why: str) -> Ch
         text,
         max_abs_difference(dict(enumerate(taught)), dict(enumerate(written))),
         tolerance,
-        why,
+        reason,
     )
 
 
-def beam_check(bench: CheckFixture, tolerance: float, why: str) -> CheckResult:
+def beam_check(fixture: CheckFixture, tolerance: float, reason: str) -> CheckResult:
     """A picture's sentence does not depend on the pictures that are described with it."""
-    data, recipe = bench.few.data, bench.recipe
-    names = list(dict.fromkeys(data.all_names[data.places["train"][row]] for row in bench.few.rows))
-    together = evaluate.generate_captions(bench.model, data, "train", recipe, BEAMS, names)
+    data, recipe = fixture.subset.data, fixture.recipe
+    names = list(dict.fromkeys(data.all_names[data.image_indices["train"][row]] for row in fixture.subset.rows))
+    together = evaluate.generate_captions(fixture.model, data, "train", recipe, BEAMS, names)
     alone = {
-        name: evaluate.generate_captions(bench.model, data, "train", recipe, BEAMS, [name])[name]
+        name: evaluate.generate_captions(fixture.model, data, "train", recipe, BEAMS, [name])[name]
         for name in names
     }
     same = sum(together[name].words == alone[name].words for name in names)
     difference = max(abs(together[name].score - alone[name].score) for name in names)
     text = f"scores of the best of {BEAMS} beams for {len(names)} pictures described together and alone ({same} sentences are the same)"
-    return compare_to_tolerance("beams together = alone", text, difference, tolerance, why)
+    return compare_to_tolerance("beams together = alone", text, difference, tolerance, reason)

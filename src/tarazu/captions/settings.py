@@ -19,7 +19,7 @@ from tarazu.recipe.schema import Method, Recipe, StrictModel
 Probability = Annotated[float, Field(ge=0, lt=1)]
 
 
-class Shares(StrictModel):
+class SplitFractions(StrictModel):
     """A seeded split by image."""
 
     train: PositiveFloat = 0.8
@@ -27,27 +27,27 @@ class Shares(StrictModel):
     test: PositiveFloat = 0.1
 
     @model_validator(mode="after")
-    def _whole(self) -> Shares:
+    def _whole(self) -> SplitFractions:
         if abs(self.train + self.validation + self.test - 1) > 1e-6:
             raise ValueError("the shares must add up to 1")
         return self
 
 
-class CaptionData(StrictModel):
+class DataSettings(StrictModel):
     """Where the pictures and captions are and how they are read."""
 
     source: str = Field(
-        "drawn",
-        description="a folder or zip with Flickr8k, a hub name, or `drawn` for the project's own scenes",
+        "synthetic",
+        description="a folder or zip with Flickr8k, a hub name, or `synthetic` for the project's own scenes",
     )
     captions: str | None = Field(
         None, description="the caption file, if it is not in `source` under its usual name"
     )
-    split: Literal["official", "karpathy"] | Shares = Field(
-        Shares(), description="official lists, Karpathy's JSON, or shares by image"
+    split: Literal["official", "karpathy"] | SplitFractions = Field(
+        SplitFractions(), description="official lists, Karpathy's JSON, or shares by image"
     )
     split_seed: int = Field(0, description="seed of a split by shares")
-    near: NonNegativeInt = Field(
+    max_hash_distance: NonNegativeInt = Field(
         24, description="bits of the 256 of a perceptual hash in which two near copies may differ"
     )
     min_count: PositiveInt = Field(
@@ -57,17 +57,19 @@ class CaptionData(StrictModel):
         24, description="words of a caption that are kept; shorter ones are filled with <pad>"
     )
     images: PositiveInt | None = Field(None, description="use only so many images (for trying out)")
-    views: PositiveInt = Field(
+    num_augmentations: PositiveInt = Field(
         1,
         description="views of each training picture: itself, and crops of which every second is mirrored",
     )
-    together: PositiveInt = Field(
+    captions_per_group: PositiveInt = Field(
         1,
         description="captions that stay together in every order of the rows: 5 puts all of an image's into one step, and a "
         "tuned encoder looks once for all of them",
     )
-    crop: float = Field(0.7, gt=0.1, le=1, description="least share of a picture that a view keeps")
-    scenes: PositiveInt = Field(300, description="how many scenes `drawn` draws")
+    min_crop_area: float = Field(
+        0.7, gt=0.1, le=1, description="least share of a picture that a view keeps"
+    )
+    scenes: PositiveInt = Field(300, description="how many scenes `synthetic` draws")
 
 
 class EncoderSettings(StrictModel):
@@ -132,7 +134,7 @@ class SelfCritical(StrictModel):
         description="highest rate of these epochs, in which the schedule begins anew; null: it goes on as it was",
     )
     samples: Annotated[int, Field(ge=2)] = 5
-    share: float = Field(
+    sample_fraction: float = Field(
         0.25,
         gt=0,
         le=1,
@@ -155,7 +157,7 @@ class CaptionMethod(Method):
     """What every decoder's settings have: its size and the measures against overfitting."""
 
     learning_rate: PositiveFloat = 4e-4
-    hidden: PositiveInt = 512
+    hidden_size: PositiveInt = 512
     dropout: Probability = 0.5
     word_dropout: Probability = Field(
         0.0, description="chance that an input word is hidden as <unk>"
@@ -165,7 +167,7 @@ class CaptionMethod(Method):
         description="chance that a channel of the encoder's map is hidden, at all places and for all words",
     )
     label_smoothing: Probability = 0.0
-    tie_words: bool = Field(
+    tie_embeddings: bool = Field(
         False,
         description="the output layer shares the word embedding; the LSTMs' states are narrowed to its width",
     )
@@ -177,9 +179,9 @@ class CaptionMethod(Method):
         True,
         description="the same sums in fewer and larger steps; false is the plain path that tests compare it with",
     )
-    together: PositiveInt | None = Field(
+    captions_per_group: PositiveInt | None = Field(
         None,
-        description="this method's own `data.together`: a frozen encoder gains nothing by it, and learns more from steps of many pictures",
+        description="this method's own `data.captions_per_group`: a frozen encoder gains nothing by it, and learns more from steps of many pictures",
     )
     fine_tune: FineTune | None = None
     self_critical: SelfCritical | None = None
@@ -194,7 +196,7 @@ class ShowAndTell(CaptionMethod):
         "state",
         description="the image sets the LSTM's first state, is its first input (the paper), or both",
     )
-    layers: PositiveInt = 1
+    num_layers: PositiveInt = 1
 
 
 class ShowAttendTell(CaptionMethod):
@@ -213,7 +215,7 @@ class ShowAttendTell(CaptionMethod):
     deep_output: bool = Field(
         True,
         description="words from h, z and the previous word together, as in the paper; "
-        "with tie_words without the previous word, which would vote for itself",
+        "with tie_embeddings without the previous word, which would vote for itself",
     )
     doubly_stochastic: NonNegativeFloat = Field(
         0.25, description="weight of sum_i (1 - sum_t alpha_ti)^2"
@@ -225,15 +227,17 @@ class Transformer(CaptionMethod):
 
     kind: Literal["transformer"] = "transformer"
     dropout: Probability = 0.2
-    layers: PositiveInt = 3
+    num_layers: PositiveInt = 3
     heads: PositiveInt = 8
     feed_forward: PositiveInt = 2048
     positions: Literal["learned", "sinusoidal"] = "learned"
 
     @model_validator(mode="after")
     def _divides(self) -> Transformer:
-        if self.hidden % self.heads:
-            raise ValueError(f"hidden ({self.hidden}) must be a multiple of heads ({self.heads})")
+        if self.hidden_size % self.heads:
+            raise ValueError(
+                f"hidden_size ({self.hidden_size}) must be a multiple of heads ({self.heads})"
+            )
         return self
 
 
@@ -242,10 +246,10 @@ class Ensemble(Method):
     trained."""
 
     kind: Literal["ensemble"] = "ensemble"
-    of: list[str] = Field(
+    members: list[str] = Field(
         min_length=2, description="methods of this recipe, as NAME (the same seed) or NAME/seed-N"
     )
-    mirrored: bool = Field(
+    flip_tta: bool = Field(
         False, description="every member also looks at the mirrored picture, and has a second voice"
     )
 
@@ -259,7 +263,7 @@ class CaptionsRecipe(Recipe):
     """A recipe with `task: captions`."""
 
     task: Literal["captions"] = "captions"
-    data: CaptionData = CaptionData()
+    data: DataSettings = DataSettings()
     encoder: EncoderSettings = EncoderSettings()
     extra_beams: list[PositiveInt] = Field(
         [], description="beam widths that are scored besides greedy and beam 3"
@@ -267,7 +271,7 @@ class CaptionsRecipe(Recipe):
     length_penalty: NonNegativeFloat = Field(
         1.0, description="beam scores are divided by length to this power"
     )
-    beam_stop: Literal["full", "ahead"] = Field(
+    early_stopping: Literal["full", "ahead"] = Field(
         "full",
         description="a beam search ends when as many sentences have ended as it is wide, or when besides no living one is "
         "ahead of them (longer captions)",
@@ -284,7 +288,7 @@ class CaptionsRecipe(Recipe):
     def _members(self) -> CaptionsRecipe:
         names = list(self.methods)
         for place, (name, method) in enumerate(self.methods.items()):
-            for member in getattr(method, "of", []):
+            for member in getattr(method, "members", []):
                 if member.partition("/")[0] not in names[:place]:
                     raise ValueError(
                         f"the ensemble {name!r} needs {member!r}, which must be a method above it"

@@ -14,7 +14,7 @@ import torch
 
 from tarazu.captions import dataset as prepared
 from tarazu.captions.data.vocabulary import PAD
-from tarazu.captions.dataset import Prepared
+from tarazu.captions.dataset import CaptionData
 from tarazu.captions.evaluation import evaluate as evaluation
 from tarazu.captions.settings import CaptionsRecipe
 from tarazu.captions.trainable import (
@@ -24,7 +24,8 @@ from tarazu.captions.trainable import (
     make_trainable,
 )
 from tarazu.engine import weights
-from tarazu.engine.task import LossSum, TokenCounts
+from tarazu.engine.counts import TokenCounts
+from tarazu.engine.trainable import LossSum
 from tarazu.errors import UserError
 from tarazu.storage.run_folder import StudyDir, write_json
 
@@ -43,17 +44,17 @@ class Captions:
     def admit(self, recipe: CaptionsRecipe) -> None:
         """Nothing is ruled out."""
 
-    def prepare(self, recipe: CaptionsRecipe, folder: StudyDir, device: torch.device) -> Prepared:
+    def prepare(self, recipe: CaptionsRecipe, folder: StudyDir, device: torch.device) -> CaptionData:
         data = prepared.prepare(recipe, folder, device)
         tunes = [getattr(method, "fine_tune", None) for method in recipe.methods.values()]
         began = time.perf_counter()
         if any(tune is None or tune.from_epoch for tune in tunes):
-            data.maps.rows  # noqa: B018 (extracts what is not in the cache)
+            data.feature_maps.rows  # noqa: B018 (extracts what is not in the cache)
         if any(tunes):
             data.pixels.rows  # noqa: B018
         write_json(
             folder.path / "model.json",
-            {"encoder": data.encoder.describe(), "extraction_seconds": time.perf_counter() - began},
+            {"encoder": data.encoder.summary(), "extraction_seconds": time.perf_counter() - began},
         )
         return data
 
@@ -61,15 +62,15 @@ class Captions:
         self,
         recipe: CaptionsRecipe,
         name: str,
-        data: Prepared,
+        data: CaptionData,
         seed: int,
         device: torch.device,
         folder: StudyDir | None = None,
     ) -> TrainableCaptioner:
         method = recipe.methods[name]
         if method.kind == "ensemble":
-            members = [self._trained(recipe, member, data, seed, device) for member in method.of]
-            return make_ensemble(members, data, method.mirrored)
+            members = [self._trained(recipe, member, data, seed, device) for member in method.members]
+            return make_ensemble(members, data, method.flip_tta)
         encoder = replace(
             data.encoder, module=copy.deepcopy(data.encoder.module)
         )  # each method may change its own
@@ -78,13 +79,13 @@ class Captions:
         return model
 
     def collate(
-        self, model: TrainableCaptioner, data: Prepared, split: str, rows: list[int], limit: int
+        self, model: TrainableCaptioner, data: CaptionData, split: str, rows: list[int], limit: int
     ) -> list[CaptionBatch]:
-        tokens, places = data.tokens[split], data.places[split]
+        tokens, places = data.tokens[split], data.image_indices[split]
         rows = np.asarray(rows)
         lengths = (tokens[rows] != PAD).sum(1)
         judged = (
-            split != "train" and data.together > 1
+            split != "train" and data.captions_per_group > 1
         )  # then an image's captions stay together, and it is looked at once
         if (
             len(rows) * lengths.max() > limit and not judged
@@ -102,7 +103,7 @@ class Captions:
             chosen = rows[start:end]
             counts = TokenCounts(len(chosen), real, real, len(chosen) * (width - 1) - real)
             pictures, which = places[chosen], None
-            if judged or (len(chosen) == len(rows) and model.keeps_together()):
+            if judged or (len(chosen) == len(rows) and model.groups_captions()):
                 pictures, which = _once(pictures)
             tensors = (
                 None if x is None else torch.from_numpy(x)
@@ -116,20 +117,20 @@ class Captions:
     def loss(self, model: TrainableCaptioner, batch: CaptionBatch) -> LossSum:
         late = model.method.self_critical if model.method and model.module.training else None
         critical = late and model.epoch >= late.from_epoch
-        found = model.self_critical(batch) if critical else model.likelihood(batch)
-        return LossSum(found.total, batch.counts.supervised, found.extra)
+        found = model.self_critical(batch) if critical else model.cross_entropy(batch)
+        return LossSum(found.total, batch.counts.supervised, found.penalty)
 
     def validate(
-        self, model: TrainableCaptioner, data: Prepared, recipe: CaptionsRecipe
+        self, model: TrainableCaptioner, data: CaptionData, recipe: CaptionsRecipe
     ) -> dict[str, float]:
         loss = self.mean_loss(model, data, "validation", recipe.budget.micro_batch_tokens)
         written = evaluation.generate_captions(model, data, "validation", recipe, beams=1)
         return {
             "loss": loss,
-            **evaluation.scorer(data, "validation").quick(evaluation.texts(written, data)),
+            **evaluation.scorer(data, "validation").validation_scores(evaluation.texts(written, data)),
         }
 
-    def mean_loss(self, model: TrainableCaptioner, data: Prepared, split: str, limit: int) -> float:
+    def mean_loss(self, model: TrainableCaptioner, data: CaptionData, split: str, limit: int) -> float:
         """Nats per word over all of a split's captions."""
         total, count = torch.zeros((), device=data.device, dtype=torch.float64), 0
         for batch in self.collate(model, data, split, list(range(data.size(split))), limit):
@@ -138,19 +139,19 @@ class Captions:
         return float(total) / count
 
     def sample(
-        self, model: TrainableCaptioner, data: Prepared, recipe: CaptionsRecipe, final: bool
+        self, model: TrainableCaptioner, data: CaptionData, recipe: CaptionsRecipe, final: bool
     ) -> list[dict]:
         names = data.names["test"] if final else data.names["test"][:1]
         written = evaluation.generate_captions(model, data, "test", recipe, beams=1, names=names)
         return [
-            {"id": name, "image": data.keep_image(name) if not final else None, "output": text}
+            {"id": name, "image": data.save_thumbnail(name) if not final else None, "output": text}
             for name, text in evaluation.texts(written, data).items()
         ]
 
     def evaluate(
         self,
         model: TrainableCaptioner,
-        data: Prepared,
+        data: CaptionData,
         recipe: CaptionsRecipe,
         folder: Path,
         ledger: Ledger,
@@ -185,20 +186,20 @@ class Captions:
     def weights(self, model: TrainableCaptioner) -> dict[str, torch.Tensor]:
         return {name: parameter.data for name, parameter in model.trainable().items()}
 
-    def targets(self, model: TrainableCaptioner) -> list[dict]:
+    def trained_tensors(self, model: TrainableCaptioner) -> list[dict]:
         """Names and shapes of what is trained."""
         return [
             {"name": name, "shape": list(parameter.shape)}
             for name, parameter in model.trainable().items()
         ][:400]
 
-    def paths(self, model: TrainableCaptioner, data: Prepared) -> dict[str, str]:
+    def code_paths(self, model: TrainableCaptioner, data: CaptionData) -> dict[str, str]:
         """Which code ran, for the ledger."""
         return {
             "attention": "own",
-            "teaching": model.how_taught(),
+            "teacher_forcing": model.code_path(),
             "layout": "padded",
-            "pictures": _pictures(model, data),
+            "images": _pictures(model, data),
         }
 
     def export(self, model: TrainableCaptioner, to: Path, form: str) -> None:
@@ -208,7 +209,7 @@ class Captions:
         write_onnx(model.module, model.data.encoder, model.data.vocabulary, to)
 
     def _trained(
-        self, recipe: CaptionsRecipe, member: str, data: Prepared, seed: int, device: torch.device
+        self, recipe: CaptionsRecipe, member: str, data: CaptionData, seed: int, device: torch.device
     ) -> TrainableCaptioner:
         """A finished method of the same study: NAME, or NAME/seed-N."""
         name, _, other = member.partition("/")
@@ -216,8 +217,8 @@ class Captions:
         if not run.weights.exists():
             raise UserError(
                 "a member of the ensemble is not trained yet",
-                where=str(run.path),
-                todo="let it stand above the ensemble in the recipe, with the same seed",
+                location=str(run.path),
+                hint="let it stand above the ensemble in the recipe, with the same seed",
             )
         model = self.build(recipe, name, data, seed, device)
         weights.put(model, weights.read(run))
@@ -234,8 +235,8 @@ def _once(pictures: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return found[order], np.argsort(order)[which]
 
 
-def _pictures(model: TrainableCaptioner, data: Prepared) -> str:
+def _pictures(model: TrainableCaptioner, data: CaptionData) -> str:
     """What the decoder was given of them, for the ledger."""
-    if not model.tuned:
+    if not model.encoder_tuned:
         return f"features kept in {data.precision}"
-    return "pixels" if model.kept is None else f"pixels, then features kept in {data.precision}"
+    return "pixels" if model.refrozen_features is None else f"pixels, then features kept in {data.precision}"

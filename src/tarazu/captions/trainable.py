@@ -19,11 +19,12 @@ from tarazu.captions.model.refrozen_features import FeatureTable, encode_all
 from tarazu.captions.settings import CaptionMethod, CaptionsRecipe
 from tarazu.captions.training.objective import cross_entropy_loss, self_critical
 from tarazu.engine.cuda_graphs.recorder import GraphedFunction
-from tarazu.engine.task import LossSum, ParameterGroup, TokenCounts, TrainableModel, TrainingPhase
+from tarazu.engine.counts import TokenCounts
+from tarazu.engine.trainable import LossSum, ParameterGroup, TrainableModel, TrainingPhase
 from tarazu.errors import UserError
 
 if TYPE_CHECKING:
-    from tarazu.captions.dataset import Prepared
+    from tarazu.captions.dataset import CaptionData
 
 OFTEN = 3  # a shape is recorded when it comes so often: the last batch of an epoch may be the only one of its size
 
@@ -49,7 +50,7 @@ class TrainableCaptioner(TrainableModel):
     """Args:
     method: its settings; None for an ensemble, which is not trained.
     data: where its pictures' rows come from; None for a model that is only used.
-    tuned: whether the encoder's own weights may differ from the pretrained ones: then only pixels will do.
+    encoder_tuned: whether the encoder's own weights may differ from the pretrained ones: then only pixels will do.
     seen: features of pictures by their names, while weights stand still (in the final evaluation); else None.
     kept: what an encoder that stands still again sees of all pictures; made when it is first asked for.
     replay, critic: what plays the loss of a batch, and the loss with the reward, on a GPU; only one of them holds recordings
@@ -57,33 +58,33 @@ class TrainableCaptioner(TrainableModel):
     """
 
     method: CaptionMethod | None = None
-    data: Prepared | None = None
-    tuned: bool = False
+    data: CaptionData | None = None
+    encoder_tuned: bool = False
     pooled: bool = False
-    replay: GraphedFunction | None = None
-    critic: GraphedFunction | None = None
-    seen: dict[tuple[str, ...], torch.Tensor] | None = None
-    kept: FeatureTable | None = None
+    graphed_loss: GraphedFunction | None = None
+    graphed_scst: GraphedFunction | None = None
+    encoded_images: dict[tuple[str, ...], torch.Tensor] | None = None
+    refrozen_features: FeatureTable | None = None
 
-    def look(self, pictures: torch.Tensor, sided: torch.Tensor | None = None) -> torch.Tensor:
+    def inputs_for(self, pictures: torch.Tensor, sided: torch.Tensor | None = None) -> torch.Tensor:
         """Places in the data (B,) -> what the model is given: pixels, maps, or means of maps.
 
         With `sided` (B,), True where a caption says left or right, a random view of each picture is given.
         """
-        if self.reads_pixels():
-            seen = self.data.pixels.take(pictures)
-            return seen if sided is None else random_view(seen, sided, self.data.crop)
-        rows = pictures if sided is None else self.data.view_rows(pictures, sided)
-        if self.stands_still():
-            self.kept = self.kept or encode_all(self.module, self.data, self.pooled)
-            return self.kept.take(rows)
-        return (self.data.means if self.pooled else self.data.maps).take(rows)
+        if self.uses_pixels():
+            seen = self.data.pixels.lookup(pictures)
+            return seen if sided is None else random_view(seen, sided, self.data.min_crop_area)
+        rows = pictures if sided is None else self.data.random_view_rows(pictures, sided)
+        if self.encoder_refrozen():
+            self.refrozen_features = self.refrozen_features or encode_all(self.module, self.data, self.pooled)
+            return self.refrozen_features.lookup(rows)
+        return (self.data.pooled_features if self.pooled else self.data.feature_maps).lookup(rows)
 
-    def look_at(self, batch: CaptionBatch) -> torch.Tensor:
+    def batch_inputs(self, batch: CaptionBatch) -> torch.Tensor:
         """What the model is given of a batch's pictures: in training, random views of them."""
-        if not self.module.training or self.data.views == 1:
-            return self.look(batch.pictures)
-        sided = self.data.sided(batch.tokens)
+        if not self.module.training or self.data.num_augmentations == 1:
+            return self.inputs_for(batch.pictures)
+        sided = self.data.mentions_left_right(batch.tokens)
         if batch.rows is not None:  # of each picture, if one of its captions does
             sided = (
                 torch.zeros(len(batch.pictures), device=sided.device).index_add_(
@@ -91,48 +92,48 @@ class TrainableCaptioner(TrainableModel):
                 )
                 > 0
             )
-        return self.look(batch.pictures, sided)
+        return self.inputs_for(batch.pictures, sided)
 
-    def likelihood(self, batch: CaptionBatch) -> LossSum:
+    def cross_entropy(self, batch: CaptionBatch) -> LossSum:
         """`objective.likelihood` of a batch; on a GPU, in training, played back from a recording of it."""
-        pictures, rows = self.look_at(batch), () if batch.rows is None else (batch.rows,)
-        if self.replay is None or not self.module.training or not pictures.is_cuda:
+        pictures, rows = self.batch_inputs(batch), () if batch.rows is None else (batch.rows,)
+        if self.graphed_loss is None or not self.module.training or not pictures.is_cuda:
             return cross_entropy_loss(
                 self.module, pictures, batch.tokens, self.method, self.fraction, *rows
             )
-        total, *extra = self.replay(pictures, batch.tokens, *rows)
+        total, *extra = self.graphed_loss(pictures, batch.tokens, *rows)
         return LossSum(total, 0, extra[0] if extra else None)
 
     def self_critical(self, batch: CaptionBatch) -> LossSum:
         """`objective.self_critical` of a batch, the same way: with tokens of one width, for one recording is large."""
-        if self.replay is not None:
-            self.replay.clear()
+        if self.graphed_loss is not None:
+            self.graphed_loss.clear()
         missing = self.data.vocabulary.max_length + 2 - batch.tokens.shape[1]
         tokens = torch.nn.functional.pad(batch.tokens, (0, missing), value=PAD)
         inputs = (
-            self.look_at(batch),
+            self.batch_inputs(batch),
             tokens,
             batch.pictures,
             *(() if batch.rows is None else (batch.rows,)),
         )
         total, extra = (
-            self.critic(*inputs)
-            if self.critic is not None and tokens.is_cuda
+            self.graphed_scst(*inputs)
+            if self.graphed_scst is not None and tokens.is_cuda
             else _rewarded(self, *inputs)
         )
         return LossSum(total, 0, extra)
 
-    def how_taught(self) -> str:
+    def code_path(self) -> str:
         """For the ledger."""
         if self.method is None or not self.method.fast:
             return "plain"
         told = [self.module.decoder.fast_path]
-        for what, replay in (("", self.replay), ("self-critical steps ", self.critic)):
+        for what, replay in (("", self.graphed_loss), ("self-critical steps ", self.graphed_scst)):
             if replay is not None and (replay.why or replay.made):
                 told.append(what + (replay.why or "recorded"))
         return ", ".join(filter(None, told))
 
-    def reads_pixels(self) -> bool:
+    def uses_pixels(self) -> bool:
         """Until its blocks thaw, a fine-tuned encoder sees what the frozen one saw; once they stand still, what it saw then."""
         waiting = (
             self.module.training
@@ -140,22 +141,22 @@ class TrainableCaptioner(TrainableModel):
             and self.method.fine_tune
             and self.epoch < self.method.fine_tune.from_epoch
         )
-        return self.tuned and not waiting and not self.stands_still()
+        return self.encoder_tuned and not waiting and not self.encoder_refrozen()
 
-    def keeps_together(self) -> bool:
+    def groups_captions(self) -> bool:
         """Whether an image's captions come in one step of training, so that it is looked at once."""
-        own = self.method.together if self.method else None
-        return (own or self.data.together) > 1
+        own = self.method.captions_per_group if self.method else None
+        return (own or self.data.captions_per_group) > 1
 
-    def stands_still(self) -> bool:
+    def encoder_refrozen(self) -> bool:
         """Whether a fine-tuned encoder changes no more."""
         tune = self.method.fine_tune if self.method else None
         return bool(tune and tune.until_epoch and self.epoch >= tune.until_epoch)
 
 
-def model_of(method: CaptionMethod, encoder: Pretrained, words: int) -> ImageCaptioningModel:
+def make_model(method: CaptionMethod, encoder: Pretrained, words: int) -> ImageCaptioningModel:
     """The whole model of a method's settings; the decoder is freshly initialised from torch's current seed."""
-    decoder = decoders.make(method, words, encoder.module.width, encoder.side**2)
+    decoder = decoders.make(method, words, encoder.module.width, encoder.grid_size**2)
     half = method.fine_tune is not None and method.fine_tune.precision == "bfloat16"
     return ImageCaptioningModel(encoder.module, decoder, method.feature_dropout, half)
 
@@ -166,12 +167,12 @@ def make_trainable(
     encoder: Pretrained,
     vocabulary: Vocabulary,
     seed: int,
-    data: Prepared | None = None,
+    data: CaptionData | None = None,
 ) -> TrainableCaptioner:
     """A method of the recipe, ready to be trained, or to be given its weights."""
     method = recipe.methods[name]
     torch.manual_seed(seed)
-    model = model_of(method, encoder, len(vocabulary))
+    model = make_model(method, encoder, len(vocabulary))
     names = {f"decoder.{n}" for n, _ in model.decoder.named_parameters()}
     groups = []
     if method.fine_tune:
@@ -186,7 +187,7 @@ def make_trainable(
         names |= groups[0].names
     for parameter_name, parameter in model.named_parameters():
         parameter.requires_grad_(parameter_name in names)
-    pooled, late = model.decoder.looks_at == "pooled", method.self_critical
+    pooled, late = model.decoder.input_kind == "pooled", method.self_critical
     trainable = TrainableCaptioner(
         model,
         frozenset(names),
@@ -199,9 +200,9 @@ def make_trainable(
         pooled=pooled,
     )
     if method.fast and not method.scheduled_sampling:  # whose share changes with every step
-        trainable.replay = GraphedFunction(partial(_losses, model, method), model, OFTEN)
+        trainable.graphed_loss = GraphedFunction(partial(_losses, model, method), model, OFTEN)
     if method.fast and late and data is not None:
-        trainable.critic = GraphedFunction(partial(_rewarded, trainable), model, OFTEN)
+        trainable.graphed_scst = GraphedFunction(partial(_rewarded, trainable), model, OFTEN)
     return trainable
 
 
@@ -226,7 +227,7 @@ def _losses(
     rows: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, ...]:
     found = cross_entropy_loss(model, pictures, tokens, method, 0.0, rows)
-    return (found.total,) if found.extra is None else (found.total, found.extra)
+    return (found.total,) if found.penalty is None else (found.total, found.penalty)
 
 
 def _rewarded(
@@ -241,17 +242,17 @@ def _rewarded(
     found = self_critical(
         trainable.module, pictures, tokens, images, data.rewards, late, most, rows
     )
-    return found.total, found.extra
+    return found.total, found.penalty
 
 
 def make_ensemble(
-    members: list[TrainableCaptioner], data: Prepared | None, mirrored: bool = False
+    members: list[TrainableCaptioner], data: CaptionData | None, mirrored: bool = False
 ) -> TrainableCaptioner:
     """Trained members as one that is not trained itself; `mirrored` ones look twice, and then only pixels will do."""
     modules = [member.module for member in members]
     module = Ensemble([*modules, *(HorizontalFlip(one) for one in modules if mirrored)])
     module.requires_grad_(False)
-    tuned = mirrored or any(m.tuned for m in members)
+    tuned = mirrored or any(m.encoder_tuned for m in members)
     return TrainableCaptioner(
         module, frozenset(), data=data, tuned=tuned, pooled=all(m.pooled for m in members)
     )
@@ -261,4 +262,4 @@ def _thawed(method: CaptionMethod, encoder: Pretrained) -> frozenset[str]:
     try:
         return encoder.module.last_blocks(method.fine_tune.blocks)
     except ValueError as error:
-        raise UserError(str(error), where="fine_tune.blocks", todo="fewer blocks") from None
+        raise UserError(str(error), location="fine_tune.blocks", hint="fewer blocks") from None

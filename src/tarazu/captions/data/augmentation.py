@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from PIL import Image, ImageOps
 from torch import Tensor
 
-SIDED = ("left", "right")
+SIDE_WORDS = ("left", "right")
 MAX_ASPECT_RATIO = 4 / 3  # a crop's sides may differ by so much
 
 

@@ -24,7 +24,7 @@ AT_ONCE = 1024  # hashes that are compared with all others together
 
 @dataclass
 class ImageHashes:
-    """What a first look at every picture gave: by name, its sha256 and its 256-bit perceptual hash; and what failed."""
+    """What reading every picture gave: by name, its sha256 and its 256-bit perceptual hash; and what failed."""
 
     sha256: dict[str, str]
     perceptual: dict[str, str]
@@ -34,20 +34,20 @@ class ImageHashes:
 def perceptual_hash(data: bytes, where: str = "") -> str:
     """64 hex digits: the signs of the lowest DCT frequencies around their median (Zauner 2010, pHash).
 
-    Raises `BadInput` when the picture is damaged.
+    Raises `UserError` when the picture is damaged.
     """
     gray = np.asarray(open_gray(data, SIDE, where), dtype=np.float64)
     frequencies = (_DCT @ gray @ _DCT.T)[:KEPT, :KEPT].ravel()
     return np.packbits(frequencies > np.median(frequencies[1:])).tobytes().hex()
 
 
-def look(
+def hash_images(
     store: ImageStore,
     names: list[str],
     cache: Path,
     tell: Callable[[int, int], None] = lambda done, of: None,
 ) -> ImageHashes:
-    """Reads every picture once; what an earlier look found is taken from `cache` as long as the file has not
+    """Reads every picture once; what an earlier call found is taken from `cache` as long as the file has not
     changed."""
     path = cache / "looks.json"
     known = _known(path)
@@ -71,7 +71,7 @@ def look(
     )
 
 
-def pairs(looks: ImageHashes, near: int) -> list[dict]:
+def find_duplicates(looks: ImageHashes, near: int) -> list[dict]:
     """Copies: `{"a", "b", "kind": "exact"|"near"}`, near where at most `near` of 256 bits differ."""
     names = sorted(looks.perceptual)
     if len(names) < 2:
@@ -122,7 +122,7 @@ def _look_at(store: ImageStore, name: str) -> tuple[str, str, str]:
         data = store.read(name)
         return hashlib.sha256(data).hexdigest(), perceptual_hash(data, name), ""
     except UserError as error:
-        return "", "", error.what
+        return "", "", error.message
 
 
 def _known(path: Path) -> dict[str, list[str]]:

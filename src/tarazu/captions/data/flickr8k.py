@@ -27,14 +27,14 @@ CAPTION_FILES = (
     "dataset.json",
 )
 KARPATHY_SPLITS = {"train": "train", "restval": "train", "val": "validation", "test": "test"}
-MOST_TEXT = 500_000_000
+MAX_TEXT_BYTES = 500_000_000
 
 
 @dataclass
 class Collection:
     """Captions by image, the lists that came with them, and where the pictures are.
 
-    `problems` holds what was repaired or dropped: {"reason", "kind", "count", "names"}; `cut` tells that `lists` were cut
+    `problems` holds what was repaired or dropped: {"reason", "kind", "count", "names"}; `lists_truncated` tells that `lists` were cut
     to `data.images`, whosever they were.
     """
 
@@ -43,9 +43,9 @@ class Collection:
     images: ImageStore
     lists: dict[str, list[str]] = field(default_factory=dict)
     problems: list[dict] = field(default_factory=list)
-    cut: bool = False
+    lists_truncated: bool = False
 
-    def problem(self, reason: str, kind: str, names: list[str]) -> None:
+    def add_problem(self, reason: str, kind: str, names: list[str]) -> None:
         if names:
             self.problems.append(
                 {"reason": reason, "kind": kind, "count": len(names), "names": sorted(names)[:20]}
@@ -56,21 +56,21 @@ def read(source: Path, caption_file: Path | None = None) -> Collection:
     """Flickr8k, or anything laid out like it, from a folder or a zip of pictures beside its captions.
 
     Images with captions but without a file (phantoms), files without captions, and empty captions are dropped, counted
-    and named. Raises `BadInput` when there are no captions or no pictures.
+    and named. Raises `UserError` when there are no captions or no pictures.
     """
     folder = source if source.is_dir() else source.parent
     if not source.exists():
         raise UserError(
             "no such folder",
-            where=str(source),
-            todo="set data.source to the folder with Flickr8k, or to `drawn`",
+            location=str(source),
+            hint="set data.source to the folder with Flickr8k, or to `drawn`",
         )
     path = caption_file or _find(folder, CAPTION_FILES)
     if path is None or not path.is_file():
         raise UserError(
             "no captions here",
-            where=str(path or source),
-            todo=f"put one of {', '.join(CAPTION_FILES)} (or .gz) there, or set data.captions",
+            location=str(path or source),
+            hint=f"put one of {', '.join(CAPTION_FILES)} (or .gz) there, or set data.captions",
         )
     layout, captions, lists = _parse(path)
     store = ImageStore.scan(source)
@@ -82,26 +82,26 @@ def read(source: Path, caption_file: Path | None = None) -> Collection:
 
 
 def karpathy_lists(folder: Path, given: Path | None = None) -> dict[str, list[str]]:
-    """The split of Karpathy and Fei-Fei 2015, from their `dataset_flickr8k.json`. Raises `BadInput` without it."""
+    """The split of Karpathy and Fei-Fei 2015, from their `dataset_flickr8k.json`. Raises `UserError` without it."""
     path = given or _find(folder, ("dataset_flickr8k.json", "dataset.json"))
     if path is None:
         raise UserError(
             "Karpathy's dataset_flickr8k.json is not here",
-            where=str(folder),
-            todo="put it there, or use split: official",
+            location=str(folder),
+            hint="put it there, or use split: official",
         )
     return _parse_karpathy(read_text(path), str(path))[1]
 
 
 def read_text(path: Path) -> str:
-    """A text file, gzipped or not. Raises `BadInput` when it is unreadable or unfolds beyond all measure."""
+    """A text file, gzipped or not. Raises `UserError` when it is unreadable or unfolds beyond all measure."""
     try:
         with gzip.open(path) if path.suffix == ".gz" else open(path, "rb") as file:
-            data = file.read(MOST_TEXT + 1)
+            data = file.read(MAX_TEXT_BYTES + 1)
     except (OSError, EOFError, zlib.error) as error:
-        raise UserError(f"cannot be read: {error}", where=str(path)) from None
-    if len(data) > MOST_TEXT:
-        raise UserError(f"more than {MOST_TEXT // 10**6} MB of text", where=str(path))
+        raise UserError(f"cannot be read: {error}", location=str(path)) from None
+    if len(data) > MAX_TEXT_BYTES:
+        raise UserError(f"more than {MAX_TEXT_BYTES // 10**6} MB of text", location=str(path))
     return data.decode("utf-8-sig", "replace")
 
 
@@ -125,7 +125,7 @@ def _parse(path: Path) -> tuple[str, dict[str, list[str]], dict[str, list[str]]]
         else _parse_csv(text, str(path))
     )
     if not captions:
-        raise UserError("no captions in this file", where=str(path))
+        raise UserError("no captions in this file", location=str(path))
     return ("official" if "#" in first else "kaggle"), captions, {}
 
 
@@ -137,7 +137,7 @@ def _parse_tokens(text: str, where: str) -> dict[str, list[str]]:
         name, sharp, place = name.rpartition("#")
         if not (tab and sharp and place.isdigit()):
             if line.strip():
-                raise UserError("expected image#n, a tab and a caption", where=f"{where}:{number}")
+                raise UserError("expected image#n, a tab and a caption", location=f"{where}:{number}")
             continue
         captions.setdefault(name, []).append(caption.strip())
     return captions
@@ -148,14 +148,14 @@ def _parse_csv(text: str, where: str) -> dict[str, list[str]]:
     captions: dict[str, list[str]] = {}
     reader = csv.reader(io.StringIO(text))
     if [cell.strip().lower() for cell in next(reader, [])[:2]] != ["image", "caption"]:
-        raise UserError("expected the columns image,caption", where=f"{where}:1")
+        raise UserError("expected the columns image,caption", location=f"{where}:1")
     try:
         for row in reader:
             if row:
                 captions.setdefault(row[0].strip(), []).append(",".join(row[1:]).strip())
     except csv.Error as error:
         raise UserError(
-            f"not readable as CSV: {error}", where=f"{where}:{reader.line_num}"
+            f"not readable as CSV: {error}", location=f"{where}:{reader.line_num}"
         ) from None
     return captions
 
@@ -169,7 +169,7 @@ def _parse_karpathy(text: str, where: str) -> tuple[dict[str, list[str]], dict[s
             captions[name] = [sentence["raw"].strip() for sentence in image["sentences"]]
             lists[KARPATHY_SPLITS[image["split"]]].append(name)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"not Karpathy's format: {error!r}", where=where) from None
+        raise UserError(f"not Karpathy's format: {error!r}", location=where) from None
     return captions, lists
 
 
@@ -188,25 +188,25 @@ def _drop_unusable(collection: Collection) -> None:
     if not images.names():
         raise UserError(
             "no pictures here",
-            where="data.source",
-            todo="put the folder Images/ or the zips beside the captions",
+            location="data.source",
+            hint="put the folder Images/ or the zips beside the captions",
         )
-    collection.problem(
+    collection.add_problem(
         "captions without an image file (phantom)",
         "dropped",
         [name for name in captions if name not in images],
     )
-    collection.problem(
+    collection.add_problem(
         "image files without captions",
         "dropped",
         [name for name in images.names() if name not in captions],
     )
-    collection.problem(
+    collection.add_problem(
         "refused members of zips",
         "dropped",
         [f"{name}: {why}" for name, why in images.refused.items()],
     )
-    collection.problem(
+    collection.add_problem(
         "empty captions", "dropped", [name for name, texts in captions.items() if not all(texts)]
     )
     for name in list(captions):
@@ -216,6 +216,6 @@ def _drop_unusable(collection: Collection) -> None:
     if not captions:
         raise UserError(
             "no picture has a caption",
-            where="data.source",
-            todo="the names in the caption file must be the files' names",
+            location="data.source",
+            hint="the names in the caption file must be the files' names",
         )

@@ -16,20 +16,20 @@ from tarazu.storage.run_folder import write_atomic
 CAPTION_COLUMNS = ("captions", "caption", "sentences", "text")
 
 
-def looks_like_a_name(source: str) -> bool:
+def is_hub_name(source: str) -> bool:
     """owner/name, as the hub has it, and no path."""
     return re.fullmatch(r"[\w.-]+/[\w.-]+", source) is not None and not source.startswith(".")
 
 
 def read(name: str, cache: Path) -> Collection:
-    """A data set with an image column and one or more caption columns. Raises `BadInput` when it cannot be had."""
+    """A data set with an image column and one or more caption columns. Raises `UserError` when it cannot be had."""
     home = cache / name.replace("/", "--")
     if not (home / "captions.txt").exists():
         if not hub_is_reachable():
             raise UserError(
                 "no such folder here, and the Hugging Face hub does not answer (no network, or HF_HUB_OFFLINE is set)",
-                where=name,
-                todo="give a folder with Flickr8k: --set data.source=FOLDER",
+                location=name,
+                hint="give a folder with Flickr8k: --set data.source=FOLDER",
             )
         _fetch(name, home)
     collection = flickr8k.read(home)
@@ -45,15 +45,15 @@ def _fetch(name: str, home: Path) -> None:
     except Exception as error:  # no network, no such name, a script that may not run: all end the same way for the user
         raise UserError(
             f"{name} cannot be had from the hub: {str(error).splitlines()[0][:200]}",
-            where="data.source",
-            todo="give a folder with Flickr8k, or `drawn`",
+            location="data.source",
+            hint="give a folder with Flickr8k, or `drawn`",
         ) from None
     rows = [["image", "caption"]]
     for part, table in parts.items():
         columns = [c for c in table.column_names if c.startswith(CAPTION_COLUMNS)]
         if "image" not in table.column_names or not columns:
             raise UserError(
-                f"no columns image and caption among {', '.join(table.column_names)}", where=name
+                f"no columns image and caption among {', '.join(table.column_names)}", location=name
             )
         for number, row in enumerate(table.cast_column("image", Image(decode=False))):
             file = Path(row["image"].get("path") or f"{part}_{number:05d}.jpg").name

@@ -10,9 +10,9 @@ from pathlib import Path, PurePosixPath
 
 from tarazu.errors import UserError
 
-ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp")
-MOST_MEMBER_BYTES = 64_000_000
-MOST_RATIO = 200  # unpacked over packed; photographs stay near 1
+EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp")
+MAX_MEMBER_BYTES = 64_000_000
+MAX_COMPRESSION_RATIO = 200  # unpacked over packed; photographs stay near 1
 
 
 @dataclass
@@ -36,7 +36,7 @@ class ImageStore:
             store._add_zip(source)
             return store
         for path in sorted([*source.glob("*"), *source.glob("*/*"), *source.glob("*/*/*")]):
-            if path.suffix.lower() in ENDINGS and path.is_file():
+            if path.suffix.lower() in EXTENSIONS and path.is_file():
                 store.files.setdefault(path.name, path)
             elif path.suffix.lower() == ".zip" and path.is_file():
                 store._add_zip(path)
@@ -49,20 +49,20 @@ class ImageStore:
         return name in self.files or name in self.members
 
     def read(self, name: str) -> bytes:
-        """The bytes of a picture. Raises `BadInput`."""
+        """The bytes of a picture. Raises `UserError`."""
         try:
             if name in self.files:
                 return self.files[name].read_bytes()
             path, member = self.members[name]
             with self._zip(path).open(member) as file:
-                return file.read(MOST_MEMBER_BYTES)
+                return file.read(MAX_MEMBER_BYTES)
         except (
             OSError,
             zipfile.BadZipFile,
             RuntimeError,
             EOFError,
         ) as error:  # RuntimeError: encrypted
-            raise UserError(f"cannot be read: {error}", where=name) from None
+            raise UserError(f"cannot be read: {error}", location=name) from None
 
     def stamp(self, name: str) -> str:
         """What changes when the picture's bytes change: for caches."""
@@ -89,13 +89,13 @@ class ImageStore:
             archive = self._zip(path)
         except (OSError, zipfile.BadZipFile) as error:
             raise UserError(
-                f"not a zip that can be read: {error}", where=str(path), todo="fetch it again"
+                f"not a zip that can be read: {error}", location=str(path), hint="fetch it again"
             ) from None
         for member in archive.infolist():
             name = PurePosixPath(member.filename).name
             if (
                 member.is_dir()
-                or not name.lower().endswith(ENDINGS)
+                or not name.lower().endswith(EXTENSIONS)
                 or "__MACOSX" in member.filename
             ):
                 continue
@@ -113,7 +113,7 @@ def _doubt(member: zipfile.ZipInfo) -> str:
         return "a path that leaves the archive"
     if stat.S_ISLNK(member.external_attr >> 16):
         return "a link"
-    if member.file_size > MOST_MEMBER_BYTES or member.file_size > MOST_RATIO * max(
+    if member.file_size > MAX_MEMBER_BYTES or member.file_size > MAX_COMPRESSION_RATIO * max(
         member.compress_size, 1
     ):
         return "unfolds to a suspicious size"

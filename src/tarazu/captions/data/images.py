@@ -11,10 +11,10 @@ from PIL import Image, ImageOps
 
 from tarazu.errors import UserError
 
-MOST_PIXELS = (
+MAX_PIXELS = (
     100_000_000  # about 12,000 x 8,000; a larger one is more likely a bomb than a photograph
 )
-MOST_BYTES = 200_000_000
+MAX_BYTES = 200_000_000
 FORMATS = (
     "JPEG",
     "PNG",
@@ -48,7 +48,7 @@ def open_image(source: bytes | str | Path, where: str = "") -> Image.Image:
     """An upright RGB picture from bytes or a file.
 
     The EXIF rotation is applied, CMYK and palettes are converted, transparency is laid on white, of an animation the
-    first frame is taken. Raises `BadInput` when it is truncated, not an image, or has more than `MOST_PIXELS`.
+    first frame is taken. Raises `UserError` when it is truncated, not an image, or has more than `MAX_PIXELS`.
     """
     data, where = (
         (source, where)
@@ -63,7 +63,7 @@ def open_image(source: bytes | str | Path, where: str = "") -> Image.Image:
         return _rgb(picture)
     except PIL_ERRORS as error:
         raise UserError(
-            f"the image is damaged or cut short: {error}", where=where, todo="replace the file"
+            f"the image is damaged or cut short: {error}", location=where, hint="replace the file"
         ) from None
 
 
@@ -79,7 +79,7 @@ def open_gray(data: bytes, side: int, where: str = "") -> Image.Image:
         )
     except PIL_ERRORS as error:
         raise UserError(
-            f"the image is damaged or cut short: {error}", where=where, todo="replace the file"
+            f"the image is damaged or cut short: {error}", location=where, hint="replace the file"
         ) from None
 
 
@@ -102,14 +102,14 @@ def thumbnail_jpeg(picture: Image.Image, longest: int = 320) -> bytes:
 def _file_bytes(path: Path) -> bytes:
     try:
         if not path.is_file():
-            raise UserError("no such image" if not path.exists() else "not a file", where=str(path))
-        if path.stat().st_size > MOST_BYTES:
+            raise UserError("no such image" if not path.exists() else "not a file", location=str(path))
+        if path.stat().st_size > MAX_BYTES:
             raise UserError(
-                f"larger than {MOST_BYTES // 10**6} MB", where=str(path), todo="give a smaller copy"
+                f"larger than {MAX_BYTES // 10**6} MB", location=str(path), hint="give a smaller copy"
             )
         return path.read_bytes()
     except OSError as error:
-        raise UserError(f"cannot be read: {error.strerror}", where=str(path)) from None
+        raise UserError(f"cannot be read: {error.strerror}", location=str(path)) from None
 
 
 def _header(data: bytes, where: str) -> Image.Image:
@@ -118,20 +118,20 @@ def _header(data: bytes, where: str) -> Image.Image:
         picture = Image.open(io.BytesIO(data), formats=FORMATS)
     except Image.DecompressionBombError:
         raise UserError(
-            f"more than {MOST_PIXELS // 10**6} million pixels",
-            where=where,
-            todo="give a smaller copy",
+            f"more than {MAX_PIXELS // 10**6} million pixels",
+            location=where,
+            hint="give a smaller copy",
         ) from None
     except PIL_ERRORS:
         raise UserError(
-            "not an image that can be read", where=where, todo=f"one of {', '.join(FORMATS)}"
+            "not an image that can be read", location=where, hint=f"one of {', '.join(FORMATS)}"
         ) from None
     width, height = picture.size
-    if width * height > MOST_PIXELS:
+    if width * height > MAX_PIXELS:
         raise UserError(
-            f"{width} x {height} is more than {MOST_PIXELS // 10**6} million pixels",
-            where=where,
-            todo="give a smaller copy",
+            f"{width} x {height} is more than {MAX_PIXELS // 10**6} million pixels",
+            location=where,
+            hint="give a smaller copy",
         )
     return picture
 

@@ -73,10 +73,12 @@ def words(structure: dict) -> Table:
     table = Table("vocabulary", "")
     table.add_row("words in it, the four special tokens too", f"{structure['vocabulary']:,}")
     table.add_row("a word must be in training so often", str(structure["min_count"]))
-    table.add_row("unknown among the test words", f"{100 * structure['unknown_test_share']:.1f}%")
+    table.add_row(
+        "unknown among the test words", f"{100 * structure['unknown_test_fraction']:.1f}%"
+    )
     table.add_row(
         "captions cut at the fixed length",
-        f"{structure['cut_captions']:,} (longer than {structure['max_length']})",
+        f"{structure['truncated_captions']:,} (longer than {structure['max_length']})",
     )
     sizes = ", ".join(
         f"{count}: {size:,}" for count, size in structure["size_by_min_count"].items()

@@ -8,19 +8,19 @@ import numpy as np
 
 from tarazu.captions.data import duplicates, flickr8k
 from tarazu.captions.data.flickr8k import Collection
-from tarazu.captions.settings import CaptionData, Shares
+from tarazu.captions.settings import DataSettings, SplitFractions
 from tarazu.errors import UserError
 
 SPLITS = ("train", "validation", "test")
 
 
-def subsample(collection: Collection, settings: CaptionData) -> None:
+def subsample(collection: Collection, settings: DataSettings) -> None:
     """Leaves `data.images` images in the collection, before any picture is read: a sample by the split's seed, or the first
     of each list in the lists' own proportions, of each two at least."""
     known, most = collection.captions, settings.images
     if most is None or most >= len(known):
         return
-    if isinstance(settings.split, Shares):
+    if isinstance(settings.split, SplitFractions):
         names = sorted(known)
         kept = {
             names[i]
@@ -35,37 +35,39 @@ def subsample(collection: Collection, settings: CaptionData) -> None:
         collection.lists = {
             name: images[: max(2, round(share * len(images)))] for name, images in lists.items()
         }
-        collection.cut = True
+        collection.lists_truncated = True
         kept = {one for images in collection.lists.values() for one in images}
     collection.captions = {name: texts for name, texts in known.items() if name in kept}
 
 
-def split(
-    collection: Collection, copies: list[dict], settings: CaptionData
+def split_images(
+    collection: Collection, copies: list[dict], settings: DataSettings
 ) -> dict[str, list[str]]:
     """Names by split. Notes in `collection.problems` what is in no list, missing, or dropped as a copy.
 
-    Raises `BadInput` when a split would be empty or a list names an image twice.
+    Raises `UserError` when a split would be empty or a list names an image twice.
     """
-    if isinstance(settings.split, Shares):
-        found = by_shares(
+    if isinstance(settings.split, SplitFractions):
+        found = split_by_fractions(
             duplicates.connected_components(collection.captions, copies),
             settings.split,
             settings.split_seed,
         )
     else:
-        found = by_lists(collection, copies, _lists(collection, settings))
+        found = split_by_lists(collection, copies, _lists(collection, settings))
     for name, images in found.items():
         if not images:
             raise UserError(
                 f"the {name} split is empty",
-                where="data.split",
-                todo="more images, or other shares",
+                location="data.split",
+                hint="more images, or other shares",
             )
     return found
 
 
-def by_shares(sets: list[list[str]], shares: Shares, seed: int) -> dict[str, list[str]]:
+def split_by_fractions(
+    sets: list[list[str]], shares: SplitFractions, seed: int
+) -> dict[str, list[str]]:
     """Whole sets of copies, shuffled by the seed, dealt out until each split has its share of the images."""
     total = sum(len(group) for group in sets)
     wanted = {"test": shares.test * total, "validation": shares.validation * total}
@@ -80,7 +82,7 @@ def by_shares(sets: list[list[str]], shares: Shares, seed: int) -> dict[str, lis
     return {name: sorted(images) for name, images in found.items()}
 
 
-def by_lists(
+def split_by_lists(
     collection: Collection, copies: list[dict], lists: dict[str, list[str]]
 ) -> dict[str, list[str]]:
     """A published split, kept as it is, except that train loses its copies of validation and test images."""
@@ -90,16 +92,16 @@ def by_lists(
         twice = sorted({name for name in named if named.count(name) > 1})[:3]
         raise UserError(
             f"in two splits at once: {', '.join(twice)}",
-            where="data.split",
-            todo="repair the split lists",
+            location="data.split",
+            hint="repair the split lists",
         )
     known = collection.captions
-    collection.problem(
+    collection.add_problem(
         "images in no split list (not used)",
         "dropped",
         [name for name in known if name not in in_a_list],
     )
-    collection.problem(
+    collection.add_problem(
         "in a split list, but without image or captions",
         "dropped",
         [name for name in named if name not in known],
@@ -110,7 +112,7 @@ def by_lists(
         lost = {
             pair[a] for pair in copies for a, b in (("a", "b"), ("b", "a")) if pair[b] in kept
         } & set(found[loser])
-        collection.problem(
+        collection.add_problem(
             f"{loser} images that are copies of {' or '.join(winners)} images",
             "dropped",
             sorted(lost),
@@ -119,8 +121,8 @@ def by_lists(
     return found
 
 
-def _lists(collection: Collection, settings: CaptionData) -> dict[str, list[str]]:
-    if collection.cut:
+def _lists(collection: Collection, settings: DataSettings) -> dict[str, list[str]]:
+    if collection.lists_truncated:
         return collection.lists
     folder = Path(settings.source)
     folder = folder if folder.is_dir() else folder.parent
@@ -139,7 +141,7 @@ def _lists(collection: Collection, settings: CaptionData) -> dict[str, list[str]
         wanted = ", ".join(flickr8k.LISTS.values())
         raise UserError(
             "the official split lists are not here",
-            where=str(folder),
-            todo=f"put {wanted} there, or use shares: split: {{train: 0.8, validation: 0.1, test: 0.1}}",
+            location=str(folder),
+            hint=f"put {wanted} there, or use shares: split: {{train: 0.8, validation: 0.1, test: 0.1}}",
         )
     return collection.lists

@@ -9,7 +9,7 @@ import numpy as np
 from tarazu.captions.data.vocabulary import SPECIALS, UNK, Vocabulary, clean
 
 COUNTS = (1, 2, 3, 4, 5, 8, 10)
-MOST_POINTS = 2000
+MAX_POINTS = 2000
 
 
 def structure(
@@ -45,8 +45,8 @@ def structure(
         "vocabulary": len(vocabulary),
         "min_count": vocabulary.min_count,
         "max_length": vocabulary.max_length,
-        "cut_captions": sum(length > vocabulary.max_length for length in everything),
-        "unknown_test_share": known.count(UNK) / max(1, len(known)),
+        "truncated_captions": sum(length > vocabulary.max_length for length in everything),
+        "unknown_test_fraction": known.count(UNK) / max(1, len(known)),
         "size_by_min_count": {
             str(n): len(SPECIALS) + sum(count >= n for count in trained.values()) for n in COUNTS
         },
@@ -72,7 +72,7 @@ def lengths(numbers: list[int]) -> dict:
 def points(words: list[list[list[str]]]) -> list[list[int]]:
     """[number of the image, words in one of its captions] for the scatter plot, evenly thinned out."""
     found = [[number, len(line)] for number, lines in enumerate(words) for line in lines]
-    return found[:: max(1, -(-len(found) // MOST_POINTS))]
+    return found[:: max(1, -(-len(found) // MAX_POINTS))]
 
 
 def examples(

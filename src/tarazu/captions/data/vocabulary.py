@@ -86,7 +86,7 @@ class Vocabulary:
 
     @classmethod
     def from_json(cls, text: str | bytes, where: str = "") -> Vocabulary:
-        """Reads back `to_json`. Raises `BadInput` when it is not a vocabulary."""
+        """Reads back `to_json`. Raises `UserError` when it is not a vocabulary."""
         try:
             tree = json.loads(text)
             words = tuple(tree["words"])
@@ -101,4 +101,4 @@ class Vocabulary:
             return cls(words, int(tree["min_count"]), int(tree["max_length"]))
         except (ValueError, KeyError, TypeError) as error:
             todo = "bring it back from a copy, or remove it: `tarazu resume` then writes it again"
-            raise UserError(f"not a vocabulary: {error}", where=where, todo=todo) from None
+            raise UserError(f"not a vocabulary: {error}", location=where, hint=todo) from None

@@ -86,7 +86,7 @@ def crew(work: Callable[[Any], Any], count: int) -> Iterator[Callable[[Sequence]
             dismiss()
             raise TarazuError(
                 "a process that decodes pictures was killed",
-                todo="memory may be short: end other programs and run again",
+                hint="memory may be short: end other programs and run again",
             ) from error
         finally:
             for job in waiting:  # none begins after the file is gone

@@ -48,7 +48,7 @@ class EncoderConfig:
     stages: tuple[tuple[int, ...], ...] = STAGES
 
 
-SHAPES = {
+ENCODER_CONFIGS = {
     "efficientnet-lite0": EncoderConfig("EfficientNet-Lite0", 1.0, 1.0, 224, True),
     "efficientnet-lite1": EncoderConfig("EfficientNet-Lite1", 1.0, 1.1, 240, True),
     "efficientnet-lite2": EncoderConfig("EfficientNet-Lite2", 1.1, 1.2, 260, True),

@@ -35,7 +35,7 @@ from tarazu.storage.run_folder import write_atomic
 
 AT_ONCE = {"cpu": 16, "cuda": 256}  # pictures through the encoder together
 SAVE_SECONDS = 20.0  # between two notes of how far it is
-SHARE_OF_GPU = 0.6  # of the free memory that a bank may take to live there
+MAX_GPU_FRACTION = 0.6  # of the free memory that a bank may lookup to live there
 
 
 def cache_folder() -> Path:
@@ -86,8 +86,8 @@ class RowCache:
         except OSError as error:
             raise TarazuError(
                 f"the cache cannot be written: {error.strerror}",
-                where=str(self.folder),
-                todo="free some disk space, or point TARAZU_CACHE elsewhere",
+                location=str(self.folder),
+                hint="free some disk space, or point TARAZU_CACHE elsewhere",
             ) from error
         before = len(self.rows)
         self.rows |= {key: before + i for i, key in enumerate(keys)}
@@ -117,15 +117,17 @@ class RowCache:
 
 @dataclass(frozen=True)
 class ImageView:
-    """A view of a picture: 0 is the picture itself, others are crops that keep at least `smallest` of it."""
+    """A view of a picture: 0 is the picture itself, others are crops that keep at least `min_crop_area` of it."""
 
     name: str
     view: int = 0
-    smallest: float = 1.0
+    min_crop_area: float = 1.0
 
     def key(self, looks: ImageHashes) -> str:
         """What its row is filed under."""
-        return looks.sha256[self.name] + (f".{self.view}.{self.smallest:g}" if self.view else "")
+        return looks.sha256[self.name] + (
+            f".{self.view}.{self.min_crop_area:g}" if self.view else ""
+        )
 
 
 class FeatureStore:
@@ -134,13 +136,13 @@ class FeatureStore:
     def __init__(self, array: np.ndarray, rows: list[int], device: torch.device):
         self.array, self.rows, self.device = array, np.asarray(rows), device
 
-    def take(self, pictures: torch.Tensor) -> torch.Tensor:
+    def lookup(self, pictures: torch.Tensor) -> torch.Tensor:
         """pictures (B,) on any device -> their rows (B, ...) on the bank's device."""
         if self.resident is not None:
             return self.resident[pictures.to(self.device)]
         return self._tensor(self.rows[pictures.cpu().numpy()]).to(self.device)
 
-    def mean(self) -> FeatureStore:
+    def mean_pooled(self) -> FeatureStore:
         """Features (N, P, D) -> their means (N, 1, D), in float32, held in memory."""
         means = np.empty((len(self.rows), 1, self.array.shape[2]), np.float32)
         for start in range(0, len(self.rows), 256):
@@ -156,7 +158,7 @@ class FeatureStore:
         needed = len(self.rows) * math.prod(self.array.shape[1:]) * self.array.itemsize
         if (
             self.device.type != "cuda"
-            or needed > SHARE_OF_GPU * torch.cuda.mem_get_info(self.device)[0]
+            or needed > MAX_GPU_FRACTION * torch.cuda.mem_get_info(self.device)[0]
         ):
             return None
         rows = torch.empty(
@@ -181,7 +183,7 @@ class FeatureStore:
         )  # fancy indexing copies, so the map itself stays untouched
 
 
-def features(
+def load_features(
     encoder: Pretrained,
     store: ImageStore,
     items: list[ImageView],
@@ -191,8 +193,8 @@ def features(
 ) -> FeatureStore:
     """The encoder's maps (N, P, D) of the items, computed where the cache has none."""
     cache = RowCache(
-        cache_folder() / "features" / f"{encoder.key()}-{precision}",
-        (encoder.side**2, encoder.module.width),
+        cache_folder() / "features" / f"{encoder.cache_key()}-{precision}",
+        (encoder.grid_size**2, encoder.module.width),
         precision,
     )
     module, dtype = encoder.module.to(device), getattr(torch, precision)
@@ -207,7 +209,7 @@ def features(
     return _fill(cache, encoder, store, items, looks, see, "features", device)
 
 
-def pictures(
+def load_pixels(
     encoder: Pretrained,
     store: ImageStore,
     items: list[ImageView],
@@ -270,7 +272,10 @@ def _decode(
     """In one of the crew."""
     item = wanted[key]
     picture = fixed_view(
-        open_image(store.read(item.name), item.name), sha256[item.name], item.view, item.smallest
+        open_image(store.read(item.name), item.name),
+        sha256[item.name],
+        item.view,
+        item.min_crop_area,
     )
     return pixels(picture, size, resample)
 
@@ -280,7 +285,7 @@ def _undisturbed(batches: Iterator) -> Iterator:
         yield from batches
     except UserError as error:  # it was readable a moment ago
         raise TarazuError(
-            f"a picture changed while it was read: {error.what}",
-            where=error.where,
-            todo="run again",
+            f"a picture changed while it was read: {error.message}",
+            location=error.location,
+            hint="run again",
         ) from error

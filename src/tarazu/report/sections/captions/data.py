@@ -7,14 +7,14 @@ from pathlib import PurePosixPath
 
 from tarazu.report.analysis.study_view import as_number, dicts_in, get_path
 from tarazu.report.render import charts
-from tarazu.report.render.bilingual import code, data_text, number, translate_or, translate
+from tarazu.report.render.bilingual import code, data_text, number, translate, translate_or
 from tarazu.report.render.explanations import explain
 from tarazu.report.render.figures import Figure
 from tarazu.report.render.images import photo
 from tarazu.report.render.known_messages import translate_known
 from tarazu.report.render.tables import Cell, Table, code_cell, number_cell, pairs_table, text_cell
-from tarazu.report.sections.chat.data import FILE, problems_table, splits_table
 from tarazu.report.sections.common.base import Context, Section
+from tarazu.report.sections.common.data_tables import FILE, problems_table, splits_table
 
 MOST_POINTS = 700
 
@@ -103,7 +103,10 @@ def _vocabulary(data: dict) -> Table:
     ]
     if structure.get("truncated_captions") is not None:
         pairs.append(
-            (translate("caption_data.truncated_captions"), number_cell(structure["truncated_captions"], "count", FILE))
+            (
+                translate("caption_data.truncated_captions"),
+                number_cell(structure["truncated_captions"], "count", FILE),
+            )
         )
     pairs.append(
         (
@@ -134,7 +137,11 @@ def _specials(data: dict) -> Table:
     ]
     return Table(
         translate("caption_data.specials"),
-        [translate("caption_data.token"), translate("caption_data.id"), translate("caption_data.use")],
+        [
+            translate("caption_data.token"),
+            translate("caption_data.id"),
+            translate("caption_data.use"),
+        ],
         rows,
         ["vocabulary.json"],
     )
@@ -174,7 +181,11 @@ def _duplicates(data: dict) -> Table:
     ]
     return Table(
         translate("caption_data.duplicates"),
-        [translate("caption_data.image"), translate("caption_data.image"), translate("caption_data.copy")],
+        [
+            translate("caption_data.image"),
+            translate("caption_data.image"),
+            translate("caption_data.copy"),
+        ],
         rows,
         [FILE],
     )
