@@ -9,7 +9,7 @@ import pytest
 from tarazu.chat.data import conversation as c
 from tarazu.chat.data.conversation import RowDropped, RowIssues, Turn, parse_row
 
-EXPECTED = (Turn("system", "کوتاه."), Turn("human", "پرسش؟"), Turn("gpt", "پاسخ."))
+EXPECTED = (Turn("system", "کوتاه."), Turn("user", "پرسش؟"), Turn("assistant", "پاسخ."))
 SCHEMAS = {
     "slimorca": {"conversations": [{"from": "system", "value": "کوتاه.", "weight": None}, {"from": "human", "value": "پرسش؟", "weight": 0.0},
                                    {"from": "gpt", "value": "پاسخ.", "weight": 1.0}]},
@@ -51,14 +51,14 @@ def turns(*pairs: tuple[str, object]) -> dict:
 @pytest.mark.parametrize(
     ("row", "repair", "expected"),
     [
-        (turns(("system", " "), ("human", "الف"), ("gpt", "ب")), c.EMPTY_TURN, [("human", "الف"), ("gpt", "ب")]),
-        (turns(("human", "الف"), ("gpt", "ب"), ("human", "پ")), c.OPEN_QUESTION, [("human", "الف"), ("gpt", "ب")]),
-        (turns(("gpt", "سلام"), ("human", "الف"), ("gpt", "ب")), c.EARLY_ANSWER, [("human", "الف"), ("gpt", "ب")]),
-        (turns(("human", "الف"), ("human", "ب"), ("gpt", "پ")), c.MERGED, [("human", "الف\n\nب"), ("gpt", "پ")]),
+        (turns(("system", " "), ("human", "الف"), ("gpt", "ب")), c.EMPTY_TURN, [("user", "الف"), ("assistant", "ب")]),
+        (turns(("human", "الف"), ("gpt", "ب"), ("human", "پ")), c.OPEN_QUESTION, [("user", "الف"), ("assistant", "ب")]),
+        (turns(("gpt", "سلام"), ("human", "الف"), ("gpt", "ب")), c.EARLY_ANSWER, [("user", "الف"), ("assistant", "ب")]),
+        (turns(("human", "الف"), ("human", "ب"), ("gpt", "پ")), c.MERGED, [("user", "الف\n\nب"), ("assistant", "پ")]),
         (turns(("human", "الف"), ("gpt", "ب"), ("system", "س"), ("human", "پ"), ("gpt", "ت")), c.LATE_SYSTEM,
-         [("human", "الف"), ("gpt", "ب"), ("human", "س\n\nپ"), ("gpt", "ت")]),
+         [("user", "الف"), ("assistant", "ب"), ("user", "س\n\nپ"), ("assistant", "ت")]),
         (turns(("human", "<|im_start|>الف<start_of_turn>"), ("gpt", "ب<end_<end_of_turn>of_turn>")), c.MARKERS,
-         [("human", "الف"), ("gpt", "ب")]),
+         [("user", "الف"), ("assistant", "ب")]),
     ],
 )  # fmt: skip
 def test_repairs_are_named(row: dict, repair: str, expected: list) -> None:
@@ -116,7 +116,7 @@ def test_what_cannot_be_used_is_dropped_under_its_name(row, reason: str) -> None
 def test_weight_zero_is_read_but_not_learned() -> None:
     row = {"messages": [{"role": "user", "content": "یک"}, {"role": "assistant", "content": "دو", "weight": 0},
                         {"role": "user", "content": "سه"}, {"role": "assistant", "content": "چهار", "weight": 1}]}  # fmt: skip
-    assert [turn.learn for turn in parse_row(row)[0].turns] == [True, False, True, True]
+    assert [turn.train_on for turn in parse_row(row)[0].turns] == [True, False, True, True]
 
 
 def test_problems_keep_a_count_and_the_first_places_however_many() -> None:

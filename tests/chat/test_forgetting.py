@@ -69,7 +69,7 @@ def test_the_loss_is_that_of_transformers(root, monkeypatch, layout, name):
             labels = torch.where(torch.arange(ids.shape[1]) > 0, ids, -100)
             if model.prompt:
                 embeddings = torch.cat([model.prompt()[None], embeddings], 1)
-                labels = torch.cat([torch.full((1, model.virtual), -100), labels], 1)
+                labels = torch.cat([torch.full((1, model.num_virtual_tokens), -100), labels], 1)
             expected = model.base(inputs_embeds=embeddings, labels=labels).loss.item() * (
                 ids.shape[1] - 1
             )
@@ -87,7 +87,7 @@ def test_without_a_beginning_token_the_first_token_is_never_scored(tmp_path):
     template = select_template(spelling.plain(), "gpt2")
     assert template.tokenizer.bos_token_id is None
     found = forgetting.prepare(Forgetting(english=None, persian=str(tmp_path / "t.txt")), template)
-    (row,), (size,) = found["persian"].rows, found["persian"].sizes
+    (row,), (size,) = found["persian"].rows, found["persian"].num_bytes
     assert list(found) == ["persian"] and not row.supervised[0] and row.supervised[1:].all()
     assert (
         size == len(template.tokenizer.decode(row.ids[1:]).encode()) < len("سلام بر جهان".encode())
@@ -127,7 +127,7 @@ def test_the_shipped_texts_are_read_whole():
     template = select_template(spelling.llama3(), "llama")
     for language, found in forgetting.prepare(Forgetting(max_length=4096), template).items():
         shares = [
-            forgetting.raw.local(
+            forgetting.raw.local_path(
                 f"samples:forgetting_{language[:2] if language == 'english' else 'fa'}.txt"
             ).read_text(encoding="utf-8")
         ]

@@ -97,7 +97,7 @@ def study(path: Path, **answers: list[str]) -> Path:
             {
                 "id": f"q-{i}",
                 "from": "questions",
-                "turns": [{"role": "human", "text": f"پرسش {i}"}],
+                "turns": [{"role": "user", "text": f"پرسش {i}"}],
                 "reference": None,
                 "good": "کوتاه",
                 "output": text,
@@ -127,7 +127,7 @@ def test_positions_are_swapped_and_verdicts_counted(tmp_path, serve):
     assert {k: row[k] for k in ("questions", "win", "tie", "loss", "no_verdict", "inconsistent", "identical")} == {
         "questions": 4, "win": 1, "tie": 2, "loss": 1, "no_verdict": 0, "inconsistent": 0, "identical": 1,
     }  # fmt: skip
-    assert row["win_rate"] == 0.5 and row["first_rate"] == 0.5
+    assert row["win_rate"] == 0.5 and row["first_position_rate"] == 0.5
     assert len(server.asked) == 6 and set(server.keys) == {
         "Bearer secret"
     }  # the same text twice is not asked about
@@ -147,7 +147,7 @@ def test_a_judge_of_places_decides_nothing(tmp_path, serve):
     row = llm_judge.judge(
         str(folder), endpoint(serve(lambda first, second: '```json\n{"better": "1"}\n```'))
     )["methods"]["lora"]
-    assert (row["tie"], row["inconsistent"], row["win_rate"], row["first_rate"]) == (2, 2, 0.5, 1.0)
+    assert (row["tie"], row["inconsistent"], row["win_rate"], row["first_position_rate"]) == (2, 2, 0.5, 1.0)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Every method on every family: packed = padded = peft's own forward, only the named tensors change, saved = loaded."""
+"""Every method on every family: packed = padded = peft's own forward, only trainable tensors change, saved = loaded."""
 
 from __future__ import annotations
 
@@ -28,18 +28,18 @@ from tarazu.errors import UserError
 
 METHODS = {
     "base": Base(),
-    "prompt_tuning": PromptTuning(virtual_tokens=5),
-    "prompt_tuning_vocabulary": PromptTuning(virtual_tokens=5, start="vocabulary"),
-    "prefix_tuning": PrefixTuning(virtual_tokens=4),
+    "prompt_tuning": PromptTuning(num_virtual_tokens=5),
+    "prompt_tuning_vocabulary": PromptTuning(num_virtual_tokens=5, init="vocabulary"),
+    "prefix_tuning": PrefixTuning(num_virtual_tokens=4),
     "prefix_tuning_projection": PrefixTuning(
-        virtual_tokens=4, projection=True, projection_width=16
+        num_virtual_tokens=4, projection=True, projection_width=16
     ),
-    "p_tuning": PTuning(virtual_tokens=5, encoder_width=16),
+    "p_tuning": PTuning(num_virtual_tokens=5, encoder_width=16),
     "lora": LoRA(rank=4),
     "rslora": RsLoRA(rank=4),
     "dora": DoRA(rank=4),
     "loha": LoHa(rank=4),
-    "layers": Layers(first=1, last=2),
+    "layers": Layers(num_first=1, num_last=2),
 }
 TRAINED = [name for name in METHODS if name != "base"]
 SOFT = {"prompt_tuning", "prompt_tuning_vocabulary", "p_tuning"}
@@ -73,17 +73,17 @@ def losses(
     trainable, given: list[TokenizedRow], limit: int, packed: bool, width: int | None = None
 ) -> dict[int, list[float]]:
     """Nats of every supervised token, by row."""
-    prefix = trainable.virtual if trainable.prefix else 0
-    virtual = trainable.virtual - prefix
+    prefix = trainable.prefix_length
+    virtual = trainable.prompt_length
     out = {}
     for lines in bin_pack(given, limit, virtual, packed):
         batch = make_batch(lines, virtual, prefix, width=width)
         values = token_losses(
             trainable.base,
-            hidden_states(trainable, batch).flatten(0, 1)[batch.sources],
+            hidden_states(trainable, batch).flatten(0, 1)[batch.label_positions],
             batch.labels,
         )
-        for row, value in zip(batch.rows.tolist(), values.tolist(), strict=True):
+        for row, value in zip(batch.label_rows.tolist(), values.tolist(), strict=True):
             out.setdefault(row, []).append(value)
     return out
 
@@ -134,18 +134,18 @@ def test_generation_in_a_batch_equals_alone(name, family):
     prompts = [row.ids.tolist() for row in rows((3, 11, 7))]
     together = generate(trainable, prompts, set(), 12)
     assert together == [generate(trainable, [p], set(), 12)[0] for p in prompts]
-    assert together == generate(trainable, prompts, set(), 12, replayed=True), (
+    assert together == generate(trainable, prompts, set(), 12, use_cuda_graph=True), (
         "the fast path writes something else"
     )
     stop = {together[1].ids[4]}
     assert generate(trainable, prompts, stop, 12) == generate(
-        trainable, prompts, stop, 12, replayed=True
+        trainable, prompts, stop, 12, use_cuda_graph=True
     )
-    prefix = trainable.virtual if trainable.prefix else 0
+    prefix = trainable.prefix_length
     for prompt, answer in zip(prompts, together, strict=True):
         ids = np.array(prompt + answer.ids)
         batch = make_batch(
-            [[TokenizedRow(ids, np.zeros(len(ids), bool))]], trainable.virtual - prefix, prefix
+            [[TokenizedRow(ids, np.zeros(len(ids), bool))]], trainable.prompt_length, prefix
         )
         with torch.no_grad():
             logits = trainable.base.lm_head(hidden_states(trainable, batch)[0])
@@ -177,12 +177,12 @@ def test_only_the_named_tensors_change_and_gradients_do_not_depend_on_the_batchi
     gradients = []
     for limit, packed in ((1, False), (200, False), (200, True)):
         trainable = build(name, "gemma3")
-        prefix = trainable.virtual if trainable.prefix else 0
-        for lines in bin_pack(rows(), limit, trainable.virtual - prefix, packed):
-            batch = make_batch(lines, trainable.virtual - prefix, prefix)
+        prefix = trainable.prefix_length
+        for lines in bin_pack(rows(), limit, trainable.prompt_length, packed):
+            batch = make_batch(lines, trainable.prompt_length, prefix)
             token_losses(
                 trainable.base,
-                hidden_states(trainable, batch).flatten(0, 1)[batch.sources],
+                hidden_states(trainable, batch).flatten(0, 1)[batch.label_positions],
                 batch.labels,
             ).sum().backward()
         gradients.append({n: p.grad.clone() for n, p in trainable.trainable().items()})
@@ -193,12 +193,12 @@ def test_only_the_named_tensors_change_and_gradients_do_not_depend_on_the_batchi
             ), key
     before = fingerprint(trainable.module)
     torch.optim.AdamW(list(trainable.trainable().values()), lr=1e-3).step()
-    proof = compare(before, fingerprint(trainable.module), trainable.may_change)
-    assert proof["verdict"] == "ok" and proof["changed"] == sorted(trainable.may_change)
+    proof = compare(before, fingerprint(trainable.module), trainable.trainable_names)
+    assert proof["verdict"] == "ok" and proof["changed"] == sorted(trainable.trainable_names)
     assert all(
         p.grad is None
         for n, p in trainable.module.named_parameters()
-        if n not in trainable.may_change
+        if n not in trainable.trainable_names
     )
 
 
@@ -211,7 +211,7 @@ def test_saved_and_loaded_gives_the_same_losses(name):
         saved = {key: value.clone() for key, value in first.trainable().items()}
         second = build(name, "llama", seed=7)
         assert not close(expected, losses(second, rows(), 200, packed=True))
-        weights.put(second, saved)
+        weights.restore(second, saved)
         assert close(expected, losses(second, rows(), 200, packed=True), 0)
 
 
@@ -238,9 +238,9 @@ def test_prefix_begins_as_the_models_own_keys_and_values():
     trainable = build("prefix_tuning", "llama", shake=False)
     base = build("base", "llama")
     from tarazu.chat.methods.prompt_tuning import INSTRUCTION
-    from tarazu.chat.model.trainable import start_ids
+    from tarazu.chat.model.trainable import initial_token_ids
 
-    text = start_ids(Words(), INSTRUCTION, 4).numpy()
+    text = initial_token_ids(Words(), INSTRUCTION, 4).numpy()
     given = rows((9,))[0]
     longer = TokenizedRow(
         np.concatenate([text, given.ids]), np.concatenate([np.zeros(4, bool), given.supervised])
@@ -251,16 +251,16 @@ def test_prefix_begins_as_the_models_own_keys_and_values():
 
 def test_layers_open_what_was_asked_and_nothing_else():
     trainable = build("layers", "llama")
-    blocks = {name.split(".layers.")[1].split(".")[0] for name in trainable.may_change}
+    blocks = {name.split(".layers.")[1].split(".")[0] for name in trainable.trainable_names}
     assert blocks == {"0", "4", "5"}
-    every = Layers(first=1, last=0, embeddings=True, final_norm=True, head=True).attach(
+    every = Layers(num_first=1, num_last=0, embeddings=True, final_norm=True, lm_head=True).attach(
         model("llama"), Words()
     )
-    assert {"model.embed_tokens.weight", "model.norm.weight", "lm_head.weight"} < every.may_change
+    assert {"model.embed_tokens.weight", "model.norm.weight", "lm_head.weight"} < every.trainable_names
     with pytest.raises(UserError, match="tied"):
-        Layers(head=True).attach(model("gemma3"), Words())
+        Layers(lm_head=True).attach(model("gemma3"), Words())
     with pytest.raises(UserError, match="of 6 layers"):
-        Layers(first=4, last=4).attach(model("llama"), Words())
+        Layers(num_first=4, num_last=4).attach(model("llama"), Words())
 
 
 def test_unknown_targets_name_the_nearest():
@@ -277,11 +277,11 @@ def test_gradient_checkpointing_changes_nothing(name):
         if checkpointed:
             trainable.base.gradient_checkpointing_enable({"use_reentrant": False})
         trainable.module.train()
-        for lines in bin_pack(rows(), 200, trainable.virtual, True):
-            batch = make_batch(lines, trainable.virtual)
+        for lines in bin_pack(rows(), 200, trainable.num_virtual_tokens, True):
+            batch = make_batch(lines, trainable.num_virtual_tokens)
             token_losses(
                 trainable.base,
-                hidden_states(trainable, batch).flatten(0, 1)[batch.sources],
+                hidden_states(trainable, batch).flatten(0, 1)[batch.label_positions],
                 batch.labels,
             ).sum().backward()
         gradients.append({n: p.grad for n, p in trainable.trainable().items()})

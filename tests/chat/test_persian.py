@@ -9,10 +9,10 @@ import pytest
 
 from tarazu.chat.data import persian
 from tarazu.chat.data.persian import (
-    english_share,
-    normalise,
+    english_fraction,
+    letter_counts,
+    normalize,
     normalize_for_matching,
-    script_shares,
     words,
 )
 
@@ -36,7 +36,7 @@ from tarazu.chat.data.persian import (
     ],
 )
 def test_repairs(before: str, after: str, repair: str) -> None:
-    assert normalise(before) == (after, {repair})
+    assert normalize(before) == (after, {repair})
 
 
 @pytest.mark.parametrize(
@@ -49,11 +49,11 @@ def test_repairs(before: str, after: str, repair: str) -> None:
     ],
 )
 def test_good_text_is_left_alone(text: str) -> None:
-    assert normalise(text) == (text, set())
+    assert normalize(text) == (text, set())
 
 
 def test_arabic_ye_with_hamza_composes_before_it_is_replaced() -> None:
-    assert normalise("مس\u064a\u0654ول")[0] == "مسئول"
+    assert normalize("مس\u064a\u0654ول")[0] == "مسئول"
 
 
 def test_normalising_twice_changes_nothing() -> None:
@@ -70,8 +70,8 @@ def test_normalising_twice_changes_nothing() -> None:
     draw = random.Random(0)
     for _ in range(3000):
         text = "".join(draw.choice(pieces) for _ in range(draw.randint(0, 12)))
-        once, _ = normalise(text)
-        assert normalise(once) == (once, set())
+        once, _ = normalize(text)
+        assert normalize(once) == (once, set())
         once.encode("utf-8")
         assert unicodedata.is_normalized("NFC", once)
         assert not any(unicodedata.category(c) == "Cc" and c not in "\n\t" for c in once)
@@ -99,6 +99,6 @@ def test_folding_makes_equal_answers_equal() -> None:
 
 
 def test_shares_of_scripts() -> None:
-    shares = script_shares("سلام ABC ёё ۱۲۳ ...!")
+    shares = letter_counts("سلام ABC ёё ۱۲۳ ...!")
     assert (shares.arabic, shares.latin, shares.other) == (4, 3, 2)
-    assert english_share("سلام abcd") == 0.5 and english_share("۱۲۳") == 0.0 == english_share("")
+    assert english_fraction("سلام abcd") == 0.5 and english_fraction("۱۲۳") == 0.0 == english_fraction("")

@@ -10,10 +10,10 @@ from tarazu.chat.data.conversation import Conversation, Turn
 from tarazu.chat.inference import jinja_template
 
 TURNS = (
-    Turn("human", "سلام، «خوبی»؟"),
-    Turn("gpt", 'درود! {{ x }} "y"\nبله'),
-    Turn("human", "باز هم"),
-    Turn("gpt", "باشد"),
+    Turn("user", "سلام، «خوبی»؟"),
+    Turn("assistant", 'درود! {{ x }} "y"\nبله'),
+    Turn("user", "باز هم"),
+    Turn("assistant", "باشد"),
 )
 CASES = {
     "llama3": (lambda: spelling.llama3(None), "llama", "llama3"),
@@ -33,8 +33,7 @@ def test_the_same_tokens(case, system):
     template = select_template(tokenizer, family)
     assert template.name == name
     turns = (*system, *TURNS)
-    roles = {"system": "system", "human": "user", "gpt": "assistant"}
-    messages = [{"role": roles[turn.role], "content": f" {turn.text} "} for turn in turns]
+    messages = [{"role": turn.role, "content": f" {turn.text} "} for turn in turns]
     jinja = jinja_template.chat_template(template)
 
     def theirs(messages, prompt):

@@ -31,7 +31,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> dict:
     tokenizer = spelling.gemma()
     return prepare(
         folder / "rows.jsonl", tokenizer, select_template(tokenizer), max_length=64, cache=folder
-    ).data_json()
+    ).summary()
 
 
 def shown(data: dict, terminal: bool) -> str:
@@ -103,7 +103,7 @@ def test_the_tables_carry_the_numbers(data: dict) -> None:
 
 def test_long_turns_are_cut_and_wrapped_line_by_line() -> None:
     text = preview.turns(
-        {"line": 3, "turns": [{"role": "gpt", "text": "واژه " * 400}]}, width=60
+        {"line": 3, "turns": [{"role": "assistant", "text": "واژه " * 400}]}, width=60
     ).plain
     lines = text.split("\n")[1:]
     assert len(lines) > 5 and all(

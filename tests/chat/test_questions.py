@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tarazu.chat.data.sources import local
+from tarazu.chat.data.sources import local_path
 from tarazu.chat.evaluation.questions import Question, check, expected_script, load
 from tarazu.errors import UserError
 
@@ -55,7 +55,7 @@ def test_checks(made: dict, good: list[str], bad: list[str]) -> None:
 
 
 def test_the_shipped_questions() -> None:
-    questions = load(local("samples:questions_fa.jsonl"))
+    questions = load(local_path("samples:questions_fa.jsonl"))
     assert len(questions) >= 24
     abilities = {
         "facts",
@@ -72,7 +72,7 @@ def test_the_shipped_questions() -> None:
         assert not any(check(q, "").values())
         made = q.sample()
         assert (
-            made["turns"][-1] == {"role": "human", "text": q.prompt} and made["good"] == q.good_fa
+            made["turns"][-1] == {"role": "user", "text": q.prompt} and made["good"] == q.good_fa
         )
         assert (
             made["checks_fa"].keys() == check(q, "").keys()
@@ -113,7 +113,7 @@ def test_malformed_questions_are_refused_with_their_line(change, what: str, tmp_
     path.write_text(f"{json.dumps({**GOOD, 'id': 'q0'})}\n\n{bad}\n", encoding="utf-8")
     with pytest.raises(UserError, match="(?i)" + what.replace("(", r"\(")) as error:
         load(path)
-    assert error.value.where == f"{path}:3"
+    assert error.value.location == f"{path}:3"
 
 
 @pytest.mark.parametrize("content", [None, b"", b"\n\n", b"\xff\xfe"])

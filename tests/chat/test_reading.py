@@ -79,7 +79,7 @@ def test_gather_keeps_both_kinds_apart():
         reading_comprehension.score(o, r, WAYS)
         for o, r in [("تهران", "تهران"), ("شهر تهران", "تهران"), ("ری", "پاسخ در متن نیست")]
     ]
-    made = reading_comprehension.gather(scores)
+    made = reading_comprehension.aggregate(scores)
     assert (
         made["n"] == 3
         and made["exact_match"] == pytest.approx(1 / 3)
@@ -93,7 +93,7 @@ def test_gather_keeps_both_kinds_apart():
     }
     assert made["unanswerable"] == {"n": 1, "exact_match": 0, "f1": 0, "abstained": 0}
     assert made["items"] == [[1, 1, 1], [0, pytest.approx(2 / 3), 1], [0, 0, 0]]
-    assert reading_comprehension.gather(scores[:1])["unanswerable"]["f1"] is None
+    assert reading_comprehension.aggregate(scores[:1])["unanswerable"]["f1"] is None
 
 
 def rows(path, texts: list[str]):

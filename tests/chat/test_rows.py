@@ -115,7 +115,7 @@ def test_bad_lines_are_named_and_the_rest_is_read(tmp_path: Path) -> None:
 
 
 def test_an_endless_line_is_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sources, "LONGEST_ROW", 1000)
+    monkeypatch.setattr(sources, "MAX_ROW_BYTES", 1000)
     path = tmp_path / "a.jsonl"
     path.write_text('{"a": 1}\n{"a": "' + "x" * 5000 + '"}\n{"a": 2}\n')
     assert dict(iter_rows(path)) == {1: {"a": 1}, 2: UnreadableRow(sources.TOO_LONG), 3: {"a": 2}}
@@ -129,7 +129,7 @@ def test_a_damaged_gzip_ends_with_a_problem(tmp_path: Path) -> None:
     path.write_bytes(whole[: len(whole) // 2])
     *found, (_, last) = iter_rows(path)
     assert (
-        last == UnreadableRow(sources.CUT_OFF)
+        last == UnreadableRow(sources.TRUNCATED_FILE)
         and found[0][0] == 1
         and not any(isinstance(row, UnreadableRow) for _, row in found)
     )
@@ -176,7 +176,7 @@ def test_sources_that_cannot_be_read(
         (tmp_path / name).write_bytes(content)
     with pytest.raises(UserError, match=what) as error:
         list(iter_rows(tmp_path / name))
-    assert name in error.value.where
+    assert name in error.value.location
 
 
 def test_an_empty_folder(tmp_path: Path) -> None:
@@ -196,7 +196,7 @@ def test_without_a_network_a_hub_name_says_what_to_do(monkeypatch: pytest.Monkey
     ):
         with pytest.raises(UserError, match="hub does not answer") as error:
             use()
-        assert "local" in error.value.todo and error.value.where == "some-owner/some-set"
+        assert "local" in error.value.hint and error.value.location == "some-owner/some-set"
 
 
 def test_the_fingerprint_follows_the_bytes(tmp_path: Path) -> None:

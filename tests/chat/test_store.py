@@ -14,8 +14,8 @@ from tarazu.chat.data import dataset as stores
 from tarazu.chat.data.chat_template import select_template
 from tarazu.chat.data.conversation import NO_ANSWER, Conversation
 from tarazu.chat.data.dataset import ChatDataset, prepare
-from tarazu.chat.data.persian import normalise
-from tarazu.chat.data.sources import local
+from tarazu.chat.data.persian import normalize
+from tarazu.chat.data.sources import local_path
 from tarazu.errors import UserError
 
 TOKENIZER = spelling.gemma()
@@ -80,7 +80,7 @@ def test_a_row_is_what_the_template_encodes(source: Path, tmp_path: Path) -> Non
                 == expected.answer_bytes
                 == len(turns[-1].text.encode())
             )
-            assert turns[-1].text == f"پاسخ {store.place(split, i) - 1}"
+            assert turns[-1].text == f"پاسخ {store.location(split, i) - 1}"
 
 
 def test_splits_are_exact_disjoint_and_seeded(source: Path, tmp_path: Path) -> None:
@@ -103,7 +103,7 @@ def test_duplicates_are_dropped_or_kept_together(tmp_path: Path) -> None:
     source = write(tmp_path / "rows.jsonl", [*rows, {"instruction": "پرسش 3", "output": "پاسخ  3"}])
     dropped = made(source, tmp_path)
     assert sum(dropped.size(split) for split in stores.SPLITS) == 20 and dropped.duplicates == 41
-    problem = next(p for p in dropped.problems.as_list() if p["reason"] == stores.DUPLICATE)
+    problem = next(p for p in dropped.issues.as_list() if p["reason"] == stores.DUPLICATE)
     assert (
         problem["count"] == 41
         and problem["lines"] == list(range(21, 41))
@@ -128,10 +128,10 @@ def test_three_sources_and_a_row_of_the_test_in_training(tmp_path: Path) -> None
             5,
             6,
         ]  # 19 and 24 stay where they test
-        assert {p["reason"]: p["count"] for p in store.problems.as_list()} == {
+        assert {p["reason"]: p["count"] for p in store.issues.as_list()} == {
             stores.IN_ANOTHER_SPLIT: 2
         }
-    data = store.data_json()
+    data = store.summary()
     assert data["source"].count(".jsonl") == 3 and len(data["sha256"]) == 64
 
 
@@ -139,13 +139,13 @@ def test_a_list_of_sources_and_the_first_rows_only(source: Path, tmp_path: Path)
     other = write(tmp_path / "more.jsonl", [row(i) for i in range(100, 120)])
     store = made([str(source), str(other)], tmp_path)
     assert sum(store.size(split) for split in stores.SPLITS) == 70
-    assert {store.place("train", i).split(":")[0] for i in range(store.size("train"))} == {
+    assert {store.location("train", i).split(":")[0] for i in range(store.size("train"))} == {
         "rows.jsonl",
         "more.jsonl",
     }
     few = made(source, tmp_path, rows=10)
     assert sorted(
-        few.place(split, i) for split in stores.SPLITS for i in range(few.size(split))
+        few.location(split, i) for split in stores.SPLITS for i in range(few.size(split))
     ) == list(range(1, 11))
 
 
@@ -154,18 +154,18 @@ def test_truncation_is_counted_and_a_row_without_an_answer_left_is_dropped(tmp_p
     rows[4] = row(4, "پاسخ بلند " * 40)
     rows[7] = {"instruction": "پرسش بلند " * 100, "output": "پاسخ"}
     store = made(write(tmp_path / "rows.jsonl", rows), tmp_path)
-    problems = {p["reason"]: p for p in store.problems.as_list()}
+    problems = {p["reason"]: p for p in store.issues.as_list()}
     assert problems[stores.CUT]["lines"] == [5] and problems[stores.CUT]["kind"] == "repaired"
     assert (
         problems[stores.NOTHING_LEFT]["lines"] == [8]
         and problems[stores.NOTHING_LEFT]["kind"] == "dropped"
     )
-    structure = store.data_json()["structure"]
+    structure = store.summary()["structure"]
     assert structure["truncated_rows"] == 1 and structure["rows"] == 19
     assert max(int(store.lengths(split).max()) for split in stores.SPLITS) == 64
     lost = structure["lengths"]["tokens"]["max"] - 64
     whole = sum(int(store.lengths(split).sum()) for split in stores.SPLITS) + lost
-    assert structure["truncated_tokens_share"] == pytest.approx(lost / whole)
+    assert structure["truncated_token_fraction"] == pytest.approx(lost / whole)
 
 
 def test_problems_have_their_line_numbers(tmp_path: Path) -> None:
@@ -176,11 +176,11 @@ def test_problems_have_their_line_numbers(tmp_path: Path) -> None:
         json.dumps(row(99)).replace("99", "٩\\u0000"),
     ]
     store = made(write(tmp_path / "rows.jsonl", rows), tmp_path)
-    found = {(p["kind"], p["reason"]): p["lines"] for p in store.problems.as_list()}
+    found = {(p["kind"], p["reason"]): p["lines"] for p in store.issues.as_list()}
     assert found["dropped", "malformed JSON"] == [3] and found["dropped", NO_ANSWER] == [4]
     assert found["repaired", "control characters removed"] == [5]
     cached = made(tmp_path / "rows.jsonl", tmp_path)
-    assert cached.problems.as_list() == store.problems.as_list()
+    assert cached.issues.as_list() == store.issues.as_list()
 
 
 @pytest.mark.parametrize(
@@ -200,7 +200,7 @@ def test_a_source_without_a_usable_row_says_why_and_leaves_nothing(
     source = write(tmp_path / "rows.jsonl", rows)
     with pytest.raises(UserError) as error:
         made(source, tmp_path)
-    assert all(reason in str(error.value) for reason in reasons) and error.value.where == str(
+    assert all(reason in str(error.value) for reason in reasons) and error.value.location == str(
         source
     )
     assert list((tmp_path / "cache").iterdir()) == []
@@ -236,7 +236,7 @@ def test_the_cache_is_used_only_for_the_same_rows_tokens_and_length(
 
 
 def test_data_json_says_what_the_contract_wants(source: Path, tmp_path: Path) -> None:
-    data = made(source, tmp_path, note="stands in for SlimOrca").data_json()
+    data = made(source, tmp_path, note="stands in for SlimOrca").summary()
     assert json.loads(json.dumps(data, allow_nan=False)) == data
     assert set(data) == {
         "source",
@@ -266,33 +266,33 @@ def test_data_json_says_what_the_contract_wants(source: Path, tmp_path: Path) ->
 
 def test_hostile_rows_are_all_accounted_for_and_none_gets_through(tmp_path: Path) -> None:
     """Every line of the shipped hostile file is used or dropped with a reason; what is used is clean text, whole turns."""
-    source = local("samples:hostile.jsonl")
+    source = local_path("samples:hostile.jsonl")
     lines = [n for n, line in enumerate(source.read_bytes().split(b"\n"), 1) if line.strip()]
     store = made("samples:hostile.jsonl", tmp_path, max_length=128)
     used = {
-        store.place(split, i): (split, i)
+        store.location(split, i): (split, i)
         for split in stores.SPLITS
         for i in range(store.size(split))
     }
     dropped = [
-        line for p in store.problems.as_list() if p["kind"] == "dropped" for line in p["lines"]
+        line for p in store.issues.as_list() if p["kind"] == "dropped" for line in p["lines"]
     ]
     assert sorted([*used, *dropped]) == lines and len(used) > 10 and len(dropped) > 10
     end = TOKENIZER.convert_tokens_to_ids("<end_of_turn>")
     for line, (split, i) in used.items():
         turns, (ids, supervised) = store.conversation(split, i), store.row(split, i)
-        assert [t.role for t in turns if t.role != "system"] == ["human", "gpt"] * (
+        assert [t.role for t in turns if t.role != "system"] == ["user", "assistant"] * (
             len(turns) // 2
         ), line
         for turn in turns:
-            assert turn.text == turn.text.strip() != "" and normalise(turn.text) == (
+            assert turn.text == turn.text.strip() != "" and normalize(turn.text) == (
                 turn.text,
                 set(),
             ), line
             assert not TEMPLATE.markers.search(turn.text), line
         assert supervised.any() and (ids == TOKENIZER.bos_token_id).sum() == 1
         assert (ids == end).sum() <= sum(t.role != "system" for t in turns), line
-    json.dumps(store.data_json(), ensure_ascii=False, allow_nan=False).encode("utf-8")
+    json.dumps(store.summary(), ensure_ascii=False, allow_nan=False).encode("utf-8")
 
 
 def test_memory_does_not_grow_with_the_rows(

@@ -11,22 +11,22 @@ from tarazu.chat.data.chat_template import select_template
 from tarazu.chat.data.conversation import Conversation, Turn
 
 ROWS = [
-    Conversation((Turn("human", "سلام"), Turn("gpt", "درود بر شما"))),
+    Conversation((Turn("user", "سلام"), Turn("assistant", "درود بر شما"))),
     Conversation(
         (
             Turn("system", "S"),
-            Turn("human", "یک"),
-            Turn("gpt", "می‌روم"),
-            Turn("human", "دو"),
-            Turn("gpt", "ABCD efgh"),
+            Turn("user", "یک"),
+            Turn("assistant", "می‌روم"),
+            Turn("user", "دو"),
+            Turn("assistant", "ABCD efgh"),
         )
     ),
     Conversation(
         (
-            Turn("human", "یک"),
-            Turn("gpt", "ناخوانده", learn=False),
-            Turn("human", "دو"),
-            Turn("gpt", "پنج واژه در این پاسخ"),
+            Turn("user", "یک"),
+            Turn("assistant", "ناخوانده", train_on=False),
+            Turn("user", "دو"),
+            Turn("assistant", "پنج واژه در این پاسخ"),
         )
     ),
 ]
@@ -47,7 +47,7 @@ def test_counts_by_hand() -> None:
     numbers, encoded = described()
     assert numbers["rows"] == 3 and numbers["duplicates"] == 2
     assert numbers["turns_per_row"] == {"1": 1, "2": 2}
-    assert numbers["roles"] == {"system": 1, "human": 5, "gpt": 5}
+    assert numbers["roles"] == {"system": 1, "user": 5, "assistant": 5}
     assert numbers["lengths"]["words"]["mean"] == pytest.approx((4 + 6 + 8) / 3)
     assert numbers["lengths"]["characters"]["max"] == sum(len(turn.text) for turn in ROWS[2].turns)
     assert numbers["lengths"]["tokens"]["mean"] == pytest.approx(
@@ -57,8 +57,8 @@ def test_counts_by_hand() -> None:
     letters = latin + sum(
         c.isalpha() for row in ROWS for turn in row.turns for c in turn.text if c > "z"
     )
-    assert numbers["english_share"] == pytest.approx(latin / letters)
-    assert numbers["truncated_rows"] == 0 and numbers["truncated_tokens_share"] == 0
+    assert numbers["english_fraction"] == pytest.approx(latin / letters)
+    assert numbers["truncated_rows"] == 0 and numbers["truncated_token_fraction"] == 0
 
 
 def test_tokens_per_word_counts_the_tokens_of_answers_alone() -> None:
@@ -72,7 +72,7 @@ def test_truncation_is_measured_before_it_cuts() -> None:
     whole, (*_, last) = described()
     cut, _ = described(max_length=len(last.ids) - 4)
     assert cut["lengths"]["tokens"] == whole["lengths"]["tokens"]
-    assert cut["truncated_rows"] >= 1 and 0 < cut["truncated_tokens_share"] < 0.2
+    assert cut["truncated_rows"] >= 1 and 0 < cut["truncated_token_fraction"] < 0.2
 
 
 @pytest.mark.parametrize(

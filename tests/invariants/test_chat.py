@@ -16,7 +16,7 @@ from tarazu.chat.evaluation import generation
 from tarazu.chat.model import attention_mask
 from tarazu.chat.model.batching import PAD
 from tarazu.chat.task import Chat
-from tarazu.engine.invariants.checks import CheckFixture
+from tarazu.engine.invariants.fixture import CheckFixture
 from tarazu.engine.invariants.perturbations import shake
 from tarazu.engine.subset_task import SubsetTask
 from tarazu.recipe.schema import load
@@ -51,8 +51,8 @@ def recipe_path(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def benches(recipe_path, tmp_path_factory):
-    recipe, folder = load(recipe_path), tmp_path_factory.mktemp("bench")
+def fixtures(recipe_path, tmp_path_factory):
+    recipe, folder = load(recipe_path), tmp_path_factory.mktemp("fixture")
     data, out = Chat().prepare(recipe, StudyDir(folder), CPU), {}
     for name in METHODS:
         trainable = Chat().build(recipe, name, data, 0, CPU)
@@ -70,8 +70,8 @@ def benches(recipe_path, tmp_path_factory):
     return out
 
 
-def failing(bench: CheckFixture) -> set[str]:
-    return {found.name for found in invariants.checks(bench) if found.verdict != "ok"}
+def failing(fixture: CheckFixture) -> set[str]:
+    return {found.name for found in invariants.checks(fixture) if found.verdict != "ok"}
 
 
 def visible(same=lambda q, k: (q == k) & (q != PAD), later=0):
@@ -97,36 +97,36 @@ BREAKS = {
     ),
     "padding is seen": ("visible", visible(lambda q, k: (q == k) | (k == PAD)), {PADDED, LEFT}),
     "one word ahead is seen": ("visible", visible(later=1), {FUTURE, CACHED}),
-    "a cached word stands one place too far": ("next_place", None, {CACHED}),
+    "a cached word stands one place too far": ("next_position", None, {CACHED}),
     "a finished answer's cache stays": ("select", None, {LEFT}),
 }
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_everything_holds(name, benches):
-    assert failing(benches[name]) == set()
+def test_everything_holds(name, fixtures):
+    assert failing(fixtures[name]) == set()
 
 
 @pytest.mark.parametrize("what", BREAKS)
-def test_each_check_can_fail(what, benches, monkeypatch):
+def test_each_check_can_fail(what, fixtures, monkeypatch):
     place, made, broken = BREAKS[what]
     if place == "visible":
         monkeypatch.setattr(attention_mask, "visibility_mask", made)
-    elif place == "next_place":
-        right = generation.next_place
+    elif place == "next_position":
+        right = generation.next_position
 
         def wrong(batch, tokens):
             after = right(batch, tokens)
             return dataclasses.replace(after, positions=after.positions + 1)
 
-        monkeypatch.setattr(generation, "next_place", wrong)
-        monkeypatch.setattr(invariants, "next_place", wrong)
+        monkeypatch.setattr(generation, "next_position", wrong)
+        monkeypatch.setattr(invariants, "next_position", wrong)
     else:
         right = generation.Past.select
         monkeypatch.setattr(
             generation.Past, "select", lambda past, lines: right(past, torch.arange(len(lines)))
         )
-    found = failing(benches["lora"])
+    found = failing(fixtures["lora"])
     assert broken <= found, f"not noticed: {broken - found}"
     assert found == broken or place == "visible"
 

@@ -100,7 +100,7 @@ def chat_folder(path: Path, seeds=(0,), hostile: bool = False, methods=tuple(MET
     }
     write(path / "verify.json", {**invariants, "verdict": "ok"})
     methods = {"base": ("base", 3.2, 0, 0.0), **{name: METHODS[name] for name in methods}}
-    write(path / "order.json", {"methods": list(methods)})
+    write(path / "method_order.json", {"methods": list(methods)})
     for name, (kind, level, trained, seconds) in methods.items():
         for seed in (0,) if name == "base" else seeds:
             folder, rng = path / name / f"seed-{seed}", random.Random(f"{name} {seed}")

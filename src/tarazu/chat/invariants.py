@@ -9,20 +9,14 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 
-from tarazu.chat.evaluation.generation import generate, left_pad, next_place, prefill
+from tarazu.chat.evaluation.generation import generate, left_pad, next_position, prefill
 from tarazu.chat.model.batching import TokenizedRow
 from tarazu.chat.model.forward import hidden_states
 from tarazu.chat.model.loss import logits_of
 from tarazu.chat.model.trainable import TrainableChatModel
 from tarazu.chat.settings import ChatRecipe
 from tarazu.chat.task import Chat, ChatData
-from tarazu.engine.invariants.checks import (
-    CheckFixture,
-    CheckResult,
-    compare_to_tolerance,
-    max_abs_difference,
-    not_applicable,
-)
+from tarazu.engine.invariants.fixture import CheckFixture, CheckResult, compare_to_tolerance, max_abs_difference, not_applicable
 from tarazu.engine.invariants.perturbations import embeddings_perturbed
 
 WRITTEN = 8  # tokens of each answer
@@ -55,15 +49,15 @@ def steady(model: TrainableChatModel) -> Iterator[None]:
 
 
 @torch.no_grad()
-def checks(bench: CheckFixture) -> Iterator[CheckResult]:
+def checks(fixture: CheckFixture) -> Iterator[CheckResult]:
     """One by one, the checks of one method's forward pass, in eval mode and in the recipe's precision."""
-    task, data, model = bench.few.task, bench.few.data, bench.model
-    rows = [TokenizedRow(*data.store.row("train", i), index=i) for i in bench.few.rows]
-    limit = bench.recipe.budget.micro_batch_tokens
+    task, data, model = fixture.subset.task, fixture.subset.data, fixture.model
+    rows = [TokenizedRow(*data.store.row("train", i), index=i) for i in fixture.subset.rows]
+    limit = fixture.recipe.budget.micro_batch_tokens
     alone = losses(task, model, data, rows, 1, packed=False)
-    with embeddings_perturbed(model.module, bench.unit):
+    with embeddings_perturbed(model.module, fixture.unit):
         noise = max_abs_difference(alone, losses(task, model, data, rows, 1, packed=False))
-    tolerance, why = bench.allowed(noise)
+    tolerance, reason = fixture.allowed(noise)
     text = f"nats of {sum(map(len, alone.values()))} answer tokens of {len(rows)} rows"
     for name, packed in (("padded = alone", False), ("packed = alone", True)):
         together = losses(task, model, data, rows, limit, packed)
@@ -73,20 +67,20 @@ def checks(bench: CheckFixture) -> Iterator[CheckResult]:
             f"{text}, {how}, and each row alone",
             max_abs_difference(alone, together),
             tolerance,
-            why,
+            reason,
         )
-    yield future_check(bench, rows, tolerance, why)
-    yield from generation_checks(bench, rows, tolerance, why)
+    yield future_check(fixture, rows, tolerance, reason)
+    yield from generation_checks(fixture, rows, tolerance, reason)
 
 
 def future_check(
-    bench: CheckFixture, rows: list[TokenizedRow], tolerance: float, why: str
+    fixture: CheckFixture, rows: list[TokenizedRow], tolerance: float, reason: str
 ) -> CheckResult:
     """Other words in the second half of a row must not change anything in its first half."""
     task, data, words = (
-        bench.few.task,
-        bench.few.data,
-        bench.model.base.get_input_embeddings().num_embeddings,
+        fixture.subset.task,
+        fixture.subset.data,
+        fixture.model.base.get_input_embeddings().num_embeddings,
     )
     halves = {row.index: len(row.ids) // 2 for row in rows}
     marked = [
@@ -100,11 +94,11 @@ def future_check(
         for row in marked
     ]
     before, after = (
-        losses(task, bench.model, data, some, 1, packed=False) for some in (marked, changed)
+        losses(task, fixture.model, data, some, 1, packed=False) for some in (marked, changed)
     )
     text = f"nats of the first halves of {len(rows)} rows, before and after every later word was replaced"
     return compare_to_tolerance(
-        "no word sees a later one", text, max_abs_difference(before, after), tolerance, why
+        "no word sees a later one", text, max_abs_difference(before, after), tolerance, reason
     )
 
 
@@ -120,16 +114,16 @@ def losses(
     out: dict[int, list[torch.Tensor]] = {}
     for batch in task.lay_out(model, dataclasses.replace(data, packed=packed), rows, limit):
         values = task.losses(model, batch.to(model.base.device)).double().cpu()
-        for row in batch.rows.unique().tolist():
-            out.setdefault(row, []).append(values[batch.rows.cpu() == row])
+        for row in batch.label_rows.unique().tolist():
+            out.setdefault(row, []).append(values[batch.label_rows.cpu() == row])
     return {row: torch.cat(parts) for row, parts in out.items()}
 
 
 def generation_checks(
-    bench: CheckFixture, rows: list[TokenizedRow], tolerance: float, why: str
+    fixture: CheckFixture, rows: list[TokenizedRow], tolerance: float, reason: str
 ) -> list[CheckResult]:
     """Answers written together, left-padded, with a cache; then the same words scored in three ways."""
-    model = bench.model
+    model = fixture.model
     prompts = [
         row.ids[: int(np.flatnonzero(row.supervised)[0])].tolist()
         for row in rows[:: max(1, len(rows) // PROMPTS)]
@@ -168,14 +162,14 @@ def generation_checks(
             f"{noun}, written together and alone; and what each lacks to be the likeliest",
             first,
             tolerance,
-            why,
+            reason,
         ),
         compare_to_tolerance(
             names[1],
             f"{noun}, one word at a time with a cache and all at once without",
             second,
             tolerance,
-            why,
+            reason,
         ),
     ]
 
@@ -207,7 +201,7 @@ def cached(
         words = torch.tensor(
             [text[min(step, len(text) - 1)] for text in texts], device=batch.ids.device
         )
-        batch = next_place(batch, words)
+        batch = next_position(batch, words)
     return [torch.stack(scores) for scores in out]
 
 

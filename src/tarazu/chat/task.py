@@ -12,8 +12,9 @@ import torch
 
 import tarazu
 from tarazu.chat import flops
+from tarazu.chat.compatibility import require_compatible
 from tarazu.chat.data import chat_template, dataset
-from tarazu.chat.data.persian import english_share
+from tarazu.chat.data.persian import english_fraction
 from tarazu.chat.evaluation import (
     forgetting,
     generation,
@@ -35,8 +36,8 @@ from tarazu.chat.model.loss import SMALL_CHUNK, token_losses
 from tarazu.chat.model.trainable import TrainableChatModel
 from tarazu.chat.settings import ChatRecipe, Sources
 from tarazu.engine.invariants import perturbations
-from tarazu.engine.task import LossSum
-from tarazu.engine.trainer import uses_bfloat16
+from tarazu.engine.trainable import LossSum
+from tarazu.engine.precision import uses_bfloat16
 from tarazu.errors import UserError
 from tarazu.storage.run_folder import StudyDir, write_json, write_jsonl
 
@@ -73,7 +74,7 @@ class Chat:
 
     def admit(self, recipe: ChatRecipe) -> None:
         for name in recipe.methods:
-            quantization.demand(recipe, name)
+            require_compatible(recipe, name)
 
     def prepare(self, recipe: ChatRecipe, folder: StudyDir, device: torch.device) -> ChatData:
         tokenizer = loading.load_tokenizer(recipe.model, recipe.revision)
@@ -108,7 +109,7 @@ class Chat:
             "tokenizer": recipe.model,
             "source": written(data.source),
         }  # as the recipe says it, not where it lies here
-        write_json(folder.path / "data.json", {**made.data_json(), **named, **extra})
+        write_json(folder.path / "data.json", {**made.summary(), **named, **extra})
         packed = recipe.layout == "packed" or (recipe.layout == "auto" and device.type == "cuda")
         return ChatData(made, chosen, tokenizer, designed, packed, passages, read)
 
@@ -131,8 +132,8 @@ class Chat:
         return self.ready(recipe, name, model, data.tokenizer)
 
     def load(self, recipe: ChatRecipe, name: str, device: torch.device) -> PreTrainedModel:
-        """The base model for one method. Raises `BadInput` when the method cannot work with it."""
-        quantization.demand(recipe, name)
+        """The base model for one method. Raises `UserError` when the method cannot work with it."""
+        require_compatible(recipe, name)
         dtype = torch.bfloat16 if uses_bfloat16(recipe.budget, device) else torch.float32
         return loading.load_model(
             recipe.model, recipe.revision, dtype, device, recipe.attention, recipe.quantize
@@ -149,7 +150,7 @@ class Chat:
         method = recipe.methods[name]
         trainable = method.attach(model, tokenizer)
         trainable.learning_rate = method.learning_rate
-        trainable.loss_chunk = SMALL_CHUNK if recipe.memory == "small" else None
+        trainable.loss_chunk = SMALL_CHUNK if recipe.memory == "low" else None
         trainable.module.to(model.device)
         for parameter in trainable.trainable().values():
             parameter.data = parameter.data.float()  # small steps vanish in bfloat16
@@ -162,12 +163,12 @@ class Chat:
             )
         if recipe.fast:
             lightweight_adapters.use_lightweight_forward(model)
-        trainable.edges = by_edges(trainable, recipe)
+        trainable.use_cu_seqlens = uses_flash_attention(trainable, recipe)
         on_gpu = recipe.fast and model.device.type == "cuda"
-        if flex_attention.by_blocks(model):
+        if flex_attention.uses_flex_attention(model):
             prepare = compile_layers.compile_layers if on_gpu else compile_layers.wrap_layers
             prepare(model, recipe.budget.gradient_checkpointing)
-        trainable.recorder = graphed_forward.make_graphed_forward(trainable) if on_gpu else None
+        trainable.graphed_forward = graphed_forward.make_graphed_forward(trainable) if on_gpu else None
         return trainable
 
     def collate(
@@ -181,19 +182,19 @@ class Chat:
         self, trainable: TrainableChatModel, data: ChatData, rows: list[TokenizedRow], limit: int
     ) -> list[ChatBatch]:
         """Any rows as batches, with the method's virtual tokens before each."""
-        prefix = trainable.virtual if trainable.prefix else 0
-        virtual = trainable.virtual - prefix
+        prefix = trainable.prefix_length
+        virtual = trainable.prompt_length
         few = data.packed and (
-            flex_attention.by_blocks(trainable.base) or trainable.base.device.type == "cuda"
+            flex_attention.uses_flex_attention(trainable.base) or trainable.base.device.type == "cuda"
         )  # a GPU's libraries plan anew for each width, at 0.1 s
-        edges = few and trainable.edges
+        edges = few and trainable.use_cu_seqlens
         batches = (
-            pack_rows(rows, limit, virtual, shorter=edges)
+            pack_rows(rows, limit, virtual, allow_shorter=edges)
             if few
             else [(lines, None, 0) for lines in bin_pack(rows, limit, virtual, data.packed)]
         )
         return [
-            make_batch(lines, virtual, prefix, width=width, edges=edges, widest=widest)
+            make_batch(lines, virtual, prefix, width=width, with_cu_seqlens=edges, max_line_width=widest)
             for lines, width, widest in batches
         ]
 
@@ -205,7 +206,7 @@ class Chat:
         hidden = graphed_forward.hidden_states(trainable, batch)
         return token_losses(
             trainable.base,
-            hidden.flatten(0, 1).index_select(0, batch.sources),
+            hidden.flatten(0, 1).index_select(0, batch.label_positions),
             batch.labels,
             trainable.loss_chunk,
         )
@@ -239,7 +240,7 @@ class Chat:
         sums: dict[int, list[float]] = defaultdict(lambda: [0.0, 0])
         for batch in batches:
             losses = self.losses(trainable, batch.to(trainable.base.device)).cpu()
-            for row, nats in zip(batch.rows.tolist(), losses.tolist(), strict=True):
+            for row, nats in zip(batch.label_rows.tolist(), losses.tolist(), strict=True):
                 sums[row][0] += nats
                 sums[row][1] += 1
         return sums
@@ -250,16 +251,16 @@ class Chat:
         asked = self.asked(data, recipe)
         if not final:
             asked = [a for a in asked if a["from"] == "questions"][
-                : recipe.generation.during_training
+                : recipe.generation.samples_per_validation
             ]
         return self.answer(trainable, data, recipe, asked)
 
     def asked(self, data: ChatData, recipe: ChatRecipe) -> list[dict]:
         """Everything that every method answers: the designed questions, then the first test rows up to their last answer."""
         out = [question.sample() for question in data.questions]
-        for i in range(min(recipe.generation.test_rows, data.size("test"))):
+        for i in range(min(recipe.generation.num_test_answers, data.size("test"))):
             turns = data.store.conversation("test", i)
-            last = max(j for j, turn in enumerate(turns) if turn.role == "gpt")
+            last = max(j for j, turn in enumerate(turns) if turn.role == "assistant")
             shown = [{"role": turn.role, "text": turn.text} for turn in turns[:last]]
             out.append(
                 {
@@ -306,7 +307,7 @@ class Chat:
             expected = (
                 questions.expected_script(by_id[a["id"]])
                 if a["id"] in by_id
-                else ("en" if english_share(a["reference"]) > 0.5 else "fa")
+                else ("en" if english_fraction(a["reference"]) > 0.5 else "fa")
             )
             checks = questions.check(by_id[a["id"]], text) if a["id"] in by_id else {}
             scores = text_metrics.score(text, question, a["reference"], expected)
@@ -330,8 +331,8 @@ class Chat:
         folder: Path,
         ledger: Ledger,
     ) -> dict:
-        if trainable.recorder is not None:
-            trainable.recorder.clear()
+        if trainable.graphed_forward is not None:
+            trainable.graphed_forward.clear()
         with ledger.phase("evaluate"):
             rows = self.row_losses(trainable, data, "test", recipe.budget.micro_batch_tokens)
             kept = forgetting.measure(
@@ -362,7 +363,7 @@ class Chat:
             },
             **({"forgetting": kept} if kept else {}),
             **(
-                {"reading": reading_comprehension.gather([s["scores"] for s in read])}
+                {"reading": reading_comprehension.aggregate([s["scores"] for s in read])}
                 if read
                 else {}
             ),
@@ -398,7 +399,7 @@ class Chat:
                 "repetition",
                 "wrong_script",
                 "unfinished",
-                "echo",
+                "prompt_copy",
                 "answer_words",
             )
         }
@@ -426,28 +427,28 @@ class Chat:
         a_pass = min(
             recipe.budget.micro_batch_tokens, recipe.budget.batch_rows * float(lengths.mean())
         )
-        return flops.per_token(flops.count_flops(trainable), trainable, lengths, share, a_pass)
+        return flops.flops_per_token(flops.count_flops(trainable), trainable, lengths, share, a_pass)
 
     def weights(self, trainable: TrainableChatModel) -> dict[str, torch.Tensor]:
         return {name: parameter.data for name, parameter in trainable.trainable().items()}
 
-    def paths(self, trainable: TrainableChatModel, data: ChatData) -> dict[str, str]:
+    def code_paths(self, trainable: TrainableChatModel, data: ChatData) -> dict[str, str]:
         """Which code ran, for the ledger."""
         layers = (
             "compiled"
             if compile_layers.is_compiled(trainable.base)
-            else "lean adapters"
-            if lightweight_adapters.are_lean(trainable.base)
+            else "lightweight adapters"
+            if lightweight_adapters.has_lightweight_adapters(trainable.base)
             else "plain"
         )
-        layers += ", adapters in the large products" * fused_lora.is_wide(
+        layers += ", fused LoRA" * fused_lora.has_fused_lora(
             trainable.base
-        ) + ", MLPs in one piece" * fused_mlp.is_gated(trainable.base)
-        if trainable.recorder is not None and (trainable.recorder.made or trainable.recorder.why):
-            layers += f", {trainable.recorder.why or 'recorded'}"
-        weights = {"weights": "4 bits (NF4)"} if quantization.is_packed(trainable.base) else {}
+        ) + ", fused MLP" * fused_mlp.has_fused_mlp(trainable.base)
+        if trainable.graphed_forward is not None and (trainable.graphed_forward.num_captured or trainable.graphed_forward.failure_reason):
+            layers += f", {trainable.graphed_forward.failure_reason or 'CUDA graphs'}"
+        weights = {"weights": "4 bits (NF4)"} if quantization.is_quantized(trainable.base) else {}
         attention = (
-            "FlashAttention 4" if trainable.edges else trainable.base.config._attn_implementation
+            "FlashAttention 4" if trainable.use_cu_seqlens else trainable.base.config._attn_implementation
         )
         return {
             "attention": attention,
@@ -456,32 +457,32 @@ class Chat:
             **weights,
         }
 
-    def targets(self, trainable: TrainableChatModel) -> list[dict]:
-        return model_card.targets(trainable)
+    def trained_tensors(self, trainable: TrainableChatModel) -> list[dict]:
+        return model_card.trained_tensors(trainable)
 
 
-def by_edges(trainable: TrainableChatModel, recipe: ChatRecipe) -> bool:
-    """Whether FlashAttention 4 takes the training passes. Raises `BadInput` where the recipe asks for it and it cannot."""
-    model, prefix = trainable.base, trainable.virtual if trainable.prefix else 0
-    if recipe.attention not in ("auto", "flash") or not flex_attention.by_blocks(model):
+def uses_flash_attention(trainable: TrainableChatModel, recipe: ChatRecipe) -> bool:
+    """Whether FlashAttention 4 takes the training passes. Raises `UserError` where the recipe asks for it and it cannot."""
+    model, prefix = trainable.base, trainable.prefix_length
+    if recipe.attention not in ("auto", "flash") or not flex_attention.uses_flex_attention(model):
         return False
     why = flash_attention.unavailable_reason(
-        model.config, model.dtype, model.device, recipe.data.max_length + trainable.virtual, prefix
+        model.config, model.dtype, model.device, recipe.data.max_length + trainable.num_virtual_tokens, prefix
     )
     if why and recipe.attention == "flash" and not prefix:
-        raise UserError(why, where="attention: flash", todo="attention: auto takes what there is")
+        raise UserError(why, location="attention: flash", hint="attention: auto takes what there is")
     return not why
 
 
 def require_unchanged(folder: StudyDir, extra: dict[str, dict]) -> None:
-    """Refuses to go on when what the finished methods were measured on has changed. Raises `BadInput`."""
+    """Refuses to go on when what the finished methods were measured on has changed. Raises `UserError`."""
     before = folder.read_json("data.json") or {}
     for name, described in extra.items():
         if before.get(name, described) != described:
             raise UserError(
                 f"the text of `{name}` changed since this study began",
-                where=str(folder.path),
-                todo="bring the old text back, or start a new study with --out",
+                location=str(folder.path),
+                hint="bring the old text back, or start a new study with --out",
             )
 
 

@@ -35,7 +35,7 @@ class Encoded:
     ids: np.ndarray
     supervised: np.ndarray
     answer_bytes: int
-    cut: int = 0
+    num_truncated: int = 0
 
 
 @dataclass
@@ -43,18 +43,18 @@ class Template:
     """A tokenizer with its template. Make one with `choose`."""
 
     tokenizer: PreTrainedTokenizerFast
-    pieces: TemplateParts
+    parts: TemplateParts
     name: str  # gemma | llama3 | chatml | tokenizer
     reason: str
     add_bos: bool = (
         False  # the tokenizer begins texts with a token that the template does not write
     )
     markers: re.Pattern = field(init=False)
-    cut: bool = field(init=False)
+    split_at_answers: bool = field(init=False)
 
     def __post_init__(self) -> None:
         # not every special token: <mask> and the like are harmless, and some data sets mean them
-        written = self.pieces.write((Turn("system", ""), Turn("human", ""), Turn("gpt", "")))[0]
+        written = self.parts.render((Turn("system", ""), Turn("user", ""), Turn("assistant", "")))[0]
         special = [
             token.content
             for token in self.tokenizer.added_tokens_decoder.values()
@@ -62,16 +62,16 @@ class Template:
         ]
         own = (self.tokenizer.bos_token, self.tokenizer.eos_token, self.tokenizer.pad_token)
         self.markers = marker_pattern(t for t in (*special, *own) if t and t.strip())
-        self.cut = self._cutting_is_harmless()
+        self.split_at_answers = self._cutting_is_harmless()
 
     def describe(self) -> dict:
         """What decides the tokens, for the cache key and the record."""
-        return {"name": self.name, "add_bos": self.add_bos, "cut": self.cut, **asdict(self.pieces)}
+        return {"name": self.name, "add_bos": self.add_bos, "split_at_answers": self.split_at_answers, **asdict(self.parts)}
 
     @property
     def stop_ids(self) -> list[int]:
         """Tokens that end an answer: the end of turn, and the end of text."""
-        ids = [self._ids(self.pieces.end_of_turn)[0], self.tokenizer.eos_token_id]
+        ids = [self._ids(self.parts.end_of_turn)[0], self.tokenizer.eos_token_id]
         return sorted({i for i in ids if i is not None})
 
     def encode(self, conversation: Conversation, max_length: int | None = None) -> Encoded:
@@ -82,7 +82,7 @@ class Template:
         self, conversations: Sequence[Conversation], max_length: int | None = None
     ) -> list[Encoded]:
         """As `encode` for rows that `understand` has cleaned with this template's `markers`, in one threaded call."""
-        written = [self.pieces.write(c.turns) for c in conversations]
+        written = [self.parts.render(c.turns) for c in conversations]
         parts = [self._parts(text, [start for start, _, _ in spans]) for text, spans in written]
         flat = [part for row in parts for part in row]
         encoding = (
@@ -100,7 +100,7 @@ class Template:
                 offsets.extend((base + a, base + b) for a, b in encoding["offset_mapping"][i])
                 base += len(part)
             at += len(row_parts)
-            learn = [turn.learn for turn in conversation.turns if turn.role == "gpt"]
+            learn = [turn.train_on for turn in conversation.turns if turn.role == "assistant"]
             rows.append(
                 self._mask(
                     text,
@@ -115,10 +115,10 @@ class Template:
     def encode_prompt(self, turns: Sequence[Turn]) -> list[int]:
         """Tokens up to where the answer begins: exactly the first tokens of the row that has this answer."""
         cleaned = self._cleaned(turns)
-        starts = [start for start, _, _ in self.pieces.write(cleaned)[1]]
+        starts = [start for start, _, _ in self.parts.render(cleaned)[1]]
         ids = [
             i
-            for part in self._parts(self.pieces.write_prompt(cleaned), starts)
+            for part in self._parts(self.parts.render_prompt(cleaned), starts)
             for i in self._ids(part)
         ]
         return self._begun(ids)
@@ -147,12 +147,12 @@ class Template:
 
     def _parts(self, text: str, cuts: list[int]) -> list[str]:
         """The text cut where answers begin, so that no token and no look-ahead of the tokenizer crosses that place."""
-        edges = [0, *cuts, len(text)] if self.cut else [0, len(text)]
+        edges = [0, *cuts, len(text)] if self.split_at_answers else [0, len(text)]
         return [text[a:b] for a, b in zip(edges, edges[1:], strict=False) if a < b]
 
     def _cutting_is_harmless(self) -> bool:
         """False for tokenizers that put a space before every text they are given: those read the row in one piece."""
-        prompt = self.pieces.answer_open
+        prompt = self.parts.assistant_open
         return self._ids(prompt + "سلام.") == self._ids(prompt) + self._ids(
             "سلام."
         ) or not self._prefix_is_stable(prompt)
@@ -174,11 +174,11 @@ def select_template(tokenizer: PreTrainedTokenizerFast, model_type: str | None =
 
     Args:
         model_type: `config.model_type` of the model ("gemma3_text", "llama", ...), if known.
-    Raises: `BadInput` for a tokenizer without the Rust backend: places of tokens in the text are needed.
+    Raises: `UserError` for a tokenizer without the Rust backend: places of tokens in the text are needed.
     """
     if not getattr(tokenizer, "is_fast", False):
         raise UserError("this tokenizer has no fast version, so the place of its tokens in the text is unknown",
-                       where=str(tokenizer.name_or_path), todo="use a model with a tokenizer.json")  # fmt: skip
+                       location=str(tokenizer.name_or_path), hint="use a model with a tokenizer.json")  # fmt: skip
     why_not = "the tokenizer has no chat template"
     if tokenizer.chat_template:
         try:
@@ -221,7 +221,7 @@ def _chatml(tokenizer: PreTrainedTokenizerFast, why_not: str) -> Template:
     if not end:
         what = "the tokenizer has neither a chat template nor an end-of-text token"
         raise UserError(
-            what, where=str(tokenizer.name_or_path), todo="use a tokenizer that names its eos_token"
+            what, location=str(tokenizer.name_or_path), hint="use a tokenizer that names its eos_token"
         )
     pieces = replace(CHATML, user_close=f"{end}\n", end_of_turn=end, system_close=f"{end}\n")
     return _template(

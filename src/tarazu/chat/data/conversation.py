@@ -13,12 +13,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from tarazu.chat.data.persian import normalise
+from tarazu.chat.data.persian import normalize
 
 ROLES = {
     **dict.fromkeys(("system", "developer"), "system"),
-    **dict.fromkeys(("human", "user", "prompter", "question"), "human"),
-    **dict.fromkeys(("gpt", "assistant", "model", "bot", "chatgpt", "answer"), "gpt"),
+    **dict.fromkeys(("user", "human", "prompter", "question"), "user"),
+    **dict.fromkeys(("assistant", "gpt", "model", "bot", "chatgpt", "answer"), "assistant"),
 }
 LISTS = ("conversations", "conversation", "messages", "dialogue", "turns")
 PAIRS = (
@@ -51,22 +51,22 @@ _FAMILY_MARKERS = (
 
 @dataclass(frozen=True)
 class Turn:
-    """One message. `learn` is False on an answer that the row gives weight 0: it is read, never trained on."""
+    """One message. `train_on` is False on an answer that the row gives weight 0: it is read, never trained on."""
 
-    role: str  # system | human | gpt
+    role: str  # system | user | assistant
     text: str
-    learn: bool = True
+    train_on: bool = True
 
 
 @dataclass(frozen=True)
 class Conversation:
-    """Turns in the order [system] human gpt human gpt ...; every text is normalised, stripped and not empty."""
+    """Turns in the order [system] user assistant user assistant ...; every text is normalised, stripped and not empty."""
 
     turns: tuple[Turn, ...]
 
     @property
     def exchanges(self) -> int:
-        return sum(turn.role == "gpt" for turn in self.turns)
+        return sum(turn.role == "assistant" for turn in self.turns)
 
 
 class RowDropped(Exception):
@@ -79,17 +79,17 @@ class RowDropped(Exception):
 
 @dataclass
 class RowIssues:
-    """What was repaired and dropped: a count per reason and the first places of each, however many rows there are."""
+    """What was repaired and dropped: a count per reason and the first locations of each, however many rows there are."""
 
-    keep: int = 20
+    max_locations: int = 20
     counts: dict[tuple[str, str], int] = field(default_factory=dict)
-    places: dict[tuple[str, str], list] = field(default_factory=dict)
+    locations: dict[tuple[str, str], list] = field(default_factory=dict)
 
     def add(self, kind: str, reason: str, place: int | str, times: int = 1) -> None:
         key = (kind, reason)
         self.counts[key] = self.counts.get(key, 0) + times
-        kept = self.places.setdefault(key, [])
-        if len(kept) < self.keep:
+        kept = self.locations.setdefault(key, [])
+        if len(kept) < self.max_locations:
             kept.append(place)
 
     def total(self, kind: str) -> int:
@@ -101,7 +101,7 @@ class RowIssues:
             self.counts.items(), key=lambda item: (item[0][0] != "dropped", -item[1], item[0][1])
         )
         return [
-            {"reason": r, "kind": k, "count": n, "lines": self.places[k, r]} for (k, r), n in order
+            {"reason": r, "kind": k, "count": n, "lines": self.locations[k, r]} for (k, r), n in order
         ]
 
     @classmethod
@@ -109,7 +109,7 @@ class RowIssues:
         new = cls()
         for row in rows:
             new.counts[row["kind"], row["reason"]] = row["count"]
-            new.places[row["kind"], row["reason"]] = list(row["lines"])
+            new.locations[row["kind"], row["reason"]] = list(row["lines"])
         return new
 
 
@@ -125,32 +125,32 @@ _DEFAULT_MARKERS = marker_pattern()
 def parse_row(row: Any, markers: re.Pattern = _DEFAULT_MARKERS) -> tuple[Conversation, set[str]]:
     """The conversation in a raw row and the repairs it needed. Raises `Dropped` with the reason."""
     turns, repairs = [], set()
-    for role, value, learn in _raw_turns(row):
+    for role, value, train_on in _raw_turns(row):
         text, changed = clean(value, markers)
         repairs |= changed
         if text:
-            turns.append(Turn(role, text, learn))
+            turns.append(Turn(role, text, train_on))
         else:
             repairs.add(EMPTY_TURN)
     turns = _in_order(turns, repairs)
-    if not any(turn.role == "gpt" and turn.learn for turn in turns):
-        raise RowDropped(NO_ANSWER if any(turn.role == "human" for turn in turns) else NO_QUESTION)
+    if not any(turn.role == "assistant" and turn.train_on for turn in turns):
+        raise RowDropped(NO_ANSWER if any(turn.role == "user" for turn in turns) else NO_QUESTION)
     return Conversation(tuple(turns)), repairs
 
 
 def clean(text: str, markers: re.Pattern = _DEFAULT_MARKERS) -> tuple[str, set[str]]:
     """A turn's text, normalised, without template marks, stripped (templates strip it too)."""
-    text, repairs = normalise(text)
+    text, repairs = normalize(text)
     while markers.search(text):  # again, because removing one may join the halves of another
         text = markers.sub("", text)
         repairs.add(MARKERS)
     if MARKERS in repairs:  # what stood on both sides now meets
-        text = normalise(text)[0]
+        text = normalize(text)[0]
     return text.strip(), repairs
 
 
 def _raw_turns(row: Any) -> list[tuple[str, str, bool]]:
-    """(role, text, learn) of every turn as the row has it, whatever its schema."""
+    """(role, text, train_on) of every turn as the row has it, whatever its schema."""
     if isinstance(row, list):
         return [_turn(item) for item in row]
     if not isinstance(row, dict):
@@ -190,7 +190,7 @@ def _turn(item: Any) -> tuple[str, str, bool]:
     return (
         role,
         _text(_first(item, ("value", "content", "text"))),
-        not (role == "gpt" and weight == 0),
+        not (role == "assistant" and weight == 0),
     )
 
 
@@ -200,12 +200,12 @@ def _pair(
     question = "\n\n".join(
         part for part in (_text(row[question_key]), _text(row.get("input"))) if part.strip()
     )
-    turns = [("human", question, True), ("gpt", _text(_first(row, answer_keys)), True)]
+    turns = [("user", question, True), ("assistant", _text(_first(row, answer_keys)), True)]
     earlier = _list(row["history"]) if row.get("history") else []
     for pair in reversed(earlier):
         if not isinstance(pair, list) or len(pair) != 2:
             raise RowDropped(WRONG_TYPE)
-        turns[:0] = [("human", _text(pair[0]), True), ("gpt", _text(pair[1]), True)]
+        turns[:0] = [("user", _text(pair[0]), True), ("assistant", _text(pair[1]), True)]
     system = _text(_first(row, ("system", "system_prompt")))
     return [("system", system, True), *turns] if system.strip() else turns
 
@@ -215,7 +215,7 @@ def _first(item: dict, keys: tuple[str, ...]) -> Any:
 
 
 def _text(value: Any) -> str:
-    """A turn's text; OpenAI also writes it as a list of parts, of which only text can be learned from here."""
+    """A turn's text; OpenAI also writes it as a list of parts, of which only text can be train_oned from here."""
     if value is None:
         return ""
     if isinstance(value, list) and all(
@@ -228,23 +228,23 @@ def _text(value: Any) -> str:
 
 
 def _in_order(turns: list[Turn], repairs: set[str]) -> list[Turn]:
-    """[system] human gpt human gpt ...: what templates can write and the loss can be laid on."""
+    """[system] user assistant user assistant ...: what templates can write and the loss can be laid on."""
     ordered: list[Turn] = []
     for turn in turns:
         role, before = turn.role, ordered[-1].role if ordered else None
         if role == "system" and before not in (None, "system"):
             repairs.add(LATE_SYSTEM)
-            role = "human"
-        if role == "gpt" and before in (None, "system"):
+            role = "user"
+        if role == "assistant" and before in (None, "system"):
             repairs.add(EARLY_ANSWER)
         elif role == before:
             repairs.add(MERGED)
             ordered[-1] = Turn(
-                role, f"{ordered[-1].text}\n\n{turn.text}", ordered[-1].learn and turn.learn
+                role, f"{ordered[-1].text}\n\n{turn.text}", ordered[-1].train_on and turn.train_on
             )
         else:
-            ordered.append(Turn(role, turn.text, turn.learn))
-    if ordered and ordered[-1].role == "human" and len(ordered) > 2:
+            ordered.append(Turn(role, turn.text, turn.train_on))
+    if ordered and ordered[-1].role == "user" and len(ordered) > 2:
         repairs.add(OPEN_QUESTION)
         ordered.pop()
     return ordered

@@ -22,7 +22,7 @@ from tarazu.chat.data import sources as raw
 from tarazu.chat.data import statistics
 from tarazu.chat.data.chat_template import Template
 from tarazu.chat.data.conversation import Conversation, RowDropped, RowIssues, Turn, parse_row
-from tarazu.chat.data.persian import NORMALISATION_VERSION
+from tarazu.chat.data.persian import NORMALIZATION_VERSION
 from tarazu.chat.data.split import SPLITS, find_duplicates, split_by_hash
 from tarazu.errors import UserError
 
@@ -33,7 +33,9 @@ CUT = "cut at max_length"
 NOTHING_LEFT = "no answer left after cutting at max_length"
 DUPLICATE = "duplicate of an earlier row"
 IN_ANOTHER_SPLIT = "duplicate of a row in another split's source"
-_STORE_VERSION = 1  # part of the cache key: raise it when the Arrow columns or `understand` change
+_STORE_VERSION = 2  # part of the cache key: raise it when the Arrow columns or `understand` change
+# The key of a row decides its split. It hashes SlimOrca's role names, so that every study keeps its splits.
+_HASHED_ROLES = {"system": "system", "user": "human", "assistant": "gpt"}
 _BATCH = 512  # rows tokenised and written at a time
 
 Source = str | Path | Sequence[str] | Mapping[str, str]
@@ -50,7 +52,7 @@ class ChatDataset:
         reader = pyarrow.ipc.open_file(self._file)
         self._batches = [reader.get_batch(i) for i in range(reader.num_record_batches)]
         self._columns = {name: self._gather(name) for name in ("key", "group", *statistics.COLUMNS)}
-        self.problems = RowIssues.from_list(meta["problems"])
+        self.issues = RowIssues.from_list(meta["problems"])
         self.index: dict[str, np.ndarray] = {}
         self.duplicates = 0
 
@@ -79,19 +81,19 @@ class ChatDataset:
         """The whole conversation, also what `max_length` cut off the tokens."""
         batch, at = self._at(split, i)
         return [
-            Turn(role, text, learn)
-            for role, text, learn in json.loads(batch.column("turns")[at].as_py())
+            Turn(role, text, train_on)
+            for role, text, train_on in json.loads(batch.column("turns")[at].as_py())
         ]
 
-    def place(self, split: str, i: int) -> raw.RowLocation:
+    def location(self, split: str, i: int) -> raw.RowLocation:
         """Line (or row) number in the source; "file:line" where there are several files."""
         batch, at = self._at(split, i)
-        return json.loads(batch.column("place")[at].as_py())
+        return json.loads(batch.column("location")[at].as_py())
 
     def iterate(self, split: str) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         return (self.row(split, i) for i in range(self.size(split)))
 
-    def data_json(self, examples: int = 5) -> dict:
+    def summary(self, examples: int = 5) -> dict:
         """What docs/run_folder.md calls data.json (chat)."""
         kept = np.concatenate([self.index[split] for split in SPLITS])
         return {
@@ -106,7 +108,7 @@ class ChatDataset:
                 } for split in SPLITS
             },
             "structure": statistics.describe({n: self._columns[n][kept] for n in statistics.COLUMNS}, self.duplicates),
-            "problems": self.problems.as_list(),
+            "problems": self.issues.as_list(),
             "examples": self.examples(examples),
         }  # fmt: skip
 
@@ -122,7 +124,7 @@ class ChatDataset:
             turns = [
                 {"role": turn.role, "text": turn.text} for turn in self.conversation("train", i)
             ]
-            shown.append({"line": self.place("train", i), "turns": turns})
+            shown.append({"line": self.location("train", i), "turns": turns})
         if shown:
             shown[0]["tokens"] = self.tokens("train", chosen[0])
         return shown
@@ -163,19 +165,19 @@ class ChatDataset:
                 what = f"no row for the {name} split ({len(kept)} usable rows in all)"
                 raise UserError(
                     what,
-                    where=self.meta["source"],
-                    todo="give more rows or other shares: data.split",
+                    location=self.meta["source"],
+                    hint="give more rows or other shares: data.split",
                 )
         return self
 
     def _note(self, reason: str, dropped: np.ndarray) -> None:
         """Counts the dropped rows of a mask (rows,), with the places of the first."""
         rows = np.flatnonzero(dropped)
-        for n in rows[: self.problems.keep].tolist():
-            place = self._batches[n // _BATCH].column("place")[n % _BATCH].as_py()
-            self.problems.add("dropped", reason, json.loads(place))
+        for n in rows[: self.issues.max_locations].tolist():
+            place = self._batches[n // _BATCH].column("location")[n % _BATCH].as_py()
+            self.issues.add("dropped", reason, json.loads(place))
         if len(rows):
-            self.problems.counts["dropped", reason] = len(rows)
+            self.issues.counts["dropped", reason] = len(rows)
 
 
 def prepare(
@@ -201,7 +203,7 @@ def prepare(
         rows: read at most so many usable rows (of each source, where there are three), from the start.
         duplicates: "drop" rows that repeat an earlier one, or "keep" them (in the same split).
         tell: called with the number of rows written so far.
-    Raises: `BadInput` for a source that cannot be read or has no usable row, with the reasons.
+    Raises: `UserError` for a source that cannot be read or has no usable row, with the reasons.
     """
     three = isinstance(source, Mapping)
     groups = (
@@ -220,7 +222,7 @@ def prepare(
             described,
             max_length,
             rows,
-            NORMALISATION_VERSION,
+            NORMALIZATION_VERSION,
             _STORE_VERSION,
         ]
     )
@@ -323,14 +325,14 @@ def _encoded(
             if not e.supervised.any():
                 problems.add("dropped", NOTHING_LEFT, place)
                 continue
-            if e.cut:
+            if e.num_truncated:
                 problems.add("repaired", CUT, place)
-            turns = [[turn.role, turn.text, turn.learn] for turn in conversation.turns]
+            turns = [[turn.role, turn.text, turn.train_on] for turn in conversation.turns]
             yield {
                 "ids": e.ids,
                 "supervised": e.supervised,
                 "turns": json.dumps(turns, ensure_ascii=False),
-                "place": json.dumps(place),
+                "location": json.dumps(place),
                 "key": _key(conversation),
                 "group": group,
                 **statistics.row_statistics(conversation, e),
@@ -344,7 +346,7 @@ class _Writer:
         import pyarrow as pa
 
         kinds = {"ids": pa.list_(pa.int32()), "supervised": pa.list_(pa.bool_()),
-                 "turns": pa.string(), "place": pa.string(),
+                 "turns": pa.string(), "location": pa.string(),
                  "key": pa.uint64(), "group": pa.int8(), **dict.fromkeys(statistics.COLUMNS, pa.int32())}  # fmt: skip
         self.schema = pa.schema(list(kinds.items()))
         self._writer = pa.ipc.new_file(str(path), self.schema)
@@ -370,13 +372,14 @@ def _nothing_usable(lists: dict[str, list], problems: RowIssues) -> UserError:
     )  # fmt: skip
     why = f"every row was dropped{reasons}" if reasons else "there is no row in it"
     todo = "rows need `conversations`, `messages`, or `instruction` and `output`"
-    return UserError(f"no usable row: {why}", where=names, todo=todo)
+    return UserError(f"no usable row: {why}", location=names, hint=todo)
 
 
 def _key(conversation: Conversation) -> int:
     """64 bits of what the conversation says; two of a million differing rows share one with probability 3e-8."""
-    said = json.dumps([[turn.role, turn.text] for turn in conversation.turns], ensure_ascii=False)
-    return int.from_bytes(hashlib.blake2b(said.encode(), digest_size=8).digest(), "little")
+    hashed = [[_HASHED_ROLES[turn.role], turn.text] for turn in conversation.turns]
+    text = json.dumps(hashed, ensure_ascii=False)
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
 
 
 def _hash(value: Any) -> str:

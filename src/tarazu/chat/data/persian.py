@@ -1,6 +1,6 @@
 """Persian text: made uniform before training, folded for comparison, cut into words, and measured by script.
 
-`normalise` changes how a text is encoded, never what it says: Arabic ye and kaf become Persian, invisible leftovers of
+`normalize` changes how a text is encoded, never what it says: Arabic ye and kaf become Persian, invisible leftovers of
 word processors go, the half-space (ZWNJ, U+200C) stays. `fold_for_match` throws more away and is for comparing only.
 """
 
@@ -10,7 +10,7 @@ import re
 import unicodedata
 from dataclasses import dataclass
 
-NORMALISATION_VERSION = 1  # part of the cache key: raise it when `normalise` changes
+NORMALIZATION_VERSION = 1  # part of the cache key: raise it when `normalize` changes
 
 ZWNJ = "\u200c"
 
@@ -60,7 +60,7 @@ _WORD = re.compile(
 
 
 @dataclass(frozen=True)
-class Shares:
+class LetterCounts:
     """Letters of a text by script, as counts; digits and punctuation belong to none."""
 
     arabic: int = 0
@@ -72,7 +72,7 @@ class Shares:
         return self.arabic + self.latin + self.other
 
 
-def normalise(text: str) -> tuple[str, set[str]]:
+def normalize(text: str) -> tuple[str, set[str]]:
     """The text in its uniform form, and the names of the repairs that changed it. Applying it twice changes nothing."""
     repairs: set[str] = set()
 
@@ -107,7 +107,7 @@ def normalize_for_matching(text: str) -> str:
 
     For checks, exact match and ROUGE tokens; never shown to a reader.
     """
-    text, _ = normalise(text)
+    text, _ = normalize(text)
     text = (
         _MARKS.sub("", unicodedata.normalize("NFC", text))
         .translate(_ONE_LETTER)
@@ -122,17 +122,17 @@ def words(text: str) -> list[str]:
     return _WORD.findall(text)
 
 
-def script_shares(text: str) -> Shares:
+def letter_counts(text: str) -> LetterCounts:
     """How many letters are Arabic-script (Persian among them), Latin and other."""
     arabic, latin = (
         sum(map(len, runs.findall(text))) for runs in (_ARABIC_LETTERS, _LATIN_LETTERS)
     )
-    return Shares(arabic, latin, sum(c.isalpha() for c in _OTHER_LETTER.findall(text)))
+    return LetterCounts(arabic, latin, sum(c.isalpha() for c in _OTHER_LETTER.findall(text)))
 
 
-def english_share(text: str) -> float:
+def english_fraction(text: str) -> float:
     """Latin letters among all letters, 0..1; 0 for a text without letters."""
-    shares = script_shares(text)
+    shares = letter_counts(text)
     return shares.latin / shares.letters if shares.letters else 0.0
 
 

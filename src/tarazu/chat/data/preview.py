@@ -9,15 +9,15 @@ from __future__ import annotations
 import textwrap
 from typing import TYPE_CHECKING
 
-from tarazu.chat.data.persian import ZWNJ, script_shares
+from tarazu.chat.data.persian import ZWNJ, letter_counts
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-LABELS = {"system": "system", "human": "question", "gpt": "answer"}
-STYLES = {"system": "yellow", "human": "cyan", "gpt": "green"}
+LABELS = {"system": "system", "user": "question", "assistant": "answer"}
+STYLES = {"system": "yellow", "user": "cyan", "assistant": "green"}
 LONGEST_TEXT = 600  # characters of a turn
 MOST_TOKENS = 160
 NEWLINE, HALF_SPACE, SPACE, SEPARATOR = (
@@ -85,7 +85,7 @@ def lengths(numbers: dict) -> Table:
 def structure(numbers: dict) -> Table:
     """The rest of T1.2: turns, roles, tokens per word, English, duplicates, truncation."""
     table = _table("structure", "", "", left=2)
-    cut = f"{numbers['truncated_rows']:,} ({_share(numbers['truncated_tokens_share'])} of tokens)"
+    cut = f"{numbers['truncated_rows']:,} ({_share(numbers['truncated_token_fraction'])} of tokens)"
     facts = {
         "rows": _number(numbers["rows"]),
         "exchanges per row": ", ".join(
@@ -95,7 +95,7 @@ def structure(numbers: dict) -> Table:
             f"{LABELS[role]} {count:,}" for role, count in numbers["roles"].items()
         ),
         "tokens per word": _number(numbers["tokens_per_word"], 2),
-        "letters that are English": _share(numbers["english_share"]),
+        "letters that are English": _share(numbers["english_fraction"]),
         "duplicates": _number(numbers["duplicates"]),
         "rows cut at max_length": cut,
     }
@@ -144,7 +144,7 @@ def tokens(row: list[list], brackets: bool) -> Text:
 
 def isolate(text: str) -> str:
     """The text between isolates of its own direction, so that it cannot reorder what stands around it."""
-    shares = script_shares(text)
+    shares = letter_counts(text)
     if not shares.letters:
         return text
     return f"{_RTL if shares.arabic * 2 >= shares.letters else _LTR}{text}{_END}"

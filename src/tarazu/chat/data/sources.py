@@ -24,9 +24,9 @@ from tarazu.errors import UserError
 from tarazu.storage.hub_status import hub_is_reachable
 
 EXTENSIONS = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
-LONGEST_ROW = 32 * 2**20  # bytes; a longer line is not a chat row, and would fill the memory
+MAX_ROW_BYTES = 32 * 2**20  # bytes; a longer line is not a chat row, and would fill the memory
 TOO_LONG = "row longer than 32 MiB"
-CUT_OFF = "file ends early or is damaged"
+TRUNCATED_FILE = "file ends early or is damaged"
 LOCAL_FILE = "give a local .jsonl, .json, .csv or .parquet file: --set data.source=PATH"
 
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?(:[\w.\[\]%:-]+)?")
@@ -46,8 +46,8 @@ Rows = Iterator[tuple[RowLocation, Any]]  # (place, parsed row | Problem)
 
 
 def iter_rows(source: str | Path) -> Rows:
-    """Rows of a source in their order. Raises `BadInput` if there is none of that name, or nothing in it."""
-    path = local(source)
+    """Rows of a source in their order. Raises `UserError` if there is none of that name, or nothing in it."""
+    path = local_path(source)
     if path.is_dir():
         files = _files(path)
         for file in files:
@@ -59,7 +59,7 @@ def iter_rows(source: str | Path) -> Rows:
         yield from _read_hub(str(source))
 
 
-def local(source: str | Path) -> Path:
+def local_path(source: str | Path) -> Path:
     """The path that a source names, whether or not something is there; `samples:NAME` is a file of this package."""
     text = str(source)
     if text.startswith("samples:"):
@@ -69,7 +69,7 @@ def local(source: str | Path) -> Path:
 
 def fingerprint(source: str | Path) -> str:
     """sha256 of a local source's bytes (of all names and bytes for a folder); for a hub name, of its commit."""
-    path = local(source)
+    path = local_path(source)
     if path.is_dir():
         digest = hashlib.sha256()
         for file in _files(path):
@@ -87,7 +87,7 @@ def _sha256(path: Path) -> str:
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
-        raise UserError(f"the file cannot be read: {error.strerror}", where=str(path)) from None
+        raise UserError(f"the file cannot be read: {error.strerror}", location=str(path)) from None
 
 
 def _ending(path: Path) -> str:
@@ -102,8 +102,8 @@ def _files(folder: Path) -> list[Path]:
     if not files:
         raise UserError(
             "no data file in this folder",
-            where=str(folder),
-            todo=f"put files there that end in {', '.join(EXTENSIONS)}",
+            location=str(folder),
+            hint=f"put files there that end in {', '.join(EXTENSIONS)}",
         )
     return files
 
@@ -111,8 +111,8 @@ def _files(folder: Path) -> list[Path]:
 def _missing(path: Path) -> UserError:
     return UserError(
         "no such file or folder",
-        where=str(path),
-        todo="give a file, a folder, or a hub name (owner/name)",
+        location=str(path),
+        hint="give a file, a folder, or a hub name (owner/name)",
     )
 
 
@@ -123,14 +123,14 @@ def _read_file(path: Path) -> Rows:
     if not ending:
         raise UserError(
             "this kind of file is not known",
-            where=str(path),
-            todo=f"use one of {', '.join(EXTENSIONS)} (.gz too)",
+            location=str(path),
+            hint=f"use one of {', '.join(EXTENSIONS)} (.gz too)",
         )
     if path.stat().st_size == 0:
         raise UserError(
             "the file is empty",
-            where=str(path),
-            todo="check that it was saved or downloaded completely",
+            location=str(path),
+            hint="check that it was saved or downloaded completely",
         )
     try:
         if ending == ".parquet":
@@ -143,7 +143,7 @@ def _read_file(path: Path) -> Rows:
             yield from reader(file, path)
     except OSError as error:
         raise UserError(
-            f"the file cannot be read: {error.strerror or error}", where=str(path)
+            f"the file cannot be read: {error.strerror or error}", location=str(path)
         ) from None
 
 
@@ -156,12 +156,12 @@ def _read_lines(file: BinaryIO, path: Path) -> Rows:
     while True:
         number += 1
         try:
-            line = file.readline(LONGEST_ROW + 1)
-            whole = len(line) <= LONGEST_ROW
-            while len(line) > LONGEST_ROW and not line.endswith(b"\n"):
-                line = file.readline(LONGEST_ROW + 1)
+            line = file.readline(MAX_ROW_BYTES + 1)
+            whole = len(line) <= MAX_ROW_BYTES
+            while len(line) > MAX_ROW_BYTES and not line.endswith(b"\n"):
+                line = file.readline(MAX_ROW_BYTES + 1)
         except (EOFError, gzip.BadGzipFile, gzip.zlib.error):  # a gzip that was cut off or changed
-            yield number, UnreadableRow(CUT_OFF)
+            yield number, UnreadableRow(TRUNCATED_FILE)
             return
         if not line:
             return
@@ -184,7 +184,7 @@ def _read_json(file: BinaryIO, path: Path) -> Rows:
     """An array of rows, an object that holds one, a single row, or (as many such files are) JSON lines."""
     import ijson
 
-    first = file.readline(LONGEST_ROW)
+    first = file.readline(MAX_ROW_BYTES)
     lines = first.lstrip(b"\xef\xbb\xbf \t").startswith(b"{") and not isinstance(
         _parse(first), UnreadableRow
     )
@@ -204,7 +204,7 @@ def _read_json(file: BinaryIO, path: Path) -> Rows:
     except ijson.JSONError:  # there is no telling where the next row would start
         yield number + 1, UnreadableRow(MALFORMED)
     except (EOFError, gzip.BadGzipFile, gzip.zlib.error):
-        yield number + 1, UnreadableRow(CUT_OFF)
+        yield number + 1, UnreadableRow(TRUNCATED_FILE)
 
 
 def _read_lines_or_object(file: BinaryIO, path: Path, first: Any) -> Rows:
@@ -237,7 +237,7 @@ def _array_prefix(file: BinaryIO) -> str:
 
 
 def _read_csv(file: BinaryIO, path: Path) -> Rows:
-    csv.field_size_limit(LONGEST_ROW)
+    csv.field_size_limit(MAX_ROW_BYTES)
     text = io.TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape", newline="")
     reader = csv.DictReader(text, delimiter="\t" if _ending(path) == ".tsv" else ",")
     line = 1
@@ -260,7 +260,7 @@ def _read_csv(file: BinaryIO, path: Path) -> Rows:
         except csv.Error:
             yield line + 1, UnreadableRow("malformed CSV")
         except (EOFError, gzip.BadGzipFile, gzip.zlib.error):
-            yield line + 1, UnreadableRow(CUT_OFF)
+            yield line + 1, UnreadableRow(TRUNCATED_FILE)
             return
         line = reader.line_num
 
@@ -278,7 +278,7 @@ def _read_parquet(path: Path) -> Rows:
                     yield number, row
     except pyarrow.ArrowException as error:
         raise UserError(
-            f"not a readable Parquet file: {str(error).splitlines()[0]}", where=str(path)
+            f"not a readable Parquet file: {str(error).splitlines()[0]}", location=str(path)
         ) from None
 
 
@@ -295,8 +295,8 @@ def _hub_commit(source: str) -> str:
     if not hub_is_reachable():
         raise UserError(
             "no such file here, and the Hugging Face hub does not answer (no network, or HF_HUB_OFFLINE is set)",
-            where=source,
-            todo=LOCAL_FILE,
+            location=source,
+            hint=LOCAL_FILE,
         )
     try:
         return HfApi().dataset_info(name, revision=revision, timeout=20).sha or ""
@@ -325,19 +325,19 @@ def _hub_trouble(source: str, error: Exception) -> UserError:
         page = f"https://huggingface.co/datasets/{name}"
         return UserError(
             "this data set is gated",
-            where=source,
-            todo=f"accept its terms on {page}, then `hf auth login`",
+            location=source,
+            hint=f"accept its terms on {page}, then `hf auth login`",
         )
     if status in (401, 404) or kind in (
         "RepositoryNotFoundError",
         "DatasetNotFoundError",
         "RevisionNotFoundError",
     ):
-        return UserError("neither a file here nor a data set on the Hugging Face hub", where=source,
-                        todo="check the name; for a private or gated one, `hf auth login` first")  # fmt: skip
+        return UserError("neither a file here nor a data set on the Hugging Face hub", location=source,
+                        hint="check the name; for a private or gated one, `hf auth login` first")  # fmt: skip
     if isinstance(error, ValueError):
         return UserError(
-            f"the data set cannot be read as asked: {str(error).splitlines()[0]}", where=source
+            f"the data set cannot be read as asked: {str(error).splitlines()[0]}", location=source
         )
-    return UserError(f"no such file here, and the Hugging Face hub could not be reached ({kind})", where=source,
-                    todo=LOCAL_FILE)  # fmt: skip
+    return UserError(f"no such file here, and the Hugging Face hub could not be reached ({kind})", location=source,
+                    hint=LOCAL_FILE)  # fmt: skip

@@ -10,39 +10,39 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tarazu.chat.data.persian import script_shares, words
+from tarazu.chat.data.persian import letter_counts, words
 
 if TYPE_CHECKING:
     from tarazu.chat.data.chat_template import Encoded
     from tarazu.chat.data.conversation import Conversation
 
 COLUMNS = ("exchanges", "answers", "system", "characters", "words", "answer_words", "latin", "letters",
-           "tokens", "answer_tokens", "cut", "answer_bytes")  # fmt: skip
+           "tokens", "answer_tokens", "truncated", "answer_bytes")  # fmt: skip
 BINS = 24
 
 
 def row_statistics(conversation: Conversation, encoded: Encoded) -> dict[str, int]:
     """One row's integers, named as in `COLUMNS`.
 
-    `answers` are those under the loss; `tokens`, `answer_tokens` and `answer_bytes` what is kept, `cut` what is not.
+    `answers` are those under the loss; `tokens`, `answer_tokens` and `answer_bytes` what is kept, `truncated` what is not.
     """
     turns = conversation.turns
-    shares = [script_shares(turn.text) for turn in turns]
+    shares = [letter_counts(turn.text) for turn in turns]
     counts = [len(words(turn.text)) for turn in turns]
     return {
         "exchanges": conversation.exchanges,
-        "answers": sum(turn.role == "gpt" and turn.learn for turn in turns),
+        "answers": sum(turn.role == "assistant" and turn.train_on for turn in turns),
         "system": int(turns[0].role == "system"),
         "characters": sum(len(turn.text) for turn in turns),
         "words": sum(counts),
         "answer_words": sum(
-            n for n, turn in zip(counts, turns, strict=True) if turn.role == "gpt" and turn.learn
+            n for n, turn in zip(counts, turns, strict=True) if turn.role == "assistant" and turn.train_on
         ),
         "latin": sum(s.latin for s in shares),
         "letters": sum(s.letters for s in shares),
         "tokens": len(encoded.ids),
         "answer_tokens": int(encoded.supervised.sum()),
-        "cut": encoded.cut,
+        "truncated": encoded.num_truncated,
         "answer_bytes": encoded.answer_bytes,
     }
 
@@ -54,8 +54,8 @@ def describe(columns: dict[str, np.ndarray], duplicates: int) -> dict:
         columns: arrays (rows,) by the names of `COLUMNS`.
         duplicates: rows that said exactly what an earlier one did.
     """
-    tokens = columns["tokens"] + columns["cut"]
-    whole = columns["cut"] == 0  # of a cut row, the words of the answer that is left are not known
+    tokens = columns["tokens"] + columns["truncated"]
+    whole = columns["truncated"] == 0  # of a cut row, the words of the answer that is left are not known
     answer_words = int(columns["answer_words"][whole].sum())
     ends = int(columns["answers"][whole].sum())  # every answer ends in one token that is no text
     answer_text_tokens = int(columns["answer_tokens"][whole].sum()) - ends
@@ -66,8 +66,8 @@ def describe(columns: dict[str, np.ndarray], duplicates: int) -> dict:
         "turns_per_row": {str(n): int(count) for n, count in zip(exchanges, how_many, strict=True)},
         "roles": {
             "system": int(columns["system"].sum()),
-            "human": total_exchanges,
-            "gpt": total_exchanges,
+            "user": total_exchanges,
+            "assistant": total_exchanges,
         },
         "lengths": {
             "characters": lengths(columns["characters"]),
@@ -76,10 +76,10 @@ def describe(columns: dict[str, np.ndarray], duplicates: int) -> dict:
             "answer_tokens": lengths(columns["answer_tokens"]),
         },
         "tokens_per_word": _ratio(answer_text_tokens, answer_words),
-        "english_share": _ratio(columns["latin"].sum(), columns["letters"].sum()),
+        "english_fraction": _ratio(columns["latin"].sum(), columns["letters"].sum()),
         "duplicates": int(duplicates),
-        "truncated_rows": int((columns["cut"] > 0).sum()),
-        "truncated_tokens_share": _ratio(columns["cut"].sum(), tokens.sum()),
+        "truncated_rows": int((columns["truncated"] > 0).sum()),
+        "truncated_token_fraction": _ratio(columns["truncated"].sum(), tokens.sum()),
     }
 
 

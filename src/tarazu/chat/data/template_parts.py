@@ -21,24 +21,24 @@ _FIXED_DATE = {"date_string": "26 Jul 2024"}
 
 @dataclass(frozen=True)
 class TemplateParts:
-    """A template: `start [system_open S system_close] (user_open U user_close answer_open A end_of_turn after)...`.
+    """A template: `start [system_open S system_close] (user_open U user_close assistant_open A end_of_turn after_turn)...`.
 
     `start` holds the beginning-of-text token. A family without system turns has `system_open` None: the system text
-    then goes before the first question, joined by `fold`. `start_system` replaces `start` where a system turn follows.
+    then goes before the first question, joined by `system_separator`. `start_system` replaces `start` where a system turn follows.
     """
 
     start: str
     user_open: str
     user_close: str
-    answer_open: str
+    assistant_open: str
     end_of_turn: str
-    after: str
+    after_turn: str
     system_open: str | None = None
     system_close: str = ""
     start_system: str | None = None
-    fold: str = "\n\n"
+    system_separator: str = "\n\n"
 
-    def write(self, turns: Sequence[Turn]) -> tuple[str, list[tuple[int, int, int]]]:
+    def render(self, turns: Sequence[Turn]) -> tuple[str, list[tuple[int, int, int]]]:
         """The text of the turns, and (start, end of the answer, end of its end-of-turn token) of every answer."""
         turns, out, spans = list(turns), "", []
         if turns and turns[0].role == "system":
@@ -47,22 +47,22 @@ class TemplateParts:
                 opening = self.start if self.start_system is None else self.start_system
                 out = opening + self.system_open + system.text + self.system_close
             elif turns:
-                turns[0] = replace(turns[0], text=system.text + self.fold + turns[0].text)
+                turns[0] = replace(turns[0], text=system.text + self.system_separator + turns[0].text)
         out = out or self.start
         for turn in turns:
-            if turn.role == "human":
+            if turn.role == "user":
                 out += self.user_open + turn.text + self.user_close
                 continue
-            out += self.answer_open
+            out += self.assistant_open
             start, end = len(out), len(out) + len(turn.text)
             out += turn.text + self.end_of_turn
             spans.append((start, end, len(out)))
-            out += self.after
+            out += self.after_turn
         return out, spans
 
-    def write_prompt(self, turns: Sequence[Turn]) -> str:
-        """The text that an answer follows: a prefix of `write` of the same turns with that answer."""
-        return self.write(turns)[0] + self.answer_open
+    def render_prompt(self, turns: Sequence[Turn]) -> str:
+        """The text that an answer follows: a prefix of `render` of the same turns with that answer."""
+        return self.render(turns)[0] + self.assistant_open
 
 
 GEMMA = TemplateParts(
@@ -83,17 +83,17 @@ CHATML = TemplateParts("", "<|im_start|>user\n", "<|im_end|>\n", "<|im_start|>as
 def infer_parts(tokenizer: PreTrainedTokenizerFast) -> TemplateParts:
     """The tokenizer's own template as `Pieces`. Raises `ValueError` with the reason where it does not come apart."""
     q1, a1, q2, a2, s = (
-        Turn(r, t) for r, t in zip(("human", "gpt", "human", "gpt", "system"), _MARKED, strict=True)
+        Turn(r, t) for r, t in zip(("user", "assistant", "user", "assistant", "system"), _MARKED, strict=True)
     )
     render = _renderer(tokenizer)
     asked, bare, full = render([q1], True), render([q1]), render([q1, a1, q2, a2])
     if not asked.startswith(bare):
         raise ValueError("its generation prompt changes what stands before it")
     head, user_close = _around(bare, q1.text)
-    answer_open = asked[len(bare) :]
+    assistant_open = asked[len(bare) :]
     between = _between(full, a1.text, q2.text)
     tail = full[full.rindex(a2.text) + len(a2.text) :]
-    if not answer_open or not between.startswith(tail) or not head.endswith(between[len(tail) :]):
+    if not assistant_open or not between.startswith(tail) or not head.endswith(between[len(tail) :]):
         raise ValueError("its turns do not come apart")
     user_open = between[len(tail) :]
     end = _leading_token(tokenizer, tail)
@@ -101,14 +101,14 @@ def infer_parts(tokenizer: PreTrainedTokenizerFast) -> TemplateParts:
         head[: len(head) - len(user_open)],
         user_open,
         user_close,
-        answer_open,
+        assistant_open,
         end,
         tail[len(end) :],
     )
     pieces = _with_system(pieces, render, s, q1)
     for turns in ([q1, a1], [q1, a1, q2, a2]):
         for case in (turns, [s, *turns]) if pieces.system_open is not None else (turns,):
-            if pieces.write(case)[0] != render(case) or pieces.write_prompt(case[:-1]) != render(
+            if pieces.render(case)[0] != render(case) or pieces.render_prompt(case[:-1]) != render(
                 case[:-1], True
             ):
                 raise ValueError("it writes a turn differently by where it stands")
@@ -116,7 +116,6 @@ def infer_parts(tokenizer: PreTrainedTokenizerFast) -> TemplateParts:
 
 
 _MARKED = ("QQ1QQ", "AA1AA", "QQ2QQ", "AA2AA", "SS1SS")
-_NAMES = {"system": "system", "human": "user", "gpt": "assistant"}
 
 
 def _with_system(pieces: TemplateParts, render, system: Turn, question: Turn) -> TemplateParts:
@@ -132,14 +131,14 @@ def _with_system(pieces: TemplateParts, render, system: Turn, question: Turn) ->
         pieces.user_open
     ):  # Gemma 3 folds it into the question itself, after a blank line
         folds = opening == pieces.start + pieces.user_open
-        return replace(pieces, fold=between) if folds else pieces
+        return replace(pieces, system_separator=between) if folds else pieces
     close = between[: len(between) - len(pieces.user_open)]
     return replace(pieces, start_system="", system_open=opening, system_close=close)
 
 
 def _renderer(tokenizer: PreTrainedTokenizerFast):
     def render(turns: Sequence[Turn], prompt: bool = False) -> str:
-        messages = [{"role": _NAMES[t.role], "content": t.text} for t in turns]
+        messages = [{"role": t.role, "content": t.text} for t in turns]
         try:
             return tokenizer.apply_chat_template(
                 messages, tokenize=False, add_generation_prompt=prompt, **_FIXED_DATE

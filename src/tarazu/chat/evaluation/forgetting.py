@@ -35,7 +35,7 @@ class Passages:
     source: str
     sha256: str
     rows: list[TokenizedRow]
-    sizes: list[int]
+    num_bytes: list[int]
 
     def describe(self) -> dict:
         """For data.json."""
@@ -45,12 +45,12 @@ class Passages:
             "sha256": self.sha256,
             "rows": len(self.rows),
             "tokens": tokens,
-            "bytes": sum(self.sizes),
+            "bytes": sum(self.num_bytes),
         }
 
 
 def prepare(settings: Forgetting, template: Template) -> dict[str, Passages]:
-    """The passages of each language that the recipe gives. Raises `BadInput` for a source without text."""
+    """The passages of each language that the recipe gives. Raises `UserError` for a source without text."""
     sources = {language: getattr(settings, language) for language in LANGUAGES}
     return {
         language: _passages(source, settings, template)
@@ -70,7 +70,7 @@ def measure(
     out = {}
     for language, found in passages.items():
         tokens = [int(row.supervised.sum()) for row in found.rows]
-        items = [list(item) for item in zip(nats_of(found.rows), tokens, found.sizes, strict=True)]
+        items = [list(item) for item in zip(nats_of(found.rows), tokens, found.num_bytes, strict=True)]
         nats, count, size = (sum(column) for column in zip(*items, strict=True))
         out[language] = {
             "loss": nats / count,
@@ -83,14 +83,14 @@ def measure(
 
 def read(source: str) -> Iterable[str]:
     """The passages of a source: paragraphs of a .txt file (blank lines part them), or the `text` of every row."""
-    path = raw.local(source)
+    path = raw.local_path(source)
     if path.suffix.lower() != ".txt":
         for place, row in raw.iter_rows(source):
             if not isinstance(row, dict) or not isinstance(row.get("text"), str):
                 raise UserError(
                     "a row without `text`",
-                    where=f"{source}:{place}",
-                    todo='forgetting wants plain text: rows of {"text": ...}, or a .txt file',
+                    location=f"{source}:{place}",
+                    hint='forgetting wants plain text: rows of {"text": ...}, or a .txt file',
                 )
             yield row["text"]
         return
@@ -99,8 +99,8 @@ def read(source: str) -> Iterable[str]:
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(
             f"the text cannot be read: {error}",
-            where=str(path),
-            todo="give a UTF-8 file, or null: forgetting",
+            location=str(path),
+            hint="give a UTF-8 file, or null: forgetting",
         ) from None
     yield from _paragraphs(lines)
 
@@ -117,22 +117,22 @@ def _paragraphs(lines: list[str]) -> Iterable[str]:
 
 
 def _passages(source: str, settings: Forgetting, template: Template) -> Passages:
-    rows, sizes, digest = [], [], hashlib.sha256()
+    rows, num_bytes, digest = [], [], hashlib.sha256()
     for text in islice(read(source), settings.rows):
         text = clean(text, template.markers)[0]
         row, size = _encode(text, template.tokenizer, settings.max_length, len(rows))
         if row.supervised.any():
             rows.append(row)
-            sizes.append(size)
+            num_bytes.append(size)
             digest.update(text.encode() + b"\0")
     if not rows:
         raise UserError(
             "there is no text in it",
-            where=source,
-            todo="give a file with text, or null: forgetting",
+            location=source,
+            hint="give a file with text, or null: forgetting",
         )
-    name = Path(source).name if raw.local(source).exists() else source
-    return Passages(name, digest.hexdigest(), rows, sizes)
+    name = Path(source).name if raw.local_path(source).exists() else source
+    return Passages(name, digest.hexdigest(), rows, num_bytes)
 
 
 def _encode(text: str, tokenizer, max_length: int, index: int) -> tuple[TokenizedRow, int]:

@@ -17,7 +17,7 @@ from tarazu.chat.model.forward import KVState, hidden_states
 from tarazu.chat.model.loss import logits_of
 from tarazu.chat.model.trainable import TrainableChatModel
 
-LIKE = 1.5  # prompts that are read together on a CPU: the longest over the shortest
+MAX_LENGTH_RATIO = 1.5  # prompts that are read together on a CPU: the longest over the shortest
 
 
 @dataclass(frozen=True)
@@ -41,60 +41,60 @@ def generate(
     model: TrainableChatModel,
     prompts: list[list[int]],
     stop: set[int],
-    most: int,
+    max_new_tokens: int,
     batch_rows: int = 16,
     sampling: Sampling = Sampling(),
-    replayed: bool | None = None,
+    use_cuda_graph: bool | None = None,
 ) -> list[Answer]:
-    """Answers to `prompts` (token ids), in their order, of at most `most` tokens. Prompts of like length run together.
+    """Answers to `prompts` (token ids), in their order, of at most `max_new_tokens` tokens. Prompts of like length run together.
 
-    `replayed` chooses the fast path of `replay.py` (greedy only); by default on a GPU.
+    `use_cuda_graph` chooses the fast path of `replay.py` (greedy only); by default on a GPU.
     """
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     fast = (
-        model.base.device.type == "cuda" if replayed is None else replayed
+        model.base.device.type == "cuda" if use_cuda_graph is None else use_cuda_graph
     ) and sampling.temperature <= 0
     answers: dict[int, Answer] = {}
     for start in range(0, len(order), batch_rows):
         chosen = order[start : start + batch_rows]
         asked = [prompts[i] for i in chosen]
         written = (
-            _replay_batch(model, asked, stop, most)
+            _replay_batch(model, asked, stop, max_new_tokens)
             if fast
-            else _generate_batch(model, asked, stop, most, sampling)
+            else _generate_batch(model, asked, stop, max_new_tokens, sampling)
         )
         answers.update(zip(chosen, written, strict=True))
     return [answers[i] for i in range(len(prompts))]
 
 
 def stream(
-    model: TrainableChatModel, prompt: list[int], stop: set[int], most: int, sampling: Sampling
+    model: TrainableChatModel, prompt: list[int], stop: set[int], max_new_tokens: int, sampling: Sampling
 ):
     """Yields one prompt's answer token by token, for a chat."""
     batch, past = left_pad(model, [prompt])
     with torch.no_grad():
-        for _ in range(most):
+        for _ in range(max_new_tokens):
             token = _sample_token(
                 logits_of(model.base, hidden_states(model, batch, past)[:, -1]), sampling
             )
             if int(token) in stop:
                 return
             yield int(token)
-            batch = next_place(batch, token)
+            batch = next_position(batch, token)
 
 
 def _generate_batch(
     model: TrainableChatModel,
     prompts: list[list[int]],
     stop: set[int],
-    most: int,
+    max_new_tokens: int,
     sampling: Sampling,
 ) -> list[Answer]:
     hidden, batch, past = prefill(model, prompts)
     written: list[list[int]] = [[] for _ in prompts]
     finished = [False] * len(prompts)
     live = list(range(len(prompts)))
-    for step in range(most):
+    for step in range(max_new_tokens):
         if step:
             hidden = hidden_states(model, batch, past)[:, -1]
         tokens = _sample_token(logits_of(model.base, hidden), sampling)
@@ -107,7 +107,7 @@ def _generate_batch(
                 keep.append(place)
         if not keep:
             break
-        batch = next_place(batch, tokens)
+        batch = next_position(batch, tokens)
         if len(keep) < len(live):
             lines = torch.tensor(keep, device=tokens.device)
             past.select(lines)
@@ -116,12 +116,12 @@ def _generate_batch(
 
 
 def _replay_batch(
-    model: TrainableChatModel, prompts: list[list[int]], stop: set[int], most: int
+    model: TrainableChatModel, prompts: list[list[int]], stop: set[int], max_new_tokens: int
 ) -> list[Answer]:
     hidden, batch, past = prefill(model, prompts)
     first = logits_of(model.base, hidden).argmax(-1)
     lines = graphed_decoding.decode(
-        graphed_decoding.DecodeState(model, batch, past, first, most), stop, most
+        graphed_decoding.DecodeState(model, batch, past, first, max_new_tokens), stop, max_new_tokens
     )
     ends = [next((i for i, token in enumerate(line) if token in stop), None) for line in lines]
     return [Answer(line[:end], end is not None) for line, end in zip(lines, ends, strict=True)]
@@ -146,16 +146,16 @@ def prefill(
     past.join([other for _, other in others])
     last = {
         name: torch.cat([getattr(batch, name)[:, -1:] for batch, _ in parts])
-        for name in ("ids", "virtual", "positions", "segments")
+        for name in ("ids", "virtual_indices", "positions", "segments")
     }
     return hidden, replace(first, **last), past
 
 
 def _alike(prompts: list[list[int]]) -> list[list[list[int]]]:
-    """The prompts, which come shortest first, in groups whose longest is at most `LIKE` times their shortest."""
+    """The prompts, which come shortest first, in groups whose longest is at most `MAX_LENGTH_RATIO` times their shortest."""
     groups: list[list[list[int]]] = []
     for prompt in prompts:
-        if groups and len(prompt) <= LIKE * len(groups[-1][0]):
+        if groups and len(prompt) <= MAX_LENGTH_RATIO * len(groups[-1][0]):
             groups[-1].append(prompt)
         else:
             groups.append([prompt])
@@ -165,19 +165,19 @@ def _alike(prompts: list[list[int]]) -> list[list[list[int]]]:
 def left_pad(model: TrainableChatModel, prompts: list[list[int]]) -> tuple[ChatBatch, KVState]:
     """The prompts, left-padded, and what stands before them."""
     rows = [[TokenizedRow(np.array(p), np.zeros(len(p), bool), i)] for i, p in enumerate(prompts)]
-    prefix = model.virtual if model.prefix else 0
-    batch = make_batch(rows, 0 if prefix else model.virtual, prefix, left=True).to(
+    prefix = model.prefix_length
+    batch = make_batch(rows, model.prompt_length, prefix, pad_left=True).to(
         model.base.device
     )
     return batch, KVState(model, batch)
 
 
-def next_place(batch: ChatBatch, tokens: torch.Tensor) -> ChatBatch:
+def next_position(batch: ChatBatch, tokens: torch.Tensor) -> ChatBatch:
     """One new place a line, after the last one."""
     return replace(
         batch,
         ids=tokens[:, None],
-        virtual=torch.full_like(tokens[:, None], -1),
+        virtual_indices=torch.full_like(tokens[:, None], -1),
         positions=batch.positions[:, -1:] + 1,
         segments=batch.segments[:, -1:],
     )
@@ -188,7 +188,7 @@ def _select(batch: ChatBatch, lines: torch.Tensor) -> ChatBatch:
         batch,
         **{
             name: getattr(batch, name)[lines]
-            for name in ("ids", "virtual", "positions", "segments")
+            for name in ("ids", "virtual_indices", "positions", "segments")
         },
     )
 

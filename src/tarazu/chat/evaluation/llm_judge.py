@@ -60,7 +60,7 @@ def judge(
 ) -> dict:
     """`tarazu judge`: every method's answers beside those of `against`; what is judged already is not asked again.
 
-    Returns what it writes to DIR/judge.json. Raises `BadInput` for a run that is not there, `TarazuError` when the
+    Returns what it writes to DIR/judge.json. Raises `UserError` for a run that is not there, `TarazuError` when the
     endpoint fails; the verdicts so far are then kept.
     """
     study = find_study(path)
@@ -69,15 +69,15 @@ def judge(
     if unknown:
         raise UserError(
             f"no finished run of {unknown[0]!r}",
-            where=str(study.path),
-            todo=f"one of: {', '.join(runs) or 'none is finished'}",
+            location=str(study.path),
+            hint=f"one of: {', '.join(runs) or 'none is finished'}",
         )
     chosen = [name for name in runs if name != against and (not methods or name in methods)]
     if not chosen:
         raise UserError(
             "there is nothing to compare",
-            where=str(study.path),
-            todo=f"train a method beside {against}",
+            location=str(study.path),
+            hint=f"train a method beside {against}",
         )
     found = {}
     with study.lock():
@@ -85,7 +85,7 @@ def judge(
             verdicts = compare(
                 runs[name], runs[against], endpoint, study.path / "judge" / f"{name}.jsonl", limit
             )
-            found[name] = {"seed": runs[name].seed, **gather(verdicts)}
+            found[name] = {"seed": runs[name].seed, **aggregate(verdicts)}
             # what an earlier command found with the same judge stays
             before = study.read_json("judge.json") or {}
             if not isinstance(before.get("methods", {}), dict):
@@ -167,7 +167,7 @@ def verdict(
 
 def write_prompt(sample: dict, first: str, second: str) -> str:
     """What the judge reads. Texts cannot close their own tags."""
-    names = {"system": "System", "human": "User", "gpt": "Assistant"}
+    names = {"system": "System", "user": "User", "assistant": "Assistant"}
     request = "\n\n".join(
         f"{names[turn['role']]}: {_fenced(turn['text'])}" for turn in sample["turns"]
     )
@@ -198,7 +198,7 @@ def read_choice(text: str | None) -> str | None:
     return None
 
 
-def gather(verdicts: list[dict]) -> dict:
+def aggregate(verdicts: list[dict]) -> dict:
     """Counts, the win rate with its 95% Wilson interval (a tie is half a win), and how often the first place won."""
     counts = Counter(v["verdict"] for v in verdicts)
     read = counts["win"] + counts["tie"] + counts["loss"]
@@ -217,7 +217,7 @@ def gather(verdicts: list[dict]) -> dict:
         "identical": sum(not v["orders"] for v in verdicts),
         "win_rate": rate,
         "interval": wilson(rate, read) if read else None,
-        "first_rate": decided.count("first") / len(decided) if decided else None,
+        "first_position_rate": decided.count("first") / len(decided) if decided else None,
     }
 
 
@@ -229,20 +229,20 @@ def wilson(rate: float, n: int, z: float = Z95) -> list[float]:
 
 
 def key_from(variable: str) -> str | None:
-    """The API key in an environment variable. Raises `BadInput` when it is named and empty."""
+    """The API key in an environment variable. Raises `UserError` when it is named and empty."""
     if not variable:
         return None
     key = os.environ.get(variable, "").strip()
     if not key:
         raise UserError(
             f"the variable {variable} is not set",
-            where="--api-key-env",
-            todo=f"export {variable}=...",
+            location="--api-key-env",
+            hint=f"export {variable}=...",
         )
     if not (key.isascii() and key.isprintable()):
         raise UserError(
             f"what {variable} holds is no key: it has characters that a header cannot carry",
-            where="--api-key-env",
+            location="--api-key-env",
         )
     return key
 
@@ -276,17 +276,17 @@ def _finished(study: StudyDir) -> dict[str, RunDir]:
 
 def _pairs(ours: RunDir, theirs: RunDir) -> list[tuple[dict, dict]]:
     """Their answers to the same questions, in ours' order."""
-    others = {s["id"]: s for s in theirs.read_lines("samples.jsonl")}
+    others = {s["id"]: s for s in theirs.read_jsonl("samples.jsonl")}
     pairs = [
         (s, others[s["id"]])
-        for s in ours.read_lines("samples.jsonl")
+        for s in ours.read_jsonl("samples.jsonl")
         if s.get("from") in JUDGED and s["id"] in others
     ]
     if not pairs:
         raise TarazuError(
             "no question that both answered",
-            where=str(ours.path),
-            todo="give the recipe questions or generation.test_rows",
+            location=str(ours.path),
+            hint="give the recipe questions or generation.num_test_answers",
         )
     return pairs
 

@@ -18,8 +18,8 @@ from tarazu.engine.progress import log
 from tarazu.errors import TarazuError, UserError
 
 RETRYABLE_STATUS = {408, 409, 425, 429, 500, 502, 503, 504, 529}
-LARGEST = 4 * 2**20  # bytes of a reply that are read
-LONGEST_PAUSE = 60.0  # seconds
+MAX_REPLY_BYTES = 4 * 2**20  # bytes of a reply that are read
+MAX_PAUSE_SECONDS = 60.0  # seconds
 
 
 class _NoRedirect(urllib.request.HTTPRedirectHandler):
@@ -52,14 +52,14 @@ class Endpoint:
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise UserError(
                 f"not the address of an API: {self.url!r}",
-                where="--endpoint",
-                todo="give for example http://localhost:8000/v1",
+                location="--endpoint",
+                hint="give for example http://localhost:8000/v1",
             )
         if parts.username or parts.password:
             raise UserError(
                 "the address holds a password",
-                where="--endpoint",
-                todo="put the key into a variable and name it: --api-key-env",
+                location="--endpoint",
+                hint="put the key into a variable and name it: --api-key-env",
             )
 
     @property
@@ -74,7 +74,7 @@ class Endpoint:
             if attempt:
                 time.sleep(
                     pause := min(
-                        self.pause * 2 ** (attempt - 1) * random.uniform(1, 1.25), LONGEST_PAUSE
+                        self.pause * 2 ** (attempt - 1) * random.uniform(1, 1.25), MAX_PAUSE_SECONDS
                     )
                 )
                 log(f"judge: {trouble}; asked again after {pause:.1f} s")
@@ -84,7 +84,7 @@ class Endpoint:
                 if error.code not in RETRYABLE_STATUS:
                     raise self._refusal(error) from None
                 trouble = f"the endpoint answered {error.code}"
-                self._heed(error)
+                self._respect_retry_after(error)
             except (
                 OSError,
                 http.client.HTTPException,
@@ -97,8 +97,8 @@ class Endpoint:
                 )
         raise TarazuError(
             f"{trouble}, {self.attempts} times",
-            where=self.address,
-            todo="what is judged so far is kept; run the same command again later",
+            location=self.address,
+            hint="what is judged so far is kept; run the same command again later",
         )
 
     def _post(self, prompt: str) -> str:
@@ -119,13 +119,13 @@ class Endpoint:
             self.address, json.dumps(body).encode(), headers, method="POST"
         )
         with urllib.request.build_opener(_NoRedirect).open(request, timeout=self.timeout) as reply:
-            return reply.read(LARGEST).decode("utf-8", "replace")
+            return reply.read(MAX_REPLY_BYTES).decode("utf-8", "replace")
 
-    def _heed(self, error: urllib.error.HTTPError) -> None:
+    def _respect_retry_after(self, error: urllib.error.HTTPError) -> None:
         """Waits as long as a busy server asks for."""
         wanted = error.headers.get("Retry-After", "")
         if wanted.isdigit():
-            time.sleep(min(float(wanted), LONGEST_PAUSE))
+            time.sleep(min(float(wanted), MAX_PAUSE_SECONDS))
 
     def _refusal(self, error: urllib.error.HTTPError) -> TarazuError:
         said = error.read(500).decode("utf-8", "replace").strip()
@@ -135,8 +135,8 @@ class Endpoint:
         }.get(error.code, "check --endpoint; redirects are not followed" if 300 <= error.code < 400 else "see the endpoint's own words above")  # fmt: skip
         return TarazuError(
             f"the endpoint refused ({error.code}): {said or error.reason}",
-            where=self.address,
-            todo=advice,
+            location=self.address,
+            hint=advice,
         )
 
 

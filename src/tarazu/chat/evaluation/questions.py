@@ -20,7 +20,7 @@ from pydantic import (
     model_validator,
 )
 
-from tarazu.chat.data.persian import ZWNJ, normalise, normalize_for_matching, script_shares, words
+from tarazu.chat.data.persian import ZWNJ, letter_counts, normalize, normalize_for_matching, words
 from tarazu.errors import UserError
 from tarazu.recipe.schema import StrictModel
 
@@ -67,7 +67,7 @@ class Pattern(_Check):
         return pattern
 
     def passed(self, answer: str) -> bool:
-        return re.search(self.pattern, normalise(answer)[0].translate(_DIGITS)) is not None
+        return re.search(self.pattern, normalize(answer)[0].translate(_DIGITS)) is not None
 
 
 class Length(_Check):
@@ -105,7 +105,7 @@ class Script(_Check):
     value: Literal["fa", "en"]
 
     def passed(self, answer: str) -> bool:
-        shares = script_shares(answer)
+        shares = letter_counts(answer)
         return (shares.arabic if self.value == "fa" else shares.latin) * 2 > shares.letters
 
 
@@ -134,7 +134,7 @@ class Question(StrictModel):
     def sample(self) -> dict:
         """As samples.jsonl (chat) has it, before it is answered."""
         turns = [{"role": "system", "text": self.system}] if self.system else []
-        turns.append({"role": "human", "text": self.prompt})
+        turns.append({"role": "user", "text": self.prompt})
         return {"id": self.id, "from": "questions", "ability": self.ability, "turns": turns, "reference": None,
                 "good": self.good_fa, "good_en": self.good_en, "checks_fa": {c.text_en: c.text_fa for c in self.checks}}  # fmt: skip
 
@@ -143,14 +143,14 @@ _QUESTION = TypeAdapter(Question)
 
 
 def load(path: str | Path) -> list[Question]:
-    """The questions of a JSON-lines file. Raises `BadInput` with file:line for what cannot be used."""
+    """The questions of a JSON-lines file. Raises `UserError` with file:line for what cannot be used."""
     try:
         lines = Path(path).read_text(encoding="utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(
             f"the questions cannot be read: {error}",
-            where=str(path),
-            todo="give a JSON-lines file: questions",
+            location=str(path),
+            hint="give a JSON-lines file: questions",
         ) from None
     questions: dict[str, Question] = {}
     for number, line in enumerate(lines, 1):
@@ -158,10 +158,10 @@ def load(path: str | Path) -> list[Question]:
             continue
         question = _parse(line, f"{path}:{number}")
         if question.id in questions:
-            raise UserError(f"the id {question.id!r} is there twice", where=f"{path}:{number}")
+            raise UserError(f"the id {question.id!r} is there twice", location=f"{path}:{number}")
         questions[question.id] = question
     if not questions:
-        raise UserError("there is no question in this file", where=str(path))
+        raise UserError("there is no question in this file", location=str(path))
     return list(questions.values())
 
 
@@ -183,7 +183,7 @@ def _parse(line: str, where: str) -> Question:
         problem = error.errors()[0]
         place = ".".join(str(part) for part in problem["loc"])
         message = problem["msg"].removeprefix("Value error, ")
-        raise UserError(f"{place}: {message}" if place else message, where=where) from None
+        raise UserError(f"{place}: {message}" if place else message, location=where) from None
 
 
 def _pattern(value: str) -> re.Pattern:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 def prepare(settings: Reading, template: Template) -> list[dict]:
     """The questions as samples.jsonl has them, before they are answered: drawn by the hash of what they ask, so that
-    neither their order in the file nor a repeated row decides. Raises `BadInput` when no row can be used."""
+    neither their order in the file nor a repeated row decides. Raises `UserError` when no row can be used."""
     found: dict[bytes, Conversation] = {}
     for _, row in raw.iter_rows(settings.source):
         try:
@@ -46,8 +46,8 @@ def prepare(settings: Reading, template: Template) -> list[dict]:
     if not found:
         raise UserError(
             "no row with a question and an answer",
-            where=settings.source,
-            todo="see `tarazu check` for the known schemas: reading.source",
+            location=settings.source,
+            hint="see `tarazu check` for the known schemas: reading.source",
         )
     chosen = [found[key] for key in heapq.nsmallest(settings.rows, found)]
     return [_sample(conversation, number) for number, conversation in enumerate(chosen)]
@@ -57,7 +57,7 @@ def describe(settings: Reading, asked: Sequence[dict]) -> dict:
     """For data.json."""
     said = "\0".join(sample["turns"][-1]["text"] + "\0" + sample["reference"] for sample in asked)
     unanswerable = sum(abstains(sample["reference"], settings.unanswerable) for sample in asked)
-    name = Path(settings.source).name if raw.local(settings.source).exists() else settings.source
+    name = Path(settings.source).name if raw.local_path(settings.source).exists() else settings.source
     return {
         "source": name,
         "sha256": hashlib.sha256(said.encode()).hexdigest(),
@@ -106,7 +106,7 @@ def score(output: str, reference: str, unanswerable: Sequence[str]) -> dict[str,
     }
 
 
-def gather(scores: Sequence[dict]) -> dict:
+def aggregate(scores: Sequence[dict]) -> dict:
     """As metrics.json has it, 0..1: over all questions, over either kind, and [exact match, F1, answerable] of each."""
     kinds = {
         "answerable": [s for s in scores if s["answerable"]],
@@ -135,7 +135,7 @@ def _key(conversation: Conversation, seed: int) -> bytes:
 
 
 def _asked(conversation: Conversation) -> tuple:
-    last = max(i for i, turn in enumerate(conversation.turns) if turn.role == "gpt")
+    last = max(i for i, turn in enumerate(conversation.turns) if turn.role == "assistant")
     return conversation.turns[:last]
 
 

@@ -19,7 +19,7 @@ NGRAM = 4
 def chrf(output: str, reference: str) -> float:
     """Sentence chrF2, 0..100."""
     return CHRF_SCORER.sentence_score(
-        persian.normalise(output)[0], [persian.normalise(reference)[0]]
+        persian.normalize(output)[0], [persian.normalize(reference)[0]]
     ).score
 
 
@@ -42,7 +42,7 @@ def repetition(output: str) -> float:
 
 def wrong_script(output: str, expected: str = "fa") -> float:
     """Share of letters that are not of the expected script ("fa": Arabic letters, "en": Latin); 0 without letters."""
-    shares = persian.script_shares(output)
+    shares = persian.letter_counts(output)
     right = shares.arabic if expected == "fa" else shares.latin
     return 1 - right / shares.letters if shares.letters else 0.0
 
@@ -73,7 +73,7 @@ def score(
         "rouge_l": None if reference is None else rouge_l(output, reference),
         "repetition": repetition(output),
         "wrong_script": wrong_script(output, expected),
-        "echo": prompt_copy_ratio(output, question),
+        "prompt_copy": prompt_copy_ratio(output, question),
     }
 
 
@@ -93,14 +93,14 @@ def aggregate(samples: Sequence[dict]) -> dict:
         "repetition": mean([s["repetition"] > 0.2 for s in scores]),
         "wrong_script": mean([s["wrong_script"] > 0.5 for s in scores]),
         "unfinished": mean([not sample["finished"] for sample in samples]),
-        "echo": mean([s["echo"] > 0.5 for s in scores]),
+        "prompt_copy": mean([s["prompt_copy"] > 0.5 for s in scores]),
         "answer_words": mean([len(persian.words(sample["output"])) for sample in samples]),
         "checks_passed": mean(checks),
     }
 
 
 def weighted_mean(parts: Sequence[dict], name: str) -> float | None:
-    """A mean of `gather` over several groups together, each weighing as many answers as it has."""
+    """A mean of `aggregate` over several groups together, each weighing as many answers as it has."""
     known = [(part["n"], part[name]) for part in parts if part[name] is not None]
     return sum(n * value for n, value in known) / sum(n for n, _ in known) if known else None
 

@@ -14,13 +14,13 @@ if TYPE_CHECKING:
 
 def chat_template(template: Template) -> str:
     """Jinja that writes what `template.encode` and `encode_prompt` tokenise, for roles system, user and assistant."""
-    pieces, bos = template.pieces, template.tokenizer.bos_token
+    pieces, bos = template.parts, template.tokenizer.bos_token
     begin = bos if template.add_bos and not pieces.start.startswith(bos) else ""
     start_system = pieces.start if pieces.start_system is None else pieces.start_system
     folded = pieces.system_open is None
     write = {name: json.dumps(text, ensure_ascii=False) for name, text in {
-        "start": begin + pieces.start, "opening": begin + start_system + (pieces.system_open or ""), "close": pieces.system_close, "fold": pieces.fold,
-        "ask": pieces.user_open, "asked": pieces.user_close, "answer": pieces.answer_open, "end": pieces.end_of_turn + pieces.after,
+        "start": begin + pieces.start, "opening": begin + start_system + (pieces.system_open or ""), "close": pieces.system_close, "fold": pieces.system_separator,
+        "ask": pieces.user_open, "asked": pieces.user_close, "answer": pieces.assistant_open, "end": pieces.end_of_turn + pieces.after_turn,
     }.items()}  # fmt: skip
     first = (
         f"(system + {write['fold']} if loop.first and system is not none else '')"

@@ -17,7 +17,7 @@ def chat_loop(
 ) -> None:
     """A conversation on stdin and stdout, or one answer to `prompt`. Several runs only with `compare`."""
     if len(runs) > 1 and not compare:
-        raise UserError("several models were given", where="tarazu chat", todo="add --compare")
+        raise UserError("several models were given", location="tarazu chat", hint="add --compare")
     partners = [
         ChatSession(path, system, most, generation.Sampling(temperature, 0.95)) for path in runs
     ]
@@ -50,7 +50,7 @@ class ChatSession:
 
     def reply(self, text: str, named: bool) -> None:
         """Prints the answer as it is written, and remembers both turns."""
-        self.turns.append(Turn("human", text))
+        self.turns.append(Turn("user", text))
         if named:
             print(f"[{self.run.name}] ", end="")
         ids: list[int] = []
@@ -69,7 +69,7 @@ class ChatSession:
                 print(text[len(shown) :], end="", flush=True)
                 shown = text
         print()
-        self.turns.append(Turn("gpt", shown.strip()))
+        self.turns.append(Turn("assistant", shown.strip()))
 
 
 def _read() -> str | None:

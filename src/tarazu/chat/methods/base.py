@@ -18,10 +18,10 @@ class ChatMethod(Method):
     def attach(
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
     ) -> TrainableChatModel:
-        """The model as this method trains it. Everything outside `may_change` is frozen."""
+        """The model as this method trains it. Everything outside `trainable_names` is frozen."""
         raise TypeError(f"{type(self).__name__} has no attach")
 
-    def why_not_packed(self) -> str | None:
+    def quantization_refusal(self) -> str | None:
         """Why this method cannot train on a base whose weights are in 4 bits; None where it can."""
         return None
 

@@ -18,5 +18,5 @@ class DoRA(LowRank):
     kind: Literal["dora"] = "dora"
     learning_rate: PositiveFloat = 5e-4
 
-    def lora_settings(self) -> dict[str, Any]:
-        return super().lora_settings() | {"use_dora": True}
+    def lora_kwargs(self) -> dict[str, Any]:
+        return super().lora_kwargs() | {"use_dora": True}

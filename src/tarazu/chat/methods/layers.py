@@ -16,54 +16,54 @@ if TYPE_CHECKING:
 
 
 class Layers(ChatMethod):
-    """The first `first` and last `last` decoder blocks, and whichever other parts are named."""
+    """The first `num_first` and last `num_last` decoder blocks, and whichever other parts are named."""
 
     kind: Literal["layers"] = "layers"
-    first: NonNegativeInt = 2
-    last: NonNegativeInt = 2
+    num_first: NonNegativeInt = 2
+    num_last: NonNegativeInt = 2
     embeddings: bool = False
     final_norm: bool = False
-    head: bool = False
+    lm_head: bool = False
     learning_rate: PositiveFloat = 1e-4
 
     def attach(
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
     ) -> TrainableChatModel:
-        """Raises `BadInput` when there are not so many blocks, or when the head is the embeddings (tied)."""
+        """Raises `UserError` when there are not so many blocks, or when the head is the embeddings (tied)."""
         from tarazu.chat.model.trainable import with_unfrozen
 
         decoder = model.get_decoder()
         count = len(decoder.layers)
         if (
-            self.first + self.last > count
-            or not self.first + self.last + self.embeddings + self.final_norm + self.head
+            self.num_first + self.num_last > count
+            or not self.num_first + self.num_last + self.embeddings + self.final_norm + self.lm_head
         ):
             raise UserError(
-                f"first {self.first} and last {self.last} of {count} layers",
-                where="methods.layers",
-                todo=f"name between 1 and {count} layers",
+                f"num_first {self.num_first} and num_last {self.num_last} of {count} layers",
+                location="methods.layers",
+                hint=f"name between 1 and {count} layers",
             )
         if (
-            self.head
+            self.lm_head
             and not self.embeddings
             and model.get_output_embeddings().weight is model.get_input_embeddings().weight
         ):
             raise UserError(
                 "this model's head is its embeddings (tied)",
-                where="methods.layers.head",
-                todo="set embeddings: true too, or head: false",
+                location="methods.layers.lm_head",
+                hint="set embeddings: true too, or lm_head: false",
             )
-        parts = list(decoder.layers[: self.first]) + list(decoder.layers[count - self.last :])
+        parts = list(decoder.layers[: self.num_first]) + list(decoder.layers[count - self.num_last :])
         parts += (
             [model.get_input_embeddings()] * self.embeddings
             + [decoder.norm] * self.final_norm
-            + [model.get_output_embeddings()] * self.head
+            + [model.get_output_embeddings()] * self.lm_head
         )
         return with_unfrozen(model, parts)
 
-    def why_not_packed(self) -> str | None:
+    def quantization_refusal(self) -> str | None:
         return (
             "packed weights are no numbers that a gradient could change, and blocks hold them"
-            if self.first + self.last
+            if self.num_first + self.num_last
             else None
         )

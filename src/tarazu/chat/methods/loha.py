@@ -18,7 +18,7 @@ class LoHa(LowRank):
     kind: Literal["loha"] = "loha"
     learning_rate: PositiveFloat = 1e-3
 
-    def settings(self) -> Any:
+    def peft_config(self) -> Any:
         import peft
 
         return peft.LoHaConfig(
@@ -29,5 +29,5 @@ class LoHa(LowRank):
             task_type="CAUSAL_LM",
         )
 
-    def why_not_packed(self) -> str | None:
+    def quantization_refusal(self) -> str | None:
         return "peft builds LoHa's update in the shape of the weight's bytes, which are packed"

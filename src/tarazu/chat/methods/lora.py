@@ -27,13 +27,13 @@ class LowRank(ChatMethod):
         "all-linear", description="all-linear, or the ends of module names (q_proj, v_proj)"
     )
 
-    def settings(self) -> Any:
+    def peft_config(self) -> Any:
         """peft's configuration of this method."""
         import peft
 
-        return peft.LoraConfig(**self.lora_settings())
+        return peft.LoraConfig(**self.lora_kwargs())
 
-    def lora_settings(self) -> dict[str, Any]:
+    def lora_kwargs(self) -> dict[str, Any]:
         return {
             "r": self.rank,
             "lora_alpha": self.alpha,
@@ -45,10 +45,10 @@ class LowRank(ChatMethod):
     def attach(
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
     ) -> TrainableChatModel:
-        """Adapters on `targets`, all else frozen. Raises `BadInput`, naming the nearest module names."""
+        """Adapters on `targets`, all else frozen. Raises `UserError`, naming the nearest module names."""
         from tarazu.chat.model.trainable import with_adapters
 
-        return with_adapters(model, self.settings(), self.targets)
+        return with_adapters(model, self.peft_config(), self.targets)
 
 
 class LoRA(LowRank):

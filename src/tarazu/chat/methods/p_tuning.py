@@ -25,7 +25,7 @@ class PTuning(ChatMethod):
     """
 
     kind: Literal["p_tuning"] = "p_tuning"
-    virtual_tokens: PositiveInt = 32
+    num_virtual_tokens: PositiveInt = 32
     encoder: Literal["MLP", "LSTM"] = "MLP"
     encoder_width: PositiveInt = Field(256, description="hidden width of the network")
     learning_rate: PositiveFloat = 3e-3
@@ -35,14 +35,14 @@ class PTuning(ChatMethod):
     ) -> TrainableChatModel:
         import peft
 
-        from tarazu.chat.model.trainable import centre_encoder, with_soft_prompt
+        from tarazu.chat.model.trainable import centre_prompt_on_embeddings, with_soft_prompt
 
         config = peft.PromptEncoderConfig(
             task_type="CAUSAL_LM",
-            num_virtual_tokens=self.virtual_tokens,
+            num_virtual_tokens=self.num_virtual_tokens,
             encoder_reparameterization_type=self.encoder,
             encoder_hidden_size=self.encoder_width,
         )
         trainable = with_soft_prompt(model, config)
-        centre_encoder(trainable.module.prompt_encoder["default"], model)
+        centre_prompt_on_embeddings(trainable.module.prompt_encoder["default"], model)
         return trainable

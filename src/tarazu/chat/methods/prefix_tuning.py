@@ -18,19 +18,19 @@ if TYPE_CHECKING:
 
 
 class PrefixTuning(ChatMethod):
-    """A prefix of `virtual_tokens` keys and values in every layer.
+    """A prefix of `num_virtual_tokens` keys and values in every layer.
 
     It begins as the keys and values that the model itself computes for a text ("text"), which Li & Liang found best; a
     random start breaks the model first. `projection` trains a network that writes the prefix instead.
     """
 
     kind: Literal["prefix_tuning"] = "prefix_tuning"
-    virtual_tokens: PositiveInt = 32
+    num_virtual_tokens: PositiveInt = 32
     projection: bool = Field(
         False, description="train a network that writes the prefix (starts from random)"
     )
     projection_width: PositiveInt = 256
-    text: str | None = Field(
+    init_text: str | None = Field(
         None, description="what the prefix begins as; default: prompt tuning's text"
     )
     learning_rate: PositiveFloat = 3e-2
@@ -41,17 +41,17 @@ class PrefixTuning(ChatMethod):
         import peft
 
         from tarazu.chat.methods.prompt_tuning import INSTRUCTION
-        from tarazu.chat.model.trainable import start_ids, with_prefix
+        from tarazu.chat.model.trainable import initial_token_ids, with_prefix
 
         config = peft.PrefixTuningConfig(
             task_type="CAUSAL_LM",
-            num_virtual_tokens=self.virtual_tokens,
+            num_virtual_tokens=self.num_virtual_tokens,
             prefix_projection=self.projection,
             encoder_hidden_size=self.projection_width,
         )
         ids = (
             None
             if self.projection
-            else start_ids(tokenizer, self.text or INSTRUCTION, self.virtual_tokens)
+            else initial_token_ids(tokenizer, self.init_text or INSTRUCTION, self.num_virtual_tokens)
         )
         return with_prefix(model, config, ids)

@@ -20,15 +20,15 @@ INSTRUCTION = "به پرسش‌های کاربر به فارسیِ روان، د
 
 
 class PromptTuning(ChatMethod):
-    """A soft prompt of `virtual_tokens` vectors.
+    """A soft prompt of `num_virtual_tokens` vectors.
 
     A random start is some 50 times larger than word embeddings, so it begins from a text or from random words.
     """
 
     kind: Literal["prompt_tuning"] = "prompt_tuning"
-    virtual_tokens: PositiveInt = 32
-    start: Literal["text", "vocabulary"] = Field("text", description="what the vectors begin as")
-    text: str = Field(
+    num_virtual_tokens: PositiveInt = 32
+    init: Literal["text", "vocabulary"] = Field("text", description="what the vectors begin as")
+    init_text: str = Field(
         INSTRUCTION, min_length=1, description="repeated or cut to the number of virtual tokens"
     )
     learning_rate: PositiveFloat = 3e-2
@@ -38,15 +38,15 @@ class PromptTuning(ChatMethod):
     ) -> TrainableChatModel:
         import peft
 
-        from tarazu.chat.model.trainable import start_ids, with_soft_prompt
+        from tarazu.chat.model.trainable import initial_token_ids, with_soft_prompt
 
-        ids = start_ids(tokenizer, self.text if self.start == "text" else None, self.virtual_tokens)
+        ids = initial_token_ids(tokenizer, self.init_text if self.init == "text" else None, self.num_virtual_tokens)
         start = (
             model.get_input_embeddings()(ids.to(model.device)).detach().float()
         )  # the module: Gemma 3 scales in it
         config = peft.PromptTuningConfig(
             task_type="CAUSAL_LM",
-            num_virtual_tokens=self.virtual_tokens,
+            num_virtual_tokens=self.num_virtual_tokens,
             prompt_tuning_init="RANDOM",
         )
         trainable = with_soft_prompt(model, config)

@@ -17,5 +17,5 @@ class RsLoRA(LowRank):
     alpha: PositiveInt = 16
     learning_rate: PositiveFloat = 1e-4
 
-    def lora_settings(self) -> dict[str, Any]:
-        return super().lora_settings() | {"use_rslora": True}
+    def lora_kwargs(self) -> dict[str, Any]:
+        return super().lora_kwargs() | {"use_rslora": True}

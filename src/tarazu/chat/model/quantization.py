@@ -14,37 +14,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from tarazu.errors import UserError
-
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-    from tarazu.chat.settings import ChatRecipe
 
 PACKAGE = "bitsandbytes"
 BLOCK, BLOCKS = 64, 256  # weights under one scale, and scales under one scale of their own
 
 
-def demand(recipe: ChatRecipe, name: str) -> None:
-    """Raises `BadInput` when a method of the recipe cannot work with the base as the recipe packs it, or here."""
-    if recipe.quantize == "none":
-        return
-    if not installed():
-        raise UserError(
-            f"a 4-bit base needs {PACKAGE}, which is not installed",
-            where="quantize",
-            todo="pip install 'tarazu[quantized]'",
-        )
-    why = recipe.methods[name].why_not_packed()
-    if why:
-        raise UserError(
-            f"not with quantize: {recipe.quantize}: {why}",
-            where=f"methods.{name}",
-            todo="leave this method out (--method names the others), or quantize: none",
-        )
-
-
-def installed() -> bool:
+def is_installed() -> bool:
     """Whether the package that packs is here."""
     return importlib.util.find_spec(PACKAGE) is not None
 
@@ -62,7 +39,7 @@ def load_kwargs(dtype: torch.dtype, device: torch.device) -> dict[str, Any]:
     return {"quantization_config": packing, "device_map": {"": device}}
 
 
-def steady(model: PreTrainedModel) -> PreTrainedModel:
+def disable_inplace_repacking(model: PreTrainedModel) -> PreTrainedModel:
     """Keeps packed weights as they are: on CPUs with AVX-512 BF16, bitsandbytes would repack them in place in eval mode."""
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
@@ -81,7 +58,7 @@ def count(parameter: torch.Tensor) -> int:
     return math.prod(shape(parameter))
 
 
-def is_packed(model: nn.Module) -> bool:
+def is_quantized(model: nn.Module) -> bool:
     """Whether some of the model's weights are in 4 bits."""
     return any(
         getattr(parameter, "quant_state", None) is not None for parameter in model.parameters()
@@ -94,7 +71,7 @@ def packed_bytes(weights: int) -> int:
     return -(-weights // 2) + blocks + 4 * -(-blocks // BLOCKS) + 4 * (256 + 16 + 1)
 
 
-def foreseen(model: PreTrainedModel, itemsize: int) -> tuple[int, int]:
+def estimate_bytes(model: PreTrainedModel, itemsize: int) -> tuple[int, int]:
     """Bytes of a plain model's weights once it is loaded packed, and of what one step of writing unpacks and reads again."""
     head = model.get_output_embeddings()
     linear = [m.weight for m in model.modules() if isinstance(m, nn.Linear) and m is not head]

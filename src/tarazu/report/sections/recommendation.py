@@ -10,8 +10,8 @@ from tarazu.report.analysis.metrics import (
     PARETO_COSTS,
     QUALITY,
     Metric,
-    mean_over_seeds,
     all_metrics,
+    mean_over_seeds,
 )
 from tarazu.report.analysis.recommendation import KEEP, LAST, Choice
 from tarazu.report.analysis.study_view import MethodView
@@ -103,7 +103,9 @@ def choice_sentences(context: Context, choice: Choice) -> list[Bilingual]:
     if choice.name in verdict.not_better and (
         one.gain is None or one.gain > 0
     ):  # no gain at all was said above
-        found.append(translate(f"recommendation.not_better{'' if context.study.base else '_constant'}"))
+        found.append(
+            translate(f"recommendation.not_better{'' if context.study.base else '_constant'}")
+        )
     return found
 
 
@@ -142,7 +144,9 @@ def choices_table(context: Context) -> Table:
         choice = context.verdict.choices[name]
         mark = name == context.study.prefer
         picked = Cell(
-            code(choice.name) if choice.name else translate("recommendation.none"), choice.name, best=mark
+            code(choice.name) if choice.name else translate("recommendation.none"),
+            choice.name,
+            best=mark,
         )
         rows.append(
             [
@@ -250,7 +254,9 @@ def _on_quality(context: Context, method: MethodView, pros: list, cons: list) ->
 
 
 def _on_cost(context: Context, method: MethodView, cost: Metric, pros: list, cons: list) -> None:
-    values = {a.name: v for a in context.study.methods if (v := mean_over_seeds(a, cost)) is not None}
+    values = {
+        a.name: v for a in context.study.methods if (v := mean_over_seeds(a, cost)) is not None
+    }
     if method.name not in values or len(values) < 2 or len(set(values.values())) == 1:
         return
     mine, shape = (
@@ -319,7 +325,9 @@ def _on_forgetting(context: Context, method: MethodView, pros: list, cons: list)
         )
 
 
-def _change(base: MethodView, before: float, method: MethodView, after: float, format: str) -> dict[str, Bilingual]:
+def _change(
+    base: MethodView, before: float, method: MethodView, after: float, format: str
+) -> dict[str, Bilingual]:
     """A figure of the untouched model and of a method, each with the file that it came from."""
     return {
         "before": number(before, format, base.first.file("metrics.json")),
@@ -335,7 +343,9 @@ def sensitivity(context: Context) -> list[Bilingual]:
         if other.name and chosen.name and other.name != chosen.name:
             found.append(
                 translate(
-                    "sensitivity.prefer", preference=translate(f"preference.{name}"), method=code(other.name)
+                    "sensitivity.prefer",
+                    preference=translate(f"preference.{name}"),
+                    method=code(other.name),
                 )
             )
     best, key = context.verdict.best, context.verdict.metric.key
@@ -347,7 +357,9 @@ def sensitivity(context: Context) -> list[Bilingual]:
                     "sensitivity.tie",
                     a=code(best.name),
                     b=code(tie),
-                    detectable=number(pair.difference.min_detectable, context.verdict.metric.format),
+                    detectable=number(
+                        pair.difference.min_detectable, context.verdict.metric.format
+                    ),
                     rows=number(pair.difference.rows, "count"),
                 )
             )

@@ -7,7 +7,14 @@ from functools import partial
 from tarazu.report.analysis.metrics import QUALITY, by_id
 from tarazu.report.analysis.study_view import MethodView
 from tarazu.report.render import charts
-from tarazu.report.render.bilingual import Bilingual, joined, number, translate_or, spaced, translate
+from tarazu.report.render.bilingual import (
+    Bilingual,
+    joined,
+    number,
+    spaced,
+    translate,
+    translate_or,
+)
 from tarazu.report.render.explanations import explain
 from tarazu.report.render.tables import Table, number_cell, text_cell
 from tarazu.report.sections.chat.answers import (
@@ -149,6 +156,8 @@ def strengths(method: MethodView) -> tuple[list[Bilingual], list[Bilingual]]:
         if value is not None and (value > HIGH or value <= LOW):
             side, key = (weak, "high") if value > HIGH else (strong, "low")
             side.append(
-                translate(f"before_training.{metric.key}_{key}", rate=number(value, "percent", source))
+                translate(
+                    f"before_training.{metric.key}_{key}", rate=number(value, "percent", source)
+                )
             )
     return strong, weak
