@@ -197,7 +197,7 @@ def train(bench: Bench, recipe: Any, steps: int) -> tuple[list[dict], Any]:
             stop,
             sampled=False,
         )
-    return [event for event in run.read_lines("events.jsonl") if event["event"] == "step"], model
+    return [event for event in run.read_jsonl("events.jsonl") if event["event"] == "step"], model
 
 
 def train_plainly(bench: Bench, recipe: Any, steps: int) -> tuple[list[float], list[float]]:
@@ -315,7 +315,7 @@ def measure_beams(bench: Bench, name: str, model: Any) -> None:
     evaluate.generate_captions(model, data, "test", bench.recipe, 3, names[:8])
     seconds = common.alternate({"tarazu": ours, "plain loop": theirs}, bench.args.repeats)
     same = sum(
-        written["ours"][one].words == words
+        written["ours"][one].token_ids == words
         for one, words in zip(few, written["theirs"], strict=True)
     ) / len(few)
     rates = {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from tarazu.captions.model.decoders import make
+from tarazu.captions.model.decoders import make_decoder
 from tarazu.captions.settings import ShowAndTell, ShowAttendTell, Transformer
 
 KINDS = {
@@ -31,7 +31,7 @@ WORDS, CHANNELS, PLACES = 11, 20, 6
 
 def decoder(kind: str, seed: int = 0):
     torch.manual_seed(seed)
-    return make(KINDS[kind], WORDS, CHANNELS, PLACES).eval()
+    return make_decoder(KINDS[kind], WORDS, CHANNELS, PLACES).eval()
 
 
 class Table:

@@ -10,7 +10,7 @@ from tarazu.captions.data.vocabulary import EOS, PAD, SOS
 from tarazu.captions.decoding.beam_search import Ensemble, beam_search, greedy, sample
 from tarazu.captions.decoding.mirrored_view import HorizontalFlip
 from tarazu.captions.model.captioning_model import ImageCaptioningModel
-from tarazu.captions.model.decoders import make
+from tarazu.captions.model.decoders import make_decoder
 
 PICTURES = torch.zeros(3, 1)
 
@@ -40,7 +40,7 @@ def test_a_wide_beam_finds_what_exhaustive_search_finds(seed, power):
     found = beam_search(table, PICTURES, 3**4 + 3**3 + 3**2 + 3, 4, power)
     assert len(found) == 3
     for hypotheses in found:
-        assert [h.words for h in hypotheses] == [words for _, words in best]
+        assert [h.token_ids for h in hypotheses] == [words for _, words in best]
         assert [h.score for h in hypotheses] == pytest.approx(
             [score for score, _ in best], abs=1e-4
         )
@@ -57,7 +57,7 @@ def test_greedy_is_argmax(seed):
         if token == EOS:
             break
         words.append(int(token))
-    assert [s.words for s in greedy(table, PICTURES, 6)] == [words] * 3
+    assert [s.token_ids for s in greedy(table, PICTURES, 6)] == [words] * 3
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -66,17 +66,17 @@ def test_sentences_are_never_empty_and_never_hold_special_tokens(kind):
     with torch.no_grad():
         model.output.bias[:4] += 50  # a model that wants nothing but special tokens
     for hypotheses in beam_search(model, features, 4, 6):
-        assert 1 <= len(hypotheses) <= 4 and len({tuple(h.words) for h in hypotheses}) == len(
+        assert 1 <= len(hypotheses) <= 4 and len({tuple(h.token_ids) for h in hypotheses}) == len(
             hypotheses
         )
-        assert all(1 <= len(h.words) <= 6 and min(h.words) > 3 for h in hypotheses)
+        assert all(1 <= len(h.token_ids) <= 6 and min(h.token_ids) > 3 for h in hypotheses)
         assert [h.score for h in hypotheses] == sorted((h.score for h in hypotheses), reverse=True)
 
 
 def test_dead_beams_are_not_repeated():
     """One word in the language: there is exactly one sentence of each length, however wide the beam."""
     hypotheses = beam_search(Table(5, 0), PICTURES, 8, 3)[0]
-    assert sorted(h.words for h in hypotheses) == [[4], [4, 4], [4, 4, 4]]
+    assert sorted(h.token_ids for h in hypotheses) == [[4], [4, 4], [4, 4, 4]]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -86,7 +86,7 @@ def test_a_picture_is_described_alike_alone_and_in_company(kind, beams):
     together = beam_search(model, features, beams, 8)
     for i in range(6):
         alone = beam_search(model, features[i : i + 1], beams, 8)[0]
-        assert [h.words for h in alone] == [h.words for h in together[i]]
+        assert [h.token_ids for h in alone] == [h.token_ids for h in together[i]]
 
 
 def test_a_wider_beam_finds_likelier_sentences_on_the_whole():
@@ -101,19 +101,19 @@ def test_no_three_words_twice():
     loop = Table(7, 3)
     loop.logits[:, :, EOS] = -20.0
     assert any(
-        len({tuple(s.words[i : i + 3]) for i in range(8)}) < 8 for s in greedy(loop, PICTURES, 10)
+        len({tuple(s.token_ids[i : i + 3]) for i in range(8)}) < 8 for s in greedy(loop, PICTURES, 10)
     )
     for hypotheses in beam_search(loop, PICTURES, 3, 30, block_trigrams=True):
         for h in hypotheses:
-            triples = [tuple(h.words[i : i + 3]) for i in range(len(h.words) - 2)]
+            triples = [tuple(h.token_ids[i : i + 3]) for i in range(len(h.token_ids) - 2)]
             assert len(set(triples)) == len(triples)
 
 
 def test_an_ensemble_of_one_model_twice_is_that_model():
     model, features = decoder("show_attend_tell"), torch.randn(4, PLACES, CHANNELS)
     both = beam_search(Ensemble([model, model]), features, 3, 8)
-    assert [[h.words for h in hs] for hs in both] == [
-        [h.words for h in hs] for hs in beam_search(model, features, 3, 8)
+    assert [[h.token_ids for h in hs] for hs in both] == [
+        [h.token_ids for h in hs] for hs in beam_search(model, features, 3, 8)
     ]
 
 
@@ -163,7 +163,7 @@ def test_a_model_that_ends_too_soon_is_outwaited():
     short, long = (
         beam_search(table, PICTURES[:1], 2, 8, stop=stop)[0][0] for stop in ("full", "ahead")
     )
-    assert len(long.words) > len(short.words) and long.score > short.score
+    assert len(long.token_ids) > len(short.token_ids) and long.score > short.score
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -187,7 +187,7 @@ class Grid(torch.nn.Conv2d):
 def test_who_also_looks_into_the_mirror_says_the_same_of_a_mirrored_picture(kind):
     """And looks at the mirrored places; without the mirror it does neither."""
     torch.manual_seed(0)
-    model = ImageCaptioningModel(Grid(3, CHANNELS, 1), make(KINDS[kind], WORDS, CHANNELS, 9)).eval()
+    model = ImageCaptioningModel(Grid(3, CHANNELS, 1), make_decoder(KINDS[kind], WORDS, CHANNELS, 9)).eval()
     pixels, tokens = torch.rand(4, 3, 3, 3) * 9, torch.tensor([[SOS, 5, 6, 7]] * 4)
     both = Ensemble([model, HorizontalFlip(model)])
     with torch.no_grad():

@@ -13,7 +13,7 @@ from tarazu.captions.encoder.efficientnet import ENCODER_CONFIGS, STAGES, Effici
 from tarazu.captions.encoder.pretrained import Pretrained
 from tarazu.captions.inference.onnx_export import describe, write_onnx
 from tarazu.captions.model.captioning_model import ImageCaptioningModel
-from tarazu.captions.model.decoders import make
+from tarazu.captions.model.decoders import make_decoder
 
 SHAPE = replace(
     ENCODER_CONFIGS["efficientnet-lite0"], stages=STAGES[:1]
@@ -28,13 +28,13 @@ def test_onnxruntime_gives_the_same_caption(kind, tmp_path):
     module = EfficientNet(SHAPE, (127.0,) * 3, (128.0,) * 3)
     encoder = Pretrained(module, "random", "0" * 64, 32, "bicubic", "for a test")
     vocabulary = Vocabulary(SPECIALS + tuple("abcdefg"), 1, 6)
-    decoder = make(KINDS[kind], len(vocabulary), module.width, 16 * 16)
+    decoder = make_decoder(KINDS[kind], len(vocabulary), module.width, 16 * 16)
     model = ImageCaptioningModel(module, decoder).eval()
     write_onnx(model, encoder, vocabulary, tmp_path)
     for seed in range(4):
         pixels = np.random.default_rng(seed).integers(0, 255, (32, 32, 3), dtype=np.uint8)
         assert describe(tmp_path, pixels) == vocabulary.decode(
-            greedy(model, torch.from_numpy(pixels)[None], 6)[0].words
+            greedy(model, torch.from_numpy(pixels)[None], 6)[0].token_ids
         )
     session = onnxruntime.InferenceSession(
         tmp_path / "encoder.onnx", providers=["CPUExecutionProvider"]

@@ -10,12 +10,12 @@ from scenes import CHANNELS, KINDS, PLACES, WORDS
 from tarazu.captions import trainable
 from tarazu.captions.data.vocabulary import SPECIALS, Vocabulary
 from tarazu.captions.model.captioning_model import ImageCaptioningModel
-from tarazu.captions.model.decoders import make
+from tarazu.captions.model.decoders import make_decoder
 from tarazu.captions.model.decoders.attention_lstm import AttentionLSTMFunction
 from tarazu.captions.settings import SelfCritical, ShowAttendTell
 from tarazu.captions.trainable import OFTEN
-from tarazu.captions.training.cider_reward import Rewards
-from tarazu.captions.training.objective import self_critical
+from tarazu.captions.training.cider_reward import CiderReward
+from tarazu.captions.training.objective import self_critical_loss
 from tarazu.engine.cuda_graphs import recorder
 from tarazu.engine.cuda_graphs.recorder import GraphedFunction
 
@@ -34,10 +34,10 @@ EVERY = KINDS | {
 def pair(kind):
     """The same decoder twice: fast and plain."""
     torch.manual_seed(0)
-    fast = make(
+    fast = make_decoder(
         EVERY[kind].model_copy(update={"fast": True, "dropout": 0.0}), WORDS, CHANNELS, PLACES
     )
-    plain = make(
+    plain = make_decoder(
         EVERY[kind].model_copy(update={"fast": False, "dropout": 0.0}), WORDS, CHANNELS, PLACES
     )
     plain.load_state_dict(copy.deepcopy(fast.state_dict()))
@@ -126,9 +126,9 @@ def test_a_recording_gives_the_losses_and_gradients_of_its_work(kind, monkeypatc
             for p in model.parameters():
                 p.add_(0.01)
     assert (
-        played.made == 3 and not played.why
+        played.num_captured == 3 and not played.failure_reason
     )  # two shapes; then, with the late part, the one that is met often
-    assert len(played.records) == 1  # what was recorded without that part is given up
+    assert len(played.graphs) == 1  # what was recorded without that part is given up
 
 
 @pytest.mark.parametrize("kind", ["show_and_tell", "show_attend_tell", "transformer"])
@@ -145,13 +145,13 @@ def test_a_recorded_self_critical_step_draws_and_learns_as_the_unrecorded(
         )  # here the device's dice are the host's, which no recording may throw
     words = Vocabulary(SPECIALS + tuple("abcdefg"), 1, 6)
     model = ImageCaptioningModel(torch.nn.Linear(1, 1), pair(kind)[0]).to(device)
-    rewards = Rewards(
+    rewards = CiderReward(
         [[list("abcd"), list("bcd")], [list("efg")], [list("ggb")]], words, torch.device(device)
     )
     late, seen = SelfCritical(samples=4, sample_fraction=1.0, bleu=0.5), []
 
     def work(pictures, tokens, images):
-        found = self_critical(model, pictures, tokens, images, rewards, late, 6)
+        found = self_critical_loss(model, pictures, tokens, images, rewards, late, 6)
         return found.total, found.penalty
 
     played, inputs = (
@@ -180,7 +180,7 @@ def test_a_recorded_self_critical_step_draws_and_learns_as_the_unrecorded(
                 mine, wanted, atol=1e-4, rtol=1e-3
             )  # without a GPU recording itself draws
         seen.append(float(found[0][1]))
-    assert played.made == 1 and not played.why and len(set(seen)) == 6
+    assert played.num_captured == 1 and not played.failure_reason and len(set(seen)) == 6
 
 
 class Eye(torch.nn.Conv2d):
@@ -228,4 +228,4 @@ def test_a_real_recording_gives_the_losses_and_gradients_of_its_work(kind, dtype
         with torch.no_grad():
             for p in model.parameters():
                 p.add_(0.01)
-    assert played.records and not played.why
+    assert played.graphs and not played.failure_reason

@@ -11,8 +11,8 @@ from tarazu.captions.encoder.efficientnet import ENCODER_CONFIGS, EfficientNet
 from tarazu.captions.model.captioning_model import ImageCaptioningModel
 from tarazu.captions.settings import SelfCritical, ShowAndTell, ShowAttendTell
 from tarazu.captions.training import objective
-from tarazu.captions.training.cider_reward import Rewards
-from tarazu.captions.training.objective import cross_entropy_loss, self_critical
+from tarazu.captions.training.cider_reward import CiderReward
+from tarazu.captions.training.objective import cross_entropy_loss, self_critical_loss
 
 TOKENS = torch.tensor([[SOS, 5, 6, 7, EOS], [SOS, 8, EOS, PAD, PAD], [SOS, 5, 9, EOS, PAD]])
 FEATURES = torch.randn(3, PLACES, CHANNELS, generator=torch.Generator().manual_seed(1))
@@ -116,7 +116,7 @@ def test_self_critical_training_raises_the_reward():
     words = Vocabulary(SPECIALS + tuple("abcdefg"), 1, 6)
     assert len(words) == WORDS
     wanted = {"x": ["a b c d", "a b c"], "y": ["e f g e", "e f g"], "z": ["g g b", "g g b a"]}
-    rewards = Rewards(
+    rewards = CiderReward(
         [[text.split() for text in texts] for texts in wanted.values()], words, torch.device("cpu")
     )
     whole, settings = model("show_and_tell"), SelfCritical(from_epoch=0, samples=8, sample_fraction=1.0)
@@ -124,12 +124,12 @@ def test_self_critical_training_raises_the_reward():
     captions = torch.tensor([words.encode(wanted[name][0].split()) for name in "xyz"])
 
     def reward():
-        drawn = objective.decoding.sample(whole, FEATURES.repeat_interleave(40, 0), 6)
+        drawn = objective.beam_search.sample(whole, FEATURES.repeat_interleave(40, 0), 6)
         return rewards(torch.arange(3).repeat_interleave(40), drawn).mean()
 
     before = reward()
     for _ in range(60):
-        found = self_critical(whole, FEATURES, captions, torch.arange(3), rewards, settings, 6)
+        found = self_critical_loss(whole, FEATURES, captions, torch.arange(3), rewards, settings, 6)
         optimizer.zero_grad()
         (found.total + found.penalty).backward()
         optimizer.step()
@@ -139,12 +139,12 @@ def test_self_critical_training_raises_the_reward():
 
 def test_the_reward_weighs_as_much_beside_the_likelihood_when_captions_share_a_picture():
     words = Vocabulary(SPECIALS + tuple("abcdefg"), 1, 6)
-    rewards = Rewards([[list("abcd")], [list("efg")], [list("ggb")]], words, torch.device("cpu"))
+    rewards = CiderReward([[list("abcd")], [list("efg")], [list("ggb")]], words, torch.device("cpu"))
     captions = torch.tensor([words.encode(list(text)) for text in ("abcd", "efg", "ggb")])
     whole, found = model("transformer"), []
     for tokens, rows in ((captions, ()), (captions.repeat(2, 1), (torch.arange(3).repeat(2),))):
         torch.manual_seed(0)
-        losses = self_critical(
+        losses = self_critical_loss(
             whole,
             FEATURES,
             tokens,
@@ -209,7 +209,7 @@ def test_tied_words_are_one_matrix(kind):
 def test_what_is_drawn_without_dropout_may_be_learnt_from_with_it(share):
     """The same sentences, and so the same loss, where there is none; another gradient each time where there is."""
     words = Vocabulary(SPECIALS + tuple("abcdefg"), 1, 6)
-    rewards = Rewards([[list("abcd")], [list("efg")], [list("ggb")]], words, torch.device("cpu"))
+    rewards = CiderReward([[list("abcd")], [list("efg")], [list("ggb")]], words, torch.device("cpu"))
     captions = torch.tensor([words.encode(list(text)) for text in ("abcd", "efg", "ggb")])
     whole = ImageCaptioningModel(
         ENCODER, decoder("show_attend_tell"), feature_dropout=share
@@ -222,6 +222,6 @@ def test_what_is_drawn_without_dropout_may_be_learnt_from_with_it(share):
         SelfCritical(samples=3, sample_fraction=1.0, likelihood=0.3, dropout=on) for on in (False, True)
     ):
         torch.manual_seed(0)
-        losses = self_critical(whole, FEATURES, captions, torch.arange(3), rewards, settings, 6)
+        losses = self_critical_loss(whole, FEATURES, captions, torch.arange(3), rewards, settings, 6)
         found.append(losses.total + losses.penalty)
     assert torch.allclose(*found) is (share == 0.0)

@@ -9,7 +9,7 @@ import torch
 from tarazu.captions.data.vocabulary import Vocabulary
 from tarazu.captions.metrics.bleu import References
 from tarazu.captions.metrics.cider import Cider
-from tarazu.captions.training.cider_reward import Rewards
+from tarazu.captions.training.cider_reward import CiderReward
 
 END = "endofsentence"
 LETTERS = "abcdefghij"
@@ -28,7 +28,7 @@ def world():
     cider = Cider(
         {str(i): [" ".join([*line, END]) for line in lines] for i, lines in enumerate(references)}
     )
-    return dice, references, words, cider, Rewards(references, words, torch.device("cpu"))
+    return dice, references, words, cider, CiderReward(references, words, torch.device("cpu"))
 
 
 def test_rewards_are_the_scorers_cider(world):

@@ -127,7 +127,7 @@ def test_samples_and_attention(done):
     assert "attention" not in read_jsonl(done / "show_and_tell" / "seed-0" / "samples.jsonl")[0]
     assert read_json(done / "show_and_tell" / "seed-0" / "metrics.json")["entropy"] is None
     entropy = read_json(done / "transformer" / "seed-0" / "metrics.json")["entropy"]
-    assert 0 < entropy["mean"] <= entropy["most"] + 1e-6
+    assert 0 < entropy["mean"] <= entropy["max"] + 1e-6
 
 
 def test_events_hold_a_caption_of_the_same_picture_after_every_epoch(done):
@@ -279,7 +279,7 @@ def test_an_encoder_that_stands_still_again_is_the_best_one_and_is_looked_throug
     assert torch.equal(trainable.inputs_for(places), shown)
     trainable.epoch = 2
     torch.testing.assert_close(
-        trainable.inputs_for(places).float(), trainable.module.encode(shown), atol=2e-3, rtol=2e-3
+        trainable.inputs_for(places).float(), trainable.module.encode_pixels(shown), atol=2e-3, rtol=2e-3
     )
     mirrored = refrozen_features._view(
         trainable.data, places, 1
@@ -348,27 +348,27 @@ def test_a_picture_that_is_looked_at_once_for_its_captions_is_the_same_picture(h
     for data.captions_per_group in (5, 1):
         (batch,) = task.collate(trainable, data, "train", rows, 10**6)
         losses.append(task.loss(trainable, batch).total)
-        assert len(batch.pictures) == (2 if data.captions_per_group == 5 else 10)
+        assert len(batch.image_ids) == (2 if data.captions_per_group == 5 else 10)
     torch.testing.assert_close(*losses)
     data.captions_per_group = 5
     (batch,) = task.collate(
         trainable, data, "train", rows[::-1], 10**6
     )  # the step's first picture stays the first, for rewards of a share
     assert (
-        batch.pictures[batch.rows].tolist() == data.image_indices["train"][rows[::-1]].tolist()
-        and batch.rows[0] == 0
+        batch.image_ids[batch.image_index].tolist() == data.image_indices["train"][rows[::-1]].tolist()
+        and batch.image_index[0] == 0
     )
     data.captions_per_group, trainable.method = (
         5,
         trainable.method.model_copy(update={"captions_per_group": 1}),
     )  # its own, before the data's
     (batch,) = task.collate(trainable, data, "train", rows, 10**6)
-    assert batch.rows is None and len(batch.pictures) == 10
+    assert batch.image_index is None and len(batch.image_ids) == 10
     means, looked = [], []
     for data.captions_per_group in (5, 1):  # when it judges, in several batches
         looked.append(
             sum(
-                len(batch.pictures)
+                len(batch.image_ids)
                 for batch in task.collate(trainable, data, "validation", list(range(15)), 60)
             )
         )

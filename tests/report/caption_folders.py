@@ -115,7 +115,7 @@ def caption_run(folder: Path, name: str, level: float, ids: list[str], say) -> N
         "distinct_fraction": 0.7,
         "words_mean": 9.1,
     }
-    metrics["entropy"] = {"mean": 2.9, "most": math.log(49), "variation": 0.3} if looks else None
+    metrics["entropy"] = {"mean": 2.9, "max": math.log(49), "variation": 0.3} if looks else None
     write(folder / "metrics.json", metrics)
     write(
         folder / "samples.jsonl",

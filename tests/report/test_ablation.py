@@ -51,7 +51,7 @@ def study_of(folder, methods=ARMS, ensemble=False):
         }
         write(run / "run.json", {**facts, "settings": {"members": ["dropout/seed-0", "plain"]}})
     write(
-        folder / "order.json",
+        folder / "method_order.json",
         {"methods": [*methods, "both", "show_and_tell", "show_attend_tell", "transformer"]},
     )
     return read_study(folder)

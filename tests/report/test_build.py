@@ -211,7 +211,7 @@ FILES = [
     "environment.json",
     "data.json",
     "model.json",
-    "order.json",
+    "method_order.json",
     "verify.json",
     "judge.json",
     "lora/search.json",
@@ -563,7 +563,7 @@ def test_an_item_leads_to_its_own_part(tmp_path, undrawn):
     expected = {
         "method-prompt_tuning-proof": "T2.3",
         "method-prompt_tuning-curves": "T2.5",
-        "method-prompt_tuning-after": "T2.6",
+        "method-prompt_tuning-after-training": "T2.6",
         "method-lora-proof": "T3.3",
         "method-layers-proof": "T4.3",
     }

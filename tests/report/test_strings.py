@@ -183,7 +183,7 @@ def test_a_designed_question_is_shown_in_the_language_of_the_page():
         {
             "attention": "FlashAttention 4",
             "layout": "packed",
-            "layers": "compiled, fused LoRA, fused MLP, recorded",
+            "layers": "compiled, fused LoRA, fused MLP, CUDA graphs",
             "weights": "4 bits (NF4)",
         },
         {

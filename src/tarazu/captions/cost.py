@@ -77,7 +77,9 @@ def losses(
     return timed(work) * data.size(split) / len(rows)
 
 
-def writing(model: TrainableCaptioner, data: CaptionData, recipe: CaptionsRecipe, beams: int) -> float:
+def writing(
+    model: TrainableCaptioner, data: CaptionData, recipe: CaptionsRecipe, beams: int
+) -> float:
     """Seconds of describing every test picture: as many as go together are timed."""
     names = data.names["test"][: evaluate.IMAGES_PER_BATCH[data.device.type]]
     return (

@@ -28,7 +28,7 @@ from tarazu.captions.encoder import feature_cache, pretrained
 from tarazu.captions.encoder.feature_cache import FeatureStore, ImageView
 from tarazu.captions.encoder.pretrained import Pretrained
 from tarazu.captions.settings import DataSettings, CaptionsRecipe, SplitFractions
-from tarazu.captions.training.cider_reward import Rewards
+from tarazu.captions.training.cider_reward import CiderReward
 from tarazu.engine.progress import ProgressBar, log
 from tarazu.errors import UserError
 from tarazu.storage.run_folder import StudyDir, write_atomic, write_json
@@ -118,10 +118,10 @@ class CaptionData:
         )
 
     @cached_property
-    def rewards(self) -> Rewards:
+    def cider_reward(self) -> CiderReward:
         """CIDEr against the training captions, on the device; images by their places."""
         lines = [[clean(text) for text in texts] for texts in self.references("train").values()]
-        return Rewards(lines, self.vocabulary, self.device)
+        return CiderReward(lines, self.vocabulary, self.device)
 
     def random_view_rows(
         self, places: torch.Tensor, mentions_left_right: torch.Tensor

@@ -13,7 +13,12 @@ from tarazu.captions.dataset import CaptionData
 from tarazu.captions.evaluation import evaluate
 from tarazu.captions.settings import CaptionMethod, CaptionsRecipe
 from tarazu.captions.trainable import CaptionBatch, TrainableCaptioner
-from tarazu.engine.invariants.fixture import CheckFixture, CheckResult, compare_to_tolerance, max_abs_difference
+from tarazu.engine.invariants.fixture import (
+    CheckFixture,
+    CheckResult,
+    compare_to_tolerance,
+    max_abs_difference,
+)
 from tarazu.engine.invariants.perturbations import embeddings_perturbed
 
 IMAGES = 60  # pictures that are read: enough for a vocabulary
@@ -34,7 +39,11 @@ def lighter(recipe: CaptionsRecipe) -> CaptionsRecipe:
         return method.model_copy(update={"fine_tune": tune, "self_critical": None})
 
     data = recipe.data.model_copy(
-        update={"images": min(IMAGES, recipe.data.images or IMAGES), "num_augmentations": 1, "captions_per_group": 1}
+        update={
+            "images": min(IMAGES, recipe.data.images or IMAGES),
+            "num_augmentations": 1,
+            "captions_per_group": 1,
+        }
     )
     return recipe.model_copy(
         update={
@@ -94,9 +103,9 @@ def checks(fixture: CheckFixture) -> Iterator[CheckResult]:
 
 
 def batch_of(fixture: CheckFixture, rows: list[int]) -> CaptionBatch:
-    return fixture.subset.task.collate(fixture.model, fixture.subset.data, "train", rows, 10**9)[0].to(
-        fixture.device
-    )
+    return fixture.subset.task.collate(fixture.model, fixture.subset.data, "train", rows, 10**9)[
+        0
+    ].to(fixture.device)
 
 
 def nats(
@@ -105,7 +114,7 @@ def nats(
     """Of every word of each row, `<eos>` included."""
     if logits is None:
         logits = model.module.forward_teacher_forced(
-            model.inputs_for(batch.pictures), batch.tokens[:, :-1], rows=batch.rows
+            model.inputs_for(batch.image_ids), batch.tokens[:, :-1], image_index=batch.image_index
         )[0]
     targets = batch.tokens[:, 1:]
     losses = (
@@ -123,7 +132,7 @@ def future_check(fixture: CheckFixture, tolerance: float, reason: str) -> CheckR
         changed = batch.tokens.clone()
         changed[:, half:] = torch.where(changed[:, half:] == UNK, UNK + 1, UNK)
         before[i] = nats(fixture.model, batch)[0][: half - 1]
-        after[i] = nats(fixture.model, CaptionBatch(changed, batch.pictures, batch.counts))[0][
+        after[i] = nats(fixture.model, CaptionBatch(changed, batch.image_ids, batch.counts))[0][
             : half - 1
         ]
     text = f"nats of the first halves of {len(before)} captions, before and after every later word was replaced"
@@ -135,7 +144,7 @@ def future_check(fixture: CheckFixture, tolerance: float, reason: str) -> CheckR
 def step_check(fixture: CheckFixture, text: str, tolerance: float, reason: str) -> CheckResult:
     """The decoder that writes, one word at a time with a state, says what the decoder that is taught says."""
     model, batch = fixture.model, batch_of(fixture, fixture.subset.rows)
-    state, steps = model.module.start(model.inputs_for(batch.pictures)), []
+    state, steps = model.module.start(model.inputs_for(batch.image_ids)), []
     for place in range(batch.tokens.shape[1] - 1):
         logits, state, _ = model.module.step(state, batch.tokens[:, place])
         steps.append(logits)
@@ -153,13 +162,17 @@ def step_check(fixture: CheckFixture, text: str, tolerance: float, reason: str) 
 def beam_check(fixture: CheckFixture, tolerance: float, reason: str) -> CheckResult:
     """A picture's sentence does not depend on the pictures that are described with it."""
     data, recipe = fixture.subset.data, fixture.recipe
-    names = list(dict.fromkeys(data.all_names[data.image_indices["train"][row]] for row in fixture.subset.rows))
+    names = list(
+        dict.fromkeys(
+            data.all_names[data.image_indices["train"][row]] for row in fixture.subset.rows
+        )
+    )
     together = evaluate.generate_captions(fixture.model, data, "train", recipe, BEAMS, names)
     alone = {
         name: evaluate.generate_captions(fixture.model, data, "train", recipe, BEAMS, [name])[name]
         for name in names
     }
-    same = sum(together[name].words == alone[name].words for name in names)
+    same = sum(together[name].token_ids == alone[name].token_ids for name in names)
     difference = max(abs(together[name].score - alone[name].score) for name in names)
     text = f"scores of the best of {BEAMS} beams for {len(names)} pictures described together and alone ({same} sentences are the same)"
     return compare_to_tolerance("beams together = alone", text, difference, tolerance, reason)

@@ -44,7 +44,9 @@ class Captions:
     def admit(self, recipe: CaptionsRecipe) -> None:
         """Nothing is ruled out."""
 
-    def prepare(self, recipe: CaptionsRecipe, folder: StudyDir, device: torch.device) -> CaptionData:
+    def prepare(
+        self, recipe: CaptionsRecipe, folder: StudyDir, device: torch.device
+    ) -> CaptionData:
         data = prepared.prepare(recipe, folder, device)
         tunes = [getattr(method, "fine_tune", None) for method in recipe.methods.values()]
         began = time.perf_counter()
@@ -69,7 +71,9 @@ class Captions:
     ) -> TrainableCaptioner:
         method = recipe.methods[name]
         if method.kind == "ensemble":
-            members = [self._trained(recipe, member, data, seed, device) for member in method.members]
+            members = [
+                self._trained(recipe, member, data, seed, device) for member in method.members
+            ]
             return make_ensemble(members, data, method.flip_tta)
         encoder = replace(
             data.encoder, module=copy.deepcopy(data.encoder.module)
@@ -117,7 +121,7 @@ class Captions:
     def loss(self, model: TrainableCaptioner, batch: CaptionBatch) -> LossSum:
         late = model.method.self_critical if model.method and model.module.training else None
         critical = late and model.epoch >= late.from_epoch
-        found = model.self_critical(batch) if critical else model.cross_entropy(batch)
+        found = model.self_critical_loss(batch) if critical else model.cross_entropy_loss(batch)
         return LossSum(found.total, batch.counts.supervised, found.penalty)
 
     def validate(
@@ -127,10 +131,14 @@ class Captions:
         written = evaluation.generate_captions(model, data, "validation", recipe, beams=1)
         return {
             "loss": loss,
-            **evaluation.scorer(data, "validation").validation_scores(evaluation.texts(written, data)),
+            **evaluation.scorer(data, "validation").validation_scores(
+                evaluation.texts(written, data)
+            ),
         }
 
-    def mean_loss(self, model: TrainableCaptioner, data: CaptionData, split: str, limit: int) -> float:
+    def mean_loss(
+        self, model: TrainableCaptioner, data: CaptionData, split: str, limit: int
+    ) -> float:
         """Nats per word over all of a split's captions."""
         total, count = torch.zeros((), device=data.device, dtype=torch.float64), 0
         for batch in self.collate(model, data, split, list(range(data.size(split))), limit):
@@ -209,7 +217,12 @@ class Captions:
         write_onnx(model.module, model.data.encoder, model.data.vocabulary, to)
 
     def _trained(
-        self, recipe: CaptionsRecipe, member: str, data: CaptionData, seed: int, device: torch.device
+        self,
+        recipe: CaptionsRecipe,
+        member: str,
+        data: CaptionData,
+        seed: int,
+        device: torch.device,
     ) -> TrainableCaptioner:
         """A finished method of the same study: NAME, or NAME/seed-N."""
         name, _, other = member.partition("/")
@@ -221,7 +234,7 @@ class Captions:
                 hint="let it stand above the ensemble in the recipe, with the same seed",
             )
         model = self.build(recipe, name, data, seed, device)
-        weights.put(model, weights.read(run))
+        weights.restore(model, weights.read(run))
         return model
 
 
@@ -239,4 +252,8 @@ def _pictures(model: TrainableCaptioner, data: CaptionData) -> str:
     """What the decoder was given of them, for the ledger."""
     if not model.encoder_tuned:
         return f"features kept in {data.precision}"
-    return "pixels" if model.refrozen_features is None else f"pixels, then features kept in {data.precision}"
+    return (
+        "pixels"
+        if model.refrozen_features is None
+        else f"pixels, then features kept in {data.precision}"
+    )

@@ -17,7 +17,7 @@ from tarazu.captions.model import decoders
 from tarazu.captions.model.captioning_model import ImageCaptioningModel
 from tarazu.captions.model.refrozen_features import FeatureTable, encode_all
 from tarazu.captions.settings import CaptionMethod, CaptionsRecipe
-from tarazu.captions.training.objective import cross_entropy_loss, self_critical
+from tarazu.captions.training.objective import cross_entropy_loss, self_critical_loss
 from tarazu.engine.cuda_graphs.recorder import GraphedFunction
 from tarazu.engine.counts import TokenCounts
 from tarazu.engine.trainable import LossSum, ParameterGroup, TrainableModel, TrainingPhase
@@ -35,13 +35,13 @@ class CaptionBatch:
     data; or, with `rows` (B,), every picture once, and the picture of each row."""
 
     tokens: torch.Tensor
-    pictures: torch.Tensor
+    image_ids: torch.Tensor
     counts: TokenCounts
-    rows: torch.Tensor | None = None
+    image_index: torch.Tensor | None = None
 
     def to(self, device: torch.device) -> CaptionBatch:
-        tokens, pictures = (x.to(device, non_blocking=True) for x in (self.tokens, self.pictures))
-        rows = None if self.rows is None else self.rows.to(device, non_blocking=True)
+        tokens, pictures = (x.to(device, non_blocking=True) for x in (self.tokens, self.image_ids))
+        rows = None if self.image_index is None else self.image_index.to(device, non_blocking=True)
         return CaptionBatch(tokens, pictures, self.counts, rows)
 
 
@@ -76,27 +76,32 @@ class TrainableCaptioner(TrainableModel):
             return seen if sided is None else random_view(seen, sided, self.data.min_crop_area)
         rows = pictures if sided is None else self.data.random_view_rows(pictures, sided)
         if self.encoder_refrozen():
-            self.refrozen_features = self.refrozen_features or encode_all(self.module, self.data, self.pooled)
+            self.refrozen_features = self.refrozen_features or encode_all(
+                self.module, self.data, self.pooled
+            )
             return self.refrozen_features.lookup(rows)
         return (self.data.pooled_features if self.pooled else self.data.feature_maps).lookup(rows)
 
     def batch_inputs(self, batch: CaptionBatch) -> torch.Tensor:
         """What the model is given of a batch's pictures: in training, random views of them."""
         if not self.module.training or self.data.num_augmentations == 1:
-            return self.inputs_for(batch.pictures)
+            return self.inputs_for(batch.image_ids)
         sided = self.data.mentions_left_right(batch.tokens)
-        if batch.rows is not None:  # of each picture, if one of its captions does
+        if batch.image_index is not None:  # of each picture, if one of its captions does
             sided = (
-                torch.zeros(len(batch.pictures), device=sided.device).index_add_(
-                    0, batch.rows, sided.float()
+                torch.zeros(len(batch.image_ids), device=sided.device).index_add_(
+                    0, batch.image_index, sided.float()
                 )
                 > 0
             )
-        return self.inputs_for(batch.pictures, sided)
+        return self.inputs_for(batch.image_ids, sided)
 
-    def cross_entropy(self, batch: CaptionBatch) -> LossSum:
+    def cross_entropy_loss(self, batch: CaptionBatch) -> LossSum:
         """`objective.likelihood` of a batch; on a GPU, in training, played back from a recording of it."""
-        pictures, rows = self.batch_inputs(batch), () if batch.rows is None else (batch.rows,)
+        pictures, rows = (
+            self.batch_inputs(batch),
+            () if batch.image_index is None else (batch.image_index,),
+        )
         if self.graphed_loss is None or not self.module.training or not pictures.is_cuda:
             return cross_entropy_loss(
                 self.module, pictures, batch.tokens, self.method, self.fraction, *rows
@@ -104,8 +109,8 @@ class TrainableCaptioner(TrainableModel):
         total, *extra = self.graphed_loss(pictures, batch.tokens, *rows)
         return LossSum(total, 0, extra[0] if extra else None)
 
-    def self_critical(self, batch: CaptionBatch) -> LossSum:
-        """`objective.self_critical` of a batch, the same way: with tokens of one width, for one recording is large."""
+    def self_critical_loss(self, batch: CaptionBatch) -> LossSum:
+        """`objective.self_critical_loss` of a batch, the same way: with tokens of one width, for one recording is large."""
         if self.graphed_loss is not None:
             self.graphed_loss.clear()
         missing = self.data.vocabulary.max_length + 2 - batch.tokens.shape[1]
@@ -113,8 +118,8 @@ class TrainableCaptioner(TrainableModel):
         inputs = (
             self.batch_inputs(batch),
             tokens,
-            batch.pictures,
-            *(() if batch.rows is None else (batch.rows,)),
+            batch.image_ids,
+            *(() if batch.image_index is None else (batch.image_index,)),
         )
         total, extra = (
             self.graphed_scst(*inputs)
@@ -129,8 +134,8 @@ class TrainableCaptioner(TrainableModel):
             return "plain"
         told = [self.module.decoder.fast_path]
         for what, replay in (("", self.graphed_loss), ("self-critical steps ", self.graphed_scst)):
-            if replay is not None and (replay.why or replay.made):
-                told.append(what + (replay.why or "recorded"))
+            if replay is not None and (replay.failure_reason or replay.num_captured):
+                told.append(what + (replay.failure_reason or "CUDA graphs"))
         return ", ".join(filter(None, told))
 
     def uses_pixels(self) -> bool:
@@ -156,7 +161,7 @@ class TrainableCaptioner(TrainableModel):
 
 def make_model(method: CaptionMethod, encoder: Pretrained, words: int) -> ImageCaptioningModel:
     """The whole model of a method's settings; the decoder is freshly initialised from torch's current seed."""
-    decoder = decoders.make(method, words, encoder.module.width, encoder.grid_size**2)
+    decoder = decoders.make_decoder(method, words, encoder.module.width, encoder.grid_size**2)
     half = method.fine_tune is not None and method.fine_tune.precision == "bfloat16"
     return ImageCaptioningModel(encoder.module, decoder, method.feature_dropout, half)
 
@@ -239,8 +244,8 @@ def _rewarded(
 ) -> tuple[torch.Tensor, ...]:
     data, late = trainable.data, trainable.method.self_critical
     most = data.vocabulary.max_length
-    found = self_critical(
-        trainable.module, pictures, tokens, images, data.rewards, late, most, rows
+    found = self_critical_loss(
+        trainable.module, pictures, tokens, images, data.cider_reward, late, most, rows
     )
     return found.total, found.penalty
 

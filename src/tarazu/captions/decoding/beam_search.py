@@ -17,14 +17,14 @@ from torch import Tensor, nn
 from tarazu.captions.data.vocabulary import EOS, PAD, SOS, UNK
 from tarazu.captions.model.decoders import State
 
-NEVER = (PAD, SOS, UNK)
+FORBIDDEN_TOKENS = (PAD, SOS, UNK)
 NEG_INF = float("-inf")
 
 
 class DecodableModel(Protocol):
     """A model, or several that write together. `fixed` are the places in its state of what no word changes."""
 
-    fixed: tuple[int, ...]
+    image_state_indices: tuple[int, ...]
 
     def start(self, pictures: Tensor) -> State: ...
 
@@ -33,9 +33,9 @@ class DecodableModel(Protocol):
 
 @dataclass(frozen=True)
 class Hypothesis:
-    """A finished hypothesis: word numbers without `<sos>` and `<eos>`, and its length-normalised log-probability."""
+    """A finished hypothesis: token ids without `<sos>` and `<eos>`, and its length-normalised log-probability."""
 
-    words: list[int]
+    token_ids: list[int]
     score: float
 
 
@@ -48,11 +48,13 @@ class Ensemble(nn.Module):
         self.sizes: list[int] = []
 
     @property
-    def fixed(self) -> tuple[int, ...]:
+    def image_state_indices(self) -> tuple[int, ...]:
         """Known once it has started."""
         before = [sum(self.sizes[:i]) for i in range(len(self.sizes))]
         return tuple(
-            at + i for at, member in zip(before, self.members, strict=True) for i in member.fixed
+            at + i
+            for at, member in zip(before, self.members, strict=True)
+            for i in member.image_state_indices
         )
 
     def start(self, pictures: Tensor) -> State:
@@ -74,7 +76,7 @@ class Ensemble(nn.Module):
             torch.stack(looks).mean(0) if looks else None,
         )
 
-    def teach(
+    def forward_teacher_forced(
         self,
         pictures: Tensor,
         tokens: Tensor,
@@ -82,9 +84,12 @@ class Ensemble(nn.Module):
         at: Tensor | None = None,
         rows: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None]:
-        """As `ImageCaptioningModel.teach`: averaged log-probabilities for logits, and averaged attention."""
+        """As `ImageCaptioningModel.forward_teacher_forced`: averaged log-probabilities for logits, and averaged attention."""
         shared = {} if rows is None else {"rows": rows}
-        both = [member.teach(pictures, tokens, attention, at, **shared) for member in self.members]
+        both = [
+            member.forward_teacher_forced(pictures, tokens, attention, at, **shared)
+            for member in self.members
+        ]
         looks = [alpha.float() for _, alpha in both if alpha is not None]
         return torch.stack([torch.log_softmax(logits.float(), -1) for logits, _ in both]).mean(
             0
@@ -92,9 +97,9 @@ class Ensemble(nn.Module):
 
 
 @torch.no_grad()
-def greedy(writer: DecodableModel, pictures: Tensor, most_words: int) -> list[Hypothesis]:
+def greedy(writer: DecodableModel, pictures: Tensor, max_words: int) -> list[Hypothesis]:
     """The likeliest next word, again and again: one sentence for each picture (B, ...)."""
-    return [best[0] for best in beam_search(writer, pictures, 1, most_words)]
+    return [best[0] for best in beam_search(writer, pictures, 1, max_words)]
 
 
 @torch.no_grad()
@@ -102,7 +107,7 @@ def beam_search(
     writer: DecodableModel,
     pictures: Tensor,
     beams: int,
-    most_words: int,
+    max_words: int,
     length_penalty: float = 1.0,
     block_trigrams: bool = False,
     stop: str = "full",
@@ -114,10 +119,10 @@ def beam_search(
     mean over its words and its end. A beam that is dead (no continuation is left for it) is never copied from a living
     one.
     """
-    hunt = BeamState(len(pictures), beams, most_words, length_penalty, stop, pictures.device)
+    hunt = BeamState(len(pictures), beams, max_words, length_penalty, stop, pictures.device)
     state = tuple(tensor.repeat_interleave(beams, 0) for tensor in writer.start(pictures))
-    fixed = writer.fixed  # a beam is only ever replaced by one of the same picture
-    for place in range(most_words + 1):
+    fixed = writer.image_state_indices  # a beam is only ever replaced by one of the same picture
+    for place in range(max_words + 1):
         logits, state, _ = writer.step(state, hunt.last())
         rows = hunt.advance(place, _allowed(logits, hunt, place, block_trigrams))
         state = tuple(
@@ -129,15 +134,15 @@ def beam_search(
 
 
 @torch.no_grad()
-def sample(writer: DecodableModel, pictures: Tensor, most_words: int) -> Tensor:
-    """One sentence for each picture, drawn from the model: (B, at most most_words + 2), `<sos>` words `<eos>`
+def sample(writer: DecodableModel, pictures: Tensor, max_words: int) -> Tensor:
+    """One sentence for each picture, drawn from the model: (B, at most max_words + 2), `<sos>` words `<eos>`
     `<pad>`... Nothing in it waits for a GPU, so it can be recorded."""
     state, count = writer.start(pictures), len(pictures)
     token = torch.full((count,), SOS, device=pictures.device)
     tokens, ended = [token], torch.zeros(count, dtype=torch.bool, device=pictures.device)
-    for place in range(most_words + 1):
+    for place in range(max_words + 1):
         logits, state, _ = writer.step(state, token)
-        chances = torch.softmax(_mask_forbidden(logits.float(), place, most_words), 1)
+        chances = torch.softmax(_mask_forbidden(logits.float(), place, max_words), 1)
         # the first to arrive of waiting times at these rates: a draw that the program need not wait for
         token = (
             (chances / torch.empty_like(chances).exponential_()).argmax(1).masked_fill(ended, PAD)
@@ -176,13 +181,13 @@ class BeamState:
         self,
         count: int,
         beams: int,
-        most_words: int,
+        max_words: int,
         length_penalty: float,
         stop: str,
         device: torch.device,
     ):
         self.count, self.beams, self.power, self.stop = count, beams, length_penalty, stop
-        self.words = torch.full((count, beams, most_words + 2), PAD, device=device)
+        self.words = torch.full((count, beams, max_words + 2), PAD, device=device)
         self.words[:, :, 0] = SOS
         self.scores = torch.full((count, beams), NEG_INF, device=device)
         self.scores[:, 0] = 0.0  # all beams are alike at first: one of them is enough
@@ -255,22 +260,22 @@ def _allowed(logits: Tensor, hunt: BeamState, place: int, block_trigrams: bool) 
     return logp
 
 
-def _mask_forbidden(logits: Tensor, place: int, most_words: int) -> Tensor:
+def _mask_forbidden(logits: Tensor, place: int, max_words: int) -> Tensor:
     """Log-probabilities of the words that may stand at a place, the others dead."""
-    banned = forbidden(place, 1, logits.shape[1], most_words, logits.device)
+    banned = forbidden_tokens(place, 1, logits.shape[1], max_words, logits.device)
     # softmax over what may be said would hide how unsure the model is; only the banned words are taken out afterwards
     return torch.log_softmax(logits, 1).masked_fill(banned, NEG_INF)
 
 
-def forbidden(
-    place: int, count: int, vocabulary: int, most_words: int, device: torch.device
+def forbidden_tokens(
+    place: int, count: int, vocabulary: int, max_words: int, device: torch.device
 ) -> Tensor:
     """(count, V), True for what cannot be said at each of `count` places from `place` on: special tokens, `<eos>` before
     the first word, anything but `<eos>` after the last. Made on the device: no recording may copy from the host."""
     words = torch.arange(vocabulary, device=device)
     places = torch.arange(place, place + count, device=device).unsqueeze(1)
-    never = torch.stack([words == word for word in NEVER]).any(0)
-    return never | ((places == 0) & (words == EOS)) | ((places == most_words) & (words != EOS))
+    never = torch.stack([words == word for word in FORBIDDEN_TOKENS]).any(0)
+    return never | ((places == 0) & (words == EOS)) | ((places == max_words) & (words != EOS))
 
 
 def _third_words(words: Tensor, vocabulary: int) -> Tensor:

@@ -17,8 +17,8 @@ class HorizontalFlip(nn.Module):
         self.model = model
 
     @property
-    def fixed(self) -> tuple[int, ...]:
-        return self.model.fixed
+    def image_state_indices(self) -> tuple[int, ...]:
+        return self.model.image_state_indices
 
     def start(self, pictures: Tensor) -> State:
         return self.model.start(pictures.flip(2))
@@ -27,8 +27,10 @@ class HorizontalFlip(nn.Module):
         logits, state, alpha = self.model.step(state, token)
         return logits, state, _turned(alpha)
 
-    def teach(self, pictures: Tensor, *rest, **named) -> tuple[Tensor, Tensor | None]:
-        logits, alpha = self.model.teach(pictures.flip(2), *rest, **named)
+    def forward_teacher_forced(
+        self, pictures: Tensor, *rest, **named
+    ) -> tuple[Tensor, Tensor | None]:
+        logits, alpha = self.model.forward_teacher_forced(pictures.flip(2), *rest, **named)
         return logits, _turned(alpha)
 
 

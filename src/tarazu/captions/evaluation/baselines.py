@@ -2,7 +2,7 @@
 
 A model between "constant" and "human" has learnt to look; one near "constant" has learnt the language of captions only.
 
-    python -m tarazu.captions.yardsticks FOLDER [--json FILE]      on Flickr8k's official test images
+    python -m tarazu.captions.evaluation.baselines FOLDER [--json FILE]      on Flickr8k's official test images
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from tarazu.storage.run_folder import write_json
 Captions = Mapping[str, Sequence[str]]
 
 
-def yardsticks(
+def compute_baselines(
     references: Captions,
     training_captions: Sequence[str] = (),
     constant: str = "",
@@ -66,7 +66,7 @@ def human(references: Captions, seed: int = 0) -> tuple[dict[str, str], dict[str
     if not one:
         raise UserError(
             "no image has two captions",
-            todo="the human yardstick needs at least two captions of an image",
+            hint="the human yardstick needs at least two captions of an image",
         )
     return one, others
 
@@ -131,10 +131,15 @@ def of_flickr8k(folder: Path) -> dict:
     analysis = analyse(*human(test), training)
     ceiling = {
         name: analysis[name]
-        for name in ("categories", "objects_by_kind", "invented", "missed", "diversity")
+        for name in ("categories", "objects_by_kind", "hallucinated", "missed", "diversity")
     }
     how = "python -m tarazu.captions.evaluation.baselines FOLDER --json FILE; human: one caption drawn per image (seed 0) against the rest"
-    return {**yardsticks(test, training), "human_errors": ceiling, "images": len(test), "how": how}
+    return {
+        **compute_baselines(test, training),
+        "human_errors": ceiling,
+        "images": len(test),
+        "how": how,
+    }
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -23,7 +23,7 @@ LISTED = 20  # words in the lists of invented and missed
 SHOWN = 10  # images in the lists of worst and best
 # Relations are scored but not listed: "behind" where the references say "near" invents nothing.
 UNLISTED = {"relations"}
-ERRORS = ("invented", "missed")
+ERRORS = ("hallucinated", "missed")
 RATES = ("precision", "recall", "f1")
 
 lexicon = cache(load)
@@ -43,15 +43,15 @@ def analyse(
 
     Returns:
         "categories": {name: {"precision", "recall", "f1" (0..1 or None), "mentions", "expected"}}, with "objects"
-        split further in "objects_by_kind"; "invented" and "missed": [[concept, count], ...]; "worst" and "best": images by
+        split further in "objects_by_kind"; "hallucinated" and "missed": [[concept, count], ...]; "worst" and "best": images by
         CIDEr, the most telling first; all these once more as "errors", which metrics.json keeps; "diversity";
-        "per_image": {image: {"invented", "missed"}}.
+        "per_image": {image: {"hallucinated", "missed"}}.
     """
     missing = [image for image in candidates if not references.get(image)]
     if missing or not candidates:
         raise UserError(
             "captions without references" if missing else "no captions",
-            where=", ".join(missing[:3]),
+            location=", ".join(missing[:3]),
         )
     found = {image: judge(text, references[image]) for image, text in candidates.items()}
     listed = {
@@ -63,7 +63,7 @@ def analyse(
     summary = {
         "categories": rates(found.values(), lambda kind: "objects" if kind in NOUNS else kind),
         "objects_by_kind": rates(found.values(), lambda kind: kind if kind in NOUNS else None),
-        "invented": top_k(words["invented"] for words in listed.values()),
+        "hallucinated": top_k(words["hallucinated"] for words in listed.values()),
         "missed": top_k(words["missed"] for words in listed.values()),
         "worst": ranked[:SHOWN],
         "best": ranked[: -SHOWN - 1 : -1],
@@ -73,7 +73,7 @@ def analyse(
 
 
 def judge(candidate: str, references: Sequence[str]) -> dict[str, frozenset[str]]:
-    """The concepts of one caption: "right" and "invented" mentions; "caught" and "missed" of those expected of it."""
+    """The concepts of one caption: "right" and "hallucinated" mentions; "recalled" and "missed" of those expected of it."""
     words: Lexicon = lexicon()
     said = words.mentions(ptb_like(candidate))
     theirs = [words.mentions(ptb_like(reference)) for reference in references]
@@ -85,8 +85,8 @@ def judge(candidate: str, references: Sequence[str]) -> dict[str, frozenset[str]
     caught = expected & words.closure(said)
     return {
         "right": said & confirmed,
-        "invented": said - confirmed,
-        "caught": caught,
+        "hallucinated": said - confirmed,
+        "recalled": caught,
         "missed": expected - caught,
     }
 
@@ -106,9 +106,12 @@ def rates(found: Iterable[dict[str, frozenset[str]]], category_of) -> dict[str, 
 
 def rate(counts: Counter) -> dict:
     """The figures of one category from its sums; None where there is nothing to divide by."""
-    mentions, expected = counts["right"] + counts["invented"], counts["caught"] + counts["missed"]
+    mentions, expected = (
+        counts["right"] + counts["hallucinated"],
+        counts["recalled"] + counts["missed"],
+    )
     precision = counts["right"] / mentions if mentions else None
-    recall = counts["caught"] / expected if expected else None
+    recall = counts["recalled"] / expected if expected else None
     known = precision is not None and recall is not None
     f1 = (
         (2 * precision * recall / (precision + recall) if precision + recall else 0.0)
@@ -150,10 +153,10 @@ def diversity(
     n = len(tokens)
     return {
         "vocabulary_used": len({word for words in tokens for word in words}),
-        "new_share": sum(words not in seen for words in tokens) / n if seen else None,
-        "distinct_share": len(set(tokens)) / n,
+        "novel_fraction": sum(words not in seen for words in tokens) / n if seen else None,
+        "distinct_fraction": len(set(tokens)) / n,
         "words_mean": sum(map(len, tokens)) / n,
-        "repeated_phrase_share": sum(map(repeats, tokens)) / n,
+        "repeated_phrase_fraction": sum(map(repeats, tokens)) / n,
     }
 
 
@@ -166,18 +169,18 @@ def repeats(words: Sequence[str]) -> bool:
 
 
 def compare(analyses: Mapping[str, dict]) -> dict:
-    """Several models' errors on the same images, JSON-able. Raises `BadInput` when the images differ.
+    """Several models' errors on the same images, JSON-able. Raises `UserError` when the images differ.
 
     Returns:
-        "images"; "categories": {category: {model: {"precision", "recall", "f1"}}}; "errors": {model: {"invented",
-        "missed", "invented_alone", "missed_alone"}} in concepts, where "alone" counts those that no other model shares;
-        "shared": {"invented", "missed"}: [[concept, images where all models do it], ...]; "fewest": {model: images on
+        "images"; "categories": {category: {model: {"precision", "recall", "f1"}}}; "errors": {model: {"hallucinated",
+        "missed", "hallucinated_alone", "missed_alone"}} in concepts, where "alone" counts those that no other model shares;
+        "shared": {"hallucinated", "missed"}: [[concept, images where all models do it], ...]; "fewest": {model: images on
         which it alone makes the fewest errors} and "ties".
     """
     images = [set(analysis["per_image"]) for analysis in analyses.values()]
     if not images or any(other != images[0] for other in images):
         raise UserError(
-            "the models' captions are of different images", todo="compare models on the same split"
+            "the models' captions are of different images", hint="compare models on the same split"
         )
     by_model = {name: analysis["per_image"] for name, analysis in analyses.items()}
     shared, errors = {part: [] for part in ERRORS}, {name: Counter() for name in analyses}
@@ -189,7 +192,7 @@ def compare(analyses: Mapping[str, dict]) -> dict:
                 count_part({name: set(words[part]) for name, words in here.items()}, part, errors)
             )
         totals = {
-            name: len(words["invented"]) + len(words["missed"]) for name, words in here.items()
+            name: len(words["hallucinated"]) + len(words["missed"]) for name, words in here.items()
         }
         least = [name for name, total in totals.items() if total == min(totals.values())]
         fewest[least[0] if len(least) == 1 else "ties"] += 1

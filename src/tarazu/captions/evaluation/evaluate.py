@@ -58,7 +58,8 @@ def generate_captions(
 
 def texts(written: dict[str, Hypothesis], data: CaptionData) -> dict[str, str]:
     return {
-        name: " ".join(data.vocabulary.decode(sentence.words)) for name, sentence in written.items()
+        name: " ".join(data.vocabulary.decode(sentence.token_ids))
+        for name, sentence in written.items()
     }
 
 
@@ -70,7 +71,11 @@ def scorer(data: CaptionData, split: str) -> Scorer:
 
 
 def evaluate(
-    model: TrainableCaptioner, data: CaptionData, recipe: CaptionsRecipe, folder: Path, ledger: Ledger
+    model: TrainableCaptioner,
+    data: CaptionData,
+    recipe: CaptionsRecipe,
+    folder: Path,
+    ledger: Ledger,
 ) -> dict:
     """Scores of greedy and of beams on the test split; writes samples.jsonl and the pictures that it shows."""
     model.encoded_images = {}
@@ -115,7 +120,7 @@ def compare_errors(data: CaptionData, run: RunDir, analysis: dict) -> None:
                 found[other.name] = {
                     "categories": other.read_json("metrics.json")["errors"]["categories"],
                     "per_image": {
-                        line["id"]: line["errors"] for line in other.read_lines("samples.jsonl")
+                        line["id"]: line["errors"] for line in other.read_jsonl("samples.jsonl")
                     },
                 }
     if len(found) > 1:
@@ -131,7 +136,7 @@ def attention(
     names, found = list(written), {}
     for start in range(0, len(names), IMAGES_PER_BATCH[data.device.type]):
         some = names[start : start + IMAGES_PER_BATCH[data.device.type]]
-        lines = [[SOS, *written[name].words] for name in some]
+        lines = [[SOS, *written[name].token_ids] for name in some]
         width = max(map(len, lines))
         tokens = torch.tensor(
             [line + [PAD] * (width - len(line)) for line in lines], device=data.device
@@ -140,11 +145,13 @@ def attention(
             0, dtype=torch.long, device=data.device
         )  # no word's logits are wanted
         with torch.no_grad(), torch.autocast(data.device.type, enabled=False):
-            alphas = model.module.forward_teacher_forced(_seen(model, data, some), tokens, at=nothing)[1]
+            alphas = model.module.forward_teacher_forced(
+                _seen(model, data, some), tokens, at=nothing
+            )[1]
         if alphas is None:
             return None
         found |= {
-            name: alpha[: len(written[name].words)].float().cpu().numpy()
+            name: alpha[: len(written[name].token_ids)].float().cpu().numpy()
             for name, alpha in zip(some, alphas, strict=True)
         }
     return found
@@ -171,7 +178,7 @@ def entropy(alphas: dict[str, np.ndarray] | None, said: dict[str, str]) -> dict 
     }
     return {
         "mean": float(np.mean(everything)),
-        "most": most,
+        "max": most,
         "share": float(np.mean(everything)) / most,
         "variation": float(np.mean(differ)),
         "by_word": words,

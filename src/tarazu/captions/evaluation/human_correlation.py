@@ -1,6 +1,6 @@
 """Do the scores agree with people? Kendall's tau of each metric with Flickr8k's expert judgements.
 
-    python -m tarazu.captions.judgements FOLDER [--json FILE] [--no-meteor]
+    python -m tarazu.captions.evaluation.human_correlation FOLDER [--json FILE] [--no-meteor]
 
 FOLDER holds Flickr8k.token.txt and ExpertAnnotations.txt, plain or gzipped. Three experts gave each pair of an image and
 a caption (mostly another image's) 1 to 4 points (Hodosh et al. 2013). The protocol is that of the CLIPScore paper (Hessel
@@ -51,7 +51,7 @@ class RatedCaption:
 
 
 def read_folder(folder: Path) -> tuple[list[RatedCaption], dict[str, list[str]], int]:
-    """The pairs, the references by image, and how many pairs were left out. Raises `BadInput`, naming file and line."""
+    """The pairs, the references by image, and how many pairs were left out. Raises `UserError`, naming file and line."""
     by_id = read_tokens(find(folder, "Flickr8k.token.txt"))
     references: dict[str, list[str]] = {}
     for name, caption in by_id.items():
@@ -65,7 +65,7 @@ def read_folder(folder: Path) -> tuple[list[RatedCaption], dict[str, list[str]],
         else:
             judged.append(pair)
     if not judged:
-        raise UserError("no judgements to compare with", where=str(path))
+        raise UserError("no judgements to compare with", location=str(path))
     used = {pair.image for pair in judged}
     return judged, {image: references[image] for image in sorted(used)}, left_out
 
@@ -79,11 +79,11 @@ def parse(
         part.strip() in {"1", "2", "3", "4"} for part in parts[2:]
     ):
         raise UserError(
-            "expected image, caption id and three points from 1 to 4, between tabs", where=where
+            "expected image, caption id and three points from 1 to 4, between tabs", location=where
         )
     image, caption_id = parts[:2]
     if image not in references or caption_id not in by_id:
-        raise UserError("an image or caption that Flickr8k.token.txt does not have", where=where)
+        raise UserError("an image or caption that Flickr8k.token.txt does not have", location=where)
     return RatedCaption(image, by_id[caption_id], tuple(int(part) for part in parts[2:]))
 
 
@@ -91,7 +91,7 @@ def read_tokens(path: Path) -> dict[str, str]:
     """Captions by id, `image#n`."""
     rows = [line.partition("\t") for line in read_text(path).splitlines() if line.strip()]
     if not all(tab and "#" in name for name, tab, _ in rows):
-        raise UserError("expected lines of image#n, a tab and a caption", where=str(path))
+        raise UserError("expected lines of image#n, a tab and a caption", location=str(path))
     return {name: caption.strip() for name, _, caption in rows}
 
 
@@ -100,7 +100,7 @@ def find(folder: Path, name: str) -> Path:
     found = [path for path in (folder / name, folder / f"{name}.gz") if path.is_file()]
     if not found:
         todo = "give the folder of Flickr8k's text files"
-        raise UserError(f"no {name} (nor {name}.gz) here", where=str(folder), todo=todo)
+        raise UserError(f"no {name} (nor {name}.gz) here", location=str(folder), hint=todo)
     return found[0]
 
 
@@ -141,7 +141,7 @@ def kendall(a: np.ndarray, b: np.ndarray, variant: str) -> float:
     try:
         from scipy.stats import kendalltau
     except ImportError:
-        raise TarazuError("Kendall's tau needs scipy", todo="pip install scipy") from None
+        raise TarazuError("Kendall's tau needs scipy", hint="pip install scipy") from None
     return float(100 * kendalltau(a, b, variant=variant).statistic)
 
 

@@ -28,7 +28,7 @@ def caption(
     """Prints a caption for each image on stdout. What cannot be read is refused by name, and the others are still
     described.
 
-    heatmap: write where the model looked here; with several images the image's name is added. Raises `BadInput`.
+    heatmap: write where the model looked here; with several images the image's name is added. Raises `UserError`.
     """
     model = trained_model.load(run_path)
     if heatmap:
@@ -39,7 +39,7 @@ def caption(
             answer = caption_image(model, image, beam)
         except UserError as error:
             refused.append(image)
-            found.append({"image": image, "error": error.what, "todo": error.todo})
+            found.append({"image": image, "error": error.message, "hint": error.hint})
             log(str(error))
             continue
         if heatmap:
@@ -53,14 +53,14 @@ def caption(
     if refused:
         raise UserError(
             f"{len(refused)} of {len(images)} images could not be described",
-            where=", ".join(refused),
+            location=", ".join(refused),
         )
 
 
 def caption_image(model: LoadedCaptioner, image: str | bytes | Path, beam: int = 3) -> dict:
     """The caption of one image, the beam's other sentences, and the attention of each word with its entropy in nats.
 
-    Raises `BadInput` when the image cannot be used.
+    Raises `UserError` when the image cannot be used.
     """
     seen = model.tensor([model.pixels(open_image(image))])
     with torch.no_grad():
@@ -71,11 +71,13 @@ def caption_image(model: LoadedCaptioner, image: str | bytes | Path, beam: int =
             model.vocabulary.max_length,
             model.recipe.length_penalty,
             model.recipe.block_trigrams,
-            model.recipe.beam_stop,
+            model.recipe.early_stopping,
         )[0]
-        best = hypotheses[0].words
-        alphas = model.model.teach(seen, torch.tensor([[SOS, *best[:-1]]], device=model.device))[1]
-    lines = [model.vocabulary.decode(sentence.words) for sentence in hypotheses]
+        best = hypotheses[0].token_ids
+        alphas = model.model.forward_teacher_forced(
+            seen, torch.tensor([[SOS, *best[:-1]]], device=model.device)
+        )[1]
+    lines = [model.vocabulary.decode(sentence.token_ids) for sentence in hypotheses]
     answer = {
         "image": image if isinstance(image, str) else None,
         "caption": " ".join(lines[0]),
@@ -109,13 +111,13 @@ def _check_heatmap(model: LoadedCaptioner, out: str) -> None:
     decoders = [
         getattr(part, "decoder", None) for part in getattr(model.model, "members", [model.model])
     ]
-    if all(decoder.looks_at == "pooled" for decoder in decoders):
+    if all(decoder.input_kind == "pooled" for decoder in decoders):
         raise UserError(
             "this model has no attention: it sees the picture as one vector",
-            where="--heatmap",
-            todo="use show_attend_tell or transformer",
+            location="--heatmap",
+            hint="use show_attend_tell or transformer",
         )
     if Path(out).suffix.lower() not in (".png", ".svg"):
-        raise UserError("a heat map is a .png or an .svg", where=out)
+        raise UserError("a heat map is a .png or an .svg", location=out)
     if not Path(out).resolve().parent.is_dir():
-        raise UserError("no such folder", where=str(Path(out).parent))
+        raise UserError("no such folder", location=str(Path(out).parent))

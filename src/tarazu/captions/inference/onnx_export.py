@@ -48,16 +48,16 @@ class _Step(nn.Module):
         return (logits, *state) if alpha is None else (logits, *state, alpha)
 
 
-def export(run: str, target: Path, form: str = "") -> None:
-    """`tarazu export`: the run as ONNX in `target`. Raises `BadInput` for another form, or for an ensemble."""
-    if form not in ("", "onnx"):
+def export(run: str, target: Path, format: str = "") -> None:
+    """`tarazu export`: the run as ONNX in `target`. Raises `UserError` for another format, or for an ensemble."""
+    if format not in ("", "onnx"):
         raise UserError(
-            f"a captioning model cannot be written as {form!r}", where="--form", todo="onnx"
+            f"a captioning model cannot be written as {format!r}", location="--format", hint="onnx"
         )
     model = trained_model.load(run, device="cpu")
     if not hasattr(model.model, "decoder"):
         raise UserError(
-            "an ensemble is several models", where=run, todo="export its members one by one"
+            "an ensemble is several models", location=run, hint="export its members one by one"
         )
     write_onnx(model.model, model.encoder, model.vocabulary, target)
     _check(model, target)
@@ -69,7 +69,7 @@ def write_onnx(model: nn.Module, encoder: Pretrained, vocabulary: Vocabulary, to
         import onnxscript  # noqa: F401
     except ImportError:
         raise TarazuError(
-            "exporting needs the onnx packages", todo="pip install 'tarazu[onnx]'"
+            "exporting needs the onnx packages", hint="pip install 'tarazu[onnx]'"
         ) from None
     to.mkdir(parents=True, exist_ok=True)
     model.eval().cpu()
@@ -94,7 +94,7 @@ def write_onnx(model: nn.Module, encoder: Pretrained, vocabulary: Vocabulary, to
     )
     write_atomic(to / "vocabulary.json", vocabulary.to_json().encode())
     about = {
-        "encoder": encoder.describe(),
+        "encoder": encoder.summary(),
         "states": names,
         "attention": alpha is not None,
         "tokens": {"pad": PAD, "sos": SOS, "eos": EOS, "unk": UNK},
@@ -174,12 +174,14 @@ def _check(model: trained_model.LoadedCaptioner, folder: Path) -> None:
         0, 255, (model.encoder.size, model.encoder.size, 3), dtype=np.uint8
     )
     expected = model.vocabulary.decode(
-        beam_search.greedy(model.model, model.tensor([noise]), model.vocabulary.max_length)[0].words
+        beam_search.greedy(model.model, model.tensor([noise]), model.vocabulary.max_length)[
+            0
+        ].token_ids
     )
     found = describe(folder, noise)
     if found != expected:
         raise TarazuError(
             f"ONNX says {' '.join(found)!r} where the model says {' '.join(expected)!r}",
-            where=str(folder),
-            todo="do not use this export; please report it",
+            location=str(folder),
+            hint="do not use this export; please report it",
         )

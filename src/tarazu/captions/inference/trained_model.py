@@ -34,7 +34,7 @@ class LoadedCaptioner:
 
     @property
     def model(self) -> nn.Module:
-        return self.model.module
+        return self.trainable.module
 
     def pixels(self, picture: Image.Image) -> np.ndarray:
         """The picture as the model sees it, uint8 (S, S, 3)."""
@@ -46,9 +46,9 @@ class LoadedCaptioner:
 
 
 def load(path: str | Path, device: str = "auto") -> LoadedCaptioner:
-    """The run at DIR/METHOD or DIR/METHOD/seed-N. Raises `BadInput` when it is not a finished captioning run."""
+    """The run at DIR/METHOD or DIR/METHOD/seed-N. Raises `UserError` when it is not a finished captioning run."""
     study, run = find_run(path)
-    with study.at_home() as here:
+    with study.in_working_dir() as here:
         return _loaded(here, here.run(run.name, run.seed), path, device)
 
 
@@ -56,12 +56,12 @@ def _loaded(study: StudyDir, run: RunDir, path: str | Path, device: str) -> Load
     recipe = load_recipe(study.path / "resolved.yaml")
     if recipe.task != "captions" or run.name not in recipe.methods:
         raise UserError(
-            "not a captioning run", where=str(path), todo="`tarazu chat` talks to chat models"
+            "not a captioning run", location=str(path), hint="`tarazu chat` talks to chat models"
         )
     words = study.path / "vocabulary.json"
     if not words.exists():
         raise UserError(
-            "the vocabulary is missing", where=str(words), todo="`tarazu resume` writes it again"
+            "the vocabulary is missing", location=str(words), hint="`tarazu resume` writes it again"
         )
     vocabulary = Vocabulary.from_json(words.read_bytes(), str(words))
     encoder = pretrained.load(recipe.encoder)
@@ -88,7 +88,7 @@ def _trained(
     method = recipe.methods[run.name]
     if method.kind == "ensemble":
         members = []
-        for member in method.of:
+        for member in method.members:
             name, _, seed = member.partition("/seed-")
             fresh = replace(
                 encoder, module=pretrained.load(recipe.encoder).module
@@ -102,15 +102,15 @@ def _trained(
                     vocabulary,
                 )
             )
-        return make_ensemble(members, None, method.mirrored)
+        return make_ensemble(members, None, method.flip_tta)
     if not run.weights.exists():
         raise UserError(
             "this run has no weights yet",
-            where=str(run.path),
-            todo="let `tarazu run` or `tarazu resume` finish it",
+            location=str(run.path),
+            hint="let `tarazu run` or `tarazu resume` finish it",
         )
     trainable = make_trainable(recipe, run.name, encoder, vocabulary, run.seed)
-    weights.put(trainable, weights.read(run))
+    weights.restore(trainable, weights.read(run))
     return trainable
 
 
@@ -121,6 +121,6 @@ def _same_encoder(study: StudyDir, encoder: Pretrained) -> None:
     if told and told != encoder.sha256:
         raise UserError(
             "the encoder's weights are not those that this run was trained on",
-            where=str(study.path),
-            todo="set encoder.file in resolved.yaml to the weights with sha256 " + shown,
+            location=str(study.path),
+            hint="set encoder.file in resolved.yaml to the weights with sha256 " + shown,
         )

@@ -47,7 +47,7 @@ class Cider:
         return self.rewards(list(candidates), list(candidates.values()))
 
     def rewards(self, images: Sequence[str], candidates: Sequence[str]) -> np.ndarray:
-        """CIDEr of each (image, candidate) pair, images in any order and number. Raises `BadInput` for an unknown image."""
+        """CIDEr of each (image, candidate) pair, images in any order and number. Raises `UserError` for an unknown image."""
         return np.array(
             [
                 self.score(image, ptb_like(text))
@@ -89,8 +89,8 @@ class Cider:
             if not self.counts.get(image):
                 raise UserError(
                     "has no reference captions",
-                    where=str(image),
-                    todo="score only images with captions",
+                    location=str(image),
+                    hint="score only images with captions",
                 )
             weights: dict[Ngram, list[tuple[int, float]]] = {}
             for i, counts in enumerate(self.counts[image]):

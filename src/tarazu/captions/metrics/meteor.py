@@ -49,7 +49,7 @@ def meteor(
         except (OSError, ValueError) as error:
             program.cache_clear()  # the next call starts afresh
             raise TarazuError(
-                f"METEOR's Java program failed: {error}", where=str(jar()), todo=TODO
+                f"METEOR's Java program failed: {error}", location=str(jar()), hint=TODO
             ) from None
     return scores[-1], scores[:-1]
 
@@ -61,7 +61,7 @@ def program() -> subprocess.Popen:
     if path is None:
         raise TarazuError(
             "METEOR needs Java and the package pycocoevalcap",
-            todo="install both, or leave METEOR out",
+            hint="install both, or leave METEOR out",
         )
     command = ["java", "-Xmx2G", "-jar", path.name, "-", "-", "-stdio", "-l", "en", "-norm"]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}

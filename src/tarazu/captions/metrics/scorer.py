@@ -25,7 +25,7 @@ class Scorer:
     """References prepared once, for scoring several sets of captions of the same images.
 
     Args:
-        references: raw captions by image. Raises `BadInput` for an image without any.
+        references: raw captions by image. Raises `UserError` for an image without any.
     """
 
     def __init__(self, references: Mapping[str, Sequence[str]]):
@@ -33,8 +33,8 @@ class Scorer:
         if bare or not references:
             raise UserError(
                 "no references to score against",
-                where=", ".join(bare[:3]),
-                todo="leave such images out",
+                location=", ".join(bare[:3]),
+                hint="leave such images out",
             )
         self.tokens = {
             image: [ptb_like(caption) for caption in captions]
@@ -51,7 +51,7 @@ class Scorer:
             dtype=float,
         )
 
-    def quick(self, candidates: Mapping[str, str]) -> dict[str, float]:
+    def validation_scores(self, candidates: Mapping[str, str]) -> dict[str, float]:
         """Corpus BLEU-4 and CIDEr (x100), for validation after every epoch."""
         bleus = bleu(self.counts(candidates).sum(0))
         return {
@@ -92,7 +92,7 @@ class Scorer:
         return 100 * meteor.meteor(texts, [self.tokens[image] for image in candidates])[0]
 
     def check(self, candidates: Mapping[str, str]) -> None:
-        """Raises `BadInput` where there is nothing to score, or an image is unknown."""
+        """Raises `UserError` where there is nothing to score, or an image is unknown."""
         unknown = [image for image in candidates if image not in self.tokens]
         if unknown or not candidates:
             what = (
@@ -102,8 +102,8 @@ class Scorer:
             )
             raise UserError(
                 what,
-                where=", ".join(unknown[:3]),
-                todo="caption the images of the split that is scored",
+                location=", ".join(unknown[:3]),
+                hint="caption the images of the split that is scored",
             )
 
 
@@ -141,5 +141,5 @@ def per_image(
 def of_images(
     references: Mapping[str, Sequence[str]], images: Mapping[str, str]
 ) -> dict[str, Sequence[str]]:
-    """The references of `images`. Raises `BadInput` for an image that has none."""
+    """The references of `images`. Raises `UserError` for an image that has none."""
     return {image: references.get(image, ()) for image in images}

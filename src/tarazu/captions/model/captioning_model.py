@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from tarazu.captions.encoder.efficientnet import EfficientNet
 from tarazu.captions.model.decoders import Decoder, State
 
-LOOKED_AT_TOGETHER = 128  # pictures, where no gradient is wanted: the first layers' maps are large
+MAX_IMAGES_PER_PASS = 128  # pictures, where no gradient is wanted: the first layers' maps are large
 
 
 class ImageCaptioningModel(nn.Module):
@@ -34,17 +34,19 @@ class ImageCaptioningModel(nn.Module):
             half,
         )
 
-    def see(self, pictures: Tensor) -> Tensor:
+    def encode_images(self, pictures: Tensor) -> Tensor:
         """Pixels or features -> features (B, P, D)."""
-        features = self.encode(pictures) if pictures.ndim == 4 else pictures
+        features = self.encode_pixels(pictures) if pictures.ndim == 4 else pictures
         if self.hide.training and self.hide.p:
             features = features * self.hide(features.new_ones(len(features), 1, features.shape[2]))
         return features
 
-    def encode(self, pixels: Tensor) -> Tensor:
+    def encode_pixels(self, pixels: Tensor) -> Tensor:
         """Pixels -> features, nothing hidden."""
-        if len(pixels) > LOOKED_AT_TOGETHER and not torch.is_grad_enabled():
-            return torch.cat([self.encode(some) for some in pixels.split(LOOKED_AT_TOGETHER)])
+        if len(pixels) > MAX_IMAGES_PER_PASS and not torch.is_grad_enabled():
+            return torch.cat(
+                [self.encode_pixels(some) for some in pixels.split(MAX_IMAGES_PER_PASS)]
+            )
         if not (self.half and pixels.is_cuda):
             return self.encoder(pixels)
         with torch.autocast("cuda", torch.bfloat16):
@@ -52,9 +54,9 @@ class ImageCaptioningModel(nn.Module):
 
     def forward(self, pictures: Tensor, tokens: Tensor) -> Tensor:
         """tokens (B, T), from <sos> on -> logits (B, T, V)."""
-        return self.decoder(self.see(pictures), tokens)
+        return self.decoder(self.encode_images(pictures), tokens)
 
-    def teach(
+    def forward_teacher_forced(
         self,
         pictures: Tensor,
         tokens: Tensor,
@@ -62,19 +64,19 @@ class ImageCaptioningModel(nn.Module):
         at: Tensor | None = None,
         rows: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None]:
-        """As `Decoder.teach`, from pictures. `rows` (B,) names the picture of each row of tokens, where several share one:
+        """As `Decoder.forward_teacher_forced`, from pictures. `rows` (B,) names the picture of each row of tokens, where several share one:
         it is looked at once."""
-        features = self.see(pictures)
-        return self.decoder.teach(
+        features = self.encode_images(pictures)
+        return self.decoder.forward_teacher_forced(
             features if rows is None else features.index_select(0, rows), tokens, attention, at
         )
 
     @property
-    def fixed(self) -> tuple[int, ...]:
-        return self.decoder.fixed
+    def image_state_indices(self) -> tuple[int, ...]:
+        return self.decoder.image_state_indices
 
     def start(self, pictures: Tensor) -> State:
-        return self.decoder.start(self.see(pictures))
+        return self.decoder.start(self.encode_images(pictures))
 
     def step(self, state: State, token: Tensor) -> tuple[Tensor, State, Tensor | None]:
         return self.decoder.step(state, token)

@@ -57,7 +57,7 @@ def encode_all(model: ImageCaptioningModel, data: CaptionData, pooled: bool) -> 
             for places in torch.arange(len(names) if view == 0 else count, device=device).split(
                 MAX_IMAGES_PER_PASS
             ):
-                found = model.encode(_view(data, places, view))
+                found = model.encode_pixels(_view(data, places, view))
                 kept.rows[at : at + len(places)] = (
                     found.float().mean(1, keepdim=True) if pooled else found
                 )

@@ -26,7 +26,7 @@ FACTOR = 6364136223846793005  # Knuth's; products of 64 bits wrap around alike e
 NOTHING = 0  # the hash of no n-gram
 
 
-class Rewards:
+class CiderReward:
     """References counted and weighed once, as tensors.
 
     Args:
@@ -46,10 +46,10 @@ class Rewards:
         table, frequency = np.unique(_once_an_image(hashes.numpy()), return_counts=True)
         real = table != NOTHING
         self.table = torch.from_numpy(table[real]).to(device)
-        self.rarity = (
+        self.idf = (
             torch.from_numpy(math.log(len(references)) - np.log(frequency[real])).float().to(device)
         )
-        self.rarest = torch.tensor(math.log(len(references)), device=device)
+        self.max_idf = torch.tensor(math.log(len(references)), device=device)
         self.lengths = (numbers != PAD).sum(2).to(device)
         self.hashes = hashes.to(device)
         self.weights = torch.cat([self._weights(some) for some in self.hashes.split(256)])
@@ -86,10 +86,10 @@ class Rewards:
         return (dots / norms.clamp(min=1e-12)).masked_fill(norms == 0, 0.0)
 
     def _weights(self, hashes: Tensor) -> Tensor:
-        """(..., M) -> count times rarity of each n-gram where it stands first in its sentence, 0 elsewhere."""
+        """(..., M) -> count times idf of each n-gram where it stands first in its sentence, 0 elsewhere."""
         at = torch.searchsorted(self.table, hashes).clamp(max=len(self.table) - 1)
-        rarity = torch.where(self.table[at] == hashes, self.rarity[at], self.rarest)
-        return _counts(hashes) * rarity
+        idf = torch.where(self.table[at] == hashes, self.idf[at], self.max_idf)
+        return _counts(hashes) * idf
 
 
 def _counts(hashes: Tensor) -> Tensor:

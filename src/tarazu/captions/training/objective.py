@@ -16,8 +16,8 @@ from tarazu.captions.data.vocabulary import EOS, PAD, SOS, UNK
 from tarazu.captions.decoding import beam_search
 from tarazu.captions.model.captioning_model import ImageCaptioningModel
 from tarazu.captions.settings import CaptionMethod, SelfCritical
-from tarazu.captions.training.cider_reward import Rewards
-from tarazu.engine.task import LossSum
+from tarazu.captions.training.cider_reward import CiderReward
+from tarazu.engine.trainable import LossSum
 
 
 def cross_entropy_loss(
@@ -54,7 +54,7 @@ def _taught(
     On a CPU only of real words. A GPU does the padding as well: to find the words, the program would wait for it.
     """
     at = None if targets.is_cuda else (targets != PAD).flatten().nonzero().squeeze(1)
-    logits, alphas = model.teach(pictures, inputs, False, at, rows)
+    logits, alphas = model.forward_teacher_forced(pictures, inputs, False, at, rows)
     if at is None:
         return logits.flatten(0, 1).float(), alphas, targets.flatten()
     return logits.float(), alphas, targets.flatten()[at]
@@ -98,8 +98,10 @@ def _corrupt_inputs(
         with (
             torch.no_grad()
         ):  # two passes instead of one word at a time (Mihaylova and Martins 2019)
-            own = model.teach(pictures, inputs, attention=False, rows=rows)[0].float()
-            for word in beam_search.NEVER:
+            own = model.forward_teacher_forced(pictures, inputs, attention=False, rows=rows)[
+                0
+            ].float()
+            for word in beam_search.FORBIDDEN_TOKENS:
                 own[:, :, word] = float("-inf")
             drawn = torch.distributions.Categorical(logits=own[:, :-1]).sample()
         chosen = (torch.rand(inputs.shape, device=inputs.device) < share) & ~keep
@@ -111,14 +113,14 @@ def _corrupt_inputs(
     return inputs
 
 
-def self_critical(
+def self_critical_loss(
     model: ImageCaptioningModel,
     pictures: Tensor,
     tokens: Tensor,
     images: Tensor,
-    rewards: Rewards,
+    rewards: CiderReward,
     settings: SelfCritical,
-    most_words: int,
+    max_words: int,
     rows: Tensor | None = None,
 ) -> LossSum:
     """The gradient of the expected reward: each sampled sentence against the mean of the image's other samples.
@@ -126,18 +128,20 @@ def self_critical(
     images (B,): the place of each picture among the references. Sentences are drawn without dropout; it may be on in what is
     learnt from them (`settings.dropout`). The loss that is reported stays the likelihood of the person's caption.
     """
-    used, samples = max(1, round(settings.share * len(pictures))), settings.samples
+    used, samples = max(1, round(settings.sample_fraction * len(pictures))), settings.samples
     with beam_search.without_dropout(model):
         if settings.likelihood or settings.dropout:  # then all are looked at once, for everything
-            pictures = model.see(pictures)
-        features = model.see(pictures[:used]).repeat_interleave(samples, 0)  # once for all samples
-        drawn = beam_search.sample(model, features.detach(), most_words)
+            pictures = model.encode_images(pictures)
+        features = model.encode_images(pictures[:used]).repeat_interleave(
+            samples, 0
+        )  # once for all samples
+        drawn = beam_search.sample(model, features.detach(), max_words)
         advantage = _advantage(
             rewards(images[:used].repeat_interleave(samples), drawn, settings.bleu), samples
         )
     with nullcontext() if settings.dropout else beam_search.without_dropout(model):
-        logits = model.teach(features, drawn[:, :-1], attention=False)[0].float()
-        logp = _log_chances(logits, drawn[:, 1:], most_words)
+        logits = model.forward_teacher_forced(features, drawn[:, :-1], attention=False)[0].float()
+        logp = _log_chances(logits, drawn[:, 1:], max_words)
         policy = (
             -(advantage * logp).sum() / samples * (len(tokens) / used)
         )  # rows, not pictures, that may have several: as `total`
@@ -147,7 +151,7 @@ def self_critical(
     return LossSum(total, 0, policy + (settings.likelihood - 1) * total)
 
 
-def _log_chances(logits: Tensor, said: Tensor, most_words: int) -> Tensor:
+def _log_chances(logits: Tensor, said: Tensor, max_words: int) -> Tensor:
     """logits (B, T, V), said (B, T) -> log-probabilities (B, T) of the words as `decoding.sample` drew them, 0 on padding.
 
     Over what could be drawn only: else an end that was forced upon a sentence of full length, and made it worse than others,
@@ -155,7 +159,7 @@ def _log_chances(logits: Tensor, said: Tensor, most_words: int) -> Tensor:
     """
     count, vocabulary = logits.shape[1:]
     logits = logits.masked_fill(
-        beam_search.forbidden(0, count, vocabulary, most_words, logits.device), float("-inf")
+        beam_search.forbidden_tokens(0, count, vocabulary, max_words, logits.device), float("-inf")
     )
     return -F.cross_entropy(
         logits.flatten(0, 1), said.flatten(), ignore_index=PAD, reduction="none"

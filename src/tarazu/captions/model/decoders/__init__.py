@@ -25,11 +25,13 @@ State = tuple[Tensor, ...]
 class Decoder(nn.Module):
     """What every decoder offers. B images, P places, D channels, T words, V words in the vocabulary."""
 
-    looks_at = "map"  # or "pooled", where the mean over the places is all that is used
-    fixed: tuple[int, ...] = ()  # places in the state of what depends on the picture alone
+    input_kind = "map"  # or "pooled", where the mean over the places is all that is used
+    image_state_indices: tuple[
+        int, ...
+    ] = ()  # places in the state of what depends on the picture alone
     fast_path = ""  # what `fast: true` does, for the ledger
 
-    def teach(
+    def forward_teacher_forced(
         self, features: Tensor, tokens: Tensor, attention: bool = True, at: Tensor | None = None
     ) -> tuple[Tensor, Tensor | None]:
         """features (B, P, D), tokens (B, T) from <sos> on -> logits (B, T, V) and attention (B, T, P), if it has any.
@@ -41,7 +43,7 @@ class Decoder(nn.Module):
 
     def forward(self, features: Tensor, tokens: Tensor) -> Tensor:
         """features (B, P, D), tokens (B, T) -> logits (B, T, V): position t says what follows token t."""
-        return self.teach(features, tokens)[0]
+        return self.forward_teacher_forced(features, tokens)[0]
 
     def start(self, features: Tensor) -> State:
         """features (B, P, D) -> the state before the first word."""
@@ -52,7 +54,7 @@ class Decoder(nn.Module):
         raise TypeError(f"{type(self).__name__} does not say how it steps")
 
 
-def only(x: Tensor, at: Tensor | None) -> Tensor:
+def select_positions(x: Tensor, at: Tensor | None) -> Tensor:
     """x (B, T, W) -> what stands at the flat positions `at`, (n, W); all of it without them."""
     return x if at is None else x.flatten(0, 1)[at]
 
@@ -63,7 +65,7 @@ def full_precision(x: Tensor) -> AbstractContextManager:
     return torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext()
 
 
-def head(inside: int, embedding: nn.Embedding, tied: bool) -> tuple[nn.Module, nn.Linear]:
+def output_head(inside: int, embedding: nn.Embedding, tied: bool) -> tuple[nn.Module, nn.Linear]:
     """An LSTM's way to its words: (to the width of the embedding where that is shared, the output layer).
 
     The embedding starts small and even, as the papers' do. Sharing: Press and Wolf 2017, arXiv:1608.05859.
@@ -76,7 +78,7 @@ def head(inside: int, embedding: nn.Embedding, tied: bool) -> tuple[nn.Module, n
     return nn.Linear(inside, width) if tied and inside != width else nn.Identity(), output
 
 
-def make(method: CaptionMethod, words: int, channels: int, places: int) -> Decoder:
+def make_decoder(method: CaptionMethod, words: int, channels: int, places: int) -> Decoder:
     """The decoder of a method's settings, freshly initialised."""
     from tarazu.captions.model.decoders.show_and_tell import ShowAndTellDecoder
     from tarazu.captions.model.decoders.show_attend_tell import ShowAttendTellDecoder

@@ -10,47 +10,55 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from tarazu.captions.model.decoders import Decoder, State, full_precision, head, only
+from tarazu.captions.model.decoders import (
+    Decoder,
+    State,
+    full_precision,
+    output_head,
+    select_positions,
+)
 from tarazu.captions.settings import ShowAndTell
 
 
 class ShowAndTellDecoder(Decoder):
-    looks_at = "pooled"
+    input_kind = "pooled"
     fast_path = "torch's LSTM"
 
     def __init__(self, settings: ShowAndTell, words: int, channels: int, places: int):
         super().__init__()
         self.layers, self.hidden, self.image_as = (
-            settings.layers,
-            settings.hidden,
+            settings.num_layers,
+            settings.hidden_size,
             settings.image_as,
         )
         self.embedding = nn.Embedding(words, settings.embedding)
         self.lstm = nn.LSTM(
             settings.embedding,
-            settings.hidden,
-            settings.layers,
+            settings.hidden_size,
+            settings.num_layers,
             batch_first=True,
-            dropout=settings.dropout if settings.layers > 1 else 0.0,
+            dropout=settings.dropout if settings.num_layers > 1 else 0.0,
         )
         if self.image_as != "word":
-            self.first = nn.Linear(channels, 2 * settings.layers * settings.hidden)
+            self.first = nn.Linear(channels, 2 * settings.num_layers * settings.hidden_size)
         if self.image_as != "state":
             self.image = nn.Linear(channels, settings.embedding)
         self.dropout, self.fast = (
             nn.Dropout(settings.dropout),
             settings.fast,
         )  # cuDNN's LSTM is fast already
-        self.narrow, self.output = head(settings.hidden, self.embedding, settings.tie_words)
+        self.narrow, self.output = output_head(
+            settings.hidden_size, self.embedding, settings.tie_embeddings
+        )
 
-    def teach(
+    def forward_teacher_forced(
         self, features: Tensor, tokens: Tensor, attention: bool = True, at: Tensor | None = None
     ) -> tuple[Tensor, None]:
         h, c = self.start(features)
         words = self.dropout(self.embedding(tokens))
         with full_precision(words):
             out, _ = self.lstm(words, _layers_first(h, c))
-        return self.output(self.dropout(self.narrow(only(out, at)))), None
+        return self.output(self.dropout(self.narrow(select_positions(out, at)))), None
 
     def start(self, features: Tensor) -> State:
         """The state is (h, c), each (B, layers, hidden)."""

@@ -9,18 +9,24 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from tarazu.captions.model.decoders import Decoder, State, full_precision, head, only
+from tarazu.captions.model.decoders import (
+    Decoder,
+    State,
+    full_precision,
+    output_head,
+    select_positions,
+)
 from tarazu.captions.model.decoders.attention_lstm import AttentionLSTMFunction
 from tarazu.captions.settings import ShowAttendTell
 
 
 class ShowAttendTellDecoder(Decoder):
-    fixed = (2, 3)
+    image_state_indices = (2, 3)
     fast_path = "recurrence with a backward pass by hand"
 
     def __init__(self, settings: ShowAttendTell, words: int, channels: int, places: int):
         super().__init__()
-        hidden, embedding = settings.hidden, settings.embedding
+        hidden, embedding = settings.hidden_size, settings.embedding
         self.embedding = nn.Embedding(words, embedding)
         self.project = None
         if settings.project:
@@ -37,22 +43,24 @@ class ShowAttendTellDecoder(Decoder):
         self.first = nn.Linear(channels, 2 * hidden)
         self.mix = nn.Linear(channels + embedding, settings.mix) if settings.mix else nn.Identity()
         self.cell = nn.LSTMCell(settings.mix or channels + embedding, hidden)
-        self.deep, self.tied = settings.deep_output, settings.tie_words
+        self.deep, self.tied = settings.deep_output, settings.tie_embeddings
         if self.deep:
             self.from_hidden = nn.Linear(hidden, embedding)
             self.from_context = nn.Linear(channels, embedding, bias=False)
-        self.narrow, self.output = head(
+        self.narrow, self.output = output_head(
             embedding if self.deep else hidden, self.embedding, self.tied
         )
         self.dropout, self.fast = nn.Dropout(settings.dropout), settings.fast
 
-    def teach(
+    def forward_teacher_forced(
         self, features: Tensor, tokens: Tensor, attention: bool = True, at: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """Word by word, as h_{t-1} decides where to look; only the output layer can wait for all words at once."""
         state, words = self.start(features), self.dropout(self.embedding(tokens))
         hs, zs, alphas = (self._by_hand if self.fast else self._by_autograd)(state, words)
-        return self._words(only(words, at), only(hs, at), only(zs, at)), alphas
+        return self._words(
+            select_positions(words, at), select_positions(hs, at), select_positions(zs, at)
+        ), alphas
 
     def _by_autograd(self, state: State, words: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The state before the first word, words (B, T, E) -> h (B, T, H), z (B, T, D), alpha (B, T, P)."""

@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
 from tarazu.captions.data.vocabulary import PAD
-from tarazu.captions.model.decoders import Decoder, State, only
+from tarazu.captions.model.decoders import Decoder, State, select_positions
 from tarazu.captions.settings import Transformer
 
-MOST_WORDS = 256
+MAX_POSITIONS = 256
 
 
 class Attention(nn.Module):
@@ -68,7 +68,7 @@ class Layer(nn.Module):
 
     def __init__(self, settings: Transformer):
         super().__init__()
-        width = settings.hidden
+        width = settings.hidden_size
         self.own, self.cross = (
             Attention(width, settings.heads, settings.dropout) for _ in range(2)
         )
@@ -103,31 +103,31 @@ class Layer(nn.Module):
 
 
 class TransformerDecoder(Decoder):
-    fixed = (0, 1)
+    image_state_indices = (0, 1)
     fast_path = "fused attention"
 
     def __init__(self, settings: Transformer, words: int, channels: int, places: int):
         super().__init__()
-        width = settings.hidden
+        width = settings.hidden_size
         self.embedding = nn.Embedding(words, width)
         nn.init.normal_(self.embedding.weight, std=width**-0.5)
         if settings.positions == "learned":
-            self.positions = nn.Parameter(torch.randn(MOST_WORDS, width) * 0.02)
+            self.positions = nn.Parameter(torch.randn(MAX_POSITIONS, width) * 0.02)
         else:
-            self.register_buffer("positions", sinusoids(MOST_WORDS, width))
+            self.register_buffer("positions", sinusoids(MAX_POSITIONS, width))
         self.adapt = nn.Sequential(
             nn.Linear(channels, width), nn.LayerNorm(width)
         )  # from the encoder's width to ours
         self.places = nn.Parameter(torch.randn(places, width) * 0.02)
-        self.layers = nn.ModuleList(Layer(settings) for _ in range(settings.layers))
+        self.layers = nn.ModuleList(Layer(settings) for _ in range(settings.num_layers))
         self.norm = nn.LayerNorm(width)
         self.dropout = nn.Dropout(settings.dropout)
         self.output = nn.Linear(width, words)
         self.fast = settings.fast
-        if settings.tie_words:
+        if settings.tie_embeddings:
             self.output.weight = self.embedding.weight
 
-    def teach(
+    def forward_teacher_forced(
         self, features: Tensor, tokens: Tensor, attention: bool = True, at: Tensor | None = None
     ) -> tuple[Tensor, Tensor | None]:
         memory = self._memory(features)
@@ -135,7 +135,7 @@ class TransformerDecoder(Decoder):
         ignore = masks(tokens)
         for layer, looked in zip(self.layers, memory, strict=True):
             x, _, weights = layer(x, None, looked, ignore, self.fast, attention)
-        return self.output(self.norm(only(x, at))), weights
+        return self.output(self.norm(select_positions(x, at))), weights
 
     def start(self, features: Tensor) -> State:
         """The state is (keys, values of the map, keys, values of the words so far), (B, layers, P or t, width)."""

@@ -8,7 +8,7 @@ from functools import partial
 
 from tarazu.report.analysis.comparison import Pair
 from tarazu.report.analysis.curves import analyse
-from tarazu.report.analysis.metrics import mean_over_seeds, all_metrics
+from tarazu.report.analysis.metrics import all_metrics, mean_over_seeds
 from tarazu.report.analysis.study_view import MethodView, get_path
 from tarazu.report.render import charts
 from tarazu.report.render.bilingual import (
@@ -16,15 +16,15 @@ from tarazu.report.render.bilingual import (
     code,
     joined,
     number,
-    translate_or,
     small_note,
     spaced,
     translate,
+    translate_or,
 )
 from tarazu.report.render.figures import Figure
 from tarazu.report.render.tables import Cell, Table, number_cell, text_cell
-from tarazu.report.sections.chat.answers import method_name
 from tarazu.report.sections.common.base import Context
+from tarazu.report.sections.common.method_names import method_name
 
 LEAST = 3  # methods of a kind: two are a comparison, not an ablation
 LEAD = "cider"
@@ -46,7 +46,9 @@ def ablation_view(context: Context) -> list[dict]:
     views = []
     for group in groups(context.study.methods):
         found = [
-            one for method in group[1:] if (one := against(context, LEAD, group[0], method)) is not None
+            one
+            for method in group[1:]
+            if (one := against(context, LEAD, group[0], method)) is not None
         ]
         views.append(
             {
@@ -70,7 +72,9 @@ def groups(methods: list[MethodView]) -> list[list[MethodView]]:
     for group in found:
         names = {method.name for method in group}
         group += [
-            method for method in methods if method.kind == "ensemble" and members(method) and members(method) <= names
+            method
+            for method in methods
+            if method.kind == "ensemble" and members(method) and members(method) <= names
         ]
     return found
 
@@ -191,7 +195,11 @@ def _difference(context: Context, key: str, first: MethodView, method: MethodVie
         return number_cell(None if method is not first else 0.0, "signed_points")
     low, high = (number(value, "signed_points") for value in (found.low, found.high))
     span = small_note(translate("compare.interval", low=low, high=high))
-    says = translate("ablation.significant") if found.pair.significant else translate("ablation.unsure")
+    says = (
+        translate("ablation.significant")
+        if found.pair.significant
+        else translate("ablation.unsure")
+    )
     return Cell(
         spaced(number(found.mean, "signed_points", method.first.file("samples.jsonl")), span, says),
         found.mean,
@@ -231,7 +239,9 @@ def sentences(group: list[MethodView], found: list[Against]) -> list[Bilingual]:
             some = sorted(some, key=lambda one: -abs(one.mean))
             told.append(
                 translate(
-                    f"ablation.{key}", first=first, methods=joined([_by_how_much(one) for one in some])
+                    f"ablation.{key}",
+                    first=first,
+                    methods=joined([_by_how_much(one) for one in some]),
                 )
             )
     if same:
@@ -249,7 +259,8 @@ def sentences(group: list[MethodView], found: list[Against]) -> list[Bilingual]:
 
 def _by_how_much(one: Against) -> Bilingual:
     return spaced(
-        code(one.method.name), translate("common.in_brackets", what=number(one.mean, "signed_points"))
+        code(one.method.name),
+        translate("common.in_brackets", what=number(one.mean, "signed_points")),
     )
 
 

@@ -58,7 +58,12 @@ def _sound(words, rows) -> bool:
 
 
 def _view(
-    context: Context, method: MethodView, sample: dict, words: list[str], rows: list[list[float]], name: str
+    context: Context,
+    method: MethodView,
+    sample: dict,
+    words: list[str],
+    rows: list[list[float]],
+    name: str,
 ) -> dict | None:
     top = scale(rows)
     maps = [
@@ -148,7 +153,7 @@ def entropy_sentences(method: MethodView) -> list[Bilingual]:
         get_path(method.first.metrics, "entropy", default={}),
         method.first.file("metrics.json"),
     )
-    mean, most = as_number(get_path(found, "mean")), as_number(get_path(found, "most"))
+    mean, most = as_number(get_path(found, "mean")), as_number(get_path(found, "max"))
     if mean is None or not most:
         return []
     sentences = [

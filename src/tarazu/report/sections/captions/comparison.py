@@ -18,16 +18,16 @@ from tarazu.report.render.bilingual import (
     has,
     joined,
     number,
-    translate_or,
     translate,
+    translate_or,
 )
 from tarazu.report.render.figures import Figure
 from tarazu.report.render.images import photo
 from tarazu.report.render.tables import Cell, Table, number_cell, text_cell
 from tarazu.report.sections.captions.ablation import ablation_view
 from tarazu.report.sections.captions.methods import categories, samples_with_image
-from tarazu.report.sections.chat.answers import method_name
 from tarazu.report.sections.common.base import Context
+from tarazu.report.sections.common.method_names import method_name
 
 SIDE_BY_SIDE = 6
 ORDERS = (1, 2, 3, 4)
@@ -162,7 +162,10 @@ def errors_side_by_side(context: Context) -> Table:
         [text_cell(method_name(method)), *[_precision_and_recall(method, name) for name in names]]
         for method in methods
     ]
-    columns = [translate("compare.method"), *[translate_or(f"category.{name}", name) for name in names]]
+    columns = [
+        translate("compare.method"),
+        *[translate_or(f"category.{name}", name) for name in names],
+    ]
     sources = [method.first.file("metrics.json") for method in methods]
     return Table(translate("errors.side_by_side"), columns, rows, sources, sortable=True)
 
@@ -191,7 +194,9 @@ def _own_errors(method: MethodView) -> dict[str, dict[str, set]]:
 
 def error_findings(context: Context) -> list[Bilingual]:
     """Who makes the fewest errors, and which errors all models share, image by image."""
-    errors = {method.name: found for method in context.study.methods if (found := _own_errors(method))}
+    errors = {
+        method.name: found for method in context.study.methods if (found := _own_errors(method))
+    }
     shared = (
         set.intersection(*(set(found) for found in errors.values())) if len(errors) > 1 else set()
     )

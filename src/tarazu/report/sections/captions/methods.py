@@ -6,7 +6,7 @@ from tarazu.report.analysis.curves import curve
 from tarazu.report.analysis.metrics import by_id
 from tarazu.report.analysis.study_view import MethodView, as_number, dicts_in, get_path
 from tarazu.report.render import charts
-from tarazu.report.render.bilingual import code, data_text, number, translate_or, translate
+from tarazu.report.render.bilingual import code, data_text, number, translate, translate_or
 from tarazu.report.render.explanations import explain, explain_kind
 from tarazu.report.render.figures import Figure
 from tarazu.report.render.images import photo
@@ -23,7 +23,7 @@ from tarazu.report.sections.common.proof_of_change import (
 )
 
 PAGES = {
-    "show_and_tell": ("overfitting-all_metrics",),
+    "show_and_tell": ("overfitting-measures",),
     "show_attend_tell": ("attention-maps",),
     "transformer": ("masking", "positions"),
 }
@@ -57,7 +57,9 @@ def _method_view(context: Context, method: MethodView, told: set[str]) -> dict:
         "targets": targets_table(method),
         "search": search_view(context, method),
         "untrained": method.untrained,
-        "proofs": [(run.seed, view) for run in method.runs if (view := proof_view(run, method.runs[0]))],
+        "proofs": [
+            (run.seed, view) for run in method.runs if (view := proof_view(run, method.runs[0]))
+        ],
         "figure": loss_figure(context, method),
         "scores_figure": _scores_figure(context, method),
         "analysis": curve_sentences(context, method),
@@ -139,7 +141,8 @@ def image_view(context: Context, method: MethodView, sample: dict) -> dict:
         "id": code(sample.get("id", "?")),
         "caption": data_text(sample.get("beam3") or sample.get("greedy") or "", 300),
         "score": translate(
-            "caption_methods.score", cider=number(get_path(sample, "scores", "cider"), "points", source)
+            "caption_methods.score",
+            cider=number(get_path(sample, "scores", "cider"), "points", source),
         ),
         "references": [data_text(r, 300) for r in get_path(sample, "references", default=[])[:2]],
         "hallucinated": data_text(
@@ -174,7 +177,11 @@ def _in_all(context: Context, identity: str) -> bool:
 def _extremes(context: Context, method: MethodView) -> dict:
     """The best and the worst of the images that are kept, by CIDEr."""
     scored = sorted(
-        (s for s in samples_with_image(method) if as_number(get_path(s, "scores", "cider")) is not None),
+        (
+            s
+            for s in samples_with_image(method)
+            if as_number(get_path(s, "scores", "cider")) is not None
+        ),
         key=lambda s: s["scores"]["cider"],
     )
     if len(scored) < 2 * EXTREMES:

@@ -101,9 +101,7 @@ def baselines_section(context: Context) -> Section:
     found, _ = yardsticks(context.study)
     caption = get_path(found.get("constant"), "caption")
     view["constant"] = data_text(caption, 200) if caption else None
-    return Section(
-        "baselines", translate("section.baselines"), "captions/baselines.html", view
-    )
+    return Section("baselines", translate("section.baselines"), "captions/baselines.html", view)
 
 
 def baseline_table(context: Context) -> Table:
