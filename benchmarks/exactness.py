@@ -17,7 +17,7 @@ def compared(
     """{"loss", "reference_loss": nats a token; "gradient_distance": |fast - reference| / |reference|; "gradient_cosine"}."""
     import torch
 
-    from tarazu.engine.trainer import autocast
+    from tarazu.engine.precision import autocast
 
     device = trainable.base.device
     rows = [i for i in range(32) if len(data.store.row("train", i)[0]) <= limit][:12]
@@ -25,8 +25,8 @@ def compared(
     batches = task.collate(trainable, data, "train", rows, limit)
     with autocast(recipe.budget, device):
         loss, fast = _gradients(task, trainable, batches, device)
-    if trainable.recorder is not None:  # makes room
-        trainable.recorder.clear()
+    if trainable.graphed_forward is not None:  # makes room
+        trainable.graphed_forward.clear()
         torch.cuda.empty_cache()
     reference = _reference(task, trainable, recipe, words)
     alone = [

@@ -142,7 +142,7 @@ def train(args: argparse.Namespace) -> dict:
     out |= {
         "steps": steps,
         "first": watch.first,
-        "paths": task.paths(trainable, data),
+        "code_paths": task.code_paths(trainable, data),
         "ledger": ledger.as_json(),
         "whole": common.since_start(),
     }
@@ -200,15 +200,15 @@ def result(args: argparse.Namespace, measured: dict, rate: float | None) -> dict
     speed = common.spread([step["tokens_per_second"] for step in kept])
     setting = [
         "packed",
-        measured["paths"]["attention"],
-        measured["paths"]["layers"],
+        measured["code_paths"]["attention"],
+        measured["code_paths"]["layers"],
         *["checkpointing"] * args.checkpointing,
-        *["memory: small"] * (args.memory == "small"),
+        *["memory: low"] * (args.memory == "low"),
         *["4-bit base"] * (args.quantize == "4bit"),
         f"{args.limit} tokens a pass",
     ]
     return common.record(
-        "train", "tarazu", ", ".join(setting), args.shape, group=args.method + ", checkpointing" * args.checkpointing + ", memory: small" * (args.memory == "small") + ", 4-bit base" * (args.quantize == "4bit"),
+        "train", "tarazu", ", ".join(setting), args.shape, group=args.method + ", checkpointing" * args.checkpointing + ", memory: low" * (args.memory == "low") + ", 4-bit base" * (args.quantize == "4bit"),
         tokens_per_second=speed, peak_gib=(measured["ledger"]["train_memory"]["allocated"] or 0) / 2**30 or common.peak_gib(), first_step_seconds=measured["first"],
         bound_share=common.bound_share(speed and speed["median"], measured["parameters"], rate), matmul_flops=rate, parameters=measured["parameters"],
         loss=[step["loss"] for step in measured["steps"]], warm_steps=args.warm, whole_seconds=measured["whole"], exactness=measured["exactness"], step_seconds=[step["seconds"] for step in measured["steps"]], step_tokens=[step["tokens_per_second"] * step["seconds"] for step in measured["steps"]],
@@ -232,7 +232,7 @@ def arguments() -> argparse.Namespace:
     asked.add_argument("--checkpointing", action="store_true")
     asked.add_argument(
         "--memory",
-        choices=("normal", "small"),
+        choices=("normal", "low"),
         default="normal",
         help="small: checkpointing, a row a pass, small chunks of the loss",
     )
@@ -260,7 +260,7 @@ def arguments() -> argparse.Namespace:
     asked.add_argument("--rows", type=int, default=2048)
     asked.add_argument("--seed", type=int, default=0)
     args = asked.parse_args()
-    args.limit = min(args.limit, shapes.LONGEST) if args.memory == "small" else args.limit
+    args.limit = min(args.limit, shapes.LONGEST) if args.memory == "low" else args.limit
     args.out = (
         args.out
         or common.RESULTS

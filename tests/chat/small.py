@@ -21,14 +21,14 @@ SPECIALS = [
 ]
 METHODS = {
     "base": {},
-    "prompt_tuning": {"virtual_tokens": 4},
-    "prefix_tuning": {"virtual_tokens": 4},
-    "p_tuning": {"virtual_tokens": 4, "encoder_width": 16},
+    "prompt_tuning": {"num_virtual_tokens": 4},
+    "prefix_tuning": {"num_virtual_tokens": 4},
+    "p_tuning": {"num_virtual_tokens": 4, "encoder_width": 16},
     "lora": {"rank": 2, "dropout": 0.1, "learning_rate": 1e-2},
     "rslora": {"rank": 2},
     "dora": {"rank": 2, "learning_rate": 1e-2},
     "loha": {"rank": 2},
-    "layers": {"first": 1, "last": 1, "learning_rate": 1e-2},
+    "layers": {"num_first": 1, "num_last": 1, "learning_rate": 1e-2},
 }
 
 
@@ -90,7 +90,7 @@ def recipe(path: Path, model: Path, **changes) -> Path:
             "evaluate_every": 8_000,
             "validation_rows": 4,
         },
-        "generation": {"max_new_tokens": 5, "test_rows": 3, "during_training": 1},
+        "generation": {"max_new_tokens": 5, "num_test_answers": 3, "samples_per_validation": 1},
         "methods": METHODS,
         "device": "cpu",
     }

@@ -19,30 +19,30 @@ from tarazu.chat.model.loss import token_losses
 
 LENGTHS = np.array([40, 40, 40])
 MORE = {
-    "full": Layers(first=3, last=3, embeddings=True, final_norm=True, head=True),
-    "first": Layers(first=2, last=0),
-    "last": Layers(first=0, last=2),
+    "full": Layers(num_first=3, num_last=3, embeddings=True, final_norm=True, lm_head=True),
+    "first": Layers(num_first=2, num_last=0),
+    "last": Layers(num_first=0, num_last=2),
     "lora_top": LoRA(rank=4, targets=["down_proj"]),
     "lora_dropout": LoRA(rank=4, dropout=0.2),
     "dora_dropout": METHODS["dora"].model_copy(update={"dropout": 0.2}),
-    "prefix_long": PrefixTuning(virtual_tokens=16),
+    "prefix_long": PrefixTuning(num_virtual_tokens=16),
 }
 
 
 def counted(trainable) -> int:
     """What the counter sees in one padded batch without padding, in train mode, forward and backward."""
     random = np.random.default_rng(0)
-    prefix = trainable.virtual if trainable.prefix else 0
+    prefix = trainable.prefix_length
     rows = [
         TokenizedRow(random.integers(3, VOCABULARY, n), np.arange(n) >= n // 2, i)
         for i, n in enumerate(LENGTHS)
     ]
-    batch = make_batch([[row] for row in rows], trainable.virtual - prefix, prefix)
+    batch = make_batch([[row] for row in rows], trainable.prompt_length, prefix)
     trainable.module.train()
     with FlopCounterMode(display=False) as counter:
         token_losses(
             trainable.base,
-            hidden_states(trainable, batch).flatten(0, 1)[batch.sources],
+            hidden_states(trainable, batch).flatten(0, 1)[batch.label_positions],
             batch.labels,
         ).sum().backward()
     return counter.get_total_flops()
@@ -60,19 +60,19 @@ def test_as_torchs_counter_sees_it(name, family, lean):
     if lean:
         lightweight_adapters.use_lightweight_forward(trainable.base)
     work = count_flops(trainable)
-    prefix = trainable.virtual if trainable.prefix else 0
-    places = LENGTHS + trainable.virtual - prefix
-    attention = sum(each for each, _ in work.keys) * float(
+    prefix = trainable.prefix_length
+    places = LENGTHS + trainable.prompt_length
+    attention = sum(each for each, _ in work.per_visible_key) * float(
         (places * (places + prefix)).sum()
     )  # eager attention computes every pair
-    ours = work.position * places.sum() + attention + work.supervised * 60 + work.batch
+    ours = work.per_position * places.sum() + attention + work.per_supervised_token * 60 + work.per_pass
     assert ours == pytest.approx(counted(trainable), rel=0.03)
 
 
 def test_where_training_starts_decides_the_cost():
     """Four times the parameters in the first layers alone, six in full, and less the later the first trained layer is."""
     position = {
-        name: count_flops(METHOD.attach(model("llama"), Words())).position
+        name: count_flops(METHOD.attach(model("llama"), Words())).per_position
         for name, METHOD in MORE.items()
         if name in ("full", "first", "last")
     }

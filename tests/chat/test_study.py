@@ -72,7 +72,7 @@ def whole(tmp_path_factory):
 
 
 def steps(run: RunDir) -> list[dict]:
-    return [event for event in run.read_lines("events.jsonl") if event["event"] == "step"]
+    return [event for event in run.read_jsonl("events.jsonl") if event["event"] == "step"]
 
 
 def wait_for_step(child, run: RunDir, step: int) -> None:
@@ -119,7 +119,7 @@ def test_every_method_sees_the_same_rows_and_proves_what_changed(whole):
     seen = {tuple((s["step"], s["tokens"]) for s in steps(run)) for run in runs}
     assert len(seen) == 1, "rows differ between methods"
     asked = {
-        tuple(s["id"] for s in run.read_lines("samples.jsonl"))
+        tuple(s["id"] for s in run.read_jsonl("samples.jsonl"))
         for run in [*runs, RunDir(whole / "whole" / "base" / "seed-0")]
     }
     assert len(asked) == 1 and len(asked.pop()) == 32 + 3
@@ -184,7 +184,7 @@ def test_chat_and_export_answer_as_the_run_did(whole, tmp_path):
     for name in ("lora", "layers", "loha", "prompt_tuning", "p_tuning", "prefix_tuning"):
         path = str(whole / "whole" / name)
         trainable, template, run, _ = load(path)
-        sample = run.read_lines("samples.jsonl")[0]
+        sample = run.read_jsonl("samples.jsonl")[0]
         from tarazu.chat.data.chat_template import Turn
 
         prompt = template.encode_prompt([Turn(t["role"], t["text"]) for t in sample["turns"]])
@@ -246,6 +246,6 @@ def test_a_study_whose_rows_cannot_be_had_leaves_no_folder(tmp_path):
     small.recipe(tmp_path / "recipe.yaml", small.save_model(tmp_path / "model"))
     with pytest.raises(UserError, match=r"missing\.jsonl"):
         runner.run(
-            str(tmp_path / "recipe.yaml"), str(tmp_path / "new"), sets=["data.source=missing.jsonl"]
+            str(tmp_path / "recipe.yaml"), str(tmp_path / "new"), overrides=["data.source=missing.jsonl"]
         )
     assert not (tmp_path / "new").exists()  # so the mended command may name it again

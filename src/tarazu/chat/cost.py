@@ -13,15 +13,16 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from tarazu.chat.data.chat_template import Turn
 from tarazu.chat.evaluation import text_metrics
 from tarazu.chat.evaluation.generation import generate
+from tarazu.chat.compatibility import require_compatible
 from tarazu.chat.fast import lightweight_adapters
-from tarazu.chat.flops import FlopCount, count_flops, per_token
+from tarazu.chat.flops import FlopCount, count_flops, flops_per_token
 from tarazu.chat.model import flex_attention, loading, quantization
 from tarazu.chat.model.loss import LARGE_CHUNK, SMALL_CHUNK
 from tarazu.chat.model.trainable import TrainableChatModel
 from tarazu.chat.settings import ChatRecipe
 from tarazu.chat.task import NO_CHECKPOINTING, Chat, ChatData
-from tarazu.engine.trainer import uses_bfloat16
-from tarazu.estimate.cost_model import CostOutline
+from tarazu.engine.precision import uses_bfloat16
+from tarazu.engine.cost import CostOutline
 
 BEGIN = {
     "cpu": 1,
@@ -64,8 +65,8 @@ def shapes(
 
 def afresh(trainable: TrainableChatModel) -> None:
     """As newly built, for the shapes of passes."""
-    if trainable.recorder is not None:
-        trainable.recorder.clear()
+    if trainable.graphed_forward is not None:
+        trainable.graphed_forward.clear()
 
 
 def phase_seconds(
@@ -90,7 +91,7 @@ def phase_seconds(
         spent = timed(trainable, lambda rows=some: task.nats(trainable, data, rows, limit))
         evaluate += spent * float(size.sum()) / sum(len(row.ids) for row in some)
     asked = [a for a in task.asked(data, recipe) if a["from"] == "questions"][
-        : recipe.generation.during_training
+        : recipe.generation.samples_per_validation
     ]
     final = generation_seconds(
         task, trainable, data, recipe, task.asked(data, recipe), recipe.generation.max_new_tokens
@@ -176,7 +177,7 @@ def written(task: Chat, data: ChatData, recipe: ChatRecipe, validations: int) ->
     answers = data.store.column("test", "answer_bytes").sum() / max(
         1, data.store.column("test", "answer_tokens").sum()
     )  # bytes of a token
-    sampled = [a for a in asked if a["from"] == "questions"][: recipe.generation.during_training]
+    sampled = [a for a in asked if a["from"] == "questions"][: recipe.generation.samples_per_validation]
 
     def size(some: list[dict], most: int) -> float:
         fields = {
@@ -217,7 +218,7 @@ def outline(
         recipe.methods[name],
         torch.bfloat16 if uses_bfloat16(recipe.budget, device) else torch.float32,
     )
-    quantization.demand(recipe, name)
+    require_compatible(recipe, name)
     model = meta_model(recipe, device, low)
     weights, unpacked = weight_bytes(recipe, model, low)
     with torch.device("meta"):
@@ -232,15 +233,15 @@ def outline(
         recipe.budget.micro_batch_tokens,
         (method.batch_rows or recipe.budget.batch_rows) * float(lengths.mean()),
     )
-    each = per_token(train, trainable, lengths, share, in_pass)
+    each = flops_per_token(train, trainable, lengths, share, in_pass)
     tokens = recipe.budget.tokens or recipe.budget.epochs * float(lengths.sum())
-    forward = per_token(plain, trainable, lengths, share, in_pass)
+    forward = flops_per_token(plain, trainable, lengths, share, in_pass)
     steps, rows = _decoding(recipe, data)
     return CostOutline(
         train_flops=each * tokens if trained else 0.0,
         evaluate_flops=forward * float(data.store.lengths("test").sum()) + _passages(plain, data),
         decode_steps=steps,
-        decode_flops=rows * (plain.position + plain.supervised),
+        decode_flops=rows * (plain.per_position + plain.per_supervised_token),
         decode_bytes=weights + unpacked,
         fixed_bytes=_process(device)
         + weights
@@ -257,7 +258,7 @@ def outline(
 
 
 def meta_model(recipe: ChatRecipe, device: torch.device, dtype: torch.dtype) -> torch.nn.Module:
-    """The model's structure on the meta device. Raises `BadInput` or `ValueError` where it cannot be."""
+    """The model's structure on the meta device. Raises `UserError` or `ValueError` where it cannot be."""
     place = loading.resolve_model_path(recipe.model)
     config = AutoConfig.from_pretrained(place, revision=recipe.revision)
     with torch.device("meta"):
@@ -270,7 +271,7 @@ def meta_model(recipe: ChatRecipe, device: torch.device, dtype: torch.dtype) -> 
 def weight_bytes(recipe: ChatRecipe, model: torch.nn.Module, dtype: torch.dtype) -> tuple[int, int]:
     """Bytes of the base's weights in memory, and of those that one step of writing unpacks and reads again."""
     if recipe.quantize != "none":
-        return quantization.foreseen(model, dtype.itemsize)
+        return quantization.estimate_bytes(model, dtype.itemsize)
     return sum(p.numel() for p in model.parameters()) * dtype.itemsize, 0
 
 
@@ -300,7 +301,7 @@ def _notes(
 def _decoding(recipe: ChatRecipe, data: ChatData) -> tuple[float, float]:
     """Steps of writing in one run, and rows in each, on average."""
     settings = recipe.generation
-    asked = len(data.questions) + min(settings.test_rows, data.size("test"))
+    asked = len(data.questions) + min(settings.num_test_answers, data.size("test"))
     kinds = [(asked, settings.max_new_tokens)]
     if recipe.reading:
         kinds.append((len(data.reading), recipe.reading.max_new_tokens))
@@ -311,7 +312,7 @@ def _decoding(recipe: ChatRecipe, data: ChatData) -> tuple[float, float]:
 def _passages(plain: FlopCount, data: ChatData) -> float:
     rows = [row for passages in data.forgetting.values() for row in passages.rows]
     lengths = np.array([len(row.ids) for row in rows], dtype=np.int64)
-    return plain.of(lengths, float(sum(row.supervised.sum() for row in rows)), 0) if rows else 0.0
+    return plain.total(lengths, float(sum(row.supervised.sum() for row in rows)), 0) if rows else 0.0
 
 
 def _activations(
@@ -330,7 +331,7 @@ def _activations(
     if recipe.budget.gradient_checkpointing:
         block = config.hidden_size
     deep = sum(
-        each > 4 * config.num_attention_heads * head for each, _ in work.keys
+        each > 4 * config.num_attention_heads * head for each, _ in work.per_visible_key
     )  # layers that are gone back through
     places = max(recipe.budget.micro_batch_tokens, int(lengths.max()))
     logits = min(

@@ -28,23 +28,23 @@ class FlopCount:
     """FLOPs of training.
 
     Args:
-        position: for each place of a row, virtual or not.
-        keys: for each layer, FLOPs per position and visible key, and its window (None: sees everything before it).
-        supervised: for each token under the loss.
-        batch: for each forward pass, however long: products of weights with weights (DoRA, LoHa).
+        per_position: for each place of a row, virtual or not.
+        per_visible_key: for each layer, FLOPs per position and visible key, and its window (None: sees everything before it).
+        per_supervised_token: for each token under the loss.
+        per_pass: for each forward pass, however long: products of weights with weights (DoRA, LoHa).
     """
 
-    position: float = 0.0
-    keys: list[tuple[float, int | None]] = field(default_factory=list)
-    supervised: float = 0.0
-    batch: float = 0.0
+    per_position: float = 0.0
+    per_visible_key: list[tuple[float, int | None]] = field(default_factory=list)
+    per_supervised_token: float = 0.0
+    per_pass: float = 0.0
     backward: bool = True
 
-    def times(self, into: bool, weight: bool) -> int:
+    def num_products(self, into: bool, weight: bool) -> int:
         """How often a product is computed: forward, and backward for its input and its weight where they need a gradient."""
         return 1 + (into + weight) * self.backward
 
-    def of(
+    def total(
         self,
         lengths: np.ndarray,
         supervised: float,
@@ -55,13 +55,14 @@ class FlopCount:
         """FLOPs of rows of these lengths, each behind `virtual` prompt places or `prefix` keys, in so many passes."""
         places = lengths + virtual
         attention = sum(
-            each * visible_pairs(places, prefix, window).sum() for each, window in self.keys
+            each * visible_pairs(places, prefix, window).sum()
+            for each, window in self.per_visible_key
         )
         return float(
-            self.position * places.sum()
+            self.per_position * places.sum()
             + attention
-            + self.supervised * supervised
-            + self.batch * batches
+            + self.per_supervised_token * supervised
+            + self.per_pass * batches
         )
 
 
@@ -78,12 +79,12 @@ def visible_pairs(places: np.ndarray, prefix: int, window: int | None) -> np.nda
 def count_flops(model: TrainableChatModel, backward: bool = True) -> FlopCount:
     """Counts one small forward pass, in train mode; works on the meta device too. Without `backward`: evaluation's work."""
     work, base = FlopCount(backward=backward), model.base
-    prefix = model.virtual if model.prefix else 0
-    handles = _watch(model, work, LENGTH + model.virtual - prefix)
+    prefix = model.prefix_length
+    handles = _watch(model, work, LENGTH + model.prompt_length)
     training = model.module.training
     model.module.train()
     row = TokenizedRow(np.full(LENGTH, 1), np.zeros(LENGTH, bool))
-    batch = _on(make_batch([[row]], model.virtual - prefix, prefix), base.device)
+    batch = _on(make_batch([[row]], model.prompt_length, prefix), base.device)
     try:
         with torch.random.fork_rng(), torch.set_grad_enabled(backward):
             hidden = hidden_states(model, batch)
@@ -93,11 +94,13 @@ def count_flops(model: TrainableChatModel, backward: bool = True) -> FlopCount:
         model.module.train(training)
     head = base.get_output_embeddings().weight
     forward = linear_flops(1, head.shape[1], head.shape[0])
-    work.supervised = forward * work.times(hidden.requires_grad, head.requires_grad)
+    work.per_supervised_token = forward * work.num_products(
+        hidden.requires_grad, head.requires_grad
+    )
     return work
 
 
-def per_token(
+def flops_per_token(
     work: FlopCount,
     model: TrainableChatModel,
     lengths: np.ndarray,
@@ -111,14 +114,14 @@ def per_token(
         supervised_share: of the tokens.
         tokens_per_pass: real tokens in one forward pass, on average.
     """
-    prefix = model.virtual if model.prefix else 0
+    prefix = model.prefix_length
     tokens = int(lengths.sum())
     return (
-        work.of(
+        work.total(
             lengths,
             supervised_share * tokens,
             tokens / tokens_per_pass,
-            model.virtual - prefix,
+            model.prompt_length,
             prefix,
         )
         / tokens
@@ -154,7 +157,7 @@ def _watch(model: TrainableChatModel, work: FlopCount, places: int) -> list:
             handles.append(
                 module.register_forward_pre_hook(lambda m, args: _linear(work, m, args[0], places))
             )
-        if isinstance(module, lightweight_adapters.LEAN):
+        if isinstance(module, lightweight_adapters.LIGHTWEIGHT_ADAPTERS):
             handles.append(
                 module.register_forward_pre_hook(lambda m, args: _lean(work, m, args[0]))
             )
@@ -177,18 +180,18 @@ def _watch(model: TrainableChatModel, work: FlopCount, places: int) -> list:
 
 def _encoder(work: FlopCount, module: nn.Linear, x: torch.Tensor) -> None:
     rows = x.numel() // module.in_features
-    work.batch += linear_flops(rows, module.in_features, module.out_features) * work.times(
-        x.requires_grad, module.weight.requires_grad
-    )
+    work.per_pass += linear_flops(
+        rows, module.in_features, module.out_features
+    ) * work.num_products(x.requires_grad, module.weight.requires_grad)
 
 
 def _linear(work: FlopCount, module: nn.Linear, x: torch.Tensor, places: int) -> None:
     rows = x.numel() // module.in_features
     once = linear_flops(1, module.in_features, module.out_features)
     if rows == places:
-        work.position += once * work.times(x.requires_grad, module.weight.requires_grad)
+        work.per_position += once * work.num_products(x.requires_grad, module.weight.requires_grad)
     else:  # DoRA sends an identity matrix through its adapter to learn the product; nothing goes back through that
-        work.batch += once * rows
+        work.per_pass += once * rows
 
 
 def _lean(work: FlopCount, module: nn.Module, x: torch.Tensor) -> None:
@@ -196,11 +199,11 @@ def _lean(work: FlopCount, module: nn.Module, x: torch.Tensor) -> None:
     base = module.get_base_layer()
     into, out = base.in_features, base.out_features
     rank = module.factors(module.active_adapters[0])[0].shape[0]
-    work.position += linear_flops(1, into, rank) * work.times(x.requires_grad, True)
-    work.position += linear_flops(1, rank, out) * work.times(True, True)
-    if isinstance(module, lightweight_adapters.LeanDoRA):
-        work.position += linear_flops(1, into, out) * work.times(x.requires_grad, False)
-        work.batch += (
+    work.per_position += linear_flops(1, into, rank) * work.num_products(x.requires_grad, True)
+    work.per_position += linear_flops(1, rank, out) * work.num_products(True, True)
+    if isinstance(module, lightweight_adapters.LightweightDoRA):
+        work.per_position += linear_flops(1, into, out) * work.num_products(x.requires_grad, False)
+        work.per_pass += (
             linear_flops(out, into, rank)
             + linear_flops(rank, into, rank)
             + linear_flops(out, rank, rank)
@@ -212,8 +215,8 @@ def _hadamard(work: FlopCount, module: nn.Module, x: torch.Tensor) -> None:
     for first in module.hada_w1_a.values():
         rank, base = first.shape[1], module.get_base_layer()
         size = linear_flops(1, base.in_features, base.out_features)
-        work.position += size * work.times(x.requires_grad, True)
-        work.batch += (
+        work.per_position += size * work.num_products(x.requires_grad, True)
+        work.per_pass += (
             size * rank * (8 if work.backward else 2)
         )  # two products forward; those again and four more backward
 
@@ -222,9 +225,9 @@ def _again(work: FlopCount, x: torch.Tensor, kwargs: dict) -> None:
     """DoRA with dropout runs the base layer a second time, on what dropout left."""
     if kwargs.get("base_result") is None:
         base = kwargs["base_layer"]
-        work.position += linear_flops(1, base.in_features, base.out_features) * work.times(
-            x.requires_grad, False
-        )
+        work.per_position += linear_flops(
+            1, base.in_features, base.out_features
+        ) * work.num_products(x.requires_grad, False)
 
 
 def _attention(
@@ -239,4 +242,4 @@ def _attention(
         else bool(getattr(config, "use_sliding_window", True))
     )
     window = getattr(config, "sliding_window", None) if slides else None
-    work.keys.append((forward * (3 if value.requires_grad else 1), window))
+    work.per_visible_key.append((forward * (3 if value.requires_grad else 1), window))

@@ -35,7 +35,7 @@ from tarazu.chat.model.batching import ChatBatch, TokenizedRow, bin_pack, make_b
 from tarazu.chat.model.loss import SMALL_CHUNK, token_losses
 from tarazu.chat.model.trainable import TrainableChatModel
 from tarazu.chat.settings import ChatRecipe, Sources
-from tarazu.engine.invariants import perturbations
+from tarazu.engine import dropout
 from tarazu.engine.trainable import LossSum
 from tarazu.engine.precision import uses_bfloat16
 from tarazu.errors import UserError
@@ -155,7 +155,7 @@ class Chat:
         for parameter in trainable.trainable().values():
             parameter.data = parameter.data.float()  # small steps vanish in bfloat16
         if recipe.budget.gradient_checkpointing and method.kind not in NO_CHECKPOINTING:
-            draws = perturbations.uses_dropout(
+            draws = dropout.uses_dropout(
                 model
             )  # else the state of the dice is not kept, which could not be recorded
             model.gradient_checkpointing_enable(

@@ -143,7 +143,7 @@ def prefill(
     (first, past), others = parts[0], parts[1:]
     if not others:
         return hidden, first, past
-    past.join([other for _, other in others])
+    past.concat([other for _, other in others])
     last = {
         name: torch.cat([getattr(batch, name)[:, -1:] for batch, _ in parts])
         for name in ("ids", "virtual_indices", "positions", "segments")

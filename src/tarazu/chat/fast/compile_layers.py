@@ -21,8 +21,8 @@ from transformers import PreTrainedModel
 from tarazu.chat.fast import fused_lora, inductor_patches
 from tarazu.chat.model import flash_attention, flex_attention
 from tarazu.chat.model.loading import cache_folder
-from tarazu.chat.model.tanh_approx import teach_compiler
-from tarazu.engine.invariants import perturbations
+from tarazu.chat.model.tanh_approx import register_tanh_lowering
+from tarazu.engine import dropout
 
 WIDE = 2048  # hidden numbers from which on LoRA and DoRA inside the large products (`wide.py`) pays: a tenth faster at 2,304, slower at 64
 
@@ -34,9 +34,9 @@ def compile_layers(model: PreTrainedModel, checkpointing: bool = False) -> None:
         "FLASH_ATTENTION_CUTE_DSL_CACHE_ENABLED", "1"
     )  # its kernels take ten seconds to make: the next process finds them
     os.environ.setdefault("FLASH_ATTENTION_CUTE_DSL_CACHE_DIR", str(cache_folder() / "flash"))
-    flex_attention.allow_many_shapes()
-    teach_compiler()
-    inductor_patches.teach_compiler()
+    flex_attention.raise_recompile_limit()
+    register_tanh_lowering()
+    inductor_patches.extend_persistent_reductions()
     if model.config.get_text_config().hidden_size >= WIDE:
         fused_lora.fuse_lora_layers(model)
     for layer in model.get_decoder().layers:
@@ -118,7 +118,7 @@ class _Layer:
         self.checkpointing = checkpointing
         self.layer, self.plain, self.prepared, self.number = layer, layer.forward, prepared, number
         self.trained = any(parameter.requires_grad for parameter in layer.parameters())
-        self.draws = perturbations.uses_dropout(layer)
+        self.draws = dropout.uses_dropout(layer)
 
     def __call__(
         self, *args: Any, attention_mask: Any = None, prefixes: list | None = None, **rest: Any

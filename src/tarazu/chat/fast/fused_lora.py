@@ -22,7 +22,7 @@ from torch import nn
 
 from tarazu.chat.fast.fused_lora_ops import FusedLoRAMatmul, register_lowerings
 from tarazu.chat.fast.fused_mlp import fuse_mlp
-from tarazu.chat.fast.lightweight_adapters import LeanDoRA, LeanLoRA, row_norms
+from tarazu.chat.fast.lightweight_adapters import LightweightDoRA, LightweightLoRA, row_norms
 
 GROUPS = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"), ("o_proj",), ("down_proj",))
 RANK_ALIGNMENT = 64  # an inner side must stay a multiple of this, or the product slows down by more than is saved
@@ -39,7 +39,7 @@ def fuse_lora_layers(model: nn.Module) -> int:
     will stay: a moved model has its weights apart again, and must not be trained so.
     """
     parts = [_together(module, names) for module in model.modules() for names in GROUPS]
-    alike: dict[tuple, list[list[LeanLoRA]]] = defaultdict(list)
+    alike: dict[tuple, list[list[LightweightLoRA]]] = defaultdict(list)
     for modules in parts:
         if modules and _columns(modules) <= MAX_FUSED_RANK:
             alike[_kind(modules)].append(modules)
@@ -52,12 +52,12 @@ def fuse_lora_layers(model: nn.Module) -> int:
     return sum(len(some) for some in alike.values())
 
 
-def is_wide(model: nn.Module) -> bool:
+def has_fused_lora(model: nn.Module) -> bool:
     """Whether `widen` was here and found something."""
     return any(isinstance(module, _Wide) for module in model.modules())
 
 
-def _together(parent: nn.Module, names: tuple[str, ...]) -> list[LeanLoRA] | None:
+def _together(parent: nn.Module, names: tuple[str, ...]) -> list[LightweightLoRA] | None:
     """The children of these names, if all can be joined."""
     modules = [getattr(parent, name, None) for name in names]
     kinds = {type(module) for module in modules}
@@ -80,7 +80,7 @@ def _together(parent: nn.Module, names: tuple[str, ...]) -> list[LeanLoRA] | Non
     )
 
 
-def _columns(modules: list[LeanLoRA]) -> int:
+def _columns(modules: list[LightweightLoRA]) -> int:
     """Room for their factors, in whole steps."""
     return (
         -(-sum(module.r[module.active_adapters[0]] for module in modules) // RANK_ALIGNMENT)
@@ -88,7 +88,7 @@ def _columns(modules: list[LeanLoRA]) -> int:
     )
 
 
-def _kind(modules: list[LeanLoRA]) -> tuple:
+def _kind(modules: list[LightweightLoRA]) -> tuple:
     """What groups that are filled together have in common."""
     first, names = modules[0].base_layer.weight, [module.active_adapters[0] for module in modules]
     return (
@@ -101,7 +101,7 @@ def _kind(modules: list[LeanLoRA]) -> tuple:
     )
 
 
-def _sides(modules: list[LeanLoRA]) -> tuple[int, int]:
+def _sides(modules: list[LightweightLoRA]) -> tuple[int, int]:
     """Rows and columns of their matrix."""
     spare = _columns(modules)
     return sum(module.base_layer.weight.shape[0] for module in modules) + spare, modules[
@@ -109,7 +109,7 @@ def _sides(modules: list[LeanLoRA]) -> tuple[int, int]:
     ].base_layer.weight.shape[1] + spare
 
 
-def _pieces(alike: list[list[LeanLoRA]]) -> list[list[list[LeanLoRA]]]:
+def _pieces(alike: list[list[LightweightLoRA]]) -> list[list[list[LightweightLoRA]]]:
     """Groups of one kind, so many together that their matrices are no larger than `STACK`."""
     rows, columns = _sides(alike[0])
     most = max(1, STACK // (rows * columns * alike[0][0].base_layer.weight.itemsize))
@@ -126,7 +126,7 @@ def _fill(stacks: list[_LayerStack]) -> None:
 class _LayerStack:
     """The same group of every layer: their matrices lie one behind the other, so that a few copies fill them all."""
 
-    def __init__(self, alike: list[list[LeanLoRA]]):
+    def __init__(self, alike: list[list[LightweightLoRA]]):
         first = alike[0][0].base_layer.weight
         self.sizes, self.width = (
             [module.base_layer.weight.shape[0] for module in alike[0]],
@@ -162,7 +162,7 @@ class _LayerStack:
 class _Group:
     """Layers that read the same input, and their `matrix` (outputs + spare, inputs + spare), still of zeros."""
 
-    def __init__(self, modules: list[LeanLoRA], matrix: torch.Tensor, scales: list[float]):
+    def __init__(self, modules: list[LightweightLoRA], matrix: torch.Tensor, scales: list[float]):
         first = modules[0].base_layer.weight
         self.modules, self.width, self.matrix = modules, first.shape[1], matrix
         self.sizes = [module.base_layer.weight.shape[0] for module in modules]
@@ -173,7 +173,7 @@ class _Group:
             self.matrix
         )  # another rank in this process would make its sides variables, which torch 2.11 cannot do here
         self.input, self.outputs, row = None, [], 0
-        dora = type(modules[0]) is LeanDoRA
+        dora = type(modules[0]) is LightweightDoRA
         for place, (module, size) in enumerate(zip(modules, self.sizes, strict=True)):
             weight = module.base_layer.weight
             mine = self.matrix[row : row + size, : self.width]
@@ -228,24 +228,24 @@ class _Group:
 class _Wide:
     """An adapter whose product is part of its group's, in a compiled layer that learns."""
 
-    def stands_alone(self, x: torch.Tensor) -> bool:
+    def falls_back(self, x: torch.Tensor) -> bool:
         """Whether for this input it works as if it had no group."""
         plain = self.disable_adapters or self.merged or x.dtype != self.group.matrix.dtype
         return plain or not torch.is_grad_enabled() or not torch.compiler.is_compiling()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        if self.stands_alone(x):
+        if self.falls_back(x):
             return super().forward(x)
         out = self.group.output(self.place, x)
         return out if self.base_layer.bias is None else out + self.base_layer.bias
 
 
-class WideLoRA(_Wide, LeanLoRA):
+class WideLoRA(_Wide, LightweightLoRA):
     """LoRA."""
 
 
-class WideDoRA(_Wide, LeanDoRA):
+class WideDoRA(_Wide, LightweightDoRA):
     """DoRA: `_Group` scales what comes out of the product."""
 
 
-JOINED = {LeanLoRA: WideLoRA, LeanDoRA: WideDoRA}
+JOINED = {LightweightLoRA: WideLoRA, LightweightDoRA: WideDoRA}

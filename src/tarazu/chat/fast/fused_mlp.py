@@ -18,14 +18,14 @@ from torch import nn
 
 from tarazu.chat.fast.fused_lora_ops import extended
 
-MOST_RANK = 64  # the kernel holds so many columns at a time
+MAX_RANK = 64  # the kernel holds so many columns at a time
 GENERATIONS = (
     9,
     10,
 )  # of data centres' GPUs, Hopper and Blackwell: the kernel's tiles take 96 to 164 KiB of a processor's own memory, which others have not
 
 
-def suits(weight: torch.Tensor) -> bool:
+def is_supported(weight: torch.Tensor) -> bool:
     """Whether there is a kernel for such weights: in 16 bits, on an NVIDIA GPU with room for it (tried on an H100)."""
     if not weight.is_cuda or torch.version.cuda is None or find_spec("triton") is None:
         return False
@@ -49,17 +49,17 @@ def fuse_mlp(mlp: nn.Module) -> bool:
         return False
     layers = [*groups[0].modules, *groups[2].modules]
     known = all(
-        layer.base_layer.bias is None and layer.r[layer.active_adapters[0]] <= MOST_RANK
+        layer.base_layer.bias is None and layer.r[layer.active_adapters[0]] <= MAX_RANK
         for layer in layers
     )
     kind = _activation(getattr(mlp, "act_fn", None))
-    if not known or kind is None or not suits(groups[0].matrix) or not _is_plain(mlp):
+    if not known or kind is None or not is_supported(groups[0].matrix) or not _is_plain(mlp):
         return False
     mlp.gelu, mlp.__class__ = kind == "gelu", _gated(type(mlp))
     return True
 
 
-def is_gated(model: nn.Module) -> bool:
+def has_fused_mlp(model: nn.Module) -> bool:
     """Whether `gate` was here and found something."""
     return any(isinstance(module, _Gated) for module in model.modules())
 
@@ -103,7 +103,7 @@ class _Gated:
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         layers = (self.gate_proj, self.up_proj, self.down_proj)
         if (
-            any(layer.stands_alone(x) for layer in layers)
+            any(layer.falls_back(x) for layer in layers)
             or torch.are_deterministic_algorithms_enabled()
         ):
             return super().forward(x)

@@ -17,7 +17,7 @@ import triton.language as tl
 
 # The fastest of a dozen on an H100 between the products that they stand between: there the clock is lower than where a kernel runs alone.
 ROWS, COLUMNS, WARPS, STAGES = 32, 128, 4, 3  # of `_forward`
-SLOPE_ROWS, SLOPE_COLUMNS, SLOPE_WARPS, SLOPE_STAGES, SLOPE_PART = (
+BWD_ROWS, BWD_COLUMNS, BWD_WARPS, BWD_STAGES, BWD_PART = (
     (64, 32),
     64,
     4,
@@ -64,10 +64,10 @@ def backward(
     downs = slope.new_empty(ranks[2], width, dtype=torch.float32)
     rank = columns(max(ranks[:2]))
     torch._foreach_zero_([thin, gates, others, downs])
-    _backward[(triton.cdiv(width, SLOPE_COLUMNS), triton.cdiv(places, SLOPE_PART))](
+    _backward[(triton.cdiv(width, BWD_COLUMNS), triton.cdiv(places, BWD_PART))](
         slope, both, thin_slope, thin_input, ups, made, thin, gates, others, downs, places, width, thin_slope.stride(0), thin_input.stride(0), ups.stride(0), *ranks,
-        GELU=gelu, SPARE=spare, RANK=rank, DOWN=columns(ranks[2]), ADDS_UPS=rank <= MOST_ADDED, ROWS=SLOPE_ROWS[rank > NARROWEST], COLUMNS=SLOPE_COLUMNS, PART=SLOPE_PART,
-        num_warps=SLOPE_WARPS, num_stages=SLOPE_STAGES,
+        GELU=gelu, SPARE=spare, RANK=rank, DOWN=columns(ranks[2]), ADDS_UPS=rank <= MOST_ADDED, ROWS=BWD_ROWS[rank > NARROWEST], COLUMNS=BWD_COLUMNS, PART=BWD_PART,
+        num_warps=BWD_WARPS, num_stages=BWD_STAGES,
     )  # fmt: skip
     if rank <= MOST_ADDED:
         made[:, 2 * width :].copy_(thin)

@@ -13,7 +13,7 @@ LONGEST = 4096
 
 
 @cache
-def teach_compiler() -> None:
+def extend_persistent_reductions() -> None:
     """Once, before something with norms is compiled for a GPU."""
     from torch._inductor.choices import InductorChoices
     from torch._inductor.runtime.hints import ReductionHint

@@ -18,18 +18,18 @@ def use_lightweight_forward(model: nn.Module) -> None:
     """Gives every low-rank adapter in `model` the forward of this file, where it has the same meaning."""
     for module in model.modules():
         if type(module) is lora.Linear and _plain_lora(module):
-            module.__class__ = LeanDoRA if module.lora_variant else LeanLoRA
+            module.__class__ = LightweightDoRA if module.lora_variant else LightweightLoRA
         elif (
             type(module) is loha.Linear
             and not any(module.module_dropout.values())
             and not any(module.rank_dropout.values())
         ):
-            module.__class__ = LeanLoHa
+            module.__class__ = LightweightLoHa
 
 
-def are_lean(model: nn.Module) -> bool:
+def has_lightweight_adapters(model: nn.Module) -> bool:
     """Whether adapters of `model` have this file's forward."""
-    return any(isinstance(module, LEAN) for module in model.modules())
+    return any(isinstance(module, LIGHTWEIGHT_ADAPTERS) for module in model.modules())
 
 
 def _plain_lora(module: lora.Linear) -> bool:
@@ -66,7 +66,7 @@ class _Added:
         return x
 
 
-class LeanLoRA(_Added, lora.Linear):
+class LightweightLoRA(_Added, lora.Linear):
     """The update is B A."""
 
     def dropped(self, name: str, x: torch.Tensor) -> torch.Tensor:
@@ -77,7 +77,7 @@ class LeanLoRA(_Added, lora.Linear):
         return self.lora_A[name].weight, self.lora_B[name].weight
 
 
-class LeanLoHa(_Added, loha.Linear):
+class LightweightLoHa(_Added, loha.Linear):
     """The update is (B1 A1) * (B2 A2), rank r^2."""
 
     def factors(self, name: str) -> tuple[torch.Tensor, torch.Tensor]:
@@ -86,7 +86,7 @@ class LeanLoHa(_Added, loha.Linear):
         return khatri_rao(self.hada_w1_b[name], self.hada_w2_b[name]), up
 
 
-class LeanDoRA(LeanLoRA):
+class LightweightDoRA(LightweightLoRA):
     """y = m (W + s B A) x / ||W + s B A||; the norm, of each row, is not differentiated (Liu et al. 2024, section 4.3)."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -101,7 +101,7 @@ class LeanDoRA(LeanLoRA):
         return out if bias is None else out + bias
 
 
-LEAN = (LeanLoRA, LeanLoHa)
+LIGHTWEIGHT_ADAPTERS = (LightweightLoRA, LightweightLoHa)
 
 
 def khatri_rao(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:

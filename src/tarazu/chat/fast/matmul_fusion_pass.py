@@ -25,20 +25,20 @@ WIDE = 4  # times as wide as thin the other sides must be
 
 
 class FuseSkinnyMatmuls(CustomGraphPass):
-    """See the module's text. `found` counts the products that went into others."""
+    """See the module's text. `num_fused` counts the products that went into others."""
 
     def __init__(self):
-        self.found = 0
+        self.num_fused = 0
 
     def __call__(self, graph: Graph) -> None:
-        before = self.found
+        before = self.num_fused
         for products, side in _groups(graph):
-            self.found += _side_by_side(graph, products, side)
+            self.num_fused += _side_by_side(graph, products, side)
         stable_topological_sort(graph)  # what is joined may now stand after what uses it
         for add in reversed(list(graph.nodes)):
             if _is_sum(add) and not (len(add.users) == 1 and _is_sum(next(iter(add.users)))):
-                self.found += _sum(graph, add)
-        if self.found > before:
+                self.num_fused += _sum(graph, add)
+        if self.num_fused > before:
             graph.eliminate_dead_code()
             graph.lint()
 

@@ -53,7 +53,9 @@ class Layers(ChatMethod):
                 location="methods.layers.lm_head",
                 hint="set embeddings: true too, or lm_head: false",
             )
-        parts = list(decoder.layers[: self.num_first]) + list(decoder.layers[count - self.num_last :])
+        parts = list(decoder.layers[: self.num_first]) + list(
+            decoder.layers[count - self.num_last :]
+        )
         parts += (
             [model.get_input_embeddings()] * self.embeddings
             + [decoder.norm] * self.final_norm

@@ -52,6 +52,8 @@ class PrefixTuning(ChatMethod):
         ids = (
             None
             if self.projection
-            else initial_token_ids(tokenizer, self.init_text or INSTRUCTION, self.num_virtual_tokens)
+            else initial_token_ids(
+                tokenizer, self.init_text or INSTRUCTION, self.num_virtual_tokens
+            )
         )
         return with_prefix(model, config, ids)

@@ -40,7 +40,9 @@ class PromptTuning(ChatMethod):
 
         from tarazu.chat.model.trainable import initial_token_ids, with_soft_prompt
 
-        ids = initial_token_ids(tokenizer, self.init_text if self.init == "text" else None, self.num_virtual_tokens)
+        ids = initial_token_ids(
+            tokenizer, self.init_text if self.init == "text" else None, self.num_virtual_tokens
+        )
         start = (
             model.get_input_embeddings()(ids.to(model.device)).detach().float()
         )  # the module: Gemma 3 scales in it

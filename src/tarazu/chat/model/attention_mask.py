@@ -68,8 +68,8 @@ def dense_masks(
 
 def sparse_mask(config: PretrainedConfig, batch: ChatBatch, prefix: int) -> Any:
     """The same rule as row edges (`flash.py`) or as flex attention's blocks; None where the model or the batch is not for them."""
-    if batch.edges is not None:
-        return _by_type(config, lambda _window: batch.edges[None, None, None])
+    if batch.cu_seqlens is not None:
+        return _by_type(config, lambda _window: batch.cu_seqlens[None, None, None])
     if config._attn_implementation != flex_attention.NAME or not flex_attention.is_block_aligned(
         batch.ids.shape[1], batch.ids.device
     ):
@@ -81,7 +81,7 @@ def sparse_mask(config: PretrainedConfig, batch: ChatBatch, prefix: int) -> Any:
 
     def ready(window: int | None) -> BlockMask:
         beyond = (
-            None if window is None or batch.longest + prefix <= window else window
+            None if window is None or batch.max_row_length + prefix <= window else window
         )  # a wide window hides nothing
         if beyond not in made:
             made[beyond] = flex_attention.block_mask(

@@ -11,12 +11,14 @@ from dataclasses import dataclass, fields, replace
 import numpy as np
 import torch
 
-from tarazu.chat.model.flash_attention import row_edges
-from tarazu.engine.task import TokenCounts
+from tarazu.engine.counts import TokenCounts
 
 PAD = -1  # segment of a padded place
 SHARED = -2  # segment that every row sees: the prefix
 BLOCK = 128  # widths of packed lines are multiples of it
+MIN_CU_SEQLENS = (
+    32  # edges: their number is a power of two from here on, so that recordings are few
+)
 MAX_SHORT_WIDTHS = 6  # of full lines: each may be one more width to record
 
 
@@ -26,29 +28,29 @@ class ChatBatch:
 
     Args:
         ids: (B, T) token ids; 0 where a virtual token or padding stands.
-        virtual: (B, T) index of the virtual token, -1 elsewhere.
+        virtual_indices: (B, T) index of the virtual token, -1 elsewhere.
         positions: (B, T) position within the row, counted after a prefix.
         segments: (B, T) which row a place belongs to, or `PAD`.
-        sources: (N,) flat places whose hidden state predicts a supervised token.
+        label_positions: (N,) flat places whose hidden state predicts a supervised token.
         labels: (N,) those tokens.
-        rows: (N,) the row, as an index into the rows given, that each label belongs to.
+        label_rows: (N,) the row, as an index into the rows given, that each label belongs to.
         counts: for the ledger.
-        longest: places of the longest row, virtual tokens included.
-        edges: (E,) where rows begin and end (`flash.row_edges`); None: attention is by a mask.
-        widest: places of the widest line that is to be expected soon, this one's or more.
+        max_row_length: places of the longest row, virtual tokens included.
+        cu_seqlens: (E,) where rows begin and end (`make_cu_seqlens`); None: attention is by a mask.
+        max_line_width: places of the widest line that is to be expected soon, this one's or more.
     """
 
     ids: torch.Tensor
-    virtual: torch.Tensor
+    virtual_indices: torch.Tensor
     positions: torch.Tensor
     segments: torch.Tensor
-    sources: torch.Tensor
+    label_positions: torch.Tensor
     labels: torch.Tensor
-    rows: torch.Tensor
+    label_rows: torch.Tensor
     counts: TokenCounts
-    longest: int = 0
-    edges: torch.Tensor | None = None
-    widest: int = 0
+    max_row_length: int = 0
+    cu_seqlens: torch.Tensor | None = None
+    max_line_width: int = 0
 
     def to(self, device: torch.device) -> ChatBatch:
         if device.type == "cpu":
@@ -72,43 +74,43 @@ class TokenizedRow:
 
 def make_batch(
     lines: list[list[TokenizedRow]],
-    virtual: int = 0,
-    prefix: int = 0,
-    left: bool = False,
+    num_virtual_tokens: int = 0,
+    prefix_length: int = 0,
+    pad_left: bool = False,
     width: int | None = None,
-    edges: bool = False,
-    widest: int = 0,
+    with_cu_seqlens: bool = False,
+    max_line_width: int = 0,
 ) -> ChatBatch:
     """Lays lines of rows (one row a line when padded, several when packed) on a (B, T) grid.
 
     Args:
         lines: for each line, its rows, one after the other.
-        virtual: soft-prompt tokens before every row.
-        prefix: key-value positions before every row; they take no place but move positions on.
-        left: pad on the left, as generation needs it.
+        num_virtual_tokens: soft-prompt tokens before every row.
+        prefix_length: key-value positions before every row; they take no place but move positions on.
+        pad_left: pad on the left, as generation needs it.
         width: T; default the longest line.
-        edges: with the edges of the rows, for attention that needs no mask.
-        widest: as in `ChatBatch`; 0: unknown.
+        with_cu_seqlens: with the edges of the rows, for attention that needs no mask.
+        max_line_width: as in `ChatBatch`; 0: unknown.
     """
-    sizes = [sum(virtual + len(row.ids) for row in line) for line in lines]
+    sizes = [sum(num_virtual_tokens + len(row.ids) for row in line) for line in lines]
     width = max([width or 0, *sizes])
     shape = (len(lines), width)
     ids, index = np.zeros(shape, np.int64), np.full(shape, -1, np.int64)
     positions, segments = np.zeros(shape, np.int64), np.full(shape, PAD, np.int64)
     sources, labels, owners, starts, number = [], [], [], [], 0
     for b, (line, size) in enumerate(zip(lines, sizes, strict=True)):
-        at = width - size if left else 0
+        at = width - size if pad_left else 0
         starts += [b * width] if at else []
         for row in line:
             starts.append(b * width + at)
-            start, end = at + virtual, at + virtual + len(row.ids)
+            start, end = at + num_virtual_tokens, at + num_virtual_tokens + len(row.ids)
             ids[b, start:end] = row.ids
-            index[b, at:start] = np.arange(virtual)
-            positions[b, at:end] = np.arange(end - at) + prefix
+            index[b, at:start] = np.arange(num_virtual_tokens)
+            positions[b, at:end] = np.arange(end - at) + prefix_length
             segments[b, at:end] = number
             marked = np.flatnonzero(row.supervised)
             marked = marked[
-                marked + virtual > 0
+                marked + num_virtual_tokens > 0
             ]  # a row's first token has nothing before it to predict it from
             sources.append(b * width + start + marked - 1)
             labels.append(row.ids[marked])
@@ -122,7 +124,7 @@ def make_batch(
         tokens,
         sum(map(len, labels)),
         width * len(lines) - sum(sizes),
-        (virtual + prefix) * len(rows),
+        (num_virtual_tokens + prefix_length) * len(rows),
     )
     arrays = (
         ids,
@@ -133,19 +135,32 @@ def make_batch(
         flat(labels).astype(np.int64),
         flat(owners),
     )
-    longest = max((virtual + len(row.ids) for row in rows), default=0)
-    made = torch.from_numpy(row_edges(starts, width * len(lines))) if edges else None
+    longest = max((num_virtual_tokens + len(row.ids) for row in rows), default=0)
+    made = (
+        torch.from_numpy(make_cu_seqlens(starts, width * len(lines))) if with_cu_seqlens else None
+    )
     return ChatBatch(
         *(torch.from_numpy(np.ascontiguousarray(a)) for a in arrays),
         counts,
         longest,
         made,
-        max(width, widest),
+        max(width, max_line_width),
     )
 
 
+def make_cu_seqlens(starts: list[int], places: int) -> np.ndarray:
+    """(E,) int32: where each row begins in the flat places, and the end, as often as it takes to fill up to E.
+
+    Args:
+        starts: first place of each row, ascending from 0; places between rows are a row too.
+        places: how many there are in all.
+    """
+    size = max(MIN_CU_SEQLENS, 1 << len(starts).bit_length())
+    return np.array(starts + [places] * (size - len(starts)), np.int32)
+
+
 def bin_pack(
-    rows: list[TokenizedRow], limit: int, virtual: int, packed: bool
+    rows: list[TokenizedRow], limit: int, num_virtual_tokens: int, packed: bool
 ) -> list[list[list[TokenizedRow]]]:
     """The rows as batches of lines, no batch larger than `limit` places unless one row alone is.
 
@@ -156,7 +171,7 @@ def bin_pack(
     if not packed:
         batches: list[list[TokenizedRow]] = []
         for row in rows:
-            longest = len(batches[-1][0].ids) + virtual if batches else 0
+            longest = len(batches[-1][0].ids) + num_virtual_tokens if batches else 0
             if batches and longest * (len(batches[-1]) + 1) <= limit:
                 batches[-1].append(row)
             else:
@@ -164,7 +179,7 @@ def bin_pack(
         return [[[row] for row in batch] for batch in batches]
     bins: list[tuple[int, list[TokenizedRow]]] = []
     for row in rows:
-        size = len(row.ids) + virtual
+        size = len(row.ids) + num_virtual_tokens
         for i, (used, line) in enumerate(bins):
             if used + size <= limit:
                 bins[i] = (used + size, [*line, row])
@@ -175,12 +190,12 @@ def bin_pack(
 
 
 def pack_rows(
-    rows: list[TokenizedRow], limit: int, virtual: int, shorter: bool = False
+    rows: list[TokenizedRow], limit: int, num_virtual_tokens: int, allow_shorter: bool = False
 ) -> list[tuple[list[list[TokenizedRow]], int, int]]:
     """The packed batches of `group`, each with the width that its line is filled up to, and the widest that a full line may have.
 
     Widths are sixteenths of `limit`, so that they are few. Those of a step then add up to whole sixteenths, and half of one is
-    padding on average, a fiftieth of a step in two lines. With `shorter` full lines may end a few blocks before `limit`, all of
+    padding on average, a fiftieth of a step in two lines. With `allow_shorter` full lines may end a few blocks before `limit`, all of
     a step's alike: that of the few ends which needs the fewest places is taken.
     """
     step = max(BLOCK, limit // 16 // BLOCK * BLOCK)
@@ -190,12 +205,14 @@ def pack_rows(
 
     tried = []
     for most in (
-        range(limit, limit - min(step, MAX_SHORT_WIDTHS * BLOCK), -BLOCK) if shorter else (limit,)
+        range(limit, limit - min(step, MAX_SHORT_WIDTHS * BLOCK), -BLOCK)
+        if allow_shorter
+        else (limit,)
     ):
-        batches = bin_pack(rows, most, virtual, packed=True)
+        batches = bin_pack(rows, most, num_virtual_tokens, packed=True)
         tried.append(
             [
-                (batch, width(sum(virtual + len(row.ids) for row in batch[0]), most))
+                (batch, width(sum(num_virtual_tokens + len(row.ids) for row in batch[0]), most))
                 for batch in batches
             ]
         )

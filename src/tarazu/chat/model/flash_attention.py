@@ -10,14 +10,12 @@ from __future__ import annotations
 
 from importlib.util import find_spec
 
-import numpy as np
 import torch
 from transformers import PretrainedConfig
 
 WIDEST_HEAD = 256
 HALVES = (torch.bfloat16, torch.float16)
 HOPPER = (9, 0)
-FEWEST = 32  # edges: their number is a power of two from here on, so that recordings are few
 
 
 def unavailable_reason(
@@ -50,19 +48,8 @@ def unavailable_reason(
     )
 
 
-def row_edges(starts: list[int], places: int) -> np.ndarray:
-    """(E,) int32: where each row begins in the flat places, and the end, as often as it takes to fill up to E.
-
-    Args:
-        starts: first place of each row, ascending from 0; places between rows are a row too.
-        places: how many there are in all.
-    """
-    size = max(FEWEST, 1 << len(starts).bit_length())
-    return np.array(starts + [places] * (size - len(starts)), np.int32)
-
-
 def is_cu_seqlens(mask: object) -> bool:
-    """Whether what stands for a mask is `row_edges`, as (1, 1, 1, E)."""
+    """Whether what stands for a mask is `make_cu_seqlens`, as (1, 1, 1, E)."""
     return isinstance(mask, torch.Tensor) and mask.dtype == torch.int32
 
 

@@ -16,7 +16,7 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 
 from tarazu.chat.model import flash_attention
 from tarazu.chat.model.batching import BLOCK, PAD
-from tarazu.chat.model.tanh_approx import FastTanh, teach_compiler
+from tarazu.chat.model.tanh_approx import FastTanh, register_tanh_lowering
 
 NAME = "tarazu_flex"
 PREFIX_PADDING = -2  # the segment of the places that fill a prefix up to whole blocks
@@ -35,7 +35,7 @@ def block_size(head: int) -> int:
     return BLOCK if head <= 128 else BLOCK // 2
 
 
-def prefix_places(prefix: int, block: int = BLOCK) -> int:
+def padded_prefix_length(prefix: int, block: int = BLOCK) -> int:
     """How many key places a prefix takes: whole blocks, so that rows begin at a block."""
     return -(-prefix // block) * block
 
@@ -53,7 +53,7 @@ def block_mask(
 
     Args:
         segments, positions: (B, T), as in `ChatBatch`; T is a multiple of `BLOCK`.
-        prefix: shared positions before every row; keys are then `prefix_places(prefix)` places longer than queries.
+        prefix: shared positions before every row; keys are then `padded_prefix_length(prefix)` places longer than queries.
         window: places further back than this are hidden; None: no limit.
         block: places in a block.
     """
@@ -62,7 +62,7 @@ def block_mask(
     own = torch.where(
         segments == PAD, width + place, segments
     ).int()  # each padded place is a row of its own
-    ahead = prefix_places(prefix, block)
+    ahead = padded_prefix_length(prefix, block)
     keys = F.pad(own, (ahead, 0), value=PREFIX_PADDING)
     places = positions.int()
     # a tensor, for a number would be compiled in, and each kind of layer would compile its own code
@@ -122,7 +122,7 @@ def _listed(dense: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     ).int().contiguous()
 
 
-def by_blocks(model: PreTrainedModel) -> bool:
+def uses_flex_attention(model: PreTrainedModel) -> bool:
     """Whether the model's attention skips blocks where it can."""
     return model.config._attn_implementation == NAME
 
@@ -201,20 +201,25 @@ def _filled(prefix: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
     """A prefix (heads, P, size) as (B, heads, whole blocks, size), in the type of `rows`."""
     wide = F.pad(
         prefix,
-        (0, 0, 0, prefix_places(prefix.shape[1], block_size(rows.shape[-1])) - prefix.shape[1]),
+        (
+            0,
+            0,
+            0,
+            padded_prefix_length(prefix.shape[1], block_size(rows.shape[-1])) - prefix.shape[1],
+        ),
     )
     return wide.to(rows.dtype).expand(rows.shape[0], -1, -1, -1)
 
 
-def allow_many_shapes() -> None:
+def raise_recompile_limit() -> None:
     """Lets the compiler make one graph for each packed width; by default it gives up after a few."""
     torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)
 
 
 @lru_cache
 def _compiled():
-    allow_many_shapes()
-    teach_compiler()
+    raise_recompile_limit()
+    register_tanh_lowering()
     return torch.compile(flex_attention, dynamic=False)
 
 

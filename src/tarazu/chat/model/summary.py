@@ -28,19 +28,19 @@ def model_summary(model: PreTrainedModel, name: str) -> dict:
         "model_type": config.model_type,
         "variant": loading.variant(name),
         "dtype": str(embeddings.weight.dtype).removeprefix("torch.")
-        + (", linear layers NF4 (4 bits)" if quantization.is_packed(model) else ""),
+        + (", linear layers NF4 (4 bits)" if quantization.is_quantized(model) else ""),
         "attention": config._attn_implementation,
         "parameters": total,
-        "layers": len(decoder.layers),
-        "hidden": config.hidden_size,
-        "vocabulary": embeddings.weight.shape[0],
-        "heads": config.num_attention_heads,
-        "key_value_heads": getattr(config, "num_key_value_heads", config.num_attention_heads),
-        "context": getattr(config, "max_position_embeddings", None),
+        "num_layers": len(decoder.layers),
+        "hidden_size": config.hidden_size,
+        "vocab_size": embeddings.weight.shape[0],
+        "num_attention_heads": config.num_attention_heads,
+        "num_key_value_heads": getattr(config, "num_key_value_heads", config.num_attention_heads),
+        "max_position_embeddings": getattr(config, "max_position_embeddings", None),
         "sliding_window": getattr(config, "sliding_window", None),
         "tied_embeddings": tied,
         "parts": [
-            {"name": part, "parameters": count, "share": count / total} for part, count in parts
+            {"name": part, "parameters": count, "fraction": count / total} for part, count in parts
         ],
         "tensors": [
             {"name": n, "shape": list(quantization.shape(p)), "parameters": quantization.count(p)}
@@ -49,7 +49,7 @@ def model_summary(model: PreTrainedModel, name: str) -> dict:
     }
 
 
-def targets(trainable) -> list[dict]:
+def trained_tensors(trainable) -> list[dict]:
     """The trained tensors by name and shape, at most 400."""
     return [{"name": name, "shape": list(p.shape)} for name, p in trainable.trainable().items()][
         :400

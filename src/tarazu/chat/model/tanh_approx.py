@@ -23,7 +23,7 @@ def _(x: torch.Tensor) -> torch.Tensor:
 
 
 @cache
-def teach_compiler() -> None:
+def register_tanh_lowering() -> None:
     """Once, before something that uses it is compiled for a GPU."""
     from torch._inductor.lowering import make_pointwise, register_lowering
     from torch._inductor.virtualized import ops

@@ -13,7 +13,7 @@ from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
 from tarazu.chat.model.quantization import count
 from tarazu.engine.cuda_graphs.recorder import GraphedFunction
-from tarazu.engine.task import TrainableModel
+from tarazu.engine.trainable import TrainableModel
 from tarazu.errors import UserError
 
 KeyValues = list[tuple[torch.Tensor, torch.Tensor]]
@@ -25,21 +25,31 @@ class TrainableChatModel(TrainableModel):
 
     Args:
         base: the causal LM. Low-rank adapters sit inside its layers; a soft prompt stays outside.
-        virtual: virtual tokens (prompt) or prefix positions before each row.
+        num_virtual_tokens: virtual tokens (prompt) or prefix positions before each row.
         prompt: the current soft prompt, (virtual, width); None if there is none.
         prefix: the current prefix, for each layer keys and values (key-value heads, virtual, head size); None likewise.
         loss_chunk: bytes of logits that the loss makes at a time; None: by device.
-        edges: rows are told to attention by their edges (`flash.py`).
-        recorder: the decoder's training pass as recordings; None: it is launched kernel by kernel.
+        use_cu_seqlens: batches carry `cu_seqlens` for FlashAttention instead of a mask.
+        graphed_forward: the decoder's training pass as CUDA graphs; None: kernels are launched one by one.
     """
 
     base: PreTrainedModel | None = None
-    virtual: int = 0
+    num_virtual_tokens: int = 0
     prompt: Callable[[], torch.Tensor] | None = None
     prefix: Callable[[], KeyValues] | None = None
     loss_chunk: int | None = None
-    edges: bool = False
-    recorder: GraphedFunction | None = None
+    use_cu_seqlens: bool = False
+    graphed_forward: GraphedFunction | None = None
+
+    @property
+    def prefix_length(self) -> int:
+        """Key-value positions before each row: all virtual tokens of prefix tuning, else 0."""
+        return self.num_virtual_tokens if self.prefix else 0
+
+    @property
+    def prompt_length(self) -> int:
+        """Soft-prompt tokens before each row: they take a position each, unlike a prefix."""
+        return self.num_virtual_tokens - self.prefix_length
 
     def total_parameters(self) -> int:
         return sum(count(parameter) for parameter in self.module.parameters())
@@ -65,8 +75,8 @@ def with_adapters(
             near = difflib.get_close_matches(target, linear, 3) or linear
             raise UserError(
                 f"no module is named {target!r}",
-                where="methods: targets",
-                todo=f"one of: {', '.join(near)}, or all-linear",
+                location="methods: targets",
+                hint=f"one of: {', '.join(near)}, or all-linear",
             )
     if config.target_modules == "all-linear" and config.peft_type == "LOHA":
         config.target_modules = [
@@ -85,7 +95,11 @@ def with_soft_prompt(model: PreTrainedModel, config: Any) -> TrainableChatModel:
         return encoder(indices.beside(encoder.embedding.weight))[0]
 
     return TrainableChatModel(
-        wrapped, _trained(wrapped), base=model, virtual=config.num_virtual_tokens, prompt=prompt
+        wrapped,
+        _trained(wrapped),
+        base=model,
+        num_virtual_tokens=config.num_virtual_tokens,
+        prompt=prompt,
     )
 
 
@@ -114,7 +128,11 @@ def with_prefix(
                 _key_values(model, ids).reshape(config.num_virtual_tokens, -1)
             )
     return TrainableChatModel(
-        wrapped, _trained(wrapped), base=model, virtual=config.num_virtual_tokens, prefix=prefix
+        wrapped,
+        _trained(wrapped),
+        base=model,
+        num_virtual_tokens=config.num_virtual_tokens,
+        prefix=prefix,
     )
 
 
@@ -143,7 +161,9 @@ def with_unfrozen(model: PreTrainedModel, parts: list[torch.nn.Module]) -> Train
     return TrainableChatModel(model, names, base=model)
 
 
-def start_ids(tokenizer: PreTrainedTokenizerBase, text: str | None, count: int) -> torch.Tensor:
+def initial_token_ids(
+    tokenizer: PreTrainedTokenizerBase, text: str | None, count: int
+) -> torch.Tensor:
     """`count` token ids: of a text, repeated or cut, or drawn from the vocabulary."""
     if text is None:
         return torch.randint(0, len(tokenizer), (count,))
@@ -152,7 +172,7 @@ def start_ids(tokenizer: PreTrainedTokenizerBase, text: str | None, count: int) 
 
 
 @torch.no_grad()
-def centre_encoder(encoder: torch.nn.Module, model: PreTrainedModel) -> None:
+def centre_prompt_on_embeddings(encoder: torch.nn.Module, model: PreTrainedModel) -> None:
     """Moves p-tuning's prompt to where words are: the last layer's bias is the mean word, its weights are scaled down."""
     words = model.get_input_embeddings()
     sample = words(

@@ -50,7 +50,7 @@ def translate_note(note: object) -> Bilingual | Markup:
 
 
 def code_paths_text(paths: object) -> Bilingual | Markup:
-    """The ledger's "which of several code paths ran": `attention: sdpa, layers: plain, recorded`."""
+    """The ledger's "which of several code paths ran": `attention: sdpa, layers: plain, CUDA graphs`."""
     pairs = paths.items() if isinstance(paths, dict) else ()
     parts = [
         translate(

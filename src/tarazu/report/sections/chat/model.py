@@ -6,7 +6,7 @@ from functools import partial
 
 from tarazu.report.analysis.study_view import as_number, dicts_in, get_path
 from tarazu.report.render import charts
-from tarazu.report.render.bilingual import data_text, has, number, translate_or, translate
+from tarazu.report.render.bilingual import data_text, has, number, translate, translate_or
 from tarazu.report.render.explanations import explain
 from tarazu.report.render.tables import Cell, Table, code_cell, number_cell, pairs_table
 from tarazu.report.sections.common.base import Context, Section
@@ -14,12 +14,12 @@ from tarazu.report.sections.common.base import Context, Section
 FILE = "model.json"
 COUNTS = (
     "parameters",
-    "layers",
-    "hidden",
-    "heads",
-    "key_value_heads",
-    "vocabulary",
-    "context",
+    "num_layers",
+    "hidden_size",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "vocab_size",
+    "max_position_embeddings",
     "sliding_window",
 )
 NAMES = ("name", "architecture", "model_type", "dtype", "attention")
@@ -74,7 +74,7 @@ def _facts(model: dict) -> Table:
 
 def _in_words(model: dict):
     """The structure as one sentence, where the numbers for it are there."""
-    needed = ("layers", "hidden", "heads", "vocabulary", "parameters")
+    needed = ("num_layers", "hidden_size", "num_attention_heads", "vocab_size", "parameters")
     if any(as_number(model.get(key)) is None for key in needed):
         return None
     return translate("model.words", **{key: number(model[key], "count", FILE) for key in needed})

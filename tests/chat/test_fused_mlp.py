@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from chat.test_recorded import GPU
-from chat.test_wide import agree, blocks, build, compile_layers, gradients
+from chat.test_graphed_forward import GPU
+from chat.test_fused_lora import agree, blocks, build, compile_layers, gradients
 
 from tarazu.chat.fast import fused_lora, fused_mlp
 from tarazu.chat.model import flex_attention
@@ -19,7 +19,7 @@ def anywhere(monkeypatch):
     monkeypatch.setattr(fused_mlp, "suits", lambda weight: True)
 
 
-def is_gated(graph: torch.fx.GraphModule) -> bool:
+def has_fused_mlp(graph: torch.fx.GraphModule) -> bool:
     return any(
         "tarazu.gated" in str(part.graph) or "GatedProduct" in str(part.graph)
         for part in graph.modules()
@@ -50,10 +50,10 @@ def test_losses_and_gradients_are_the_plain_paths(case, checkpointing):
     plain, one = build(**CASES[case]), joined(**CASES[case])
     assert all(
         isinstance(layer.mlp, fused_mlp._Gated) for layer in one.base.model.layers
-    ) and fused_mlp.is_gated(one.base)
+    ) and fused_mlp.has_fused_mlp(one.base)
     graphs = compile_layers(one, checkpointing)
     assert agree(gradients(one), gradients(plain))
-    assert len(graphs) == 1 and is_gated(graphs[0])
+    assert len(graphs) == 1 and has_fused_mlp(graphs[0])
     assert agree(gradients(one, (90, 41), (60, 100)), gradients(plain, (90, 41), (60, 100))), (
         "two passes before the first goes back"
     )
@@ -68,9 +68,9 @@ def test_where_the_last_place_counts_the_sums_keep_their_order():
         gradients(one)
     finally:
         torch.use_deterministic_algorithms(False)
-    assert not is_gated(graphs[0])
+    assert not has_fused_mlp(graphs[0])
     gradients(one)
-    assert is_gated(graphs[1]), "and are free again afterwards"
+    assert has_fused_mlp(graphs[1]), "and are free again afterwards"
 
 
 class Scaled(torch.nn.Module):
@@ -80,7 +80,7 @@ class Scaled(torch.nn.Module):
 
 @pytest.mark.usefixtures("anywhere")
 @pytest.mark.parametrize(
-    "case", [{"use_dora": True}, {"biases": True}, {"r": fused_mlp.MOST_RANK + 1}]
+    "case", [{"use_dora": True}, {"biases": True}, {"r": fused_mlp.MAX_RANK + 1}]
 )
 def test_other_adapters_stay_apart(case):
     assert not any(
@@ -100,11 +100,11 @@ def test_an_mlp_that_computes_something_else_stays_as_it_is(act):
         else:
             layer.mlp.act_fn = act
     assert fused_lora.fuse_lora_layers(model.base) == 8
-    assert not fused_mlp.is_gated(model.base)
+    assert not fused_mlp.has_fused_mlp(model.base)
 
 
 def test_a_cpu_and_full_precision_have_no_kernel():
-    assert not fused_mlp.suits(torch.ones(2, dtype=torch.bfloat16))
+    assert not fused_mlp.is_supported(torch.ones(2, dtype=torch.bfloat16))
     assert not any(isinstance(layer.mlp, fused_mlp._Gated) for layer in joined().base.model.layers)
 
 

@@ -12,29 +12,29 @@ from tarazu.chat.model.batching import make_batch
 from tarazu.chat.model.forward import hidden_states
 from tarazu.chat.model.loss import token_losses
 
-LEAN = {
-    "lora": lightweight_adapters.LeanLoRA,
-    "rslora": lightweight_adapters.LeanLoRA,
-    "dora": lightweight_adapters.LeanDoRA,
-    "loha": lightweight_adapters.LeanLoHa,
+LIGHTWEIGHT_ADAPTERS = {
+    "lora": lightweight_adapters.LightweightLoRA,
+    "rslora": lightweight_adapters.LightweightLoRA,
+    "dora": lightweight_adapters.LightweightDoRA,
+    "loha": lightweight_adapters.LightweightLoHa,
 }
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("name", LEAN)
+@pytest.mark.parametrize("name", LIGHTWEIGHT_ADAPTERS)
 def test_lean_adapters_equal_pefts(name, family):
     model = build(name, family)
     names = set(model.trainable())
     expected, expected_gradients = loss_and_gradients(model)
     lightweight_adapters.use_lightweight_forward(model.base)
-    assert sum(type(module) is LEAN[name] for module in model.module.modules()) == 6 * 7
+    assert sum(type(module) is LIGHTWEIGHT_ADAPTERS[name] for module in model.module.modules()) == 6 * 7
     value, gradients = loss_and_gradients(model)
     assert abs(value - expected) < 1e-4 and set(model.trainable()) == names
     for key, gradient in gradients.items():
         assert torch.allclose(gradient, expected_gradients[key], atol=1e-4, rtol=1e-3), key
 
 
-@pytest.mark.parametrize("name", LEAN)
+@pytest.mark.parametrize("name", LIGHTWEIGHT_ADAPTERS)
 def test_switched_off_they_are_the_base(name):
     model = build(name, "llama")
     lightweight_adapters.use_lightweight_forward(model.base)
@@ -49,7 +49,7 @@ def loss_and_gradients(model):
     batch = make_batch([rows()], width=64)
     model.module.zero_grad()
     loss = token_losses(
-        model.base, hidden_states(model, batch).flatten(0, 1)[batch.sources], batch.labels
+        model.base, hidden_states(model, batch).flatten(0, 1)[batch.label_positions], batch.labels
     ).sum()
     loss.backward()
     return float(loss), {name: p.grad.clone() for name, p in model.trainable().items()}

@@ -25,7 +25,7 @@ from tarazu.study import runner
 REFUSED = {"loha", "layers"}
 METHODS = {name: settings for name, settings in small.METHODS.items() if name not in REFUSED}
 CPU = torch.device("cpu")
-installed = pytest.mark.skipif(not quantization.installed(), reason="bitsandbytes is not installed")
+installed = pytest.mark.skipif(not quantization.is_installed(), reason="bitsandbytes is not installed")
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +69,7 @@ def test_what_cannot_work_is_refused_before_anything_is_trained(name, recipe, ro
         runner.run(str(path), str(root / "refused"))
     assert not (root / "refused").exists()
     Chat().admit(
-        load(recipe(methods=METHODS | {"layers": {"first": 0, "last": 0, "embeddings": True}}))
+        load(recipe(methods=METHODS | {"layers": {"num_first": 0, "num_last": 0, "embeddings": True}}))
     )
 
 
@@ -102,27 +102,27 @@ def test_every_other_method_trains_resumes_loads_and_leaves_the_packed_weights_a
         m["method"]: {c["name"] for c in m["checks"] if c["verdict"] == "ok"}
         for m in found["methods"]
     }
-    trained = {"only the named tensors change", "resumed = uninterrupted", "saved = loaded"}
+    trained = {"only trainable tensors change", "resumed = uninterrupted", "saved = loaded"}
     assert all(trained < held[name] for name in METHODS if name != "base")
 
 
 @installed
 @pytest.mark.parametrize("name", ["lora", "dora"])
 def test_a_run_is_evaluated_loaded_back_and_merged(name, recipe, root, tmp_path):
-    path = recipe(methods={name: small.METHODS[name]}, memory="small")
+    path = recipe(methods={name: small.METHODS[name]}, memory="low")
     runner.run(str(path), str(tmp_path / "out"))
     run = RunDir(tmp_path / "out" / name / "seed-0")
     assert run.read_json("fingerprint.json")["verdict"] == "ok"
-    assert run.read_json("ledger.json")["paths"]["weights"] == "4 bits (NF4)"
+    assert run.read_json("ledger.json")["code_paths"]["weights"] == "4 bits (NF4)"
     trainable, *_ = load_run(str(tmp_path / "out" / name))
-    assert quantization.is_packed(trainable.base)
-    assert sorted(load_file(run.weights)) == sorted(trainable.may_change)
+    assert quantization.is_quantized(trainable.base)
+    assert sorted(load_file(run.weights)) == sorted(trainable.trainable_names)
     ids = torch.arange(20)[None]
     with torch.no_grad():
         expected, untouched = trainable.module(ids).logits, packed(root)(ids).logits
     export(str(tmp_path / "out" / name), tmp_path / "merged")
     merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged", dtype=torch.float32)
-    assert not quantization.is_packed(merged)
+    assert not quantization.is_quantized(merged)
     with torch.no_grad():
         assert torch.allclose(merged(ids).logits, expected, atol=1e-4)
     assert (expected - untouched).abs().max() > 0.01, "nothing was learnt, so nothing was tested"

@@ -1,4 +1,4 @@
-"""Recorded passes against launched ones: of plain layers, and of the whole fast path (compiled layers, blocks, lean adapters)."""
+"""Recorded passes against launched ones: of plain layers, and of the whole fast path (compiled layers, blocks, lightweight adapters)."""
 
 from __future__ import annotations
 
@@ -92,9 +92,9 @@ def gradients(
         TokenizedRow(np.random.default_rng(i).integers(3, 512, n), np.arange(n) > n // 3, i)
         for i, n in enumerate(lengths)
     ]
-    device, prefix = trainable.base.device, trainable.virtual if trainable.prefix else 0
+    device, prefix = trainable.base.device, trainable.prefix_length
     total = torch.zeros((), device=device)
-    virtual = trainable.virtual - prefix
+    virtual = trainable.prompt_length
     for some, width, _ in (
         task.packed(rows, 1024, virtual)
         if packed
@@ -143,10 +143,10 @@ def watched(name: str, shape: str, attention: str, **settings) -> list[str]:
     with torch.device("meta"):
         trainable = made(name, shape, attention, "meta", **settings)
     trainable.module.to("meta")
-    prefix = trainable.virtual if trainable.prefix else 0
+    prefix = trainable.prefix_length
     rows = [TokenizedRow(np.full(n, 7), np.arange(n) > 3, i) for i, n in enumerate((100, 90, 60))]
-    batch = make_batch([rows], trainable.virtual - prefix, prefix, width=384)
-    batch = [getattr(batch, key).to("meta") for key in ("ids", "virtual", "positions", "segments")]
+    batch = make_batch([rows], trainable.prompt_length, prefix, width=384)
+    batch = [getattr(batch, key).to("meta") for key in ("ids", "virtual_indices", "positions", "segments")]
     for first in filter(None, (trainable.prompt, trainable.prefix)):
         first()  # moves its indices once, as the warm-up does
     with HostWatched() as watch:
@@ -189,25 +189,25 @@ def test_a_plain_pass_that_is_played_gives_what_a_launched_one_gives(
     name, shape, attention, no_gpu
 ):
     launched, played = made(name, shape, attention, "cpu"), made(name, shape, attention, "cpu")
-    played.recorder = graphed_forward.make_graphed_forward(played)
+    played.graphed_forward = graphed_forward.make_graphed_forward(played)
     for lengths in (*FEW, *FEW, *FEW):
         compare(
             gradients(launched, lengths, True), gradients(played, lengths, True), 1e-5, 1e-4, 1e-5
         )
-    assert len(played.recorder.records) == 2 and not played.recorder.why
+    assert len(played.graphed_forward.graphs) == 2 and not played.graphed_forward.failure_reason
     gradients(played, (128, 128), False)
-    assert len(played.recorder.records) == 2  # padded rows have any shape
+    assert len(played.graphed_forward.graphs) == 2  # padded rows have any shape
 
 
 def widths(trainable) -> list[int]:
     """Of its recordings, in the order in which they were made."""
-    return [recording.inputs[0].shape[1] for recording in trainable.recorder.records.values()]
+    return [recording.inputs[0].shape[1] for recording in trainable.graphed_forward.graphs.values()]
 
 
 def test_narrow_recordings_lie_where_a_wide_one_does(no_gpu):
     """So the widest is made first where it is known to come, and else all begin anew with it."""
     launched, played = made("lora", "gemma3", "sdpa", "cpu"), made("lora", "gemma3", "sdpa", "cpu")
-    played.recorder = graphed_forward.make_graphed_forward(played)
+    played.graphed_forward = graphed_forward.make_graphed_forward(played)
     for size, width, widest, expected in (
         (90, 128, 0, [128]),
         (200, 256, 0, [256]),
@@ -224,7 +224,7 @@ def test_narrow_recordings_lie_where_a_wide_one_does(no_gpu):
                 ]
             ],
             width=width,
-            widest=widest,
+            max_line_width=widest,
         )
         found = []
         for trainable in (launched, played):
@@ -250,35 +250,35 @@ def test_the_widest_lines_edges_end_where_it_does():
             ]
         ],
         width=256,
-        edges=True,
-        widest=384,
+        with_cu_seqlens=True,
+        max_line_width=384,
     )
     stretched = graphed_forward._stretched(batch)
     assert stretched.ids.shape == stretched.segments.shape == (1, 384)
     assert (
-        stretched.edges[:4].tolist() == [0, 70, 120, 384]
-        and stretched.edges.dtype == batch.edges.dtype
-        and len(stretched.edges) == len(batch.edges)
+        stretched.cu_seqlens[:4].tolist() == [0, 70, 120, 384]
+        and stretched.cu_seqlens.dtype == batch.cu_seqlens.dtype
+        and len(stretched.cu_seqlens) == len(batch.cu_seqlens)
     )
 
 
 def test_dropout_on_the_host_is_not_recorded(no_gpu):
     played = made("loha", "llama", "sdpa", "cpu", dropout=0.1)
-    played.recorder = graphed_forward.make_graphed_forward(played)
+    played.graphed_forward = graphed_forward.make_graphed_forward(played)
     for _ in range(3):
         before = torch.get_rng_state()
         gradients(played, FEW[1], True)
         assert not torch.equal(before, torch.get_rng_state())
-    assert "dice fall on the host" in played.recorder.why and not played.recorder.records
+    assert "dice fall on the host" in played.graphed_forward.failure_reason and not played.graphed_forward.graphs
     assert (
         "dice fall on the host"
-        in task.Chat().paths(played, task.ChatData(None, None, None, [], True))["layers"]
+        in task.Chat().code_paths(played, task.ChatData(None, None, None, [], True))["layers"]
     )
 
 
 def test_a_nudge_is_felt_though_a_recording_was_made_without_it(no_gpu):
     played = made("lora", "llama", "sdpa", "cpu")
-    played.recorder = graphed_forward.make_graphed_forward(played)
+    played.graphed_forward = graphed_forward.make_graphed_forward(played)
     before = [gradients(played, FEW[1], True)[0] for _ in range(3)]
     with perturbations.embeddings_perturbed(played.module, 0.05):
         moved = [gradients(played, FEW[1], True)[0] for _ in range(3)]
@@ -295,14 +295,14 @@ def test_a_nudge_is_felt_though_a_recording_was_made_without_it(no_gpu):
 def test_plain_layers_are_recorded_on_a_gpu(name, shape, attention):
     torch.backends.cuda.matmul.allow_tf32 = False
     launched, played = made(name, shape, attention, "cuda"), made(name, shape, attention, "cuda")
-    launched.recorder = None
+    launched.graphed_forward = None
     for lengths in (*LENGTHS, *LENGTHS, *LENGTHS):
         compare(
             gradients(launched, lengths, True), gradients(played, lengths, True), 1e-5, 1e-3, 1e-4
         )
     padded = gradients(launched, LENGTHS[1], False), gradients(played, LENGTHS[1], False)
     compare(*padded, 1e-5, 1e-3, 1e-4)  # launched by both, beside what is recorded
-    assert not played.recorder.why and len(played.recorder.records) == 2
+    assert not played.graphed_forward.failure_reason and len(played.graphed_forward.graphs) == 2
 
 
 @GPU
@@ -311,7 +311,7 @@ def test_an_lstm_before_the_model_is_recorded_or_launched_but_right():
     launched, played = (
         made("p_tuning", "gemma3", "sdpa", "cuda", encoder="LSTM") for _ in range(2)
     )
-    launched.recorder = None
+    launched.graphed_forward = None
     for _ in range(4):
         compare(
             gradients(launched, LENGTHS[1], True),
@@ -320,7 +320,7 @@ def test_an_lstm_before_the_model_is_recorded_or_launched_but_right():
             1e-3,
             1e-4,
         )
-    assert bool(played.recorder.records) != bool(played.recorder.why), played.recorder.why
+    assert bool(played.graphed_forward.graphs) != bool(played.graphed_forward.failure_reason), played.graphed_forward.failure_reason
 
 
 @GPU
@@ -330,7 +330,7 @@ def test_an_lstm_before_the_model_is_recorded_or_launched_but_right():
 def test_dropout_and_checkpointing_of_plain_layers_on_a_gpu(settings):
     torch.backends.cuda.matmul.allow_tf32 = False
     launched, played = (made("lora", "gemma3", "sdpa", "cuda", **settings) for _ in range(2))
-    launched.recorder, losses = None, []
+    launched.graphed_forward, losses = None, []
     for seed in range(5):
         found = []
         for trainable in (launched, played):
@@ -339,8 +339,8 @@ def test_dropout_and_checkpointing_of_plain_layers_on_a_gpu(settings):
         compare(*found, 1e-5, 1e-3, 1e-4)  # the dice fall alike
         losses.append(found[1][0])
     assert len(set(losses)) == 5 or "dropout" not in settings
-    assert len(settings) == 2 or played.recorder.records, (
-        played.recorder.why
+    assert len(settings) == 2 or played.graphed_forward.graphs, (
+        played.graphed_forward.failure_reason
     )  # dice that are kept for going back may forbid it
 
 
@@ -350,7 +350,7 @@ def test_a_pass_of_plain_layers_in_bfloat16_is_recorded():
         made("dora", "gemma3", "sdpa", "cuda"),
         made("dora", "gemma3", "sdpa", "cuda"),
     )
-    launched.recorder = None
+    launched.graphed_forward = None
     with torch.autocast("cuda", torch.bfloat16):
         batch = make_batch([[TokenizedRow(np.arange(200) + 3, np.arange(200) > 3)]], width=256).to(
             torch.device("cuda")
@@ -365,7 +365,7 @@ def test_a_pass_of_plain_layers_in_bfloat16_is_recorded():
             assert torch.linalg.norm(
                 found - (wanted := forward.hidden_states(launched, one).detach().float())
             ) < 1e-2 * torch.linalg.norm(wanted)
-    assert played.recorder.records and not played.recorder.why
+    assert played.graphed_forward.graphs and not played.graphed_forward.failure_reason
 
 
 @GPU
@@ -379,7 +379,7 @@ def test_recorded_passes_give_the_plain_paths_losses_and_gradients(name, shape):
     )
     for lengths in (*LENGTHS, LENGTHS[0]):
         compare(gradients(plain, lengths, False), gradients(fast, lengths, True), 1e-3, 5e-3, 1e-4)
-    assert fast.recorder.records and not fast.recorder.why
+    assert fast.graphed_forward.graphs and not fast.graphed_forward.failure_reason
 
 
 @GPU
@@ -392,4 +392,4 @@ def test_checkpointing_can_be_recorded(name):
     compare(
         gradients(plain, (300, 290), False), gradients(fast, (300, 290), True), 1e-3, 5e-3, 1e-4
     )
-    assert fast.recorder.records and not fast.recorder.why
+    assert fast.graphed_forward.graphs and not fast.graphed_forward.failure_reason

@@ -5,7 +5,7 @@ from __future__ import annotations
 import peft
 import pytest
 import torch
-from chat import test_recorded, tiny
+from chat import test_graphed_forward, tiny
 from chat.test_methods import rows
 from torch._dynamo.backends.debugging import aot_eager
 from transformers import Gemma2Config, Gemma2ForCausalLM, LlamaConfig, LlamaForCausalLM
@@ -73,7 +73,7 @@ def compile_layers(trainable, checkpointing: bool = False) -> list:
     return made
 
 
-def is_wide(graph: torch.fx.GraphModule) -> bool:
+def has_fused_lora(graph: torch.fx.GraphModule) -> bool:
     return any(
         "thin_product" in str(part.graph)
         for part in graph.modules()
@@ -83,7 +83,7 @@ def is_wide(graph: torch.fx.GraphModule) -> bool:
 
 def loss_of(trainable, lengths: tuple[int, ...], width: int) -> torch.Tensor:
     batch = make_batch([rows(lengths)], width=width)
-    hidden = hidden_states(trainable, batch).flatten(0, 1).index_select(0, batch.sources)
+    hidden = hidden_states(trainable, batch).flatten(0, 1).index_select(0, batch.label_positions)
     return token_losses(trainable.base, hidden, batch.labels).sum()
 
 
@@ -138,7 +138,7 @@ def test_losses_and_gradients_are_the_plain_paths(case):
     assert fused_lora.fuse_lora_layers(joined.base) == 2 * len(fused_lora.GROUPS)
     graphs = compile_layers(joined)
     assert agree(gradients(joined), gradients(plain))
-    assert len(graphs) == 1 and is_wide(graphs[0]), "one piece of code for all layers"
+    assert len(graphs) == 1 and has_fused_lora(graphs[0]), "one piece of code for all layers"
     with torch.no_grad():  # after a step of the optimizer
         for trainable in (plain, joined):
             for parameter in trainable.trainable().values():
@@ -166,7 +166,7 @@ def test_two_passes_before_the_first_goes_back_in_stacks_of_any_size(stack, monk
     assert len(stacks) == (2 if stack == 1 else 1)
     graphs = compile_layers(joined)
     assert agree(gradients(joined, (90, 41), (60, 100)), gradients(plain, (90, 41), (60, 100)))
-    assert is_wide(graphs[0])
+    assert has_fused_lora(graphs[0])
 
 
 @pytest.mark.usefixtures("blocks")
@@ -190,7 +190,7 @@ def test_activations_that_are_made_again_give_the_same_gradients():
     kept, forgotten = (build(use_dora=True, attention=flex_attention.NAME) for _ in range(2))
     for trainable, checkpointing in ((kept, False), (forgotten, True)):
         fused_lora.fuse_lora_layers(trainable.base)
-        assert all(map(is_wide, compile_layers(trainable, checkpointing)))
+        assert all(map(has_fused_lora, compile_layers(trainable, checkpointing)))
     assert agree(gradients(forgotten), gradients(kept))
 
 
@@ -213,7 +213,7 @@ def test_in_bfloat16_dora_is_as_near_to_float32_as_the_plain_path():
         }
         for one in found
     ]
-    assert is_wide(graphs[0]) and all(away[1][key] < 1.5 * away[0][key] + 0.005 for key in truth), (
+    assert has_fused_lora(graphs[0]) and all(away[1][key] < 1.5 * away[0][key] + 0.005 for key in truth), (
         away
     )
 
@@ -304,12 +304,12 @@ def test_switched_off_or_merged_they_are_as_plain_ones(dora):
         atol=1e-4,
         rtol=1e-4,
     )
-    assert graphs and not any(map(is_wide, graphs))
+    assert graphs and not any(map(has_fused_lora, graphs))
 
 
-@test_recorded.GPU
+@test_graphed_forward.GPU
 @pytest.mark.parametrize("shape", ["gemma2", "llama"])
 @pytest.mark.parametrize("name", ["lora", "rslora", "dora"])
 def test_recorded_on_a_gpu_they_give_the_plain_paths_gradients(name, shape, monkeypatch):
     monkeypatch.setattr(compiled, "WIDE", 0)
-    test_recorded.test_recorded_passes_give_the_plain_paths_losses_and_gradients(name, shape)
+    test_graphed_forward.test_recorded_passes_give_the_plain_paths_losses_and_gradients(name, shape)

@@ -46,8 +46,8 @@ def test_thin_products_are_joined_and_give_the_same():
     before, expected = products(traced.graph), traced(*inputs)
     step(traced.graph)
     traced.recompile()
-    assert products(traced.graph) == before - step.found
-    assert step.found == 6  # two for each side: x A, D x, and the sum of D A
+    assert products(traced.graph) == before - step.num_fused
+    assert step.num_fused == 6  # two for each side: x A, D x, and the sum of D A
     for mine, wanted in zip(traced(*inputs), expected, strict=True):
         torch.testing.assert_close(mine, wanted, atol=1e-10, rtol=1e-10)
 
@@ -68,7 +68,7 @@ def test_the_number_of_places_may_be_unknown_when_it_is_compiled():
         found.append([t.grad for t in (x, *weights)])
         for t in (x, *weights):
             t.grad = None
-    assert step.found == 6
+    assert step.num_fused == 6
     for wanted, mine in zip(*found, strict=True):
         torch.testing.assert_close(mine, wanted, atol=1e-10, rtol=1e-10)
 
@@ -92,4 +92,4 @@ def test_a_number_that_is_only_known_when_it_runs_is_no_product():
     step = FuseSkinnyMatmuls()
     traced = make_fx(lambda x: x + x.shape[0] + x, tracing_mode="symbolic")(torch.ones(5, 3))
     step(traced.graph)
-    assert step.found == 0 and torch.equal(traced(torch.ones(4, 3)), torch.full((4, 3), 6.0))
+    assert step.num_fused == 0 and torch.equal(traced(torch.ones(4, 3)), torch.full((4, 3), 6.0))

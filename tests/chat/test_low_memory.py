@@ -1,4 +1,4 @@
-"""`memory: small` changes how a step is cut, not what it computes."""
+"""`memory: low` changes how a step is cut, not what it computes."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ CONTENT = {
 
 
 def test_small_means_checkpointing_and_one_row_a_pass():
-    small = ChatRecipe.model_validate({**CONTENT, "memory": "small"})
+    small = ChatRecipe.model_validate({**CONTENT, "memory": "low"})
     assert small.budget.gradient_checkpointing and small.budget.micro_batch_tokens == 300
     plain = ChatRecipe.model_validate(CONTENT)
     assert not plain.budget.gradient_checkpointing and plain.budget.micro_batch_tokens == 8192
@@ -80,14 +80,14 @@ def test_a_prefix_trains_with_flex_attention_where_blocks_do_not_fit(tmp_path):
     content = recipe(
         tmp_path / "r.json",
         save_model(tmp_path / "m"),
-        methods={"prefix_tuning": {"virtual_tokens": 4}},
+        methods={"prefix_tuning": {"num_virtual_tokens": 4}},
         attention="flex",
         layout="packed",
-        memory="small",
+        memory="low",
         questions=None,
     )
     run = runner.run(str(content), str(tmp_path / "out")).run("prefix_tuning", 0)
     losses = [
-        event["loss"] for event in run.read_lines("events.jsonl") if event["event"] == "validation"
+        event["loss"] for event in run.read_jsonl("events.jsonl") if event["event"] == "validation"
     ]
     assert run.done() and losses[-1] < losses[0]

@@ -26,13 +26,13 @@ LENGTHS = (300, 41, 9, 22, 130, 128, 260, 77)
 )
 def test_blocks_follow_the_same_rule(window, virtual, prefix, packed, left, block):
     for lines in bin_pack(rows(LENGTHS), 640, virtual, packed):
-        batch = make_batch(lines, virtual, prefix, width=768, left=left)
+        batch = make_batch(lines, virtual, prefix, width=768, pad_left=left)
         shared = torch.full((len(lines), prefix), SHARED)
         k_segments = torch.cat([shared, batch.segments], 1)
         k_positions = torch.cat([torch.arange(prefix).expand(shared.shape), batch.positions], 1)
         expected = visibility_mask(batch.segments, k_segments, batch.positions, k_positions, window)
         made = flex.block_mask(batch.segments, batch.positions, prefix, window, block)
-        places = flex.prefix_places(prefix, block)
+        places = flex.padded_prefix_length(prefix, block)
         dense = create_mask(made.mask_mod, len(lines), 1, 768, 768 + places, device="cpu")[:, 0]
         assert not dense[:, :, prefix:places].any(), "the places that fill the prefix up are seen"
         real = batch.segments >= 0
@@ -174,8 +174,8 @@ def test_compiled_layers_and_checkpointing_give_the_plain_paths_gradients(
 def gradients(model) -> dict[str, torch.Tensor]:
     """Of the summed loss of two packed rows."""
     model.module.train()
-    batch = make_batch([rows((90, 41))], prefix=model.virtual if model.prefix else 0, width=256)
-    hidden = hidden_states(model, batch).flatten(0, 1).index_select(0, batch.sources)
+    batch = make_batch([rows((90, 41))], prefix_length=model.prefix_length, width=256)
+    hidden = hidden_states(model, batch).flatten(0, 1).index_select(0, batch.label_positions)
     token_losses(model.base, hidden, batch.labels).sum().backward()
     return {key: parameter.grad.clone() for key, parameter in model.trainable().items()}
 

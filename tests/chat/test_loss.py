@@ -21,7 +21,7 @@ def test_losses_and_slopes_are_the_plain_paths(words, softcap, dtype):
     labels[:2] = torch.tensor([0, words - 1])
     wanted, slope = loss.cross_entropy_with_grad(logits.double().float(), labels, softcap, True)
     fast = loss._fast(logits, softcap, True)
-    assert fast is loss._kernel().loss_and_slope
+    assert fast is loss._kernel().cross_entropy_with_grad
     found, mine = fast(logits, labels, softcap, True)
     assert mine.data_ptr() == logits.data_ptr()  # in place
     torch.testing.assert_close(found, wanted, atol=2e-2 if softcap else 1e-4, rtol=1e-4)
@@ -48,7 +48,7 @@ def test_a_cpu_goes_row_by_row(softcap, dtype, sloped, monkeypatch):
         logits.float().double().float(), labels, softcap, sloped
     )
     fast = loss._fast(logits, softcap, sloped)
-    assert fast is loss.row_by_row
+    assert fast is loss.cross_entropy_in_place
     found, mine = fast(logits, labels, softcap, sloped)
     torch.testing.assert_close(found, wanted, atol=1e-5, rtol=1e-5)
     assert (mine is None) == (slope is None)

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 import sympy
 import torch
-from chat.test_recorded import GPU
+from chat.test_graphed_forward import GPU
 from torch._inductor.choices import InductorChoices
 from torch._inductor.runtime.hints import ReductionHint
 from torch._inductor.sizevars import SizeVarAllocator
@@ -29,7 +29,7 @@ from tarazu.chat.fast import inductor_patches
 def test_only_sums_along_rows_of_a_models_width_are_decided_otherwise(
     numbers, hint, cooperative, wanted
 ):
-    inductor_patches.teach_compiler()
+    inductor_patches.extend_persistent_reductions()
     features = SimpleNamespace(
         reduction_numel=sympy.Integer(numbers), numel=8192, get_reduction_hint=lambda: hint
     )
@@ -41,7 +41,7 @@ def test_only_sums_along_rows_of_a_models_width_are_decided_otherwise(
 def test_a_norm_reads_its_rows_once_on_a_gpu():
     from torch._inductor.utils import run_and_get_code
 
-    inductor_patches.teach_compiler()
+    inductor_patches.extend_persistent_reductions()
     norm = torch.nn.RMSNorm(2304, device="cuda", dtype=torch.bfloat16)
     rows = torch.randn(256, 2304, device="cuda", dtype=torch.bfloat16)
     with torch.no_grad():

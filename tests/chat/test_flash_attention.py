@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import pytest
 import torch
-from chat.test_flex import gradients
+from chat.test_flex_attention import gradients
 from chat.test_methods import build, close, rows
 from chat.tiny import FAMILIES
 from torch._dynamo.testing import CompileCounterWithBackend
 
 from tarazu.chat.fast import compile_layers
 from tarazu.chat.model import flash_attention, flex_attention
-from tarazu.chat.model.batching import bin_pack, make_batch
+from tarazu.chat.model.batching import MIN_CU_SEQLENS, bin_pack, make_batch, make_cu_seqlens
 from tarazu.chat.model.forward import hidden_states
 from tarazu.chat.model.loss import token_losses
 
@@ -71,16 +71,16 @@ def arithmetic(monkeypatch):
 )
 def test_edges_are_where_rows_begin(virtual, packed, left, width):
     for lines in bin_pack(rows((9, 17, 5, 23)), 90, virtual, packed):
-        batch = make_batch(lines, virtual, left=left, width=width, edges=True)
+        batch = make_batch(lines, virtual, pad_left=left, width=width, with_cu_seqlens=True)
         places = batch.ids.numel()
-        ends = batch.edges.diff()
+        ends = batch.cu_seqlens.diff()
         assert (
-            batch.edges[0] == 0
+            batch.cu_seqlens[0] == 0
             and (ends >= 0).all()
-            and (batch.edges >= places).any()
-            and len(batch.edges) >= flash_attention.FEWEST
+            and (batch.cu_seqlens >= places).any()
+            and len(batch.cu_seqlens) >= MIN_CU_SEQLENS
         )
-        row = torch.bucketize(torch.arange(places), batch.edges, right=True)
+        row = torch.bucketize(torch.arange(places), batch.cu_seqlens, right=True)
         segments = (
             batch.segments + 1 + 1000 * torch.arange(len(lines))[:, None]
         ).flatten()  # padding is a row of each line
@@ -88,10 +88,10 @@ def test_edges_are_where_rows_begin(virtual, packed, left, width):
 
 
 def test_many_rows_take_more_edges_in_few_sizes():
-    assert len({len(flash_attention.row_edges(list(range(n)), 1000)) for n in range(1, 200)}) == 4
+    assert len({len(make_cu_seqlens(list(range(n)), 1000)) for n in range(1, 200)}) == 4
     assert (
-        flash_attention.row_edges(list(range(31)), 99)[-1] == 99
-        and len(flash_attention.row_edges(list(range(32)), 99)) == 64
+        make_cu_seqlens(list(range(31)), 99)[-1] == 99
+        and len(make_cu_seqlens(list(range(32)), 99)) == 64
     )
 
 
@@ -102,12 +102,12 @@ def test_by_edges_is_the_models_own_attention(name, family, arithmetic):
         build(name, family, attention=flex_attention.NAME, window=WIDE),
         build(name, family, window=WIDE),
     )
-    lines = bin_pack(rows(), 200, model.virtual, True)[0]
+    lines = bin_pack(rows(), 200, model.num_virtual_tokens, True)[0]
     found = []
     for one, edges in ((model, True), (by_mask, False)):
-        batch = make_batch(lines, one.virtual, width=128, edges=edges)
+        batch = make_batch(lines, one.num_virtual_tokens, width=128, with_cu_seqlens=edges)
         values = token_losses(
-            one.base, hidden_states(one, batch).flatten(0, 1)[batch.sources], batch.labels
+            one.base, hidden_states(one, batch).flatten(0, 1)[batch.label_positions], batch.labels
         )
         values.sum().backward()
         found.append(({0: values.tolist()}, {key: p.grad for key, p in one.trainable().items()}))
@@ -135,8 +135,8 @@ def test_compiled_layers_take_edges(family, arithmetic, monkeypatch):
         )
         for width in (256, 384, 512):
             monkeypatch.setattr(
-                "chat.test_flex.lay_out",
-                lambda *a, width=width, **more: make_batch(*a, width=width, edges=True),
+                "chat.test_flex_attention.lay_out",
+                lambda *a, width=width, **more: make_batch(*a, width=width, with_cu_seqlens=True),
             )
             model.module.zero_grad()
             found = gradients(model)
@@ -164,7 +164,7 @@ def test_the_kernels_compute_what_they_should(heads, shared, size, softcap):
     ):
         pytest.skip(why)
     torch.manual_seed(0)
-    edges = torch.from_numpy(flash_attention.row_edges([0, 9, 200, 201, 700], 1024))
+    edges = torch.from_numpy(make_cu_seqlens([0, 9, 200, 201, 700], 1024))
     inputs = [torch.randn(1024, n, size, dtype=torch.bfloat16) for n in (heads, shared, shared)]
     slope = torch.randn(1024, heads, size, dtype=torch.bfloat16)
     own = [x.cuda().requires_grad_() for x in inputs]
