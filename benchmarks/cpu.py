@@ -35,7 +35,7 @@ class Steps(NamedTuple):
 class Study:
     """A recipe's model and rows, prepared once, cut to `steps` steps without a schedule."""
 
-    def __init__(self, path: str, steps: int, folder: Path, sets: list[str] = ()):
+    def __init__(self, path: str, steps: int, folder: Path, overrides: list[str] = ()):
         import torch
 
         from tarazu.chat.task import Chat
@@ -45,17 +45,17 @@ class Study:
 
         plain = [
             "budget.schedule=constant",
-            "budget.warmup=0",
+            "budget.warmup_ratio=0",
             "budget.validation_rows=1",
             "budget.evaluate_every=1000000000",
             "device=cpu",
         ]
-        self.recipe = schema.load(path, [*plain, *sets])
+        self.recipe = schema.load(path, [*plain, *overrides])
         self.folder, self.task, self.device = StudyDir(folder), Chat(), torch.device("cpu")
         self.data = self.task.prepare(self.recipe, self.folder, self.device)
         self.seed = self.recipe.seeds[0]
         order = RowSampler(self.data.size("train"), self.recipe.budget.batch_rows, self.seed)
-        self.rows = [order.at(step) for step in range(steps)]
+        self.rows = [order.rows_of_step(step) for step in range(steps)]
         lengths = self.data.store.lengths("train")
         self.tokens = [int(sum(lengths[row] for row in rows)) for rows in self.rows]
         self.recipe.budget.tokens, self.recipe.budget.epochs = sum(self.tokens), None
@@ -104,7 +104,7 @@ class Study:
                 stop,
                 sampled=False,
             )
-        events = [event for event in run.read_lines("events.jsonl") if event["event"] == "step"]
+        events = [event for event in run.read_jsonl("events.jsonl") if event["event"] == "step"]
         tokens = [
             after["tokens"] - before
             for before, after in zip([0, *(e["tokens"] for e in events)], events, strict=False)
@@ -134,7 +134,7 @@ class Study:
                         optimizer,
                         plain_loop.padded(rows, "cpu"),
                         autocast=False,
-                        clip=self.recipe.budget.clip,
+                        clip=self.recipe.budget.max_grad_norm,
                     )
                 )
 

@@ -165,7 +165,7 @@ def test_set_overrides_and_scientific_numbers(tmp_path):
             "budget.tokens: a number of a recipe has the digits 0 to 9: write 4000",
         ),
         ("methods.lora.learning_rate=۰٫۰۱", "write 0.01"),
-        ("search.widen=false", "--set search.widen: search.tokens: Field required"),
+        ("search.extend_range=false", "--set search.extend_range: search.tokens: Field required"),
         ("budget.epochs=1", r"demo.yaml:\d+:1: budget: give either"),
     ],
 )
@@ -189,7 +189,7 @@ def test_the_published_schema_is_the_codes():
         "check",
         "run",
         "resume",
-        "gather",
+        "merge",
         "report",
         "chat",
         "caption",
@@ -300,7 +300,7 @@ def test_another_gpu_becomes_the_process_s_own_and_one_that_is_not_there_is_refu
     """Streams, events and kernels go to the current device: else a step's figures would be read before they are there."""
     import torch
 
-    from tarazu.study.runner import pick_device
+    from tarazu.devices import pick_device
 
     chosen = []
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)

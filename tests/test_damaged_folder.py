@@ -11,12 +11,12 @@ from chat import small
 
 from tarazu.captions.data.vocabulary import Vocabulary
 from tarazu.chat.inference import trained_model
+from tarazu.commands import run as study_commands
 from tarazu.commands import tables
 from tarazu.commands.export import export
 from tarazu.commands.verify import verify
 from tarazu.errors import TarazuError, UserError
 from tarazu.storage.run_folder import RunDir, StudyDir, read_json, read_jsonl
-from tarazu.study import runner
 
 TRUNCATED, WRONG = '{"methods": ["lo', ["[1, 2]", '"text"', "7", "true"]
 
@@ -29,9 +29,9 @@ def test_a_file_that_holds_no_object_is_named_with_what_to_do(tmp_path, content)
     with pytest.raises(UserError) as caught:
         read_json(path)
     assert (
-        caught.value.where == str(path)
-        and str(path.parent) in caught.value.todo
-        and "resume" in caught.value.todo
+        caught.value.location == str(path)
+        and str(path.parent) in caught.value.hint
+        and "resume" in caught.value.hint
     )
 
 
@@ -52,8 +52,8 @@ def test_lines_are_objects_and_bytes_that_are_no_text_are_told(tmp_path):
     "content", [TRUNCATED, *WRONG, '{"methods": 3}', '{"methods": [["lora"]]}']
 )
 def test_a_damaged_order(tmp_path, content):
-    (tmp_path / "order.json").write_text(content)
-    with pytest.raises(UserError, match="order.json"):
+    (tmp_path / "method_order.json").write_text(content)
+    with pytest.raises(UserError, match="method_order.json"):
         StudyDir(tmp_path).runs()
 
 
@@ -66,7 +66,7 @@ def finished(tmp_path_factory):
     recipe = small.recipe(
         root / "recipe.yaml", small.save_model(root / "model"), methods=methods, search=search
     )
-    return runner.run(str(recipe), str(root / "study"), sets=["budget.tokens=3000"]).path
+    return study_commands.run(str(recipe), str(root / "study"), overrides=["budget.tokens=3000"]).path
 
 
 @pytest.fixture
@@ -75,7 +75,7 @@ def copied(finished, tmp_path):
 
 
 READ = [
-    "order.json",
+    "method_order.json",
     "data.json",
     "lora/seed-0/run.json",
     "lora/seed-0/ledger.json",
@@ -84,7 +84,7 @@ READ = [
 HARMS = [(name, harm) for name in READ for harm in ("truncated", "list")]
 HARMS += [
     (name, "wrong values")
-    for name in ("order.json", "lora/seed-0/ledger.json", "lora/seed-0/metrics.json")
+    for name in ("method_order.json", "lora/seed-0/ledger.json", "lora/seed-0/metrics.json")
 ]
 
 
@@ -98,15 +98,15 @@ def test_resume_names_the_damaged_file(copied, name, harm):
     }
     (copied / name).write_text(bad[harm])
     with pytest.raises(UserError) as caught:
-        runner.resume(str(copied))
-    assert str(copied / name) in str(caught.value) and caught.value.todo
+        study_commands.resume(str(copied))
+    assert str(copied / name) in str(caught.value) and caught.value.hint
 
 
 def test_without_an_order_resume_writes_it_again(copied):
-    before = (copied / "order.json").read_text()
-    (copied / "order.json").unlink()
-    runner.resume(str(copied))
-    assert (copied / "order.json").read_text() == before
+    before = (copied / "method_order.json").read_text()
+    (copied / "method_order.json").unlink()
+    study_commands.resume(str(copied))
+    assert (copied / "method_order.json").read_text() == before
 
 
 @pytest.mark.parametrize(
@@ -117,7 +117,7 @@ def test_a_damaged_search_is_not_taken_for_a_winner(copied, content):
     (copied / "lora" / "search.json").write_text(content)
     shutil.rmtree(copied / "lora" / "seed-0")
     with pytest.raises(UserError, match="search.json"):
-        runner.resume(str(copied))
+        study_commands.resume(str(copied))
 
 
 @pytest.mark.parametrize(
@@ -125,7 +125,7 @@ def test_a_damaged_search_is_not_taken_for_a_winner(copied, content):
 )
 def test_a_damaged_recipe_of_a_study(copied, content):
     (copied / "resolved.yaml").write_text(content)
-    for command in (lambda: runner.resume(str(copied)), lambda: verify(str(copied), [], False, "")):
+    for command in (lambda: study_commands.resume(str(copied)), lambda: verify(str(copied), [], False, "")):
         with pytest.raises(UserError, match="resolved.yaml"):
             command()
 
@@ -143,7 +143,7 @@ def test_damaged_results(copied, tmp_path, content):
 
 
 def test_an_unknown_form_of_export_names_the_known_ones(copied, tmp_path):
-    with pytest.raises(UserError, match="(?s)no form.*--form merged or --form peft"):
+    with pytest.raises(UserError, match="(?s)no form.*--format merged or --format peft"):
         export(str(copied / "lora"), str(tmp_path / "out"), "gguf")
 
 
@@ -158,7 +158,7 @@ def test_verify_wants_a_study(tmp_path):
 def test_a_damaged_vocabulary(content):
     with pytest.raises(UserError) as caught:
         Vocabulary.from_json(content, "DIR/vocabulary.json")
-    assert "DIR/vocabulary.json" in str(caught.value) and "resume" in caught.value.todo
+    assert "DIR/vocabulary.json" in str(caught.value) and "resume" in caught.value.hint
 
 
 @pytest.mark.parametrize("content", ["[]", "7", "{", '{"state.json": 3}', '{"../run.json": ["x"]}'])
@@ -188,7 +188,7 @@ def test_one_flipped_byte_of_the_weights_is_noticed(copied, tmp_path):
             use()
         assert (
             f"the weights of {copied / 'lora'} (seed 0) are damaged" in str(caught.value)
-            and "resume" in caught.value.todo
+            and "resume" in caught.value.hint
         )
     assert not (tmp_path / "out").exists()
 

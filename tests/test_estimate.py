@@ -17,7 +17,7 @@ from tarazu import cli
 from tarazu.chat import cost as chat_estimate
 from tarazu.chat.task import Chat
 from tarazu.engine.ledger import Ledger
-from tarazu.engine.row_sampler import RowSampler, order_of
+from tarazu.engine.row_sampler import RowSampler, make_row_sampler
 from tarazu.errors import UserError
 from tarazu.estimate import cost_model, dry_run, estimator
 from tarazu.recipe.schema import Budget, Search, load
@@ -26,10 +26,10 @@ from tarazu.storage.run_folder import RunDir, StudyDir, read_json
 CPU = torch.device("cpu")
 METHODS = {
     "base": {},
-    "prefix_tuning": {"virtual_tokens": 4},
+    "prefix_tuning": {"num_virtual_tokens": 4},
     "lora": {"rank": 2},
     "misspelt": {"kind": "lora", "targets": ["q_prog"]},
-    "too_many": {"kind": "layers", "first": 9},
+    "too_many": {"kind": "layers", "num_first": 9},
 }
 
 
@@ -104,7 +104,11 @@ def test_gemma_2_with_sdpa_and_tied_heads_are_refused(home, recipe, data):
         ]
     )
     changed = load(
-        recipe, [f"model={home / 'gemma2'}", "methods={layers: {first: 1, last: 1, head: true}}"]
+        recipe,
+        [
+            f"model={home / 'gemma2'}",
+            "methods={layers: {num_first: 1, num_last: 1, lm_head: true}}",
+        ],
     )
     assert (
         "tied"
@@ -165,10 +169,12 @@ def test_the_heaviest_step_holds_the_longest_row(data):
 
 def test_the_heaviest_step_is_the_one_with_the_most_tokens_of_the_run(data):
     order, lengths = RowSampler(data.size("train"), 4, 0), data.store.lengths("train")
-    most = max(int(lengths[order.at(step)].sum()) for step in range(order.steps_per_epoch))
+    most = max(
+        int(lengths[order.rows_of_step(step)].sum()) for step in range(order.steps_per_epoch)
+    )
     assert int(lengths[dry_run.heaviest_step(data, order, chat_estimate)].sum()) == most
     assert list(dry_run.heaviest_step(data, order, object())) == list(
-        order.at(0)
+        order.rows_of_step(0)
     )  # a task whose rows are alike
 
 
@@ -202,7 +208,7 @@ def test_first_passes_cost_what_they_take_beyond_the_last_ones():
 def test_the_steps_that_bring_a_new_shape_are_found(recipe, data):
     order, chat = RowSampler(42, 4, 0), Chat()
     widths = [{7}, {7}, {3, 7}, {3}, {9}, {7}, {1}, {9}, {9}, {9}, {5}]
-    steps = {tuple(order.at(step)): step for step in range(11)}
+    steps = {tuple(order.rows_of_step(step)): step for step in range(11)}
 
     def shapes(rows):
         return widths[steps[tuple(rows)]]
@@ -266,12 +272,13 @@ def test_each_seeds_new_shapes_are_met_in_its_own_order(recipe, data, tmp_path, 
     trainable = task.build(loaded, "lora", packed, 3, CPU)
     timed = dry_run.dry_run(task, loaded, "lora", packed, trainable, tmp_path, Ledger(CPU))
     orders = {
-        seed: order_of(packed, loaded.methods["lora"], loaded.budget, seed) for seed in (3, 5)
+        seed: make_row_sampler(packed, loaded.methods["lora"], loaded.budget, seed)
+        for seed in (3, 5)
     }
-    seen.remove(orders[3].at(0))  # not counted: a process pays there what it pays once
+    seen.remove(orders[3].rows_of_step(0))  # not counted: a process pays there what it pays once
     assert list(timed.starts) == [3, 5] and timed.starts[3].new != timed.starts[5].new
     for seed, start in timed.starts.items():
-        steps = [orders[seed].at(step) for step in start.new]
+        steps = [orders[seed].rows_of_step(step) for step in start.new]
         taken = [rows for rows in seen if rows in steps]
         assert len(steps) > 1 and taken == [*steps, *steps] + [
             rows for rows in taken[2 * len(steps) :] if rows in steps
@@ -341,8 +348,8 @@ def test_the_measured_steps_are_those_that_a_run_begins_with(recipe, data, tmp_p
             return super().collate(trainable, data, split, rows, limit)
 
     seen, loaded, task = [], load(recipe), Seen()
-    order = order_of(data, loaded.methods["lora"], loaded.budget, 0)
-    rows = [row for step in range(3) for row in order.at(step)]
+    order = make_row_sampler(data, loaded.methods["lora"], loaded.budget, 0)
+    rows = [row for step in range(3) for row in order.rows_of_step(step)]
     dry_run.train_on_rows(
         task,
         loaded,
@@ -353,8 +360,8 @@ def test_the_measured_steps_are_those_that_a_run_begins_with(recipe, data, tmp_p
         tmp_path,
         Ledger(CPU),
     )
-    assert [some for some in seen if len(some) == len(order.at(0))][:3] == [
-        order.at(step) for step in range(3)
+    assert [some for some in seen if len(some) == len(order.rows_of_step(0))][:3] == [
+        order.rows_of_step(step) for step in range(3)
     ]
 
 
@@ -369,7 +376,11 @@ def test_a_search_costs_its_steps_its_trials_and_one_model(recipe):
         2 * (5 * 0.5 + 1)
     )
     fixed = changed.model_copy(
-        update={"search": Search(tokens=1000, learning_rate=[1e-4, 1e-3], rank=[2, 4], widen=False)}
+        update={
+            "search": Search(
+                tokens=1000, learning_rate=[1e-4, 1e-3], rank=[2, 4], extend_range=False
+            )
+        }
     )
     found, beyond = estimator.search_seconds(fixed, "lora", load=2.0, each=0.5, held=120, trial=1.0)
     trials = 4 * (math.ceil(125 / 120) * 0.5 + 1) + 2 * (math.ceil(250 / 120) * 0.5 + 1)
@@ -384,13 +395,13 @@ def test_a_search_costs_its_steps_its_trials_and_one_model(recipe):
 
 
 def test_measured_beside_what_happened(recipe, home, capsys, monkeypatch, tmp_path):
-    out, sets = home / "run", ["--set", "methods={base: {}, lora: {rank: 2}}"]
+    out, overrides = home / "run", ["--set", "methods={base: {}, lora: {rank: 2}}"]
     for command in (
-        ["run", str(recipe), "--out", str(out), *sets],
+        ["run", str(recipe), "--out", str(out), *overrides],
         [
             "check",
             str(recipe),
-            *sets,
+            *overrides,
             "--rows",
             "0",
             "--compare",
@@ -429,5 +440,5 @@ def test_json_of_the_whole(recipe, monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", ["tarazu", "check", str(recipe), "--json", "--no-measure"])
     cli.main()
     found = json.loads(capsys.readouterr().out)
-    assert set(found) == {"recipe", "data", "estimate"} and found["estimate"]["how"] == "foreseen"
+    assert set(found) == {"recipe", "data", "estimate"} and found["estimate"]["how"] == "predicted"
     assert dataclasses.is_dataclass(cost_model.DeviceSpec)

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 from chat import small
 
+from tarazu.commands import run as study_commands
 from tarazu.storage.run_folder import StudyDir
-from tarazu.study import runner
 
 
 def tarazu(folder: Path, *words: str) -> subprocess.CompletedProcess:
@@ -46,7 +46,7 @@ def project(tmp_path_factory):
         forgetting=None,
     )
     with contextlib.chdir(root):
-        runner.run("recipe.yaml", "study", ["lora"], ["budget.tokens=3000"])
+        study_commands.run("recipe.yaml", "study", ["lora"], ["budget.tokens=3000"])
     return root
 
 
@@ -70,8 +70,8 @@ def test_chat_and_export_from_another_folder(project, tmp_path):
 
 def test_where_the_first_folder_is_gone_paths_count_from_here(project, tmp_path):
     moved = shutil.copytree(project, tmp_path / "moved")
-    (moved / "study" / "place.json").write_text('{"working_folder": "/no/such/folder"}')
+    (moved / "study" / "working_dir.json").write_text('{"working_dir": "/no/such/folder"}')
     done = tarazu(moved, "chat", "study/lora", "--prompt", "سلام", "--max-new-tokens", "4")
     assert done.returncode == 0, done.stderr
-    with StudyDir(moved / "study").at_home() as found:
+    with StudyDir(moved / "study").in_working_dir() as found:
         assert found.path == moved / "study"

@@ -73,7 +73,7 @@ def new(name: Annotated[str, typer.Argument(help="a shipped recipe to copy here"
 @app.command()
 def check(
     recipe: RecipeArgument,
-    sets: Sets = [],  # noqa: B006
+    overrides: Sets = [],  # noqa: B006
     method: Methods = [],  # noqa: B006
     rows: Annotated[int, typer.Option(min=0, help="rows to show")] = 3,
     measure: Annotated[
@@ -110,7 +110,7 @@ def check(
     """
     from tarazu.commands import check as work
 
-    work.check(recipe, sets, rows, json, measure, on, compare, out, defaults, method)
+    work.check(recipe, overrides, rows, json, measure, on, compare, out, defaults, method)
 
 
 @app.command()
@@ -118,7 +118,7 @@ def run(
     recipe: RecipeArgument,
     out: Annotated[str, typer.Option("--out", metavar="DIR", help="a new folder for the study")],
     method: Methods = [],  # noqa: B006
-    sets: Sets = [],  # noqa: B006
+    overrides: Sets = [],  # noqa: B006
     extend: Annotated[
         bool,
         typer.Option("--extend", help="add this recipe's new methods or seeds to the study in DIR"),
@@ -136,15 +136,15 @@ def run(
 
     All under the same conditions: the same rows in the same order, the same budget.
     """
-    from tarazu.study import runner
+    from tarazu.commands import run as commands
 
     if extend and estimate:
         raise typer.BadParameter("--estimate is for a new study; leave it or --extend out")
     _finish(
         (
-            runner.extend(recipe, out, sets, method)
+            commands.extend(recipe, out, overrides, method)
             if extend
-            else runner.run(recipe, out, method, sets, estimate)
+            else commands.run(recipe, out, method, overrides, estimate)
         ).path
     )
 
@@ -152,13 +152,13 @@ def run(
 @app.command()
 def resume(folder: Annotated[str, typer.Argument(metavar="DIR", help="a run folder")]) -> None:
     """Go on exactly where a study stopped."""
-    from tarazu.study import runner
+    from tarazu.commands.run import resume as resume_study
 
-    _finish(runner.resume(folder).path)
+    _finish(resume_study(folder).path)
 
 
 @app.command()
-def gather(
+def merge(
     parts: Annotated[
         list[str],
         typer.Argument(
@@ -173,7 +173,7 @@ def gather(
     """
     from tarazu.study import merge as work
 
-    _finish(work.gather(parts, out).path)
+    _finish(work.merge(parts, out).path)
 
 
 @app.command()
@@ -225,14 +225,14 @@ def caption(
 def export(
     run: Annotated[str, typer.Argument(metavar="DIR/METHOD", help="a finished run")],
     to: Annotated[str, typer.Option("--to", metavar="FOLDER", help="a new folder")],
-    form: Annotated[
-        str, typer.Option("--form", help="merged, peft or onnx; default: what the method can be")
+    format: Annotated[
+        str, typer.Option("--format", help="merged, peft or onnx; default: what the method can be")
     ] = "",
 ) -> None:
     """Write a merged model, a PEFT adapter, or ONNX for other tools."""
     from tarazu.commands import export as work
 
-    print(work.export(run, to, form))
+    print(work.export(run, to, format))
 
 
 @app.command()
@@ -279,7 +279,7 @@ def verify(
         ),
     ],
     method: Methods = [],  # noqa: B006
-    sets: Sets = [],  # noqa: B006
+    overrides: Sets = [],  # noqa: B006
     json: Json = False,
     out: Annotated[
         str,
@@ -292,7 +292,7 @@ def verify(
     """
     from tarazu.commands import verify as work
 
-    work.verify(target, sets, json, out, method)
+    work.verify(target, overrides, json, out, method)
 
 
 @app.command()

@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 
 from tarazu.engine import checkpoint, trainer
 from tarazu.engine import weights as saved_weights
-from tarazu.engine.task import ParameterGroup
+from tarazu.engine.trainable import ParameterGroup
 from tarazu.errors import TarazuError
 
 
@@ -80,7 +80,7 @@ def test_an_infinite_gradient_is_never_applied(tmp_path):
 def test_a_run_cut_anywhere_ends_the_same(tmp_path, monkeypatch, optimizer, average):
     """Cut at every step once, also between validations; the end is equal byte for byte, and so is the event log's length."""
     monkeypatch.setattr(trainer, "SAVE_SECONDS", 0.0)
-    _, events, _ = train(tmp_path / "whole", Toy(dropout=0.3), optimizer=optimizer, average=average)
+    _, events, _ = train(tmp_path / "whole", Toy(dropout=0.3), optimizer=optimizer, ema_decay=average)
 
     class Cut(Exception):
         pass
@@ -96,7 +96,7 @@ def test_a_run_cut_anywhere_ends_the_same(tmp_path, monkeypatch, optimizer, aver
     for i in range(99):
         task.left = 1 + i % 3
         try:
-            _, again, _ = train(path, task, optimizer=optimizer, average=average)
+            _, again, _ = train(path, task, optimizer=optimizer, ema_decay=average)
             break
         except Cut:
             continue
@@ -121,7 +121,7 @@ def test_early_stop_and_best_weights(tmp_path):
     losses = [e["loss"] for e in events if e["event"] == "validation"]
     assert any(e.get("kind") == "early_stop" for e in events) and len(losses) < 31
     best = Toy().build()
-    saved_weights.put(best, weights(tmp_path))
+    saved_weights.restore(best, weights(tmp_path))
     best.module.eval()
     assert Toy().validate(best, ToyData(), None)["loss"] == pytest.approx(min(losses), abs=1e-5)
 
@@ -137,7 +137,7 @@ def test_averaged_weights_are_the_mean_of_the_steps(tmp_path, monkeypatch):
     monkeypatch.setattr(trainer.Trainer, "step", seen)
     model = Toy().build()
     mean = model.module[2].weight.detach().clone()
-    _, events, _ = train(tmp_path / "mean", model=model, average=0.8)
+    _, events, _ = train(tmp_path / "mean", model=model, ema_decay=0.8)
     for number, weight in enumerate(steps, 1):
         keep = min(0.8, (1 + number) / (10 + number))
         mean = keep * mean + (1 - keep) * weight
@@ -158,11 +158,11 @@ def test_a_group_that_begins_late_stands_still_until_then(tmp_path):
     model.groups = [ParameterGroup(frozenset({"0.weight"}), 0.01, from_epoch=2)]
     start = model.module[0].weight.detach().clone()
     _, events, _ = train(tmp_path / "early", Toy(), model, epochs=2)
-    assert torch.equal(start, model.module[0].weight) and model.waiting() == {"0.weight"}
+    assert torch.equal(start, model.module[0].weight) and model.not_yet_trained() == {"0.weight"}
     model = Toy().build(rate=0.05)
     model.groups = [ParameterGroup(frozenset({"0.weight"}), 0.01, from_epoch=2)]
     train(tmp_path / "late", Toy(), model, epochs=3)
-    assert not torch.equal(start, model.module[0].weight) and not model.waiting()
+    assert not torch.equal(start, model.module[0].weight) and not model.not_yet_trained()
 
 
 def test_best_weights_from_before_a_group_began_say_so(tmp_path):
@@ -172,7 +172,7 @@ def test_best_weights_from_before_a_group_began_say_so(tmp_path):
         ParameterGroup(frozenset({"0.weight"}), 50.0, from_epoch=2)
     ]  # from then on it only gets worse
     train(tmp_path, Toy(), model, epochs=4, keep="best", schedule="constant")
-    assert model.waiting() == {"0.weight"}
+    assert model.not_yet_trained() == {"0.weight"}
 
 
 def test_a_damaged_checkpoint_gives_way_to_the_one_before(tmp_path):

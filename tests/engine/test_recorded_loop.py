@@ -46,7 +46,7 @@ CASES = {
     "many passes a step": ({}, {"micro_batch_tokens": 12}),
     "a batch that does not fit": ({"memory": 20}, {"micro_batch_tokens": 64}),
     "a step without a finite gradient": ({"poison": (4,)}, {"micro_batch_tokens": 12}),
-    "the mean of the weights": ({}, {"average": 0.9, "micro_batch_tokens": 12}),
+    "the mean of the weights": ({}, {"ema_decay": 0.9, "micro_batch_tokens": 12}),
     "sgd": ({}, {"optimizer": "sgd", "micro_batch_tokens": 12}),
 }
 
@@ -63,7 +63,7 @@ def test_the_loop_ends_where_it_ends_without_recordings(case, tmp_path, no_gpu):
                 torch.tensor([e["loss"] for e in events if e["event"] == "step"]),
             ]
         )
-    assert task.played.recorder.records and not task.played.recorder.why
+    assert task.played.recorder.graphs and not task.played.recorder.failure_reason
     for mine, wanted in zip(*ends, strict=True):
         torch.testing.assert_close(mine.detach(), wanted.detach(), atol=2e-5, rtol=1e-4)
 
@@ -99,13 +99,13 @@ def test_recordings_of_passes_that_proved_too_large_are_given_up(tmp_path, no_gp
         def loss(self, model, batch):
             found = super().loss(model, batch)
             if model.module.training and self.steps == 3:
-                self.widths = [len(one.inputs[0]) for one in self.played.recorder.records.values()]
+                self.widths = [len(one.inputs[0]) for one in self.played.recorder.graphs.values()]
                 raise RuntimeError("CUDA out of memory")
             return found
 
     task = Full()
     train(tmp_path, task, micro_batch_tokens=24)
-    widths = [len(one.inputs[0]) for one in task.played.recorder.records.values()]
+    widths = [len(one.inputs[0]) for one in task.played.recorder.graphs.values()]
     assert max(task.widths) > 12 >= max(widths)
 
 

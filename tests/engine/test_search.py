@@ -8,7 +8,7 @@ import pytest
 from engine.toy import Toy, train
 
 from tarazu.engine.lr_schedule import lr_factor
-from tarazu.engine.successive_halving import candidates, halve, most_beyond
+from tarazu.engine.successive_halving import candidates, max_extended_tokens, run_search
 from tarazu.engine.successive_halving import rounds as plan
 from tarazu.errors import UserError
 from tarazu.recipe.schema import Budget, Method, Search
@@ -40,7 +40,7 @@ def test_the_better_half_goes_on_and_a_diverged_one_loses(tmp_path):
     search = Search(
         tokens=1200, learning_rate=[1e-4, 2e-3, 1e-2, 1e-1, 1]
     )  # the winner is inside: nothing lies beyond
-    found = halve(
+    found = run_search(
         search, Method(kind="x"), Budget(tokens=9), RunDir(tmp_path / "search" / "seed-0"), fake
     )
     assert found["winner"] == {"learning_rate": 1e-2} and found["edges"] == []
@@ -60,7 +60,7 @@ def bowl(best: float):
 
 
 def searched(tmp_path, train, tokens=1200, **grid):
-    return halve(
+    return run_search(
         Search(tokens=tokens, **grid),
         Method(kind="x"),
         Budget(tokens=9),
@@ -80,16 +80,16 @@ def test_a_best_rate_at_the_upper_edge_is_looked_for_beyond_it(tmp_path):
     assert (
         found["winner"] == {"learning_rate": 3e-2} and found["edges"] == []
     )  # 9e-2 was tried and was worse
-    assert [c.get("beyond", False) for c in found["candidates"]] == [False] * 3 + [True] * 2
+    assert [c.get("extended", False) for c in found["candidates"]] == [False] * 3 + [True] * 2
     winner, lost = found["candidates"][3:]
     assert [r["tokens"] for r in winner["rounds"]] == [
         r["tokens"] for r in found["candidates"][2]["rounds"]
     ]
     assert found["tokens"] == sum(r["tokens"] for c in found["candidates"] for r in c["rounds"])
     assert (
-        found["tokens_beyond"]
+        found["tokens_extended"]
         == sum(r["tokens"] for c in (winner, lost) for r in c["rounds"])
-        <= most_beyond(3, 1200)
+        <= max_extended_tokens(3, 1200)
     )
 
 
@@ -114,7 +114,7 @@ def test_a_rate_that_would_not_have_gone_on_is_left_early(tmp_path):
         len(searched(tmp_path, train, learning_rate=[1e-3, 9e-3, 1e-2])["candidates"][-1]["rounds"])
         == 1
     )
-    assert found["tokens_beyond"] < most_beyond(5, 1200) / 2
+    assert found["tokens_extended"] < max_extended_tokens(5, 1200) / 2
 
 
 def test_after_two_rates_beyond_the_edge_is_flagged(tmp_path):
@@ -125,16 +125,16 @@ def test_after_two_rates_beyond_the_edge_is_flagged(tmp_path):
         and found["winner"] == {"learning_rate": 9e-3}
         and found["edges"] == ["learning_rate"]
     )
-    assert found["tokens_beyond"] == most_beyond(2, 1200) == 2 * 600
+    assert found["tokens_extended"] == max_extended_tokens(2, 1200) == 2 * 600
 
 
 def test_widening_can_be_switched_off_and_other_settings_are_only_flagged(tmp_path):
     train, calls = bowl(best=100)
-    found = searched(tmp_path, train, learning_rate=[1e-4, 1e-3], widen=False)
+    found = searched(tmp_path, train, learning_rate=[1e-4, 1e-3], extend_range=False)
     assert (
         found["edges"] == ["learning_rate"]
         and len(found["candidates"]) == 2
-        and found["tokens_beyond"] == 0
+        and found["tokens_extended"] == 0
     )
 
     def ranked(method, budget, trial):
@@ -144,7 +144,7 @@ def test_widening_can_be_switched_off_and_other_settings_are_only_flagged(tmp_pa
         rank: int = 1
 
     search = Search(tokens=9000, learning_rate=[1e-4, 1e-3, 1e-2], rank=[2, 4])
-    found = halve(
+    found = run_search(
         search, Ranked(kind="x"), Budget(tokens=9), RunDir(tmp_path / "search" / "seed-0"), ranked
     )
     assert found["edges"] == ["rank"] and len(found["candidates"]) == 6
@@ -152,7 +152,7 @@ def test_widening_can_be_switched_off_and_other_settings_are_only_flagged(tmp_pa
 
 def test_a_search_in_which_all_diverge_does_not_go_further(tmp_path):
     found = searched(tmp_path, lambda *_: None, learning_rate=[1e-2, 1])
-    assert found["loss"] is None and found["tokens_beyond"] == 0
+    assert found["loss"] is None and found["tokens_extended"] == 0
 
 
 def test_a_search_that_stopped_beyond_the_edge_goes_on_there(tmp_path):
@@ -197,7 +197,7 @@ def test_every_trial_is_a_whole_run_in_small_with_the_recipes_own_schedule(tmp_p
     taken, ends = [], []
 
     def real(method, budget, trial):
-        assert (budget.schedule, budget.warmup) == ("cosine", 0.2) and not (
+        assert (budget.schedule, budget.warmup_ratio) == ("cosine", 0.2) and not (
             trial.path / "checkpoint"
         ).exists(), "not from the start"
         _, events, _ = train(
@@ -207,7 +207,7 @@ def test_every_trial_is_a_whole_run_in_small_with_the_recipes_own_schedule(tmp_p
             tokens=budget.tokens,
             epochs=None,
             schedule=budget.schedule,
-            warmup=budget.warmup,
+            warmup=budget.warmup_ratio,
         )
         steps = [e for e in events if e["event"] == "step"]
         assert [e["step"] for e in steps] == list(range(1, len(steps) + 1))
@@ -216,10 +216,10 @@ def test_every_trial_is_a_whole_run_in_small_with_the_recipes_own_schedule(tmp_p
         return [e["loss"] for e in events if e["event"] == "validation"][-1]
 
     search, budget = (
-        Search(tokens=6000, learning_rate=[1e-6, 1e-4, 3e-2], widen=False),
+        Search(tokens=6000, learning_rate=[1e-6, 1e-4, 3e-2], extend_range=False),
         Budget(tokens=9, warmup=0.2),
     )
-    found = halve(search, Method(kind="x"), budget, RunDir(tmp_path / "search" / "seed-0"), real)
+    found = run_search(search, Method(kind="x"), budget, RunDir(tmp_path / "search" / "seed-0"), real)
     assert found["winner"] == {"learning_rate": 3e-2} and found["edges"] == ["learning_rate"]
     assert taken[-1] > taken[0] and max(ends) < 0.05, "the loss was not measured after the decay"
     assert not (tmp_path / "search" / "seed-0").exists()
@@ -242,7 +242,7 @@ def test_a_constant_rate_would_choose_a_smaller_one_than_the_real_run_wants(tmp_
     }
     assert best["constant"] < best["cosine"], "this test would show nothing"
     search = Search(tokens=1200, learning_rate=rates)
-    found = halve(
+    found = run_search(
         search,
         Method(kind="x"),
         Budget(tokens=9),
@@ -254,7 +254,7 @@ def test_a_constant_rate_would_choose_a_smaller_one_than_the_real_run_wants(tmp_
 
 def test_a_stopped_search_does_not_repeat_what_it_knows(tmp_path):
     search, place = (
-        Search(tokens=1200, learning_rate=[1e-4, 1e-3, 1e-2], widen=False),
+        Search(tokens=1200, learning_rate=[1e-4, 1e-3, 1e-2], extend_range=False),
         RunDir(tmp_path / "search" / "seed-0"),
     )
     calls = []
@@ -266,9 +266,9 @@ def test_a_stopped_search_does_not_repeat_what_it_knows(tmp_path):
         return method.learning_rate
 
     try:
-        halve(search, Method(kind="x"), Budget(tokens=9), place, stops)
+        run_search(search, Method(kind="x"), Budget(tokens=9), place, stops)
     except KeyboardInterrupt:
-        found = halve(search, Method(kind="x"), Budget(tokens=9), place, stops)
+        found = run_search(search, Method(kind="x"), Budget(tokens=9), place, stops)
     assert calls == [1e-4, 1e-3, 1e-2, 1e-2, 1e-4, 1e-3] and found["winner"] == {
         "learning_rate": 1e-4
     }

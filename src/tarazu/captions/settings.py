@@ -14,6 +14,7 @@ from pydantic import (
     model_validator,
 )
 
+from tarazu.recipe.messages import RENAMED_VALUES, renamed_value
 from tarazu.recipe.schema import Method, Recipe, StrictModel
 
 Probability = Annotated[float, Field(ge=0, lt=1)]
@@ -70,6 +71,13 @@ class DataSettings(StrictModel):
         0.7, gt=0.1, le=1, description="least share of a picture that a view keeps"
     )
     scenes: PositiveInt = Field(300, description="how many scenes `synthetic` draws")
+
+    @field_validator("source")
+    @classmethod
+    def _current_name(cls, value: str) -> str:
+        if ("source", value) in RENAMED_VALUES:
+            raise ValueError(renamed_value("source", value))
+        return value
 
 
 class EncoderSettings(StrictModel):

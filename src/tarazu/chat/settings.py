@@ -62,11 +62,13 @@ class Generation(StrictModel):
     """The answers that are written for the report: greedy, the same rows for every method."""
 
     max_new_tokens: PositiveInt = 128
-    test_rows: NonNegativeInt = Field(
+    num_test_answers: NonNegativeInt = Field(
         32, description="test rows that are answered (the loss is over all of them)"
     )
     batch_rows: PositiveInt = 16
-    during_training: NonNegativeInt = Field(1, description="questions answered at every validation")
+    samples_per_validation: NonNegativeInt = Field(
+        1, description="questions answered at every validation"
+    )
 
 
 class Forgetting(StrictModel):
@@ -127,9 +129,9 @@ class ChatRecipe(Recipe):
     layout: Literal["auto", "packed", "padded"] = Field(
         "auto", description="how rows share a batch; auto: packed on a GPU"
     )
-    memory: Literal["normal", "small"] = Field(
+    memory: Literal["normal", "low"] = Field(
         "normal",
-        description="small: checkpointing, one row a pass, the loss in small chunks; slower",
+        description="low: checkpointing, one row a pass, the loss in small chunks; slower",
     )
     quantize: Literal["none", "4bit"] = Field(
         "none",
@@ -143,7 +145,7 @@ class ChatRecipe(Recipe):
 
     @model_validator(mode="after")
     def _small(self) -> ChatRecipe:
-        if self.memory == "small":
+        if self.memory == "low":
             passes = min(self.budget.micro_batch_tokens, self.data.max_length)
             self.budget = self.budget.model_copy(
                 update={"gradient_checkpointing": True, "micro_batch_tokens": passes}

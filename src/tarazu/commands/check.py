@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import shlex
 import tempfile
 from pathlib import Path
 from typing import Any
 
+from tarazu import tasks
+from tarazu.devices import pick_device
 from tarazu.engine.progress import log
 from tarazu.recipe.schema import dump_yaml, load
+from tarazu.recipe.select import select_methods
 from tarazu.storage.run_folder import StudyDir, find_study, write_json
-from tarazu.study.runner import make_task, pick_device, select_methods
 
 
 def check(
     recipe_path: str,
-    sets: list[str],
+    overrides: list[str],
     rows: int,
     as_json: bool,
     measure: bool = True,
@@ -27,7 +28,7 @@ def check(
     defaults: bool = False,
     methods: list[str] = (),
 ) -> None:
-    """Prints the data and the estimate (or, `as_json`, both whole, with the recipe's defaults). Raises `BadInput` as `run` would.
+    """Prints the data and the estimate (or, `as_json`, both whole, with the recipe's defaults). Raises `UserError` as `run` would.
 
     Args:
         measure: take three steps of every method here; else the estimate is told from the model's shape.
@@ -39,17 +40,18 @@ def check(
     """
     from tarazu.estimate import estimator
 
-    recipe = select_methods(load(recipe_path, sets), methods)
+    recipe = select_methods(load(recipe_path, overrides), methods)
     study = find_study(compare) if compare else None
     log(
         f"{recipe_path}: {len(recipe.methods)} methods ({', '.join(recipe.methods)}), {len(recipe.seeds)} seed(s)"
     )
     with tempfile.TemporaryDirectory() as folder:
         place, device = StudyDir(Path(folder)), pick_device(recipe)
-        prepared = make_task(recipe.task).prepare(recipe, place, device)
+        task = tasks.make_task(recipe.task)
+        prepared = task.prepare(recipe, place, device)
         data = place.read_json("data.json")
         if not as_json:
-            importlib.import_module(f"tarazu.{recipe.task}.preview").show(data, rows=rows)
+            task.preview(data, rows)
         found = estimator.estimate_study(recipe, prepared, device, measure and not on, on or None)
     whole: dict[str, Any] = {
         "recipe": recipe.model_dump(mode="json"),
@@ -66,7 +68,7 @@ def check(
     if defaults:
         print("the recipe with every default:\n" + dump_yaml(recipe))
     said = shlex.join(
-        [recipe_path, *(word for assignment in sets for word in ("--set", assignment))]
+        [recipe_path, *(word for assignment in overrides for word in ("--set", assignment))]
     )
     print_estimate(said, found, whole.get("compared"), methods)
 

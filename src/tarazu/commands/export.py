@@ -1,24 +1,31 @@
-"""`tarazu export`: a run as files that other tools load. Each task knows its own forms."""
+"""`tarazu export`: a finished run in a format that other tools load."""
 
 from __future__ import annotations
 
-import importlib
 from pathlib import Path
 
+from tarazu import tasks
 from tarazu.storage.run_folder import corrupt_file_error, find_run, require_empty_dir
 
-EXPORTERS = {
-    "chat": "tarazu.chat.inference.export",
-    "captions": "tarazu.captions.inference.onnx_export",
-}
 
+def export(run: str, to: str, format: str) -> Path:
+    """Write a run to a new folder.
 
-def export(run: str, to: str, form: str) -> Path:
-    """Writes the run at DIR/METHOD into a new folder. Raises `BadInput` when the method cannot take that form."""
+    Args:
+        run: the run, DIR/METHOD.
+        to: a new or empty folder.
+        format: one of the task's formats, or empty for the method's default.
+
+    Returns:
+        The folder.
+
+    Raises:
+        UserError: there is no such run, or the method has no such format.
+    """
     study, _ = find_run(run)
     target = require_empty_dir(to, "--to", "give a new folder: --to")
-    task = (study.read_json("results.json") or {}).get("task", "chat")
-    if task not in EXPORTERS:
+    task = (study.read_json("results.json") or {}).get("task")
+    if task not in tasks.names():
         raise corrupt_file_error(study.path / "results.json", f"unknown task {task!r}")
-    importlib.import_module(EXPORTERS[task]).export(run, target, form)
+    tasks.make_task(task).export(run, target, format)
     return target

@@ -8,24 +8,20 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from tarazu import tasks
 from tarazu.storage.run_folder import read_json, reporting_corruption
-
-COLUMNS = {
-    "chat": [("loss", "loss", "{:.3f}"), ("bits_per_byte", "bits/byte", "{:.3f}"), ("chrf", "chrF", "{:.1f}"), ("rouge_l", "ROUGE-L", "{:.1f}"), ("checks_passed", "checks", "{:.0%}"), ("repetition", "repeats", "{:.0%}")],
-    "captions": [("loss", "loss", "{:.3f}"), ("bleu1", "BLEU-1", "{:.1f}"), ("bleu4", "BLEU-4", "{:.1f}"), ("cider", "CIDEr", "{:.1f}"), ("rouge_l", "ROUGE-L", "{:.1f}")],
-}  # fmt: skip
 
 
 def show(folder: Path) -> None:
     """Prints the table on stdout."""
     with reporting_corruption(folder / "results.json"):
-        table = _results(folder, read_json(folder / "results.json") or {"task": "chat", "rows": []})
+        table = _results(folder, read_json(folder / "results.json") or {"rows": []})
     Console(width=None if Console().is_terminal else 140).print(table)
 
 
 def _results(folder: Path, results: dict) -> Table:
     table = Table(title=f"{folder} · test split", title_justify="left")
-    columns = COLUMNS[results["task"]]
+    columns = tasks.columns(results.get("task"))
     table.add_column("method")
     for name in ("trained", "train time", "memory", *(title for _, title, _ in columns)):
         table.add_column(name, justify="right")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib
 import json
 import tempfile
 from collections.abc import Iterator
@@ -12,13 +11,18 @@ from pathlib import Path
 
 import torch
 
-from tarazu.engine.invariants.checks import CheckFixture, CheckResult, not_applicable, shared
-from tarazu.engine.invariants.eta import Pace
+from tarazu import tasks
+from tarazu.devices import free_memory, pick_device
+from tarazu.engine.invariants.checks import TrainingFixture
+from tarazu.engine.invariants.eta import CheckTimer
+from tarazu.engine.invariants.fixture import CheckResult, not_applicable
 from tarazu.engine.invariants.perturbations import shake
+from tarazu.engine.precision import autocast, uses_bfloat16
 from tarazu.engine.subset_task import SubsetTask
-from tarazu.engine.trainer import autocast, uses_bfloat16
+from tarazu.engine.task import Task
 from tarazu.errors import TarazuError, UserError
 from tarazu.recipe.schema import Recipe, load
+from tarazu.recipe.select import select_methods
 from tarazu.storage import provenance
 from tarazu.storage.run_folder import (
     StudyDir,
@@ -28,14 +32,16 @@ from tarazu.storage.run_folder import (
     write_json,
 )
 from tarazu.study.hyperparameter_search import search_result
-from tarazu.study.runner import free_memory, make_task, pick_device, read_recipe, select_methods
+from tarazu.study.runner import read_recipe
 
 ROWS = 6  # a handful; three steps of two rows make an epoch
 VERDICTS = ("ok", "failed", "not applicable")
 CONDITIONS = ("task", "device", "precision", "torch", "rows", "seed")  # of the figures in one file
 
 
-def verify(target: str, sets: list[str], as_json: bool, out: str, methods: list[str] = ()) -> None:
+def verify(
+    target: str, overrides: list[str], as_json: bool, out: str, methods: list[str] = ()
+) -> None:
     """Checks a recipe, or the study in a run folder (whose `verify.json` it writes). Raises `TarazuError` if a check fails.
 
     Args:
@@ -43,16 +49,17 @@ def verify(target: str, sets: list[str], as_json: bool, out: str, methods: list[
     """
     study = find_study(target) if Path(target).is_dir() else None
     recipe = select_methods(
-        with_search_winners(read_recipe(study), study) if study else load(target, sets), methods
+        with_search_winners(read_recipe(study), study) if study else load(target, overrides),
+        methods,
     )
     path = (study.path / "verify.json" if study else Path(out)).absolute() if study or out else None
     if path and path.is_dir():
         raise UserError(
             "this is a folder",
-            where=f"--out {out}",
-            todo="give a file, or `tarazu verify DIR` for a study",
+            location=f"--out {out}",
+            hint="give a file, or `tarazu verify DIR` for a study",
         )
-    with study.at_home() if study else contextlib.nullcontext():
+    with study.in_working_dir() if study else contextlib.nullcontext():
         found = run_checks(recipe, path, read_json(path) if path and methods else None)
     if as_json:
         print(json.dumps(found, ensure_ascii=False, indent=1))
@@ -66,14 +73,14 @@ def verify(target: str, sets: list[str], as_json: bool, out: str, methods: list[
     ]
     if failed:
         what = f"{len(failed)} invariants do not hold: {'; '.join(failed)}"
-        raise TarazuError(what, where=target, todo="do not trust runs of these methods here")
+        raise TarazuError(what, location=target, hint="do not trust runs of these methods here")
 
 
 def with_search_winners(recipe: Recipe, study: StudyDir) -> Recipe:
-    """The recipe as its runs were trained: a search may have chosen another rate, rank or number of virtual tokens. Raises `BadInput`."""
+    """The recipe as its runs were trained: a search may have chosen another rate, rank or number of virtual tokens. Raises `UserError`."""
     for name, method in recipe.methods.items():
         if (path := study.path / name / "search.json").exists():
-            recipe = recipe.with_method(
+            recipe = recipe.replace_method(
                 name, method.model_copy(update=search_result(path, method)["winner"])
             )
     return recipe
@@ -86,14 +93,13 @@ def run_checks(recipe: Recipe, path: Path | None = None, old: dict | None = None
     method, so that little is lost where time runs out.
 
     Args:
-        old: an earlier result, whose other methods are kept. Raises `BadInput` if it was made under other conditions.
+        old: an earlier result, whose other methods are kept. Raises `UserError` if it was made under other conditions.
     """
-    device, task = pick_device(recipe), make_task(recipe.task)
+    device, task = pick_device(recipe), tasks.make_task(recipe.task)
     torch.set_float32_matmul_precision("high" if device.type == "cuda" else "highest")
-    known = importlib.import_module(f"tarazu.{recipe.task}.invariants")
     head = conditions(recipe, device)
     kept = others(old, head, recipe, path) if old else []
-    recipe = known.lighter(recipe)
+    recipe = task.invariants.lighter(recipe)
     found, waiting, whole = {name: [] for name in recipe.methods}, list(recipe.methods), {}
     with tempfile.TemporaryDirectory() as scratch:
         data = task.prepare(recipe, StudyDir(Path(scratch)), device)
@@ -101,16 +107,14 @@ def run_checks(recipe: Recipe, path: Path | None = None, old: dict | None = None
             ("quick checks", forward_checks),
             ("checks that train", training_checks),
         ):
-            pace = Pace(title, len(found))
+            timer = CheckTimer(title, len(found))
             for name, checks in found.items():
-                pace.begin(name)
+                timer.begin(name)
                 new = [
-                    {**check.as_json(), "seconds": pace.told(check)}
-                    for check in stage(
-                        known, task, recipe, name, data, device, Path(scratch) / name
-                    )
+                    {**check.as_json(), "seconds": timer.record_check(check)}
+                    for check in stage(task, recipe, name, data, device, Path(scratch) / name)
                 ]
-                pace.end(new)
+                timer.end(new)
                 checks += new
                 free_memory(device)
                 if stage is training_checks:
@@ -136,7 +140,7 @@ def conditions(recipe: Recipe, device: torch.device) -> dict:
 
 
 def others(old: dict, head: dict, recipe: Recipe, path: Path | None) -> list[dict]:
-    """The methods of an earlier result that are not tried now. Raises `BadInput` if it was made under other conditions."""
+    """The methods of an earlier result that are not tried now. Raises `UserError` if it was made under other conditions."""
     with reporting_corruption(path):
         kept = [one for one in old["methods"] if one["method"] not in recipe.methods]
         _ = [check["verdict"] for one in kept for check in one["checks"]]
@@ -144,8 +148,8 @@ def others(old: dict, head: dict, recipe: Recipe, path: Path | None) -> list[dic
     if kept and differ:
         raise UserError(
             f"holds other methods, tried under another {', '.join(differ)}",
-            where=str(path),
-            todo="leave out --method, or move that file away",
+            location=str(path),
+            hint="leave out --method, or move that file away",
         )
     return kept
 
@@ -170,42 +174,47 @@ def assemble(
 
 
 def forward_checks(
-    known, task, recipe: Recipe, name: str, data, device: torch.device, folder: Path
+    task: Task, recipe: Recipe, name: str, data, device: torch.device, folder: Path
 ) -> Iterator[CheckResult]:
     """The invariants of one method's forward pass."""
-    if why := known.put_off(recipe, name):
-        yield not_applicable("everything", why)
+    if reason := task.invariants.skip_reason(recipe, name):
+        yield not_applicable("everything", reason)
         return
-    bench = _make_fixture(known, task, recipe, name, data, device, folder)
-    bench.model.module.eval()
+    fixture = _make_fixture(task, recipe, name, data, device, folder)
+    fixture.model.module.eval()
     with torch.no_grad(), autocast(recipe.budget, device):
-        yield from known.checks(bench)
+        yield from task.invariants.checks(fixture)
 
 
 def training_checks(
-    known, task, recipe: Recipe, name: str, data, device: torch.device, folder: Path
+    task: Task, recipe: Recipe, name: str, data, device: torch.device, folder: Path
 ) -> Iterator[CheckResult]:
     """The invariants of one method's training, saving and loading; its files go under `folder`."""
-    if not known.put_off(recipe, name):
-        bench = _make_fixture(known, task, recipe, name, data, device, folder)
-        yield from shared(
-            bench, lambda: task.build(recipe, name, data, recipe.seeds[0], device), known.steady
+    if not task.invariants.skip_reason(recipe, name):
+        fixture = _make_fixture(task, recipe, name, data, device, folder)
+        yield from shared_checks(
+            fixture,
+            lambda: task.build(recipe, name, data, recipe.seeds[0], device),
+            task.invariants.deterministic,
         )
 
 
 def _make_fixture(
-    known, task, recipe: Recipe, name: str, data, device: torch.device, folder: Path
-) -> CheckFixture:
+    task: Task, recipe: Recipe, name: str, data, device: torch.device, folder: Path
+) -> TrainingFixture:
     model = task.build(recipe, name, data, recipe.seeds[0], device)
     shake(model)
-    return CheckFixture(
-        SubsetTask(task, data, known.few_rows(data, ROWS)),
-        recipe,
-        name,
-        model,
-        folder,
-        device,
-        recipe.seeds[0],
+    rows = task.invariants.subset_rows(data, ROWS)
+    return TrainingFixture(
+        data=data,
+        rows=rows,
+        recipe=recipe,
+        name=name,
+        model=model,
+        folder=folder,
+        device=device,
+        seed=recipe.seeds[0],
+        subset=SubsetTask(task, data, rows),
     )
 
 
@@ -225,7 +234,7 @@ def show(found: dict) -> None:
             ("", "left"),
             ("differs by", "right"),
             ("allowed", "right"),
-            ("what was compared; why so much is allowed", "left"),
+            ("what was compared; reason for the tolerance", "left"),
         ):
             table.add_column(column, justify=justify)
         for check in method["checks"]:
@@ -233,7 +242,7 @@ def show(found: dict) -> None:
                 "-" if check[key] is None else f"{check[key]:.2g}"
                 for key in ("difference", "tolerance")
             ]
-            text = "; ".join(part for part in (check["compared"], check["why"]) if part)
+            text = "; ".join(part for part in (check["compared"], check["reason"]) if part)
             table.add_row(
                 check["name"],
                 check["verdict"].upper() if check["verdict"] == "failed" else check["verdict"],

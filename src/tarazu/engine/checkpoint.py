@@ -52,8 +52,8 @@ def save(folder: Path, step: int, tensors: dict[str, dict[str, torch.Tensor]], s
         shutil.rmtree(aside, ignore_errors=True)
         raise TarazuError(
             f"the checkpoint cannot be written: {error.strerror}",
-            where=str(final),
-            todo="free some disk space, then `tarazu resume`; the previous checkpoint is intact",
+            location=str(final),
+            hint="free some disk space, then `tarazu resume`; the previous checkpoint is intact",
         ) from error
     for old in _steps(folder)[KEEP:]:
         shutil.rmtree(old, ignore_errors=True)
@@ -70,8 +70,8 @@ def load(folder: Path) -> tuple[dict[str, dict[str, torch.Tensor]], dict, list[s
     if complaints:
         raise TarazuError(
             "; ".join(complaints),
-            where=str(folder),
-            todo="no checkpoint is whole: remove this method's folder and run again",
+            location=str(folder),
+            hint="no checkpoint is whole: remove this method's folder and run again",
         )
     return None
 

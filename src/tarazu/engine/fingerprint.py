@@ -28,7 +28,7 @@ def hash_tensor(tensor: torch.Tensor) -> str:
 def compare(
     before: dict[str, str],
     after: dict[str, str],
-    may_change: frozenset[str],
+    trainable_names: frozenset[str],
     waiting: frozenset[str] = frozenset(),
 ) -> dict:
     """What `fingerprint.json` holds. `verdict` is "failed" when a frozen tensor moved or a trained one did not.
@@ -36,19 +36,19 @@ def compare(
     `waiting` are trained tensors whose turn had not come at the weights that were kept.
     """
     changed = sorted(name for name in before if before[name] != after.get(name))
-    wrongly = sorted(set(changed) - may_change | (set(before) ^ set(after)))
-    still = sorted(may_change - waiting - set(changed))
+    wrongly = sorted(set(changed) - trainable_names | (set(before) ^ set(after)))
+    still = sorted(trainable_names - waiting - set(changed))
     return {
         "algorithm": "sha256",
         "tensors": len(before),
-        "may_change": len(may_change),
+        "trainable": len(trainable_names),
         "changed": changed,
         "unchanged": len(before) - len(changed),
-        "wrongly_changed": wrongly,
-        "wrongly_unchanged": still,
+        "unexpectedly_changed": wrongly,
+        "unexpectedly_unchanged": still,
         "verdict": "failed" if wrongly or still else "ok",
-        "digest_before": _digest(before, may_change),
-        "digest_after": _digest(after, may_change),
+        "digest_before": _digest(before, trainable_names),
+        "digest_after": _digest(after, trainable_names),
     }
 
 
@@ -57,8 +57,8 @@ def require_ok(proof: dict, where: str) -> None:
     if proof["verdict"] == "ok":
         return
     parts = [
-        ("frozen tensors changed", proof["wrongly_changed"]),
-        ("trained tensors did not change", proof["wrongly_unchanged"]),
+        ("frozen tensors changed", proof["unexpectedly_changed"]),
+        ("trained tensors did not change", proof["unexpectedly_unchanged"]),
     ]
     text = "; ".join(
         f"{what}: {', '.join(names[:5])}{' ...' if len(names) > 5 else ''}"
@@ -67,12 +67,12 @@ def require_ok(proof: dict, where: str) -> None:
     )
     todo = "do not trust this run; see fingerprint.json"
     if not proof[
-        "wrongly_changed"
+        "unexpectedly_changed"
     ]:  # one step, as with a budget of a few rows, is no fault of the method
         todo = f"after a single step give a larger budget: an adapter's A moves from the second step on, as its B begins at zero; otherwise {todo}"
-    raise TarazuError(f"the proof of what changed failed: {text}", where=where, todo=todo)
+    raise TarazuError(f"the proof of what changed failed: {text}", location=where, hint=todo)
 
 
-def _digest(hashes: dict[str, str], may_change: frozenset[str]) -> str:
-    frozen = "".join(f"{name}={hashes[name]};" for name in sorted(hashes) if name not in may_change)
+def _digest(hashes: dict[str, str], trainable_names: frozenset[str]) -> str:
+    frozen = "".join(f"{name}={hashes[name]};" for name in sorted(hashes) if name not in trainable_names)
     return hashlib.sha256(frozen.encode()).hexdigest()

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from tarazu.engine.task import TokenCounts
+from tarazu.engine.counts import TokenCounts
 from tarazu.errors import TarazuError
 
 MOST_SKIPPED = 10  # steps in a row without a finite gradient before the run is given up
@@ -58,7 +58,7 @@ class StepMetrics:
     Args:
         position: its `skipped` counts the steps left out in a row.
         losses: the last ones, for noticing a jump.
-        write: writes an event, as `Events.write`.
+        write: writes an event, as `EventLog.write`.
         warn: notes a warning (step, kind, text).
     """
 
@@ -118,7 +118,7 @@ class StepMetrics:
         if self.position.skipped >= MOST_SKIPPED:
             raise TarazuError(
                 f"{MOST_SKIPPED} steps in a row without a finite gradient",
-                todo="lower the learning rate, or precision: float32",
+                hint="lower the learning rate, or precision: float32",
             )
 
     def _notice_spike(self, step: int, loss: float) -> None:

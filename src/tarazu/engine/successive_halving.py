@@ -36,11 +36,11 @@ Train = Callable[[Method, Budget, RunDir], float | None]
 
 @dataclass
 class Candidate:
-    """Settings under trial, and the validation loss after each round (None: not finite). `beyond`: not of the grid."""
+    """Settings under trial, and the validation loss after each round (None: not finite). `extended`: not of the grid."""
 
     settings: dict[str, float]
     rounds: list[dict] = field(default_factory=list)
-    beyond: bool = False
+    extended: bool = False
 
     def loss(self) -> float:
         last = self.rounds[-1]["loss"] if self.rounds else None
@@ -54,7 +54,7 @@ class Candidate:
         return {
             "settings": self.settings,
             "rounds": self.rounds,
-            **({"beyond": True} if self.beyond else {}),
+            **({"extended": True} if self.extended else {}),
         }
 
 
@@ -77,14 +77,14 @@ def rounds(count: int, tokens: int) -> list[tuple[int, int]]:
     return [(size, tokens // len(sizes) // size) for size in sizes]
 
 
-def most_beyond(count: int, tokens: int) -> int:
+def max_extended_tokens(count: int, tokens: int) -> int:
     """The most tokens that a search of `count` candidates may take besides, for rates beyond an edge."""
     return WIDENINGS * sum(each for _, each in rounds(count, tokens))
 
 
 def round_budget(budget: Budget, tokens: int) -> Budget:
     """The budget of a trial: the recipe's own, with its schedule, drawn together into `tokens`; validated at its end."""
-    whole = {"evaluate_every": 10**12, "keep": "last", "patience": None, "watch": "loss"}
+    whole = {"evaluate_every": 10**12, "keep": "last", "patience": None, "monitor": "loss"}
     return budget.model_copy(update={"tokens": tokens, "epochs": None, **whole})
 
 
@@ -129,7 +129,7 @@ class Trials:
         self.seconds += done[number].get("seconds", 0.0)
 
 
-def halve(search: Search, method: Method, budget: Budget, folder: RunDir, train: Train) -> dict:
+def run_search(search: Search, method: Method, budget: Budget, folder: RunDir, train: Train) -> dict:
     """Runs the search.
 
     Args:
@@ -153,13 +153,13 @@ def halve(search: Search, method: Method, budget: Budget, folder: RunDir, train:
         }
     winner, bars = _halved(trials, everyone, [count for count, _ in stages])
     of_the_grid = trials.tokens
-    if search.widen and math.isfinite(winner.loss()):
+    if search.extend_range and math.isfinite(winner.loss()):
         winner = _widened(trials, everyone, winner, bars)
     shutil.rmtree(folder.path, ignore_errors=True)
     return {
         "schedule": budget.schedule,
         "tokens": trials.tokens,
-        "tokens_beyond": trials.tokens - of_the_grid,
+        "tokens_extended": trials.tokens - of_the_grid,
         "seconds": trials.seconds,
         "candidates": [candidate.as_json() for candidate in everyone],
         "winner": winner.settings,
@@ -189,7 +189,7 @@ def _widened(
         rate = _further(everyone, winner)
         if rate is None:
             break
-        fresh = Candidate({**winner.settings, "learning_rate": rate}, beyond=True)
+        fresh = Candidate({**winner.settings, "learning_rate": rate}, extended=True)
         everyone.append(fresh)
         for number, bar in enumerate(bars):
             trials.advance(fresh, number)

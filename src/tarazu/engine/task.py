@@ -1,176 +1,180 @@
-"""The contract between the engine and a task: what `chat` and `captions` bring, and all that the engine knows of them.
+"""The contract between the engine and a task. The engine knows nothing else of a task.
 
-The engine owns the order of rows, the steps, the optimizer, the clock, the files and the proof. A task owns the data,
-the model and the loss. A third task is one new folder with these functions in it.
+The engine owns the order of rows, the steps, the optimizer, the clock, the files and the proof. A task owns the data, the
+model and the loss. A new task is one folder with a subclass of `Task` in it and one entry in `tarazu.tasks`.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from abc import ABC, abstractmethod
+from pathlib import Path
+from typing import Any, ClassVar, Protocol
 
-if TYPE_CHECKING:
-    from pathlib import Path
+import torch
 
-    import torch
-
-    from tarazu.engine.ledger import Ledger
-    from tarazu.storage.run_folder import StudyDir
-
-
-@dataclass(frozen=True)
-class TokenCounts:
-    """What a batch holds, in tokens (words for captions): the ledger adds these up."""
-
-    rows: int = 0
-    tokens: int = (
-        0  # real tokens of the rows; the budget counts these, so it is the same for every method
-    )
-    supervised: int = 0  # tokens under the loss
-    padding: int = 0
-    virtual: int = 0  # soft-prompt positions
-
-    def __add__(self, other: TokenCounts) -> TokenCounts:
-        return TokenCounts(*(a + b for a, b in zip(self.as_tuple(), other.as_tuple(), strict=True)))
-
-    def as_tuple(self) -> tuple[int, ...]:
-        return (self.rows, self.tokens, self.supervised, self.padding, self.virtual)
-
-
-class Batch(Protocol):
-    """One forward pass's worth of rows."""
-
-    counts: TokenCounts
-
-    def to(self, device: torch.device) -> Batch: ...
-
-
-@dataclass
-class LossSum:
-    """A loss that adds up exactly under any batching or world size.
-
-    `total` is the summed loss of `count` tokens; the engine divides by the count of the whole step. `extra` is an optional
-    penalty that is summed likewise (a doubly stochastic term, say): trained on, but not reported as the loss.
-    """
-
-    total: torch.Tensor
-    count: int
-    extra: torch.Tensor | None = None
-
-
-@dataclass(frozen=True)
-class ParameterGroup:
-    """Parameters with a learning rate of their own, frozen until an epoch (fine-tuning that starts late) and, where
-    `until_epoch` is given, from that one on again."""
-
-    names: frozenset[str]
-    learning_rate: float
-    from_epoch: int = 0
-    until_epoch: int | None = None
-
-
-@dataclass(frozen=True)
-class TrainingPhase:
-    """A part of a run with a schedule of its own: warm-up and decay begin anew, at `factor` times every peak rate; with
-    `from_best` from the best weights so far, or from their mean where the budget keeps no best ones."""
-
-    from_epoch: int
-    factor: float
-    from_best: bool = False
-
-
-@dataclass
-class TrainableModel:
-    """A module, and exactly what may change in it.
-
-    Args:
-        module: everything that is fingerprinted, in the state that step 0 sees.
-        may_change: the names, as in `module.named_parameters()` and `named_buffers()`, that training may change.
-            Parameters outside it have `requires_grad` False. Must not be empty for a trained method.
-        learning_rate: the peak learning rate of every parameter that no group names.
-        groups: parameters with their own rate.
-        phases: parts of the run, in order, whose schedule begins anew (another objective from an epoch on).
-        fraction, epoch: written by the engine before each step; after training, `epoch` is that of the kept weights.
-    """
-
-    module: torch.nn.Module
-    may_change: frozenset[str]
-    learning_rate: float = 0.0
-    groups: list[ParameterGroup] = field(default_factory=list)
-    phases: list[TrainingPhase] = field(default_factory=list)
-    fraction: float = 0.0
-    epoch: int = 0
-
-    def trainable(self) -> dict[str, torch.nn.Parameter]:
-        """The parameters under `may_change`, by name, in the module's order."""
-        return {name: p for name, p in self.module.named_parameters() if name in self.may_change}
-
-    def total_parameters(self) -> int:
-        """All of the module's parameters, trained or not."""
-        return sum(p.numel() for p in self.module.parameters())
-
-    def waiting(self) -> frozenset[str]:
-        """Parameters of groups that had not begun at the weights' epoch: these may stand still."""
-        return frozenset().union(
-            *(group.names for group in self.groups if group.from_epoch > self.epoch)
-        )
+from tarazu.engine.cost import TaskCost
+from tarazu.engine.invariants.fixture import TaskInvariants
+from tarazu.engine.ledger import Ledger
+from tarazu.engine.trainable import Batch, LossSum, TrainableModel
+from tarazu.errors import UserError
+from tarazu.storage.run_folder import StudyDir
 
 
 class Data(Protocol):
-    """Prepared data: rows are addressed by split and index."""
+    """Prepared data; rows are addressed by split and index."""
 
-    def size(self, split: str) -> int: ...
+    def size(self, split: str) -> int:
+        """Number of rows in the split."""
+        ...
 
 
-class Task(Protocol):
-    """What a task does for the engine. All state that a method needs lives in its `TrainableModel`."""
+class Task(ABC):
+    """What a task does for the engine. All state of a method lives in its `TrainableModel`.
 
-    name: str
+    `recipe` is an instance of the task's own recipe class, `data` is what `prepare` returned.
+    """
 
-    def admit(self, recipe: Any) -> None:
-        """Raises `BadInput` for a method that the rest of the recipe rules out, before a study reads or trains anything."""
+    name: ClassVar[str]
+    cost: TaskCost = TaskCost()
+    invariants: TaskInvariants = TaskInvariants()
+    # Whether a model has no state besides its tensors, so that a search can reset it and train it again.
+    reuses_models: ClassVar[bool] = False
 
-    def prepare(self, recipe: Any, folder: StudyDir, device: torch.device) -> Data:
-        """Read, check, split, tokenise or extract once; cache by hash; write `data.json` (with its `sha256`)."""
+    # What every task must define.
 
+    @abstractmethod
+    def prepare(self, recipe: Any, folder: StudyDir, device: torch.device) -> Any:
+        """Read, check, split and encode the data once; cache it by hash.
+
+        Args:
+            recipe: the recipe.
+            folder: the study. `data.json` is written here, with the `sha256` of the data.
+            device: where training will run.
+
+        Returns:
+            The data, with `size(split)` for `train`, `validation` and `test`.
+
+        Raises:
+            UserError: the data cannot be used.
+        """
+
+    @abstractmethod
     def build(
         self,
         recipe: Any,
         name: str,
-        data: Data,
+        data: Any,
         seed: int,
         device: torch.device,
         folder: StudyDir | None = None,
     ) -> TrainableModel:
-        """The module of one method of the recipe, freshly initialised from `seed`, on `device`; writes `model.json` once."""
+        """Build one method of the recipe on `device`, initialised from `seed`.
 
+        Args:
+            recipe: the recipe.
+            name: the method's name in the recipe.
+            data: the prepared data.
+            seed: seed of the initialisation.
+            device: where the model lives.
+            folder: the study; `model.json` is written here if it is absent.
+
+        Raises:
+            UserError: the method does not work with this model.
+        """
+
+    @abstractmethod
     def collate(
-        self, model: TrainableModel, data: Data, split: str, rows: list[int], limit: int
+        self, model: TrainableModel, data: Any, split: str, rows: list[int], limit: int
     ) -> list[Batch]:
-        """The given rows as batches of at most `limit` tokens each (a longer row stands alone). Runs in a thread."""
+        """The given rows as batches of at most `limit` tokens. A longer row has a batch of its own.
 
-    def loss(self, model: TrainableModel, batch: Batch) -> LossSum:
-        """Forward pass of one batch, in the module's current train or eval mode."""
+        The engine calls this in a thread, one step ahead.
+        """
 
-    def validate(self, model: TrainableModel, data: Data, recipe: Any) -> dict[str, float]:
-        """What is measured every `evaluate_every`; always has `loss`. Called in eval mode without gradients."""
+    @abstractmethod
+    def loss(self, model: TrainableModel, batch: Any) -> LossSum:
+        """Summed loss of one batch, in the module's current train or eval mode."""
 
-    def sample(self, model: TrainableModel, data: Data, recipe: Any, final: bool) -> list[dict]:
-        """Outputs for the fixed questions or images: a few during training, all of them when `final`."""
+    @abstractmethod
+    def validate(self, model: TrainableModel, data: Any, recipe: Any) -> dict[str, float]:
+        """Metrics of the validation split; `loss` is always among them. Runs in eval mode without gradients."""
 
+    @abstractmethod
     def evaluate(
-        self, model: TrainableModel, data: Data, recipe: Any, folder: Path, ledger: Ledger
-    ) -> dict:
-        """The full evaluation on the test split, after training; what it returns becomes `metrics.json`."""
+        self, model: TrainableModel, data: Any, recipe: Any, folder: Path, ledger: Ledger
+    ) -> dict[str, Any]:
+        """Full evaluation on the test split after training.
 
-    def summary(self, metrics: dict) -> dict[str, Any]:
-        """The figures of one run's `metrics.json` that the comparison table shows, flat."""
+        Args:
+            model: the trained model.
+            data: the prepared data.
+            recipe: the recipe.
+            folder: the run's folder; `samples.jsonl` is written here.
+            ledger: times the phases `evaluate` and `generate`.
+
+        Returns:
+            The contents of `metrics.json`.
+        """
+
+    # What has a default.
+
+    def validate_recipe(self, recipe: Any) -> None:
+        """Check what the recipe's schema cannot, before a study reads or trains anything.
+
+        Raises:
+            UserError: the recipe asks for a combination that does not work.
+        """
+
+    def sample(
+        self, model: TrainableModel, data: Any, recipe: Any, final: bool
+    ) -> list[dict[str, Any]]:
+        """Outputs for fixed inputs: a few during training, all of them when `final`."""
+        return []
+
+    def summary(self, metrics: dict[str, Any]) -> dict[str, Any]:
+        """The numbers of one `metrics.json` that the comparison table shows, flat."""
+        return {key: value for key, value in metrics.items() if isinstance(value, (int, float))}
 
     def weights(self, model: TrainableModel) -> dict[str, torch.Tensor]:
         """The tensors that training changed, by name: what is saved and loaded back."""
+        return {name: parameter.data for name, parameter in model.trainable().items()}
 
-    def paths(self, model: TrainableModel, data: Data) -> dict[str, str]:
-        """Which of several code paths ran, for the ledger."""
-
-    def targets(self, model: TrainableModel) -> list[dict]:
+    def trained_tensors(self, model: TrainableModel) -> list[dict[str, Any]]:
         """Name and shape of the trained tensors, for `run.json`."""
+        parameters = model.trainable().items()
+        return [{"name": name, "shape": list(parameter.shape)} for name, parameter in parameters]
+
+    def code_paths(self, model: TrainableModel, data: Any) -> dict[str, str]:
+        """Which of several implementations ran, for the ledger."""
+        return {}
+
+    def flops_per_token(self, model: TrainableModel, data: Any, recipe: Any) -> float | None:
+        """Model FLOPs of training per real token, or None where they are not counted."""
+        return None
+
+    def preview(self, data: dict[str, Any], rows: int) -> None:
+        """Print what `tarazu check` shows of a `data.json`: rows, structure, problems.
+
+        Args:
+            data: the contents of `data.json`.
+            rows: how many rows to show.
+        """
+        for split, size in (data.get("splits") or {}).items():
+            print(f"{split}: {size} rows")
+
+    def export(self, run_path: str, target: Path, export_format: str) -> None:
+        """Write a finished run in a format that other tools load.
+
+        Args:
+            run_path: the run, DIR/METHOD.
+            target: a new folder.
+            export_format: one of the task's formats, or empty for its default.
+
+        Raises:
+            UserError: the method has no such format.
+        """
+        raise UserError(
+            f"runs of {self.name} have no export format",
+            location=run_path,
+            hint=f"load {run_path}/weights.safetensors, which holds the trained tensors",
+        )

@@ -20,17 +20,20 @@ from safetensors.torch import save as tensor_bytes
 
 from tarazu.engine import checkpoint, weights
 from tarazu.engine import optimizer as optim
+from tarazu.engine.counts import TokenCounts
 from tarazu.engine.cuda_graphs import recorder
 from tarazu.engine.cuda_graphs.memory import is_out_of_memory
 from tarazu.engine.ema import ExponentialMovingAverage
-from tarazu.engine.event_log import Events
+from tarazu.engine.event_log import EventLog
 from tarazu.engine.ledger import Ledger
 from tarazu.engine.lr_schedule import in_phases
+from tarazu.engine.precision import autocast
 from tarazu.engine.progress import ProgressBar, log
-from tarazu.engine.row_sampler import order_of
+from tarazu.engine.row_sampler import make_row_sampler
 from tarazu.engine.signals import StopSignals
 from tarazu.engine.step_metrics import DeviceTimestamp, PendingStep, StepMetrics
-from tarazu.engine.task import Data, Task, TokenCounts, TrainableModel
+from tarazu.engine.task import Data, Task
+from tarazu.engine.trainable import TrainableModel
 from tarazu.errors import TarazuError
 from tarazu.recipe.schema import Budget, Method, Recipe
 from tarazu.storage.run_folder import RunDir, write_atomic
@@ -88,11 +91,11 @@ class Trainer:
         self.task, self.model, self.data, self.recipe, self.run = task, model, data, recipe, run
         self.budget: Budget = recipe.budget
         self.ledger, self.stop, self.device = ledger, stop, ledger.device
-        self.order = order_of(data, method, self.budget, seed)
+        self.order = make_row_sampler(data, method, self.budget, seed)
         self.at = TrainerState(limit=self.budget.micro_batch_tokens)
         self.optimizer = optim.build(model, method)
-        self.average = ExponentialMovingAverage(model, method.average) if method.average else None
-        self.events: Events | None = None
+        self.average = ExponentialMovingAverage(model, method.ema_decay) if method.ema_decay else None
+        self.events: EventLog | None = None
         self.thread = ThreadPoolExecutor(1)
         self.ahead: tuple | None = None
         self.losses: deque[float] = deque(maxlen=20)
@@ -112,7 +115,7 @@ class Trainer:
     def start(self) -> None:
         found = checkpoint.load(self.run.path / "checkpoint")
         if found is None:
-            self.events = Events(self.run.path / "events.jsonl")
+            self.events = EventLog(self.run.path / "events.jsonl")
         else:
             self.go_on(*found)
         self.figures = StepMetrics(self.at, self.losses, self.events.write, self.warn_of)
@@ -132,7 +135,7 @@ class Trainer:
         self.losses.extend(state["losses"])
         self.ledger.restore(state["ledger"])
         self.saved_step = self.at.step
-        self.events = Events(self.run.path / "events.jsonl", state["events"])
+        self.events = EventLog(self.run.path / "events.jsonl", state["events"])
         for text in complaints:
             self.warn("checkpoint", text)
         log(f"{self.run.name}: goes on at step {self.at.step}")
@@ -213,12 +216,12 @@ class Trainer:
 
     def judge(self, figures: dict[str, float]) -> None:
         """The watched figure is better when lower only if it is the loss."""
-        if self.budget.watch not in figures:
+        if self.budget.monitor not in figures:
             raise TarazuError(
-                f"budget.watch is {self.budget.watch!r}, which no validation measures",
-                todo=f"one of: {', '.join(figures)}",
+                f"budget.monitor is {self.budget.monitor!r}, which no validation measures",
+                hint=f"one of: {', '.join(figures)}",
             )
-        value = figures[self.budget.watch] * (1 if self.budget.watch == "loss" else -1)
+        value = figures[self.budget.monitor] * (1 if self.budget.monitor == "loss" else -1)
         if self.at.best is None or value < self.at.best:
             self.at.best, self.at.stale, self.at.best_epoch = value, 0, self.at.epoch
             if self.budget.keep == "best" and self.at.step:
@@ -230,7 +233,7 @@ class Trainer:
         self.at.stale += 1
         if self.budget.patience and self.at.stale >= self.budget.patience:
             self.warn(
-                "early_stop", f"{self.budget.watch} has not improved in {self.at.stale} validations"
+                "early_stop", f"{self.budget.monitor} has not improved in {self.at.stale} validations"
             )
 
     def finish(self) -> None:
@@ -239,7 +242,7 @@ class Trainer:
         if self.average:
             self.average.put(self.average.mean)
         if self.budget.keep == "best" and best.exists():
-            weights.put(self.model, load_file(best))
+            weights.restore(self.model, load_file(best))
             self.model.epoch = self.at.best_epoch
         weights.write(self.run, self.task.weights(self.model))
 
@@ -262,7 +265,7 @@ class Trainer:
             epoch,
             self.model.phases,
             self.budget.schedule,
-            self.budget.warmup,
+            self.budget.warmup_ratio,
         )
         rate = optim.set_learning_rates(self.optimizer, factor, self.model.epoch)
         measured, counts = self.gradients()
@@ -301,7 +304,7 @@ class Trainer:
             return
         best = self.run.path / "best.safetensors"
         if self.budget.keep == "best" and best.exists():
-            weights.put(self.model, load_file(best))
+            weights.restore(self.model, load_file(best))
             log(
                 f"{self.run.name}: goes on from the weights of epoch {self.at.best_epoch + 1}, the best so far"
             )
@@ -339,7 +342,7 @@ class Trainer:
         for batch in batches:
             with self.precision():
                 loss = self.task.loss(self.model, batch.to(self.device))
-            wanted = loss.total if loss.extra is None else loss.total + loss.extra
+            wanted = loss.total if loss.penalty is None else loss.total + loss.penalty
             (wanted / supervised).backward()
             total += loss.total.detach()
             counts = counts + batch.counts
@@ -350,7 +353,7 @@ class Trainer:
             for p in group["params"]
             if p.grad is not None
         ]
-        norm = torch.nn.utils.clip_grad_norm_(parameters, self.budget.clip)
+        norm = torch.nn.utils.clip_grad_norm_(parameters, self.budget.max_grad_norm)
         return torch.stack([total.float() / supervised, norm.float()]), counts
 
     def batches(self) -> list:
@@ -365,7 +368,7 @@ class Trainer:
 
     def collate(self, step: int, limit: int):
         return self.thread.submit(
-            self.task.collate, self.model, self.data, "train", self.order.at(step), limit
+            self.task.collate, self.model, self.data, "train", self.order.rows_of_step(step), limit
         )
 
     def halve(self, rows: int) -> None:
@@ -376,8 +379,8 @@ class Trainer:
         if rows <= 1:
             raise TarazuError(
                 "one row alone does not fit into memory",
-                where=str(self.run.path),
-                todo="lower data.max_length, set budget.gradient_checkpointing: true, or take a smaller model",
+                location=str(self.run.path),
+                hint="lower data.max_length, set budget.gradient_checkpointing: true, or take a smaller model",
             )
         self.at.limit = max(1, self.at.limit // 2)
         self.warn(
@@ -412,16 +415,3 @@ class Trainer:
             }
             checkpoint.save(self.run.path / "checkpoint", self.at.step, tensors, state)
         self.saved_step, self.saved_time = self.at.step, time.monotonic()
-
-
-def autocast(budget: Budget, device: torch.device):
-    """The context of a forward pass: bfloat16 where asked for, or where `auto` finds a GPU that has it."""
-    if uses_bfloat16(budget, device):
-        return torch.autocast(device.type, torch.bfloat16)
-    return contextlib.nullcontext()
-
-
-def uses_bfloat16(budget: Budget, device: torch.device) -> bool:
-    if budget.precision == "auto":
-        return device.type == "cuda" and torch.cuda.is_bf16_supported()
-    return budget.precision == "bfloat16"

@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from safetensors.torch import save as tensor_bytes
 
-from tarazu.engine.task import TrainableModel
+from tarazu.engine.trainable import TrainableModel
 from tarazu.errors import TarazuError, UserError
 from tarazu.storage.run_folder import RunDir, write_atomic
 
@@ -32,7 +32,7 @@ def write(run: RunDir, tensors: dict[str, torch.Tensor]) -> None:
 
 
 def read(run: RunDir) -> dict[str, torch.Tensor]:
-    """The tensors by name, on the CPU. Raises `BadInput` where they are not what was written.
+    """The tensors by name, on the CPU. Raises `UserError` where they are not what was written.
 
     A folder of an earlier version has no hash; its weights are taken as they are.
     """
@@ -44,10 +44,10 @@ def read(run: RunDir) -> dict[str, torch.Tensor]:
         raise _damaged(run, f"no safetensors file: {str(error).strip().splitlines()[0]}") from error
 
 
-def put(model: TrainableModel, tensors: dict[str, torch.Tensor]) -> None:
+def restore(model: TrainableModel, tensors: dict[str, torch.Tensor]) -> None:
     """Copies saved tensors into the module, by name. Raises `TarazuError` when a name or shape does not fit."""
     own = {**dict(model.module.named_parameters()), **dict(model.module.named_buffers())}
-    missing = model.may_change - set(tensors)
+    missing = model.trainable_names - set(tensors)
     strange = [
         name
         for name, tensor in tensors.items()
@@ -65,8 +65,8 @@ def put(model: TrainableModel, tensors: dict[str, torch.Tensor]) -> None:
 def _damaged(run: RunDir, why: str) -> UserError:
     return UserError(
         f"the weights of {run.path.parent} (seed {run.seed}) are damaged: {why}",
-        where=str(run.weights),
-        todo=f"bring {run.path} back from a copy, or remove it: `tarazu resume {run.path.parent.parent}` then trains this run again",
+        location=str(run.weights),
+        hint=f"bring {run.path} back from a copy, or remove it: `tarazu resume {run.path.parent.parent}` then trains this run again",
     )
 
 

@@ -6,14 +6,14 @@ steps (`estimate.py`) replace it where they can be had; before them it says what
 
 from __future__ import annotations
 
-import importlib
 from dataclasses import dataclass
 
 import psutil
 import torch
 
+from tarazu.engine.cost import CostOutline
 from tarazu.engine.flops import device_rate
-from tarazu.engine.trainer import uses_bfloat16
+from tarazu.engine.precision import uses_bfloat16
 from tarazu.errors import TarazuError, UserError
 from tarazu.recipe.schema import Recipe
 
@@ -46,7 +46,7 @@ MODEL_ERRORS = (
     TypeError,
     AttributeError,
 )  # whatever a model's code raises
-NOT_PREDICTED = "nothing is foreseen for this task without measuring"
+NOT_PREDICTED = "nothing is predicted for this task without measuring"
 ACTIVATION_RANGE = (0.6, 2.0)  # activations, around what the shape tells
 
 
@@ -60,25 +60,6 @@ class DeviceSpec:
     bandwidth: float | None
 
 
-@dataclass(frozen=True)
-class CostOutline:
-    """What a task tells of one method without running it. FLOPs are of one whole run; bytes are of its peak.
-
-    `decode_steps` are the steps of writing, each of which reads `decode_bytes` and computes `decode_flops`.
-    """
-
-    train_flops: float
-    evaluate_flops: float
-    decode_steps: float
-    decode_flops: float
-    decode_bytes: float
-    fixed_bytes: float
-    activation_bytes: float
-    disk_bytes: float
-    flops_per_token: float | None = None
-    notes: tuple[str, ...] = ()
-
-
 def predict(
     task, recipe: Recipe, name: str, data, device: torch.device, on: str | None = None
 ) -> dict:
@@ -87,19 +68,18 @@ def predict(
         "works": True,
         "reasons": [],
         "notes": [],
-        "how": "foreseen",
+        "how": "predicted",
         "seconds": None,
         "tokens_per_second": None,
         "memory": None,
         "disk": None,
     }
     entry |= {"range": None, "flops_per_token": None}
-    known = importlib.import_module(f"tarazu.{recipe.task}.estimate")
     try:
-        outline = known.outline(task, recipe, name, data, device_kind(device, on))
+        outline = task.cost.outline(recipe, name, data, device_kind(device, on))
     except MODEL_ERRORS as error:
         reason = (
-            error.what
+            error.message
             if isinstance(error, TarazuError)
             else f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"
         )
@@ -152,16 +132,20 @@ def resolve_device(recipe: Recipe, device: torch.device, on: str | None) -> Devi
         )
         if name is None:
             raise UserError(
-                f"no device {on!r} in the table", where="--on", todo=f"one of: {', '.join(DEVICES)}"
+                f"no device {on!r} in the table",
+                location="--on",
+                hint=f"one of: {', '.join(DEVICES)}",
             )
         return DeviceSpec("cuda", DEVICES[name][0], int(DEVICES[name][1]), DEVICES[name][2])
     if device.type == "cuda":
         title = torch.cuda.get_device_name(device)
         name = next((known for known in DEVICES if known in title), None)
         if name:
-            return DeviceSpec("cuda", DEVICES[name][0], free_memory(device), DEVICES[name][2])
+            return DeviceSpec("cuda", DEVICES[name][0], available_memory(device), DEVICES[name][2])
     dtype = torch.bfloat16 if uses_bfloat16(recipe.budget, device) else torch.float32
-    return DeviceSpec(device.type, device_rate(device, dtype) or 1e11, free_memory(device), None)
+    return DeviceSpec(
+        device.type, device_rate(device, dtype) or 1e11, available_memory(device), None
+    )
 
 
 def device_kind(device: torch.device, on: str | None) -> torch.device:
@@ -169,7 +153,7 @@ def device_kind(device: torch.device, on: str | None) -> torch.device:
     return torch.device("cuda") if on else device
 
 
-def free_memory(device: torch.device) -> int:
+def available_memory(device: torch.device) -> int:
     """Bytes that a model may still take."""
     return (
         torch.cuda.mem_get_info(device)[0]

@@ -8,7 +8,6 @@ are taken here as well, in that run's own order, for each seed: which rows come 
 from __future__ import annotations
 
 import gc
-import importlib
 import math
 import statistics
 from collections.abc import Callable
@@ -18,10 +17,11 @@ from pathlib import Path
 
 import torch
 
+from tarazu.engine.cost import TaskCost
 from tarazu.engine.ledger import Ledger
-from tarazu.engine.row_sampler import RowSampler, inverse_shuffle, order_of
+from tarazu.engine.row_sampler import RowSampler, inverse_shuffle, make_row_sampler
 from tarazu.engine.subset_task import SubsetTask, fit
-from tarazu.engine.task import TrainableModel
+from tarazu.engine.trainable import TrainableModel
 from tarazu.recipe.schema import Budget, Recipe
 from tarazu.storage.run_folder import RunDir
 
@@ -90,27 +90,25 @@ def dry_run(
 
     Where no shapes are known to come anew, the heaviest step is taken for its memory, and the first steps more than once.
     """
-    known, method, device = (
-        importlib.import_module(f"tarazu.{recipe.task}.estimate"),
-        recipe.methods[name],
-        ledger.device,
-    )
+    cost, method, device = task.cost, recipe.methods[name], ledger.device
     few = partial(train_on_rows, task, recipe, name, data, model)
-    orders = {seed: order_of(data, method, recipe.budget, seed) for seed in recipe.seeds[:SEEDS]}
+    orders = {
+        seed: make_row_sampler(data, method, recipe.budget, seed) for seed in recipe.seeds[:SEEDS]
+    }
     first = next(iter(orders.values()))
-    heaviest = known.heaviest(data, heaviest_step(data, first, known))
-    begin = [row for step in range(STEPS[device.type]) for row in first.at(step)]
+    heaviest = cost.with_longest_row(data, heaviest_step(data, first, cost))
+    begin = [row for step in range(STEPS[device.type]) for row in first.rows_of_step(step)]
     new = (
-        new_shapes(task, recipe, data, model, known, orders)
-        if hasattr(known, "shapes") and WARMUP_ROUNDS[device.type] > 1
+        new_shapes(cost, recipe, data, model, orders)
+        if cost.has_shapes and WARMUP_ROUNDS[device.type] > 1
         else {}
     )
     if new:  # what a process pays once, as for loading kernels, belongs to no method
-        few(first.at(0), scratch / "once", Ledger(device))
+        few(first.rows_of_step(0), scratch / "once", Ledger(device))
     starts = {
         seed: time_warmup(
             few,
-            known,
+            cost,
             model,
             orders[seed],
             steps,
@@ -146,7 +144,7 @@ def dry_run(
 
 def time_warmup(
     few: Callable,
-    known,
+    cost: TaskCost,
     model: TrainableModel,
     order: RowSampler,
     new: tuple[int, ...],
@@ -155,9 +153,9 @@ def time_warmup(
     device: torch.device,
 ) -> Warmup:
     """The steps that bring a new shape, as a newly built model meets them, and the same once more."""
-    known.afresh(model)
+    cost.reset(model)
     gc.collect()
-    rows = [row for step in new for row in order.at(step)] + heaviest
+    rows = [row for step in new for row in order.rows_of_step(step)] + heaviest
     ledgers = [Ledger(device), Ledger(device)]
     for number, ledger in enumerate(ledgers):
         few(rows, scratch / f"new-{number}", ledger)
@@ -169,12 +167,12 @@ def time_warmup(
 
 
 def new_shapes(
-    task, recipe: Recipe, data, model: TrainableModel, known, orders: dict[int, RowSampler]
+    cost: TaskCost, recipe: Recipe, data, model: TrainableModel, orders: dict[int, RowSampler]
 ) -> dict[int, tuple[tuple[int, ...], bool]]:
     """By seed, the steps that bring a new shape, and whether all of the run was looked at; empty where no seed has such a step."""
-    shapes, found = partial(known.shapes, task, model, data, recipe), {}
+    shapes, found = partial(cost.pass_shapes, model, data, recipe), {}
     for seed, order in orders.items():
-        steps, whole = steps_to_inspect(order, recipe.budget, partial(known.weight, data))
+        steps, whole = steps_to_inspect(order, recipe.budget, partial(cost.row_weight, data))
         found[seed] = first_step_of_each_shape(order, shapes, steps), whole
     return found if any(steps for steps, _ in found.values()) else {}
 
@@ -189,7 +187,7 @@ def first_step_of_each_shape(
     """
     met, new = set(), []
     for step in range(steps):
-        rows = order.at(step)
+        rows = order.rows_of_step(step)
         found = shapes(rows) - met
         if (
             found and len(rows) == order.per_step
@@ -209,7 +207,7 @@ def steps_to_inspect(
         return min(most, steps), steps <= most
     spent = 0
     for step in range(most):
-        spent += weigh(order.at(step))
+        spent += weigh(order.rows_of_step(step))
         if spent >= budget.tokens:
             return step + 1, True
     return most, False
@@ -234,12 +232,12 @@ def train_on_rows(
         "evaluate_every": NO_VALIDATION,
         "keep": "last",
         "patience": None,
-        "watch": "loss",
+        "monitor": "loss",
     }
     budget = recipe.budget.model_copy(update=changes)
     few = SubsetTask(task, data, rows)
     few.rows = inverse_shuffle(
-        rows, order_of(few, method, budget, seed)
+        rows, make_row_sampler(few, method, budget, seed)
     )  # a step of other rows would have other shapes than the run's
     return fit(
         few,
@@ -287,20 +285,20 @@ def seconds_per_step(run: RunDir, warm: Ledger) -> float:
     if warm.device.type == "cpu":
         return warm.seconds["train"] / warm.steps
     seconds = [
-        event["seconds"] for event in run.read_lines("events.jsonl") if event["event"] == "step"
+        event["seconds"] for event in run.read_jsonl("events.jsonl") if event["event"] == "step"
     ]
     seconds = seconds[len(seconds) // 3 :]
     most = 2 * statistics.median(seconds)
     return statistics.fmean(one for one in seconds if one <= most)
 
 
-def heaviest_step(data, order: RowSampler, known) -> list[int]:
+def heaviest_step(data, order: RowSampler, cost: TaskCost) -> list[int]:
     """The rows of the step that holds the most, of the run's first ones: what its peak of memory comes from."""
-    if not hasattr(known, "weight"):  # all rows of the task are alike
-        return order.at(0)
+    if not cost.rows_differ:
+        return order.rows_of_step(0)
     return max(
-        (order.at(step) for step in range(min(LOOKED_AT, order.steps_per_epoch))),
-        key=lambda rows: known.weight(data, rows),
+        (order.rows_of_step(step) for step in range(min(LOOKED_AT, order.steps_per_epoch))),
+        key=lambda rows: cost.row_weight(data, rows),
     )
 
 

@@ -7,29 +7,31 @@ A throwaway model of each method takes three real steps and writes a few real an
 from __future__ import annotations
 
 import gc
-import importlib
 import math
 import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 
+from tarazu import tasks
 from tarazu.engine import fingerprint, successive_halving
 from tarazu.engine.cuda_graphs import memory
 from tarazu.engine.ledger import Ledger
+from tarazu.engine.precision import autocast
 from tarazu.engine.progress import log
 from tarazu.engine.subset_task import silence
-from tarazu.engine.trainer import SAVE_SECONDS, autocast
+from tarazu.engine.task import Task
+from tarazu.engine.trainable import TrainableModel
+from tarazu.engine.trainer import SAVE_SECONDS
 from tarazu.errors import TarazuError
 from tarazu.estimate.cost_model import MODEL_ERRORS, NOT_PREDICTED, predict
 from tarazu.estimate.dry_run import STEPS, TrainingTiming, dry_run
 from tarazu.recipe.schema import Budget, Recipe
 from tarazu.storage.run_folder import RunDir, reporting_corruption
-from tarazu.study.hyperparameter_search import REUSED
-from tarazu.study.runner import make_task
 
 
 def estimate_study(
@@ -41,12 +43,12 @@ def estimate_study(
         measure: take steps here; else only what the model's shape tells.
         on: a device of `foresight.DEVICES` to foresee for, instead of this one.
     """
-    task, methods = make_task(recipe.task), []
+    task, methods = tasks.make_task(recipe.task), []
     for name in recipe.methods:
         entry = predict(task, recipe, name, data, device, on)
-        why = importlib.import_module(f"tarazu.{recipe.task}.estimate").put_off(recipe, name)
-        if why:
-            entry["notes"] = [why]
+        skip_reason = task.cost.skip_reason(recipe, name)
+        if skip_reason:
+            entry["notes"] = [skip_reason]
         elif measure and entry["works"]:
             log(f"{name}: measuring {STEPS[device.type]} steps")
             entry = measure_method(task, recipe, name, data, device, entry)
@@ -54,7 +56,7 @@ def estimate_study(
         methods.append({"method": name, "kind": recipe.methods[name].kind, **entry})
     return {
         "device": on or str(device),
-        "how": "measured" if measure else "foreseen",
+        "how": "measured" if measure else "predicted",
         "methods": methods,
         "total": study_total(recipe, methods),
     }
@@ -118,7 +120,7 @@ def measure_method(
 def describe_failure(error: Exception) -> str:
     """Why a method does not work here, in one line."""
     if isinstance(error, TarazuError):
-        return error.what
+        return error.message
     text = (str(error).strip().splitlines() or [type(error).__name__])[0]
     if memory.is_out_of_memory(error):
         return f"does not fit into memory: {text}"
@@ -126,7 +128,7 @@ def describe_failure(error: Exception) -> str:
 
 
 def _measure(task, recipe: Recipe, name: str, data, device: torch.device, scratch: Path) -> dict:
-    known, ledger = importlib.import_module(f"tarazu.{recipe.task}.estimate"), Ledger(device)
+    ledger = Ledger(device)
     with ledger.phase("load"):
         model = task.build(recipe, name, data, recipe.seeds[0], device)
     seconds, timed, beyond, count = (
@@ -135,7 +137,7 @@ def _measure(task, recipe: Recipe, name: str, data, device: torch.device, scratc
         0.0,
         count_validations(recipe.budget),
     )
-    if model.may_change:
+    if model.trainable_names:
         began = time.perf_counter()
         fingerprint.fingerprint(model.module)
         seconds["fingerprint"] = 2 * (time.perf_counter() - began)
@@ -144,7 +146,9 @@ def _measure(task, recipe: Recipe, name: str, data, device: torch.device, scratc
         seconds["checkpoint"] = timed.checkpoint * (count - 1 + seconds["train"] // SAVE_SECONDS)
     model.module.eval()
     with torch.no_grad(), autocast(recipe.budget, device):
-        parts = known.parts(task, model, data, recipe)
+        parts = task.cost.phase_seconds(model, data, recipe) or time_phases(
+            task, model, data, recipe
+        )
     if timed:
         seconds["validate"] = count * parts["validate"]
     seconds |= {
@@ -163,8 +167,7 @@ def _measure(task, recipe: Recipe, name: str, data, device: torch.device, scratc
         )
         seconds |= found
     spent, disk = sum(seconds.values()), timed.disk if timed else 0
-    if hasattr(known, "written"):
-        disk += known.written(task, data, recipe, count if timed else 0)
+    disk += task.cost.answer_bytes(data, recipe, count if timed else 0)
     return {
         "how": "measured",
         "seconds": {**seconds, "total": spent},
@@ -172,6 +175,21 @@ def _measure(task, recipe: Recipe, name: str, data, device: torch.device, scratc
         **training_summary(timed),
         "range": ranges(timed, spent, beyond, disk),
     }
+
+
+def time_phases(task: Task, model: TrainableModel, data: Any, recipe: Recipe) -> dict[str, float]:
+    """Seconds of one validation and of the evaluation, for a task that does not know them.
+
+    The evaluation is timed as one validation, scaled by the sizes of the splits.
+    """
+    began = time.perf_counter()
+    task.validate(model, data, recipe)
+    validate = time.perf_counter() - began
+    began = time.perf_counter()
+    task.sample(model, data, recipe, final=False)
+    sample = time.perf_counter() - began
+    evaluate = validate * data.size("test") / max(1, data.size("validation"))
+    return {"validate": validate, "sample": sample, "evaluate": evaluate, "generate": 0.0}
 
 
 def training_summary(timed: TrainingTiming | None) -> dict:
@@ -239,7 +257,11 @@ def search_seconds(
     rounds = [(size, count * each + trial) for size, count in steps]
     load += lost(max(count for _, count in steps))
     only_rates = set(tried[0].settings) == {"learning_rate"}  # then one model serves all trials
-    builds = 1 if only_rates and recipe.task in REUSED else sum(size for size, _ in rounds)
+    builds = (
+        1
+        if only_rates and tasks.make_task(recipe.task).reuses_models
+        else sum(size for size, _ in rounds)
+    )
     further = (
         successive_halving.WIDENINGS * sum(spent for _, spent in rounds)
         if widening_notes(recipe, name)
@@ -251,9 +273,14 @@ def search_seconds(
 def widening_notes(recipe: Recipe, name: str) -> list[str]:
     """What makes a range of the estimate: a search whose best rate stands at an edge goes on beyond it."""
     method, asked = recipe.methods[name], recipe.search
-    if asked is None or method.kind == "base" or not asked.widen or len(asked.learning_rate) < 2:
+    if (
+        asked is None
+        or method.kind == "base"
+        or not asked.extend_range
+        or len(asked.learning_rate) < 2
+    ):
         return []
-    most = successive_halving.most_beyond(
+    most = successive_halving.max_extended_tokens(
         len(successive_halving.candidates(asked, method)), asked.tokens
     )
     return [

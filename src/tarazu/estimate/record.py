@@ -28,7 +28,7 @@ IGNORED_KEYS = {
 def record_missing_estimates(
     task, recipe: Recipe, data, device: torch.device, folder: StudyDir
 ) -> None:
-    """Adds to estimate.json what is foreseen of the methods that are not in it and have no run yet."""
+    """Adds to estimate.json what is predicted of the methods that are not in it and have no run yet."""
     from tarazu.estimate import estimator
 
     found = folder.read_json(ESTIMATE_FILE) or {"device": str(device), "methods": []}
@@ -49,15 +49,15 @@ def record_missing_estimates(
             {**found, "total": estimator.study_total(recipe, found["methods"])},
         )
     except Exception as error:  # a guess that fails must not keep the study from running
-        log(f"nothing is foreseen: {type(error).__name__}: {error}")
+        log(f"nothing is predicted: {type(error).__name__}: {error}")
 
 
 def load_estimate(path: str, recipe: Recipe) -> dict:
-    """What `tarazu check --out` wrote, for estimate.json. Raises `BadInput` where it is of another recipe."""
+    """What `tarazu check --out` wrote, for estimate.json. Raises `UserError` where it is of another recipe."""
     whole = read_json(Path(path))
     if whole is None:
         raise UserError(
-            "no such file", where=path, todo="write it with `tarazu check RECIPE --out FILE`"
+            "no such file", location=path, hint="write it with `tarazu check RECIPE --out FILE`"
         )
     mine = recipe.model_dump(mode="json")
     try:
@@ -77,14 +77,14 @@ def load_estimate(path: str, recipe: Recipe) -> dict:
     except (KeyError, TypeError, AttributeError) as error:
         raise UserError(
             f"not what `tarazu check` writes: {error}",
-            where=path,
-            todo="write it with `tarazu check RECIPE --out FILE`",
+            location=path,
+            hint="write it with `tarazu check RECIPE --out FILE`",
         ) from None
     if differ:
         raise UserError(
             f"the estimate was made with another {', '.join(sorted(differ))}",
-            where=path,
-            todo="run `tarazu check` on this recipe, with the same --set",
+            location=path,
+            hint="run `tarazu check` on this recipe, with the same --set",
         )
     return {"device": found.get("device"), "methods": methods}
 

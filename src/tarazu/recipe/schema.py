@@ -7,7 +7,6 @@ that task's `settings.py`, a subclass of `Recipe`.
 from __future__ import annotations
 
 import difflib
-import importlib
 import io
 import json
 from pathlib import Path
@@ -27,13 +26,9 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 from ruamel.yaml.tokens import AliasToken
 
+from tarazu import tasks
 from tarazu.errors import UserError
 from tarazu.recipe.messages import explain, locate
-
-TASKS = {
-    "chat": "tarazu.chat.settings:ChatRecipe",
-    "captions": "tarazu.captions.settings:CaptionsRecipe",
-}
 
 
 class StrictModel(BaseModel):
@@ -52,7 +47,7 @@ class Method(StrictModel):
     batch_rows: PositiveInt | None = Field(
         None, description="rows per optimizer step, if not the budget's"
     )
-    average: float = Field(
+    ema_decay: float = Field(
         0.0,
         ge=0,
         lt=1,
@@ -76,16 +71,16 @@ class Budget(StrictModel):
         None, description="tokens between validations; default: every epoch or tenth"
     )
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
-    warmup: float = Field(
+    warmup_ratio: float = Field(
         0.05, ge=0, le=1, description="share of the budget in which the learning rate climbs"
     )
-    clip: PositiveFloat = Field(1.0, description="largest gradient norm")
+    max_grad_norm: PositiveFloat = Field(1.0, description="largest gradient norm")
     precision: Literal["auto", "bfloat16", "float32"] = "auto"
     gradient_checkpointing: bool = False
     keep: Literal["last", "best"] = Field(
         "last", description="which weights are evaluated: the last or the best validated"
     )
-    watch: str = Field(
+    monitor: str = Field(
         "loss", description="the validation figure that `keep: best` and `patience` follow"
     )
     patience: PositiveInt | None = Field(
@@ -105,26 +100,28 @@ class Search(StrictModel):
     tokens: PositiveInt = Field(
         description="training tokens that each method's search of these lists may use in all"
     )
-    widen: bool = Field(
+    extend_range: bool = Field(
         True,
         description="where the best rate is at an edge of its list, try up to two beyond it (x3 each), each for at most as many tokens as the winner had",
     )
     learning_rate: list[PositiveFloat] = []
     rank: list[PositiveInt] = []
-    virtual_tokens: list[PositiveInt] = []
+    num_virtual_tokens: list[PositiveInt] = []
 
     def grid(self) -> dict[str, list]:
         """The settings that are searched, and their values."""
         return {
             name: values
-            for name in ("learning_rate", "rank", "virtual_tokens")
+            for name in ("learning_rate", "rank", "num_virtual_tokens")
             if (values := getattr(self, name))
         }
 
     @model_validator(mode="after")
     def _something(self) -> Search:
         if not self.grid():
-            raise ValueError("nothing to search: give learning_rate, rank or virtual_tokens a list")
+            raise ValueError(
+                "nothing to search: give learning_rate, rank or num_virtual_tokens a list"
+            )
         return self
 
 
@@ -156,7 +153,7 @@ class Recipe(StrictModel):
             values = {**values, "methods": {**values["methods"], **arms}}
         return values
 
-    def with_method(self, name: str, method: Method) -> Self:
+    def replace_method(self, name: str, method: Method) -> Self:
         """The same recipe with other settings for one of its methods."""
         return self.model_copy(update={"methods": {**self.methods, name: method}})
 
@@ -174,39 +171,35 @@ class Recipe(StrictModel):
         return self
 
 
-def load(path: str | Path, sets: list[str] = ()) -> Recipe:
-    """Reads the recipe at `path` with `a.b=c` overrides. Raises `BadInput` with file:line:column."""
+def load(path: str | Path, overrides: list[str] = ()) -> Recipe:
+    """Reads the recipe at `path` with `a.b=c` overrides. Raises `UserError` with file:line:column."""
     path = Path(path)
     text = _read(path)
     tree = parse_yaml(text, str(path))
     if not isinstance(tree, dict):
         raise UserError(
             "a recipe is a mapping of keys to values",
-            where=f"{path}:1:1",
-            todo="start from `tarazu new`",
+            location=f"{path}:1:1",
+            hint="start from `tarazu new`",
         )
-    for assignment in sets:
+    for assignment in overrides:
         _override(tree, assignment)
-    return validate(tree, str(path), sets)
+    return validate(tree, str(path), overrides)
 
 
-def validate(tree: dict, where: str, sets: list[str] = ()) -> Recipe:
-    """The recipe in a parsed tree, through the class of its task; `sets` are the overrides that are in it already."""
+def validate(tree: dict, where: str, overrides: list[str] = ()) -> Recipe:
+    """The recipe in a parsed tree, through the class of its task; `overrides` are those that are in it already."""
     name = tree.get("task")
-    if name not in TASKS:
-        near = difflib.get_close_matches(str(name), TASKS, 1)
-        hint = f"did you mean {near[0]!r}?" if near else f"one of: {', '.join(TASKS)}"
-        raise UserError(f"unknown task {name!r}", where=locate(tree, ("task",), where), todo=hint)
+    if name not in tasks.names():
+        near = difflib.get_close_matches(str(name), tasks.names(), 1)
+        hint = f"did you mean {near[0]!r}?" if near else f"one of: {', '.join(tasks.names())}"
+        raise UserError(
+            f"unknown task {name!r}", location=locate(tree, ("task",), where), hint=hint
+        )
     try:
-        return recipe_class(name).model_validate(_plain(tree))
+        return tasks.recipe_class(name).model_validate(_plain(tree))
     except ValidationError as error:
-        raise UserError(explain(error, recipe_class(name), tree, where, sets)) from None
-
-
-def recipe_class(task: str) -> type[Recipe]:
-    """The recipe's class of a task, imported only now (it may not import torch)."""
-    module, _, attribute = TASKS[task].partition(":")
-    return getattr(importlib.import_module(module), attribute)
+        raise UserError(explain(error, tasks.recipe_class(name), tree, where, overrides)) from None
 
 
 def parse_yaml(text: str, where: str) -> Any:
@@ -217,8 +210,8 @@ def parse_yaml(text: str, where: str) -> Any:
                 mark = token.start_mark
                 raise UserError(
                     "aliases are not used in recipes",
-                    where=f"{where}:{mark.line + 1}:{mark.column + 1}",
-                    todo="write the value out",
+                    location=f"{where}:{mark.line + 1}:{mark.column + 1}",
+                    hint="write the value out",
                 )
         return YAML(typ="rt").load(text)
     except MarkedYAMLError as error:
@@ -226,11 +219,11 @@ def parse_yaml(text: str, where: str) -> Any:
         place = f"{where}:{mark.line + 1}:{mark.column + 1}" if mark else where
         raise UserError(
             f"not valid YAML: {error.problem or error.context}",
-            where=place,
-            todo="mend that place: spaces for indents, a space after each colon",
+            location=place,
+            hint="mend that place: spaces for indents, a space after each colon",
         ) from None
     except YAMLError as error:
-        raise UserError(f"not valid YAML: {str(error).splitlines()[0]}", where=where) from None
+        raise UserError(f"not valid YAML: {str(error).splitlines()[0]}", location=where) from None
 
 
 def dump_yaml(recipe: Recipe) -> str:
@@ -244,9 +237,9 @@ def dump_yaml(recipe: Recipe) -> str:
 
 def json_schema() -> str:
     """The JSON schema of all recipes, for editors (docs/recipe.schema.json)."""
-    tasks = [recipe_class(name).model_json_schema() for name in TASKS]
+    schemas = [tasks.recipe_class(name).model_json_schema() for name in tasks.names()]
     return json.dumps(
-        {"$schema": "https://json-schema.org/draft/2020-12/schema", "anyOf": tasks},
+        {"$schema": "https://json-schema.org/draft/2020-12/schema", "anyOf": schemas},
         indent=1,
         ensure_ascii=False,
     )
@@ -258,32 +251,32 @@ def _read(path: Path) -> str:
     except FileNotFoundError:
         raise UserError(
             "no such recipe",
-            where=str(path),
-            todo="`tarazu new` lists the shipped recipes, `tarazu new NAME` copies one here",
+            location=str(path),
+            hint="`tarazu new` lists the shipped recipes, `tarazu new NAME` copies one here",
         ) from None
     except IsADirectoryError:
         raise UserError(
-            "a folder, not a recipe", where=str(path), todo="give the YAML file"
+            "a folder, not a recipe", location=str(path), hint="give the YAML file"
         ) from None
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(
             f"the recipe cannot be read: {error}",
-            where=str(path),
-            todo="give a text file in UTF-8 that you may read",
+            location=str(path),
+            hint="give a text file in UTF-8 that you may read",
         ) from None
 
 
 def _override(tree: dict, assignment: str) -> None:
     key, equals, value = assignment.partition("=")
     if not equals or not key:
-        raise UserError(f"this option wants key.path=value, not {assignment!r}", where="--set")
+        raise UserError(f"this option wants key.path=value, not {assignment!r}", location="--set")
     *parents, last = key.split(".")
     for part in parents:
         if tree.get(part) is None:
             tree[part] = {}
         tree = tree[part]
         if not isinstance(tree, dict):
-            raise UserError(f"{part!r} in {key!r} holds a value, not keys", where="--set")
+            raise UserError(f"{part!r} in {key!r} holds a value, not keys", location="--set")
     tree[last] = parse_yaml(value, f"--set {key}")
 
 

@@ -27,13 +27,13 @@ def listing() -> str:
 
 
 def copy(name: str, to: Path) -> Path:
-    """Copies a recipe into a folder. Raises `BadInput` for an unknown name or an existing file."""
+    """Copies a recipe into a folder. Raises `UserError` for an unknown name or an existing file."""
     found = available()
     if name not in found:
-        raise UserError(f"no shipped recipe is called {name!r}", todo=f"one of: {', '.join(found)}")
+        raise UserError(f"no shipped recipe is called {name!r}", hint=f"one of: {', '.join(found)}")
     target = to / f"{name}.yaml"
     if target.exists():
-        raise UserError("this file exists already", where=str(target), todo="move it away first")
+        raise UserError("this file exists already", location=str(target), hint="move it away first")
     text = found[name].read_text(encoding="utf-8")
     if (
         SCHEMA in text and not (to / SCHEMA).exists()

@@ -33,8 +33,8 @@ def write_atomic(path: Path, data: bytes) -> None:
         aside.unlink(missing_ok=True)
         raise TarazuError(
             f"cannot be written: {error.strerror}",
-            where=str(path),
-            todo="free some disk space, then `tarazu resume`",
+            location=str(path),
+            hint="free some disk space, then `tarazu resume`",
         ) from error
     fsync_dir(path.parent)
 
@@ -75,7 +75,7 @@ def replace_nonfinite(value: Any) -> Any:
 
 
 def read_json(path: Path, default: Any = None) -> Any:
-    """The object in `path`, or `default` where there is no file (or null in it). Raises `BadInput` for a damaged one."""
+    """The object in `path`, or `default` where there is no file (or null in it). Raises `UserError` for a damaged one."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -109,28 +109,30 @@ def corrupt_file_error(path: Path, what: str) -> UserError:
     remove, again = (path.parent, "trains this run") if of_run else (path, "writes it")
     return UserError(
         what,
-        where=str(path),
-        todo=f"bring it back from a copy, or remove {remove}: `tarazu resume` then {again} again",
+        location=str(path),
+        hint=f"bring it back from a copy, or remove {remove}: `tarazu resume` then {again} again",
     )
 
 
 def require_empty_dir(folder: str, option: str, todo: str) -> Path:
-    """A folder that may be written: not there yet, or empty. Raises `BadInput`, naming the option that gave it."""
+    """A folder that may be written: not there yet, or empty. Raises `UserError`, naming the option that gave it."""
     if not folder.strip():
-        raise UserError("no folder is named", where=option, todo=f"give a new one: {option} DIR")
+        raise UserError("no folder is named", location=option, hint=f"give a new one: {option} DIR")
     path = Path(folder)
     if path.exists() and not path.is_dir():
-        raise UserError("a file, not a folder", where=folder, todo=f"give a new folder: {option}")
+        raise UserError(
+            "a file, not a folder", location=folder, hint=f"give a new folder: {option}"
+        )
     if path.is_dir() and any(path.iterdir()):
         raise UserError(
-            "this folder is not empty, and none is ever overwritten", where=folder, todo=todo
+            "this folder is not empty, and none is ever overwritten", location=folder, hint=todo
         )
     return path
 
 
 @contextlib.contextmanager
 def reporting_corruption(*paths: Path) -> Iterator[None]:
-    """What goes wrong inside, with content of these files, is told as their damage. Raises `BadInput`."""
+    """What goes wrong inside, with content of these files, is told as their damage. Raises `UserError`."""
     try:
         yield
     except (KeyError, IndexError, TypeError, AttributeError, ValueError, OverflowError) as error:
@@ -174,10 +176,10 @@ class RunDir:
     def read_json(self, name: str) -> Any:
         return read_json(self.path / name)
 
-    def read_lines(self, name: str) -> list[dict]:
+    def read_jsonl(self, name: str) -> list[dict]:
         return read_jsonl(self.path / name)
 
-    def bytes(self) -> int:
+    def disk_bytes(self) -> int:
         """What the run takes on disk now, checkpoints included."""
         return sum(path.stat().st_size for path in self.path.rglob("*") if path.is_file())
 
@@ -195,16 +197,18 @@ class StudyDir:
     def run(self, name: str, seed: int) -> RunDir:
         return RunDir(self.path / name / f"seed-{seed}")
 
-    def order(self) -> list[str]:
-        """The methods in the recipe's order. Raises `BadInput` where the file that tells it is damaged."""
-        names = (self.read_json("order.json") or {}).get("methods", [])
+    def method_order(self) -> list[str]:
+        """The methods in the recipe's order. Raises `UserError` where the file that tells it is damaged."""
+        names = (self.read_json("method_order.json") or {}).get("methods", [])
         if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-            raise corrupt_file_error(self.path / "order.json", "`methods` is not a list of names")
+            raise corrupt_file_error(
+                self.path / "method_order.json", "`methods` is not a list of names"
+            )
         return names
 
     def runs(self, order: list[str] | None = None) -> list[RunDir]:
         """All runs, in the recipe's order of methods (or the order given), then by seed."""
-        order = self.order() if order is None else order
+        order = self.method_order() if order is None else order
         found = [
             RunDir(path)
             for path in self.path.glob("*/seed-*")
@@ -216,18 +220,18 @@ class StudyDir:
     def read_json(self, name: str) -> Any:
         return read_json(self.path / name)
 
-    def remember_home(self) -> None:
+    def save_working_dir(self) -> None:
         """Keeps the folder that the command was given in: relative paths of the recipe count from there."""
-        write_json(self.path / "place.json", {"working_folder": os.getcwd()})
+        write_json(self.path / "working_dir.json", {"working_dir": os.getcwd()})
 
     @contextlib.contextmanager
-    def at_home(self) -> Iterator[StudyDir]:
+    def in_working_dir(self) -> Iterator[StudyDir]:
         """Works in the folder that the study was begun in, so that its relative paths mean what they meant.
 
         Where that folder is not known or not there (the study was moved to another machine), they count from where one is.
         Gives the same study by a path that holds there.
         """
-        home = (self.read_json("place.json") or {}).get("working_folder")
+        home = (self.read_json("working_dir.json") or {}).get("working_dir")
         if (
             not isinstance(home, str)
             or not os.access(home, os.X_OK)
@@ -242,7 +246,7 @@ class StudyDir:
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
-        """Keeps a second process out of the folder. Raises `BadInput` when one is at work."""
+        """Keeps a second process out of the folder. Raises `UserError` when one is at work."""
         self.path.mkdir(parents=True, exist_ok=True)
         with open(self.path / ".lock", "w") as file:
             try:
@@ -250,8 +254,8 @@ class StudyDir:
             except OSError:
                 raise UserError(
                     "another process is at work in this folder",
-                    where=str(self.path),
-                    todo="wait for it, or use another --out",
+                    location=str(self.path),
+                    hint="wait for it, or use another --out",
                 ) from None
             try:
                 yield
@@ -262,19 +266,19 @@ class StudyDir:
 
 
 def find_study(path: str | Path) -> StudyDir:
-    """The study at `path`. Raises `BadInput` where there is none."""
+    """The study at `path`. Raises `UserError` where there is none."""
     folder = StudyDir(Path(path))
     if not (folder.path / "resolved.yaml").exists():
         raise UserError(
             "not a run folder (no resolved.yaml)",
-            where=str(path),
-            todo="give the folder that `tarazu run --out` wrote",
+            location=str(path),
+            hint="give the folder that `tarazu run --out` wrote",
         )
     return folder
 
 
 def find_run(path: str | Path) -> tuple[StudyDir, RunDir]:
-    """The run at DIR/METHOD (its first seed) or DIR/METHOD/seed-N. Raises `BadInput`, naming the runs that exist."""
+    """The run at DIR/METHOD (its first seed) or DIR/METHOD/seed-N. Raises `UserError`, naming the runs that exist."""
     path = Path(path)
     for run_path in (path, *sorted(path.glob("seed-*"))):
         study = run_path.parent.parent
@@ -288,6 +292,6 @@ def find_run(path: str | Path) -> tuple[StudyDir, RunDir]:
     names = ", ".join(sorted({run.name for run in StudyDir(near[0]).runs()})) if near else ""
     raise UserError(
         "no run here",
-        where=str(path),
-        todo=f"one of: {names}" if names else "give DIR/METHOD of a run folder",
+        location=str(path),
+        hint=f"one of: {names}" if names else "give DIR/METHOD of a run folder",
     )

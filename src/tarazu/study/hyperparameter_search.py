@@ -10,14 +10,10 @@ from tarazu.engine import successive_halving, trainer
 from tarazu.engine.ledger import Ledger
 from tarazu.engine.progress import log
 from tarazu.engine.signals import StopSignals
-from tarazu.engine.task import TrainableModel
+from tarazu.engine.trainable import TrainableModel
 from tarazu.errors import Stopped, TarazuError
 from tarazu.recipe.schema import Budget, Method, Recipe
 from tarazu.storage.run_folder import RunDir, StudyDir, read_json, reporting_corruption, write_json
-
-REUSED = {
-    "chat"
-}  # tasks whose models hold no state besides their tensors, so that one can be trained again
 
 
 def run_or_load_search(
@@ -36,13 +32,15 @@ def run_or_load_search(
         trials = TrialRunner(task, recipe, name, data, device, stop)
         write_json(
             path,
-            successive_halving.halve(recipe.search, method, recipe.budget, place, trials.train),
+            successive_halving.run_search(
+                recipe.search, method, recipe.budget, place, trials.train
+            ),
         )
     return search_result(path, method)
 
 
 def search_result(path: Path, method: Method) -> dict:
-    """What a finished search found. Raises `BadInput` where its winner is no setting of the method."""
+    """What a finished search found. Raises `UserError` where its winner is no setting of the method."""
     found = read_json(path) or {}
     with reporting_corruption(path):
         if not found["winner"]:
@@ -72,7 +70,7 @@ class TrialRunner:
 
     def train(self, tried: Method, budget: Budget, trial: RunDir) -> float | None:
         """The validation loss at the end of a trial; None where it never got a finite gradient: such a rate has lost."""
-        changed = self.recipe.with_method(self.name, tried).model_copy(update={"budget": budget})
+        changed = self.recipe.replace_method(self.name, tried).model_copy(update={"budget": budget})
         model = self.fresh(changed, tried, trial.seed)
         try:
             trainer.train(
@@ -94,7 +92,7 @@ class TrialRunner:
             return None
         return [
             event["loss"]
-            for event in trial.read_lines("events.jsonl")
+            for event in trial.read_jsonl("events.jsonl")
             if event["event"] == "validation"
         ][-1]
 
@@ -103,7 +101,7 @@ class TrialRunner:
         if self.built is None or not differs_only_in_lr(tried, self.built):
             self.model, self.start = None, {}  # before the next one needs the memory
             model = self.task.build(recipe, self.name, self.data, seed, self.device)
-            if recipe.task not in REUSED:
+            if not self.task.reuses_models:
                 return model
             self.model, self.built = model, tried
             self.start = {
@@ -122,7 +120,7 @@ def differs_only_in_lr(one: Method, other: Method) -> bool:
 def trainable_tensors(model: TrainableModel) -> dict[str, torch.Tensor]:
     """The tensors that training may change, by name."""
     everything = {**dict(model.module.named_parameters()), **dict(model.module.named_buffers())}
-    return {name: everything[name] for name in sorted(model.may_change)}
+    return {name: everything[name] for name in sorted(model.trainable_names)}
 
 
 @torch.no_grad()

@@ -1,4 +1,4 @@
-"""`tarazu gather`: parts of one study, run on several devices or machines, as one study that the report reads.
+"""`tarazu merge`: parts of one study, run on several devices or machines, as one study that the report reads.
 
 A part is a study of some of the recipe's methods or seeds: `tarazu run RECIPE --method M` on one device, other methods on
 another. Nothing is trained or measured here. Parts whose recipe, data or versions differ are refused, so that what lies in
@@ -10,6 +10,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+from tarazu import tasks
 from tarazu.engine.progress import log
 from tarazu.errors import UserError
 from tarazu.estimate import estimator, record
@@ -23,14 +24,14 @@ from tarazu.storage.run_folder import (
     write_atomic,
     write_json,
 )
-from tarazu.study.runner import make_task, read_recipe
-from tarazu.study.runner import write_results as write_results
+from tarazu.study.results import write_results
+from tarazu.study.runner import read_recipe
 
 SKIPPED = shutil.ignore_patterns("checkpoint", "search", "best.safetensors", "*.writing")
 REGENERATED = {
     "recipe.yaml",
     "resolved.yaml",
-    "order.json",
+    "method_order.json",
     "results.json",
     "environment.json",
     record.ESTIMATE_FILE,
@@ -46,8 +47,8 @@ DERIVED = {
 }  # these tell of a part, not of the whole
 
 
-def gather(parts: list[str], out: str) -> StudyDir:
-    """One study in `out` of the finished runs of all parts. Raises `BadInput` where they do not belong together."""
+def merge(parts: list[str], out: str) -> StudyDir:
+    """One study in `out` of the finished runs of all parts. Raises `UserError` where they do not belong together."""
     studies = [find_study(part) for part in parts]
     recipes = [read_recipe(study) for study in studies]
     _check_compatible(studies, recipes)
@@ -59,10 +60,10 @@ def gather(parts: list[str], out: str) -> StudyDir:
         for study in studies:
             _copy(study, folder)
         shutil.copyfile(studies[0].path / "recipe.yaml", folder.path / "recipe.yaml")
-        write_json(folder.path / "order.json", {"methods": list(recipe.methods)})
+        write_json(folder.path / "method_order.json", {"methods": list(recipe.methods)})
         write_json(folder.path / "environment.json", _environment(studies))
         _join(studies, folder, recipe)
-        write_results(make_task(recipe.task), recipe, folder)
+        write_results(tasks.make_task(recipe.task), recipe, folder)
         write_atomic(
             folder.path / "resolved.yaml", dump_yaml(recipe).encode()
         )  # last: with it, the folder is a study
@@ -95,23 +96,23 @@ def _check_compatible(studies: list[StudyDir], recipes: list[Recipe]) -> None:
         if differ:
             raise UserError(
                 f"made with another {', '.join(differ)} than {studies[0].path}",
-                where=str(study.path),
-                todo="only methods, seeds and devices may differ between parts",
+                location=str(study.path),
+                hint="only methods, seeds and devices may differ between parts",
             )
         for run in finished(study):
             key = (run.name, run.seed)
             if key in seen:
                 raise UserError(
                     f"{run.name} with seed {run.seed} is in {seen[key]} too",
-                    where=str(study.path),
-                    todo="remove one of them",
+                    location=str(study.path),
+                    hint="remove one of them",
                 )
             seen[key] = study.path
     if not seen:
         raise UserError(
             "no run is finished in these folders",
-            where=str(studies[0].path),
-            todo="`tarazu resume` ends them",
+            location=str(studies[0].path),
+            hint="`tarazu resume` ends them",
         )
     _demand_one_search(studies)
 
@@ -137,8 +138,8 @@ def _demand_one_search(studies: list[StudyDir]) -> None:
             if (read_json(path) or {}).get("winner") != winner:
                 raise UserError(
                     f"the search of {path.parent.name} chose other settings than in {before}",
-                    where=str(path),
-                    todo="copy the first part's search.json before the seeds of another part are run",
+                    location=str(path),
+                    hint="copy the first part's search.json before the seeds of another part are run",
                 )
 
 

@@ -1,26 +1,31 @@
-"""A study: every method of a recipe trained under the same conditions, each run in its own folder, then gathered.
+"""A study: every method of a recipe trained under the same conditions, each run in its own folder.
 
-Each run is: build, fingerprint, train, fingerprint again, prove, evaluate. A run that is done is never repeated.
+One run is: build, fingerprint, train, fingerprint again, prove, evaluate. A finished run is never repeated.
 """
 
 from __future__ import annotations
 
-import gc
-import importlib
 import re
 import shutil
 import traceback
-from datetime import UTC, datetime
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import torch
 
+from tarazu import tasks
+from tarazu.devices import free_memory, pick_device
 from tarazu.engine import fingerprint, flops, trainer
 from tarazu.engine.ledger import Ledger
+from tarazu.engine.precision import autocast
 from tarazu.engine.progress import log
 from tarazu.engine.signals import StopSignals
+from tarazu.engine.task import Task
+from tarazu.engine.trainable import TrainableModel
 from tarazu.errors import Stopped, TarazuError, UserError
-from tarazu.estimate import record
-from tarazu.recipe.schema import Recipe, dump_yaml, load
+from tarazu.recipe.schema import Method, Recipe, dump_yaml, load
 from tarazu.storage import provenance
 from tarazu.storage.run_folder import (
     RunDir,
@@ -33,341 +38,278 @@ from tarazu.storage.run_folder import (
     write_json,
 )
 from tarazu.study.hyperparameter_search import run_or_load_search
+from tarazu.study.results import write_results
 
-TASKS = {"chat": "tarazu.chat.task:Chat", "captions": "tarazu.captions.task:Captions"}
+
+@dataclass
+class Study:
+    """An open study: its recipe, folder, task, prepared data and device."""
+
+    recipe: Recipe
+    folder: StudyDir
+    task: Task
+    data: Any
+    device: torch.device
+    stop: StopSignals
 
 
-def run(
-    recipe_path: str, out: str, methods: list[str] = (), sets: list[str] = (), estimate: str = ""
-) -> StudyDir:
-    """`tarazu run`: a new study in `out`. Raises `BadInput` if the folder already holds one; a study whose data or model
-    could not be had leaves no folder.
+Hook = Callable[[Study], None]  # called once the data is prepared and before the first run
+
+
+def run(recipe: Recipe, recipe_path: str, out: str, prepared: Hook | None = None) -> StudyDir:
+    """Start a new study.
 
     Args:
-        estimate: what `tarazu check --out` wrote for this recipe, kept beside the results.
+        recipe: the recipe, with its overrides.
+        recipe_path: the recipe's file, which is copied into the study.
+        out: a new or empty folder. A study whose data could not be read leaves no folder.
+        prepared: called once the data is prepared, before the first run.
+
+    Raises:
+        UserError: the folder holds a study, or recipe, data or model cannot be used.
+        TarazuError: a run failed; the others have been run.
     """
-    recipe = select_methods(load(recipe_path, sets), methods)
-    make_task(recipe.task).admit(recipe)
-    expected = record.load_estimate(estimate, recipe) if estimate else None
+    tasks.make_task(recipe.task).validate_recipe(recipe)
     folder = StudyDir(require_empty_dir(out, "--out", f"`tarazu resume {out}`, or another --out"))
     with folder.lock():
         shutil.copyfile(recipe_path, folder.path / "recipe.yaml")
-        write_json(folder.path / "order.json", {"methods": list(recipe.methods)})
-        if expected:
-            write_json(folder.path / record.ESTIMATE_FILE, expected)
-        write_json(
-            folder.path / "environment.json", provenance.collect(recipe, pick_device(recipe))
-        )
-        folder.remember_home()
+        _write_method_order(folder, recipe)
+        stamp = provenance.collect(recipe, pick_device(recipe))
+        write_json(folder.path / "environment.json", stamp)
+        folder.save_working_dir()
         write_atomic(folder.path / "resolved.yaml", dump_yaml(recipe).encode())
         try:
-            return run_pending(recipe, folder)
+            run_pending(recipe, folder, prepared)
         except UserError:
-            if not (
-                folder.path / "data.json"
-            ).exists():  # no row was ever read: the command that is mended may name the same folder
+            if not (folder.path / "data.json").exists():
+                # No row was read: the corrected command may name the same folder.
                 shutil.rmtree(folder.path, ignore_errors=True)
             raise
-
-
-def select_methods(recipe: Recipe, methods: list[str]) -> Recipe:
-    """The recipe with only these of its methods, if any are named. Raises `BadInput` for one that it does not have."""
-    unknown = [name for name in methods if name not in recipe.methods]
-    if unknown:
-        raise UserError(
-            f"no method {unknown[0]!r} in this recipe",
-            where="--method",
-            todo=f"one of: {', '.join(recipe.methods)}",
-        )
-    if methods:
-        recipe.methods = {name: recipe.methods[name] for name in recipe.methods if name in methods}
-    return recipe
-
-
-def extend(recipe_path: str, out: str, sets: list[str] = (), methods: list[str] = ()) -> StudyDir:
-    """`tarazu run --extend`: adds methods or seeds to a study. Raises `BadInput` if anything else differs."""
-    recipe, folder = select_methods(load(recipe_path, sets), methods), find_study(out)
-    old = read_recipe(folder)
-    changed = [
-        key
-        for key in type(old).model_fields
-        if key not in ("methods", "seeds") and getattr(old, key) != getattr(recipe, key)
-    ]
-    changed += [
-        f"methods.{name}"
-        for name in old.methods
-        if name in recipe.methods and old.methods[name] != recipe.methods[name]
-    ]
-    if changed:
-        raise UserError(
-            f"the study was made with another {', '.join(changed)}",
-            where=out,
-            todo="only methods and seeds can be added; start a new study for the rest",
-        )
-    recipe.methods = {**old.methods, **recipe.methods}
-    recipe.seeds = [*old.seeds, *(seed for seed in recipe.seeds if seed not in old.seeds)]
-    make_task(recipe.task).admit(recipe)
-    with folder.lock():
-        with reporting_corruption(folder.path / "environment.json"):
-            stamp = provenance.extended(
-                folder.read_json("environment.json") or {}, pick_device(recipe)
-            )
-        write_json(folder.path / "environment.json", stamp)
-        write_json(folder.path / "order.json", {"methods": list(recipe.methods)})
-        write_atomic(folder.path / "resolved.yaml", dump_yaml(recipe).encode())
-        with folder.at_home() as here:
-            run_pending(recipe, here)
     return folder
 
 
-def resume(out: str) -> StudyDir:
-    """`tarazu resume`: goes on exactly where the study stopped. Finished runs are left alone."""
+def extend(recipe: Recipe, out: str, prepared: Hook | None = None) -> StudyDir:
+    """Add methods or seeds to a study.
+
+    Args:
+        recipe: the study's recipe with more methods or seeds.
+        out: the study.
+        prepared: called once the data is prepared, before the first run.
+
+    Raises:
+        UserError: anything but methods and seeds differs from the study's recipe.
+        TarazuError: a run failed; the others have been run.
+    """
+    folder = find_study(out)
+    recipe = _extended_recipe(read_recipe(folder), recipe, out)
+    tasks.make_task(recipe.task).validate_recipe(recipe)
+    with folder.lock():
+        with reporting_corruption(folder.path / "environment.json"):
+            stamp = folder.read_json("environment.json") or {}
+            stamp = provenance.extended(stamp, pick_device(recipe))
+        write_json(folder.path / "environment.json", stamp)
+        _write_method_order(folder, recipe)
+        write_atomic(folder.path / "resolved.yaml", dump_yaml(recipe).encode())
+        with folder.in_working_dir() as home:
+            run_pending(recipe, home, prepared)
+    return folder
+
+
+def _extended_recipe(old: Recipe, new: Recipe, out: str) -> Recipe:
+    """The recipe with the methods and seeds of both. Raises `UserError` if anything else differs."""
+    keys = [key for key in type(old).model_fields if key not in ("methods", "seeds")]
+    changed = [key for key in keys if getattr(old, key) != getattr(new, key)]
+    shared = [name for name in old.methods if name in new.methods]
+    changed += [f"methods.{name}" for name in shared if old.methods[name] != new.methods[name]]
+    if changed:
+        raise UserError(
+            f"the study was made with another {', '.join(changed)}",
+            location=out,
+            hint="only methods and seeds can be added; start a new study for the rest",
+        )
+    seeds = [*old.seeds, *(seed for seed in new.seeds if seed not in old.seeds)]
+    return new.model_copy(update={"methods": {**old.methods, **new.methods}, "seeds": seeds})
+
+
+def resume(out: str, prepared: Hook | None = None) -> StudyDir:
+    """Continue a study exactly where it stopped. Finished runs are left alone.
+
+    Raises:
+        UserError: there is no study in the folder, or its data changed.
+        TarazuError: a run failed; the others have been run.
+    """
     folder = find_study(out)
     with folder.lock():
         recipe = read_recipe(folder)
-        if not (folder.path / "order.json").exists():
-            write_json(folder.path / "order.json", {"methods": list(recipe.methods)})
-        with folder.at_home() as here:
-            run_pending(recipe, here)
+        if not (folder.path / "method_order.json").exists():
+            _write_method_order(folder, recipe)
+        with folder.in_working_dir() as home:
+            run_pending(recipe, home, prepared)
     return folder
 
 
 def read_recipe(folder: StudyDir) -> Recipe:
-    """The recipe of a study, with its defaults. Raises `BadInput` where it cannot be read."""
+    """The recipe of a study, with its defaults. Raises `UserError` where it cannot be read."""
     return load(folder.path / "resolved.yaml")
 
 
-def run_pending(recipe: Recipe, folder: StudyDir) -> StudyDir:
-    """Runs what is not done yet, gathers the results and writes the report."""
-    device, task = pick_device(recipe), make_task(recipe.task)
-    torch.set_float32_matmul_precision("high" if device.type == "cuda" else "highest")
+def _write_method_order(folder: StudyDir, recipe: Recipe) -> None:
+    write_json(folder.path / "method_order.json", {"methods": list(recipe.methods)})
+
+
+def run_pending(recipe: Recipe, folder: StudyDir, prepared: Hook | None = None) -> None:
+    """Run what is not done yet, and write results.json after each run.
+
+    Raises:
+        UserError: the data changed since the study began.
+        TarazuError: a run failed; the others have been run.
+    """
+    device, task = pick_device(recipe), tasks.make_task(recipe.task)
+    precision = "high" if device.type == "cuda" else "highest"
+    torch.set_float32_matmul_precision(precision)
+    failures = []
     with StopSignals(str(folder.path)) as stop:
-        before = (folder.read_json("data.json") or {}).get("sha256")
-        data = task.prepare(recipe, folder, device)
-        after = folder.read_json("data.json").get("sha256")
-        if before is not None and not isinstance(before, str):
-            raise corrupt_file_error(folder.path / "data.json", "`sha256` is not a text")
-        if before and before != after:
-            raise UserError(
-                f"the data changed since this study began (sha256 {before[:12]} is now {after[:12]})",
-                where=str(folder.path),
-                todo="bring the old data back, or start a new study with --out",
-            )
-        record.record_missing_estimates(task, recipe, data, device, folder)
-        failures = []
+        study = Study(recipe, folder, task, _prepare(task, recipe, folder, device), device, stop)
+        if prepared is not None:
+            prepared(study)
         for seed in recipe.seeds:
-            for name in recipe.methods:
-                if recipe.methods[name].kind == "base" and seed != recipe.seeds[0]:
-                    continue  # nothing in it depends on the seed
-                one = folder.run(name, seed)
-                if not one.done():
-                    failures += _run_or_record_failure(
-                        task, recipe, name, data, one, device, stop, folder
-                    )
+            for name, method in recipe.methods.items():
+                if method.kind == "base" and seed != recipe.seeds[0]:
+                    continue  # nothing in the base model depends on the seed
+                run_dir = folder.run(name, seed)
+                if not run_dir.done():
+                    failures += _run_or_record_failure(study, name, run_dir)
                     write_results(task, recipe, folder)
         write_results(task, recipe, folder)
     if failures:
         raise TarazuError(
             "; ".join(failures),
-            where=str(folder.path),
-            todo="the other methods are done; `tarazu resume` tries again",
+            location=str(folder.path),
+            hint="the other methods are done; `tarazu resume` tries again",
         )
-    return folder
 
 
-def _run_or_record_failure(
-    task, recipe, name, data, one: RunDir, device, stop, folder
-) -> list[str]:
-    """Runs one method; what fails is written down, so that the others still run."""
+def _prepare(task: Task, recipe: Recipe, folder: StudyDir, device: torch.device) -> Any:
+    """The task's data. Raises `UserError` if it is not the data that the study began with."""
+    before = (folder.read_json("data.json") or {}).get("sha256")
+    data = task.prepare(recipe, folder, device)
+    after = (folder.read_json("data.json") or {}).get("sha256")
+    if before is not None and not isinstance(before, str):
+        raise corrupt_file_error(folder.path / "data.json", "`sha256` is not a text")
+    if before and before != after:
+        raise UserError(
+            f"the data changed since this study began (sha256 {before[:12]} is now {after[:12]})",
+            location=str(folder.path),
+            hint="bring the old data back, or start a new study with --out",
+        )
+    return data
+
+
+def _run_or_record_failure(study: Study, name: str, run_dir: RunDir) -> list[str]:
+    """Run one method. A failure is written to run.json and returned, so that the other methods still run."""
     try:
-        run_method(task, recipe, name, data, one, device, stop, folder)
+        run_method(study, name, run_dir)
         return []
     except Stopped:
-        one.update(status="stopped")
+        run_dir.update(status="stopped")
         raise
     except UserError as error:
-        one.update(status="failed", error=str(error))
+        run_dir.update(status="failed", error=str(error))
         raise
-    except Exception as error:  # whatever it is, the other methods' hours are not lost with it
-        one.update(status="failed", error=f"{type(error).__name__}: {error}")
+    except Exception as error:
+        run_dir.update(status="failed", error=f"{type(error).__name__}: {error}")
         log(str(error) if isinstance(error, TarazuError) else traceback.format_exc())
-        return [f"{name} seed {one.seed}: {error}"]
+        return [f"{name} seed {run_dir.seed}: {error}"]
     finally:
-        free_memory(device)
+        free_memory(study.device)
 
 
-def free_memory(device: torch.device) -> None:
-    """Gives back what nobody uses any more: a model's parts know each other, so only the collector finds them."""
-    gc.collect()
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
+def run_method(study: Study, name: str, run_dir: RunDir) -> None:
+    """One method with one seed, from loading to metrics.
 
-
-def run_method(
-    task,
-    recipe: Recipe,
-    name: str,
-    data,
-    one: RunDir,
-    device: torch.device,
-    stop: StopSignals,
-    folder: StudyDir,
-) -> None:
-    """One method with one seed, from loading to metrics."""
-    found = run_or_load_search(task, recipe, name, data, device, stop, folder)
-    free_memory(device)  # what the trials held must not count as this run's memory
-    if found:
-        recipe = recipe.with_method(name, recipe.methods[name].model_copy(update=found["winner"]))
+    Raises:
+        TarazuError: training diverged, or a tensor changed that should not have.
+    """
+    recipe, task, data, device = study.recipe, study.task, study.data, study.device
+    search = run_or_load_search(task, recipe, name, data, device, study.stop, study.folder)
+    free_memory(device)  # the memory of the search's trials is not this run's
+    if search:
+        winner = recipe.methods[name].model_copy(update=search["winner"])
+        recipe = recipe.replace_method(name, winner)
     method, ledger = recipe.methods[name], Ledger(device)
-    one.update(
+    settings = method.model_dump(mode="json")
+    run_dir.update(
         name=name,
         kind=method.kind,
-        seed=one.seed,
-        settings=method.model_dump(mode="json"),
+        seed=run_dir.seed,
+        settings=settings,
         status="running",
         error=None,
     )
     with ledger.phase("load"):
-        model = task.build(recipe, name, data, one.seed, device, folder)
-    trained = sum(p.numel() for p in model.trainable().values())
-    total = model.total_parameters()
-    one.update(trained_parameters=trained, total_parameters=total, targets=task.targets(model))
+        model = task.build(recipe, name, data, run_dir.seed, device, study.folder)
+    trained = sum(parameter.numel() for parameter in model.trainable().values())
+    sizes = {"trained_parameters": trained, "total_parameters": model.total_parameters()}
+    run_dir.update(**sizes, targets=task.trained_tensors(model))
     log(
-        f"{name}: {trained:,} of {total:,} parameters may change ({describe_trainable(model.may_change)})"
+        f"{name}: {trained:,} of {sizes['total_parameters']:,} parameters may change "
+        f"({describe_trainable(model.trainable_names)})"
     )
-    if model.may_change:
-        with ledger.phase("fingerprint"):
-            before = fingerprint.fingerprint(model.module)
-        trainer.train(task, model, data, recipe, method, one, one.seed, ledger, stop)
-        with ledger.phase("fingerprint"):
-            proof = fingerprint.compare(
-                before,
-                fingerprint.fingerprint(model.module),
-                model.may_change,
-                model.waiting(),
-            )
-        write_json(one.path / "fingerprint.json", proof)
-        fingerprint.require_ok(proof, str(one.path))
+    if model.trainable_names:
+        _train_and_prove(study, recipe, method, model, run_dir, ledger)
     model.module.eval()
     log(f"{name}: evaluating on the test split")
-    with torch.no_grad(), trainer.autocast(recipe.budget, device):
-        metrics = task.evaluate(model, data, recipe, one.path, ledger)
-    ledger.paths = task.paths(model, data)
-    size, disk = one.weights.stat().st_size if one.weights.exists() else 0, one.bytes()
-    if found:
-        ledger.seconds["search"] = found["seconds"]
-    with trainer.autocast(recipe.budget, device):
-        arithmetic = flops.figures(task, model, data, recipe, ledger)
-    costs_of_search = {"search_tokens": found["tokens"]} if found else {}
+    with torch.no_grad(), autocast(recipe.budget, device):
+        metrics = task.evaluate(model, data, recipe, run_dir.path, ledger)
+    ledger.paths = task.code_paths(model, data)
+    disk = {"weights_bytes": _size(run_dir.weights), "disk_bytes": run_dir.disk_bytes()}
+    if search:
+        ledger.seconds["search"] = search["seconds"]
+    with autocast(recipe.budget, device):
+        arithmetic = flops.flops_metrics(task, model, data, recipe, ledger)
+    search_cost = {"search_tokens": search["tokens"]} if search else {}
     write_json(
-        one.path / "ledger.json",
-        {
-            **ledger.as_json(),
-            **arithmetic,
-            **costs_of_search,
-            "trained_parameters": trained,
-            "total_parameters": total,
-            "weights_bytes": size,
-            "disk_bytes": disk,
-        },
+        run_dir.path / "ledger.json",
+        {**ledger.as_json(), **arithmetic, **search_cost, **sizes, **disk},
     )
-    write_json(one.path / "metrics.json", metrics)
-    one.update(status="done")
-    shutil.rmtree(
-        one.path / "checkpoint", ignore_errors=True
-    )  # the weights are saved and proven: nothing goes back to these
-    (one.path / "best.safetensors").unlink(missing_ok=True)
+    write_json(run_dir.path / "metrics.json", metrics)
+    run_dir.update(status="done")
+    # The weights are saved and proven: nothing needs the checkpoints any more.
+    shutil.rmtree(run_dir.path / "checkpoint", ignore_errors=True)
+    (run_dir.path / "best.safetensors").unlink(missing_ok=True)
+
+
+def _train_and_prove(
+    study: Study,
+    recipe: Recipe,
+    method: Method,
+    model: TrainableModel,
+    run_dir: RunDir,
+    ledger: Ledger,
+) -> None:
+    """Train, and compare the hash of every tensor before and after. Raises `TarazuError` if the proof fails."""
+    with ledger.phase("fingerprint"):
+        before = fingerprint.fingerprint(model.module)
+    trainer.train(
+        study.task, model, study.data, recipe, method, run_dir, run_dir.seed, ledger, study.stop
+    )
+    with ledger.phase("fingerprint"):
+        after = fingerprint.fingerprint(model.module)
+        proof = fingerprint.compare(before, after, model.trainable_names, model.not_yet_trained())
+    write_json(run_dir.path / "fingerprint.json", proof)
+    fingerprint.require_ok(proof, str(run_dir.path))
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
 
 
 def describe_trainable(names: frozenset[str]) -> str:
-    """The parts that hold the named tensors, in few words: blocks by number, other parts by name."""
-    blocks = sorted(
-        {int(found[1]) for name in names if (found := re.search(r"\.layers\.(\d+)\.", f".{name}"))}
-    )
-    others = sorted(
-        {name.rsplit(".", 1)[0] for name in names if not re.search(r"\.layers\.\d+\.", f".{name}")}
-    )
-    parts = (
-        [f"blocks {', '.join(map(str, blocks))}"] * bool(blocks)
-        + others[:4]
-        + ["..."] * (len(others) > 4)
-    )
+    """The parts that hold the named tensors, in a few words: blocks by number, other parts by name."""
+    layer = re.compile(r"\.layers\.(\d+)\.")
+    matches = {name: layer.search(f".{name}") for name in names}
+    blocks = sorted({int(match[1]) for match in matches.values() if match})
+    others = sorted({name.rsplit(".", 1)[0] for name, match in matches.items() if not match})
+    parts = [f"blocks {', '.join(map(str, blocks))}"] if blocks else []
+    parts += others[:4] + ["..."] * (len(others) > 4)
     return "; ".join(parts) or "nothing"
-
-
-def write_results(task, recipe: Recipe, folder: StudyDir) -> None:
-    """Writes results.json: one flat row per method and seed."""
-    rows = []
-    for one in folder.runs():
-        state, ledger, metrics = (
-            one.read_json(f"{name}.json") or {} for name in ("run", "ledger", "metrics")
-        )
-        with reporting_corruption(one.path / "run.json"):
-            trained, total = state.get("trained_parameters"), state.get("total_parameters")
-            row = {
-                "method": one.name,
-                "kind": state.get("kind"),
-                "seed": one.seed,
-                "status": state.get("status"),
-                "trained_parameters": trained,
-            }
-            row["trained_share"] = trained / total if total else None
-        if ledger:
-            with reporting_corruption(one.path / "ledger.json"):
-                row |= cost_summary(ledger)
-        if metrics:
-            with reporting_corruption(one.path / "metrics.json"):
-                row |= task.summary(metrics)
-        rows.append(row)
-    write_json(
-        folder.path / "results.json",
-        {
-            "task": recipe.task,
-            "rows": rows,
-            "generated": datetime.now(UTC).isoformat(timespec="seconds"),
-        },
-    )
-
-
-def cost_summary(ledger: dict) -> dict:
-    """What a run took, for its row of results.json."""
-    memory = ledger["train_memory"]
-    row = {
-        "train_seconds": ledger["seconds"].get("train"),
-        "train_memory": memory["allocated"] or memory["resident"],
-    }
-    return row | {
-        "tokens_per_second": ledger["tokens_per_second"],
-        "weights_bytes": ledger["weights_bytes"],
-    }
-
-
-def pick_device(recipe: Recipe) -> torch.device:
-    """The recipe's device; auto takes a GPU where there is one."""
-    if recipe.device == "auto":
-        return torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(recipe.device)
-    except RuntimeError:
-        raise UserError(
-            f"unknown device {recipe.device!r}", where="device", todo="auto, cpu, cuda or cuda:N"
-        ) from None
-    if device.type == "cuda" and not (
-        torch.cuda.is_available() and (device.index or 0) < torch.cuda.device_count()
-    ):
-        raise UserError(
-            f"this machine has no usable device {recipe.device}",
-            where="device",
-            todo="device: auto, or cpu",
-        )
-    if device.type == "cuda" and device.index:
-        torch.cuda.set_device(
-            device
-        )  # streams, events and kernels of ours are made on the process's own
-    return torch.device("cuda:0") if device == torch.device("cuda") else device
-
-
-def make_task(name: str):
-    """The task object of a recipe's `task`."""
-    module, _, attribute = TASKS[name].partition(":")
-    return getattr(importlib.import_module(module), attribute)()

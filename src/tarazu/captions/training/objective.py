@@ -17,6 +17,7 @@ from tarazu.captions.decoding import beam_search
 from tarazu.captions.model.captioning_model import ImageCaptioningModel
 from tarazu.captions.settings import CaptionMethod, SelfCritical
 from tarazu.captions.training.cider_reward import CiderReward
+from tarazu.engine.dropout import without_dropout
 from tarazu.engine.trainable import LossSum
 
 
@@ -129,7 +130,7 @@ def self_critical_loss(
     learnt from them (`settings.dropout`). The loss that is reported stays the likelihood of the person's caption.
     """
     used, samples = max(1, round(settings.sample_fraction * len(pictures))), settings.samples
-    with beam_search.without_dropout(model):
+    with without_dropout(model):
         if settings.likelihood or settings.dropout:  # then all are looked at once, for everything
             pictures = model.encode_images(pictures)
         features = model.encode_images(pictures[:used]).repeat_interleave(
@@ -139,7 +140,7 @@ def self_critical_loss(
         advantage = _advantage(
             rewards(images[:used].repeat_interleave(samples), drawn, settings.bleu), samples
         )
-    with nullcontext() if settings.dropout else beam_search.without_dropout(model):
+    with nullcontext() if settings.dropout else without_dropout(model):
         logits = model.forward_teacher_forced(features, drawn[:, :-1], attention=False)[0].float()
         logp = _log_chances(logits, drawn[:, 1:], max_words)
         policy = (

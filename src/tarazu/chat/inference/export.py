@@ -24,36 +24,36 @@ def forms(kind: str) -> list[str]:
     return ["peft"] if kind in SOFT else ["merged"]
 
 
-def export(run_path: str, to: Path, form: str = "") -> None:
-    """Writes `to/` in a form of `forms`. Raises `BadInput` for a form that this method cannot take.
+def export(run_path: str, to: Path, format: str = "") -> None:
+    """Writes `to/` in a format of `forms`. Raises `UserError` for a format that this method cannot take.
 
     What was trained on a 4-bit base is merged into the 4-bit weights unpacked: the model that was evaluated, not packed again.
     """
     study, run = find_run(run_path)
     possible = forms(run.kind)
-    form = form or possible[0]
-    if form not in possible:
+    format = format or possible[0]
+    if format not in possible:
         raise UserError(
-            f"{run.kind} cannot be exported as {form!r}: {_why_not(form, run.kind)}",
-            where=run_path,
-            todo=" or ".join(f"--form {one}" for one in possible),
+            f"{run.kind} cannot be exported as {format!r}: {_why_not(format, run.kind)}",
+            location=run_path,
+            hint=" or ".join(f"--format {one}" for one in possible),
         )
-    model, template, run, recipe = load(run_path, unpacked=form == "merged")
-    if form == "merged" and recipe.quantize != "none":
+    model, template, run, recipe = load(run_path, unpacked=format == "merged")
+    if format == "merged" and recipe.quantize != "none":
         log(
             "the base was trained on in 4 bits; its weights are written unpacked, the adapter merged into them"
         )
     module = model.module
-    if form == "merged" and run.kind in LOW_RANK:
+    if format == "merged" and run.kind in LOW_RANK:
         module = module.merge_and_unload()
-    if form == "merged":
+    if format == "merged":
         module.generation_config.eos_token_id = template.stop_ids
         module = module.to(
             torch.float32 if next(module.parameters()).dtype == torch.float32 else torch.bfloat16
         )
     to.mkdir(parents=True, exist_ok=True)
     to = to.absolute()
-    with study.at_home():  # peft looks for the base model by the path that the recipe gave
+    with study.in_working_dir():  # peft looks for the base model by the path that the recipe gave
         module.save_pretrained(to)
     if (
         template.name != "tokenizer"
@@ -62,9 +62,9 @@ def export(run_path: str, to: Path, form: str = "") -> None:
     template.tokenizer.save_pretrained(to)
 
 
-def _why_not(form: str, kind: str) -> str:
-    if form not in FORMS:
-        return "no form of a language model is called so"
+def _why_not(format: str, kind: str) -> str:
+    if format not in FORMS:
+        return "no format of a language model is called so"
     return (
         "a soft prompt is no part of the weights" if kind in SOFT else "this method has no adapter"
     )

@@ -10,18 +10,19 @@ from tarazu.chat.task import Chat
 from tarazu.engine import weights
 from tarazu.errors import UserError
 from tarazu.storage.run_folder import RunDir, StudyDir, find_run, reporting_corruption
-from tarazu.study.runner import pick_device, read_recipe
+from tarazu.devices import pick_device
+from tarazu.study.runner import read_recipe
 
 
 def load(
     path: str, unpacked: bool = False
 ) -> tuple[TrainableChatModel, chat_template.Template, RunDir, ChatRecipe]:
-    """The trained model of DIR/METHOD, in eval mode. Raises `BadInput` when the run is not a finished run of chat.
+    """The trained model of DIR/METHOD, in eval mode. Raises `UserError` when the run is not a finished run of chat.
 
     `unpacked`: a base that was trained on in 4 bits has those same weights in full precision, so that they can be merged.
     """
     study, run = find_run(path)
-    with study.at_home() as here:
+    with study.in_working_dir() as here:
         return _loaded(here, here.run(run.name, run.seed), path, unpacked)
 
 
@@ -31,10 +32,10 @@ def _loaded(
     recipe = read_recipe(study)
     if recipe.task != "chat":
         raise UserError(
-            "this is not a chat study", where=path, todo="`tarazu caption` describes images"
+            "this is not a chat study", location=path, hint="`tarazu caption` describes images"
         )
     if not run.done():
-        raise UserError("this run is not finished", where=path, todo=f"tarazu resume {study.path}")
+        raise UserError("this run is not finished", location=path, hint=f"tarazu resume {study.path}")
     device = pick_device(recipe)
     tokenizer = loading.load_tokenizer(recipe.model, recipe.revision)
     chosen = chat_template.select_template(
@@ -47,7 +48,7 @@ def _loaded(
     recipe = with_run_settings(recipe, run)
     trainable = task.ready(recipe, run.name, model, tokenizer)
     if run.weights.exists():
-        weights.put(trainable, weights.read(run))
+        weights.restore(trainable, weights.read(run))
     trainable.module.eval()
     return trainable, chosen, run, recipe
 
@@ -57,4 +58,4 @@ def with_run_settings(recipe: ChatRecipe, run: RunDir) -> ChatRecipe:
     state, path = run.read_json("run.json") or {}, run.path / "run.json"
     with reporting_corruption(path):
         method = type(recipe.methods[run.name]).model_validate(state["settings"])
-    return recipe.with_method(run.name, method)
+    return recipe.replace_method(run.name, method)

@@ -10,26 +10,31 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 
 from tarazu.engine import fingerprint, weights
+from tarazu.engine.invariants.fixture import (
+    MARGIN,
+    CheckFixture,
+    CheckResult,
+    compare_to_tolerance,
+    not_applicable,
+)
 from tarazu.engine.invariants.perturbations import (
     capture_gradients,
     embeddings_perturbed,
-    put,
     without_dropout,
 )
 from tarazu.engine.ledger import Ledger
+from tarazu.engine.precision import autocast
 from tarazu.engine.subset_task import SimulatedCrash, SubsetTask, fit
-from tarazu.engine.task import TrainableModel
-from tarazu.engine.trainer import autocast, uses_bfloat16
-from tarazu.recipe.schema import Budget, Recipe
+from tarazu.engine.trainable import TrainableModel
+from tarazu.recipe.schema import Budget
 from tarazu.storage.run_folder import RunDir
 
-MARGIN = 10  # times the measured rounding
 STEPS, PER_STEP = (
     4,
     2,
@@ -41,144 +46,84 @@ NEVER = (
 CUT_AFTER = 5  # batches: in the middle of the third step
 
 
-@dataclass(frozen=True)
-class CheckResult:
-    """One invariant on one method. `difference` and `tolerance` are None where there was nothing to compare."""
-
-    name: str
-    compared: str
-    difference: float | None
-    tolerance: float | None
-    why: str
-    verdict: str  # "ok", "failed" or "not applicable"
-
-    def as_json(self) -> dict:
-        return asdict(self)
-
-
-def compare_to_tolerance(
-    name: str, compared: str, difference: float, tolerance: float, why: str
-) -> CheckResult:
-    """ok up to the tolerance; a NaN is a failure."""
-    return CheckResult(
-        name, compared, difference, tolerance, why, "ok" if difference <= tolerance else "failed"
-    )
-
-
-def not_applicable(name: str, why: str) -> CheckResult:
-    return CheckResult(name, "", None, None, why, "not applicable")
-
-
-def max_abs_difference(a: dict[int, torch.Tensor], b: dict[int, torch.Tensor]) -> float:
-    """The largest absolute difference of two answers to the same question; infinite if they are not of one shape."""
-    if a.keys() != b.keys() or any(a[key].shape != b[key].shape for key in a):
-        return float("inf")
-    return max((float((a[key] - b[key]).abs().max()) for key in a if a[key].numel()), default=0.0)
-
-
 @dataclass
-class CheckFixture:
-    """What the checks work on: one method of a recipe, its few rows, and a folder that is thrown away."""
+class TrainingFixture(CheckFixture):
+    """A fixture that can also train: the task, cut down to the fixture's rows."""
 
-    few: SubsetTask
-    recipe: Recipe
-    name: str
-    model: TrainableModel
-    folder: Path
-    device: torch.device
-    seed: int
+    subset: SubsetTask
 
-    def budget(self, **changes) -> Budget:
+    def budget(self, **changes: Any) -> Budget:
         """Four steps of two rows, one row at a time, with a validation and a checkpoint after each."""
-        epochs = STEPS * PER_STEP / self.few.size("train")
+        epochs = STEPS * PER_STEP / self.subset.size("train")
         base = {
             "tokens": None,
             "epochs": epochs,
             "batch_rows": PER_STEP,
             "micro_batch_tokens": 1,
             "evaluate_every": 1,
-            "watch": "loss",
+            "monitor": "loss",
         }
-        base |= {"keep": "last", "patience": None, "warmup": 0.0, "schedule": "constant"}
+        base |= {"keep": "last", "patience": None, "warmup_ratio": 0.0, "schedule": "constant"}
         return self.recipe.budget.model_copy(update={**base, **changes})
 
     def fit(self, where: str, budget: Budget, cut_after: int | None = None) -> RunDir:
-        few = SubsetTask(self.few.task, self.few.data, self.few.rows, cut_after)
+        few = SubsetTask(self.subset.task, self.subset.data, self.subset.rows, cut_after)
         method = self.recipe.methods[self.name].model_copy(update={"batch_rows": None})
         recipe = self.recipe.model_copy(update={"budget": budget})
-        return fit(
-            few,
-            self.model,
-            recipe,
-            method,
-            RunDir(self.folder / where / f"seed-{self.seed}"),
-            Ledger(self.device),
-        )
+        run = RunDir(self.folder / where / f"seed-{self.seed}")
+        return fit(few, self.model, recipe, method, run, Ledger(self.device))
 
     @torch.no_grad()
     def mean_loss(self, model: TrainableModel) -> float:
         """Over the few rows, one by one, in eval mode."""
         model.module.eval()
         with autocast(self.recipe.budget, self.device):
-            return self.few.mean_loss(model, list(range(self.few.size("train"))), 1)
-
-    @property
-    def unit(self) -> float:
-        """The last place of the numbers that products are made of: bfloat16, TF32 (where a GPU may use it), or float32."""
-        if uses_bfloat16(self.recipe.budget, self.device):
-            return torch.finfo(torch.bfloat16).eps
-        reduced = self.device.type == "cuda" and torch.get_float32_matmul_precision() != "highest"
-        return 2.0**-10 if reduced else torch.finfo(torch.float32).eps
-
-    def allowed(self, noise: float) -> tuple[float, str]:
-        """A tolerance and its reason, from what rounding was measured to do."""
-        why = f"{MARGIN} times what moving each word vector by its last place ({self.unit:.1e}) does here: {noise:.2g}"
-        return MARGIN * max(noise, self.unit), why
+            return self.subset.mean_loss(model, list(range(self.subset.size("train"))), 1)
 
 
-def shared(
-    bench: CheckFixture, rebuild: Callable[[], TrainableModel], steady: Callable
+def shared_checks(
+    fixture: TrainingFixture, rebuild: Callable[[], TrainableModel], deterministic: Callable
 ) -> Iterator[CheckResult]:
-    """The checks of training itself, one by one, in an order that needs two builds of the model. `bench.model` is used up."""
+    """The checks of training itself, one by one, in an order that needs two builds of the model. `fixture.model` is used up."""
     names = (
-        "gradient = whatever the cut",
-        "only the named tensors change",
+        "gradient independent of micro-batches",
+        "only trainable tensors change",
         "resumed = uninterrupted",
         "saved = loaded",
     )
-    if not bench.model.may_change:
+    if not fixture.model.trainable_names:
         yield from (not_applicable(name, "nothing is trained") for name in names)
         return
-    start = {name: p.detach().clone() for name, p in bench.model.trainable().items()}
-    yield gradient_check(bench, names[0], steady)
-    put(bench.model, start)
-    before = fingerprint.fingerprint(bench.model.module)
-    whole = bench.fit("whole", bench.budget(evaluate_every=NEVER))
+    start = {name: p.detach().clone() for name, p in fixture.model.trainable().items()}
+    yield gradient_check(fixture, names[0], deterministic)
+    weights.restore(fixture.model, start)
+    before = fingerprint.fingerprint(fixture.model.module)
+    whole = fixture.fit("whole", fixture.budget(evaluate_every=NEVER))
     proof = fingerprint.compare(
-        before, fingerprint.fingerprint(bench.model.module), bench.model.may_change
+        before, fingerprint.fingerprint(fixture.model.module), fixture.model.trainable_names
     )
     yield tensors_check(names[1], proof)
-    kept = bench.mean_loss(bench.model)
-    yield resume_check(bench, names[2], whole, start)
-    bench.model = None  # two large models at once may not fit
-    yield load_check(bench, names[3], whole, kept, rebuild())
+    kept = fixture.mean_loss(fixture.model)
+    yield resume_check(fixture, names[2], whole, start)
+    fixture.model = None  # two large models at once may not fit
+    yield load_check(fixture, names[3], whole, kept, rebuild())
 
 
-def gradient_check(bench: CheckFixture, name: str, steady: Callable) -> CheckResult:
+def gradient_check(fixture: TrainingFixture, name: str, deterministic: Callable) -> CheckResult:
     """The gradient of one optimizer step, its rows one by one and all at once, without dropout."""
-    rows = bench.few.size("train")
+    rows = fixture.subset.size("train")
     found = []
-    for limit, unit in ((1, 0.0), (bench.recipe.budget.micro_batch_tokens, 0.0), (1, bench.unit)):
-        budget = bench.budget(
-            epochs=1.0, batch_rows=rows, micro_batch_tokens=limit, clip=1e30, evaluate_every=NEVER
+    for limit, unit in ((1, 0.0), (fixture.recipe.budget.micro_batch_tokens, 0.0), (1, fixture.unit)):
+        budget = fixture.budget(
+            epochs=1.0, batch_rows=rows, micro_batch_tokens=limit, max_grad_norm=1e30, evaluate_every=NEVER
         )
         with (
-            capture_gradients(bench.model) as caught,
-            without_dropout(bench.model.module),
-            steady(bench.model),
-            embeddings_perturbed(bench.model.module, unit),
+            capture_gradients(fixture.model) as caught,
+            without_dropout(fixture.model.module),
+            deterministic(fixture.model),
+            embeddings_perturbed(fixture.model.module, unit),
         ):
-            bench.fit(f"gradient-{len(found)}", budget)
+            fixture.fit(f"gradient-{len(found)}", budget)
         found.append(dict(caught))
     difference, noise = (
         max_relative_difference(found[0], found[1]),
@@ -186,10 +131,10 @@ def gradient_check(bench: CheckFixture, name: str, steady: Callable) -> CheckRes
     )
     size = math.sqrt(sum(float(g.double().square().sum()) for g in found[0].values()))
     text = f"{len(found[0])} tensors' gradients of {rows} rows, one row at a time and together; relative to each tensor (norm of all: {size:.3g})"
-    tolerance, why = bench.allowed(noise)
+    tolerance, reason = fixture.allowed(noise)
     if tolerance > LOST:
-        tolerance, why = LOST, f"{why}; but no more than {LOST}, or a lost gradient would pass"
-    return compare_to_tolerance(name, text, difference, tolerance, why)
+        tolerance, reason = LOST, f"{reason}; but no more than {LOST}, or a lost gradient would pass"
+    return compare_to_tolerance(name, text, difference, tolerance, reason)
 
 
 def max_relative_difference(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> float:
@@ -205,38 +150,38 @@ def max_relative_difference(a: dict[str, torch.Tensor], b: dict[str, torch.Tenso
 
 
 def tensors_check(name: str, proof: dict) -> CheckResult:
-    wrong = proof["wrongly_changed"] + proof["wrongly_unchanged"]
-    text = f"sha256 of {proof['tensors']} tensors before and after {STEPS} steps; {proof['may_change']} may change"
-    why = f"exact: {', '.join(wrong[:5])}" if wrong else "exact"
-    return compare_to_tolerance(name, text, float(len(wrong)), 0.0, why)
+    wrong = proof["unexpectedly_changed"] + proof["unexpectedly_unchanged"]
+    text = f"sha256 of {proof['tensors']} tensors before and after {STEPS} steps; {proof['trainable']} may change"
+    reason = f"exact: {', '.join(wrong[:5])}" if wrong else "exact"
+    return compare_to_tolerance(name, text, float(len(wrong)), 0.0, reason)
 
 
 def resume_check(
-    bench: CheckFixture, name: str, whole: RunDir, start: dict[str, torch.Tensor]
+    fixture: TrainingFixture, name: str, whole: RunDir, start: dict[str, torch.Tensor]
 ) -> CheckResult:
     """A run that breaks off inside its third step and goes on from its checkpoint ends where an unbroken one ends."""
-    put(bench.model, start)
+    weights.restore(fixture.model, start)
     with contextlib.suppress(SimulatedCrash):
-        bench.fit("cut", bench.budget(), CUT_AFTER)
-    for parameter in bench.model.trainable().values():
+        fixture.fit("cut", fixture.budget(), CUT_AFTER)
+    for parameter in fixture.model.trainable().values():
         parameter.data.normal_()  # the checkpoint alone must know where it stood
         parameter.grad = None
-    resumed = bench.fit("cut", bench.budget())
+    resumed = fixture.fit("cut", fixture.budget())
     path = apart_from(start, weights.read(whole), weights.read(resumed))
-    tolerance, why = 0.0, "exact: the same arithmetic in the same order"
-    if bench.device.type == "cuda":
-        put(bench.model, start)
+    tolerance, reason = 0.0, "exact: the same arithmetic in the same order"
+    if fixture.device.type == "cuda":
+        weights.restore(fixture.model, start)
         again = apart_from(
             start,
             weights.read(whole),
-            weights.read(bench.fit("again", bench.budget(evaluate_every=NEVER))),
+            weights.read(fixture.fit("again", fixture.budget(evaluate_every=NEVER))),
         )
-        tolerance, why = (
+        tolerance, reason = (
             max(MARGIN * again, 1e-3),
             f"{MARGIN} times what two unbroken runs differ by here ({again:.2g}), at least a thousandth",
         )
     text = f"{len(start)} trained tensors after {STEPS} steps, cut inside step {CUT_AFTER // PER_STEP + 1} and resumed; as a share of how far they moved"
-    return compare_to_tolerance(name, text, path, tolerance, why)
+    return compare_to_tolerance(name, text, path, tolerance, reason)
 
 
 def apart_from(
@@ -254,14 +199,14 @@ def apart_from(
 
 
 def load_check(
-    bench: CheckFixture, name: str, whole: RunDir, kept: float, fresh: TrainableModel
+    fixture: TrainingFixture, name: str, whole: RunDir, kept: float, fresh: TrainableModel
 ) -> CheckResult:
     """A freshly built model that is given the saved weights computes the same losses."""
-    before = bench.mean_loss(fresh)
-    weights.put(fresh, weights.read(whole))
-    difference = abs(bench.mean_loss(fresh) - kept)
-    text = f"mean loss of {len(bench.few.rows)} rows in the trained model and in a new one with its weights (without them it differs by {abs(before - kept):.2g})"
-    cuda = bench.device.type == "cuda"
+    before = fixture.mean_loss(fresh)
+    weights.restore(fresh, weights.read(whole))
+    difference = abs(fixture.mean_loss(fresh) - kept)
+    text = f"mean loss of {len(fixture.subset.rows)} rows in the trained model and in a new one with its weights (without them it differs by {abs(before - kept):.2g})"
+    cuda = fixture.device.type == "cuda"
     return compare_to_tolerance(
         name,
         text,

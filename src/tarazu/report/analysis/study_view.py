@@ -188,9 +188,9 @@ def seeds_of(part: dict, method: str) -> list[int]:
 def _order(root: StudyDir, problems: list[str]) -> list[str]:
     """The recipe's order of methods; by name where it cannot be read."""
     try:
-        return root.order()
+        return root.method_order()
     except (UserError, OSError):
-        problems.append("order.json")
+        problems.append("method_order.json")
         return []
 
 
@@ -229,7 +229,7 @@ def _dict(holder: RunDir | StudyDir, name: str, problems: list[str], place: str 
 
 def _lines(run: RunDir, name: str, problems: list[str], place: str) -> list[dict]:
     try:
-        return dicts_in(run.read_lines(name))
+        return dicts_in(run.read_jsonl(name))
     except (UserError, OSError, ValueError):
         problems.append(f"{place}/{name}")
         return []

@@ -16,8 +16,8 @@ from tarazu.report.analysis.metrics import (
     UTILISATION,
     Metric,
     mean_over_seeds,
-    seed_values,
     primary,
+    seed_values,
 )
 from tarazu.report.analysis.study_view import MethodView, StudyView, as_number, get_path
 from tarazu.report.render import charts
@@ -34,11 +34,16 @@ from tarazu.report.render.explanations import explain
 from tarazu.report.render.figures import Figure
 from tarazu.report.render.tables import Cell, Table, best_of, number_cell, text_cell
 from tarazu.report.sections.captions.comparison import captions_extras
-from tarazu.report.sections.chat.answers import all_methods, method_name, omission_note, side_by_side
+from tarazu.report.sections.chat.answers import omission_note, side_by_side
 from tarazu.report.sections.chat.side_effects import forgetting_sentences, reading_table
 from tarazu.report.sections.common.base import Context, Section
 from tarazu.report.sections.common.curves import axis_of, line_figure
-from tarazu.report.sections.common.pairwise_tests import forest_plot_figure, pair_findings, pair_table
+from tarazu.report.sections.common.method_names import all_methods, method_name
+from tarazu.report.sections.common.pairwise_tests import (
+    forest_plot_figure,
+    pair_findings,
+    pair_table,
+)
 
 
 def comparison_section(context: Context) -> Section:
@@ -70,7 +75,9 @@ def comparison_section(context: Context) -> Section:
         "samples": samples,
         "part": omission_note(context),
         "answer_files": [
-            method.first.file("samples.jsonl") for method in all_methods(study) if method.first.samples
+            method.first.file("samples.jsonl")
+            for method in all_methods(study)
+            if method.first.samples
         ],
         "abilities": list(dict.fromkeys((s["ability"], s["label"]) for s in samples)),
     }
@@ -175,7 +182,10 @@ def cost_table(study: StudyView) -> Table:
         cells = [text_cell(method_name(method))]
         cells += [
             number_cell(
-                mean_over_seeds(method, m), m.format, method.first.file("ledger.json"), i in best[m.key]
+                mean_over_seeds(method, m),
+                m.format,
+                method.first.file("ledger.json"),
+                i in best[m.key],
             )
             for m in known
         ]
@@ -194,7 +204,7 @@ def cost_table(study: StudyView) -> Table:
     columns = [
         translate("compare.method"),
         *[_heading(m) for m in known],
-        translate("compare.trained_share"),
+        translate("compare.trained_fraction"),
     ]
     return Table(
         translate("compare.costs"),
@@ -257,7 +267,9 @@ def validation_figure(context: Context) -> Figure | None:
     for i, method in enumerate(context.study.methods):
         points = curve(method.first, "validation", field)
         if points:
-            series.append(charts.Series(method.name, points.x, points.y, i, i // len(charts.PALETTE)))
+            series.append(
+                charts.Series(method.name, points.x, points.y, i, i // len(charts.PALETTE))
+            )
     if not series:
         return None
     sources = [method.first.file("events.jsonl") for method in context.study.methods]

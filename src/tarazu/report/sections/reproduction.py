@@ -7,13 +7,13 @@ from functools import partial
 from tarazu.report.analysis.study_view import StudyView, as_number, dicts_in, get_path, seeds_of
 from tarazu.report.render import charts
 from tarazu.report.render.bilingual import Bilingual, code, joined, number, translate
-from tarazu.report.render.known_messages import translate_note, code_paths_text, translate_known
+from tarazu.report.render.known_messages import code_paths_text, translate_known, translate_note
 from tarazu.report.render.tables import Table, code_cell, number_cell, pairs_table, text_cell
-from tarazu.report.sections.chat.answers import all_methods, method_name
 from tarazu.report.sections.common.base import Context, Section
 from tarazu.report.sections.common.estimates import estimates_view
 from tarazu.report.sections.common.hyperparameter_search import search_costs, search_tokens
 from tarazu.report.sections.common.invariants import invariants_view
+from tarazu.report.sections.common.method_names import all_methods, method_name
 
 PHASES = (
     "load",
@@ -63,9 +63,7 @@ def reproduction_section(context: Context) -> Section:
         ],
         "verify": invariants_view(study),
     }
-    return Section(
-        "reproduction", translate("section.reproduction"), "reproduction.html", view
-    )
+    return Section("reproduction", translate("section.reproduction"), "reproduction.html", view)
 
 
 def _commands(study: StudyView) -> list[str]:
@@ -162,7 +160,12 @@ def ledger_table(study: StudyView) -> Table:
 
 def token_table(study: StudyView) -> Table:
     """Tokens with and without padding and virtual tokens: the budget counts the real ones."""
-    runs = [(method, run) for method in study.methods for run in method.runs if get_path(run.ledger, "tokens")]
+    runs = [
+        (method, run)
+        for method in study.methods
+        for run in method.runs
+        if get_path(run.ledger, "tokens")
+    ]
     rows = [
         [
             text_cell(method_name(method)),
@@ -278,7 +281,7 @@ def missing_seeds(study: StudyView) -> list[int]:
 
 
 def _parts(study: StudyView) -> list[Bilingual]:
-    """Of a study that `tarazu gather` put together: what ran where, and whether seconds compare."""
+    """Of a study that `tarazu merge` put together: what ran where, and whether seconds compare."""
     parts = dicts_in(study.environment.get("parts"))
     if len(parts) < 2:
         return []

@@ -9,13 +9,13 @@ import pytest
 from chat import small
 
 from tarazu import cli
+from tarazu.commands import run as study_commands
 from tarazu.errors import UserError
 from tarazu.estimate import estimator
 from tarazu.report.analysis.study_view import read_study
 from tarazu.report.build import build
 from tarazu.report.sections.common.estimates import expected_view
 from tarazu.storage.run_folder import read_json, write_json
-from tarazu.study import runner
 
 METHODS = {"base": {}, "lora": {"rank": 2}}
 BUDGET = {
@@ -38,22 +38,22 @@ def home(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("sys.argv", ["tarazu", *arguments])
         cli.main()
-    runner.run(str(recipe), str(home / "told"), estimate=str(home / "estimate.json"))
-    runner.run(str(recipe), str(home / "foreseen"))
+    study_commands.run(str(recipe), str(home / "told"), estimate=str(home / "estimate.json"))
+    study_commands.run(str(recipe), str(home / "predicted"))
     return home
 
 
 def test_a_study_foresees_for_itself(home):
-    kept = read_json(home / "foreseen" / "estimate.json")
+    kept = read_json(home / "predicted" / "estimate.json")
     assert [m["method"] for m in kept["methods"]] == ["base", "lora"] and kept["total"][
         "methods"
     ] == 2
     assert all(
-        m["how"] == "foreseen" and m["range"]["seconds"][1] > 0 and m["made"]
+        m["how"] == "predicted" and m["range"]["seconds"][1] > 0 and m["made"]
         for m in kept["methods"]
     )
-    ledger = read_json(home / "foreseen" / "lora" / "seed-0" / "ledger.json")
-    weights = (home / "foreseen" / "lora" / "seed-0" / "weights.safetensors").stat().st_size
+    ledger = read_json(home / "predicted" / "lora" / "seed-0" / "ledger.json")
+    weights = (home / "predicted" / "lora" / "seed-0" / "weights.safetensors").stat().st_size
     assert (
         ledger["disk_bytes"] > 3 * weights
     )  # the weights, and two checkpoints with the optimizer's state
@@ -71,8 +71,10 @@ def test_a_measured_estimate_is_kept_as_it_is(home):
 
 
 def test_the_report_puts_it_beside_what_happened(home, undrawn):
-    (measured, foreseen) = (expected_view(read_study(home / name)) for name in ("told", "foreseen"))
-    for view, how in ((measured, "a few real steps"), (foreseen, "a table of devices")):
+    (measured, predicted) = (
+        expected_view(read_study(home / name)) for name in ("told", "predicted")
+    )
+    for view, how in ((measured, "a few real steps"), (predicted, "a table of devices")):
         rows = {row[0].html.plain("en"): row for row in view["table"].rows}
         assert how in rows["lora"][1].html.plain("en")
     ledger, guess = (
@@ -95,46 +97,48 @@ def test_the_report_puts_it_beside_what_happened(home, undrawn):
 
 
 def test_an_estimate_of_another_recipe_is_refused(home, tmp_path):
-    for sets, what in (
+    for overrides, what in (
         (["budget.tokens=4000"], "budget"),
         (["methods.lora.rank=4"], "methods.lora"),
     ):
         with pytest.raises(UserError, match=what):
-            runner.run(
+            study_commands.run(
                 str(home / "recipe.yaml"),
                 str(tmp_path / "out"),
-                sets=sets,
+                overrides=overrides,
                 estimate=str(home / "estimate.json"),
             )
     for content in ("{", "[]", '{"recipe": {}}', '{"recipe": {}, "estimate": {"methods": 3}}'):
         (tmp_path / "bad.json").write_text(content)
         with pytest.raises(UserError, match="bad.json"):
-            runner.run(
+            study_commands.run(
                 str(home / "recipe.yaml"),
                 str(tmp_path / "out"),
                 estimate=str(tmp_path / "bad.json"),
             )
     with pytest.raises(UserError, match="no such file"):
-        runner.run(
+        study_commands.run(
             str(home / "recipe.yaml"), str(tmp_path / "out"), estimate=str(tmp_path / "none.json")
         )
     assert not (tmp_path / "out").exists()
 
 
 def test_a_method_that_has_run_is_not_estimated_afterwards_and_a_new_one_is(home, tmp_path):
-    folder = shutil.copytree(home / "foreseen", tmp_path / "study")
+    folder = shutil.copytree(home / "predicted", tmp_path / "study")
     (folder / "estimate.json").unlink()
-    runner.resume(str(folder))
+    study_commands.resume(str(folder))
     assert not (folder / "estimate.json").exists()
-    runner.extend(
-        str(home / "recipe.yaml"), str(folder), sets=["methods.layers={first: 1, last: 1}"]
+    study_commands.extend(
+        str(home / "recipe.yaml"),
+        str(folder),
+        overrides=["methods.layers={num_first: 1, num_last: 1}"],
     )
     assert [m["method"] for m in read_json(folder / "estimate.json")["methods"]] == ["layers"]
 
 
 def test_a_guess_that_fails_stops_nothing(home, tmp_path, monkeypatch):
     monkeypatch.setattr(estimator, "estimate_study", lambda *_, **__: 1 / 0)
-    folder = runner.run(str(home / "recipe.yaml"), str(tmp_path / "out"), ["base"]).path
+    folder = study_commands.run(str(home / "recipe.yaml"), str(tmp_path / "out"), ["base"]).path
     assert (
         not (folder / "estimate.json").exists()
         and read_json(folder / "base/seed-0/run.json")["status"] == "done"
@@ -143,15 +147,15 @@ def test_a_guess_that_fails_stops_nothing(home, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("content", ["{", "[]", '{"methods": 3}', '{"methods": [{}]}'])
 def test_a_damaged_estimate_is_named(home, tmp_path, content, undrawn):
-    folder = shutil.copytree(home / "foreseen", tmp_path / "study")
+    folder = shutil.copytree(home / "predicted", tmp_path / "study")
     (folder / "estimate.json").write_text(content)
     with pytest.raises(UserError, match="estimate.json"):
-        runner.resume(str(folder))
+        study_commands.resume(str(folder))
     build(folder)
 
 
 def test_inside_below_and_above_a_range(home, tmp_path):
-    folder = shutil.copytree(home / "foreseen", tmp_path / "study")
+    folder = shutil.copytree(home / "predicted", tmp_path / "study")
     whole = read_json(folder / "estimate.json")
     ledger = read_json(folder / "lora/seed-0/ledger.json")
     spent = sum(ledger["seconds"].values())

@@ -10,6 +10,7 @@ import pytest
 from chat import small
 
 from tarazu import cli
+from tarazu.commands import run as study_commands
 from tarazu.errors import UserError
 from tarazu.report.analysis.metrics import all_metrics, seed_values
 from tarazu.report.analysis.study_view import read_study
@@ -43,10 +44,10 @@ def home(tmp_path_factory):
             forgetting=None,
         )
     )
-    runner.run(recipe, str(home / "whole"), sets=["seeds=[0, 1]"])
-    runner.run(recipe, str(home / "a"), ["layers"], ["seeds=[0, 1]"])
-    runner.run(recipe, str(home / "b"), ["lora", "base"])
-    runner.extend(recipe, str(home / "b"), ["seeds=[0, 1]"], ["lora"])
+    study_commands.run(recipe, str(home / "whole"), overrides=["seeds=[0, 1]"])
+    study_commands.run(recipe, str(home / "a"), ["layers"], ["seeds=[0, 1]"])
+    study_commands.run(recipe, str(home / "b"), ["lora", "base"])
+    study_commands.extend(recipe, str(home / "b"), ["seeds=[0, 1]"], ["lora"])
     return home
 
 
@@ -86,18 +87,16 @@ def test_what_extended_a_study_is_in_its_stamp_and_in_the_report(
     assert (
         places == sorted(places)
         and "after the one that made it" in page
-        and "tarazu gather put them together" not in page
+        and "tarazu merge put them together" not in page
     )
     shutil.rmtree(folder / "base")
-    whole = merge.gather([str(folder), parts[1]], str(tmp_path / "out"))
+    whole = merge.merge([str(folder), parts[1]], str(tmp_path / "out"))
     assert [
         len(part.get("extended", []))
         for part in read_json(whole.path / "environment.json")["parts"]
     ] == [2, 1]
     page = html.unescape(build(whole.path).read_text(encoding="utf-8"))
-    assert (
-        all(command in page for command in commands) and "tarazu gather put them together" in page
-    )
+    assert all(command in page for command in commands) and "tarazu merge put them together" in page
 
 
 @pytest.fixture
@@ -113,8 +112,8 @@ def told(folder) -> list[dict]:
 
 
 def test_parts_together_are_the_whole(home, parts, tmp_path, undrawn):
-    folder = merge.gather(parts, str(tmp_path / "out"))
-    assert told(folder.path) == told(home / "whole") and folder.order() == [
+    folder = merge.merge(parts, str(tmp_path / "out"))
+    assert told(folder.path) == told(home / "whole") and folder.method_order() == [
         "base",
         "lora",
         "layers",
@@ -142,14 +141,14 @@ def test_parts_together_are_the_whole(home, parts, tmp_path, undrawn):
         encoding="utf-8"
     )
     before = (folder.path / "lora/seed-0/metrics.json").stat().st_mtime_ns
-    runner.resume(str(folder.path))
+    study_commands.resume(str(folder.path))
     assert (folder.path / "lora/seed-0/metrics.json").stat().st_mtime_ns == before
 
 
 def test_what_is_not_finished_stays_behind(parts, tmp_path, capsys):
     run = tmp_path / "a" / "layers" / "seed-1" / "run.json"
     write_json(run, {**read_json(run), "status": "stopped"})
-    folder = merge.gather(parts, str(tmp_path / "out"))
+    folder = merge.merge(parts, str(tmp_path / "out"))
     assert not (folder.path / "layers/seed-1").exists() and len(told(folder.path)) == 4
     assert "left out, for it is not finished" in capsys.readouterr().err
 
@@ -161,7 +160,7 @@ def test_invariants_of_all_parts_are_there(parts, tmp_path):
             tmp_path / part / "verify.json",
             {"methods": [{"method": name, "checks": checks}], "counts": {}, "verdict": verdict},
         )
-    found = read_json(merge.gather(parts, str(tmp_path / "out")).path / "verify.json")
+    found = read_json(merge.merge(parts, str(tmp_path / "out")).path / "verify.json")
     assert (
         found["counts"] == {"ok": 1, "failed": 1, "not applicable": 0}
         and found["verdict"] == "failed"
@@ -186,7 +185,7 @@ def test_a_method_that_was_cut_in_one_part_and_verified_in_another(parts, tmp_pa
         )
     for order in (parts, parts[::-1]):
         found = read_json(
-            merge.gather(order, str(tmp_path / f"out{order[0][-1]}")).path / "verify.json"
+            merge.merge(order, str(tmp_path / f"out{order[0][-1]}")).path / "verify.json"
         )
         assert (
             found["waiting"] == []
@@ -206,7 +205,7 @@ def test_seeds_of_a_method_from_two_parts(home, tmp_path, undrawn):
         second / "estimate.json",
         {**expected, "methods": [{**one, "memory": 7} for one in expected["methods"]]},
     )
-    folder = merge.gather([str(first), str(second)], str(tmp_path / "out"))
+    folder = merge.merge([str(first), str(second)], str(tmp_path / "out"))
     assert [
         (part["methods"], part["seeds"])
         for part in read_json(folder.path / "environment.json")["parts"]
@@ -230,8 +229,8 @@ def test_what_was_gathered_is_gathered_again_with_all_its_parts(home, tmp_path):
     parts = [shutil.copytree(home / "a", tmp_path / str(seed)) for seed in (0, 1)]
     for seed, part in enumerate(parts):
         shutil.rmtree(part / "layers" / f"seed-{1 - seed}")
-    before = merge.gather([str(part) for part in parts], str(tmp_path / "before")).path
-    folder = merge.gather([str(before), str(home / "b")], str(tmp_path / "out"))
+    before = merge.merge([str(part) for part in parts], str(tmp_path / "before")).path
+    folder = merge.merge([str(before), str(home / "b")], str(tmp_path / "out"))
     assert [part["seeds"] for part in read_json(folder.path / "environment.json")["parts"]] == [
         {"layers": [0]},
         {"layers": [1]},
@@ -244,13 +243,15 @@ def test_a_part_has_not_brought_every_seed_of_every_method(home, tmp_path, undra
     first, second = (shutil.copytree(home / name, tmp_path / name) for name in ("a", "whole"))
     shutil.rmtree(first / "layers" / "seed-0")
     shutil.rmtree(second / "layers" / "seed-1")
-    folder = merge.gather([str(first), str(second)], str(tmp_path / "out"))
+    folder = merge.merge([str(first), str(second)], str(tmp_path / "out"))
     stamp = read_json(folder.path / "environment.json")
     assert stamp["parts"][1]["seeds"] == {"base": [0], "layers": [0], "lora": [0, 1]}
     stamp["parts"][0]["device"] = {"name": "another"}
     write_json(folder.path / "environment.json", stamp)
     found = read_study(folder.path)
-    assert [[run.on_other_device for run in found.method(name).runs] for name in ("layers", "lora")] == [
+    assert [
+        [run.on_other_device for run in found.method(name).runs] for name in ("layers", "lora")
+    ] == [
         [False, True],
         [False, False],
     ]
@@ -264,7 +265,7 @@ def test_a_part_has_not_brought_every_seed_of_every_method(home, tmp_path, undra
 def test_parts_that_do_not_belong_together_are_refused(home, parts, tmp_path):
     out = str(tmp_path / "out")
     with pytest.raises(UserError, match="layers with seed 0 is in"):
-        merge.gather([parts[0], parts[0]], out)
+        merge.merge([parts[0], parts[0]], out)
     for name, key, value in (
         ("data.json", "sha256", "0" * 64),
         ("environment.json", "packages", {"torch": "1.0"}),
@@ -273,11 +274,11 @@ def test_parts_that_do_not_belong_together_are_refused(home, parts, tmp_path):
         good = read_json(path)
         write_json(path, {**good, key: value})
         with pytest.raises(UserError, match="sha256" if name == "data.json" else "versions"):
-            merge.gather(parts, out)
+            merge.merge(parts, out)
         write_json(path, good)
     resolved = tmp_path / "b" / "resolved.yaml"
     resolved.write_text(resolved.read_text().replace("tokens: 3000", "tokens: 4000"))
     with pytest.raises(UserError, match="another budget"):
-        merge.gather(parts, out)
+        merge.merge(parts, out)
     with pytest.raises(UserError, match="not empty"):
-        merge.gather([str(home / "a")], str(home / "b"))
+        merge.merge([str(home / "a")], str(home / "b"))

@@ -10,6 +10,7 @@ from chat import small
 
 from tarazu.chat.inference import trained_model
 from tarazu.chat.task import Chat
+from tarazu.commands import run as study_commands
 from tarazu.commands.verify import verify
 from tarazu.engine.signals import StopSignals
 from tarazu.recipe.schema import Search, load
@@ -75,7 +76,7 @@ def test_a_model_that_is_used_again_gives_what_a_new_one_gives(
 def test_what_the_trials_held_is_gone_before_the_run_is_built(recipe, data, tmp_path, monkeypatch):
     asked, held, alive = (
         recipe.model_copy(
-            update={"search": Search(tokens=400, learning_rate=[1e-3, 1e-2], widen=False)}
+            update={"search": Search(tokens=400, learning_rate=[1e-3, 1e-2], extend_range=False)}
         ),
         [],
         [],
@@ -136,8 +137,8 @@ def of_other_sizes(tmp_path_factory):
         "evaluate_every": 800,
         "validation_rows": 2,
     }
-    methods = {"lora": {"rank": 2}, "prompt_tuning": {"virtual_tokens": 4}}
-    search = {"tokens": 400, "rank": [8], "virtual_tokens": [6], "widen": False}
+    methods = {"lora": {"rank": 2}, "prompt_tuning": {"num_virtual_tokens": 4}}
+    search = {"tokens": 400, "rank": [8], "num_virtual_tokens": [6], "extend_range": False}
     path = small.recipe(
         home / "recipe.yaml",
         small.save_model(home / "model"),
@@ -146,7 +147,7 @@ def of_other_sizes(tmp_path_factory):
         search=search,
         methods=methods,
     )
-    runner.run(recipe_path=str(path), out=str(home / "out"))
+    study_commands.run(recipe_path=str(path), out=str(home / "out"))
     return home / "out"
 
 

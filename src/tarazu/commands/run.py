@@ -1,0 +1,58 @@
+"""`tarazu run`, `resume` and `--extend`: a study with an estimate made before its first run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+from tarazu.estimate.record import ESTIMATE_FILE, load_estimate, record_missing_estimates
+from tarazu.recipe.schema import load
+from tarazu.recipe.select import select_methods
+from tarazu.storage.run_folder import StudyDir, write_json
+from tarazu.study import runner
+
+
+def run(
+    recipe_path: str,
+    out: str,
+    methods: Sequence[str] = (),
+    overrides: Sequence[str] = (),
+    estimate: str = "",
+) -> StudyDir:
+    """Start a new study.
+
+    Args:
+        recipe_path: the recipe's file.
+        out: a new or empty folder.
+        methods: only these of the recipe's methods; none: all.
+        overrides: `a.b=c`, changes of single keys.
+        estimate: a file that `tarazu check --out` wrote for this recipe; it is kept beside the results.
+
+    Raises:
+        UserError: the recipe, an option, the data or the model cannot be used.
+        TarazuError: a run failed.
+    """
+    recipe = select_methods(load(recipe_path, overrides), methods)
+    given = load_estimate(estimate, recipe) if estimate else None
+    return runner.run(recipe, recipe_path, out, partial(_record, given))
+
+
+def extend(
+    recipe_path: str, out: str, overrides: Sequence[str] = (), methods: Sequence[str] = ()
+) -> StudyDir:
+    """Add the methods and seeds of a recipe to a study. Raises `UserError` if anything else differs."""
+    recipe = select_methods(load(recipe_path, overrides), methods)
+    return runner.extend(recipe, out, partial(_record, None))
+
+
+def resume(out: str) -> StudyDir:
+    """Continue a study where it stopped. Raises `UserError` where there is none."""
+    return runner.resume(out, partial(_record, None))
+
+
+def _record(given: dict[str, Any] | None, study: runner.Study) -> None:
+    """Write estimate.json: what `check` measured, and an estimate from the model's size for every other method."""
+    if given:
+        write_json(study.folder.path / ESTIMATE_FILE, given)
+    record_missing_estimates(study.task, study.recipe, study.data, study.device, study.folder)
