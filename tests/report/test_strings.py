@@ -12,11 +12,11 @@ import tarazu.report
 from tarazu.report.assignment import CAPTIONS, CHAT
 from tarazu.report.render.bilingual import Bilingual, data_text, number, strings, translate
 from tarazu.report.render.explanations import FOLDER, explain
-from tarazu.report.render.known_messages import translate_note, code_paths_text, recognised
+from tarazu.report.render.known_messages import code_paths_text, recognised, translate_note
 from tarazu.report.sections.chat.answers import checks_view, question_view
 
 ROOT = Path(tarazu.report.__file__).parent
-LITERAL = re.compile(r"""\bsay\(\s*["']([a-z_]+\.[\w.-]+)["']""")
+LITERAL = re.compile(r"""\btranslate\(\s*["']([a-z_]+\.[\w.-]+)["']""")
 
 
 def fields(text: str) -> set[str]:

@@ -6,8 +6,8 @@ from tarazu.report.analysis.metrics import COSTS
 from tarazu.report.analysis.study_view import as_number, get_path
 from tarazu.report.render.bilingual import Bilingual, code, joined, number, translate
 from tarazu.report.render.known_messages import translate_note
-from tarazu.report.sections.chat.data import sources_named
 from tarazu.report.sections.common.base import Context, Section
+from tarazu.report.sections.common.data_tables import sources_named
 from tarazu.report.sections.comparison import pareto_figure
 from tarazu.report.sections.recommendation import choice_sentences, files_of
 
@@ -21,7 +21,8 @@ def overview_section(context: Context) -> Section:
         "verdict": choice_sentences(context, context.verdict.choices[study.prefer]),
         "files": files_of(context),
         "figure": next(
-            (f for cost in COSTS if (f := pareto_figure(context, cost, "verdict")) is not None), None
+            (f for cost in COSTS if (f := pareto_figure(context, cost, "verdict")) is not None),
+            None,
         ),
         "note": translate_note(study.data["note"]) if study.data.get("note") else None,
         "unfinished": _unfinished(context),
@@ -77,7 +78,9 @@ def _unfinished(context: Context) -> list[Bilingual]:
                 status = run.status if run.status in ("failed", "stopped", "running") else "stopped"
                 found.append(
                     translate(
-                        f"overview.{status}", method=code(method.name), seed=number(run.seed, "count")
+                        f"overview.{status}",
+                        method=code(method.name),
+                        seed=number(run.seed, "count"),
                     )
                 )
     return found

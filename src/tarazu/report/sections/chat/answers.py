@@ -9,10 +9,18 @@ from markupsafe import Markup
 
 from tarazu.report.analysis.metrics import by_id, sample_score
 from tarazu.report.analysis.study_view import MethodView, StudyView, get_path
-from tarazu.report.render.bilingual import Bilingual, code, data_text, number, translate_or, translate
+from tarazu.report.render.bilingual import (
+    Bilingual,
+    code,
+    data_text,
+    number,
+    translate,
+    translate_or,
+)
 from tarazu.report.render.known_messages import translate_note
 from tarazu.report.sections.chat.data import turns_view
 from tarazu.report.sections.common.base import Context
+from tarazu.report.sections.common.method_names import all_methods, method_name
 
 ANSWER, QUESTION = 900, 700
 SHOWN_BESIDE = 3  # improved and worse answers per method
@@ -50,7 +58,9 @@ def answer_length_limit(context: Context) -> int:
 def shown_ids(context: Context) -> list[str]:
     """The designed questions that the page shows: all, or as many as there is room for, of every ability alike."""
     found = designed(context.study)
-    most = max(FEWEST, context.max_answer_chars // ANSWER_AT_LEAST // (len(all_methods(context.study)) + 1))
+    most = max(
+        FEWEST, context.max_answer_chars // ANSWER_AT_LEAST // (len(all_methods(context.study)) + 1)
+    )
     if len(found) <= most:
         return list(found)
     abilities: dict[str, list[str]] = {}
@@ -127,18 +137,6 @@ def score_key(sample: dict) -> str:
     )
 
 
-def method_name(method: MethodView) -> Bilingual:
-    return (
-        translate("method.base")
-        if method.kind == "base"
-        else Bilingual(code(method.name), code(method.name))
-    )
-
-
-def all_methods(study: StudyView) -> list[MethodView]:
-    return ([study.base] if study.base else []) + study.methods
-
-
 def question_view(sample: dict, limit: int = QUESTION) -> dict:
     """What was asked, without any method's answer."""
     limit = min(QUESTION, limit)
@@ -201,7 +199,10 @@ def changes(context: Context, method: MethodView) -> dict:
         name: [
             {
                 **question_view(after[k], limit),
-                "answers": [answer_view(base, before[k], limit), answer_view(method, after[k], limit)],
+                "answers": [
+                    answer_view(base, before[k], limit),
+                    answer_view(method, after[k], limit),
+                ],
             }
             for k in keys
         ]

@@ -16,9 +16,9 @@ from tarazu.report.render.bilingual import (
     code,
     joined,
     number,
-    translate_or,
     spaced,
     translate,
+    translate_or,
 )
 from tarazu.report.render.explanations import explain, explain_kind
 from tarazu.report.render.tables import Cell, Table, number_cell, text_cell
@@ -120,7 +120,9 @@ def _method_view(context: Context, method: MethodView, told: set[str]) -> dict:
         "targets": targets_table(method),
         "search": search_view(context, method),
         "untrained": method.untrained,
-        "proofs": [(run.seed, view) for run in method.runs if (view := proof_view(run, method.runs[0]))],
+        "proofs": [
+            (run.seed, view) for run in method.runs if (view := proof_view(run, method.runs[0]))
+        ],
         "figure": loss_figure(context, method),
         "analysis": curve_sentences(context, method),
         "issues": training_issues(method),
@@ -149,7 +151,9 @@ def versus_base(context: Context, method: MethodView) -> list[Bilingual]:
             "high": number(ends[1], format),
             "p": format_p(pair),
         }
-        outcome = "none" if not pair.significant else "better" if pair.winner == method.name else "worse"
+        outcome = (
+            "none" if not pair.significant else "better" if pair.winner == method.name else "worse"
+        )
         found.append(
             translate(
                 f"versus_base.{outcome}",
@@ -180,7 +184,9 @@ def _against_base(context: Context, method: MethodView) -> Table:
                 _direction(
                     metric,
                     change,
-                    context.comparison.is_significant(metric.key, base.name, method.name) if base else None,
+                    context.comparison.is_significant(metric.key, base.name, method.name)
+                    if base
+                    else None,
                 ),
             ]
         )

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from statistics import fmean
 
-from tarazu.report.analysis.metrics import mean_over_seeds, all_metrics
+from tarazu.report.analysis.metrics import all_metrics, mean_over_seeds
 from tarazu.report.analysis.study_view import MethodView, as_number, get_path
 from tarazu.report.render.bilingual import Bilingual, code, number, translate
 from tarazu.report.render.tables import Table, number_cell, text_cell
-from tarazu.report.sections.chat.answers import all_methods, method_name
 from tarazu.report.sections.common.base import Context
+from tarazu.report.sections.common.method_names import all_methods, method_name
 
 DRIFT = 0.2  # a change in the mean length of answers worth telling
 

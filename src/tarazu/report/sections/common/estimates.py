@@ -5,10 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from tarazu.report.analysis.study_view import MethodView, RunView, StudyView, as_number, dicts_in, get_path
+from tarazu.report.analysis.study_view import (
+    MethodView,
+    RunView,
+    StudyView,
+    as_number,
+    dicts_in,
+    get_path,
+)
 from tarazu.report.render.bilingual import Bilingual, number, translate
 from tarazu.report.render.tables import Cell, Table, text_cell
-from tarazu.report.sections.chat.answers import all_methods, method_name
+from tarazu.report.sections.common.method_names import all_methods, method_name
 
 FILE, CLOSE = "estimate.json", 0.2
 FORMS = {
@@ -116,7 +123,7 @@ def _table(found: list[tuple[MethodView, dict, list[Expected]]]) -> Table:
 
 
 def _how(entry: dict) -> Bilingual:
-    return translate("estimate.measured" if entry.get("how") == "measured" else "estimate.foreseen")
+    return translate("estimate.measured" if entry.get("how") == "measured" else "estimate.predicted")
 
 
 def _cell(method: MethodView, one: Expected) -> Cell:
@@ -141,7 +148,7 @@ def _cell(method: MethodView, one: Expected) -> Cell:
 def _sentences(found: list[tuple[MethodView, dict, list[Expected]]]) -> list[Bilingual]:
     """How many figures came out as expected: within a fifth where steps were measured, else inside the range."""
     told = []
-    for how in ("measured", "foreseen"):
+    for how in ("measured", "predicted"):
         some = [
             one
             for _, entry, figures in found

@@ -83,7 +83,9 @@ def search_costs(study: StudyView) -> Table:
 
 def search_tokens(study: StudyView) -> list[float]:
     """Tokens of each method's search, least first."""
-    return sorted(n for method in study.methods if (n := as_number(method.search.get("tokens"))) is not None)
+    return sorted(
+        n for method in study.methods if (n := as_number(method.search.get("tokens"))) is not None
+    )
 
 
 def _settings(settings) -> str:

@@ -11,10 +11,10 @@ from tarazu.report.render.bilingual import (
     in_language,
     joined,
     number,
-    translate_or,
     spaced,
     strings,
     translate,
+    translate_or,
 )
 from tarazu.report.render.known_messages import recognised
 from tarazu.report.render.tables import Table, code_cell, number_cell, text_cell

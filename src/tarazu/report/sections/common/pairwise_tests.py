@@ -10,8 +10,8 @@ from tarazu.report.render import charts
 from tarazu.report.render.bilingual import Bilingual, code, number, spaced, translate
 from tarazu.report.render.figures import Figure
 from tarazu.report.render.tables import Cell, Table, number_cell, text_cell
-from tarazu.report.sections.chat.answers import all_methods, method_name
 from tarazu.report.sections.common.base import Context
+from tarazu.report.sections.common.method_names import all_methods, method_name
 
 
 def forest_plot_figure(context: Context) -> Figure | None:
@@ -56,13 +56,17 @@ def pair_table(context: Context, key: str) -> Table:
         says = (
             translate("pairwise.winner", method=_name(context, pair.winner))
             if pair.winner
-            else translate("pairwise.none", detectable=number(found.min_detectable, unsigned(format)))
+            else translate(
+                "pairwise.none", detectable=number(found.min_detectable, unsigned(format))
+            )
         )
         rows.append(
             [
                 Cell(
                     spaced(
-                        _name(context, pair.a), translate("pairwise.against"), _name(context, pair.b)
+                        _name(context, pair.a),
+                        translate("pairwise.against"),
+                        _name(context, pair.b),
                     ),
                     f"{pair.a} {pair.b}",
                 ),
@@ -81,7 +85,7 @@ def pair_table(context: Context, key: str) -> Table:
         translate("pairwise.effect"),
         translate("pairwise.says"),
     ]
-    first = context.comparison.pairs[key][0].found
+    first = context.comparison.pairs[key][0].difference
     caption = translate(
         "pairwise.caption",
         figure=translate(f"metric.{key}"),

@@ -5,7 +5,14 @@ from __future__ import annotations
 import json
 
 from tarazu.report.analysis.study_view import MethodView, RunView, as_number, dicts_in, get_path
-from tarazu.report.render.bilingual import Bilingual, code, data_text, number, translate_or, translate
+from tarazu.report.render.bilingual import (
+    Bilingual,
+    code,
+    data_text,
+    number,
+    translate,
+    translate_or,
+)
 from tarazu.report.render.tables import Table, code_cell, number_cell, patterns
 
 NAMES_SHOWN = 120
