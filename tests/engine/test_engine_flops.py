@@ -7,8 +7,8 @@ import torch
 from engine.toy import CPU, SYMBOLS, Toy, ToyData
 
 from tarazu.engine import flops
+from tarazu.engine.counts import TokenCounts
 from tarazu.engine.ledger import Ledger
-from tarazu.engine.task import TokenCounts
 from tarazu.recipe.schema import Budget, Recipe
 
 RECIPE = Recipe(task="toy", budget=Budget(epochs=1, batch_rows=4), methods={"toy": {}})
@@ -39,7 +39,7 @@ def test_a_linear_layer_is_counted_forward_and_twice_backward():
     task = Toy()
     model = task.build()
     predicted, tokens = places()
-    assert flops.counted(task, model, ToyData(), RECIPE) == pytest.approx(
+    assert flops.count_batch_flops(task, model, ToyData(), RECIPE) == pytest.approx(
         3 * 2 * 8 * SYMBOLS * predicted / tokens
     )
     assert all(p.grad is None for p in model.module.parameters()) and model.module.training
@@ -49,7 +49,7 @@ def test_an_lstm_is_not_overlooked():
     task = Recurrent()
     predicted, tokens = places()
     gates = 3 * 2 * 32 * (8 + 8) * predicted / tokens
-    assert flops.counted(task, task.build(), ToyData(), RECIPE) == pytest.approx(
+    assert flops.count_batch_flops(task, task.build(), ToyData(), RECIPE) == pytest.approx(
         gates + 3 * 2 * 8 * SYMBOLS * predicted / tokens, rel=0.1
     )
 
@@ -57,15 +57,15 @@ def test_an_lstm_is_not_overlooked():
 def test_the_figures_of_a_run():
     task, ledger = Toy(), Ledger(CPU)
     ledger.seconds["train"], ledger.counts = 2.0, TokenCounts(tokens=1000)
-    found = flops.figures(task, task.build(), ToyData(), RECIPE, ledger)
+    found = flops.flops_metrics(task, task.build(), ToyData(), RECIPE, ledger)
     assert found["model_flops"] == pytest.approx(1000 * found["flops_per_token"])
     assert found["utilisation"] == pytest.approx(
         found["model_flops"] / 2 / found["device_matmul_flops"]
     )
     assert 1e8 < found["device_matmul_flops"] < 1e16
     untrained = task.build()
-    untrained.may_change = frozenset()
-    assert set(flops.figures(task, untrained, ToyData(), RECIPE, ledger).values()) == {None}
+    untrained.trainable_names = frozenset()
+    assert set(flops.flops_metrics(task, untrained, ToyData(), RECIPE, ledger).values()) == {None}
 
 
 def test_a_model_that_cannot_be_counted_does_not_lose_its_run():
@@ -75,6 +75,6 @@ def test_a_model_that_cannot_be_counted_does_not_lose_its_run():
 
     ledger = Ledger(CPU)
     ledger.seconds["train"], ledger.counts = 2.0, TokenCounts(tokens=1000)
-    assert set(flops.figures(Strange(), Strange().build(), ToyData(), RECIPE, ledger).values()) == {
+    assert set(flops.flops_metrics(Strange(), Strange().build(), ToyData(), RECIPE, ledger).values()) == {
         None
     }

@@ -9,32 +9,33 @@ import torch
 from engine.toy import CPU, Toy, ToyData
 
 from tarazu.engine import optimizer
-from tarazu.engine.invariants.checks import CheckFixture, compare_to_tolerance, shared
+from tarazu.engine.invariants.checks import shared_checks
+from tarazu.engine.invariants.fixture import CheckFixture, compare_to_tolerance
 from tarazu.engine.invariants.perturbations import embeddings_perturbed, shake, without_dropout
 from tarazu.engine.subset_task import SubsetTask
-from tarazu.engine.task import LossSum
+from tarazu.engine.trainable import LossSum
 from tarazu.recipe.schema import Budget, Method, Recipe
 
 GRADIENT, TENSORS, RESUMED, LOADED = (
-    "gradient = whatever the cut",
-    "only the named tensors change",
+    "gradient independent of micro-batches",
+    "only trainable tensors change",
     "resumed = uninterrupted",
     "saved = loaded",
 )
 
 
-def verdicts(task: Toy, folder, steady=lambda model: contextlib.nullcontext()) -> dict[str, str]:
+def verdicts(task: Toy, folder, deterministic=lambda model: contextlib.nullcontext()) -> dict[str, str]:
     recipe = Recipe(task="toy", budget=Budget(epochs=1), methods={"toy": {}}).model_copy(
         update={"methods": {"toy": Method(kind="toy")}}
     )
     model = task.build(frozen=True)
     shake(model)
-    bench = CheckFixture(
+    fixture = CheckFixture(
         SubsetTask(task, ToyData(), [0, 3, 5, 8, 9, 11]), recipe, "toy", model, folder, CPU, 0
     )
     return {
         found.name: found.verdict
-        for found in shared(bench, lambda: task.build(frozen=True), steady)
+        for found in shared_checks(fixture, lambda: task.build(frozen=True), deterministic)
     }
 
 
@@ -113,20 +114,20 @@ def test_interventions_leave_no_trace():
 
 
 def test_no_rounding_excuses_a_lost_gradient(tmp_path, monkeypatch):
-    monkeypatch.setattr(CheckFixture, "allowed", lambda bench, noise: (7.0, "very coarse numbers"))
+    monkeypatch.setattr(CheckFixture, "allowed", lambda fixture, noise: (7.0, "very coarse numbers"))
     task = Toy()
     recipe = Recipe(task="toy", budget=Budget(epochs=1), methods={"toy": {}}).model_copy(
         update={"methods": {"toy": Method(kind="toy")}}
     )
     model = task.build(frozen=True)
     shake(model)
-    bench = CheckFixture(
+    fixture = CheckFixture(
         SubsetTask(task, ToyData(), [0, 3, 5, 8, 9, 11]), recipe, "toy", model, tmp_path, CPU, 0
     )
     found = {
         one.name: one
-        for one in shared(
-            bench, lambda: task.build(frozen=True), lambda model: contextlib.nullcontext()
+        for one in shared_checks(
+            fixture, lambda: task.build(frozen=True), lambda model: contextlib.nullcontext()
         )
     }
-    assert found[GRADIENT].tolerance == 0.5 and "lost gradient" in found[GRADIENT].why
+    assert found[GRADIENT].tolerance == 0.5 and "lost gradient" in found[GRADIENT].reason

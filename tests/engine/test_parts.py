@@ -11,20 +11,20 @@ from tarazu.engine.fingerprint import compare, fingerprint, require_ok
 from tarazu.engine.ledger import Ledger
 from tarazu.engine.lr_schedule import in_phases, lr_factor
 from tarazu.engine.row_sampler import RowSampler
-from tarazu.engine.task import TrainingPhase
+from tarazu.engine.trainable import TrainingPhase
 from tarazu.errors import TarazuError
 
 
 def test_every_epoch_shows_every_row_once_in_another_order():
     order = RowSampler(23, 5, seed=3)
     epochs = [
-        [row for step in range(5) for row in order.at(5 * epoch + step)] for epoch in range(2)
+        [row for step in range(5) for row in order.rows_of_step(5 * epoch + step)] for epoch in range(2)
     ]
     assert sorted(epochs[0]) == sorted(epochs[1]) == list(range(23)) and epochs[0] != epochs[1]
-    assert RowSampler(23, 5, seed=3).at(7) == order.at(7), (
+    assert RowSampler(23, 5, seed=3).rows_of_step(7) == order.rows_of_step(7), (
         "the order must not depend on how one came to a step"
     )
-    assert order.at(7) != RowSampler(23, 5, seed=4).at(7)
+    assert order.rows_of_step(7) != RowSampler(23, 5, seed=4).rows_of_step(7)
     assert order.epoch(5) == 1.0
 
 
@@ -37,9 +37,9 @@ def test_schedules_climb_and_fall():
 
 
 def test_neighbours_stay_together_in_another_order_each_epoch():
-    order = RowSampler(23, 10, seed=3, together=5)
+    order = RowSampler(23, 10, seed=3, group_size=5)
     epochs = [
-        [row for step in range(3) for row in order.at(3 * epoch + step)] for epoch in range(2)
+        [row for step in range(3) for row in order.rows_of_step(3 * epoch + step)] for epoch in range(2)
     ]
     assert sorted(epochs[0]) == sorted(epochs[1]) == list(range(23)) and epochs[0] != epochs[1]
     for epoch in epochs:
@@ -66,7 +66,7 @@ def test_fingerprints_find_one_flipped_bit_and_what_stood_still():
     assert before == fingerprint(module)
     module[1].running_mean[3] = math.ulp(0.0) + 1e-40  # a denormal: allclose would not see it
     proof = compare(before, fingerprint(module), frozenset({"0.weight"}))
-    assert proof["wrongly_changed"] == ["1.running_mean"] and proof["wrongly_unchanged"] == [
+    assert proof["unexpectedly_changed"] == ["1.running_mean"] and proof["unexpectedly_unchanged"] == [
         "0.weight"
     ]
     with pytest.raises(TarazuError, match=r"1\.running_mean.*0\.weight"):
@@ -75,7 +75,7 @@ def test_fingerprints_find_one_flipped_bit_and_what_stood_still():
         TarazuError,
         match=r"did not change: 0\.weight(?s:.*)after a single step give a larger budget",
     ):
-        require_ok({**proof, "wrongly_changed": []}, "here")
+        require_ok({**proof, "unexpectedly_changed": []}, "here")
 
 
 def test_shape_and_dtype_are_part_of_the_fingerprint():

@@ -52,7 +52,7 @@ def compared(module, device, sizes):
     played = GraphedFunction(module.work, module)
     for step, size in enumerate(sizes):
         grads = []
-        for run in (lambda x, f: played(x, also=(f,)), module.work):
+        for run in (lambda x, f: played(x, static_args=(f,)), module.work):
             for i in range(2):
                 torch.manual_seed(10 * step + i)
                 outs = run(torch.randn(size, 16).to(device), 1.0 + step % 2)
@@ -71,13 +71,13 @@ def compared(module, device, sizes):
 
 def test_a_recording_gives_the_outputs_and_gradients_of_its_work(no_gpu):
     played = compared(Twice(), "cpu", [4, 4, 7, 7, 4])
-    assert len(played.records) == 4 and not played.why  # two shapes, each with two factors
+    assert len(played.graphs) == 4 and not played.failure_reason  # two shapes, each with two factors
 
 
 @GPU
 def test_a_real_recording_gives_the_outputs_and_gradients_of_its_work():
     played = compared(Twice().cuda(), "cuda", [400, 400, 70, 70, 400])
-    assert len(played.records) == 4 and not played.why
+    assert len(played.graphs) == 4 and not played.failure_reason
 
 
 def adds_up(device):
@@ -92,7 +92,7 @@ def adds_up(device):
         grads.append([p.grad.clone() for p in module.layer.parameters()])
         module.zero_grad(set_to_none=True)
     torch.testing.assert_close(*grads, atol=1e-4, rtol=1e-4)
-    assert len(played.records) == 3 and not played.why
+    assert len(played.graphs) == 3 and not played.failure_reason
 
 
 def test_gradients_add_up_while_recordings_are_made(no_gpu, monkeypatch):
@@ -111,7 +111,7 @@ def test_what_a_recording_uses_is_counted_as_used():
     module = torch.nn.Sequential(*(torch.nn.Linear(1024, 1024) for _ in range(8))).cuda()
     device = torch.device("cuda")
     x = torch.randn(8192, 1024, device="cuda")
-    plain = GraphedFunction(lambda x: (module(x),), module, often=99)
+    plain = GraphedFunction(lambda x: (module(x),), module, min_calls=99)
     played = GraphedFunction(lambda x: (module(x),), module)
     peaks = []
     for run in (plain, played, played):  # the last one only plays
@@ -120,7 +120,7 @@ def test_what_a_recording_uses_is_counted_as_used():
         torch.cuda.synchronize()
         peaks.append(memory.peak(device))
         module.zero_grad(set_to_none=True)
-    assert played.records and all(0.9 * peaks[0] < peak < 2.5 * peaks[0] for peak in peaks[1:])
+    assert played.graphs and all(0.9 * peaks[0] < peak < 2.5 * peaks[0] for peak in peaks[1:])
 
 
 @pytest.mark.parametrize("width", [2, 5])
@@ -175,7 +175,7 @@ def test_gradients_are_the_same_whatever_comes_between_two_passes(between, no_gp
         module = Twice()
         first, second = (GraphedFunction(module.work, module) for _ in range(2))
         if not recorders:
-            first.why = second.why = "runs as it is"
+            first.failure_reason = second.failure_reason = "runs as it is"
         squares(second(torch.full((3, 16), 2.0)))  # leaves its places full
         module.zero_grad(set_to_none=True)
         for size in (4, 6):
@@ -183,7 +183,7 @@ def test_gradients_are_the_same_whatever_comes_between_two_passes(between, no_gp
         BETWEEN[between](module, first, second)
         for size in (4, 9):
             squares(first(torch.ones(size, 16)))
-        assert bool(first.records) == recorders
+        assert bool(first.graphs) == recorders
         found.append([p.grad for p in module.layer.parameters()])
     torch.testing.assert_close(*found, atol=1e-4, rtol=1e-4)
 
@@ -195,10 +195,10 @@ def test_memory_is_given_back_where_already_the_gradients_so_far_find_no_room(no
     layer = torch.nn.Linear(2, 1)
     played = GraphedFunction(lambda x: (layer(x).sum(),), layer)
     played(torch.ones(3, 2))[0].backward()
-    monkeypatch.setattr(recorder.Space, "let_go", full)
+    monkeypatch.setattr(recorder.GraphPool, "detach_gradients", full)
     with pytest.raises(RuntimeError, match="out of memory"):
         played(torch.ones(4, 2))
-    assert not played.records and played.space is None and not played.why
+    assert not played.graphs and played.graph_pool is None and not played.failure_reason
 
 
 GONE: list[str] = []
@@ -224,9 +224,9 @@ def test_the_collector_takes_recordings_before_their_memory(no_gpu):
         lambda x, layer=layer: (layer(x).sum(),), layer
     )  # knows the layer, which knows it
     layer.recorder(torch.ones(3, 2))[0].backward()
-    made = next(iter(layer.recorder.records.values()))
+    made = next(iter(layer.recorder.graphs.values()))
     made.forward = made.backward = None  # a real one's know nothing but their graph
-    made.mark, layer.recorder.space.mark = RecordingGone(), MemoryGone()
+    made.mark, layer.recorder.graph_pool.mark = RecordingGone(), MemoryGone()
     del layer, made
     gc.collect()
     assert GONE == ["RecordingGone", "MemoryGone"]
@@ -246,7 +246,7 @@ def test_a_recorder_that_the_collector_takes_gives_its_memory_back():
         layer.recorder = GraphedFunction(lambda x, layer=layer: (layer(x).relu().sum(),), layer)
         for _ in range(3):
             layer.recorder(torch.ones(4096, 1024, device="cuda"))[0].backward()
-        assert layer.recorder.records
+        assert layer.recorder.graphs
         del layer
         after = reserved()
     assert after - before < 64 * 2**20, f"{before} bytes before, {after} after"
@@ -268,7 +268,7 @@ def test_dropout_draws_in_a_recording_what_it_would_draw_without_it(often):
     for run in (played, work):
         torch.manual_seed(0)
         found.append([float(run(x)[0]) for _ in range(8)])
-    assert found[0] == pytest.approx(found[1]) and len(set(found[0])) == 8 and played.records
+    assert found[0] == pytest.approx(found[1]) and len(set(found[0])) == 8 and played.graphs
 
 
 @GPU
@@ -281,7 +281,7 @@ def test_a_recording_that_fails_leaves_the_stream_as_it_was():
         assert float(played(torch.ones(3, 2, device="cuda"))[0]) == float(
             6 * layer(torch.ones(3, 2, device="cuda")).sum()
         )
-    assert played.why and torch.cuda.current_stream() == before
+    assert played.failure_reason and torch.cuda.current_stream() == before
 
 
 AFTER_A_FAILURE = """
@@ -293,8 +293,8 @@ played = Recorder(lambda x: (good(x).relu().sum(),), good)
 failed = Recorder(lambda x: (bad(x).sum() * float(x.sum()),), bad)  # asks the device for a number
 for _ in range(2):
     played(x)[0].backward(), failed(x)[0].backward()
-assert played.records and failed.why and not failed.records
-pool = played.space.pool
+assert played.graphs and failed.failure_reason and not failed.graphs
+pool = played.graph_pool.pool
 assert pool.use_count() == 3, pool.use_count()  # itself and two graphs
 Space()  # one that nobody used, gone at once
 played.clear()
@@ -307,7 +307,7 @@ left = torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
 assert left < 48 * 2**20, left  # neither the good ones' memory nor the failed one's
 again = Recorder(lambda x: (good(x).relu().sum(),), good)
 again(x)[0].backward()
-assert again.records and not again.why
+assert again.graphs and not again.failure_reason
 print("well")
 """
 
@@ -338,8 +338,8 @@ def test_what_cannot_be_recorded_is_run_as_it_is_but_a_lack_of_memory_is_told(
     for _ in range(3):
         assert torch.equal(played(torch.ones(3, 2))[0], layer(torch.ones(3, 2)).sum())
     assert (
-        played.why.startswith(
+        played.failure_reason.startswith(
             "operation not permitted when stream is capturing (test_recording.py:"
         )
-        and not played.records
+        and not played.graphs
     )

@@ -11,7 +11,7 @@ from tarazu.report.render.known_messages import recognised
 def unknown_to_the_report(checks: list[dict]) -> list[str]:
     """Names and texts of the checks that have no Persian, or lose a figure in it."""
     names = [check["name"] for check in checks if f"invariant.{check['name']}" not in strings()]
-    texts = {check[key] for check in checks for key in ("compared", "why") if check[key]}
+    texts = {check[key] for check in checks for key in ("compared", "reason") if check[key]}
     return names + [text for text in texts if not _told(text)]
 
 

@@ -13,7 +13,7 @@ import torch
 
 from tarazu import tasks
 from tarazu.devices import free_memory, pick_device
-from tarazu.engine.invariants.checks import TrainingFixture
+from tarazu.engine.invariants.checks import TrainingFixture, shared_checks
 from tarazu.engine.invariants.eta import CheckTimer
 from tarazu.engine.invariants.fixture import CheckResult, not_applicable
 from tarazu.engine.invariants.perturbations import shake

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 
 import torch
 
-from tarazu.engine.task import TrainableModel
+from tarazu.engine.trainable import TrainableModel
 
 
 class ExponentialMovingAverage:

@@ -9,7 +9,7 @@ from pathlib import Path
 from tarazu.storage.run_folder import replace_nonfinite
 
 
-class Events:
+class EventLog:
     """Appends to `events.jsonl`."""
 
     def __init__(self, path: Path, size: int = 0):

@@ -17,13 +17,14 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from tarazu.engine.ledger import Ledger
+from tarazu.engine.precision import autocast, uses_bfloat16
 from tarazu.engine.progress import log
-from tarazu.engine.task import Data, Task, TrainableModel
-from tarazu.engine.trainer import autocast, uses_bfloat16
+from tarazu.engine.task import Data, Task
+from tarazu.engine.trainable import TrainableModel
 from tarazu.recipe.schema import Recipe
 
 
-def figures(
+def flops_metrics(
     task: Task, model: TrainableModel, data: Data, recipe: Recipe, ledger: Ledger
 ) -> dict[str, float | None]:
     """The part of `ledger.json` about arithmetic; null where it is not known, or where nothing was trained.
@@ -32,12 +33,12 @@ def figures(
     """
     names = ("flops_per_token", "model_flops", "utilisation", "device_matmul_flops")
     seconds = ledger.seconds.get("train")
-    if not (model.may_change and seconds and ledger.counts.tokens):
+    if not (model.trainable_names and seconds and ledger.counts.tokens):
         return dict.fromkeys(names)
     try:
         with torch.enable_grad(), autocast(recipe.budget, ledger.device):
             own = getattr(task, "flops_per_token", None)
-            each = own(model, data, recipe) if own else counted(task, model, data, recipe)
+            each = own(model, data, recipe) if own else count_batch_flops(task, model, data, recipe)
     except (
         RuntimeError,
         TypeError,
@@ -55,7 +56,7 @@ def figures(
     )
 
 
-def counted(task: Task, model: TrainableModel, data: Data, recipe: Recipe) -> float:
+def count_batch_flops(task: Task, model: TrainableModel, data: Data, recipe: Recipe) -> float:
     """FLOPs per token of one real batch, forward and backward, as torch's own counter sees them (padding included)."""
     rows = list(range(min(recipe.budget.batch_rows, data.size("train"))))
     training, tokens = model.module.training, 0

@@ -12,8 +12,8 @@ from collections.abc import Iterator
 import psutil
 import torch
 
+from tarazu.engine.counts import TokenCounts
 from tarazu.engine.cuda_graphs import memory
-from tarazu.engine.task import TokenCounts
 
 
 class Ledger:
@@ -26,7 +26,7 @@ class Ledger:
         self.counts = TokenCounts()
         self.steps = 0
         self.energy: float | None = None
-        self.paths: dict[str, str] = {}
+        self.code_paths: dict[str, str] = {}
 
     @contextlib.contextmanager
     def phase(self, name: str) -> Iterator[None]:
@@ -55,7 +55,7 @@ class Ledger:
             "tokens_per_second": self.counts.tokens / train if train else None,
             "steps": self.steps,
             "energy_joules": self.energy,
-            "paths": self.paths,
+            "code_paths": self.code_paths,
         }
 
     def restore(self, saved: dict) -> None:

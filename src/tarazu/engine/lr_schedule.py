@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from tarazu.engine.task import TrainingPhase
+from tarazu.engine.trainable import TrainingPhase
 
 
 def lr_factor(fraction: float, schedule: str, warmup: float) -> float:

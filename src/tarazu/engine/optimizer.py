@@ -6,7 +6,7 @@ import math
 
 import torch
 
-from tarazu.engine.task import TrainableModel
+from tarazu.engine.trainable import TrainableModel
 from tarazu.recipe.schema import Method
 
 

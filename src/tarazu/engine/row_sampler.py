@@ -20,7 +20,7 @@ class RowSampler:
         self.steps_per_epoch = -(-rows // per_step)
         self._epoch, self._order = -1, np.empty(0, dtype=np.int64)
 
-    def at(self, step: int) -> list[int]:
+    def rows_of_step(self, step: int) -> list[int]:
         """The rows of the `step`-th step, counted from 0."""
         epoch, place = divmod(step, self.steps_per_epoch)
         if epoch != self._epoch:
@@ -41,7 +41,7 @@ class RowSampler:
         return rows[rows < self.rows]
 
 
-def order_of(data: Data, method: Method, budget: Budget, seed: int) -> RowSampler:
+def make_row_sampler(data: Data, method: Method, budget: Budget, seed: int) -> RowSampler:
     """That of a method's training rows."""
     together = getattr(method, "together", None) or getattr(data, "together", 1)
     return RowSampler(data.size("train"), method.batch_rows or budget.batch_rows, seed, together)
@@ -50,7 +50,7 @@ def order_of(data: Data, method: Method, budget: Budget, seed: int) -> RowSample
 def inverse_shuffle(rows: list[int], order: RowSampler) -> list[int]:
     """The rows laid out so that the shuffle of `order`, which is over as many, brings them back in the order that they have here."""
     out = [0] * len(rows)
-    places = (place for step in range(order.steps_per_epoch) for place in order.at(step))
+    places = (place for step in range(order.steps_per_epoch) for place in order.rows_of_step(step))
     for row, place in zip(rows, places, strict=True):
         out[place] = row
     return out

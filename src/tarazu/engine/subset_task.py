@@ -10,7 +10,8 @@ from tarazu.engine import trainer
 from tarazu.engine.ledger import Ledger
 from tarazu.engine.progress import CONSOLE
 from tarazu.engine.signals import StopSignals
-from tarazu.engine.task import Batch, Data, LossSum, Task, TrainableModel
+from tarazu.engine.task import Data, Task
+from tarazu.engine.trainable import Batch, LossSum, TrainableModel
 from tarazu.recipe.schema import Method, Recipe
 from tarazu.storage.run_folder import RunDir
 

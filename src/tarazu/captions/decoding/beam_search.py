@@ -6,8 +6,6 @@ decoder is made of: it needs `start` and `step`, and a state that is a tuple of 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -152,26 +150,6 @@ def sample(writer: DecodableModel, pictures: Tensor, max_words: int) -> Tensor:
         if not ended.is_cuda and bool(ended.all()):  # a GPU would have to be waited for
             break
     return torch.stack(tokens, 1)
-
-
-@contextmanager
-def without_dropout(module: nn.Module) -> Iterator[None]:
-    """Dropout off, while all else keeps its mode (cuDNN's LSTM has no backward pass in eval mode)."""
-    active = [part for part in module.modules() if isinstance(part, nn.Dropout) and part.training]
-    between = {
-        part: part.dropout for part in module.modules() if isinstance(part, nn.LSTM)
-    }  # its own, between its layers
-    for part in active:
-        part.eval()
-    for part in between:
-        part.dropout = 0.0
-    try:
-        yield
-    finally:
-        for part in active:
-            part.train()
-        for part, share in between.items():
-            part.dropout = share
 
 
 class BeamState:

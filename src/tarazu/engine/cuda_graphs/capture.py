@@ -34,18 +34,18 @@ class GraphPool:
     def __init__(self):
         gpu = torch.cuda.is_available()
         if gpu and hasattr(torch.autograd.graph, "set_warn_on_accumulate_grad_stream_mismatch"):
-            torch.autograd.graph.set_warn_on_accumulate_grad_stream_mismatch(False)  # see `place`
+            torch.autograd.graph.set_warn_on_accumulate_grad_stream_mismatch(False)  # see `grad_buffer`
         self.stream = torch.cuda.Stream() if gpu else None
         self.pool = torch.cuda.MemPool() if gpu else None
         self.gradients: dict[int, Tensor] = {}
         self.nodes: dict[int, Any] = {}
-        self.turn = ReplayCounter()
+        self.replay_counter = ReplayCounter()
         if gpu:
             global _spaces
             _spaces += 1
             weakref.finalize(self, _left, self.pool.id).atexit = False
 
-    def place(self, parameter: Tensor) -> Tensor:
+    def grad_buffer(self, parameter: Tensor) -> Tensor:
         """Where its gradient comes. The end of its graph is made on this stream and kept: autograd hands gradients over on the
         stream where that node was made, and another stream must not wait for one that is being recorded."""
         if self.stream is not None and id(parameter) not in self.nodes:
@@ -57,7 +57,7 @@ class GraphPool:
             id(parameter), torch.empty_like(parameter, requires_grad=False)
         )
 
-    def let_go(self, parameters: list[Tensor]) -> None:
+    def detach_gradients(self, parameters: list[Tensor]) -> None:
         """Gradients that have come so far leave their places, where a recording is about to be tried out."""
         for parameter in parameters:
             if parameter.grad is not None and parameter.grad is self.gradients.get(id(parameter)):

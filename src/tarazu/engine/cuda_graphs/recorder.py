@@ -40,7 +40,7 @@ def invalidate_all() -> None:
 
 
 class GraphedFunction:
-    """`work(*inputs, *also)`, tensors that depend on a module's parameters, played back from recordings.
+    """`work(*inputs, *static_args)`, tensors that depend on a module's parameters, played back from recordings.
 
     Inputs need no gradients; the parameters' are added to their `.grad`, so ask for them by `backward()`, not `autograd.grad`.
     What cannot be recorded is run as it is, and `why` says so.
@@ -48,49 +48,49 @@ class GraphedFunction:
     Args:
         work: knows no randomness but the device's own generator, and never asks the device for a number.
         module: whose trainable parameters get gradients.
-        often: a shape is recorded when it comes so often.
+        min_calls: a shape is recorded when it comes so often.
     """
 
-    def __init__(self, work: Work, module: nn.Module, often: int = 1):
-        self.work, self.module, self.often, self.why = work, module, often, ""
-        self.records: dict[Hashable, CapturedGraphs] = {}
-        self.met: Counter[Hashable] = Counter()
-        self.space: GraphPool | None = None
-        self.everything: list[
+    def __init__(self, work: Work, module: nn.Module, min_calls: int = 1):
+        self.work, self.module, self.min_calls, self.failure_reason = work, module, min_calls, ""
+        self.graphs: dict[Hashable, CapturedGraphs] = {}
+        self.call_counts: Counter[Hashable] = Counter()
+        self.graph_pool: GraphPool | None = None
+        self.all_parameters: list[
             nn.Parameter
         ] = []  # to look for them at each call would take longer than the call
         self.trained: tuple[int, ...] = ()
-        self.made = 0
+        self.num_captured = 0
         self._largest = 0
 
-    def __call__(self, *inputs: Tensor, also: tuple = ()) -> tuple[Tensor, ...]:
-        parameters, key = self._parameters(), self._key(inputs, also)
-        self.met[key] += 1
-        if self.met[key] >= self.often:
-            self._record(key, inputs, also, parameters)
-        if key not in self.records:
-            return self.work(*inputs, *also)
-        return _Played.apply(self.records[key], len(inputs), *inputs, *parameters)
+    def __call__(self, *inputs: Tensor, static_args: tuple = ()) -> tuple[Tensor, ...]:
+        parameters, key = self._parameters(), self._key(inputs, static_args)
+        self.call_counts[key] += 1
+        if self.call_counts[key] >= self.min_calls:
+            self._record(key, inputs, static_args, parameters)
+        if key not in self.graphs:
+            return self.work(*inputs, *static_args)
+        return _Played.apply(self.graphs[key], len(inputs), *inputs, *parameters)
 
-    def room(self) -> int:
+    def capacity(self) -> int:
         """How many numbers the first input of the largest recording has: smaller ones lie in its memory."""
         self._parameters()
         return self._largest
 
-    def prepare(self, *inputs: Tensor, also: tuple = ()) -> None:
+    def prepare(self, *inputs: Tensor, static_args: tuple = ()) -> None:
         """Records inputs of these shapes before they come."""
-        self._record(self._key(inputs, also), inputs, also, self._parameters())
+        self._record(self._key(inputs, static_args), inputs, static_args, self._parameters())
 
     def clear(self) -> None:
         """Gives the recordings' memory back."""
-        self.records.clear()
-        self.met.clear()
-        self.space, self._largest = None, 0
+        self.graphs.clear()
+        self.call_counts.clear()
+        self.graph_pool, self._largest = None, 0
 
     def _parameters(self) -> list[nn.Parameter]:
         """Those that learn. Where others learn than before, the old recordings are of no use any more."""
-        self.everything = self.everything or list(self.module.parameters())
-        parameters = [p for p in self.everything if p.requires_grad]
+        self.all_parameters = self.all_parameters or list(self.module.parameters())
+        parameters = [p for p in self.all_parameters if p.requires_grad]
         trained = (_outdated, *map(id, parameters))
         if trained != self.trained:
             self.clear()
@@ -98,27 +98,27 @@ class GraphedFunction:
         return parameters
 
     @staticmethod
-    def _key(inputs: tuple[Tensor, ...], also: tuple) -> Hashable:
-        return (also, *((x.shape, x.dtype) for x in inputs), torch.is_autocast_enabled("cuda"))
+    def _key(inputs: tuple[Tensor, ...], static_args: tuple) -> Hashable:
+        return (static_args, *((x.shape, x.dtype) for x in inputs), torch.is_autocast_enabled("cuda"))
 
     def __del__(self):
         """Recordings go before the memory that they share, also where the collector takes a recorder and its module together."""
         self.clear()
 
     def _record(
-        self, key: Hashable, inputs: tuple[Tensor, ...], also: tuple, parameters: list[Tensor]
+        self, key: Hashable, inputs: tuple[Tensor, ...], static_args: tuple, parameters: list[Tensor]
     ) -> None:
         """Unless there is one of these shapes, or there can be none."""
-        if key in self.records or self.why or len(self.records) >= MOST:
+        if key in self.graphs or self.failure_reason or len(self.graphs) >= MOST:
             return
-        self.space = self.space or GraphPool()
+        self.graph_pool = self.graph_pool or GraphPool()
         try:
-            self.space.let_go(parameters)
-            with memory.recording(self.space.pool):
-                self.records[key] = CapturedGraphs(
-                    lambda *x: self.work(*x, *also), inputs, parameters, self.space
+            self.graph_pool.detach_gradients(parameters)
+            with memory.recording(self.graph_pool.pool):
+                self.graphs[key] = CapturedGraphs(
+                    lambda *x: self.work(*x, *static_args), inputs, parameters, self.graph_pool
                 )
-            self.made, self._largest = self.made + 1, max(self._largest, inputs[0].numel())
+            self.num_captured, self._largest = self.num_captured + 1, max(self._largest, inputs[0].numel())
         except RuntimeError as error:
             cause = error.__context__ or error
             self.clear()  # whatever is next, a smaller try or none, needs the room
@@ -126,11 +126,11 @@ class GraphedFunction:
                 raise RuntimeError(f"out of memory: {error}") from error
             settle()
             at = traceback.extract_tb(cause.__traceback__)[-1]
-            self.why = (
+            self.failure_reason = (
                 f"{str(cause).splitlines()[0]} ({at.filename.rpartition('/')[2]}:{at.lineno})"
             )
             del cause  # it holds this frame, and so itself and all that was on the device, until the collector comes
-            log(f"passes are launched one by one, as they cannot be recorded: {self.why}")
+            log(f"passes are launched one by one, as they cannot be recorded: {self.failure_reason}")
 
 
 class CapturedGraphs:
@@ -139,7 +139,7 @@ class CapturedGraphs:
     def __init__(
         self, work: Work, inputs: tuple[Tensor, ...], parameters: list[Tensor], space: GraphPool
     ):
-        self.work, self.parameters, self.turn = work, parameters, space.turn
+        self.work, self.parameters, self.replay_counter = work, parameters, space.replay_counter
         self.inputs = [x.detach().clone() for x in inputs]
         self.places: list[Tensor] = []
         self.pairs: list[
@@ -147,16 +147,16 @@ class CapturedGraphs:
         ] = []  # each parameter that gets a gradient, and its place
         dice = torch.cuda.get_rng_state() if torch.cuda.is_available() else None
         host_dice = torch.get_rng_state()
-        self.turn.next()
+        self.replay_counter.next()
         try:
             with no_cast_kept(), gc_paused(first=not space.nodes):
                 self.places = [
-                    space.place(p) for p in parameters
+                    space.grad_buffer(p) for p in parameters
                 ]  # only now is no older graph alive that would keep the ends on its stream
                 warm_up(self._both, space)
                 self.forward, outputs = capture(self._outputs, space)
                 self.outputs = [out.detach() for out in outputs]
-                self.slopes = [
+                self.output_grads = [
                     torch.ones_like(out) for out in self.outputs
                 ]  # the gradients that come from outside
                 self.backward, _ = capture(self._gradients, space)
@@ -177,7 +177,7 @@ class CapturedGraphs:
     def _gradients(self) -> tuple[()]:
         """Added to their places. An output without a gradient, one that is only reported, is passed over."""
         outputs, slopes = zip(
-            *(pair for pair in zip(self.live, self.slopes, strict=True) if pair[0].requires_grad),
+            *(pair for pair in zip(self.live, self.output_grads, strict=True) if pair[0].requires_grad),
             strict=True,
         )
         with torch.autocast(
@@ -196,7 +196,7 @@ class CapturedGraphs:
         return ()
 
     def _both(self) -> None:
-        self.slopes = [torch.ones_like(out) for out in self._outputs()]
+        self.output_grads = [torch.ones_like(out) for out in self._outputs()]
         self._gradients()
         self.live = ()
 
@@ -211,19 +211,19 @@ class _Played(torch.autograd.Function):
         for own, given in zip(recording.inputs, tensors[:count], strict=True):
             own.copy_(given, non_blocking=True)
         recording.forward()
-        ctx.recording, ctx.count, ctx.turn = recording, count, recording.turn.next()
+        ctx.recording, ctx.count, ctx.turn = recording, count, recording.replay_counter.next()
         return tuple(out.clone() for out in recording.outputs)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: FunctionCtx, *slopes: Tensor) -> tuple[Tensor | None, ...]:
         recording = ctx.recording
-        if recording.turn.number != ctx.turn:
+        if recording.replay_counter.number != ctx.turn:
             raise RuntimeError(
                 "another pass was played or recorded after this one, or this one's backward pass: what it needs is overwritten"
             )
-        recording.turn.next()
-        for own, given in zip(recording.slopes, slopes, strict=True):
+        recording.replay_counter.next()
+        for own, given in zip(recording.output_grads, slopes, strict=True):
             own.copy_(given)
         bind_gradients(recording.pairs)
         recording.backward()

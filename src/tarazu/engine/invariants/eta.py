@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import time
 
-from tarazu.engine.invariants.checks import CheckResult
+from tarazu.engine.invariants.fixture import CheckResult
 from tarazu.engine.progress import log
 
 
-class Pace:
-    """One round of checks over several methods. `told` is called after each check."""
+class CheckTimer:
+    """One round of checks over several methods. `record_check` is called after each check."""
 
     def __init__(self, title: str, methods: int):
         self.title, self.methods, self.number = title, methods, 0
@@ -20,14 +20,14 @@ class Pace:
         """The next method; building it counts to its first check."""
         self.number, self.name, self.spent, self.last = self.number + 1, name, 0.0, time.monotonic()
 
-    def told(self, check: CheckResult) -> float:
+    def record_check(self, check: CheckResult) -> float:
         """Says the check's verdict and what is left; gives the seconds that it took."""
         now = time.monotonic()
         seconds, self.last = now - self.last, now
         self.spent += seconds
         if check.verdict != "not applicable":
             log(
-                f"{self.title}, {self.name} ({self.number} of {self.methods}): {check.name}: {check.verdict}, {seconds:.1f} s{self.left()}"
+                f"{self.title}, {self.name} ({self.number} of {self.methods}): {check.name}: {check.verdict}, {seconds:.1f} s{self.eta_text()}"
             )
         return round(seconds, 3)
 
@@ -36,7 +36,7 @@ class Pace:
         if any(check["verdict"] != "not applicable" for check in checks):
             self.totals.append(self.spent)
 
-    def left(self) -> str:
+    def eta_text(self) -> str:
         """Of this round, by the mean of the methods before; nothing while the first one runs."""
         if not self.totals:
             return ""
