@@ -135,7 +135,7 @@ def test_compiled_layers_take_edges(family, arithmetic, monkeypatch):
         )
         for width in (256, 384, 512):
             monkeypatch.setattr(
-                "chat.test_flex_attention.lay_out",
+                "chat.test_flex_attention.make_batch",
                 lambda *a, width=width, **more: make_batch(*a, width=width, with_cu_seqlens=True),
             )
             model.module.zero_grad()

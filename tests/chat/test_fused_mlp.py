@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from chat.test_graphed_forward import GPU
 from chat.test_fused_lora import agree, blocks, build, compile_layers, gradients
+from chat.test_graphed_forward import GPU
 
 from tarazu.chat.fast import fused_lora, fused_mlp
 from tarazu.chat.model import flex_attention
@@ -16,7 +16,7 @@ __all__ = ["blocks"]  # a fixture
 @pytest.fixture
 def anywhere(monkeypatch):
     """As if there were a kernel for this machine."""
-    monkeypatch.setattr(fused_mlp, "suits", lambda weight: True)
+    monkeypatch.setattr(fused_mlp, "is_supported", lambda weight: True)
 
 
 def has_fused_mlp(graph: torch.fx.GraphModule) -> bool:

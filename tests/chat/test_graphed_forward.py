@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, Gemma2Config, Gemma3TextConfig, L
 from tarazu.chat import task
 from tarazu.chat.fast import graphed_forward
 from tarazu.chat.model import flex_attention, forward
-from tarazu.chat.model.batching import TokenizedRow, make_batch
+from tarazu.chat.model.batching import TokenizedRow, bin_pack, make_batch, pack_rows
 from tarazu.chat.settings import ChatRecipe
 from tarazu.engine.cuda_graphs import recorder
 from tarazu.engine.invariants import perturbations
@@ -96,9 +96,9 @@ def gradients(
     total = torch.zeros((), device=device)
     virtual = trainable.prompt_length
     for some, width, _ in (
-        task.packed(rows, 1024, virtual)
+        pack_rows(rows, 1024, virtual)
         if packed
-        else [(lines, None, 0) for lines in task.group(rows, 1024, virtual, False)]
+        else [(lines, None, 0) for lines in bin_pack(rows, 1024, virtual, False)]
     ):
         loss = (
             task.Chat()
@@ -175,7 +175,7 @@ def test_the_watch_sees_a_draw_on_the_host():
 @pytest.fixture
 def no_gpu(monkeypatch):
     monkeypatch.setattr(recorder, "warm_up", lambda work, space: work())
-    monkeypatch.setattr(recorder, "recorded", by_running)
+    monkeypatch.setattr(recorder, "capture", by_running)
     monkeypatch.setattr(
         torch.cuda, "is_available", lambda: False
     )  # where there is one, its memory must not be taken for nothing

@@ -14,13 +14,13 @@ from tarazu.chat.inference.trained_model import load as load_run
 from tarazu.chat.model import loading, quantization
 from tarazu.chat.model.summary import model_summary
 from tarazu.chat.task import Chat
+from tarazu.commands import run as study_commands
 from tarazu.commands.verify import run_checks
 from tarazu.engine.fingerprint import fingerprint
 from tarazu.errors import UserError
 from tarazu.estimate.cost_model import predict
 from tarazu.recipe.schema import load
 from tarazu.storage.run_folder import RunDir, StudyDir
-from tarazu.study import runner
 
 REFUSED = {"loha", "layers"}
 METHODS = {name: settings for name, settings in small.METHODS.items() if name not in REFUSED}
@@ -54,19 +54,19 @@ def packed(root):
 
 def test_without_the_package_it_says_what_to_install(recipe, root, monkeypatch):
     path = recipe(methods=METHODS)
-    monkeypatch.setattr(quantization, "installed", lambda: False)
+    monkeypatch.setattr(quantization, "is_installed", lambda: False)
     with pytest.raises(UserError, match=r"pip install 'tarazu\[quantized\]'"):
-        runner.run(str(path), str(root / "refused"))
+        study_commands.run(str(path), str(root / "refused"))
     assert not (root / "refused").exists(), "refused before anything is written"
     Chat().admit(load(recipe(quantize="none")))
 
 
 @pytest.mark.parametrize("name", sorted(REFUSED))
 def test_what_cannot_work_is_refused_before_anything_is_trained(name, recipe, root, monkeypatch):
-    monkeypatch.setattr(quantization, "installed", lambda: True)
+    monkeypatch.setattr(quantization, "is_installed", lambda: True)
     path = recipe(methods={"lora": {}, name: small.METHODS[name]})
     with pytest.raises(UserError, match=f"methods.{name}: not with quantize: 4bit"):
-        runner.run(str(path), str(root / "refused"))
+        study_commands.run(str(path), str(root / "refused"))
     assert not (root / "refused").exists()
     Chat().admit(
         load(recipe(methods=METHODS | {"layers": {"num_first": 0, "num_last": 0, "embeddings": True}}))
@@ -76,7 +76,7 @@ def test_what_cannot_work_is_refused_before_anything_is_trained(name, recipe, ro
 def test_check_tells_which_methods_will_not_work(recipe, tmp_path, monkeypatch):
     found = load(recipe())
     data = Chat().prepare(found, StudyDir(tmp_path), CPU)
-    monkeypatch.setattr(quantization, "installed", lambda: True)
+    monkeypatch.setattr(quantization, "is_installed", lambda: True)
     told = {name: predict(Chat(), found, name, data, CPU) for name in small.METHODS}
     assert {name for name, entry in told.items() if not entry["works"]} == REFUSED
     assert all("4bit" in told[name]["reasons"][0] for name in REFUSED)
@@ -110,7 +110,7 @@ def test_every_other_method_trains_resumes_loads_and_leaves_the_packed_weights_a
 @pytest.mark.parametrize("name", ["lora", "dora"])
 def test_a_run_is_evaluated_loaded_back_and_merged(name, recipe, root, tmp_path):
     path = recipe(methods={name: small.METHODS[name]}, memory="low")
-    runner.run(str(path), str(tmp_path / "out"))
+    study_commands.run(str(path), str(tmp_path / "out"))
     run = RunDir(tmp_path / "out" / name / "seed-0")
     assert run.read_json("fingerprint.json")["verdict"] == "ok"
     assert run.read_json("ledger.json")["code_paths"]["weights"] == "4 bits (NF4)"
