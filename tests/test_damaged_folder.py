@@ -16,7 +16,8 @@ from tarazu.commands import tables
 from tarazu.commands.export import export
 from tarazu.commands.verify import verify
 from tarazu.errors import TarazuError, UserError
-from tarazu.storage.run_folder import RunDir, StudyDir, read_json, read_jsonl
+from tarazu.storage.atomic_io import read_json, read_jsonl
+from tarazu.storage.run_folder import RunDir, StudyDir
 
 TRUNCATED, WRONG = '{"methods": ["lo', ["[1, 2]", '"text"', "7", "true"]
 

@@ -21,7 +21,8 @@ from tarazu.engine.row_sampler import RowSampler, make_row_sampler
 from tarazu.errors import UserError
 from tarazu.estimate import cost_model, dry_run, estimator
 from tarazu.recipe.schema import Budget, Search, load
-from tarazu.storage.run_folder import RunDir, StudyDir, read_json
+from tarazu.storage.atomic_io import read_json
+from tarazu.storage.run_folder import RunDir, StudyDir
 
 CPU = torch.device("cpu")
 METHODS = {

@@ -15,7 +15,7 @@ from tarazu.estimate import estimator
 from tarazu.report.analysis.study_view import read_study
 from tarazu.report.build import build
 from tarazu.report.sections.common.estimates import expected_view
-from tarazu.storage.run_folder import read_json, write_json
+from tarazu.storage.atomic_io import read_json, write_json
 
 METHODS = {"base": {}, "lora": {"rank": 2}}
 BUDGET = {

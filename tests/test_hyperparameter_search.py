@@ -14,7 +14,8 @@ from tarazu.commands import run as study_commands
 from tarazu.commands.verify import verify
 from tarazu.engine.signals import StopSignals
 from tarazu.recipe.schema import Search, load
-from tarazu.storage.run_folder import RunDir, StudyDir, read_json
+from tarazu.storage.atomic_io import read_json
+from tarazu.storage.run_folder import RunDir, StudyDir
 from tarazu.study import hyperparameter_search, runner
 
 CPU = torch.device("cpu")

@@ -15,7 +15,7 @@ from tarazu.errors import UserError
 from tarazu.report.analysis.metrics import all_metrics, seed_values
 from tarazu.report.analysis.study_view import read_study
 from tarazu.report.build import build
-from tarazu.storage.run_folder import read_json, write_json
+from tarazu.storage.atomic_io import read_json, write_json
 from tarazu.study import merge, runner
 
 METHODS = {name: small.METHODS[name] for name in ("base", "lora", "layers")}

@@ -18,7 +18,7 @@ import tarazu
 from tarazu.chat.evaluation import llm_judge
 from tarazu.chat.evaluation.openai_client import Endpoint
 from tarazu.errors import TarazuError, UserError
-from tarazu.storage.run_folder import read_json, read_jsonl, write_json, write_jsonl
+from tarazu.storage.atomic_io import read_json, read_jsonl, write_json, write_jsonl
 
 
 class Server(ThreadingHTTPServer):

@@ -13,9 +13,9 @@ from tarazu.chat.data.chat_template import select_template
 from tarazu.chat.data.persian import normalize_for_matching
 from tarazu.chat.evaluation import reading_comprehension
 from tarazu.chat.settings import Reading
+from tarazu.commands import run as study_commands
 from tarazu.errors import UserError
-from tarazu.storage.run_folder import read_json, read_jsonl
-from tarazu.study import runner
+from tarazu.storage.atomic_io import read_json, read_jsonl
 
 WAYS = Reading(source="x").unanswerable
 
@@ -146,7 +146,7 @@ def test_a_study_measures_reading_and_forgetting(tmp_path, monkeypatch):
             tmp_path / "recipe.yaml", model, questions=None, methods={"base": {}},
             reading={"source": str(source), "rows": 4, "max_new_tokens": 8}, forgetting={"rows": 2, "persian": None},
         )  # fmt: skip
-        folder = runner.run(str(recipe), str(tmp_path / name))
+        folder = study_commands.run(str(recipe), str(tmp_path / name))
         samples = [
             s
             for s in read_jsonl(folder.path / "base/seed-0/samples.jsonl")

@@ -15,9 +15,10 @@ import pytest
 from chat import small
 from safetensors.torch import load_file
 
+from tarazu.commands import run as study_commands
 from tarazu.errors import UserError
-from tarazu.storage.run_folder import RunDir, read_json, read_jsonl
-from tarazu.study import runner
+from tarazu.storage.atomic_io import read_json, read_jsonl
+from tarazu.storage.run_folder import RunDir
 
 TRAINED = [name for name in small.METHODS if name != "base"]
 fork = multiprocessing.get_context(
@@ -34,12 +35,11 @@ def _study(arguments: dict) -> None:
 
     from tarazu.engine import trainer
     from tarazu.errors import TarazuError
-    from tarazu.study import runner
 
     torch.set_num_threads(1)
     trainer.SAVE_SECONDS = 0.0
     try:
-        runner.resume(arguments["out"]) if "recipe" not in arguments else runner.run(
+        study_commands.resume(arguments["out"]) if "recipe" not in arguments else study_commands.run(
             **{k: v for k, v in arguments.items() if k != "recipe"}, recipe_path=arguments["recipe"]
         )
     except TarazuError as error:
@@ -245,7 +245,7 @@ def test_events_are_whole_lines(whole):
 def test_a_study_whose_rows_cannot_be_had_leaves_no_folder(tmp_path):
     small.recipe(tmp_path / "recipe.yaml", small.save_model(tmp_path / "model"))
     with pytest.raises(UserError, match=r"missing\.jsonl"):
-        runner.run(
+        study_commands.run(
             str(tmp_path / "recipe.yaml"), str(tmp_path / "new"), overrides=["data.source=missing.jsonl"]
         )
     assert not (tmp_path / "new").exists()  # so the mended command may name it again

@@ -27,11 +27,13 @@ from tarazu.captions.data.vocabulary import SPECIALS, Vocabulary, clean
 from tarazu.captions.encoder import feature_cache, pretrained
 from tarazu.captions.encoder.feature_cache import FeatureStore, ImageView
 from tarazu.captions.encoder.pretrained import Pretrained
-from tarazu.captions.settings import DataSettings, CaptionsRecipe, SplitFractions
+from tarazu.captions.settings import CaptionsRecipe, DataSettings, SplitFractions
 from tarazu.captions.training.cider_reward import CiderReward
 from tarazu.engine.progress import ProgressBar, log
 from tarazu.errors import UserError
-from tarazu.storage.run_folder import StudyDir, write_atomic, write_json
+from tarazu.storage.atomic_io import write_atomic, write_json
+from tarazu.storage.cache import cache_dir
+from tarazu.storage.run_folder import StudyDir
 
 SHOWN = 5  # random images with processed captions
 
@@ -205,12 +207,12 @@ def prepare(recipe: CaptionsRecipe, folder: StudyDir, device: torch.device) -> C
 def read(settings: DataSettings) -> Collection:
     """The collection that a recipe names: drawn, local, or from the hub."""
     if settings.source == "synthetic":
-        home = feature_cache.cache_folder() / "synthetic" / f"{settings.scenes}"
+        home = cache_dir() / "synthetic" / f"{settings.scenes}"
         collection = flickr8k.read(synthetic_scenes.write(home, settings.scenes))
         collection.layout = "synthetic"
         return collection
     if not Path(settings.source).exists() and hub_dataset.is_hub_name(settings.source):
-        return hub_dataset.read(settings.source, feature_cache.cache_folder() / "hub")
+        return hub_dataset.read(settings.source, cache_dir() / "hub")
     return flickr8k.read(
         Path(settings.source), Path(settings.captions) if settings.captions else None
     )
@@ -223,7 +225,7 @@ def scan_images(collection: Collection, settings: DataSettings) -> tuple[ImageHa
         hashes = duplicates.hash_images(
             collection.images,
             sorted(collection.captions),
-            feature_cache.cache_folder() / "hashes" / key,
+            cache_dir() / "hashes" / key,
             lambda done, of: bar.at(done / of, f"{done} of {of}"),
         )
     collection.add_problem(

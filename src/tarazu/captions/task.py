@@ -27,7 +27,8 @@ from tarazu.engine import weights
 from tarazu.engine.counts import TokenCounts
 from tarazu.engine.trainable import LossSum
 from tarazu.errors import UserError
-from tarazu.storage.run_folder import StudyDir, write_json
+from tarazu.storage.atomic_io import write_json
+from tarazu.storage.run_folder import StudyDir
 
 if TYPE_CHECKING:
     from tarazu.engine.ledger import Ledger

@@ -13,7 +13,8 @@ from tarazu.devices import pick_device
 from tarazu.engine.progress import log
 from tarazu.recipe.schema import dump_yaml, load
 from tarazu.recipe.select import select_methods
-from tarazu.storage.run_folder import StudyDir, find_study, write_json
+from tarazu.storage.atomic_io import write_json
+from tarazu.storage.run_folder import StudyDir, find_study
 
 
 def check(

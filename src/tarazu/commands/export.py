@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from tarazu import tasks
-from tarazu.storage.run_folder import corrupt_file_error, find_run, require_empty_dir
+from tarazu.storage.atomic_io import corrupt_file_error
+from tarazu.storage.run_folder import find_run, require_empty_dir
 
 
 def export(run: str, to: str, format: str) -> Path:

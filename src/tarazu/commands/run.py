@@ -9,7 +9,8 @@ from typing import Any
 from tarazu.estimate.record import ESTIMATE_FILE, load_estimate, record_missing_estimates
 from tarazu.recipe.schema import load
 from tarazu.recipe.select import select_methods
-from tarazu.storage.run_folder import StudyDir, write_json
+from tarazu.storage.atomic_io import write_json
+from tarazu.storage.run_folder import StudyDir
 from tarazu.study import runner
 
 

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from tarazu import tasks
-from tarazu.storage.run_folder import read_json, reporting_corruption
+from tarazu.storage.atomic_io import read_json, reporting_corruption
 
 
 def show(folder: Path) -> None:

@@ -24,13 +24,8 @@ from tarazu.errors import TarazuError, UserError
 from tarazu.recipe.schema import Recipe, load
 from tarazu.recipe.select import select_methods
 from tarazu.storage import provenance
-from tarazu.storage.run_folder import (
-    StudyDir,
-    find_study,
-    read_json,
-    reporting_corruption,
-    write_json,
-)
+from tarazu.storage.atomic_io import read_json, reporting_corruption, write_json
+from tarazu.storage.run_folder import StudyDir, find_study
 from tarazu.study.hyperparameter_search import search_result
 from tarazu.study.runner import read_recipe
 

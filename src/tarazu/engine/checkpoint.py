@@ -18,7 +18,7 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as tensor_bytes
 
 from tarazu.errors import TarazuError
-from tarazu.storage.run_folder import fsync_dir, replace_nonfinite
+from tarazu.storage.atomic_io import fsync_dir, replace_nonfinite
 
 KEEP = 2
 

@@ -6,7 +6,7 @@ import json
 import os
 from pathlib import Path
 
-from tarazu.storage.run_folder import replace_nonfinite
+from tarazu.storage.atomic_io import replace_nonfinite
 
 
 class EventLog:

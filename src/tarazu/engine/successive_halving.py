@@ -22,13 +22,8 @@ from dataclasses import dataclass, field
 
 from tarazu.engine.progress import log
 from tarazu.recipe.schema import Budget, Method, Search
-from tarazu.storage.run_folder import (
-    RunDir,
-    read_json,
-    replace_nonfinite,
-    reporting_corruption,
-    write_json,
-)
+from tarazu.storage.atomic_io import read_json, replace_nonfinite, reporting_corruption, write_json
+from tarazu.storage.run_folder import RunDir
 
 WIDEN_FACTOR, WIDENINGS = 3.0, 2  # how far beyond an edge the next rate lies, and how many times
 Train = Callable[[Method, Budget, RunDir], float | None]

@@ -36,7 +36,8 @@ from tarazu.engine.task import Data, Task
 from tarazu.engine.trainable import TrainableModel
 from tarazu.errors import TarazuError
 from tarazu.recipe.schema import Budget, Method, Recipe
-from tarazu.storage.run_folder import RunDir, write_atomic
+from tarazu.storage.atomic_io import write_atomic
+from tarazu.storage.run_folder import RunDir
 
 SAVE_SECONDS = 120.0  # between checkpoints, besides the one at each validation
 

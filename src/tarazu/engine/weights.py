@@ -16,7 +16,8 @@ from safetensors.torch import save as tensor_bytes
 
 from tarazu.engine.trainable import TrainableModel
 from tarazu.errors import TarazuError, UserError
-from tarazu.storage.run_folder import RunDir, write_atomic
+from tarazu.storage.atomic_io import write_atomic
+from tarazu.storage.run_folder import RunDir
 
 
 def write(run: RunDir, tensors: dict[str, torch.Tensor]) -> None:

@@ -31,7 +31,8 @@ from tarazu.errors import TarazuError
 from tarazu.estimate.cost_model import MODEL_ERRORS, NOT_PREDICTED, predict
 from tarazu.estimate.dry_run import STEPS, TrainingTiming, dry_run
 from tarazu.recipe.schema import Budget, Recipe
-from tarazu.storage.run_folder import RunDir, reporting_corruption
+from tarazu.storage.atomic_io import reporting_corruption
+from tarazu.storage.run_folder import RunDir
 
 
 def estimate_study(

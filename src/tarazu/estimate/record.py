@@ -14,7 +14,8 @@ import torch
 from tarazu.engine.progress import log
 from tarazu.errors import UserError
 from tarazu.recipe.schema import Recipe
-from tarazu.storage.run_folder import StudyDir, read_json, reporting_corruption, write_json
+from tarazu.storage.atomic_io import read_json, reporting_corruption, write_json
+from tarazu.storage.run_folder import StudyDir
 
 ESTIMATE_FILE = "estimate.json"
 IGNORED_KEYS = {

@@ -17,7 +17,7 @@ from tarazu.report.render.bilingual import translate
 from tarazu.report.render.figures import FigureWriter
 from tarazu.report.render.page import compact, render
 from tarazu.report.sections.common.base import Context, Section
-from tarazu.storage.run_folder import write_atomic
+from tarazu.storage.atomic_io import write_atomic
 
 MAX_PAGE_BYTES = 2_980_000
 MIN_ANSWER_CHARS = 20_000

@@ -13,7 +13,8 @@ from tarazu.engine.signals import StopSignals
 from tarazu.engine.trainable import TrainableModel
 from tarazu.errors import Stopped, TarazuError
 from tarazu.recipe.schema import Budget, Method, Recipe
-from tarazu.storage.run_folder import RunDir, StudyDir, read_json, reporting_corruption, write_json
+from tarazu.storage.atomic_io import read_json, reporting_corruption, write_json
+from tarazu.storage.run_folder import RunDir, StudyDir
 
 
 def run_or_load_search(

@@ -15,15 +15,8 @@ from tarazu.engine.progress import log
 from tarazu.errors import UserError
 from tarazu.estimate import estimator, record
 from tarazu.recipe.schema import Recipe, dump_yaml, parse_yaml
-from tarazu.storage.run_folder import (
-    RunDir,
-    StudyDir,
-    find_study,
-    read_json,
-    require_empty_dir,
-    write_atomic,
-    write_json,
-)
+from tarazu.storage.atomic_io import read_json, write_atomic, write_json
+from tarazu.storage.run_folder import RunDir, StudyDir, find_study, require_empty_dir
 from tarazu.study.results import write_results
 from tarazu.study.runner import read_recipe
 

@@ -7,7 +7,8 @@ from typing import Any
 
 from tarazu.engine.task import Task
 from tarazu.recipe.schema import Recipe
-from tarazu.storage.run_folder import RunDir, StudyDir, reporting_corruption, write_json
+from tarazu.storage.atomic_io import reporting_corruption, write_json
+from tarazu.storage.run_folder import RunDir, StudyDir
 
 
 def write_results(task: Task, recipe: Recipe, folder: StudyDir) -> None:

@@ -27,16 +27,13 @@ from tarazu.engine.trainable import TrainableModel
 from tarazu.errors import Stopped, TarazuError, UserError
 from tarazu.recipe.schema import Method, Recipe, dump_yaml, load
 from tarazu.storage import provenance
-from tarazu.storage.run_folder import (
-    RunDir,
-    StudyDir,
+from tarazu.storage.atomic_io import (
     corrupt_file_error,
-    find_study,
     reporting_corruption,
-    require_empty_dir,
     write_atomic,
     write_json,
 )
+from tarazu.storage.run_folder import RunDir, StudyDir, find_study, require_empty_dir
 from tarazu.study.hyperparameter_search import run_or_load_search
 from tarazu.study.results import write_results
 

@@ -15,7 +15,7 @@ from tarazu.captions.data.image_store import ImageStore
 from tarazu.captions.data.images import open_gray
 from tarazu.captions.data.worker_pool import crew
 from tarazu.errors import UserError
-from tarazu.storage.run_folder import write_atomic
+from tarazu.storage.atomic_io import write_atomic
 
 SIDE, KEPT = 64, 16  # a 64 x 64 gray copy; its 16 x 16 lowest frequencies
 BY_JOB = 16  # pictures that one of the crew looks at in a row

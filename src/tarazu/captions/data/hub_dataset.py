@@ -10,8 +10,8 @@ from pathlib import Path
 from tarazu.captions.data import flickr8k
 from tarazu.captions.data.flickr8k import Collection
 from tarazu.errors import UserError
+from tarazu.storage.atomic_io import write_atomic
 from tarazu.storage.hub_status import hub_is_reachable
-from tarazu.storage.run_folder import write_atomic
 
 CAPTION_COLUMNS = ("captions", "caption", "sentences", "text")
 

@@ -7,10 +7,8 @@ it stopped.
 
 from __future__ import annotations
 
-import fcntl
 import json
 import math
-import os
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -31,19 +29,12 @@ from tarazu.captions.encoder.feature_extraction import stream
 from tarazu.captions.encoder.pretrained import Pretrained
 from tarazu.engine.progress import ProgressBar
 from tarazu.errors import TarazuError, UserError
-from tarazu.storage.run_folder import write_atomic
+from tarazu.storage.atomic_io import write_atomic
+from tarazu.storage.cache import cache_dir, lock_in
 
 AT_ONCE = {"cpu": 16, "cuda": 256}  # pictures through the encoder together
 SAVE_SECONDS = 20.0  # between two notes of how far it is
 MAX_GPU_FRACTION = 0.6  # of the free memory that a bank may lookup to live there
-
-
-def cache_folder() -> Path:
-    """Where tarazu keeps what it can make again: TARAZU_CACHE, or the user's cache folder."""
-    return Path(
-        os.environ.get("TARAZU_CACHE")
-        or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tarazu"
-    )
 
 
 class RowCache:
@@ -57,26 +48,17 @@ class RowCache:
     @contextmanager
     def writing(self) -> Iterator[None]:
         """Alone with the cache; another process that wants to write waits, and then finds the work done."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with open(self.folder / ".lock", "w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        with lock_in(self.folder):
             self.rows = self._read()
-            path = self.folder / "rows.bin"
-            with open(path, "ab") as self._file:
-                self._file.truncate(
-                    len(self.rows) * self.row_bytes
-                )  # what was written after the last note
+            with open(self.folder / "rows.bin", "ab") as self._file:
+                # Drop rows that were written after the index was last saved.
+                self._file.truncate(len(self.rows) * self.row_bytes)
                 self._noted = time.monotonic()
                 try:
                     yield
-                finally:  # also when a signal ends it
-                    try:
-                        with counted("writing"):
-                            self._note()
-                    finally:
-                        fcntl.flock(
-                            lock, fcntl.LOCK_UN
-                        )  # processes forked meanwhile hold the file open
+                finally:  # also when a signal ends the block
+                    with counted("writing"):
+                        self._note()
 
     def append(self, keys: list[str], rows: np.ndarray) -> None:
         """Adds rows (n, *shape). Raises `TarazuError` when the disk is full."""
@@ -193,7 +175,7 @@ def load_features(
 ) -> FeatureStore:
     """The encoder's maps (N, P, D) of the items, computed where the cache has none."""
     cache = RowCache(
-        cache_folder() / "features" / f"{encoder.cache_key()}-{precision}",
+        cache_dir() / "features" / f"{encoder.cache_key()}-{precision}",
         (encoder.grid_size**2, encoder.module.width),
         precision,
     )
@@ -218,7 +200,7 @@ def load_pixels(
 ) -> FeatureStore:
     """The items' pixels (N, S, S, 3), uint8, for an encoder that is trained as well."""
     cache = RowCache(
-        cache_folder() / "pixels" / f"{encoder.size}-{encoder.resample}",
+        cache_dir() / "pixels" / f"{encoder.size}-{encoder.resample}",
         (encoder.size, encoder.size, 3),
         "uint8",
     )

@@ -22,7 +22,7 @@ from tarazu.captions.metrics.bleu import ORDERS, ngrams
 from tarazu.captions.metrics.ptb_tokenizer import ptb_like
 from tarazu.captions.metrics.scorer import score
 from tarazu.errors import TarazuError, UserError
-from tarazu.storage.run_folder import write_json
+from tarazu.storage.atomic_io import write_json
 
 Captions = Mapping[str, Sequence[str]]
 

@@ -18,7 +18,8 @@ from tarazu.captions.evaluation import baselines, error_analysis
 from tarazu.captions.metrics.scorer import Scorer
 from tarazu.captions.settings import CaptionsRecipe
 from tarazu.captions.trainable import TrainableCaptioner
-from tarazu.storage.run_folder import RunDir, reporting_corruption, write_json, write_jsonl
+from tarazu.storage.atomic_io import reporting_corruption, write_json, write_jsonl
+from tarazu.storage.run_folder import RunDir
 
 if TYPE_CHECKING:
     from tarazu.engine.ledger import Ledger

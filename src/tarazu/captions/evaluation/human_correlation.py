@@ -25,7 +25,7 @@ from tarazu.captions.metrics.ptb_tokenizer import NAME as TOKENIZER
 from tarazu.captions.metrics.ptb_tokenizer import ptb_like
 from tarazu.captions.metrics.rouge import rouge_l
 from tarazu.errors import TarazuError, UserError
-from tarazu.storage.run_folder import write_json
+from tarazu.storage.atomic_io import write_json
 
 # Tau-c x100, Flickr8K-Expert column of table 1 in Hessel et al. 2021. SPICE and the CLIP scores are not computed here.
 PUBLISHED = {

@@ -15,7 +15,7 @@ from tarazu.captions.inference import attention_heatmap, trained_model
 from tarazu.captions.inference.trained_model import LoadedCaptioner
 from tarazu.engine.progress import log
 from tarazu.errors import UserError
-from tarazu.storage.run_folder import replace_nonfinite
+from tarazu.storage.atomic_io import replace_nonfinite
 
 
 def caption(

