@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 import tarazu
-from tarazu.report.assignment import CAPTIONS, CHAT
+from tarazu.report.sections.captions.assignment import ASSIGNMENT as CAPTIONS
+from tarazu.report.sections.chat.assignment import ASSIGNMENT as CHAT
 
 SOURCE = Path(tarazu.__file__).parent
 ROOT = SOURCE.parents[1]

@@ -69,16 +69,16 @@ def train_step(
 
 
 @torch.no_grad()
-def beam_search(model: nn.Module, features: Tensor, beams: int, most_words: int) -> list[int]:
+def beam_search(model: nn.Module, features: Tensor, beams: int, max_words: int) -> list[int]:
     """The best caption of one picture (1, P, D), scored by the mean log-probability of its words and its end."""
     state = tuple(part.repeat_interleave(beams, 0) for part in model.start(features))
     alive, ended = [(0.0, [SOS])], []
-    for place in range(most_words + 1):
+    for place in range(max_words + 1):
         last = torch.tensor([words[-1] for _, words in alive], device=features.device)
         logits, state, _ = model.step(tuple(part[: len(alive)] for part in state), last)
         logp = torch.log_softmax(logits.float(), 1)
         logp[:, [PAD, SOS, UNK] + ([EOS] if place == 0 else [])] = float("-inf")
-        if place == most_words:
+        if place == max_words:
             logp[:, :EOS] = logp[:, EOS + 1 :] = float("-inf")
         totals = logp + torch.tensor([score for score, _ in alive], device=logp.device)[:, None]
         scores, picks = totals.flatten().topk(2 * beams)

@@ -9,7 +9,7 @@ import pytest
 from captions.written_captions import REFERENCES
 
 from tarazu.captions.data import flickr8k
-from tarazu.captions.evaluation.baselines import human, medoid_caption, shuffled, compute_baselines
+from tarazu.captions.evaluation.baselines import compute_baselines, human, medoid_caption, shuffled
 from tarazu.captions.evaluation.human_correlation import find, read_tokens
 from tarazu.captions.metrics.scorer import score
 from tarazu.errors import UserError

@@ -11,12 +11,14 @@ from safetensors.torch import load_file
 from tarazu.captions.inference import caption_images, trained_model
 from tarazu.captions.model import refrozen_features
 from tarazu.captions.task import Captions
+from tarazu.commands import run as study_commands
 from tarazu.engine import trainer
 from tarazu.engine.ledger import Ledger
 from tarazu.engine.signals import StopSignals
 from tarazu.errors import Stopped, UserError
 from tarazu.recipe.schema import load
-from tarazu.storage.run_folder import StudyDir, read_json, read_jsonl
+from tarazu.storage.atomic_io import read_json, read_jsonl
+from tarazu.storage.run_folder import StudyDir
 from tarazu.study import runner
 
 RECIPE = """
@@ -68,7 +70,7 @@ def home(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def done(home):
-    return runner.run(str(home / "recipe.yaml"), str(home / "run")).path
+    return study_commands.run(str(home / "recipe.yaml"), str(home / "run")).path
 
 
 METHODS = ["show_and_tell", "show_attend_tell", "transformer", "tuned", "rewarded", "three"]
@@ -215,8 +217,8 @@ def test_a_stopped_run_goes_on_exactly(home, done, name, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(runner, "StopSignals", StopsOnce)
         with pytest.raises(Stopped):
-            runner.run(str(home / "recipe.yaml"), str(out), [name])
-    runner.resume(str(out))
+            study_commands.run(str(home / "recipe.yaml"), str(out), [name])
+    study_commands.resume(str(out))
     whole, halves = (
         load_file(folder / name / "seed-0" / "weights.safetensors") for folder in (done, out)
     )
@@ -227,7 +229,7 @@ def test_a_stopped_run_goes_on_exactly(home, done, name, monkeypatch):
 
 def test_captions_together_a_tuned_encoder_and_rewards_at_their_own_rate(home):
     (home / "together.yaml").write_text(TOGETHER)
-    out = runner.run(str(home / "together.yaml"), str(home / "together")).path
+    out = study_commands.run(str(home / "together.yaml"), str(home / "together")).path
     rows = {row["method"]: row for row in read_json(out / "results.json")["rows"]}
     assert all(row["status"] == "done" for row in rows.values()), rows
     steps = [
@@ -381,6 +383,6 @@ def test_an_ensemble_needs_its_members(home):
     text = RECIPE.replace("of: [show_and_tell,", "of: [nobody,")
     (home / "bad.yaml").write_text(text)
     with pytest.raises(UserError, match="must be a method above it"):
-        runner.run(str(home / "bad.yaml"), str(home / "bad"))
+        study_commands.run(str(home / "bad.yaml"), str(home / "bad"))
     with pytest.raises(UserError, match="not trained yet"):
-        runner.run(str(home / "recipe.yaml"), str(home / "alone"), ["three"])
+        study_commands.run(str(home / "recipe.yaml"), str(home / "alone"), ["three"])

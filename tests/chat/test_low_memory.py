@@ -9,6 +9,7 @@ from pydantic import ValidationError
 
 from tarazu.chat.model.loss import token_losses
 from tarazu.chat.settings import ChatRecipe
+from tarazu.commands import run as study_commands
 
 CONTENT = {
     "task": "chat",
@@ -75,7 +76,6 @@ def test_a_prefix_trains_with_flex_attention_where_blocks_do_not_fit(tmp_path):
     """On a CPU, and for narrow lines on a GPU, the prefix is a cache: it must be there under checkpointing too."""
     from chat.small import recipe, save_model
 
-    from tarazu.study import runner
 
     content = recipe(
         tmp_path / "r.json",
@@ -86,7 +86,7 @@ def test_a_prefix_trains_with_flex_attention_where_blocks_do_not_fit(tmp_path):
         memory="low",
         questions=None,
     )
-    run = runner.run(str(content), str(tmp_path / "out")).run("prefix_tuning", 0)
+    run = study_commands.run(str(content), str(tmp_path / "out")).run("prefix_tuning", 0)
     losses = [
         event["loss"] for event in run.read_jsonl("events.jsonl") if event["event"] == "validation"
     ]

@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 
 import tarazu.report
-from tarazu.report.assignment import CAPTIONS, CHAT
 from tarazu.report.render.bilingual import Bilingual, data_text, number, strings, translate
 from tarazu.report.render.explanations import FOLDER, explain
 from tarazu.report.render.known_messages import code_paths_text, recognised, translate_note
+from tarazu.report.sections.captions import REPORT as CAPTIONS
+from tarazu.report.sections.chat import REPORT as CHAT
 from tarazu.report.sections.chat.answers import checks_view, question_view
 
 ROOT = Path(tarazu.report.__file__).parent
@@ -39,7 +40,7 @@ def test_every_string_that_the_code_names_is_there():
 
 
 def test_every_item_of_the_assignment_has_a_title():
-    assert {f"item.{number}" for number in [*CHAT, *CAPTIONS]} <= set(strings())
+    assert {f"item.{number}" for number in [*CHAT.assignment, *CAPTIONS.assignment]} <= set(strings())
 
 
 def test_persian_uses_persian_letters():

@@ -25,6 +25,7 @@ from tarazu.captions.trainable import (
 )
 from tarazu.engine import weights
 from tarazu.engine.counts import TokenCounts
+from tarazu.engine.task import Task
 from tarazu.engine.trainable import LossSum
 from tarazu.errors import UserError
 from tarazu.storage.atomic_io import write_json
@@ -37,13 +38,10 @@ if TYPE_CHECKING:
 WIDTHS = 4  # on a GPU the words of a batch are filled up to a multiple of this
 
 
-class Captions:
-    """See `engine.task.Task`."""
+class Captions(Task):
+    """Image captioning. See `tarazu.engine.task.Task` for the contract."""
 
     name = "captions"
-
-    def admit(self, recipe: CaptionsRecipe) -> None:
-        """Nothing is ruled out."""
 
     def prepare(
         self, recipe: CaptionsRecipe, folder: StudyDir, device: torch.device

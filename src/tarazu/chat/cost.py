@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -20,9 +20,12 @@ from tarazu.chat.model import flex_attention, loading, quantization
 from tarazu.chat.model.loss import LARGE_CHUNK, SMALL_CHUNK
 from tarazu.chat.model.trainable import TrainableChatModel
 from tarazu.chat.settings import ChatRecipe
-from tarazu.chat.task import NO_CHECKPOINTING, Chat, ChatData
+from tarazu.chat.answers import evaluation_prompts
+from tarazu.chat.model.building import NO_CHECKPOINTING
+from tarazu.chat.prepared_data import ChatData
+from tarazu.chat.row_losses import make_batches, row_losses, summed_losses, tokenized_rows
 from tarazu.engine.precision import uses_bfloat16
-from tarazu.engine.cost import CostOutline
+from tarazu.engine.cost import CostOutline, TaskCost
 
 BEGIN = {
     "cpu": 1,
@@ -35,42 +38,49 @@ SOME = {
 PASSAGES = 2
 
 
-def skip_reason(recipe: ChatRecipe, name: str) -> str | None:
-    """Why a method cannot be built before the study has run; None where it can."""
-    return None
+class ChatCost(TaskCost):
+    """Cost of a chat method: timed on a few real rows and prompts, or computed from the model's shape."""
 
+    has_shapes = True  # a GPU plans or captures each packed width when it first comes
+    rows_differ = True
 
-def with_longest_row(data: ChatData, rows: list[int]) -> list[int]:
-    """A step's rows with the longest row of the training split among them: what needs the most memory."""
-    longest = int(data.store.lengths("train").argmax())
-    return [longest, *[row for row in rows if row != longest][: len(rows) - 1]]
+    def with_longest_row(self, data: ChatData, rows: list[int]) -> list[int]:
+        longest = int(data.store.lengths("train").argmax())
+        return [longest, *[row for row in rows if row != longest][: len(rows) - 1]]
 
+    def row_weight(self, data: ChatData, rows: Sequence[int]) -> int:
+        return int(data.store.lengths("train")[rows].sum())
 
-def weight(data: ChatData, rows: list[int]) -> int:
-    """How much a step of these rows holds: their tokens."""
-    return int(data.store.lengths("train")[rows].sum())
+    def pass_shapes(
+        self, model: TrainableChatModel, data: ChatData, recipe: ChatRecipe, rows: list[int]
+    ) -> set[int]:
+        """Widths of a step's packed passes."""
+        if not data.packed:
+            return set()
+        tokenized = tokenized_rows(data, "train", rows)
+        batches = make_batches(model, tokenized, recipe.budget.micro_batch_tokens, packed=True)
+        return {batch.ids.shape[1] for batch in batches}
 
+    def reset(self, model: TrainableChatModel) -> None:
+        if model.graphed_forward is not None:
+            model.graphed_forward.clear()
 
-def shapes(
-    task: Chat, trainable: TrainableChatModel, data: ChatData, recipe: ChatRecipe, rows: list[int]
-) -> set[int]:
-    """The widths of a step's packed passes, each of which a GPU plans or records when it first comes."""
-    if not data.packed:
-        return set()
-    return {
-        batch.ids.shape[1]
-        for batch in task.collate(trainable, data, "train", rows, recipe.budget.micro_batch_tokens)
-    }
+    def phase_seconds(
+        self, model: TrainableChatModel, data: ChatData, recipe: ChatRecipe
+    ) -> dict[str, float]:
+        return phase_seconds(model, data, recipe)
 
+    def answer_bytes(self, data: ChatData, recipe: ChatRecipe, validations: int) -> int:
+        return answer_bytes(data, recipe, validations)
 
-def afresh(trainable: TrainableChatModel) -> None:
-    """As newly built, for the shapes of passes."""
-    if trainable.graphed_forward is not None:
-        trainable.graphed_forward.clear()
+    def outline(
+        self, recipe: ChatRecipe, name: str, data: ChatData, device: torch.device
+    ) -> CostOutline:
+        return outline(recipe, name, data, device)
 
 
 def phase_seconds(
-    task: Chat, trainable: TrainableChatModel, data: ChatData, recipe: ChatRecipe
+    trainable: TrainableChatModel, data: ChatData, recipe: ChatRecipe
 ) -> dict[str, float]:
     """Seconds of one validation, of its sampled answers, and of the final evaluation and generation."""
     limit = recipe.budget.micro_batch_tokens
@@ -79,30 +89,27 @@ def phase_seconds(
         trainable.base.device.type == "cuda"
     )  # there a pass of eight rows takes as long as a full one: only that tells
     few = filling(lengths["test"], limit) if full else min(8, data.size("test"))
-    task.row_losses(
+    row_losses(
         trainable, data, "test", limit, 1
     )  # the first pass reads the weights in: once in a run, not once a row
-    spent = timed(trainable, lambda: task.row_losses(trainable, data, "test", limit, few))
+    spent = timed(trainable, lambda: row_losses(trainable, data, "test", limit, few))
     each = spent / float(lengths["test"][:few].sum())
     evaluate = each * float(lengths["test"].sum())
     for passages in data.forgetting.values():
         size = np.array([len(row.ids) for row in passages.rows])
         some = passages.rows[: filling(size, limit) if full else PASSAGES]
-        spent = timed(trainable, lambda rows=some: task.nats(trainable, data, rows, limit))
+        spent = timed(trainable, lambda rows=some: summed_losses(trainable, data, rows, limit))
         evaluate += spent * float(size.sum()) / sum(len(row.ids) for row in some)
-    asked = [a for a in task.asked(data, recipe) if a["from"] == "questions"][
+    asked = [a for a in evaluation_prompts(data, recipe) if a["from"] == "questions"][
         : recipe.generation.samples_per_validation
     ]
-    final = generation_seconds(
-        task, trainable, data, recipe, task.asked(data, recipe), recipe.generation.max_new_tokens
+    final = generation_seconds(trainable, data, recipe, evaluation_prompts(data, recipe), recipe.generation.max_new_tokens
     )
     if data.reading:
-        final += generation_seconds(
-            task, trainable, data, recipe, data.reading, recipe.reading.max_new_tokens
+        final += generation_seconds(trainable, data, recipe, data.reading, recipe.reading.max_new_tokens
         )
-    final += judging(task.asked(data, recipe)) + judging(data.reading)
-    sample = generation_seconds(
-        task, trainable, data, recipe, asked, recipe.generation.max_new_tokens
+    final += judging(evaluation_prompts(data, recipe)) + judging(data.reading)
+    sample = generation_seconds(trainable, data, recipe, asked, recipe.generation.max_new_tokens
     )
     return {
         "validate": each * float(lengths["validation"][: recipe.budget.validation_rows].sum()),
@@ -118,7 +125,6 @@ def filling(lengths: np.ndarray, limit: int) -> int:
 
 
 def generation_seconds(
-    task: Chat,
     trainable: TrainableChatModel,
     data: ChatData,
     recipe: ChatRecipe,
@@ -171,9 +177,9 @@ def judging(asked: list[dict]) -> float:
     return (time.perf_counter() - began) * len(asked) / len(some)
 
 
-def written(task: Chat, data: ChatData, recipe: ChatRecipe, validations: int) -> int:
+def answer_bytes(data: ChatData, recipe: ChatRecipe, validations: int) -> int:
     """Bytes of a run's answers on disk: of the last ones, and of those sampled at each of its `validations`. Answers have all tokens they may."""
-    asked = task.asked(data, recipe)
+    asked = evaluation_prompts(data, recipe)
     answers = data.store.column("test", "answer_bytes").sum() / max(
         1, data.store.column("test", "answer_tokens").sum()
     )  # bytes of a token
@@ -211,7 +217,7 @@ def timed(trainable: TrainableChatModel, work: Callable[[], object], warm: bool 
 
 
 def outline(
-    task: Chat, recipe: ChatRecipe, name: str, data: ChatData, device: torch.device
+    recipe: ChatRecipe, name: str, data: ChatData, device: torch.device
 ) -> CostOutline:
     """The method on a model without weights: its FLOPs and bytes. Raises what building the method raises."""
     method, low = (

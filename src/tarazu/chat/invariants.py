@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import dataclasses
 from collections.abc import Iterator
 
 import numpy as np
@@ -14,9 +12,9 @@ from tarazu.chat.model.batching import TokenizedRow
 from tarazu.chat.model.forward import hidden_states
 from tarazu.chat.model.loss import logits_of
 from tarazu.chat.model.trainable import TrainableChatModel
-from tarazu.chat.settings import ChatRecipe
-from tarazu.chat.task import Chat, ChatData
-from tarazu.engine.invariants.fixture import CheckFixture, CheckResult, compare_to_tolerance, max_abs_difference, not_applicable
+from tarazu.chat.prepared_data import ChatData
+from tarazu.chat.row_losses import losses, make_batches
+from tarazu.engine.invariants.fixture import CheckFixture, CheckResult, TaskInvariants, compare_to_tolerance, max_abs_difference, not_applicable
 from tarazu.engine.invariants.perturbations import embeddings_perturbed
 
 WRITTEN = 8  # tokens of each answer
@@ -24,43 +22,33 @@ PROMPTS = 3
 Losses = dict[int, torch.Tensor]  # nats of each supervised token, by row
 
 
-def few_rows(data: ChatData, count: int) -> list[int]:
-    """Rows of many lengths among the shorter third of the first 64 of the training split, so that it stays quick."""
-    lengths = data.store.lengths("train")[:64]
-    order = np.argsort(lengths, kind="stable")[: max(count, len(lengths) // 3)]
-    places = np.linspace(0, len(order) - 1, min(count, len(order))).round().astype(int)
-    return [int(order[place]) for place in places]
+class ChatInvariants(TaskInvariants):
+    """Invariants of a chat model: how rows share a batch must not change what the model computes."""
 
+    def subset_rows(self, data: ChatData, count: int) -> list[int]:
+        """Rows of many lengths from the shorter third of the first 64 training rows, so that checks stay quick."""
+        lengths = data.store.lengths("train")[:64]
+        order = np.argsort(lengths, kind="stable")[: max(count, len(lengths) // 3)]
+        positions = np.linspace(0, len(order) - 1, min(count, len(order))).round().astype(int)
+        return [int(order[position]) for position in positions]
 
-def lighter(recipe: ChatRecipe) -> ChatRecipe:
-    """The recipe as verifying uses it: the same."""
-    return recipe
-
-
-def put_off(recipe: ChatRecipe, name: str) -> str | None:
-    """Why a method cannot be built before the study has run; None where it can."""
-    return None
-
-
-@contextlib.contextmanager
-def steady(model: TrainableChatModel) -> Iterator[None]:
-    """No chance in the objective besides dropout: there is none in chat."""
-    yield
+    def checks(self, fixture: CheckFixture) -> Iterator[CheckResult]:
+        yield from checks(fixture)
 
 
 @torch.no_grad()
 def checks(fixture: CheckFixture) -> Iterator[CheckResult]:
     """One by one, the checks of one method's forward pass, in eval mode and in the recipe's precision."""
-    task, data, model = fixture.subset.task, fixture.subset.data, fixture.model
-    rows = [TokenizedRow(*data.store.row("train", i), index=i) for i in fixture.subset.rows]
+    data, model = fixture.data, fixture.model
+    rows = [TokenizedRow(*data.store.row("train", i), index=i) for i in fixture.rows]
     limit = fixture.recipe.budget.micro_batch_tokens
-    alone = losses(task, model, data, rows, 1, packed=False)
+    alone = losses_by_row(model, data, rows, 1, packed=False)
     with embeddings_perturbed(model.module, fixture.unit):
-        noise = max_abs_difference(alone, losses(task, model, data, rows, 1, packed=False))
+        noise = max_abs_difference(alone, losses_by_row(model, data, rows, 1, packed=False))
     tolerance, reason = fixture.allowed(noise)
     text = f"nats of {sum(map(len, alone.values()))} answer tokens of {len(rows)} rows"
     for name, packed in (("padded = alone", False), ("packed = alone", True)):
-        together = losses(task, model, data, rows, limit, packed)
+        together = losses_by_row(model, data, rows, limit, packed)
         how = "packed into as few lines as fit" if packed else "side by side, padded"
         yield compare_to_tolerance(
             name,
@@ -77,9 +65,8 @@ def future_check(
     fixture: CheckFixture, rows: list[TokenizedRow], tolerance: float, reason: str
 ) -> CheckResult:
     """Other words in the second half of a row must not change anything in its first half."""
-    task, data, words = (
-        fixture.subset.task,
-        fixture.subset.data,
+    data, words = (
+        fixture.data,
         fixture.model.base.get_input_embeddings().num_embeddings,
     )
     halves = {row.index: len(row.ids) // 2 for row in rows}
@@ -94,7 +81,7 @@ def future_check(
         for row in marked
     ]
     before, after = (
-        losses(task, fixture.model, data, some, 1, packed=False) for some in (marked, changed)
+        losses_by_row(fixture.model, data, some, 1, packed=False) for some in (marked, changed)
     )
     text = f"nats of the first halves of {len(rows)} rows, before and after every later word was replaced"
     return compare_to_tolerance(
@@ -102,8 +89,7 @@ def future_check(
     )
 
 
-def losses(
-    task: Chat,
+def losses_by_row(
     model: TrainableChatModel,
     data: ChatData,
     rows: list[TokenizedRow],
@@ -112,8 +98,8 @@ def losses(
 ) -> Losses:
     """Nats of every supervised token, in the row's order."""
     out: dict[int, list[torch.Tensor]] = {}
-    for batch in task.lay_out(model, dataclasses.replace(data, packed=packed), rows, limit):
-        values = task.losses(model, batch.to(model.base.device)).double().cpu()
+    for batch in make_batches(model, rows, limit, packed):
+        values = losses(model, batch.to(model.base.device)).double().cpu()
         for row in batch.label_rows.unique().tolist():
             out.setdefault(row, []).append(values[batch.label_rows.cpu() == row])
     return {row: torch.cat(parts) for row, parts in out.items()}

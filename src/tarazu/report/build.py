@@ -1,4 +1,4 @@
-"""`tarazu report DIR`: from a run folder to report.html, results.csv and figures/. Never imports torch."""
+"""Build the report of a run folder: report.html, results.csv and figures/. Never imports torch."""
 
 from __future__ import annotations
 
@@ -8,15 +8,21 @@ import re
 from dataclasses import replace
 from pathlib import Path
 
+from tarazu import tasks
 from tarazu.report.analysis.comparison import compare
-from tarazu.report.analysis.metrics import all_metrics
+from tarazu.report.analysis.metrics import TaskMetrics
 from tarazu.report.analysis.recommendation import recommend
-from tarazu.report.analysis.study_view import StudyView, dicts_in, get_path, read_study
+from tarazu.report.analysis.study_view import StudyView, dicts_in, read_study
 from tarazu.report.assignment import items_of, numbers_by_section
 from tarazu.report.render.bilingual import translate
 from tarazu.report.render.figures import FigureWriter
 from tarazu.report.render.page import compact, render
-from tarazu.report.sections.common.base import Context, Section
+from tarazu.report.sections.common.base import Context, Section, TaskReport
+from tarazu.report.sections.common.general import general_report
+from tarazu.report.sections.comparison import comparison_section
+from tarazu.report.sections.overview import overview_section
+from tarazu.report.sections.recommendation import recommendation_section
+from tarazu.report.sections.reproduction import reproduction_section
 from tarazu.storage.atomic_io import write_atomic
 
 MAX_PAGE_BYTES = 2_980_000
@@ -26,104 +32,101 @@ _LATIN = re.compile("[A-Za-z]")
 
 
 def build(folder: Path) -> Path:
-    """Writes the report of the study in `folder` and returns its path. A failed study gets one that says so."""
+    """Write the report of a study, also of one that failed or was stopped.
+
+    Args:
+        folder: the run folder. report.html, results.csv and figures/ are written into it.
+
+    Returns:
+        The path of report.html.
+
+    Raises:
+        UserError: there is no such folder.
+    """
     study = read_study(Path(folder))
-    comparison = compare(study)
-    context = Context(
-        study, comparison, recommend(study, comparison), FigureWriter(study.path / "figures")
-    )
-    page = _fit_to_size(context)
-    write_atomic(study.path / "results.csv", _csv(study).encode("utf-8-sig", "replace"))
+    task = report_of(study)
+    comparison = compare(study, task.metrics)
+    verdict = recommend(study, comparison)
+    figures = FigureWriter(study.path / "figures")
+    page = _fit_to_size(Context(study, task, comparison, verdict, figures))
+    csv_text = _csv(study, task.metrics)
+    write_atomic(study.path / "results.csv", csv_text.encode("utf-8-sig", "replace"))
     path = study.path / "report.html"
     write_atomic(path, page)
     return path
 
 
+def report_of(study: StudyView) -> TaskReport:
+    """The report of the study's task; the general one where the task has none or is unknown."""
+    return tasks.report_of(study.task) or general_report(study)
+
+
 def _fit_to_size(context: Context) -> bytes:
-    """The page with about as much of the answers as fits: a third until it fits, then twice half of what lies between."""
-    page, above = _page(context), 0
+    """Show as much of the answers as fits into `MAX_PAGE_BYTES`.
+
+    The budget of characters is divided by three until the page fits. Two steps of bisection between
+    the last budget that fitted and the last one that did not then win back some of the answers.
+    """
+    page, too_many = _page(context), 0
     while len(page) > MAX_PAGE_BYTES and context.max_answer_chars > MIN_ANSWER_CHARS:
-        above = context.max_answer_chars
-        context = replace(context, max_answer_chars=above // 3)
+        too_many = context.max_answer_chars
+        context = replace(context, max_answer_chars=too_many // 3)
         page = _page(context)
-    for _ in range(2 if above else 0):
-        between = replace(context, max_answer_chars=(context.max_answer_chars + above) // 2)
-        tried = _page(between)
-        if len(tried) > MAX_PAGE_BYTES:
-            above = between.max_answer_chars
+    for _ in range(2 if too_many else 0):
+        middle = replace(context, max_answer_chars=(context.max_answer_chars + too_many) // 2)
+        middle_page = _page(middle)
+        if len(middle_page) > MAX_PAGE_BYTES:
+            too_many = middle.max_answer_chars
         else:
-            context, page = between, tried
+            context, page = middle, middle_page
     return page
 
 
 def _page(context: Context) -> bytes:
-    study, sections, items = context.study, _sections(context), items_of(context.study)
-    task = "captions" if study.task == "captions" else "chat"
+    """The page as UTF-8."""
+    sections = _sections(context)
+    items = items_of(context.study, context.task.assignment)
     text = render(
         "report.html",
-        title=translate(f"page.title_{task}"),
-        language=language_of(study),
+        title=translate(context.task.title),
+        lead=translate(context.task.lead),
+        language=language_of(context.study, context.task),
         sections=sections,
         items=items,
-        section_items=numbers_by_section(items, [s.anchor for s in sections]),
+        section_items=numbers_by_section(items, [section.anchor for section in sections]),
     )
     return compact(text).encode("utf-8")
 
 
 def _sections(context: Context) -> list[Section]:
-    from tarazu.report.sections.comparison import comparison_section
-    from tarazu.report.sections.overview import overview_section
-    from tarazu.report.sections.recommendation import recommendation_section
-    from tarazu.report.sections.reproduction import reproduction_section
-
-    if context.study.task == "captions":
-        from tarazu.report.sections import captions as task
-    else:
-        from tarazu.report.sections import chat as task
-    middle = [make(context) for make in task.SECTIONS]
-    return [
-        overview_section(context),
-        *middle,
-        comparison_section(context),
-        recommendation_section(context),
-        reproduction_section(context),
-    ]
+    """The sections in the order of the page: those of the task stand between overview and comparison."""
+    makers = (
+        overview_section,
+        *context.task.sections,
+        comparison_section,
+        recommendation_section,
+        reproduction_section,
+    )
+    return [make(context) for make in makers]
 
 
-def language_of(study: StudyView) -> str:
-    """The language that the page opens in: the recipe's, else Persian where the data is Persian."""
+def language_of(study: StudyView, task: TaskReport) -> str:
+    """The language that the page opens in: the recipe's, else Persian where the examples are mostly Persian."""
     if study.settings.get("language") in ("fa", "en"):
         return study.settings["language"]
-    texts = [
-        str(turn.get("text"))
-        for example in dicts_in(study.data.get("examples"))
-        for turn in dicts_in(example.get("turns"))
-    ]
-    texts += [
-        str(c)
-        for example in dicts_in(study.data.get("examples"))
-        for c in get_path(example, "captions", default=[])
-    ]
-    text = " ".join(texts)
+    examples = dicts_in(study.data.get("examples"))
+    text = " ".join(text for example in examples for text in task.example_texts(example))
     return "fa" if len(_PERSIAN.findall(text)) > len(_LATIN.findall(text)) else "en"
 
 
-def _csv(study: StudyView) -> str:
-    """One row per method and seed, every figure as it was measured."""
-    known = all_metrics(study.task)
+def _csv(study: StudyView, metrics: TaskMetrics) -> str:
+    """One row for each method and seed with every metric, unrounded."""
     out = io.StringIO()
     writer = csv.writer(out)
-    writer.writerow(["method", "kind", "seed", "status", *known])
+    writer.writerow(["method", "kind", "seed", "status", *metrics.by_key])
     for method in ([study.base] if study.base else []) + study.methods:
         for run in method.runs:
-            values = [metric.of(run) for metric in known.values()]
-            writer.writerow(
-                [
-                    run.name,
-                    run.kind,
-                    run.seed,
-                    run.status,
-                    *["" if v is None else v for v in values],
-                ]
-            )
+            values = [metric.of(run) for metric in metrics.by_key.values()]
+            cells = ["" if value is None else value for value in values]
+            writer.writerow([run.name, run.kind, run.seed, run.status, *cells])
     return out.getvalue()

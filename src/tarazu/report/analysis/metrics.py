@@ -1,68 +1,124 @@
-"""What is compared: each figure's name, which way is better, and the file and keys that it comes from."""
+"""Metrics that a report compares: where each is read, which direction is better, and its value for each test row."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from tarazu.report.analysis.study_view import MethodView, RunView, as_number, dicts_in, get_path
+from tarazu.report.analysis.study_view import (
+    MethodView,
+    RunView,
+    StudyView,
+    as_number,
+    dicts_in,
+    get_path,
+)
+
+
+class RunRows(NamedTuple):
+    """One metric of one run, row by row: row ids, values, and weights (None: all rows count alike)."""
+
+    ids: tuple[Any, ...]
+    values: list[float]
+    weights: np.ndarray | None
+
+
+@dataclass(frozen=True)
+class RowSource:
+    """Where a metric's value for each test row is read.
+
+    Args:
+        file: the file of the run folder, as the report's source links name it.
+        read: returns the rows of a run, or None where the run has none.
+    """
+
+    file: str
+    read: Callable[[RunView], RunRows | None]
 
 
 @dataclass(frozen=True)
 class Metric:
-    """One figure of a run. `paths` are tried in turn: the first that holds a number counts."""
+    """One number of a run.
+
+    Args:
+        key: its name in strings (`metric.KEY`, `axis.KEY`) and in results.csv.
+        better: "low" or "high".
+        format: a format of `number_format`.
+        file: metrics.json, ledger.json, or results.json (the run's row of it).
+        paths: key paths in that file; the first that leads to a number counts.
+        is_cost: whether it measures what training costs, not how good the model is.
+        rows: where its value for each test row is read; None where it has no such values.
+    """
 
     key: str
-    better: str  # "low" or "high"
+    better: str
     format: str
     file: str
-    paths: tuple[tuple, ...]
-    cost: bool = False
+    paths: tuple[tuple[str | int, ...], ...]
+    is_cost: bool = False
+    rows: RowSource | None = None
 
     def of(self, run: RunView) -> float | None:
-        tree = {"metrics.json": run.metrics, "ledger.json": run.ledger, "run.json": run.run_info}[
-            self.file
-        ]
-        return next(
-            (
-                value
-                for path in self.paths
-                if (value := as_number(get_path(tree, *path))) is not None
-            ),
-            None,
-        )
+        """The metric of one run, or None where it was not measured."""
+        files = {
+            "metrics.json": run.metrics,
+            "ledger.json": run.ledger,
+            "results.json": run.results,
+        }
+        values = (as_number(get_path(files[self.file], *path)) for path in self.paths)
+        return next((value for value in values if value is not None), None)
 
-    def gain(self, value: float, beside: float) -> float:
-        """How much better `value` is than `beside`: positive is better whichever way the metric runs."""
-        return beside - value if self.better == "low" else value - beside
+    def gain(self, value: float, reference: float) -> float:
+        """How much better `value` is than `reference`; positive is better in both directions."""
+        return reference - value if self.better == "low" else value - reference
 
 
-def _generated(key: str, better: str, format: str, part: str = "test") -> Metric:
-    other = "questions" if part == "test" else "test"
-    paths = (
-        (("generation", part, key),)
-        if key == "checks_passed"
-        else (("generation", part, key), ("generation", other, key))
-    )
-    return Metric(key, better, format, "metrics.json", paths)
+@dataclass(frozen=True)
+class TaskMetrics:
+    """The metrics of one task.
+
+    Args:
+        quality: quality metrics; the first one decides the recommendation.
+        tested: keys of the metrics on which every pair of methods is tested, each with a table.
+        secondary: keys of further tested metrics, each summarised in one sentence.
+        side_costs: quality metrics that also count as a cost of training, such as forgetting.
+        tested_as: metrics that are another one in a different unit, so that its test holds for them.
+        baseline: the primary metric without training, where a study has no base model.
+    """
+
+    quality: tuple[Metric, ...]
+    tested: tuple[str, ...] = ()
+    secondary: tuple[str, ...] = ()
+    side_costs: tuple[Metric, ...] = ()
+    tested_as: Mapping[str, str] = field(default_factory=dict)
+    baseline: Callable[[StudyView], float | None] = lambda study: None
+
+    @property
+    def primary(self) -> Metric:
+        """The metric that "quality" means."""
+        return self.quality[0]
+
+    @property
+    def by_key(self) -> dict[str, Metric]:
+        """Every metric, quality first, by its key."""
+        return {metric.key: metric for metric in (*self.quality, *COSTS, *THROUGHPUT)}
+
+    @property
+    def pareto_costs(self) -> tuple[Metric, ...]:
+        """What quality is weighed against."""
+        return (*COSTS, *self.side_costs)
 
 
-def _decoded(key: str, *path) -> Metric:
-    return Metric(
-        key,
-        "high",
-        "points",
-        "metrics.json",
-        (("decoding", "beam3", *path), ("decoding", "greedy", *path)),
-    )
+def _cost(key: str, format: str, *paths: tuple[str, ...]) -> Metric:
+    return Metric(key, "low", format, "ledger.json", paths, is_cost=True)
 
 
-def _cost(key: str, format: str, *paths: tuple) -> Metric:
-    return Metric(key, "low", format, "ledger.json", paths, cost=True)
-
-
-COSTS = [
+TRAINED_PARAMETERS = _cost("trained_parameters", "count", ("trained_parameters",))
+COSTS = (
     _cost("train_seconds", "seconds", ("seconds", "train")),
     _cost(
         "train_memory",
@@ -71,96 +127,32 @@ COSTS = [
         ("train_memory", "reserved"),
         ("train_memory", "resident"),
     ),
-    _cost("trained_parameters", "count", ("trained_parameters",)),
+    TRAINED_PARAMETERS,
     _cost("weights_bytes", "bytes", ("weights_bytes",)),
-]
-FORGETTING_METRIC = Metric(
-    "english_bits_per_byte",
-    "low",
-    "loss",
-    "metrics.json",
-    (("forgetting", "english", "bits_per_byte"),),
 )
-PARETO_COSTS = [*COSTS, FORGETTING_METRIC]  # what quality is weighed against
-SPEED = Metric("tokens_per_second", "high", "count", "ledger.json", (("tokens_per_second",),))
-ENERGY = Metric("energy_joules", "low", "count", "ledger.json", (("energy_joules",),))
-QUALITY = {
-    "chat": [
-        Metric("loss", "low", "loss", "metrics.json", (("loss",),)),
-        Metric("perplexity", "low", "two", "metrics.json", (("perplexity",),)),
-        Metric("bits_per_byte", "low", "loss", "metrics.json", (("bits_per_byte",),)),
-        _generated("chrf", "high", "points"),
-        _generated("rouge_l", "high", "points"),
-        _generated("checks_passed", "high", "percent", "questions"),
-        _generated("repetition", "low", "percent"),
-        _generated("wrong_script", "low", "percent"),
-        _generated("unfinished", "low", "percent"),
-        _generated("prompt_copy", "low", "percent"),
-        Metric(
-            "reading_exact_match", "high", "percent", "metrics.json", (("reading", "exact_match"),)
-        ),
-        Metric("reading_f1", "high", "percent", "metrics.json", (("reading", "f1"),)),
-        Metric(
-            "persian_bits_per_byte",
-            "low",
-            "loss",
-            "metrics.json",
-            (("forgetting", "persian", "bits_per_byte"),),
-        ),
-        FORGETTING_METRIC,
-    ],
-    "captions": [
-        _decoded("cider", "cider"),
-        *[_decoded(f"bleu{n}", "bleu", n - 1) for n in (1, 2, 3, 4)],
-        _decoded("rouge_l", "rouge_l"),
-        _decoded("meteor", "meteor"),
-        Metric("loss", "low", "loss", "metrics.json", (("loss",),)),
-        Metric("perplexity", "low", "two", "metrics.json", (("perplexity",),)),
-    ],
-}
 FLOPS = Metric("flops_per_token", "low", "flops", "ledger.json", (("flops_per_token",),))
-UTILISATION = Metric("utilisation", "high", "percent", "ledger.json", (("utilisation",),))
-FORGETTING = ("english_bits_per_byte", "persian_bits_per_byte")
-TESTED = {
-    "chat": ["loss", "chrf", "checks_passed", "reading_f1", *FORGETTING],
-    "captions": ["cider", "bleu4"],
-}
-SECONDARY_TESTS = {
-    "chat": ["rouge_l", "repetition", "wrong_script", "unfinished", "prompt_copy", "reading_exact_match"]
-}  # tested too, told in a sentence each
-SAME_ROWS = {
-    "perplexity": "loss",
-    "bits_per_byte": "loss",
-}  # the same rows' loss in another unit: its test speaks for them
-RATE_THRESHOLDS = {
-    "repetition": 0.2,
-    "wrong_script": 0.5,
-    "prompt_copy": 0.5,
-}  # an answer counts from here on, as in the rates of metrics.json
-
-
-def all_metrics(task: str) -> dict[str, Metric]:
-    return {
-        m.key: m
-        for m in [*QUALITY.get(task, QUALITY["chat"]), *COSTS, SPEED, ENERGY, FLOPS, UTILISATION]
-    }
-
-
-def primary(task: str) -> Metric:
-    """The figure that "quality" means: loss on unseen answers for chat, CIDEr for captions."""
-    return QUALITY.get(task, QUALITY["chat"])[0]
+THROUGHPUT = (
+    Metric("tokens_per_second", "high", "count", "ledger.json", (("tokens_per_second",),)),
+    Metric("energy_joules", "low", "count", "ledger.json", (("energy_joules",),)),
+    FLOPS,
+    Metric("utilisation", "high", "percent", "ledger.json", (("utilisation",),)),
+)
 
 
 def mean_over_seeds(method: MethodView, metric: Metric) -> float | None:
-    """The mean over the seeds that have the figure; a method that trains nothing has no costs of its own."""
-    if metric.cost and method.untrained:
+    """The mean over the seeds that have the metric; a method that trains nothing has no costs."""
+    if metric.is_cost and method.untrained:
         return None
     values = seed_values(method, metric)
     return float(np.mean(values)) if values else None
 
 
 def seed_values(method: MethodView, metric: Metric) -> list[float]:
-    """The figure of each seed that has it; of the ledger's, only of those on the device that most of the method's seeds ran on."""
+    """The metric of each seed that has it.
+
+    Costs in the ledger are comparable on one device only, so seeds that ran on another device than
+    most seeds of the method are left out.
+    """
     return [
         value
         for run in method.runs
@@ -171,100 +163,82 @@ def seed_values(method: MethodView, metric: Metric) -> list[float]:
 
 @dataclass(frozen=True)
 class Rows:
-    """One figure row by row: values (seeds, rows), weights (rows,) or None, and the rows' ids."""
+    """One metric row by row: values (seeds, rows), weights (rows,) or None, and the row ids."""
 
     values: np.ndarray
     weights: np.ndarray | None
-    ids: tuple
+    ids: tuple[Any, ...]
 
 
-def row_values(method: MethodView, key: str) -> Rows | None:
-    """The figure `key` of each test row (or question, or image), for the seeds that answered the same rows."""
-    found = [rows for run in method.measured if (rows := _of_run(run, key)) is not None]
-    if not found:
+def row_values(method: MethodView, metric: Metric) -> Rows | None:
+    """The metric of each test row, for the seeds that were tested on the first seed's rows."""
+    if metric.rows is None:
         return None
-    same = [rows for rows in found if rows[0] == found[0][0]]
-    return Rows(np.array([values for _, values, _ in same]), found[0][2], found[0][0])
-
-
-def _of_run(run: RunView, key: str) -> tuple[tuple, list[float], np.ndarray | None] | None:
-    if key == "loss":
-        return _summed(run.metrics.get("row_losses"), 1)
-    if key in FORGETTING:
-        return _summed(get_path(run.metrics, "forgetting", key.partition("_")[0], "row_losses"), 2)
-    scored = [
-        (s.get("id"), value) for s in run.samples if (value := sample_score(s, key)) is not None
-    ]
-    if len(scored) < 2:
+    runs = [rows for run in method.measured if (rows := metric.rows.read(run)) is not None]
+    if not runs:
         return None
-    scored.sort(key=lambda pair: str(pair[0]))
-    ids, values = zip(*scored, strict=True)
-    return ids, list(values), None
+    first = runs[0]
+    values = [rows.values for rows in runs if rows.ids == first.ids]
+    return Rows(np.array(values), first.weights, first.ids)
 
 
-def _summed(rows, by: int) -> tuple[tuple, list[float], np.ndarray] | None:
-    """Nats of each row over its tokens (`by` 1), or its bits over its bytes (`by` 2)."""
-    good = (
-        isinstance(rows, list)
-        and rows
-        and all(
-            isinstance(r, list) and len(r) > by and as_number(r[0]) is not None and as_number(r[by])
-            for r in rows
-        )
-    )
-    if not good:
-        return None
-    unit = 1.0 if by == 1 else float(np.log(2))
-    return (
-        tuple(range(len(rows))),
-        [r[0] / unit for r in rows],
-        np.array([r[by] for r in rows], dtype=float),
-    )
+def row_losses(*path: str, weight_column: int = 1, unit: float = 1.0) -> RowSource:
+    """Rows from a list in metrics.json: summed loss of each row, weighted by its tokens or bytes.
+
+    Args:
+        path: keys that lead to the list, whose items are `[loss_nats, tokens, bytes]`.
+        weight_column: the column that holds the weights.
+        unit: nats in one unit of the metric: 1, or ln 2 for bits.
+    """
+
+    def read(run: RunView) -> RunRows | None:
+        rows = get_path(run.metrics, *path)
+        if not isinstance(rows, list) or not rows:
+            return None
+        if not all(_is_loss_row(row, weight_column) for row in rows):
+            return None
+        weights = np.array([row[weight_column] for row in rows], dtype=float)
+        return RunRows(tuple(range(len(rows))), [row[0] / unit for row in rows], weights)
+
+    return RowSource("metrics.json", read)
 
 
-def sample_score(sample: dict, key: str) -> float | None:
-    """One answer's score, 0 to 100: the share of its checks passed, of reading the named score, of a test row that or whether it counts in a rate."""
-    if key == "checks_passed":
-        checks = sample.get("checks")
-        return (
-            100 * float(np.mean([bool(v) for v in checks.values()]))
-            if isinstance(checks, dict) and checks
-            else None
-        )
-    if key == "reading_f1":
-        value = (
-            as_number(get_path(sample, "scores", "f1")) if sample.get("from") == "reading" else None
-        )
-        return None if value is None else 100 * value
-    if key == "reading_exact_match":
-        value = (
-            as_number(get_path(sample, "scores", "exact_match"))
-            if sample.get("from") == "reading"
-            else None
-        )
-        return None if value is None else 100 * value
-    if sample.get("from") not in (None, "test"):
-        return None
-    if key == "unfinished":
-        return (
-            100.0 * (not sample["finished"]) if isinstance(sample.get("finished"), bool) else None
-        )
-    value = as_number(get_path(sample, "scores", key))
-    return (
-        100.0 * (value > RATE_THRESHOLDS[key])
-        if value is not None and key in RATE_THRESHOLDS
-        else value
-    )
+def _is_loss_row(row: Any, weight_column: int) -> bool:
+    """Whether the row has a finite loss and a weight above zero."""
+    if not isinstance(row, list) or len(row) <= weight_column:
+        return False
+    return as_number(row[0]) is not None and bool(as_number(row[weight_column]))
+
+
+def sample_scores(score: Callable[[dict], float | None]) -> RowSource:
+    """Rows from samples.jsonl: `score` of each sample; samples without one are left out."""
+
+    def read(run: RunView) -> RunRows | None:
+        scored = [(s.get("id"), value) for s in run.samples if (value := score(s)) is not None]
+        if len(scored) < 2:
+            return None
+        scored.sort(key=lambda pair: str(pair[0]))
+        ids, values = zip(*scored, strict=True)
+        return RunRows(ids, list(values), None)
+
+    return RowSource("samples.jsonl", read)
+
+
+LOSS = Metric("loss", "low", "loss", "metrics.json", (("loss",),), rows=row_losses("row_losses"))
+PERPLEXITY = Metric("perplexity", "low", "two", "metrics.json", (("perplexity",),))
+NATS_PER_BIT = math.log(2)
 
 
 def by_id(run: RunView) -> dict[str, dict]:
+    """The samples of a run by their id."""
     return {str(sample.get("id")): sample for sample in dicts_in(run.samples)}
 
 
 def signed_format(metric: Metric) -> str:
-    """How a difference in the figure is written: row scores run from 0 to 100, losses do not."""
+    """The format of a difference: row scores run from 0 to 100, losses do not."""
     return "signed" if metric.format in ("loss", "two") else "signed_points"
 
 
 def unsigned(format: str) -> str:
+    """The format without a sign of what `signed_format` gave."""
     return "loss" if format == "signed" else "points"

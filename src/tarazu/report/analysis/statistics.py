@@ -77,7 +77,7 @@ def difference(
     draws: int = DRAWS,
     seed: int = 0,
     comparisons: int = 1,
-    started: bool = True,
+    both_trained: bool = True,
 ) -> Difference:
     """`a - b`: rows are resampled together (paired), the seeds of each side apart.
 
@@ -85,14 +85,14 @@ def difference(
         a, b: (rows,) or (seeds, rows) of the same rows; the number of seeds may differ.
         weights: (rows,), as in `interval`.
         comparisons: how many pairs are tested together: `min_detectable` then uses level / comparisons, as Holm does first.
-        started: both were trained from some start: where one side has a single seed, its luck is taken to scatter as the other's.
+        both_trained: both were trained from some start: where one side has a single seed, its luck is taken to scatter as the other's.
     """
     a, shared = _shaped(a, weights)
     b, _ = _shaped(b, weights)
     if a.shape[1] != b.shape[1]:
         raise ValueError(f"paired rows needed, not {a.shape[1]} and {b.shape[1]}")
     centre = _mean(a, shared) - _mean(b, shared)
-    luck = _seed_variance(shared, a, b) if started else 0.0
+    luck = _seed_variance(shared, a, b) if both_trained else 0.0
     drawn = _bootstrap_means(a, shared, draws, seed, 1) - _bootstrap_means(
         b, shared, draws, seed, 2
     )

@@ -54,6 +54,7 @@ class RunView:
     fingerprint: dict = field(default_factory=dict)
     metrics: dict = field(default_factory=dict)
     samples: list[dict] = field(default_factory=list)
+    results: dict = field(default_factory=dict)  # its row of results.json
     problems: list[str] = field(default_factory=list)
     on_other_device: bool = False  # on another device than most seeds of its method: its seconds and bytes are not theirs
 
@@ -143,11 +144,11 @@ def read_study(folder: Path) -> StudyView:
     for method in methods.values():
         method.search = _dict(root, f"{method.name}/search.json", problems)
     base = next((method for method in methods.values() if method.kind == "base"), None)
-    task = (
-        settings.get("task")
-        or files["results"].get("task")
-        or ("captions" if "encoder" in files["model"] else "chat")
-    )
+    for row in dicts_in(files["results"].get("rows")):
+        for run in views:
+            if (run.name, run.seed) == (row.get("method"), row.get("seed")):
+                run.results = row
+    task = settings.get("task") or files["results"].get("task") or ""
     return StudyView(
         folder,
         str(task),
@@ -214,7 +215,7 @@ def _run(run: RunDir, folder: Path) -> RunView:
         parts["fingerprint"],
         parts["metrics"],
         lines["samples"],
-        problems,
+        problems=problems,
     )
 
 

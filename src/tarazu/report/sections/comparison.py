@@ -7,16 +7,11 @@ from functools import partial
 from tarazu.report.analysis.curves import curve
 from tarazu.report.analysis.metrics import (
     COSTS,
-    ENERGY,
     FLOPS,
-    PARETO_COSTS,
-    QUALITY,
-    SPEED,
-    TESTED,
-    UTILISATION,
+    THROUGHPUT,
+    TRAINED_PARAMETERS,
     Metric,
     mean_over_seeds,
-    primary,
     seed_values,
 )
 from tarazu.report.analysis.study_view import MethodView, StudyView, as_number, get_path
@@ -33,12 +28,14 @@ from tarazu.report.render.bilingual import (
 from tarazu.report.render.explanations import explain
 from tarazu.report.render.figures import Figure
 from tarazu.report.render.tables import Cell, Table, best_of, number_cell, text_cell
-from tarazu.report.sections.captions.comparison import captions_extras
-from tarazu.report.sections.chat.answers import omission_note, side_by_side
-from tarazu.report.sections.chat.side_effects import forgetting_sentences, reading_table
 from tarazu.report.sections.common.base import Context, Section
 from tarazu.report.sections.common.curves import axis_of, line_figure
-from tarazu.report.sections.common.method_names import all_methods, method_name
+from tarazu.report.sections.common.method_names import (
+    all_methods,
+    axis_title,
+    method_name,
+    metric_name,
+)
 from tarazu.report.sections.common.pairwise_tests import (
     forest_plot_figure,
     pair_findings,
@@ -47,51 +44,36 @@ from tarazu.report.sections.common.pairwise_tests import (
 
 
 def comparison_section(context: Context) -> Section:
-    study, captions = context.study, context.study.task == "captions"
-    samples = [] if captions else side_by_side(context)
+    """The section of all methods side by side, with the parts that the task adds."""
+    study, comparison = context.study, context.comparison
+    parts = context.task.comparison_parts(context)
     view = {
-        "extras": captions_extras(context) if captions else None,
         "quality": quality_table(context),
+        "after_quality": [part for part in parts if part.after_quality],
         "costs": cost_table(study),
         "computing": computing(study),
         "curves": validation_figure(context),
-        "trades": [f for cost in PARETO_COSTS if (f := pareto_figure(context, cost)) is not None],
+        "trades": [
+            figure
+            for cost in context.metrics.pareto_costs
+            if (figure := pareto_figure(context, cost)) is not None
+        ],
         "forest": forest_plot_figure(context),
         "pairs": [
-            pair_table(context, key)
-            for key in TESTED.get(study.task, [])
-            if context.comparison.pairs.get(key)
+            pair_table(context, key) for key in context.metrics.tested if comparison.pairs.get(key)
         ],
         "findings": pair_findings(context),
-        "rows_differ": joined([code(n) for n in context.comparison.rows_differ])
-        if context.comparison.rows_differ
+        "rows_differ": joined([code(name) for name in comparison.rows_differ])
+        if comparison.rows_differ
         else None,
-        "judge": judge_table(study),
-        "forgetting": forgetting_sentences(context),
-        "forgetting_files": [
-            run.file("metrics.json") for method in all_methods(study) for run in method.measured
-        ],
-        "reading": reading_table(context),
-        "samples": samples,
-        "part": omission_note(context),
-        "answer_files": [
-            method.first.file("samples.jsonl")
-            for method in all_methods(study)
-            if method.first.samples
-        ],
-        "abilities": list(dict.fromkeys((s["ability"], s["label"]) for s in samples)),
+        "after_tests": [part for part in parts if not part.after_quality],
     }
-    view["judge_against"] = judged_against(study)
-    view["judge_model"] = (
-        code(study.extras["judge"].get("model", "?")) if study.extras["judge"] else None
-    )
-    pages = (
-        ("bleu", "caption-metrics", "fairness", "memory-and-time")
-        if captions
-        else ("fairness", "memory-and-time", "forgetting")
-    )
     return Section(
-        "comparison", translate("section.comparison"), "comparison.html", view, explain(*pages)
+        "comparison",
+        translate("section.comparison"),
+        "comparison.html",
+        view,
+        explain(*context.task.comparison_explanations),
     )
 
 
@@ -100,11 +82,11 @@ def quality_table(context: Context) -> Table:
     study, methods = context.study, all_methods(context.study)
     known = [
         m
-        for m in QUALITY.get(study.task, [])
+        for m in context.metrics.quality
         if any(mean_over_seeds(a, m) is not None for a in methods)
     ]
     best = {m.key: best_of([mean_over_seeds(a, m) for a in methods], m.better) for m in known}
-    lead, rows = primary(study.task), []
+    lead, rows = context.metrics.primary, []
     for i, method in enumerate(methods):
         cells = [text_cell(method_name(method)), number_cell(len(method.measured), "count")]
         cells += [_with_interval(context, method, m, i in best[m.key]) for m in known]
@@ -135,14 +117,14 @@ def quality_table(context: Context) -> Table:
 
 
 def _heading(metric: Metric) -> Bilingual:
-    return spaced(translate(f"metric.{metric.key}"), translate(f"compare.{metric.better}"))
+    return spaced(metric_name(metric.key), translate(f"compare.{metric.better}"))
 
 
 def _with_interval(context: Context, method: MethodView, metric: Metric, best: bool) -> Cell:
     value, source = mean_over_seeds(method, metric), method.first.file("metrics.json")
     shown = number(value, metric.format, source)
     found = context.comparison.intervals.get((method.name, metric.key))
-    if found is not None and metric.key in ("loss", "cider"):
+    if found is not None and metric is context.metrics.primary:
         shown = spaced(
             shown,
             small_note(
@@ -154,7 +136,7 @@ def _with_interval(context: Context, method: MethodView, metric: Metric, best: b
             ),
         )
     several = seed_values(method, metric)
-    if len(several) > 1 and metric is primary(context.study.task):
+    if len(several) > 1 and metric is context.metrics.primary:
         shown = spaced(
             shown,
             small_note(
@@ -173,7 +155,7 @@ def cost_table(study: StudyView) -> Table:
     methods = study.methods
     known = [
         m
-        for m in [*COSTS, SPEED, ENERGY, FLOPS, UTILISATION]
+        for m in (*COSTS, *THROUGHPUT)
         if any(mean_over_seeds(a, m) is not None for a in methods)
     ]
     best = {m.key: best_of([mean_over_seeds(a, m) for a in methods], m.better) for m in known}
@@ -192,7 +174,7 @@ def cost_table(study: StudyView) -> Table:
         total = as_number(method.first.ledger.get("total_parameters")) or as_number(
             method.first.run_info.get("total_parameters")
         )
-        trained = mean_over_seeds(method, COSTS[2])
+        trained = mean_over_seeds(method, TRAINED_PARAMETERS)
         cells.append(
             number_cell(
                 trained / total if trained is not None and total else None,
@@ -222,7 +204,7 @@ def computing(study: StudyView) -> list[Bilingual]:
         [
             (f, p, method)
             for method in study.methods
-            if (f := mean_over_seeds(method, FLOPS)) and (p := mean_over_seeds(method, COSTS[2]))
+            if (f := mean_over_seeds(method, FLOPS)) and (p := mean_over_seeds(method, TRAINED_PARAMETERS))
         ],
     )
     if len(known) > 1:
@@ -307,8 +289,8 @@ def pareto_figure(context: Context, cost: Metric, name: str | None = None) -> Fi
         charts.pareto_chart,
         points,
         verdict.fronts[cost.key],
-        translate(f"axis.{cost.key}"),
-        translate(f"axis.{verdict.metric.key}"),
+        axis_title(cost.key),
+        axis_title(verdict.metric.key),
         log=max(values) > 20 * min(values),
     )
     sources = [
@@ -318,62 +300,9 @@ def pareto_figure(context: Context, cost: Metric, name: str | None = None) -> Fi
     ]
     caption = translate(
         "compare.trade",
-        cost=translate(f"metric.{cost.key}"),
-        quality=translate(f"metric.{verdict.metric.key}"),
+        cost=metric_name(cost.key),
+        quality=metric_name(verdict.metric.key),
     )
     return context.figures.add(
         name or f"quality-{cost.key}", caption, lambda language: make(language=language), sources
-    )
-
-
-def judge_table(study: StudyView) -> Table | None:
-    """What a judge model preferred, where `tarazu judge` was run."""
-    found = study.extras["judge"].get("methods")
-    if not isinstance(found, dict) or not found:
-        return None
-    rows = []
-    for name, one in found.items():
-        low, high = get_path(one, "interval", 0), get_path(one, "interval", 1)
-        rate = spaced(
-            number(get_path(one, "win_rate"), "percent", "judge.json"),
-            small_note(
-                translate(
-                    "compare.interval", low=number(low, "percent"), high=number(high, "percent")
-                )
-            ),
-        )
-        rows.append(
-            [
-                Cell(code(name), name),
-                Cell(rate, get_path(one, "win_rate")),
-                *[
-                    number_cell(get_path(one, k), "count", "judge.json")
-                    for k in ("win", "tie", "loss", "inconsistent", "no_verdict")
-                ],
-            ]
-        )
-    columns = [
-        translate("compare.method"),
-        translate("judge.rate"),
-        *[translate(f"judge.{k}") for k in ("win", "tie", "loss", "inconsistent", "no_verdict")],
-    ]
-    return Table(
-        translate("judge.table", against=judged_against(study)),
-        columns,
-        rows,
-        [
-            "judge.json",
-            *[file for name in found if (study.path / (file := f"judge/{name}.jsonl")).exists()],
-        ],
-        sortable=True,
-    )
-
-
-def judged_against(study: StudyView) -> Bilingual:
-    """The method whose answers stood beside the others' before the judge."""
-    name = study.extras["judge"].get("against")
-    return (
-        translate("judge.base")
-        if name is None or (study.base and name == study.base.name)
-        else Bilingual(code(name), code(name))
     )

@@ -7,7 +7,6 @@ from tarazu.report.analysis.study_view import as_number, get_path
 from tarazu.report.render.bilingual import Bilingual, code, joined, number, translate
 from tarazu.report.render.known_messages import translate_note
 from tarazu.report.sections.common.base import Context, Section
-from tarazu.report.sections.common.data_tables import sources_named
 from tarazu.report.sections.comparison import pareto_figure
 from tarazu.report.sections.recommendation import choice_sentences, files_of
 
@@ -15,7 +14,7 @@ from tarazu.report.sections.recommendation import choice_sentences, files_of
 def overview_section(context: Context) -> Section:
     study = context.study
     view = {
-        "compared": _compared(context),
+        "compared": context.task.overview(context),
         "budget": _budget(study.settings),
         "prefer": translate(f"preference.{study.prefer}"),
         "verdict": choice_sentences(context, context.verdict.choices[study.prefer]),
@@ -29,30 +28,6 @@ def overview_section(context: Context) -> Section:
         "broken": joined([code(p) for p in study.problems]) if study.problems else None,
     }
     return Section("overview", translate("section.overview"), "overview.html", view)
-
-
-def _compared(context: Context) -> Bilingual:
-    study = context.study
-    names = joined([code(method.name) for method in study.methods])
-    if study.task == "captions":
-        model = get_path(study.model, "encoder", "name") or study.settings.get("encoder") or "?"
-        images = number(get_path(study.data, "splits", "train", "images"), "count", "data.json")
-        return translate(
-            "overview.captions",
-            methods=names,
-            model=code(model),
-            images=images,
-            source=sources_named(study.data),
-        )
-    model = study.model.get("name") or study.settings.get("model") or "?"
-    rows = number(get_path(study.data, "splits", "train", "rows"), "count", "data.json")
-    return translate(
-        "overview.chat",
-        methods=names,
-        model=code(model),
-        rows=rows,
-        source=sources_named(study.data),
-    )
 
 
 def _budget(settings: dict) -> Bilingual | None:

@@ -4,23 +4,15 @@ from __future__ import annotations
 
 from functools import partial
 
-from tarazu.report.analysis.metrics import (
-    COSTS,
-    FORGETTING,
-    PARETO_COSTS,
-    QUALITY,
-    Metric,
-    all_metrics,
-    mean_over_seeds,
-)
-from tarazu.report.analysis.recommendation import KEEP, LAST, Choice
+from tarazu.report.analysis.metrics import COSTS, Metric, mean_over_seeds
+from tarazu.report.analysis.recommendation import KEEP, TIE_BREAKER, Choice
 from tarazu.report.analysis.study_view import MethodView
 from tarazu.report.render.bilingual import Bilingual, code, joined, number, translate
 from tarazu.report.render.explanations import explain
 from tarazu.report.render.tables import Cell, Table, text_cell
 from tarazu.report.sections.common.base import Context, Section
+from tarazu.report.sections.common.method_names import metric_name
 
-RATES = ("repetition", "wrong_script", "unfinished", "prompt_copy")
 ORDER = ("quality", "memory", "speed", "size")
 
 
@@ -31,7 +23,7 @@ def recommendation_section(context: Context) -> Section:
         "rule": translate(
             f"rule.{prefer}",
             keep=number(KEEP, "percent"),
-            quality=translate(f"metric.{verdict.metric.key}"),
+            quality=metric_name(verdict.metric.key),
         ),
         "reason": choice_sentences(context, verdict.choices[prefer]),
         "choices": choices_table(context),
@@ -77,7 +69,7 @@ def choice_sentences(context: Context, choice: Choice) -> list[Bilingual]:
     source = context.study.method(choice.name).first.file("metrics.json")
     shown = {
         "method": code(choice.name),
-        "figure": translate(f"metric.{metric.key}"),
+        "figure": metric_name(metric.key),
         "value": number(one.quality, metric.format, source),
     }
     found = [translate("recommendation.pick", **shown)]
@@ -111,8 +103,8 @@ def choice_sentences(context: Context, choice: Choice) -> list[Bilingual]:
 
 def _on_choice(context: Context, choice: Choice) -> Bilingual:
     """Which cost decided; where the seeds cannot tell it apart, that the weights did."""
-    known = all_metrics(context.study.task)
-    cost, size = known[choice.by], known[LAST]
+    known = context.metrics.by_key
+    cost, size = known[choice.by], known[TIE_BREAKER]
 
     def shown(name: str, metric: Metric) -> Bilingual:
         return number(
@@ -122,7 +114,7 @@ def _on_choice(context: Context, choice: Choice) -> Bilingual:
         )
 
     values = {
-        "cost": translate(f"metric.{cost.key}"),
+        "cost": metric_name(cost.key),
         "value": shown(choice.name, cost),
         "n": number(len(choice.allowed), "count"),
     }
@@ -157,7 +149,7 @@ def choices_table(context: Context) -> Table:
                     translate(
                         f"rule.{name}",
                         keep=number(KEEP, "percent"),
-                        quality=translate(f"metric.{context.verdict.metric.key}"),
+                        quality=metric_name(context.verdict.metric.key),
                     )
                 ),
             ]
@@ -177,13 +169,13 @@ def choices_table(context: Context) -> Table:
 def pareto_sentences(context: Context) -> list[Bilingual]:
     """Who stands on each Pareto front."""
     found = []
-    for cost in PARETO_COSTS:
+    for cost in context.metrics.pareto_costs:
         names = context.verdict.fronts[cost.key]
         if names:
             found.append(
                 translate(
                     "pareto.names",
-                    cost=translate(f"metric.{cost.key}"),
+                    cost=metric_name(cost.key),
                     names=joined([code(n) for n in names]),
                 )
             )
@@ -197,7 +189,9 @@ def pros_and_cons(context: Context, method: MethodView) -> tuple[list[Bilingual]
     _on_quality(context, method, pros, cons)
     for cost in COSTS:
         _on_cost(context, method, cost, pros, cons)
-    _on_side_effects(context, method, pros, cons)
+    side_effects = context.task.side_effects(context, method)
+    pros += side_effects.pros
+    cons += side_effects.cons
     if any(run.status != "done" for run in method.runs):
         cons.append(
             translate(
@@ -215,7 +209,7 @@ def _on_quality(context: Context, method: MethodView, pros: list, cons: list) ->
         cons.append(translate("con.no_quality"))
         return
     shape = partial(number, format=metric.format, source=method.first.file("metrics.json"))
-    figure = translate(f"metric.{metric.key}")
+    figure = metric_name(metric.key)
     if verdict.best and one.name == verdict.best.name and len(verdict.candidates) > 1:
         pros.append(translate("pro.best", figure=figure, value=shape(one.quality)))
     elif (
@@ -268,7 +262,7 @@ def _on_cost(context: Context, method: MethodView, cost: Metric, pros: list, con
         pros.append(
             translate(
                 "pro.least",
-                cost=translate(f"metric.{cost.key}"),
+                cost=metric_name(cost.key),
                 value=shape(mine),
                 most=shape(most),
             )
@@ -279,60 +273,9 @@ def _on_cost(context: Context, method: MethodView, cost: Metric, pros: list, con
         )
         cons.append(
             translate(
-                "con.most", cost=translate(f"metric.{cost.key}"), value=shape(mine), times=times
+                "con.most", cost=metric_name(cost.key), value=shape(mine), times=times
             )
         )
-
-
-def _on_side_effects(context: Context, method: MethodView, pros: list, cons: list) -> None:
-    base = context.study.base
-    for metric in QUALITY["chat"]:
-        if base is None or metric.key not in RATES:
-            continue
-        before, after = mean_over_seeds(base, metric), mean_over_seeds(method, metric)
-        if (
-            before is None
-            or after is None
-            or abs(after - before) < 0.05
-            or context.comparison.is_significant(metric.key, base.name, method.name) is False
-        ):
-            continue
-        values = {
-            "rate": translate(f"metric.{metric.key}"),
-            **_change(base, before, method, after, "percent"),
-        }
-        (pros if after < before else cons).append(
-            translate("pro.rate_fell" if after < before else "con.rate_rose", **values)
-        )
-    _on_forgetting(context, method, pros, cons)
-
-
-def _on_forgetting(context: Context, method: MethodView, pros: list, cons: list) -> None:
-    """Plain text that became harder or easier to read, where the paired test is sure of it."""
-    base, known = context.study.base, all_metrics(context.study.task)
-    for key in FORGETTING if base else ():
-        before, after = mean_over_seeds(base, known[key]), mean_over_seeds(method, known[key])
-        if (
-            before is None
-            or after is None
-            or not context.comparison.is_significant(key, base.name, method.name)
-        ):
-            continue
-        language = translate(f"language.{key.removesuffix('_bits_per_byte')}")
-        values = {"language": language, **_change(base, before, method, after, "loss")}
-        (pros if after < before else cons).append(
-            translate("pro.reads_better" if after < before else "con.forgets", **values)
-        )
-
-
-def _change(
-    base: MethodView, before: float, method: MethodView, after: float, format: str
-) -> dict[str, Bilingual]:
-    """A figure of the untouched model and of a method, each with the file that it came from."""
-    return {
-        "before": number(before, format, base.first.file("metrics.json")),
-        "after": number(after, format, method.first.file("metrics.json")),
-    }
 
 
 def sensitivity(context: Context) -> list[Bilingual]:

@@ -1,152 +1,18 @@
-"""What the error analysis can see: the concepts of everyday photographs, and the words that name them.
+"""Concepts of everyday photographs and the words that name them, for the error analysis.
 
-One line is one concept: `name: other words > what it implies`. The name is itself a word; regular plurals (nouns) and
-verb endings (actions) are added, irregular forms stand in the lines. A word names one concept only; where English gives
-it two meanings ("park", "watch", "orange"), the one that captions of photographs mean most is kept. `man > person` says
-that who mentions a man mentions a person: "a person" is right where the references say "a man", not the other way round.
-A concept that implies two others is both together: a man with a bicycle is as good as `cyclist > person cycling`.
-A phrase of several words is written with underscores and is found before its parts.
+`objects.txt` lists the things by category, `attributes.txt` the colours, counts, relations and
+actions. The head of objects.txt explains their format.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
 
-from tarazu.captions.evaluation.concepts.nouns import NOUNS
-
-COLOURS = """
-red: maroon
-blue:
-green:
-yellow:
-orange:
-white:
-black:
-brown: tan
-pink:
-purple:
-grey: gray silver
-blond: blonde
-beige: cream
-gold: golden
-colourful: colorful multicolored multi-colored rainbow
-dark:
-bright: neon
-"""
-COUNTS = """
-alone: single lone
-two: pair both couple
-three: trio > several
-four: > several
-five: > several
-six: > several
-seven: > several
-eight: > several
-nine: > several
-ten: > several
-several: few group bunch lots numerous > many
-many: crowded > several
-"""
-RELATIONS = """
-in_front_of:
-behind: in_back_of
-next_to: beside near alongside nearby close_to along_side
-on_top_of: atop
-under: beneath below underneath
-over: above
-between: in_between
-among: amongst surrounded_by in_the_middle_of
-inside: indoors indoor
-outside: outdoors outdoor
-through:
-around:
-against:
-across:
-along:
-into:
-out_of:
-towards: toward
-away_from:
-left_of: to_the_left_of on_the_left_of
-right_of: to_the_right_of on_the_right_of
-"""
-ACTIONS = """
-run: ran sprint jog
-walk: stroll
-jump: leap hop
-stand: stood
-sit: sat seated
-lie: lay laying lying laid rest
-kneel: knelt crouch squat
-climb:
-swim: swam swum
-dive: dove
-splash:
-ride: rode ridden
-drive: drove
-fly: flew flown airborne midair
-fall: fell fallen
-hang: hung
-lean:
-play:
-dance: danced
-sing: sang
-perform:
-throw: threw thrown toss
-catch: caught
-kick:
-hit: swat
-chase:
-fetch:
-hold: held
-carry:
-pull: tug drag
-push:
-dig: dug
-bite: biting bitten chew
-eat: ate eaten
-drink: drank
-sleep: slept asleep nap
-read:
-write: wrote written
-talk: speak chat
-laugh: > smile
-smile: grin
-cry: scream yell
-look: stare gaze
-watch: > look
-point:
-reach:
-kiss:
-hug: embrace
-fight: fought
-pose:
-wear: wore worn dressed
-cook: grill
-smoke:
-work:
-wait:
-shake: shook
-balance:
-grind:
-skip:
-bark:
-lick:
-slide: slid
-swing: swung
-pet: stroke
-cross:
-float:
-sail:
-roll:
-spin: spun twirl
-sniff:
-blow: blew
-"""
-OTHERS = {"colours": COLOURS, "counts": COUNTS, "relations": RELATIONS, "actions": ACTIONS}
-INFLECTED = {**dict.fromkeys(NOUNS, "noun"), "actions": "verb"}
-LONGEST_PHRASE = 4
+MAX_PHRASE_LENGTH = 4  # words of the longest phrase in the lists
 Phrase = tuple[str, ...]
 
 
@@ -154,81 +20,121 @@ Phrase = tuple[str, ...]
 class Lexicon:
     """Concepts by the words that name them.
 
-    `concept` maps a word or phrase (a tuple of tokens) to its concept, `kind` a concept to its category, `implied` a
-    concept to all that it implies, itself included, `together` a concept to the several that make it up.
+    Args:
+        concept_of: a word or phrase, as a tuple of tokens, to its concept.
+        category_of: a concept to its category.
+        object_categories: the categories of objects.txt.
+        implied: a concept to all concepts that it implies, itself included.
+        compounds: a concept to its parts, where it has two or more.
     """
 
-    concept: dict[Phrase, str]
-    kind: dict[str, str]
+    concept_of: dict[Phrase, str]
+    category_of: dict[str, str]
+    object_categories: frozenset[str]
     implied: dict[str, frozenset[str]]
-    together: dict[str, frozenset[str]]
+    compounds: dict[str, frozenset[str]]
 
     def mentions(self, tokens: list[str]) -> frozenset[str]:
-        """The concepts that a tokenised caption names itself, longest phrases first."""
-        found, place = set(), 0
-        while place < len(tokens):
-            for length in range(LONGEST_PHRASE, 0, -1):
-                name = self.concept.get(tuple(tokens[place : place + length]))
-                if name:
-                    found.add(name)
+        """Return the concepts that a tokenised caption names; longer phrases take precedence."""
+        concepts = set()
+        start = 0
+        while start < len(tokens):
+            for length in range(MAX_PHRASE_LENGTH, 0, -1):
+                concept = self.concept_of.get(tuple(tokens[start : start + length]))
+                if concept:
+                    concepts.add(concept)
                     break
-            place += length
-        return frozenset(found)
+            start += length  # past the phrase that was found, or past one word
+        return frozenset(concepts)
 
     def closure(self, concepts: frozenset[str]) -> frozenset[str]:
-        """`concepts`, everything that they imply, and what they make up together."""
-        found = set().union(*(self.implied[concept] for concept in concepts))
-        return frozenset(found | {name for name, parts in self.together.items() if parts <= found})
+        """Return `concepts`, all that they imply, and every compound whose parts are all there."""
+        implied = set().union(*(self.implied[concept] for concept in concepts))
+        complete = {name for name, parts in self.compounds.items() if parts <= implied}
+        return frozenset(implied | complete)
 
 
+@cache
 def load() -> Lexicon:
-    """The lexicon of this file. A word that stands in two lines is a mistake, and raises `ValueError`."""
-    concept: dict[Phrase, str] = {}
-    kind: dict[str, str] = {}
-    direct: dict[str, set[str]] = {}
-    for category, text in {**NOUNS, **OTHERS}.items():
-        for line in filter(None, text.splitlines()):
-            name, words, implied = re.fullmatch(r"(\S+):([^>]*)(?:>(.*))?", line).groups()
-            kind[name], direct[name] = category, set((implied or "").split())
-            for form in {
-                form
-                for word in [name, *words.split()]
-                for form in forms(word, INFLECTED.get(category))
-            }:
-                if concept.setdefault(form, name) != name:
-                    raise ValueError(f"{' '.join(form)!r} names {concept[form]!r} and {name!r}")
-    together = {name: frozenset(parts) for name, parts in direct.items() if len(parts) > 1}
-    return Lexicon(concept, kind, {name: reachable(name, direct) for name in direct}, together)
+    """Read the lexicon from its two files, once.
 
-
-def reachable(name: str, direct: dict[str, set[str]]) -> frozenset[str]:
-    """`name` and all that it implies, in any number of steps."""
-    found, waiting = set(), [name]
-    while waiting:
-        current = waiting.pop()
-        if current not in found:
-            found.add(current)
-            waiting += direct[current]
-    return frozenset(found)
-
-
-def forms(word: str, inflected: str | None) -> set[Phrase]:
-    """The word or phrase and its regular endings, on its last part."""
-    *before, last = word.split("_")
-    endings = {"noun": {plural(last)}, "verb": {plural(last), *verb_forms(last)}}.get(
-        inflected, set()
+    Raises:
+        ValueError: a word names two concepts.
+    """
+    concept_of: dict[Phrase, str] = {}
+    category_of: dict[str, str] = {}
+    parents: dict[str, set[str]] = {}
+    object_categories = set()
+    for file in ("objects.txt", "attributes.txt"):
+        for category, name, words, implied in _entries(Path(__file__).with_name(file)):
+            if file == "objects.txt":
+                object_categories.add(category)
+                inflection = "noun"
+            else:
+                inflection = "verb" if category == "actions" else None
+            category_of[name], parents[name] = category, implied
+            for phrase in set().union(*(forms(word, inflection) for word in [name, *words])):
+                if concept_of.setdefault(phrase, name) != name:
+                    raise ValueError(
+                        f"{' '.join(phrase)!r} names both {concept_of[phrase]!r} and {name!r}"
+                    )
+    return Lexicon(
+        concept_of,
+        category_of,
+        frozenset(object_categories),
+        {name: _ancestors(name, parents) for name in parents},
+        {name: frozenset(parts) for name, parts in parents.items() if len(parts) > 1},
     )
-    return {(*before, form) for form in {last, *endings}}
 
 
-def plural(word: str) -> str:
+def _entries(path: Path) -> Iterator[tuple[str, str, list[str], set[str]]]:
+    """Yield (category, name, other words, implied concepts) of each entry of a file."""
+    category = ""
+    for line in path.read_text(encoding="utf-8").splitlines():
+        if line.startswith("["):
+            category = line.strip("[]")
+        elif line and not line.startswith("#"):
+            name, _, rest = line.partition(":")
+            words, _, implied = rest.partition(">")
+            yield category, name, words.split(), set(implied.split())
+
+
+def _ancestors(name: str, parents: dict[str, set[str]]) -> frozenset[str]:
+    """`name` and all that it implies, in any number of steps."""
+    reached: set[str] = set()
+    queue = [name]
+    while queue:
+        current = queue.pop()
+        if current not in reached:
+            reached.add(current)
+            queue += parents[current]
+    return frozenset(reached)
+
+
+def forms(word: str, inflection: str | None) -> set[Phrase]:
+    """Return a word or phrase and its regular inflections, which change the last word only.
+
+    Args:
+        word: words joined by `_`.
+        inflection: "noun" (plural), "verb" (-s, -ing, -ed) or None (no other form).
+    """
+    *before, last = word.split("_")
+    last_forms = {last}
+    if inflection:
+        last_forms.add(_plural(last))
+    if inflection == "verb":
+        last_forms |= _verb_forms(last)
+    return {(*before, form) for form in last_forms}
+
+
+def _plural(word: str) -> str:
     """The regular plural, which is the third person of a verb as well."""
     if re.search(r"(s|x|z|ch|sh)$", word):
         return word + "es"
     return re.sub(r"y$", "ies", word) if re.search(r"[^aeiou]y$", word) else word + "s"
 
 
-def verb_forms(word: str) -> set[str]:
+def _verb_forms(word: str) -> set[str]:
     """The -ing and -ed forms: "hug" doubles its g, "ride" drops its e, "carry" becomes carried."""
     if re.search(r"[^aeiou]e$", word):
         return {word[:-1] + "ing", word + "d"}

@@ -8,7 +8,7 @@ from functools import partial
 
 from tarazu.report.analysis.comparison import Pair
 from tarazu.report.analysis.curves import analyse
-from tarazu.report.analysis.metrics import all_metrics, mean_over_seeds
+from tarazu.report.analysis.metrics import mean_over_seeds
 from tarazu.report.analysis.study_view import MethodView, get_path
 from tarazu.report.render import charts
 from tarazu.report.render.bilingual import (
@@ -23,6 +23,7 @@ from tarazu.report.render.bilingual import (
 )
 from tarazu.report.render.figures import Figure
 from tarazu.report.render.tables import Cell, Table, number_cell, text_cell
+from tarazu.report.sections.captions.metrics import METRICS
 from tarazu.report.sections.common.base import Context
 from tarazu.report.sections.common.method_names import method_name
 
@@ -174,7 +175,7 @@ def _curve_cells(method: MethodView) -> list[Cell]:
 
 
 def _score_cells(context: Context, first: MethodView, method: MethodView) -> list[Cell]:
-    source, known = method.first.file("metrics.json"), all_metrics("captions")
+    source, known = method.first.file("metrics.json"), METRICS.by_key
     cells = []
     for key in ("bleu4", LEAD):
         low, high = (

@@ -26,23 +26,30 @@ from tarazu.report.render.images import photo
 from tarazu.report.render.tables import Cell, Table, number_cell, text_cell
 from tarazu.report.sections.captions.ablation import ablation_view
 from tarazu.report.sections.captions.methods import categories, samples_with_image
-from tarazu.report.sections.common.base import Context
+from tarazu.report.sections.common.base import ComparisonPart, Context
 from tarazu.report.sections.common.method_names import method_name
 
 SIDE_BY_SIDE = 6
 ORDERS = (1, 2, 3, 4)
 
 
-def captions_extras(context: Context) -> dict:
-    return {
+def comparison_parts(context: Context) -> list[ComparisonPart]:
+    """BLEU and the ablations below the quality table; errors and the same images below the tests."""
+    scores = {
         "bleu": bleu_table(context),
         "tokenizer": tokenizer_sentence(context),
         "ablations": ablation_view(context),
         "bleu_figure": bleu_figure(context),
+    }
+    captions = {
         "errors": errors_side_by_side(context),
         "error_findings": error_findings(context),
         "gallery": gallery(context),
     }
+    return [
+        ComparisonPart("captions/comparison_scores.html", scores, after_quality=True),
+        ComparisonPart("captions/comparison_captions.html", captions),
+    ]
 
 
 def bleu_table(context: Context) -> Table:

@@ -7,7 +7,7 @@ from itertools import zip_longest
 
 from markupsafe import Markup
 
-from tarazu.report.analysis.metrics import by_id, sample_score
+from tarazu.report.analysis.metrics import by_id
 from tarazu.report.analysis.study_view import MethodView, StudyView, get_path
 from tarazu.report.render.bilingual import (
     Bilingual,
@@ -19,6 +19,7 @@ from tarazu.report.render.bilingual import (
 )
 from tarazu.report.render.known_messages import translate_note
 from tarazu.report.sections.chat.data import turns_view
+from tarazu.report.sections.chat.metrics import sample_score
 from tarazu.report.sections.common.base import Context
 from tarazu.report.sections.common.method_names import all_methods, method_name
 

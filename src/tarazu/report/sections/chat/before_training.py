@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 
-from tarazu.report.analysis.metrics import QUALITY, by_id
+from tarazu.report.analysis.metrics import by_id
 from tarazu.report.analysis.study_view import MethodView
 from tarazu.report.render import charts
 from tarazu.report.render.bilingual import (
@@ -25,6 +25,7 @@ from tarazu.report.sections.chat.answers import (
     question_view,
     shown_ids,
 )
+from tarazu.report.sections.chat.metrics import METRICS
 from tarazu.report.sections.common.base import Context, Section
 
 RATES = ("repetition", "wrong_script", "unfinished", "prompt_copy")
@@ -100,7 +101,7 @@ def figures_table(method: MethodView) -> Table:
     source = method.first.file("metrics.json")
     rows = [
         [text_cell(translate(f"metric.{m.key}")), number_cell(value, m.format, source)]
-        for m in QUALITY["chat"]
+        for m in METRICS.quality
         if (value := m.of(method.first)) is not None
     ]
     return Table(
@@ -151,7 +152,7 @@ def strengths(method: MethodView) -> tuple[list[Bilingual], list[Bilingual]]:
                 sentences.append(
                     translate(key, abilities=named, mean=number(mean, "percent", source))
                 )
-    for metric in QUALITY["chat"]:
+    for metric in METRICS.quality:
         value = metric.of(method.first) if metric.key in RATES else None
         if value is not None and (value > HIGH or value <= LOW):
             side, key = (weak, "high") if value > HIGH else (strong, "low")

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from tarazu.report.analysis.metrics import (
-    QUALITY,
-    TESTED,
     Metric,
     mean_over_seeds,
     signed_format,
@@ -23,6 +21,7 @@ from tarazu.report.render.bilingual import (
 from tarazu.report.render.explanations import explain, explain_kind
 from tarazu.report.render.tables import Cell, Table, number_cell, text_cell
 from tarazu.report.sections.chat.answers import changes
+from tarazu.report.sections.chat.metrics import METRICS
 from tarazu.report.sections.common.base import Context, Section
 from tarazu.report.sections.common.curves import curve_sentences, loss_figure
 from tarazu.report.sections.common.hyperparameter_search import search_view
@@ -137,7 +136,7 @@ def versus_base(context: Context, method: MethodView) -> list[Bilingual]:
     base, found = context.study.base, []
     if base is None:
         return []
-    for key in TESTED["chat"]:
+    for key in METRICS.tested:
         pair = context.comparison.pair(key, base.name, method.name)
         if pair is None:
             continue
@@ -167,7 +166,7 @@ def versus_base(context: Context, method: MethodView) -> list[Bilingual]:
 def _against_base(context: Context, method: MethodView) -> Table:
     """Every quality figure before and after, with the gain."""
     base, rows = context.study.base, []
-    for metric in QUALITY["chat"]:
+    for metric in METRICS.quality:
         after = mean_over_seeds(method, metric)
         before = mean_over_seeds(base, metric) if base else None
         if after is None:

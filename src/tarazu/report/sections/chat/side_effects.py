@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from statistics import fmean
 
-from tarazu.report.analysis.metrics import all_metrics, mean_over_seeds
+from tarazu.report.analysis.metrics import mean_over_seeds
 from tarazu.report.analysis.study_view import MethodView, as_number, get_path
 from tarazu.report.render.bilingual import Bilingual, code, number, translate
 from tarazu.report.render.tables import Table, number_cell, text_cell
-from tarazu.report.sections.common.base import Context
+from tarazu.report.sections.chat.metrics import FORGETTING, METRICS, RATES
+from tarazu.report.sections.common.base import Context, ProsAndCons
 from tarazu.report.sections.common.method_names import all_methods, method_name
 
 DRIFT = 0.2  # a change in the mean length of answers worth telling
@@ -16,7 +17,7 @@ DRIFT = 0.2  # a change in the mean length of answers worth telling
 
 def forgetting_sentences(context: Context) -> list[Bilingual]:
     """For each method and language, whether plain text became harder to read, as the paired test has it."""
-    base, known, found = context.study.base, all_metrics(context.study.task), []
+    base, known, found = context.study.base, METRICS.by_key, []
     for method in context.study.methods if base else []:
         for language in ("persian", "english"):
             key = f"{language}_bits_per_byte"
@@ -111,3 +112,57 @@ def reading_table(context: Context) -> Table | None:
         if rows
         else None
     )
+
+
+def side_effects(context: Context, method: MethodView) -> ProsAndCons:
+    """Rates of faulty answers that rose or fell, and plain text that became harder or easier to read."""
+    sentences = ProsAndCons()
+    if context.study.base is not None:
+        _compare_rates(context, context.study.base, method, sentences)
+        _compare_forgetting(context, context.study.base, method, sentences)
+    return sentences
+
+
+def _compare_rates(
+    context: Context, base: MethodView, method: MethodView, sentences: ProsAndCons
+) -> None:
+    """Rates that changed by at least 0.05, unless the paired test found no difference."""
+    for key in RATES:
+        metric = METRICS.by_key[key]
+        before, after = mean_over_seeds(base, metric), mean_over_seeds(method, metric)
+        if before is None or after is None or abs(after - before) < 0.05:
+            continue
+        if context.comparison.is_significant(key, base.name, method.name) is False:
+            continue
+        change = _change(base, before, method, after, "percent")
+        outcome = "pro.rate_fell" if after < before else "con.rate_rose"
+        sentence = translate(outcome, rate=translate(f"metric.{key}"), **change)
+        (sentences.pros if after < before else sentences.cons).append(sentence)
+
+
+def _compare_forgetting(
+    context: Context, base: MethodView, method: MethodView, sentences: ProsAndCons
+) -> None:
+    """Bits per byte of plain text that changed significantly."""
+    for key in FORGETTING:
+        metric = METRICS.by_key[key]
+        before, after = mean_over_seeds(base, metric), mean_over_seeds(method, metric)
+        if before is None or after is None:
+            continue
+        if not context.comparison.is_significant(key, base.name, method.name):
+            continue
+        change = _change(base, before, method, after, "loss")
+        language = translate(f"language.{key.removesuffix('_bits_per_byte')}")
+        outcome = "pro.reads_better" if after < before else "con.forgets"
+        sentence = translate(outcome, language=language, **change)
+        (sentences.pros if after < before else sentences.cons).append(sentence)
+
+
+def _change(
+    base: MethodView, before: float, method: MethodView, after: float, format: str
+) -> dict[str, Bilingual]:
+    """A metric of the base model and of a method, each with the file that it came from."""
+    return {
+        "before": number(before, format, base.first.file("metrics.json")),
+        "after": number(after, format, method.first.file("metrics.json")),
+    }

@@ -9,16 +9,13 @@ from tarazu.report.analysis.study_view import MethodView
 from tarazu.report.render import charts
 from tarazu.report.render.bilingual import Bilingual, code, number, translate
 from tarazu.report.render.figures import Figure
-from tarazu.report.sections.common.base import Context
+from tarazu.report.sections.common.base import EPOCHS, Context
 
 
 def axis_of(context: Context) -> tuple[str, Bilingual, str]:
-    """(event field, axis title, number format): captions count epochs, chat counts tokens."""
-    return (
-        ("epoch", translate("axis.epoch"), "two")
-        if context.study.task == "captions"
-        else ("tokens", translate("axis.tokens"), "count")
-    )
+    """The field of events.jsonl along which the task's losses are drawn, its title and its number format."""
+    field = context.task.curve_axis
+    return field, translate(f"axis.{field}"), "two" if field == EPOCHS else "count"
 
 
 def loss_figure(context: Context, method: MethodView) -> Figure | None:

@@ -5,18 +5,18 @@ from __future__ import annotations
 from functools import partial
 
 from tarazu.report.analysis.comparison import Pair
-from tarazu.report.analysis.metrics import FORGETTING, primary, signed_format, unsigned
+from tarazu.report.analysis.metrics import signed_format, unsigned
 from tarazu.report.render import charts
 from tarazu.report.render.bilingual import Bilingual, code, number, spaced, translate
 from tarazu.report.render.figures import Figure
 from tarazu.report.render.tables import Cell, Table, number_cell, text_cell
 from tarazu.report.sections.common.base import Context
-from tarazu.report.sections.common.method_names import all_methods, method_name
+from tarazu.report.sections.common.method_names import all_methods, method_name, metric_name
 
 
 def forest_plot_figure(context: Context) -> Figure | None:
     """Each method's difference from the untouched model, with its interval."""
-    base, key = context.study.base, primary(context.study.task).key
+    base, key = context.study.base, context.metrics.primary.key
     rows = []
     for method in context.study.methods if base else []:
         pair = context.comparison.pair(key, base.name, method.name)
@@ -88,11 +88,12 @@ def pair_table(context: Context, key: str) -> Table:
     first = context.comparison.pairs[key][0].difference
     caption = translate(
         "pairwise.caption",
-        figure=translate(f"metric.{key}"),
+        figure=metric_name(key),
         rows=number(first.rows, "count"),
         seeds=number(max(pair.difference.seeds for pair in context.comparison.pairs[key]), "count"),
     )
-    file = "metrics.json" if key in ("loss", *FORGETTING) else "samples.jsonl"
+    source = context.metrics.by_key[key].rows
+    file = source.file if source else "metrics.json"
     return Table(
         caption,
         columns,
@@ -125,7 +126,7 @@ def pair_findings(context: Context) -> list[Bilingual]:
             found.append(
                 translate(
                     "pairwise.summary",
-                    figure=translate(f"metric.{key}"),
+                    figure=metric_name(key),
                     pairs=number(len(pairs), "count"),
                     sure=number(sure, "count"),
                     none=number(len(pairs) - sure, "count"),
