@@ -12,9 +12,10 @@ from chat import small
 from tarazu import cli
 from tarazu.commands import run as study_commands
 from tarazu.errors import UserError
-from tarazu.report.analysis.metrics import all_metrics, seed_values
+from tarazu.report.analysis.metrics import seed_values
 from tarazu.report.analysis.study_view import read_study
 from tarazu.report.build import build
+from tarazu.report.sections.chat.metrics import METRICS
 from tarazu.storage.atomic_io import read_json, write_json
 from tarazu.study import merge, runner
 
@@ -214,11 +215,11 @@ def test_seeds_of_a_method_from_two_parts(home, tmp_path, undrawn):
     stamp = read_json(folder.path / "environment.json")
     stamp["parts"][1]["device"] = {"name": "another"}
     write_json(folder.path / "environment.json", stamp)
-    method, cost = read_study(folder.path).method("layers"), all_metrics("chat")["train_seconds"]
+    method, cost = read_study(folder.path).method("layers"), METRICS.by_key["train_seconds"]
     assert [run.on_other_device for run in method.runs] == [False, True]
     assert (
         seed_values(method, cost) == [cost.of(method.runs[0])]
-        and len(seed_values(method, all_metrics("chat")["loss"])) == 2
+        and len(seed_values(method, METRICS.by_key["loss"])) == 2
     )
     assert ">layers</code> (seed <bdi class=n dir=ltr>1</bdi>)" in build(folder.path).read_text(
         encoding="utf-8"

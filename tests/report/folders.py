@@ -119,7 +119,8 @@ def example(i: int, say) -> dict:
         [["<bos>", 0], ["سلام", 0], ["\n", 0], [say(i), 1], ["<end_of_turn>", 1]] if i == 0 else []
     )
     turns = [
-        {"role": role, "text": say(i * 3 + j)} for j, role in enumerate(("system", "user", "assistant"))
+        {"role": role, "text": say(i * 3 + j)}
+        for j, role in enumerate(("system", "user", "assistant"))
     ]
     return {"line": i + 1, "turns": turns, "tokens": tokens}
 
@@ -267,7 +268,13 @@ def write_proof(folder: Path, changed: list[str]) -> None:
     digest = {"digest_before": "a" * 64, "digest_after": "a" * 64}
     write(
         folder / "fingerprint.json",
-        {**proof, "unexpectedly_changed": [], "unexpectedly_unchanged": [], "verdict": "ok", **digest},
+        {
+            **proof,
+            "unexpectedly_changed": [],
+            "unexpectedly_unchanged": [],
+            "verdict": "ok",
+            **digest,
+        },
     )
 
 

@@ -13,6 +13,7 @@ from tarazu.report.analysis.recommendation import recommend
 from tarazu.report.analysis.study_view import read_study
 from tarazu.report.build import build
 from tarazu.report.render.figures import FigureWriter
+from tarazu.report.sections.captions import REPORT
 from tarazu.report.sections.captions.ablation import ablation_view, groups, what_differs
 from tarazu.report.sections.common.base import Context
 
@@ -58,16 +59,21 @@ def study_of(folder, methods=ARMS, ensemble=False):
 
 
 def context_of(study) -> Context:
-    comparison = compare(study)
-    return Context(
-        study, comparison, recommend(study, comparison), FigureWriter(study.path / "figures")
-    )
+    comparison = compare(study, REPORT.metrics)
+    figures = FigureWriter(study.path / "figures")
+    return Context(study, REPORT, comparison, recommend(study, comparison), figures)
 
 
 def test_only_kinds_with_several_arms_have_one(tmp_path):
     assert groups(read_study(captions_folder(tmp_path / "three")).methods) == []
     (group,) = groups(study_of(tmp_path / "more", ensemble=True).methods)
-    assert [method.name for method in group] == ["plain", "dropout", "tuned", "show_and_tell", "both"]
+    assert [method.name for method in group] == [
+        "plain",
+        "dropout",
+        "tuned",
+        "show_and_tell",
+        "both",
+    ]
 
 
 def test_what_differs_is_told_as_a_recipe_would(tmp_path):

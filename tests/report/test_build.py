@@ -96,9 +96,14 @@ def test_nothing_comes_from_outside_and_nothing_else_runs(made):
     allowed = {"html", "head", "meta", "title", "style", "body", "script"}
     for tag, attributes in page.elements:
         assert not [a for a in attributes if a.startswith("on")], (tag, attributes)
-        assert tag in allowed or tag not in ("iframe", "object", "embed", "base", "format", "link"), (
-            tag
-        )
+        assert tag in allowed or tag not in (
+            "iframe",
+            "object",
+            "embed",
+            "base",
+            "format",
+            "link",
+        ), tag
         assert "style" not in attributes, (tag, attributes)
         link = attributes.get("href") or attributes.get("src") or ""
         assert re.match(r"(#|\./|figures/|https://arxiv\.org/|data:image/jpeg;base64,|$)", link), (
@@ -406,14 +411,14 @@ def test_long_answers_make_room_for_each_other(tmp_path, undrawn, monkeypatch):
     """However much the methods said, the page stays small: answers are cut further, and say so."""
     folder = chat_folder(tmp_path)
     full = len(build(folder).read_bytes())
-    monkeypatch.setattr("tarazu.report.build.MOST_BYTES", full - 1000)
+    monkeypatch.setattr("tarazu.report.build.MAX_PAGE_BYTES", full - 1000)
     assert len(build(folder).read_bytes()) <= full
     for path in folder.glob("*/seed-0/samples.jsonl"):
         samples = [
             {**json.loads(line), "output": "سلام " * 4000} for line in path.read_text().splitlines()
         ]
         path.write_text("".join(json.dumps(s) + "\n" for s in samples))
-    monkeypatch.setattr("tarazu.report.build.MOST_BYTES", 2_900_000)
+    monkeypatch.setattr("tarazu.report.build.MAX_PAGE_BYTES", 2_900_000)
     text = build(folder).read_text(encoding="utf-8")
     assert len(text.encode()) < 3_000_000 and "of 20,000 characters" in "".join(Page(text).text)
 
@@ -535,7 +540,7 @@ def test_a_large_page_is_filled_with_answers(tmp_path, undrawn, monkeypatch):
         ]
         path.write_text("".join(json.dumps(s) + "\n" for s in samples))
     whole = len(build(folder).read_bytes())
-    monkeypatch.setattr("tarazu.report.build.MOST_BYTES", whole - 30_000)
+    monkeypatch.setattr("tarazu.report.build.MAX_PAGE_BYTES", whole - 30_000)
     assert whole - 90_000 < len(build(folder).read_bytes()) <= whole - 30_000
 
 

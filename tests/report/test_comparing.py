@@ -9,10 +9,10 @@ from folders import chat_folder
 
 from tarazu.chat.evaluation.text_metrics import aggregate, score
 from tarazu.report.analysis.comparison import compare
-from tarazu.report.analysis.metrics import SECONDARY_TESTS, TESTED, all_metrics, sample_score
 from tarazu.report.analysis.study_view import read_study
 from tarazu.report.render.tables import best_of
 from tarazu.report.sections.chat.methods import _direction
+from tarazu.report.sections.chat.metrics import METRICS, sample_score
 
 ANSWERS = [
     ("پاسخ کوتاه و درست این است", True),
@@ -66,13 +66,13 @@ def test_every_quality_figure_is_tested_where_its_rows_are_known(tmp_path):
         for row in tests[1:]:
             row["finished"] = True
         path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    comparison, known = compare(read_study(folder)), all_metrics("chat")
+    comparison, known = compare(read_study(folder), METRICS), METRICS.by_key
     assert comparison.is_significant("unfinished", "base", "lora") is False
     assert (
         comparison.is_significant("perplexity", "base", "lora") is True
         and comparison.pairs.get("perplexity") is None
     )  # the loss's test
-    assert set(comparison.pairs) == {*TESTED["chat"], *SECONDARY_TESTS["chat"]}
+    assert set(comparison.pairs) == {*METRICS.tested, *METRICS.secondary}
     said = [
         _direction(known["unfinished"], 0.125, sure).html.plain("en")
         for sure in (True, False, None)

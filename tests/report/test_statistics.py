@@ -10,8 +10,8 @@ from scipy import stats
 
 from tarazu.report.analysis import student
 from tarazu.report.analysis.comparison import Pair
-from tarazu.report.analysis.metrics import all_metrics
 from tarazu.report.analysis.statistics import difference, holm, interval
+from tarazu.report.sections.chat.metrics import METRICS
 from tarazu.report.sections.common.pairwise_tests import format_p
 
 
@@ -109,13 +109,13 @@ def test_a_single_seed_has_luck_too_beside_a_method_with_several():
             rng.normal(0, 0.03, (seeds, 1)) + rng.normal(0, 0.05, (seeds, 100)) for seeds in (1, 3)
         )
         for started in alarms:
-            alarms[started] += difference(a, b, draws=1000, started=started).p < 0.05
+            alarms[started] += difference(a, b, draws=1000, both_trained=started).p < 0.05
     assert alarms[True] <= 12 < alarms[False]
     base, tuned = (
         rng.normal(0, 0.05, 100),
         rng.normal(-0.03, 0.05, (3, 100)),
     )  # the untouched model has no start
-    assert difference(base, tuned, started=False).p < difference(base, tuned).p
+    assert difference(base, tuned, both_trained=False).p < difference(base, tuned).p
 
 
 def test_a_difference_of_seed_luck_is_not_a_finding():
@@ -128,8 +128,13 @@ def test_a_difference_of_seed_luck_is_not_a_finding():
 def test_detectable_is_the_power_formula(rows):
     other = rows + np.random.default_rng(9).normal(0, 0.3, 200)
     spread = (rows - other).std(ddof=1) / np.sqrt(200)
-    assert difference(rows, other).min_detectable == pytest.approx((1.96 + 0.8416) * spread, rel=0.05)
-    assert difference(rows, other, comparisons=10).min_detectable > difference(rows, other).min_detectable
+    assert difference(rows, other).min_detectable == pytest.approx(
+        (1.96 + 0.8416) * spread, rel=0.05
+    )
+    assert (
+        difference(rows, other, comparisons=10).min_detectable
+        > difference(rows, other).min_detectable
+    )
 
 
 def test_holm_by_hand():
@@ -160,7 +165,7 @@ def test_a_p_that_more_resamples_would_make_smaller_says_so(rows):
 
 def test_such_a_p_is_written_as_at_most(rows):
     sure = difference(rows, rows + 5)
-    pair = Pair("a", "b", all_metrics("chat")["loss"], sure, 36 * sure.p)
+    pair = Pair("a", "b", METRICS.by_key["loss"], sure, 36 * sure.p)
     assert format_p(pair).plain("en") == "≤ 0.007" and format_p(pair).plain("fa").startswith(
         "حداکثر"
     )

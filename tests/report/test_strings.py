@@ -40,7 +40,9 @@ def test_every_string_that_the_code_names_is_there():
 
 
 def test_every_item_of_the_assignment_has_a_title():
-    assert {f"item.{number}" for number in [*CHAT.assignment, *CAPTIONS.assignment]} <= set(strings())
+    assert {f"item.{number}" for number in [*CHAT.assignment, *CAPTIONS.assignment]} <= set(
+        strings()
+    )
 
 
 def test_persian_uses_persian_letters():
@@ -150,7 +152,9 @@ def test_a_recipes_note_is_shown_in_the_language_of_the_page():
         'dir="rtl"' in translate_note({"fa": "rows به جای SlimOrca", "en": "rows"}).fa
     )  # though its first letters are Latin
     assert "<data>" not in both.en and translate_note("as it is") == data_text("as it is")
-    assert translate_note({"fa": "تنها"}) == data_text({"fa": "تنها"})  # a damaged note is shown, not lost
+    assert translate_note({"fa": "تنها"}) == data_text(
+        {"fa": "تنها"}
+    )  # a damaged note is shown, not lost
 
 
 def test_a_designed_question_is_shown_in_the_language_of_the_page():

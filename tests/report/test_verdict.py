@@ -9,14 +9,16 @@ from caption_folders import captions_folder
 from folders import chat_folder
 
 from tarazu.report.analysis.comparison import compare
-from tarazu.report.analysis.metrics import primary
-from tarazu.report.analysis.recommendation import Candidate, _choose, pareto, recommend
+from tarazu.report.analysis.recommendation import Candidate, choose, pareto, recommend
 from tarazu.report.analysis.study_view import read_study
+from tarazu.report.build import report_of
+from tarazu.report.sections.captions.metrics import METRICS as caption_metrics
+from tarazu.report.sections.chat.metrics import METRICS as chat_metrics
 
 
 def verdict_of(folder):
     study = read_study(folder)
-    comparison = compare(study)
+    comparison = compare(study, report_of(study).metrics)
     return recommend(study, comparison), comparison
 
 
@@ -31,19 +33,14 @@ def test_the_best_is_tied_with_its_twin_and_cost_decides(tmp_path):
 
 def test_a_cheaper_twin_whose_own_gain_is_not_sure_is_not_chosen(tmp_path):
     study = read_study(chat_folder(tmp_path))
-    comparison = compare(study)
+    comparison = compare(study, report_of(study).metrics)
     verdict = recommend(study, comparison)
     twin = verdict.choices["quality"].name
     best, *_ = (c for c in verdict.candidates if c.name != twin)
     candidates = [best, *[c for c in verdict.candidates if c.name != best.name]]
-    assert _choose("quality", None, candidates, verdict.metric, comparison, []).name == twin
-    assert (
-        _choose("quality", None, candidates, verdict.metric, comparison, [twin]).name == best.name
-    )
-    assert (
-        _choose("quality", None, candidates, verdict.metric, comparison, [twin, best.name]).name
-        == twin
-    )
+    assert choose("quality", None, candidates, comparison, []).name == twin
+    assert choose("quality", None, candidates, comparison, [twin]).name == best.name
+    assert choose("quality", None, candidates, comparison, [twin, best.name]).name == twin
 
 
 def test_a_cost_that_the_seeds_leave_open_decides_nothing(tmp_path):
@@ -65,19 +62,12 @@ def test_a_cost_that_the_seeds_leave_open_decides_nothing(tmp_path):
         candidate("small", 8.8, 15, (8.4, 9.3)),
         candidate("slow", 11, 5, (10.7, 11.2)),
     )
-    choice = _choose(
-        "speed", "train_seconds", [large, small, slow], verdict.metric, comparison, []
-    )
+    choice = choose("speed", "train_seconds", [large, small, slow], comparison, [])
     assert (choice.name, choice.by, choice.runner_up) == ("small", "train_seconds", "large")
     apart = candidate("small", 9.4, 15, (9.3, 9.5))
-    choice = _choose(
-        "speed", "train_seconds", [large, apart, slow], verdict.metric, comparison, []
-    )
+    choice = choose("speed", "train_seconds", [large, apart, slow], comparison, [])
     assert (choice.name, choice.runner_up) == ("large", None)
-    assert (
-        _choose("size", "weights_bytes", [large, small, slow], verdict.metric, comparison, []).name
-        == "slow"
-    )
+    assert choose("size", "weights_bytes", [large, small, slow], comparison, []).name == "slow"
 
 
 def test_each_preference_picks_the_cheapest_of_the_good_ones(tmp_path):
@@ -106,12 +96,13 @@ def test_other_test_rows_are_not_compared(tmp_path):
     path.write_text(json.dumps(metrics))
     _, comparison = verdict_of(folder)
     assert (
-        comparison.rows_differ == ["layers"] and comparison.is_significant("loss", "lora", "layers") is None
+        comparison.rows_differ == ["layers"]
+        and comparison.is_significant("loss", "lora", "layers") is None
     )
 
 
 def test_pareto_front_is_what_nobody_beats():
-    metric = primary("chat")
+    metric = chat_metrics.primary
     points = {"a": (2.5, 10), "b": (2.4, 20), "c": (2.6, 15), "d": (2.4, 30), "e": (2.3, 40)}
     candidates = [
         Candidate(n, "lora", q, None, {"train_seconds": s}) for n, (q, s) in points.items()
@@ -131,7 +122,7 @@ def test_captions_are_judged_by_cider_upwards():
         Candidate("a", "x", 50.0, None, {"train_seconds": 10}),
         Candidate("b", "x", 60.0, None, {"train_seconds": 5}),
     ]
-    assert pareto(candidates, primary("captions"), "train_seconds") == ["b"]
+    assert pareto(candidates, caption_metrics.primary, "train_seconds") == ["b"]
 
 
 def test_an_ensemble_may_win_on_quality_but_has_no_costs_to_win_with(tmp_path):

@@ -1,11 +1,11 @@
-"""The three yardsticks of captioning: what a person, one fixed sentence and another image's caption score."""
+"""The three baselines of captioning: what a person, one fixed sentence and another image's caption score."""
 
 from __future__ import annotations
 
 from tarazu.report.analysis.study_view import StudyView, as_number, get_path
 
 NAMES = ("human", "constant", "shuffled")
-_PLACES = {
+_PATHS = {
     "cider": ("cider",),
     "rouge_l": ("rouge_l",),
     "meteor": ("meteor",),
@@ -13,8 +13,8 @@ _PLACES = {
 }
 
 
-def yardsticks(study: StudyView) -> tuple[dict[str, dict], str]:
-    """The yardsticks and the file that they stand in: the first run that has them (they are the same for all)."""
+def baselines(study: StudyView) -> tuple[dict[str, dict], str]:
+    """The baselines and the file that they stand in: the first run that has them (they are the same for all)."""
     for method in study.methods:
         for run in method.measured:
             found = get_path(run.metrics, "baselines", default={})
@@ -26,7 +26,7 @@ def yardsticks(study: StudyView) -> tuple[dict[str, dict], str]:
 
 
 def constant_score(study: StudyView, key: str) -> float | None:
-    """What one fixed caption for every image scores; None for a figure that yardsticks do not have."""
-    if key not in _PLACES:
+    """What one fixed caption for every image scores; None for a figure that baselines do not have."""
+    if key not in _PATHS:
         return None
-    return as_number(get_path(yardsticks(study)[0].get("constant"), *_PLACES[key]))
+    return as_number(get_path(baselines(study)[0].get("constant"), *_PATHS[key]))

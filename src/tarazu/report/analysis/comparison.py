@@ -85,9 +85,7 @@ def compare(study: StudyView, metrics: TaskMetrics) -> Comparison:
     return Comparison(metrics, intervals, pairs, sorted(rows_differ))
 
 
-def _on_common_rows(
-    methods: list[MethodView], metric: Metric
-) -> tuple[dict[str, Rows], list[str]]:
+def _on_common_rows(methods: list[MethodView], metric: Metric) -> tuple[dict[str, Rows], list[str]]:
     """The methods that were tested on the most common set of rows, and the names of the others."""
     rows_of = {m.name: rows for m in methods if (rows := row_values(m, metric)) is not None}
     if not rows_of:

@@ -106,9 +106,7 @@ def recommend(study: StudyView, comparison: Comparison) -> Verdict:
     return Verdict(metric, baseline, candidates, choices, fronts, not_better)
 
 
-def _candidates(
-    study: StudyView, metrics: TaskMetrics, baseline: float | None
-) -> list[Candidate]:
+def _candidates(study: StudyView, metrics: TaskMetrics, baseline: float | None) -> list[Candidate]:
     """The methods with a measured quality, best first."""
     metric, candidates = metrics.primary, []
     for method in study.methods:
@@ -178,9 +176,7 @@ def choose(
     return _pick_cheapest(preference, cost, allowed, ties)
 
 
-def _pick_cheapest(
-    preference: str, cost: str, allowed: list[Candidate], ties: list[str]
-) -> Choice:
+def _pick_cheapest(preference: str, cost: str, allowed: list[Candidate], ties: list[str]) -> Choice:
     """The method with the lowest cost; among those whose seeds overlap with it, the smallest one."""
     with_cost = [c for c in allowed if c.costs.get(cost) is not None]
     names = [c.name for c in allowed]

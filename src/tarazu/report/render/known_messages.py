@@ -17,9 +17,9 @@ from tarazu.report.render.bilingual import (
     data_text,
     digits,
     listed,
-    translate_or,
     strings,
     translate,
+    translate_or,
     visible,
 )
 

@@ -154,9 +154,7 @@ def cost_table(study: StudyView) -> Table:
     """What every method cost: the mean over its seeds."""
     methods = study.methods
     known = [
-        m
-        for m in (*COSTS, *THROUGHPUT)
-        if any(mean_over_seeds(a, m) is not None for a in methods)
+        m for m in (*COSTS, *THROUGHPUT) if any(mean_over_seeds(a, m) is not None for a in methods)
     ]
     best = {m.key: best_of([mean_over_seeds(a, m) for a in methods], m.better) for m in known}
     rows = []
@@ -204,7 +202,8 @@ def computing(study: StudyView) -> list[Bilingual]:
         [
             (f, p, method)
             for method in study.methods
-            if (f := mean_over_seeds(method, FLOPS)) and (p := mean_over_seeds(method, TRAINED_PARAMETERS))
+            if (f := mean_over_seeds(method, FLOPS))
+            and (p := mean_over_seeds(method, TRAINED_PARAMETERS))
         ],
     )
     if len(known) > 1:

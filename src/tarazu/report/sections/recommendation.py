@@ -272,9 +272,7 @@ def _on_cost(context: Context, method: MethodView, cost: Metric, pros: list, con
             number(mine / least, "two" if mine < 10 * least else "count") if least else number(None)
         )
         cons.append(
-            translate(
-                "con.most", cost=metric_name(cost.key), value=shape(mine), times=times
-            )
+            translate("con.most", cost=metric_name(cost.key), value=shape(mine), times=times)
         )
 
 

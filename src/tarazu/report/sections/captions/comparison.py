@@ -7,7 +7,7 @@ from functools import partial
 
 from markupsafe import Markup
 
-from tarazu.report.analysis.baselines import yardsticks
+from tarazu.report.analysis.baselines import baselines
 from tarazu.report.analysis.metrics import by_id
 from tarazu.report.analysis.study_view import MethodView, as_number, get_path
 from tarazu.report.render import charts
@@ -71,7 +71,7 @@ def bleu_table(context: Context) -> Table:
                 ],
             ]
             rows.append([text_cell(method_name(method)), text_cell(decoding(how)), *cells])
-    found, source = yardsticks(context.study)
+    found, source = baselines(context.study)
     for name, scores in found.items():
         cells = [
             number_cell(get_path(scores, part, n - 1), "points", source)
@@ -142,7 +142,7 @@ def bleu_figure(context: Context) -> Figure | None:
     ]
     named += [
         (translate(f"baseline.{name}"), scores)
-        for name, scores in yardsticks(context.study)[0].items()
+        for name, scores in baselines(context.study)[0].items()
     ]
     rows = [
         (label, f"BLEU-{n}", value)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tarazu.report.analysis.baselines import yardsticks
+from tarazu.report.analysis.baselines import baselines
 from tarazu.report.analysis.study_view import as_number, get_path
 from tarazu.report.render.bilingual import data_text, number, translate
 from tarazu.report.render.explanations import explain
@@ -98,7 +98,7 @@ def _words(encoder: dict):
 
 def baselines_section(context: Context) -> Section:
     view = {"table": baseline_table(context), "constant": None}
-    found, _ = yardsticks(context.study)
+    found, _ = baselines(context.study)
     caption = get_path(found.get("constant"), "caption")
     view["constant"] = data_text(caption, 200) if caption else None
     return Section("baselines", translate("section.baselines"), "captions/baselines.html", view)
@@ -106,7 +106,7 @@ def baselines_section(context: Context) -> Section:
 
 def baseline_table(context: Context) -> Table:
     """BLEU, CIDEr and ROUGE-L of the three yardsticks."""
-    found, source = yardsticks(context.study)
+    found, source = baselines(context.study)
     rows = [
         [text_cell(translate(f"baseline.{name}")), *score_cells(scores, source)]
         for name, scores in found.items()

@@ -20,6 +20,8 @@ REPORT = TaskReport(
     comparison_parts=comparison_parts,
     comparison_explanations=("fairness", "memory-and-time", "forgetting"),
     side_effects=side_effects,
-    example_texts=lambda example: [str(turn.get("text")) for turn in dicts_in(example.get("turns"))],
+    example_texts=lambda example: [
+        str(turn.get("text")) for turn in dicts_in(example.get("turns"))
+    ],
     assignment=ASSIGNMENT,
 )

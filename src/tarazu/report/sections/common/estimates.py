@@ -123,7 +123,9 @@ def _table(found: list[tuple[MethodView, dict, list[Expected]]]) -> Table:
 
 
 def _how(entry: dict) -> Bilingual:
-    return translate("estimate.measured" if entry.get("how") == "measured" else "estimate.predicted")
+    return translate(
+        "estimate.measured" if entry.get("how") == "measured" else "estimate.predicted"
+    )
 
 
 def _cell(method: MethodView, one: Expected) -> Cell:
