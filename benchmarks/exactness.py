@@ -62,6 +62,8 @@ def _reference(task: Any, trainable: Any, recipe: Any, words: Any) -> Any:
     """The same method on the same weights, in float32, without anything fast."""
     import torch
 
+    from tarazu.chat.model.building import wrap_model
+
     plain = recipe.model_copy(
         update={
             "fast": False,
@@ -77,7 +79,7 @@ def _reference(task: Any, trainable: Any, recipe: Any, words: Any) -> Any:
         "eager" if "gemma" in recipe.model else "sdpa",
         torch.float32,
     ).eval()
-    made = task.ready(plain, next(iter(recipe.methods)), model, words)
+    made = wrap_model(plain, next(iter(recipe.methods)), model, words)
     own = dict(trainable.module.named_parameters())
     with torch.no_grad():
         for name, parameter in made.module.named_parameters():

@@ -42,7 +42,7 @@ def named(args: argparse.Namespace, device: Any, dtype: Any) -> Job:
     from tarazu.chat.data import chat_template
     from tarazu.chat.evaluation import questions
     from tarazu.chat.model import loading
-    from tarazu.chat.task import resolve_samples
+    from tarazu.chat.prepared_data import resolve_samples
 
     words = loading.load_tokenizer(args.model)
     chosen = chat_template.select_template(words, loading.model_type(args.model))

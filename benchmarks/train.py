@@ -72,7 +72,9 @@ def prepared(args: argparse.Namespace, recipe: Any) -> tuple:
     import torch
 
     from tarazu.chat.model import flex_attention
-    from tarazu.chat.task import Chat, ChatData
+    from tarazu.chat.model.building import wrap_model
+    from tarazu.chat.prepared_data import ChatData
+    from tarazu.chat.task import Chat
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = shapes.build(
@@ -85,7 +87,7 @@ def prepared(args: argparse.Namespace, recipe: Any) -> tuple:
     data = ChatData(store, None, Words(), [], packed=True)
     task = Chat()
     torch.manual_seed(args.seed)
-    return task, task.ready(recipe, args.method, model, Words()), data, out
+    return task, wrap_model(recipe, args.method, model, Words()), data, out
 
 
 def packed(model: Any, form: str) -> Any:

@@ -16,6 +16,7 @@ from chat.tiny import model as tiny
 from tarazu import cli
 from tarazu.chat import cost as chat_estimate
 from tarazu.chat.task import Chat
+from tarazu.engine.cost import TaskCost
 from tarazu.engine.ledger import Ledger
 from tarazu.engine.row_sampler import RowSampler, make_row_sampler
 from tarazu.errors import UserError
@@ -120,7 +121,7 @@ def test_gemma_2_with_sdpa_and_tied_heads_are_refused(home, recipe, data):
 
 
 def test_a_model_too_large_for_the_memory_is_refused_and_never_built(recipe, data, monkeypatch):
-    monkeypatch.setattr(cost_model, "free_memory", lambda _: 1000)
+    monkeypatch.setattr(cost_model, "available_memory", lambda _: 1000)
     monkeypatch.setattr("tarazu.chat.model.loading.load_model", None)
     found = by_name(
         estimator.estimate_study(load(recipe, ["methods={lora: {rank: 2}}"]), data, CPU)
@@ -164,7 +165,7 @@ def test_the_number_of_validations_is_that_of_a_run():
 
 def test_the_heaviest_step_holds_the_longest_row(data):
     lengths = data.store.lengths("train")
-    rows = chat_estimate.with_longest_row(data, [0, 1, 2])
+    rows = Chat.cost.with_longest_row(data, [0, 1, 2])
     assert len(rows) == 3 and max(lengths[rows]) == lengths.max()
 
 
@@ -173,8 +174,8 @@ def test_the_heaviest_step_is_the_one_with_the_most_tokens_of_the_run(data):
     most = max(
         int(lengths[order.rows_of_step(step)].sum()) for step in range(order.steps_per_epoch)
     )
-    assert int(lengths[dry_run.heaviest_step(data, order, chat_estimate)].sum()) == most
-    assert list(dry_run.heaviest_step(data, order, object())) == list(
+    assert int(lengths[dry_run.heaviest_step(data, order, Chat.cost)].sum()) == most
+    assert list(dry_run.heaviest_step(data, order, TaskCost())) == list(
         order.rows_of_step(0)
     )  # a task whose rows are alike
 
@@ -227,12 +228,12 @@ def test_the_steps_that_bring_a_new_shape_are_found(recipe, data):
     packed = dataclasses.replace(data, packed=True)
     places = int(data.store.lengths("train")[:3].sum())
     assert (
-        chat_estimate.shapes(chat, trainable, packed, loaded, [0, 1, 2]) == {places}
+        chat.cost.pass_shapes(trainable, packed, loaded, [0, 1, 2]) == {places}
         and places <= 400
     )
     assert (
-        chat_estimate.shapes(
-            chat, trainable, dataclasses.replace(data, packed=False), loaded, [0, 1, 2]
+        chat.cost.pass_shapes(
+            trainable, dataclasses.replace(data, packed=False), loaded, [0, 1, 2]
         )
         == set()
     )
@@ -262,7 +263,7 @@ def test_each_seeds_new_shapes_are_met_in_its_own_order(recipe, data, tmp_path, 
 
     monkeypatch.setitem(dry_run.WARMUP_ROUNDS, "cpu", 2)
     monkeypatch.setattr(
-        chat_estimate, "shapes", lambda task, trainable, data, recipe, rows: widths(rows)
+        Chat.cost, "pass_shapes", lambda trainable, data, recipe, rows: widths(rows)
     )
     seen, loaded, packed = (
         [],
@@ -273,7 +274,7 @@ def test_each_seeds_new_shapes_are_met_in_its_own_order(recipe, data, tmp_path, 
     trainable = task.build(loaded, "lora", packed, 3, CPU)
     timed = dry_run.dry_run(task, loaded, "lora", packed, trainable, tmp_path, Ledger(CPU))
     orders = {
-        seed: make_row_sampler(packed, loaded.methods["lora"], loaded.budget, seed)
+        seed: make_row_sampler(task, packed, loaded.methods["lora"], loaded.budget, seed)
         for seed in (3, 5)
     }
     seen.remove(orders[3].rows_of_step(0))  # not counted: a process pays there what it pays once
@@ -349,7 +350,7 @@ def test_the_measured_steps_are_those_that_a_run_begins_with(recipe, data, tmp_p
             return super().collate(trainable, data, split, rows, limit)
 
     seen, loaded, task = [], load(recipe), Seen()
-    order = make_row_sampler(data, loaded.methods["lora"], loaded.budget, 0)
+    order = make_row_sampler(task, data, loaded.methods["lora"], loaded.budget, 0)
     rows = [row for step in range(3) for row in order.rows_of_step(step)]
     dry_run.train_on_rows(
         task,

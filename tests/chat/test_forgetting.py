@@ -12,6 +12,7 @@ from chat import small, spelling
 from tarazu.chat.data.chat_template import select_template
 from tarazu.chat.evaluation import forgetting
 from tarazu.chat.settings import Forgetting
+from tarazu.chat.row_losses import summed_losses
 from tarazu.chat.task import Chat
 from tarazu.errors import UserError
 from tarazu.recipe.schema import load
@@ -53,7 +54,7 @@ def test_the_loss_is_that_of_transformers(root, monkeypatch, layout, name):
     model.module.eval()
     with torch.no_grad():
         measured = forgetting.measure(
-            data.forgetting, lambda rows: task.nats(model, data, rows, 100)
+            data.forgetting, lambda rows: summed_losses(model, data, rows, 100)
         )["english"]
         for text, (nats, tokens, size) in zip(TEXTS, measured["row_losses"], strict=True):
             text = " ".join(text.split())

@@ -14,6 +14,8 @@ from torch.utils._pytree import tree_leaves
 from transformers import AutoModelForCausalLM, Gemma2Config, Gemma3TextConfig, LlamaConfig
 
 from tarazu.chat import task
+from tarazu.chat.model import building
+from tarazu.chat.prepared_data import ChatData
 from tarazu.chat.fast import graphed_forward
 from tarazu.chat.model import flex_attention, forward
 from tarazu.chat.model.batching import TokenizedRow, bin_pack, make_batch, pack_rows
@@ -73,7 +75,7 @@ def made(
     model = AutoModelForCausalLM.from_config(
         SHAPES[shape], dtype=torch.float32, attn_implementation=attention
     ).to(device)
-    trainable = task.Chat().ready(recipe, name, model, Words())
+    trainable = building.wrap_model(recipe, name, model, Words())
     with torch.no_grad():
         for p in trainable.trainable().values():
             p.add_(
@@ -272,7 +274,7 @@ def test_dropout_on_the_host_is_not_recorded(no_gpu):
     assert "dice fall on the host" in played.graphed_forward.failure_reason and not played.graphed_forward.graphs
     assert (
         "dice fall on the host"
-        in task.Chat().code_paths(played, task.ChatData(None, None, None, [], True))["layers"]
+        in task.Chat().code_paths(played, ChatData(None, None, None, [], True))["layers"]
     )
 
 

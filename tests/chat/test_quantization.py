@@ -13,6 +13,7 @@ from tarazu.chat.inference.export import export
 from tarazu.chat.inference.trained_model import load as load_run
 from tarazu.chat.model import loading, quantization
 from tarazu.chat.model.summary import model_summary
+from tarazu.chat.model.building import wrap_model
 from tarazu.chat.task import Chat
 from tarazu.commands import run as study_commands
 from tarazu.commands.verify import run_checks
@@ -58,7 +59,7 @@ def test_without_the_package_it_says_what_to_install(recipe, root, monkeypatch):
     with pytest.raises(UserError, match=r"pip install 'tarazu\[quantized\]'"):
         study_commands.run(str(path), str(root / "refused"))
     assert not (root / "refused").exists(), "refused before anything is written"
-    Chat().admit(load(recipe(quantize="none")))
+    Chat().validate_recipe(load(recipe(quantize="none")))
 
 
 @pytest.mark.parametrize("name", sorted(REFUSED))
@@ -68,7 +69,7 @@ def test_what_cannot_work_is_refused_before_anything_is_trained(name, recipe, ro
     with pytest.raises(UserError, match=f"methods.{name}: not with quantize: 4bit"):
         study_commands.run(str(path), str(root / "refused"))
     assert not (root / "refused").exists()
-    Chat().admit(
+    Chat().validate_recipe(
         load(recipe(methods=METHODS | {"layers": {"num_first": 0, "num_last": 0, "embeddings": True}}))
     )
 
@@ -175,7 +176,7 @@ def test_sizes_are_those_of_the_model_and_bytes_are_foreseen(recipe, root):
     }
     assert "NF4" in card["dtype"]
     assert (
-        Chat().ready(found, "lora", model, small.tokenizer()).total_parameters()
+        wrap_model(found, "lora", model, small.tokenizer()).total_parameters()
         > card["parameters"]
     )
     model = packed(root)

@@ -13,7 +13,6 @@ from tarazu.captions.model.decoders import transformer
 from tarazu.captions.task import Captions
 from tarazu.engine.invariants.fixture import CheckFixture
 from tarazu.engine.invariants.perturbations import shake
-from tarazu.engine.subset_task import SubsetTask
 from tarazu.recipe.schema import validate
 from tarazu.storage.run_folder import StudyDir
 
@@ -44,14 +43,15 @@ def fixtures(tmp_path_factory):
     folder = tmp_path_factory.mktemp("verify")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TARAZU_CACHE", str(folder / "cache"))
-        recipe = invariants.lighter(validate(RECIPE, "here"))
+        recipe = Captions.invariants.lighter(validate(RECIPE, "here"))
         data, out = Captions().prepare(recipe, StudyDir(folder), CPU), {}
         for name in ("show_attend_tell", "transformer"):
             model = Captions().build(recipe, name, data, 0, CPU)
             shake(model)
             model.module.eval()
             out[name] = CheckFixture(
-                SubsetTask(Captions(), data, invariants.few_rows(data, 5)),
+                data,
+                Captions.invariants.subset_rows(data, 5),
                 recipe,
                 name,
                 model,
@@ -117,8 +117,8 @@ def test_beams_that_mix_pictures_are_noticed(fixtures, monkeypatch):
 def test_an_ensemble_is_put_off(fixtures):
     recipe = fixtures["transformer"].recipe
     assert (
-        "ensemble" in invariants.put_off(recipe, "two")
-        and invariants.put_off(recipe, "transformer") is None
+        "ensemble" in Captions.invariants.skip_reason(recipe, "two")
+        and Captions.invariants.skip_reason(recipe, "transformer") is None
     )
 
 

@@ -18,7 +18,6 @@ from tarazu.chat.model.batching import PAD
 from tarazu.chat.task import Chat
 from tarazu.engine.invariants.fixture import CheckFixture
 from tarazu.engine.invariants.perturbations import shake
-from tarazu.engine.subset_task import SubsetTask
 from tarazu.recipe.schema import load
 from tarazu.storage.run_folder import StudyDir
 
@@ -59,7 +58,8 @@ def fixtures(recipe_path, tmp_path_factory):
         shake(trainable)
         trainable.module.eval()
         out[name] = CheckFixture(
-            SubsetTask(Chat(), data, invariants.few_rows(data, 4)),
+            data,
+            Chat.invariants.subset_rows(data, 4),
             recipe,
             name,
             trainable,
@@ -122,9 +122,9 @@ def test_each_check_can_fail(what, fixtures, monkeypatch):
         monkeypatch.setattr(generation, "next_position", wrong)
         monkeypatch.setattr(invariants, "next_position", wrong)
     else:
-        right = generation.Past.select
+        right = generation.KVState.select
         monkeypatch.setattr(
-            generation.Past, "select", lambda past, lines: right(past, torch.arange(len(lines)))
+            generation.KVState, "select", lambda past, lines: right(past, torch.arange(len(lines)))
         )
     found = failing(fixtures["lora"])
     assert broken <= found, f"not noticed: {broken - found}"
