@@ -1,25 +1,27 @@
-"""The errors that a user can do something about: what happened, where, and what to do."""
+"""Errors that a user can act on. Each says what happened, where, and what to do."""
+
+from __future__ import annotations
 
 
 class TarazuError(Exception):
-    """A named failure of the work itself (exit code 1).
+    """A failure of the work itself, such as a diverged training (exit code 1).
 
     Args:
         message: what happened, in one sentence.
-        location: the file, line, key or row that it happened at.
-        hint: what the reader can do about it.
+        location: the file, line, key or row at which it happened.
+        hint: what the user can do about it.
     """
 
     exit_code = 1
 
-    def __init__(self, message: str, *, location: str = "", hint: str = ""):
+    def __init__(self, message: str, *, location: str = "", hint: str = "") -> None:
         self.message, self.location, self.hint = message, location, hint
         super().__init__(str(self))
 
     def __str__(self) -> str:
-        place = f"{self.location}: " if self.location else ""
-        advice = f"\n  what to do: {self.hint}" if self.hint else ""
-        return f"{place}{self.message}{advice}"
+        location = f"{self.location}: " if self.location else ""
+        hint = f"\n  what to do: {self.hint}" if self.hint else ""
+        return f"{location}{self.message}{hint}"
 
 
 class UserError(TarazuError):
@@ -29,8 +31,13 @@ class UserError(TarazuError):
 
 
 class Stopped(TarazuError):
-    """A signal ended the run at the edge of a step, after a checkpoint (exit code 128 + signal)."""
+    """A signal stopped the run after a step, and a checkpoint was saved (exit code 128 + signal).
 
-    def __init__(self, signal_number: int, folder: str):
+    Args:
+        signal_number: the signal.
+        folder: the study, which `tarazu resume` continues.
+    """
+
+    def __init__(self, signal_number: int, folder: str) -> None:
         super().__init__("stopped and saved", location=folder, hint=f"tarazu resume {folder}")
         self.exit_code = 128 + signal_number

@@ -1,1 +1,1 @@
-"""Recipes: their schema, the messages of a bad one, and the shipped ones. Imports no torch."""
+"""Recipes: their schema, their errors, and the shipped ones. Imports no torch."""

@@ -1,14 +1,15 @@
-"""What is wrong with a recipe, in words: where it stands, which key it is, and which key was probably meant."""
+"""Errors of a recipe in plain words: the position, the key, and the key that was probably meant."""
 
 from __future__ import annotations
 
 import difflib
 import re
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
 
 RENAMED_KEYS = {
     "average": "ema_decay",
@@ -36,14 +37,26 @@ RENAMED_KEYS = {
     "watch": "monitor",
     "widen": "extend_range",
 }
-"""Keys of version 0.1 and their names since 0.2. An old key is an error that names the new one."""
+"""Keys of version 0.1 and their new names. An old key is an error that names the new key."""
 
 RENAMED_VALUES = {("memory", "small"): "low", ("source", "drawn"): "synthetic"}
-"""Values of version 0.1, by key, and their names since 0.2."""
+"""Values of version 0.1, by key, and their new names."""
 
 
-def locate(tree: Any, path: tuple, where: str) -> str:
-    """file:line:column of the deepest part of `path` that stands in the file."""
+Path = tuple[int | str, ...]  # keys and list indices from the top of a recipe
+
+
+def locate(tree: Any, path: Path, location: str) -> str:
+    """The position of a key.
+
+    Args:
+        tree: the parsed recipe.
+        path: keys and list indices from the top.
+        location: the file's name.
+
+    Returns:
+        `file:line:column` of the deepest part of `path` that is in the file.
+    """
     line, column = 0, 0
     for part in path:
         marks = getattr(tree, "lc", None)
@@ -54,103 +67,126 @@ def locate(tree: Any, path: tuple, where: str) -> str:
             elif isinstance(tree, list) and isinstance(part, int):
                 line, column = marks.item(part) if marks else (line, column)
                 tree = tree[part]
-        except (KeyError, TypeError, AttributeError):  # a key that --set added has no mark
+        except (KeyError, TypeError, AttributeError):  # --set adds keys without a position
             break
-    return f"{where}:{line + 1}:{column + 1}"
+    return f"{location}:{line + 1}:{column + 1}"
 
 
 def explain(
-    error: ValidationError, model: type[BaseModel], tree: Any, where: str, overrides: list[str] = ()
+    error: ValidationError,
+    model: type[BaseModel],
+    tree: Any,
+    location: str,
+    overrides: Sequence[str] = (),
 ) -> str:
-    """All complaints about the recipe in `tree`, one a line; `overrides` are the `a.b=c` that changed the file at `where`."""
+    """All errors of a recipe, one a line.
+
+    Args:
+        error: what pydantic found.
+        model: the recipe class.
+        tree: the parsed recipe, with its overrides.
+        location: the file's name.
+        overrides: the `a.b=c` that changed the file's keys.
+    """
     lines = []
     for problem in error.errors():
         path = problem["loc"]
-        shown = (
-            path[:2] + path[3:] if path[0:1] == ("methods",) else path
-        )  # after an arm's name comes its kind
-        source = _assignment(problem, shown, tree, overrides) or locate(tree, path, where)
-        lines.append(f"{source}: {'.'.join(map(str, shown))}: {_message(problem, model)}")
+        # pydantic puts the kind of a method after its name; the file does not have it there.
+        shown = path[:2] + path[3:] if path[0:1] == ("methods",) else path
+        position = _assignment(problem, shown, tree, overrides) or locate(tree, path, location)
+        lines.append(f"{position}: {'.'.join(map(str, shown))}: {_message(problem, model)}")
     return "the recipe cannot be used:\n  " + "\n  ".join(lines)
 
 
-def _message(problem: Any, model: type[BaseModel]) -> str:
-    path = problem["loc"]
-    if problem["type"] == "extra_forbidden":
-        keys = _keys(model, path[:-1])
-        if (new := RENAMED_KEYS.get(path[-1])) in keys:
-            return f"{path[-1]!r} has been renamed to {new!r} in version 0.2"
-        return f"unknown key {path[-1]!r}{_suggestion(path[-1], keys)}"
-    if problem["type"] == "literal_error" and (path[-1], problem["input"]) in RENAMED_VALUES:
-        return renamed_value(path[-1], problem["input"])
-    if problem["type"] == "union_tag_invalid":
-        tag, kinds = problem["ctx"]["tag"], problem["ctx"]["expected_tags"].replace("'", "")
-        return f"no kind of method is called {tag!r}: one of {kinds}{_suggestion(tag, kinds.split(', '))}"
-    if problem["type"] in ("int_parsing", "float_parsing") and (
-        plain := _with_latin_digits(problem["input"])
-    ):
-        return f"a number of a recipe has the digits 0 to 9: write {plain}"
+def _message(problem: ErrorDetails, model: type[BaseModel]) -> str:
+    """One error in plain words; pydantic's own words where there are no better ones."""
+    key, value = problem["loc"][-1] if problem["loc"] else "", problem["input"]
+    match problem["type"]:
+        case "extra_forbidden":
+            return _unknown_key(str(key), _keys(model, problem["loc"][:-1]))
+        case "union_tag_invalid":
+            tag = problem["ctx"]["tag"]
+            kinds = problem["ctx"]["expected_tags"].replace("'", "")
+            suggestion = _suggestion(tag, kinds.split(", "))
+            return f"no kind of method is called {tag!r}: one of {kinds}{suggestion}"
+        case "literal_error" if (key, value) in RENAMED_VALUES:
+            return renamed_value(str(key), value)
+        case "int_parsing" | "float_parsing" if digits := _with_latin_digits(value):
+            return f"a number in a recipe has the digits 0 to 9: write {digits}"
     return problem["msg"].removeprefix("Value error, ")
 
 
+def _unknown_key(key: str, keys: Collection[str]) -> str:
+    if (new := RENAMED_KEYS.get(key)) in keys:
+        return f"{key!r} has been renamed to {new!r} in version 0.2"
+    return f"unknown key {key!r}{_suggestion(key, keys)}"
+
+
 def renamed_value(key: str, value: str) -> str:
-    """The message for a value of version 0.1 that has another name now."""
+    """The message for a value of `RENAMED_VALUES`."""
     return f"{value!r} has been renamed to {RENAMED_VALUES[key, value]!r} in version 0.2"
 
 
 def _with_latin_digits(text: str) -> str:
-    """A number that was written in Persian, Arabic or other digits, in those that YAML reads; nothing for other text."""
-    plain = (
-        "".join(str(unicodedata.decimal(letter, letter)) for letter in text.strip())
-        .replace("٬", "")
-        .replace("٫", ".")
-    )
-    return plain if plain != text.strip() and re.fullmatch(r"[+-]?[\d_]+(\.\d*)?", plain) else ""
+    """A number in Persian, Arabic or other digits, written with 0 to 9; empty for other text."""
+    text = text.strip()
+    decimal = "".join(str(unicodedata.decimal(letter, letter)) for letter in text)
+    decimal = decimal.replace("٬", "").replace("٫", ".")
+    return decimal if decimal != text and re.fullmatch(r"[+-]?[\d_]+(\.\d*)?", decimal) else ""
 
 
-def _suggestion(word: Any, known: Any) -> str:
-    near = difflib.get_close_matches(str(word), sorted(known), 1)
-    return f"; did you mean {near[0]!r}?" if near else ""
+def _suggestion(word: str, candidates: Collection[str]) -> str:
+    close = difflib.get_close_matches(word, sorted(candidates), 1)
+    return f"; did you mean {close[0]!r}?" if close else ""
 
 
-def _keys(model: type[BaseModel], path: tuple) -> set[str]:
-    """The keys that may stand at `path`; of methods, those of every kind unless the path names one."""
+def _keys(model: type[BaseModel], path: Path) -> set[str]:
+    """The keys that a recipe may have at `path`.
+
+    Of `methods`, the keys of all kinds of methods, unless the path names a kind.
+    """
     models = [model]
     for part in path:
         inner = [
-            found
-            for one in models
-            if part in one.model_fields
-            for found in _models(one.model_fields[part].annotation)
+            nested
+            for model in models
+            if part in model.model_fields
+            for nested in _models(model.model_fields[str(part)].annotation)
         ]
-        kind = [
-            one
-            for one in models
-            if "kind" in one.model_fields and part in get_args(one.model_fields["kind"].annotation)
+        of_kind = [
+            model
+            for model in models
+            if "kind" in model.model_fields
+            and part in get_args(model.model_fields["kind"].annotation)
         ]
-        models = inner or kind or models
-    return {key for one in models for key in one.model_fields}
+        models = inner or of_kind or models
+    return {key for model in models for key in model.model_fields}
 
 
 def _models(annotation: Any) -> Iterator[type[BaseModel]]:
+    """The pydantic models in a type annotation."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         yield annotation
     for part in get_args(annotation):
         yield from _models(part)
 
 
-def _assignment(problem: Any, shown: tuple, tree: Any, overrides: list[str]) -> str:
-    """The `--set` that a complaint is about, or nothing: it gave the value, or made the mapping that holds it."""
-    at = shown[:-1] if problem["type"] == "missing" else shown
-    dotted = ".".join(map(str, at))
-    for key in reversed([assignment.partition("=")[0] for assignment in overrides]):
-        made = key.startswith(f"{dotted}.") and not hasattr(_node(tree, at), "lc")
-        if key == dotted or dotted.startswith(f"{key}.") or made:
+def _assignment(problem: ErrorDetails, shown: Path, tree: Any, overrides: Sequence[str]) -> str:
+    """The `--set` that caused an error, or nothing.
+
+    It gave the value, or it created the mapping in which the error is.
+    """
+    path = shown[:-1] if problem["type"] == "missing" else shown
+    dotted = ".".join(map(str, path))
+    for assignment in reversed(overrides):
+        key = assignment.partition("=")[0]
+        created = key.startswith(f"{dotted}.") and not hasattr(_node(tree, path), "lc")
+        if key == dotted or dotted.startswith(f"{key}.") or created:
             return f"--set {key}"
     return ""
 
 
-def _node(tree: Any, path: tuple) -> Any:
+def _node(tree: Any, path: Path) -> Any:
     for part in path:
         tree = tree.get(part) if isinstance(tree, dict) else None
     return tree

@@ -1,7 +1,7 @@
-"""A recipe: one YAML file that names a model, data, a budget and some methods.
+"""Recipes: the keys that all tasks share, and how a recipe file is read, checked and written.
 
-`load` reads and checks it; every complaint names file, line and column. What a task adds (its data and methods) is in
-that task's `settings.py`, a subclass of `Recipe`.
+A recipe is one YAML file that names a model, data, a budget and methods. A task adds its own keys
+in a subclass of `Recipe`, in its `settings.py`. Every error names file, line and column.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import io
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -32,59 +33,61 @@ from tarazu.recipe.messages import explain, locate
 
 
 class StrictModel(BaseModel):
-    """Settings in which an unknown key is an error, so that a misspelt one is never silently ignored."""
+    """Settings in which an unknown key is an error, so that a misspelt key is never ignored."""
 
     model_config = ConfigDict(extra="forbid", validate_default=True)
 
 
 class Method(StrictModel):
-    """One way of training. A subclass is one file: its settings, with their defaults, and one verb."""
+    """Settings of one method. Each kind of method is a subclass."""
 
     kind: str
     learning_rate: PositiveFloat = 1e-3
     weight_decay: NonNegativeFloat = 0.0
     optimizer: Literal["adamw", "sgd", "rmsprop"] = "adamw"
     batch_rows: PositiveInt | None = Field(
-        None, description="rows per optimizer step, if not the budget's"
+        None, description="rows per optimizer step; default: the budget's"
     )
     ema_decay: float = Field(
         0.0,
         ge=0,
         lt=1,
-        description="0.999: the mean of the weights over the last 1,000 steps is validated, kept and evaluated; 0: the weights themselves",
+        description="decay of an exponential moving average of the weights, which is then "
+        "validated, saved and evaluated; 0.999 averages about 1,000 steps, 0 disables it",
     )
 
 
 class Budget(StrictModel):
-    """How much every method may train: the same for all.
+    """How long and how every method trains. All methods have the same budget.
 
-    `tokens` counts the real tokens of the rows (no padding, no virtual tokens); `epochs` counts passes over the rows.
+    `tokens` counts tokens of the rows, without padding and virtual tokens. `epochs` counts passes
+    over the rows.
     """
 
     tokens: PositiveInt | None = None
     epochs: PositiveFloat | None = None
     batch_rows: PositiveInt = Field(16, description="rows per optimizer step")
     micro_batch_tokens: PositiveInt = Field(
-        8192, description="most tokens in one forward pass; halved when memory runs out"
+        8192, description="maximum tokens in one forward pass; halved when memory runs out"
     )
     evaluate_every: PositiveInt | None = Field(
-        None, description="tokens between validations; default: every epoch or tenth"
+        None, description="tokens between validations; default: an epoch, or a tenth of `tokens`"
     )
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
     warmup_ratio: float = Field(
-        0.05, ge=0, le=1, description="share of the budget in which the learning rate climbs"
+        0.05, ge=0, le=1, description="fraction of the budget in which the learning rate rises"
     )
-    max_grad_norm: PositiveFloat = Field(1.0, description="largest gradient norm")
+    max_grad_norm: PositiveFloat = Field(1.0, description="maximum gradient norm")
     precision: Literal["auto", "bfloat16", "float32"] = "auto"
     gradient_checkpointing: bool = False
     keep: Literal["last", "best"] = Field(
-        "last", description="which weights are evaluated: the last or the best validated"
+        "last", description="which weights are evaluated: the last, or the best by validation"
     )
     monitor: str = Field(
-        "loss", description="the validation figure that `keep: best` and `patience` follow"
+        "loss", description="the validation metric that `keep: best` and `patience` use"
     )
     patience: PositiveInt | None = Field(
-        None, description="stop after this many validations without a better figure"
+        None, description="stop after this many validations without improvement"
     )
 
     @model_validator(mode="after")
@@ -95,26 +98,25 @@ class Budget(StrictModel):
 
 
 class Search(StrictModel):
-    """A search of each method's settings before its runs: the same tokens for every method, judged on validation loss."""
+    """A search of each method's settings before its runs.
 
-    tokens: PositiveInt = Field(
-        description="training tokens that each method's search of these lists may use in all"
-    )
+    Every method has the same number of tokens for its search. Validation loss decides.
+    """
+
+    tokens: PositiveInt = Field(description="training tokens of the whole search of one method")
     extend_range: bool = Field(
         True,
-        description="where the best rate is at an edge of its list, try up to two beyond it (x3 each), each for at most as many tokens as the winner had",
+        description="if the best learning rate is at an edge of its list, try up to two rates "
+        "beyond it (a factor of 3 each), each for at most as many tokens as the winner had",
     )
     learning_rate: list[PositiveFloat] = []
     rank: list[PositiveInt] = []
     num_virtual_tokens: list[PositiveInt] = []
 
-    def grid(self) -> dict[str, list]:
-        """The settings that are searched, and their values."""
-        return {
-            name: values
-            for name in ("learning_rate", "rank", "num_virtual_tokens")
-            if (values := getattr(self, name))
-        }
+    def grid(self) -> dict[str, list[Any]]:
+        """Values to try, by setting; settings without a list are left out."""
+        settings = ("learning_rate", "rank", "num_virtual_tokens")
+        return {name: values for name in settings if (values := getattr(self, name))}
 
     @model_validator(mode="after")
     def _something(self) -> Search:
@@ -126,7 +128,10 @@ class Search(StrictModel):
 
 
 class Recipe(StrictModel):
-    """What every task's recipe has. `methods` maps the name of an arm to its settings; `kind` defaults to the name."""
+    """Keys of every recipe.
+
+    `methods` maps names to settings. The `kind` of a method defaults to its name.
+    """
 
     task: str
     budget: Budget
@@ -141,20 +146,19 @@ class Recipe(StrictModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _kinds(cls, values: Any) -> Any:
-        if isinstance(values, dict) and isinstance(values.get("methods"), dict):
-            arms = {
-                k: dict(v or {})
-                for k, v in values["methods"].items()
-                if v is None or isinstance(v, dict)
-            }
-            for name, settings in arms.items():
-                settings.setdefault("kind", name)
-            values = {**values, "methods": {**values["methods"], **arms}}
-        return values
+    def _default_kinds(cls, values: Any) -> Any:
+        if not isinstance(values, dict) or not isinstance(values.get("methods"), dict):
+            return values  # the fields' own checks report it
+        methods = {
+            name: {"kind": name, **(settings or {})}
+            if settings is None or isinstance(settings, dict)
+            else settings
+            for name, settings in values["methods"].items()
+        }
+        return {**values, "methods": methods}
 
     def replace_method(self, name: str, method: Method) -> Self:
-        """The same recipe with other settings for one of its methods."""
+        """A copy of the recipe with other settings for one method."""
         return self.model_copy(update={"methods": {**self.methods, name: method}})
 
     @model_validator(mode="after")
@@ -167,15 +171,22 @@ class Recipe(StrictModel):
                     f"method name {name!r}: use letters, digits, - and _ (it becomes a folder)"
                 )
         if len(set(self.seeds)) != len(self.seeds):
-            raise ValueError("a seed is there twice")
+            raise ValueError("a seed occurs twice")
         return self
 
 
-def load(path: str | Path, overrides: list[str] = ()) -> Recipe:
-    """Reads the recipe at `path` with `a.b=c` overrides. Raises `UserError` with file:line:column."""
+def load(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Read and check a recipe.
+
+    Args:
+        path: the YAML file.
+        overrides: `a.b=c`, changes of single keys.
+
+    Raises:
+        UserError: the file cannot be read, or the recipe is wrong.
+    """
     path = Path(path)
-    text = _read(path)
-    tree = parse_yaml(text, str(path))
+    tree = parse_yaml(_read_text(path), str(path))
     if not isinstance(tree, dict):
         raise UserError(
             "a recipe is a mapping of keys to values",
@@ -187,47 +198,67 @@ def load(path: str | Path, overrides: list[str] = ()) -> Recipe:
     return validate(tree, str(path), overrides)
 
 
-def validate(tree: dict, where: str, overrides: list[str] = ()) -> Recipe:
-    """The recipe in a parsed tree, through the class of its task; `overrides` are those that are in it already."""
+def validate(tree: dict[str, Any], location: str, overrides: Sequence[str] = ()) -> Recipe:
+    """Check a parsed recipe with the recipe class of its task.
+
+    Args:
+        tree: the parsed file.
+        location: its name, for errors.
+        overrides: the `a.b=c` that are in the tree already, for errors.
+
+    Raises:
+        UserError: the task is unknown, or a key or value is wrong.
+    """
     name = tree.get("task")
     if name not in tasks.names():
-        near = difflib.get_close_matches(str(name), tasks.names(), 1)
-        hint = f"did you mean {near[0]!r}?" if near else f"one of: {', '.join(tasks.names())}"
-        raise UserError(
-            f"unknown task {name!r}", location=locate(tree, ("task",), where), hint=hint
-        )
+        close = difflib.get_close_matches(str(name), tasks.names(), 1)
+        hint = f"did you mean {close[0]!r}?" if close else f"one of: {', '.join(tasks.names())}"
+        position = locate(tree, ("task",), location)
+        raise UserError(f"unknown task {name!r}", location=position, hint=hint)
+    recipe_class: type[Recipe] = tasks.recipe_class(name)
     try:
-        return tasks.recipe_class(name).model_validate(_plain(tree))
+        return recipe_class.model_validate(_plain(tree))
     except ValidationError as error:
-        raise UserError(explain(error, tasks.recipe_class(name), tree, where, overrides)) from None
+        raise UserError(explain(error, recipe_class, tree, location, overrides)) from None
 
 
-def parse_yaml(text: str, where: str) -> Any:
-    """YAML 1.2 with positions; duplicate keys and aliases (a known bomb) are refused."""
+def parse_yaml(text: str, location: str) -> Any:
+    """Parse YAML 1.2 and keep the position of every key.
+
+    Args:
+        text: the content.
+        location: its name, for errors.
+
+    Raises:
+        UserError: it is no YAML, has a key twice, or has an alias. Nested aliases can expand to
+            gigabytes, and recipes need none.
+    """
     try:
         for token in YAML(typ="rt").scan(text):
             if isinstance(token, AliasToken):
-                mark = token.start_mark
                 raise UserError(
                     "aliases are not used in recipes",
-                    location=f"{where}:{mark.line + 1}:{mark.column + 1}",
+                    location=_position(location, token.start_mark),
                     hint="write the value out",
                 )
         return YAML(typ="rt").load(text)
     except MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        place = f"{where}:{mark.line + 1}:{mark.column + 1}" if mark else where
         raise UserError(
             f"not valid YAML: {error.problem or error.context}",
-            location=place,
-            hint="mend that place: spaces for indents, a space after each colon",
+            location=_position(location, error.problem_mark or error.context_mark),
+            hint="correct this line: spaces for indents, a space after each colon",
         ) from None
     except YAMLError as error:
-        raise UserError(f"not valid YAML: {str(error).splitlines()[0]}", location=where) from None
+        message = f"not valid YAML: {str(error).splitlines()[0]}"
+        raise UserError(message, location=location) from None
+
+
+def _position(location: str, mark: Any) -> str:
+    return f"{location}:{mark.line + 1}:{mark.column + 1}" if mark else location
 
 
 def dump_yaml(recipe: Recipe) -> str:
-    """The recipe with every default written out."""
+    """The recipe as YAML, with every default written out."""
     out = io.StringIO()
     yaml = YAML()
     yaml.width = 120
@@ -236,40 +267,32 @@ def dump_yaml(recipe: Recipe) -> str:
 
 
 def json_schema() -> str:
-    """The JSON schema of all recipes, for editors (docs/recipe.schema.json)."""
+    """The JSON schema of the recipes of all tasks, for editors."""
     schemas = [tasks.recipe_class(name).model_json_schema() for name in tasks.names()]
-    return json.dumps(
-        {"$schema": "https://json-schema.org/draft/2020-12/schema", "anyOf": schemas},
-        indent=1,
-        ensure_ascii=False,
-    )
+    dialect = "https://json-schema.org/draft/2020-12/schema"
+    return json.dumps({"$schema": dialect, "anyOf": schemas}, indent=1, ensure_ascii=False)
 
 
-def _read(path: Path) -> str:
+def _read_text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except FileNotFoundError:
-        raise UserError(
-            "no such recipe",
-            location=str(path),
-            hint="`tarazu new` lists the shipped recipes, `tarazu new NAME` copies one here",
-        ) from None
+        message = "no such recipe"
+        hint = "`tarazu new` lists the shipped recipes, `tarazu new NAME` copies one here"
     except IsADirectoryError:
-        raise UserError(
-            "a folder, not a recipe", location=str(path), hint="give the YAML file"
-        ) from None
+        message, hint = "a folder, not a recipe", "give the YAML file"
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(
-            f"the recipe cannot be read: {error}",
-            location=str(path),
-            hint="give a text file in UTF-8 that you may read",
-        ) from None
+        message = f"the recipe cannot be read: {error}"
+        hint = "give a text file in UTF-8 that you may read"
+    raise UserError(message, location=str(path), hint=hint)
 
 
-def _override(tree: dict, assignment: str) -> None:
+def _override(tree: dict[str, Any], assignment: str) -> None:
+    """Set one key in a parsed recipe. Missing mappings on the way are created."""
     key, equals, value = assignment.partition("=")
     if not equals or not key:
-        raise UserError(f"this option wants key.path=value, not {assignment!r}", location="--set")
+        message = f"this option wants key.path=value, not {assignment!r}"
+        raise UserError(message, location="--set")
     *parents, last = key.split(".")
     for part in parents:
         if tree.get(part) is None:
@@ -281,6 +304,7 @@ def _override(tree: dict, assignment: str) -> None:
 
 
 def _plain(node: Any) -> Any:
+    """A parsed tree as plain dicts and lists."""
     if isinstance(node, dict):
-        return {str(k): _plain(v) for k, v in node.items()}
-    return [_plain(v) for v in node] if isinstance(node, list) else node
+        return {str(key): _plain(value) for key, value in node.items()}
+    return [_plain(value) for value in node] if isinstance(node, list) else node

@@ -7,48 +7,49 @@ from pathlib import Path
 import tarazu
 from tarazu.errors import UserError
 
-FOLDERS = (
-    Path(tarazu.__file__).parent / "recipes",
-    Path(tarazu.__file__).parents[2] / "recipes",
-)  # installed, or a checkout
-SCHEMA = "../docs/recipe.schema.json"  # what the first line of a shipped recipe names
+PACKAGE = Path(tarazu.__file__).parent
+FOLDERS = (PACKAGE / "recipes", PACKAGE.parents[1] / "recipes")  # installed, or a checkout
+SCHEMA = "../docs/recipe.schema.json"  # the schema that a shipped recipe's first line names
 
 
 def available() -> dict[str, Path]:
-    """Name -> path of every shipped recipe."""
+    """The path of every shipped recipe, by name."""
     return {path.stem: path for folder in FOLDERS for path in sorted(folder.glob("*.yaml"))}
 
 
 def listing() -> str:
-    """One line per recipe: its name, and the first comment in it."""
-    found = available()
-    width = max(map(len, found), default=0)
-    return "\n".join(f"{name:{width}}  {_first_comment(path)}" for name, path in found.items())
+    """One line for each recipe: its name and its first comment."""
+    recipes = available()
+    width = max(map(len, recipes), default=0)
+    return "\n".join(f"{name:{width}}  {_first_comment(path)}" for name, path in recipes.items())
 
 
 def copy(name: str, to: Path) -> Path:
-    """Copies a recipe into a folder. Raises `UserError` for an unknown name or an existing file."""
-    found = available()
-    if name not in found:
-        raise UserError(f"no shipped recipe is called {name!r}", hint=f"one of: {', '.join(found)}")
+    """Copy a shipped recipe into a folder.
+
+    Returns:
+        The copy.
+
+    Raises:
+        UserError: there is no such recipe, or the file exists already.
+    """
+    recipes = available()
+    if name not in recipes:
+        hint = f"one of: {', '.join(recipes)}"
+        raise UserError(f"no shipped recipe is called {name!r}", hint=hint)
     target = to / f"{name}.yaml"
     if target.exists():
         raise UserError("this file exists already", location=str(target), hint="move it away first")
-    text = found[name].read_text(encoding="utf-8")
-    if (
-        SCHEMA in text and not (to / SCHEMA).exists()
-    ):  # an editor would complain of a schema that is not there
+    text = recipes[name].read_text(encoding="utf-8")
+    if SCHEMA in text and not (to / SCHEMA).exists():
+        # Drop the line: editors would report that the schema is missing.
         text = text.partition("\n")[2]
     target.write_text(text, encoding="utf-8")
     return target
 
 
 def _first_comment(path: Path) -> str:
-    lines = (
-        line.lstrip("# ").strip()
-        for line in path.read_text(encoding="utf-8").splitlines()
-        if line.startswith("#")
-    )
-    return next(
-        (line for line in lines if line and not line.startswith("yaml-language-server")), ""
-    )
+    lines = path.read_text(encoding="utf-8").splitlines()
+    comments = (line.lstrip("# ").strip() for line in lines if line.startswith("#"))
+    texts = (text for text in comments if text and not text.startswith("yaml-language-server"))
+    return next(texts, "")

@@ -14,7 +14,7 @@ from tarazu.errors import TarazuError, UserError
 
 
 def write_atomic(path: Path, data: bytes) -> None:
-    """Replace a file so that a reader sees either the old or the new content, even after a power cut.
+    """Replace a file so that a reader sees the old or the new content, even after a power cut.
 
     Args:
         path: the file; missing parent folders are created.
@@ -135,7 +135,7 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
 
 
 def corrupt_file_error(path: Path, message: str) -> UserError:
-    """The error for a file that does not hold what tarazu wrote, with a hint on how to restore it."""
+    """The error for a damaged file of a run folder, with a hint on how to restore it."""
     if path.parent.name.startswith("seed-"):
         removed, effect = path.parent, "trains this run"
     else:

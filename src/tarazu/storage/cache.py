@@ -12,7 +12,8 @@ from platformdirs import user_cache_path
 def cache_dir() -> Path:
     """The folder of everything that tarazu can make again.
 
-    `TARAZU_CACHE`, else the user's cache folder: `$XDG_CACHE_HOME/tarazu` or `~/.cache/tarazu` on Linux.
+    `TARAZU_CACHE`, or else the user's cache folder (on Linux `$XDG_CACHE_HOME/tarazu`, by default
+    `~/.cache/tarazu`).
     """
     return Path(os.environ.get("TARAZU_CACHE") or user_cache_path("tarazu"))
 

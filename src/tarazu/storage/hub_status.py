@@ -1,26 +1,27 @@
-"""Is the model hub there? Asked once a process, before its client begins a minute of retries that cannot succeed.
+"""Whether the model hub is reachable. Asked once a process.
 
-Where it is not, the client is switched to its own offline mode: what is in its cache is still found, at once, and what is not
-ends in one error.
+Without a network the hub's client retries for about a minute before it fails. So where the hub is
+not reachable, the client is put into its own offline mode: it then finds what is cached at once,
+and reports anything else as one error.
 """
 
 from __future__ import annotations
 
 from functools import lru_cache
 
-TIMEOUT_SECONDS = 5.0  # seconds for one answer; a hub that needs longer for a line of headers cannot serve a model either
+TIMEOUT_SECONDS = 5.0  # for one reply; a hub that is slower than this cannot serve a model either
 
 
 @lru_cache
 def hub_is_reachable() -> bool:
-    """Whether the hub answers at all (any answer will do); False switches its client to what is cached."""
+    """Whether the hub replies. If not, its client uses only what is cached."""
     from huggingface_hub import constants, get_session
 
-    if constants.HF_HUB_OFFLINE:  # the user's own wish
+    if constants.HF_HUB_OFFLINE:  # set by the user
         return False
     try:
         get_session().head(constants.ENDPOINT, timeout=TIMEOUT_SECONDS)
-    except Exception:  # no name service, no route, a proxy that refuses: the same to the user
+    except Exception:  # no name service, no route, a proxy that refuses
         constants.HF_HUB_OFFLINE = True
         return False
     return True

@@ -1,4 +1,4 @@
-"""The stamp of a machine: what a reader needs to repeat a measurement or to doubt it."""
+"""The machine, code and command of a study: what a reader needs to repeat a measurement."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import sys
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 import psutil
 import torch
@@ -31,27 +32,34 @@ PACKAGES = (
 )
 
 
-def collect(recipe: Recipe, device: torch.device) -> dict:
-    """What `environment.json` holds."""
+def collect(recipe: Recipe, device: torch.device) -> dict[str, Any]:
+    """The contents of `environment.json` for a study that starts now."""
+    versions = {name: _version(name) for name in PACKAGES}
     return {
         "tarazu": tarazu.__version__,
-        **_command(device),
+        **_invocation(device),
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "packages": {name: found for name in PACKAGES if (found := _version(name))},
+        "packages": {name: number for name, number in versions.items() if number},
         "recipe_sha256": hashlib.sha256(dump_yaml(recipe).encode()).hexdigest(),
         "threads": torch.get_num_threads(),
     }
 
 
-def extended(stamp: dict, device: torch.device) -> dict:
-    """The stamp of a study that is extended now: what extended it stands in a list behind what began it."""
-    before = stamp.get("extended")
-    return {**stamp, "extended": [*(before if isinstance(before, list) else []), _command(device)]}
+def extended(provenance: dict[str, Any], device: torch.device) -> dict[str, Any]:
+    """The contents of `environment.json` for a study that is extended now.
+
+    Args:
+        provenance: its contents so far, which stay. The list `extended` gets one item more.
+        device: where the extension runs.
+    """
+    before = provenance.get("extended")
+    extensions = [*(before if isinstance(before, list) else []), _invocation(device)]
+    return {**provenance, "extended": extensions}
 
 
-def _command(device: torch.device) -> dict:
-    """What was asked for, with which code, when and where."""
+def _invocation(device: torch.device) -> dict[str, Any]:
+    """The command, the code's version, the time and the device."""
     return {
         "command": shlex.join(["tarazu", *sys.argv[1:]]),
         "commit": _commit(),
@@ -60,33 +68,24 @@ def _command(device: torch.device) -> dict:
     }
 
 
-def describe_device(device: torch.device) -> dict:
-    """Type, name, memory in bytes and CPU cores."""
-    cores = os.cpu_count()
+def describe_device(device: torch.device) -> dict[str, Any]:
+    """Type, name, memory in bytes, and number of CPU cores."""
     if device.type == "cuda":
         properties = torch.cuda.get_device_properties(device)
-        return {
-            "type": "cuda",
-            "name": properties.name,
-            "memory": properties.total_memory,
-            "cores": cores,
-        }
-    return {
-        "type": "cpu",
-        "name": _processor(),
-        "memory": psutil.virtual_memory().total,
-        "cores": cores,
-    }
+        name, memory = properties.name, properties.total_memory
+    else:
+        name, memory = _processor_name(), psutil.virtual_memory().total
+    kind = "cuda" if device.type == "cuda" else "cpu"
+    return {"type": kind, "name": name, "memory": memory, "cores": os.cpu_count()}
 
 
-def _processor() -> str:
+def _processor_name() -> str:
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(
-            line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")
-        )
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
+    except OSError:
+        lines = []
+    names = (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.processor() or platform.machine())
 
 
 def _version(name: str) -> str | None:
@@ -97,15 +96,11 @@ def _version(name: str) -> str | None:
 
 
 def _commit() -> str | None:
-    """The commit of this checkout, if it is one; with + when files differ from it."""
+    """The commit of this checkout, with + if files differ from it; None outside a checkout."""
     root = Path(tarazu.__file__).parents[2]
+    command = ["git", "-C", str(root), "describe", "--always", "--dirty=+", "--abbrev=12"]
     try:
-        commit = subprocess.run(
-            ["git", "-C", root, "describe", "--always", "--dirty=+", "--abbrev=12"],
-            capture_output=True,
-            text=True,
-            timeout=5,
-        )
+        result = subprocess.run(command, capture_output=True, text=True, timeout=5)
     except (OSError, subprocess.TimeoutExpired):
         return None
-    return commit.stdout.strip() or None
+    return result.stdout.strip() or None

@@ -1,4 +1,4 @@
-"""The layout of a run folder: what lies where. `docs/run_folder.md` gives the content of every file.
+"""The layout of a run folder. `docs/run_folder.md` gives the content of every file.
 
 Nothing here imports torch: the report reads run folders without it.
 """
@@ -56,11 +56,11 @@ class RunDir:
         return bool((self.read_json("run.json") or {}).get("status") == "done")
 
     def read_json(self, name: str) -> Any:
-        """The object in a JSON file of this run, or None. Raises `UserError` for a damaged file."""
+        """The object in a JSON file of this run, or None. Raises `UserError` if it is damaged."""
         return read_json(self.path / name)
 
     def read_jsonl(self, name: str) -> list[dict[str, Any]]:
-        """The objects in a JSON-lines file of this run. Raises `UserError` for a damaged file."""
+        """The objects in a JSON-lines file of this run. Raises `UserError` if it is damaged."""
         return read_jsonl(self.path / name)
 
     def disk_bytes(self) -> int:
@@ -83,11 +83,15 @@ class StudyDir:
         return RunDir(self.path / name / f"seed-{seed}")
 
     def read_json(self, name: str) -> Any:
-        """The object in a JSON file of the study, or None. Raises `UserError` for a damaged file."""
+        """The object in a JSON file of the study, or None. Raises `UserError` if it is damaged."""
         return read_json(self.path / name)
 
     def method_order(self) -> list[str]:
-        """The methods in the recipe's order. Raises `UserError` where method_order.json is damaged."""
+        """The methods in the recipe's order.
+
+        Raises:
+            UserError: method_order.json is damaged.
+        """
         names = (self.read_json("method_order.json") or {}).get("methods", [])
         if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
             path = self.path / "method_order.json"
@@ -113,22 +117,26 @@ class StudyDir:
         return sorted(runs, key=lambda run: (rank.get(run.name, len(rank)), run.name, run.seed))
 
     def save_working_dir(self) -> None:
-        """Save the current folder in working_dir.json: relative paths of the recipe count from it."""
+        """Save the current folder: relative paths of the recipe count from it."""
         write_json(self.path / "working_dir.json", {"working_dir": os.getcwd()})
 
     @contextlib.contextmanager
     def in_working_dir(self) -> Iterator[StudyDir]:
         """Work in the folder in which the study was started, where its relative paths are valid.
 
-        Stay in the current folder if the other one is unknown or does not exist, for example because
-        the study was moved to another machine.
+        Stay in the current folder if the other one is unknown or does not exist, for example
+        because the study was moved to another machine.
 
         Yields:
             The same study, by a path that is valid inside.
         """
         home = (self.read_json("working_dir.json") or {}).get("working_dir")
-        usable = isinstance(home, str) and os.access(home, os.X_OK) and os.path.isdir(home)
-        if not usable or os.path.samefile(home, os.curdir):
+        if (
+            not isinstance(home, str)
+            or not os.access(home, os.X_OK)
+            or not os.path.isdir(home)
+            or os.path.samefile(home, os.curdir)
+        ):
             yield self
             return
         study = StudyDir(self.path.absolute())
@@ -137,7 +145,11 @@ class StudyDir:
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
-        """Keep other processes out of the folder, which is created. Raises `UserError` if one is at work."""
+        """Keep other processes out of the folder. The folder is created.
+
+        Raises:
+            UserError: another process is at work in it.
+        """
         lock = lock_in(self.path, timeout=0)
         try:
             lock.acquire()
