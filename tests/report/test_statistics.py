@@ -170,4 +170,4 @@ def test_such_a_p_is_written_as_at_most(rows):
         "حداکثر"
     )
     assert format_p(replace(pair, p=2 * sure.p)).plain("en") == "< 0.001"
-    assert format_p(replace(pair, p=0.04, found=replace(sure, floor=False))).plain("en") == "0.040"
+    assert format_p(replace(pair, p=0.04, difference=replace(sure, floor=False))).plain("en") == "0.040"

@@ -199,9 +199,9 @@ def test_a_designed_question_is_shown_in_the_language_of_the_page():
         },
     ],
 )
-def test_paths_taken_are_said_in_persian(paths):
-    both = code_paths_text(paths)
-    assert both.plain("en") == "; ".join(f"{what}: {how}" for what, how in paths.items())
+def test_code_paths_are_shown_in_persian(code_paths):
+    both = code_paths_text(code_paths)
+    assert both.plain("en") == "; ".join(f"{what}: {how}" for what, how in code_paths.items())
     persian = both.plain("fa")
     for name in ("FlashAttention 4", "NF4", "LSTM", "torch.compile", "torch", "float16"):
         persian = persian.replace(name, "")
