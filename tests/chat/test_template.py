@@ -228,7 +228,7 @@ def test_the_tokenizers_own_template_is_found_again_in_pieces() -> None:
 @pytest.mark.parametrize(
     ("template", "why"),
     [
-        ("{{ bos_token }}{% for m in messages %}{{ m['content'] }}{% endfor %}", "do not come apart"),
+        ("{{ bos_token }}{% for m in messages %}{{ m['content'] }}{% endfor %}", "cannot be told apart"),
         ("{{ raise_exception('no') }}", "fails: no"),
         ("{{ undefined_thing.attribute }}", "fails"),
         ("{% for m in messages %}[{{ m.role }}] {{ m.content }}\n{% endfor %}{% if add_generation_prompt %}[assistant] {% endif %}",

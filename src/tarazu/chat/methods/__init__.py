@@ -1,4 +1,8 @@
-"""The ways of tuning: one file each. A new file, named here, is a new method with its help, checks and report."""
+"""The tuning methods, one file each.
+
+A new method is a new file with a subclass of `ChatMethod`, named in `AnyMethod`. The recipe's
+schema, `--help`, the checks and the report then know it.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The untouched model: what every method is weighed against."""
+"""What every tuning method provides, and the base model that all are compared with."""
 
 from __future__ import annotations
 
@@ -13,27 +13,39 @@ if TYPE_CHECKING:
 
 
 class ChatMethod(Method):
-    """What every method of chat can do: take a loaded model and say exactly what may change in it."""
+    """A tuning method: its settings, and how it makes a loaded model trainable."""
 
     def attach(
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
     ) -> TrainableChatModel:
-        """The model as this method trains it. Everything outside `trainable_names` is frozen."""
-        raise TypeError(f"{type(self).__name__} has no attach")
+        """Freeze the model and add what this method trains.
+
+        Args:
+            model: the loaded base model; the method may change it in place.
+            tokenizer: its tokenizer, for methods that start from a text.
+
+        Returns:
+            The model with `trainable_names`; every other parameter is frozen.
+
+        Raises:
+            UserError: the settings do not fit this model.
+        """
+        raise NotImplementedError
 
     def quantization_refusal(self) -> str | None:
-        """Why this method cannot train on a base whose weights are in 4 bits; None where it can."""
+        """The reason why this method cannot train on 4-bit weights, or None if it can."""
         return None
 
 
 class Base(ChatMethod):
-    """Nothing is trained."""
+    """The base model itself: nothing is trained."""
 
     kind: Literal["base"] = "base"
 
     def attach(
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
     ) -> TrainableChatModel:
+        """Freeze every parameter."""
         from tarazu.chat.model.trainable import TrainableChatModel
 
         return TrainableChatModel(model.requires_grad_(False), frozenset(), base=model)

@@ -1,6 +1,9 @@
-"""LoHa: the update is the Hadamard product of two low-rank products, rank up to r^2 (Hyeon-Woo et al. 2021, arXiv:2108.06098).
+"""LoHa: the Hadamard product of two low-rank updates (Hyeon-Woo et al. 2021, arXiv:2108.06098).
 
-y = W x + (alpha / r) ((B1 A1) * (B2 A2)) x
+    y = W x + (alpha / r) ((B1 A1) * (B2 A2)) x          * multiplies element by element
+
+W (out, in) is frozen. A1, A2 (r, in) and B1, B2 (out, r) are trained. The product of two matrices
+of rank r has a rank of up to r^2, with only twice LoRA's parameters.
 """
 
 from __future__ import annotations
@@ -19,6 +22,7 @@ class LoHa(LowRank):
     learning_rate: PositiveFloat = 1e-3
 
     def peft_config(self) -> Any:
+        """peft's LoHa configuration; its dropout drops whole modules."""
         import peft
 
         return peft.LoHaConfig(
@@ -30,4 +34,5 @@ class LoHa(LowRank):
         )
 
     def quantization_refusal(self) -> str | None:
-        return "peft builds LoHa's update in the shape of the weight's bytes, which are packed"
+        """LoHa needs the shape of the weight, and a 4-bit layer stores a column of bytes."""
+        return "peft gives LoHa's update the shape of the stored weight, which is packed bytes"

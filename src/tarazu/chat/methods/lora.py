@@ -1,6 +1,9 @@
-"""LoRA: a low-rank update beside each frozen weight (Hu et al. 2021, arXiv:2106.09685).
+"""LoRA: add a trained low-rank update to each frozen weight (Hu et al. 2021, arXiv:2106.09685).
 
-y = W x + (alpha / r) B A x      A: (r, in)   B: (out, r), zero at the start: step 0 is the base model
+    y = W x + (alpha / r) B A x
+
+W (out, in) is frozen. A (r, in) and B (out, r) are trained. B starts at zero, so that step 0 is
+exactly the base model. A layer trains r (in + out) parameters in place of in * out.
 """
 
 from __future__ import annotations
@@ -18,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class LowRank(ChatMethod):
-    """What the low-rank family shares: where the adapters go."""
+    """The settings that all low-rank methods share: rank, scale, dropout and target layers."""
 
     rank: PositiveInt = 16
     alpha: PositiveInt = 32
@@ -34,6 +37,7 @@ class LowRank(ChatMethod):
         return peft.LoraConfig(**self.lora_kwargs())
 
     def lora_kwargs(self) -> dict[str, Any]:
+        """The arguments of `peft.LoraConfig`; subclasses add their switch."""
         return {
             "r": self.rank,
             "lora_alpha": self.alpha,
@@ -45,7 +49,11 @@ class LowRank(ChatMethod):
     def attach(
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
     ) -> TrainableChatModel:
-        """Adapters on `targets`, all else frozen. Raises `UserError`, naming the nearest module names."""
+        """Add an adapter to every target layer and freeze everything else.
+
+        Raises:
+            UserError: no module has one of the `targets`' names; the error lists the nearest names.
+        """
         from tarazu.chat.model.trainable import with_adapters
 
         return with_adapters(model, self.peft_config(), self.targets)

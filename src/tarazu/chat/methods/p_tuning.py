@@ -1,11 +1,15 @@
-"""P-tuning: the soft prompt comes out of a small network (Liu et al. 2021, arXiv:2103.10385).
+"""P-tuning: a small network computes the soft prompt (Liu et al. 2021, arXiv:2103.10385).
 
-p_i = MLP(h_i)      the h_i and the network are trained together; only the p_i are needed afterwards
+    p = MLP(h)          x = [p_1 ... p_P ; e(w_1) ... e(w_n)]
+
+The inputs h (P, width) and the network (three layers, hidden size `encoder_width`) are trained
+together. The network couples the vectors of the prompt p (P, width). After training only p is
+needed.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt
 
@@ -18,10 +22,10 @@ if TYPE_CHECKING:
 
 
 class PTuning(ChatMethod):
-    """A soft prompt that a two-hidden-layer network (peft's PromptEncoder) writes.
+    """A soft prompt that peft's PromptEncoder, a network with two hidden layers, computes.
 
-    The last layer's bias begins as the mean word embedding and the first layers at the scale of words: from peft's own
-    random start the prompt is far larger than any word.
+    The network starts so that the prompt has the mean and the scale of token embeddings. With
+    peft's own random start the prompt is far larger than any embedding.
     """
 
     kind: Literal["p_tuning"] = "p_tuning"
@@ -33,6 +37,7 @@ class PTuning(ChatMethod):
     def attach(
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
     ) -> TrainableChatModel:
+        """Freeze the model and put the network's soft prompt before its embeddings."""
         import peft
 
         from tarazu.chat.model.trainable import centre_prompt_on_embeddings, with_soft_prompt
@@ -44,5 +49,6 @@ class PTuning(ChatMethod):
             encoder_hidden_size=self.encoder_width,
         )
         trainable = with_soft_prompt(model, config)
-        centre_prompt_on_embeddings(trainable.module.prompt_encoder["default"], model)
+        prompt_encoder: Any = trainable.module.prompt_encoder
+        centre_prompt_on_embeddings(prompt_encoder["default"], model)
         return trainable
