@@ -50,7 +50,8 @@ class Comparison:
         metrics: the metrics of the study's task.
         intervals: the confidence interval of each (method, metric key).
         pairs: the tests of each metric key.
-        rows_differ: methods that were tested on other rows than most methods: they are not compared.
+        rows_differ: methods that were tested on other rows than most methods: they are not
+            compared.
     """
 
     metrics: TaskMetrics
@@ -90,7 +91,8 @@ def _on_common_rows(methods: list[MethodView], metric: Metric) -> tuple[dict[str
     rows_of = {m.name: rows for m in methods if (rows := row_values(m, metric)) is not None}
     if not rows_of:
         return {}, []
-    # Two methods have the same rows if ids and weights are equal: weights are the rows' token counts.
+    # Two methods have the same rows if ids and weights are equal: weights are the rows' token
+    # counts.
     signatures = {
         name: (rows.ids, None if rows.weights is None else rows.weights.tobytes())
         for name, rows in rows_of.items()

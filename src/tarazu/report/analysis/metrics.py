@@ -86,7 +86,8 @@ class TaskMetrics:
         tested: keys of the metrics on which every pair of methods is tested, each with a table.
         secondary: keys of further tested metrics, each summarised in one sentence.
         side_costs: quality metrics that also count as a cost of training, such as forgetting.
-        tested_as: metrics that are another one in a different unit, so that its test holds for them.
+        tested_as: metrics that are another one in a different unit, so that its test holds for
+            them.
         baseline: the primary metric without training, where a study has no base model.
     """
 

@@ -27,7 +27,8 @@ class Candidate:
 
     Args:
         quality: the primary metric, mean over seeds.
-        gain: how much better that is than the baseline (positive is better); None without a baseline.
+        gain: how much better that is than the baseline (positive is better); None without a
+            baseline.
         costs: each cost by its key, mean over seeds; None where it was not measured.
         cost_ranges: the smallest and largest value of each cost over the seeds.
     """
@@ -49,8 +50,8 @@ class Choice:
         allowed: the methods among which the cost decided.
         ties: methods that the tests cannot tell from the best one.
         by: the cost that decided, or None where quality alone did.
-        runner_up: the method with a slightly lower cost, where the seeds leave open which of the two
-            costs less, so that the size of the weights decided.
+        runner_up: the method with a slightly lower cost, where the seeds leave open which of the
+            two costs less, so that the size of the weights decided.
     """
 
     preference: str
@@ -146,11 +147,11 @@ def choose(
     """Pick a method under one preference.
 
     Args:
-        cost: the cost to minimise among the methods that keep `KEEP` of the best gain; None: quality
-            decides, and training time decides among the methods that tie with the best.
+        cost: the cost to minimise among the methods that keep `KEEP` of the best gain; None:
+            quality decides, and training time decides among the methods that tie with the best.
         candidates: best first.
-        not_better: methods that are not shown to beat the base model. One that ties with the best is
-            no alternative to it where the best does beat the base.
+        not_better: methods that are not shown to beat the base model. One that ties with the best
+            is no alternative to it where the best does beat the base.
     """
     if not candidates:
         return Choice(preference, None, [], [], None)

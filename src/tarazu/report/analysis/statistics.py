@@ -1,30 +1,36 @@
-"""How sure a number is: bootstrap over rows and seeds, Holm's correction, effect sizes, what could have been found.
+"""Confidence intervals and paired tests over test rows and seeds.
 
-Every method answers the same rows, so differences are taken row by row (Koehn 2004, "Statistical significance tests for
-machine translation evaluation"); seeds are resampled above the rows, so the luck of one start is not taken for skill. Two or
-three seeds tell little of how far seeds scatter: where they make much of the spread, Student's t is taken for the normal (`student.py`).
+All methods answer the same rows, so differences are taken row by row and rows are resampled in
+pairs (Koehn 2004, "Statistical significance tests for machine translation evaluation"). Seeds are
+resampled above the rows, so that the variance between seeds widens the interval. Two or three seeds
+are a poor estimate of that variance: where it dominates, Student's t replaces the normal
+distribution.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import lru_cache
-from statistics import NormalDist
 
 import numpy as np
+from scipy.special import stdtr, stdtrit
 
-from tarazu.report.analysis import student
-
-DRAWS, MOST_CELLS = (
-    10_000,
-    10_000_000,
-)  # resamples; and the most rows x resamples that are held at once
-LEVEL = 0.95
+RESAMPLES = 10_000
+MAX_CELLS = 10_000_000  # rows x resamples held at once; more rows get fewer resamples
+LEVEL = 0.95  # of the intervals
+POWER = 0.8  # of the smallest detectable difference
+NORMAL_FROM = 500.0  # degrees of freedom from which Student's t is taken as normal
 
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean and where it lies with 95% confidence, over `rows` rows and `seeds` seeds."""
+    """A mean and its 95% confidence interval.
+
+    Args:
+        mean, low, high: in the unit of the values.
+        rows, seeds: how many it was computed from.
+    """
 
     mean: float
     low: float
@@ -35,11 +41,17 @@ class Interval:
 
 @dataclass(frozen=True)
 class Difference:
-    """`a - b` on the same rows.
+    """The test of `a - b` on the same rows.
 
-    `effect` is Cohen's d of the row differences (mean over standard deviation), `lower` the share of rows on which `a`
-    is below `b`, `min_detectable` the smallest difference that so many rows and seeds would show four times out of five.
-    `floor`: so many resamples cannot show a smaller p than this one.
+    Args:
+        mean, low, high: the difference and its 95% confidence interval.
+        p: the two-sided p value.
+        effect: Cohen's d of the row differences (mean over standard deviation).
+        lower: the fraction of rows on which `a` is below `b`.
+        min_detectable: the smallest true difference that such a test finds with a power of 80%.
+        rows: how many rows were compared.
+        seeds: the smaller number of seeds of the two.
+        floor: whether p is the smallest value that so many resamples can give.
     """
 
     mean: float
@@ -55,115 +67,157 @@ class Difference:
 
 
 def interval(
-    values: np.ndarray, weights: np.ndarray | None = None, draws: int = DRAWS, seed: int = 0
+    values: np.ndarray,
+    weights: np.ndarray | None = None,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
 ) -> Interval:
-    """The mean of `values` with its bootstrap interval.
+    """Bootstrap the mean of `values`.
 
     Args:
-        values: (rows,) or (seeds, rows), summed figures of each row (nats, say).
-        weights: (rows,), what the sums are divided by (tokens, say); ones when None.
+        values: (rows,) or (seeds, rows), the sum over each row (loss in nats, for instance).
+        weights: (rows,), what the sums are divided by (tokens, for instance); None: ones.
+        resamples: the number of bootstrap resamples.
+        seed: seed of the random numbers.
+
+    Raises:
+        ValueError: there are no rows.
     """
-    values, weights = _shaped(values, weights)
-    drawn = _bootstrap_means(values, weights, draws, seed)
-    centre = _mean(values, weights)
-    low, high = _tails(drawn, centre, _degrees_of_freedom(drawn, weights, values))
-    return Interval(centre, low, high, values.shape[1], values.shape[0])
+    values, weights = _as_matrix(values, weights)
+    means = _bootstrap_means(values, weights, resamples, seed)
+    mean = _mean(values, weights)
+    low, high = _percentiles(means, mean, _degrees_of_freedom(means, weights, values))
+    return Interval(mean, low, high, rows=values.shape[1], seeds=values.shape[0])
 
 
 def difference(
     a: np.ndarray,
     b: np.ndarray,
     weights: np.ndarray | None = None,
-    draws: int = DRAWS,
+    resamples: int = RESAMPLES,
     seed: int = 0,
     comparisons: int = 1,
     both_trained: bool = True,
 ) -> Difference:
-    """`a - b`: rows are resampled together (paired), the seeds of each side apart.
+    """Test `a - b`: rows are resampled together, the seeds of each side independently.
 
     Args:
-        a, b: (rows,) or (seeds, rows) of the same rows; the number of seeds may differ.
+        a: (rows,) or (seeds, rows).
+        b: the same rows; the number of seeds may differ.
         weights: (rows,), as in `interval`.
-        comparisons: how many pairs are tested together: `min_detectable` then uses level / comparisons, as Holm does first.
-        both_trained: both were trained from some start: where one side has a single seed, its luck is taken to scatter as the other's.
+        resamples: the number of bootstrap resamples.
+        seed: seed of the random numbers.
+        comparisons: the number of pairs tested together. `min_detectable` uses the level divided by
+            it, as the first step of Holm's correction does.
+        both_trained: whether both methods vary between seeds. If so and one of them ran with one
+            seed only, its seed variance is assumed to be the other's.
+
+    Raises:
+        ValueError: the rows are not the same, or there are none.
     """
-    a, shared = _shaped(a, weights)
-    b, _ = _shaped(b, weights)
+    a, weights_ = _as_matrix(a, weights)
+    b, _ = _as_matrix(b, weights)
     if a.shape[1] != b.shape[1]:
         raise ValueError(f"paired rows needed, not {a.shape[1]} and {b.shape[1]}")
-    centre = _mean(a, shared) - _mean(b, shared)
-    luck = _seed_variance(shared, a, b) if both_trained else 0.0
-    drawn = _bootstrap_means(a, shared, draws, seed, 1) - _bootstrap_means(
-        b, shared, draws, seed, 2
+    mean = _mean(a, weights_) - _mean(b, weights_)
+
+    # The same rows are drawn for both sides: `_row_counts` depends on the seed and the row count
+    # alone.
+    means = _bootstrap_means(a, weights_, resamples, seed, side=1) - _bootstrap_means(
+        b, weights_, resamples, seed, side=2
     )
-    drawn = drawn + np.random.default_rng([seed, 3]).normal(0, luck**0.5, len(drawn))
-    free = _degrees_of_freedom(drawn, shared, a, b, borrowed=luck)
-    low, high = _tails(drawn, centre, free)
-    rows = (a.mean(0) - b.mean(0)) / shared.mean()
-    spread = rows.std(ddof=1) if rows.size > 1 else 0.0
-    p = _two_sided(drawn, centre, free)
-    reach = student.quantile(1 - (1 - LEVEL) / 2 / comparisons, free) + student.quantile(0.8, free)
+    assumed_variance = _assumed_seed_variance(weights_, a, b) if both_trained else 0.0
+    noise = np.random.default_rng([seed, 3]).normal(0, assumed_variance**0.5, len(means))
+    means = means + noise
+
+    freedom = _degrees_of_freedom(means, weights_, a, b, assumed_variance=assumed_variance)
+    low, high = _percentiles(means, mean, freedom)
+    p = _two_sided_p(means, mean, freedom)
+
+    # Difference that a two-sided test at the corrected level finds with the given power.
+    level_quantile = _t_quantile(1 - (1 - LEVEL) / 2 / comparisons, freedom)
+    min_detectable = (level_quantile + _t_quantile(POWER, freedom)) * means.std()
+
+    row_differences = (a.mean(0) - b.mean(0)) / weights_.mean()
+    deviation = row_differences.std(ddof=1) if row_differences.size > 1 else 0.0
     return Difference(
-        centre,
-        low,
-        high,
-        p,
-        float(rows.mean() / spread) if spread > 0 else 0.0,
-        float((rows < 0).mean()),
-        float(reach * drawn.std()),
-        a.shape[1],
-        min(a.shape[0], b.shape[0]),
-        p <= _least(drawn),
+        mean=mean,
+        low=low,
+        high=high,
+        p=p,
+        effect=float(row_differences.mean() / deviation) if deviation > 0 else 0.0,
+        lower=float((row_differences < 0).mean()),
+        min_detectable=float(min_detectable),
+        rows=a.shape[1],
+        seeds=min(a.shape[0], b.shape[0]),
+        floor=p <= _smallest_p(means),
     )
 
 
 def holm(p_values: list[float]) -> list[float]:
-    """Holm's step-down correction (1979): the adjusted p of each test, in the order given."""
+    """Adjust p values by Holm's step-down correction (1979), in the order given."""
     order = sorted(range(len(p_values)), key=lambda i: p_values[i])
     adjusted, highest = [0.0] * len(p_values), 0.0
     for rank, index in enumerate(order):
+        # The smallest p is multiplied by the number of tests, the next by one less, and so on; an
+        # adjusted p is never below that of a smaller p.
         highest = max(highest, min(1.0, p_values[index] * (len(p_values) - rank)))
         adjusted[index] = highest
     return adjusted
 
 
 @lru_cache(maxsize=4)
-def _row_counts(rows: int, draws: int, seed: int) -> np.ndarray:
-    """(draws, rows): how often each row is drawn. The same for both sides of a pair: that is what pairing means."""
+def _row_counts(rows: int, resamples: int, seed: int) -> np.ndarray:
+    """How often each row is drawn in each resample, (resamples, rows); cached, so that pairs share it."""
     rng = np.random.default_rng([seed, rows])
-    picks = rng.integers(0, rows, (draws, rows)) + np.arange(draws)[:, None] * rows
-    return (
-        np.bincount(picks.ravel(), minlength=draws * rows).reshape(draws, rows).astype(np.float32)
-    )
+    # Row i of resample r becomes the number r * rows + i, so that one bincount counts all
+    # resamples.
+    drawn = rng.integers(0, rows, (resamples, rows)) + np.arange(resamples)[:, None] * rows
+    counts = np.bincount(drawn.ravel(), minlength=resamples * rows)
+    return counts.reshape(resamples, rows).astype(np.float32)
 
 
 def _bootstrap_means(
-    values: np.ndarray, weights: np.ndarray, draws: int, seed: int, side: int = 0
+    values: np.ndarray, weights: np.ndarray, resamples: int, seed: int, side: int = 0
 ) -> np.ndarray:
-    """(draws,): the mean in each resample of rows and, above them, of seeds.
+    """The mean in each resample of rows and, above them, of seeds.
 
-    A bootstrap of k things spreads sqrt((k-1)/k) too little; with three seeds that matters, so it is put right.
+    A bootstrap of k values underestimates their standard error by sqrt((k - 1) / k), which matters
+    with three seeds, so deviations are scaled up by its inverse at both levels.
+
+    Args:
+        values: (seeds, rows), sums.
+        weights: (rows,).
+        side: distinguishes the seed draws of the two sides of a difference.
+
+    Returns:
+        (resamples,), fewer than asked for where there are very many rows.
     """
     seeds, rows = values.shape
     if rows == 1:
-        return np.full(draws, _mean(values, weights))
-    draws = min(draws, max(1000, MOST_CELLS // rows))
-    counts = _row_counts(rows, draws, seed)
-    centres = values.sum(1) / weights.sum()
-    apart = (values - centres[:, None] * weights).T.astype(
-        np.float32
-    )  # from the centre: float32 loses nothing that counts
-    away = (counts @ apart) / np.maximum(counts @ weights.astype(np.float32), 1e-12)[:, None]
-    per_seed = centres + away.astype(np.float64) * np.sqrt(rows / (rows - 1))
-    middle = per_seed.mean(1)
+        return np.full(resamples, _mean(values, weights))
+    resamples = min(resamples, max(1000, MAX_CELLS // rows))
+    counts = _row_counts(rows, resamples, seed)
+
+    # Deviations from each seed's mean are small, so that float32 products lose no digit that
+    # counts.
+    seed_means = values.sum(1) / weights.sum()
+    deviations = (values - seed_means[:, None] * weights).T.astype(np.float32)
+    resampled_weights = np.maximum(counts @ weights.astype(np.float32), 1e-12)
+    row_deviations = (counts @ deviations) / resampled_weights[:, None]
+    per_seed = seed_means + row_deviations.astype(np.float64) * np.sqrt(rows / (rows - 1))
+    over_seeds = per_seed.mean(1)
     if seeds == 1:
-        return middle
-    picks = np.random.default_rng([seed, seeds, side]).integers(0, seeds, (draws, seeds))
-    chosen = np.take_along_axis(per_seed, picks, 1).mean(1)
-    return middle + (chosen - middle) * np.sqrt(seeds / (seeds - 1))
+        return over_seeds
+
+    # Resample the seeds: average as many of them as there are, drawn with replacement.
+    drawn = np.random.default_rng([seed, seeds, side]).integers(0, seeds, (resamples, seeds))
+    resampled = np.take_along_axis(per_seed, drawn, 1).mean(1)
+    return over_seeds + (resampled - over_seeds) * np.sqrt(seeds / (seeds - 1))
 
 
-def _shaped(values: np.ndarray, weights: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+def _as_matrix(values: np.ndarray, weights: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+    """Values as (seeds, rows) and weights as (rows,), both float64."""
     values = np.atleast_2d(np.asarray(values, dtype=np.float64))
     if values.shape[1] == 0:
         raise ValueError("no rows")
@@ -172,49 +226,82 @@ def _shaped(values: np.ndarray, weights: np.ndarray | None) -> tuple[np.ndarray,
 
 
 def _mean(values: np.ndarray, weights: np.ndarray) -> float:
+    """The weighted mean over rows of the mean over seeds."""
     return float(values.mean(0).sum() / weights.sum())
 
 
-def _seed_variance(weights: np.ndarray, a: np.ndarray, b: np.ndarray) -> float:
-    """The variance of one start's luck, from the side that has several seeds where the other has one; else 0."""
-    several = [side for side in (a, b) if len(side) > 1]
-    return float((several[0].sum(1) / weights.sum()).var(ddof=1)) if len(several) == 1 else 0.0
+def _assumed_seed_variance(weights: np.ndarray, a: np.ndarray, b: np.ndarray) -> float:
+    """The variance between seeds of the side that has several, where the other has one; else 0."""
+    with_several = [side for side in (a, b) if len(side) > 1]
+    if len(with_several) != 1:
+        return 0.0
+    return float((with_several[0].sum(1) / weights.sum()).var(ddof=1))
 
 
 def _degrees_of_freedom(
-    drawn: np.ndarray, weights: np.ndarray, *sides: np.ndarray, borrowed: float = 0.0
+    means: np.ndarray, weights: np.ndarray, *sides: np.ndarray, assumed_variance: float = 0.0
 ) -> float:
-    """Degrees of freedom of the resamples' spread: few where it comes from the seeds, many where it comes from the rows."""
-    centres = [side.sum(1) / weights.sum() for side in sides]
-    return student.freedom(
-        float(drawn.var()),
-        [(float(c.var(ddof=1)) / len(c) + borrowed, len(c)) for c in centres if len(c) > 1],
-    )
+    """Degrees of freedom of the spread of resampled means (Satterthwaite 1946).
 
+    Few where the variance comes from the seeds, many where it comes from the rows:
+    `variance ** 2 / sum(v_i ** 2 / (n_i - 1))` over the parts v_i estimated from n_i seeds, and at
+    least the smallest `n_i - 1`.
 
-def _tails(drawn: np.ndarray, centre: float, free: float) -> tuple[float, float]:
-    low, high = np.quantile(drawn, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    wider = student.quantile((1 + LEVEL) / 2, free) / NormalDist().inv_cdf((1 + LEVEL) / 2)
-    return float(centre + (low - centre) * wider), float(centre + (high - centre) * wider)
+    Args:
+        means: (resamples,).
+        weights: (rows,).
+        sides: (seeds, rows) of each method.
+        assumed_variance: seed variance that a side with one seed took over from the other.
 
-
-def _least(drawn: np.ndarray) -> float:
-    return 2 / (len(drawn) + 1)
-
-
-def _two_sided(drawn: np.ndarray, centre: float, free: float) -> float:
-    """Twice the smaller tail beyond zero; never 0, because a finite number of draws cannot show that.
-
-    With few degrees of freedom the tail is Student's at the same distance; where no draw came as far, that is told by the spread.
+    Returns:
+        The degrees of freedom, or infinity from `NORMAL_FROM` on.
     """
-    if not drawn.any():
+    seed_counts, uncertainty = [], 0.0
+    for side in sides:
+        if len(side) > 1:
+            seed_means = side.sum(1) / weights.sum()
+            variance = float(seed_means.var(ddof=1)) / len(side) + assumed_variance
+            uncertainty += variance**2 / (len(side) - 1)
+            seed_counts.append(len(side))
+    if uncertainty <= 0:
+        return math.inf
+    freedom = max(min(seed_counts) - 1, float(means.var()) ** 2 / uncertainty)
+    return math.inf if freedom >= NORMAL_FROM else freedom
+
+
+def _t_quantile(probability: float, freedom: float) -> float:
+    """The quantile of Student's t; of the normal distribution for infinite degrees of freedom."""
+    return float(stdtrit(freedom, probability))
+
+
+def _percentiles(means: np.ndarray, mean: float, freedom: float) -> tuple[float, float]:
+    """The percentile interval, widened by the ratio of Student's t to the normal distribution."""
+    upper = (1 + LEVEL) / 2
+    low, high = np.quantile(means, [1 - upper, upper])
+    widening = _t_quantile(upper, freedom) / _t_quantile(upper, math.inf)
+    return float(mean + (low - mean) * widening), float(mean + (high - mean) * widening)
+
+
+def _smallest_p(means: np.ndarray) -> float:
+    """The smallest two-sided p that so many resamples can show."""
+    return 2 / (len(means) + 1)
+
+
+def _two_sided_p(means: np.ndarray, mean: float, freedom: float) -> float:
+    """Twice the smaller tail of the resampled means beyond zero.
+
+    It is never 0, because a finite number of resamples cannot show that. With few degrees of
+    freedom, it is Student's tail at the distance (in standard errors) at which the normal tail has
+    this p.
+    """
+    if not means.any():
         return 1.0
-    below, above = (drawn <= 0).sum(), (drawn >= 0).sum()
-    least = _least(drawn)
-    p = float(min(1.0, least * (min(below, above) + 1)))
-    if free >= student.MANY or p >= 1.0:
+    beyond_zero = min((means <= 0).sum(), (means >= 0).sum())
+    smallest = _smallest_p(means)
+    p = float(min(1.0, smallest * (beyond_zero + 1)))
+    if math.isinf(freedom) or p >= 1.0:
         return p
-    away = NormalDist().inv_cdf(1 - p / 2)
-    if min(below, above) == 0:
-        away = max(away, abs(centre) / float(drawn.std()))
-    return max(least, min(1.0, 2 * student.tail(away, free)))
+    distance = _t_quantile(1 - p / 2, math.inf)
+    if beyond_zero == 0:  # no resample reached zero: the standard error says how far away it is
+        distance = max(distance, abs(mean) / float(means.std()))
+    return max(smallest, min(1.0, 2 * float(stdtr(freedom, -distance))))
