@@ -88,7 +88,7 @@ def test_truncation_is_measured_before_it_cuts() -> None:
 )
 def test_histograms_hold_every_row_once(values) -> None:
     values = np.array(values, dtype=np.int64)
-    found = statistics.lengths(values)
+    found = statistics.length_summary(values)
     histogram = found["histogram"]
     assert (
         sum(histogram["counts"]) == len(values)

@@ -1,8 +1,16 @@
-"""A row of any known schema becomes one `Conversation`: an optional system turn, then questions and answers in turn.
+"""Rows of any known schema as `Conversation`:
 
-SlimOrca (`conversations` of `from`/`value`/`weight`), OpenAI (`messages` of `role`/`content`), Alpaca
-(`instruction`/`input`/`output`) and plain pairs (`prompt`/`response`) are told apart by their keys, row by row. What is
-odd is repaired where the meaning is certain and the row is dropped where it is not; both are counted by reason.
+an optional system turn, then user and assistant turns.
+
+The keys of a row tell its schema:
+
+    SlimOrca      {"conversations": [{"from": "human", "value": ..., "weight": 0 | 1}, ...]}
+    OpenAI        {"messages": [{"role": "user", "content": ...}, ...]}
+    Alpaca        {"instruction": ..., "input": ..., "output": ..., "history": [[..., ...], ...]}
+    plain pairs   {"prompt": ..., "response": ...} and the like
+
+A row with a fault is repaired if its meaning is certain, and dropped if not. Both are counted by
+reason.
 """
 
 from __future__ import annotations
@@ -20,6 +28,7 @@ ROLES = {
     **dict.fromkeys(("user", "human", "prompter", "question"), "user"),
     **dict.fromkeys(("assistant", "gpt", "model", "bot", "chatgpt", "answer"), "assistant"),
 }
+# Keys that hold a list of turns, and pairs of keys that hold a question and its answer.
 LISTS = ("conversations", "conversation", "messages", "dialogue", "turns")
 PAIRS = (
     ("instruction", ("output", "response", "answer")),
@@ -42,35 +51,54 @@ EARLY_ANSWER = "answer before any question removed"
 OPEN_QUESTION = "last question without an answer removed"
 MARKERS = "chat template's marks inside the text removed"
 
-# what templates write around turns; in a row's own text it would forge a turn
+# Templates write these around turns. In the text of a row they would forge a turn.
 _FAMILY_MARKERS = (
-    "<start_of_turn>", "<end_of_turn>", "<bos>", "<eos>", "<pad>", "<|im_start|>", "<|im_end|>", "<|begin_of_text|>",
-    "<|end_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>", "<|eom_id|>", "<|endoftext|>",
-)  # fmt: skip
+    "<start_of_turn>",
+    "<end_of_turn>",
+    "<bos>",
+    "<eos>",
+    "<pad>",
+    "<|im_start|>",
+    "<|im_end|>",
+    "<|begin_of_text|>",
+    "<|end_of_text|>",
+    "<|start_header_id|>",
+    "<|end_header_id|>",
+    "<|eot_id|>",
+    "<|eom_id|>",
+    "<|endoftext|>",
+)
 
 
 @dataclass(frozen=True)
 class Turn:
-    """One message. `train_on` is False on an answer that the row gives weight 0: it is read, never trained on."""
+    """One message.
 
-    role: str  # system | user | assistant
+    Args:
+        role: system, user or assistant.
+        text: the message.
+        train_on: False for an answer of weight 0, which is context only.
+    """
+
+    role: str
     text: str
     train_on: bool = True
 
 
 @dataclass(frozen=True)
 class Conversation:
-    """Turns in the order [system] user assistant user assistant ...; every text is normalised, stripped and not empty."""
+    """Turns in the order [system] user assistant user assistant ...; no text is empty."""
 
     turns: tuple[Turn, ...]
 
     @property
     def exchanges(self) -> int:
+        """Pairs of a question and an answer."""
         return sum(turn.role == "assistant" for turn in self.turns)
 
 
 class RowDropped(Exception):
-    """A row that cannot be used, with the reason it is counted under."""
+    """A row that cannot be used, with the reason that it is counted under."""
 
     def __init__(self, reason: str):
         super().__init__(reason)
@@ -79,57 +107,80 @@ class RowDropped(Exception):
 
 @dataclass
 class RowIssues:
-    """What was repaired and dropped: a count per reason and the first locations of each, however many rows there are."""
+    """Counts of repaired and dropped rows by reason, with the locations of the first ones.
+
+    Args:
+        max_locations: locations kept for each reason, so that memory stays bounded.
+        counts: number of rows by (kind, reason); kind is "repaired" or "dropped".
+        locations: the first locations by (kind, reason).
+    """
 
     max_locations: int = 20
     counts: dict[tuple[str, str], int] = field(default_factory=dict)
-    locations: dict[tuple[str, str], list] = field(default_factory=dict)
+    locations: dict[tuple[str, str], list[int | str]] = field(default_factory=dict)
 
-    def add(self, kind: str, reason: str, place: int | str, times: int = 1) -> None:
+    def add(self, kind: str, reason: str, location: int | str) -> None:
+        """Count one row."""
         key = (kind, reason)
-        self.counts[key] = self.counts.get(key, 0) + times
-        kept = self.locations.setdefault(key, [])
-        if len(kept) < self.max_locations:
-            kept.append(place)
+        self.counts[key] = self.counts.get(key, 0) + 1
+        locations = self.locations.setdefault(key, [])
+        if len(locations) < self.max_locations:
+            locations.append(location)
 
-    def total(self, kind: str) -> int:
-        return sum(count for (k, _), count in self.counts.items() if k == kind)
-
-    def as_list(self) -> list[dict]:
-        """As data.json wants it, dropped first, then the most frequent."""
-        order = sorted(
-            self.counts.items(), key=lambda item: (item[0][0] != "dropped", -item[1], item[0][1])
-        )
+    def as_list(self) -> list[dict[str, Any]]:
+        """As `data.json` holds them: dropped rows first, then by falling count."""
+        keys = sorted(self.counts, key=lambda key: (key[0] != "dropped", -self.counts[key], key[1]))
         return [
-            {"reason": r, "kind": k, "count": n, "lines": self.locations[k, r]} for (k, r), n in order
+            {
+                "reason": reason,
+                "kind": kind,
+                "count": self.counts[kind, reason],
+                "lines": self.locations[kind, reason],
+            }
+            for kind, reason in keys
         ]
 
     @classmethod
-    def from_list(cls, rows: list[dict]) -> RowIssues:
-        new = cls()
+    def from_list(cls, rows: list[dict[str, Any]]) -> RowIssues:
+        """The inverse of `as_list`."""
+        issues = cls()
         for row in rows:
-            new.counts[row["kind"], row["reason"]] = row["count"]
-            new.locations[row["kind"], row["reason"]] = list(row["lines"])
-        return new
+            issues.counts[row["kind"], row["reason"]] = row["count"]
+            issues.locations[row["kind"], row["reason"]] = list(row["lines"])
+        return issues
 
 
-def marker_pattern(special_tokens: Iterable[str] = ()) -> re.Pattern:
-    """What may not stand in a row's text: the known families' marks and the marks of the template in use."""
-    marks = sorted({*_FAMILY_MARKERS, *filter(None, special_tokens)}, key=len, reverse=True)
-    return re.compile("|".join(map(re.escape, marks)))
+def marker_pattern(special_tokens: Iterable[str] = ()) -> re.Pattern[str]:
+    """A pattern of what must not be in a row's text: markers of known families and these tokens."""
+    markers = {*_FAMILY_MARKERS, *filter(None, special_tokens)}
+    return re.compile("|".join(map(re.escape, sorted(markers, key=len, reverse=True))))
 
 
 _DEFAULT_MARKERS = marker_pattern()
 
 
-def parse_row(row: Any, markers: re.Pattern = _DEFAULT_MARKERS) -> tuple[Conversation, set[str]]:
-    """The conversation in a raw row and the repairs it needed. Raises `Dropped` with the reason."""
-    turns, repairs = [], set()
-    for role, value, train_on in _raw_turns(row):
-        text, changed = clean(value, markers)
-        repairs |= changed
+def parse_row(
+    row: Any, markers: re.Pattern[str] = _DEFAULT_MARKERS
+) -> tuple[Conversation, set[str]]:
+    """Read the conversation in a raw row.
+
+    Args:
+        row: the parsed row, of any schema.
+        markers: strings to remove from the texts, see `marker_pattern`.
+
+    Returns:
+        The conversation, and the names of the repairs that it needed.
+
+    Raises:
+        RowDropped: the row has no known schema, or no answer to train on.
+    """
+    turns: list[Turn] = []
+    repairs: set[str] = set()
+    for raw_turn in _raw_turns(row):
+        text, text_repairs = clean(raw_turn.text, markers)
+        repairs |= text_repairs
         if text:
-            turns.append(Turn(role, text, train_on))
+            turns.append(Turn(raw_turn.role, text, raw_turn.train_on))
         else:
             repairs.add(EMPTY_TURN)
     turns = _in_order(turns, repairs)
@@ -138,19 +189,22 @@ def parse_row(row: Any, markers: re.Pattern = _DEFAULT_MARKERS) -> tuple[Convers
     return Conversation(tuple(turns)), repairs
 
 
-def clean(text: str, markers: re.Pattern = _DEFAULT_MARKERS) -> tuple[str, set[str]]:
-    """A turn's text, normalised, without template marks, stripped (templates strip it too)."""
+def clean(text: str, markers: re.Pattern[str] = _DEFAULT_MARKERS) -> tuple[str, set[str]]:
+    """The text normalized, without template markers, stripped as templates strip it;
+
+    and its repairs.
+    """
     text, repairs = normalize(text)
-    while markers.search(text):  # again, because removing one may join the halves of another
+    while markers.search(text):  # removing a marker may join the halves of another
         text = markers.sub("", text)
         repairs.add(MARKERS)
-    if MARKERS in repairs:  # what stood on both sides now meets
+    if MARKERS in repairs:  # the characters on both sides of a marker are now neighbours
         text = normalize(text)[0]
     return text.strip(), repairs
 
 
-def _raw_turns(row: Any) -> list[tuple[str, str, bool]]:
-    """(role, text, train_on) of every turn as the row has it, whatever its schema."""
+def _raw_turns(row: Any) -> list[Turn]:
+    """The turns as the row has them, whatever its schema; not cleaned yet."""
     if isinstance(row, list):
         return [_turn(item) for item in row]
     if not isinstance(row, dict):
@@ -164,10 +218,9 @@ def _raw_turns(row: Any) -> list[tuple[str, str, bool]]:
     raise RowDropped(UNKNOWN_SCHEMA)
 
 
-def _list(value: Any) -> list:
-    if isinstance(value, str) and value.lstrip().startswith(
-        "["
-    ):  # a CSV cell holds the list as JSON
+def _list(value: Any) -> list[Any]:
+    """A list, or a string that holds one as JSON, as a CSV cell does."""
+    if isinstance(value, str) and value.lstrip().startswith("["):
         try:
             value = json.loads(value)
         except (ValueError, RecursionError):
@@ -177,7 +230,8 @@ def _list(value: Any) -> list:
     return value
 
 
-def _turn(item: Any) -> tuple[str, str, bool]:
+def _turn(item: Any) -> Turn:
+    """One item of a list of turns."""
     if not isinstance(item, dict):
         raise RowDropped(WRONG_TYPE)
     name = _first(item, ("from", "role", "speaker"))
@@ -187,39 +241,38 @@ def _turn(item: Any) -> tuple[str, str, bool]:
     weight = item.get("weight")
     if weight is not None and (isinstance(weight, bool) or not isinstance(weight, int | float)):
         raise RowDropped(WRONG_TYPE)
-    return (
-        role,
-        _text(_first(item, ("value", "content", "text"))),
-        not (role == "assistant" and weight == 0),
-    )
+    text = _text(_first(item, ("value", "content", "text")))
+    return Turn(role, text, train_on=not (role == "assistant" and weight == 0))
 
 
-def _pair(
-    row: dict, question_key: str, answer_keys: tuple[str, ...]
-) -> list[tuple[str, str, bool]]:
-    question = "\n\n".join(
-        part for part in (_text(row[question_key]), _text(row.get("input"))) if part.strip()
-    )
-    turns = [("user", question, True), ("assistant", _text(_first(row, answer_keys)), True)]
+def _pair(row: dict[str, Any], question_key: str, answer_keys: tuple[str, ...]) -> list[Turn]:
+    """The turns of a row with a question and an answer, as in Alpaca."""
+    question_parts = (_text(row[question_key]), _text(row.get("input")))
+    question = "\n\n".join(part for part in question_parts if part.strip())
+    turns = [Turn("user", question), Turn("assistant", _text(_first(row, answer_keys)))]
     earlier = _list(row["history"]) if row.get("history") else []
     for pair in reversed(earlier):
         if not isinstance(pair, list) or len(pair) != 2:
             raise RowDropped(WRONG_TYPE)
-        turns[:0] = [("user", _text(pair[0]), True), ("assistant", _text(pair[1]), True)]
+        turns[:0] = [Turn("user", _text(pair[0])), Turn("assistant", _text(pair[1]))]
     system = _text(_first(row, ("system", "system_prompt")))
-    return [("system", system, True), *turns] if system.strip() else turns
+    return [Turn("system", system), *turns] if system.strip() else turns
 
 
-def _first(item: dict, keys: tuple[str, ...]) -> Any:
+def _first(item: dict[str, Any], keys: tuple[str, ...]) -> Any:
+    """The first value that is there, or None."""
     return next((item[key] for key in keys if item.get(key) is not None), None)
 
 
 def _text(value: Any) -> str:
-    """A turn's text; OpenAI also writes it as a list of parts, of which only text can be train_oned from here."""
+    """A turn's text.
+
+    OpenAI also writes it as a list of parts, of which only text parts are usable.
+    """
     if value is None:
         return ""
     if isinstance(value, list) and all(
-        isinstance(p, dict) and isinstance(p.get("text"), str) for p in value
+        isinstance(part, dict) and isinstance(part.get("text"), str) for part in value
     ):
         return "\n".join(part["text"] for part in value)
     if not isinstance(value, str):
@@ -228,20 +281,23 @@ def _text(value: Any) -> str:
 
 
 def _in_order(turns: list[Turn], repairs: set[str]) -> list[Turn]:
-    """[system] user assistant user assistant ...: what templates can write and the loss can be laid on."""
+    """The turns as [system] user assistant user assistant ..., which every template can render.
+
+    Adds the names of its repairs to `repairs`.
+    """
     ordered: list[Turn] = []
     for turn in turns:
-        role, before = turn.role, ordered[-1].role if ordered else None
-        if role == "system" and before not in (None, "system"):
+        role, previous = turn.role, ordered[-1].role if ordered else None
+        if role == "system" and previous not in (None, "system"):
             repairs.add(LATE_SYSTEM)
             role = "user"
-        if role == "assistant" and before in (None, "system"):
+        if role == "assistant" and previous in (None, "system"):
             repairs.add(EARLY_ANSWER)
-        elif role == before:
+        elif role == previous:
             repairs.add(MERGED)
-            ordered[-1] = Turn(
-                role, f"{ordered[-1].text}\n\n{turn.text}", ordered[-1].train_on and turn.train_on
-            )
+            last = ordered[-1]
+            text = f"{last.text}\n\n{turn.text}"
+            ordered[-1] = Turn(role, text, last.train_on and turn.train_on)
         else:
             ordered.append(Turn(role, turn.text, turn.train_on))
     if ordered and ordered[-1].role == "user" and len(ordered) > 2:

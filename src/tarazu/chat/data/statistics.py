@@ -1,12 +1,12 @@
-"""The structure of a data set in numbers (T1.2): turns, roles, lengths, English, duplicates, truncation.
+"""Statistics of a data set: turns, roles, lengths, English, duplicates, truncation.
 
-Every row leaves a few integers (`measure`); everything else is computed from these columns, so a million rows cost
-some megabytes.
+Each row leaves a few integers (`row_statistics`), which the Arrow file holds as columns. `describe`
+computes everything else from the columns, so a million rows take some megabytes.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -16,30 +16,37 @@ if TYPE_CHECKING:
     from tarazu.chat.data.chat_template import Encoded
     from tarazu.chat.data.conversation import Conversation
 
-COLUMNS = ("exchanges", "answers", "system", "characters", "words", "answer_words", "latin", "letters",
-           "tokens", "answer_tokens", "truncated", "answer_bytes")  # fmt: skip
-BINS = 24
+COLUMNS = (
+    "exchanges",
+    "answers",  # answers under the loss
+    "system",
+    "characters",
+    "words",
+    "answer_words",  # words of the answers under the loss
+    "latin",  # Latin letters
+    "letters",  # all letters
+    "tokens",  # tokens kept
+    "answer_tokens",  # tokens under the loss, kept
+    "truncated",  # tokens cut off at max_length
+    "answer_bytes",  # UTF-8 bytes of the answers under the loss, kept
+)
+NUM_BINS = 24
 
 
 def row_statistics(conversation: Conversation, encoded: Encoded) -> dict[str, int]:
-    """One row's integers, named as in `COLUMNS`.
-
-    `answers` are those under the loss; `tokens`, `answer_tokens` and `answer_bytes` what is kept, `truncated` what is not.
-    """
+    """One row's integers, by the names of `COLUMNS`."""
     turns = conversation.turns
-    shares = [letter_counts(turn.text) for turn in turns]
-    counts = [len(words(turn.text)) for turn in turns]
+    trained_answers = [turn for turn in turns if turn.role == "assistant" and turn.train_on]
+    letters = [letter_counts(turn.text) for turn in turns]
     return {
         "exchanges": conversation.exchanges,
-        "answers": sum(turn.role == "assistant" and turn.train_on for turn in turns),
+        "answers": len(trained_answers),
         "system": int(turns[0].role == "system"),
         "characters": sum(len(turn.text) for turn in turns),
-        "words": sum(counts),
-        "answer_words": sum(
-            n for n, turn in zip(counts, turns, strict=True) if turn.role == "assistant" and turn.train_on
-        ),
-        "latin": sum(s.latin for s in shares),
-        "letters": sum(s.letters for s in shares),
+        "words": sum(len(words(turn.text)) for turn in turns),
+        "answer_words": sum(len(words(turn.text)) for turn in trained_answers),
+        "latin": sum(counts.latin for counts in letters),
+        "letters": sum(counts.letters for counts in letters),
         "tokens": len(encoded.ids),
         "answer_tokens": int(encoded.supervised.sum()),
         "truncated": encoded.num_truncated,
@@ -47,35 +54,33 @@ def row_statistics(conversation: Conversation, encoded: Encoded) -> dict[str, in
     }
 
 
-def describe(columns: dict[str, np.ndarray], duplicates: int) -> dict:
-    """data.json's `structure`. Lengths are per row and, in tokens, before truncation; a turn here is one exchange.
+def describe(columns: dict[str, np.ndarray], duplicates: int) -> dict[str, Any]:
+    """The `structure` of `data.json`.
+
+    Lengths are per row; lengths in tokens are before truncation.
 
     Args:
-        columns: arrays (rows,) by the names of `COLUMNS`.
-        duplicates: rows that said exactly what an earlier one did.
+        columns: one array (rows,) for each name of `COLUMNS`.
+        duplicates: number of rows that repeat an earlier one.
     """
     tokens = columns["tokens"] + columns["truncated"]
-    whole = columns["truncated"] == 0  # of a cut row, the words of the answer that is left are not known
-    answer_words = int(columns["answer_words"][whole].sum())
-    ends = int(columns["answers"][whole].sum())  # every answer ends in one token that is no text
-    answer_text_tokens = int(columns["answer_tokens"][whole].sum()) - ends
-    exchanges, how_many = np.unique(columns["exchanges"], return_counts=True)
+    exchanges, counts = np.unique(columns["exchanges"], return_counts=True)
     total_exchanges = int(columns["exchanges"].sum())
     return {
         "rows": len(tokens),
-        "turns_per_row": {str(n): int(count) for n, count in zip(exchanges, how_many, strict=True)},
+        "turns_per_row": {str(n): int(count) for n, count in zip(exchanges, counts, strict=True)},
         "roles": {
             "system": int(columns["system"].sum()),
             "user": total_exchanges,
             "assistant": total_exchanges,
         },
         "lengths": {
-            "characters": lengths(columns["characters"]),
-            "words": lengths(columns["words"]),
-            "tokens": lengths(tokens),
-            "answer_tokens": lengths(columns["answer_tokens"]),
+            "characters": length_summary(columns["characters"]),
+            "words": length_summary(columns["words"]),
+            "tokens": length_summary(tokens),
+            "answer_tokens": length_summary(columns["answer_tokens"]),
         },
-        "tokens_per_word": _ratio(answer_text_tokens, answer_words),
+        "tokens_per_word": _tokens_per_word(columns),
         "english_fraction": _ratio(columns["latin"].sum(), columns["letters"].sum()),
         "duplicates": int(duplicates),
         "truncated_rows": int((columns["truncated"] > 0).sum()),
@@ -83,28 +88,40 @@ def describe(columns: dict[str, np.ndarray], duplicates: int) -> dict:
     }
 
 
-def lengths(values: np.ndarray) -> dict:
-    """Mean, quantiles and a histogram whose last bin reaches from the 99th percentile to the longest row."""
-    if not len(values):
-        return {
-            "mean": None,
-            "p50": None,
-            "p90": None,
-            "p99": None,
-            "max": None,
-            "histogram": {"edges": [], "counts": []},
-        }
-    p50, p90, p99 = (float(q) for q in np.percentile(values, (50, 90, 99)))
-    lowest, highest = int(values.min()), int(values.max())
-    edges = np.unique(np.ceil(np.linspace(lowest, max(p99, lowest + 1), BINS)).astype(int))
-    if highest >= edges[-1]:
-        edges = np.append(edges, highest + 1)
-    counts, _ = np.histogram(values, edges)
+def _tokens_per_word(columns: dict[str, np.ndarray]) -> float | None:
+    """Tokens per word of answers, over the rows that are not truncated."""
+    complete = columns["truncated"] == 0
+    answer_tokens, answers, answer_words = (
+        int(columns[name][complete].sum()) for name in ("answer_tokens", "answers", "answer_words")
+    )
+    # Every answer ends in an end-of-turn token, which is not text.
+    return _ratio(answer_tokens - answers, answer_words)
+
+
+def length_summary(lengths: np.ndarray) -> dict[str, Any]:
+    """Mean, quantiles and a histogram of lengths (rows,).
+
+    The last bin of the histogram reaches from the 99th percentile to the longest row.
+    """
+    if not len(lengths):
+        statistics = dict.fromkeys(("mean", "p50", "p90", "p99", "max"))
+        return statistics | {"histogram": {"edges": [], "counts": []}}
+    p50, p90, p99 = (float(quantile) for quantile in np.percentile(lengths, (50, 90, 99)))
+    shortest, longest = int(lengths.min()), int(lengths.max())
+    edges = np.linspace(shortest, max(p99, shortest + 1), NUM_BINS)
+    edges = np.unique(np.ceil(edges).astype(int))
+    if longest >= edges[-1]:
+        edges = np.append(edges, longest + 1)
+    counts, _ = np.histogram(lengths, edges)
     return {
-        "mean": float(values.mean()), "p50": p50, "p90": p90, "p99": p99, "max": highest,
+        "mean": float(lengths.mean()),
+        "p50": p50,
+        "p90": p90,
+        "p99": p99,
+        "max": longest,
         "histogram": {"edges": edges.tolist(), "counts": counts.tolist()},
-    }  # fmt: skip
+    }
 
 
-def _ratio(part: float, whole: float) -> float | None:
-    return float(part) / float(whole) if whole else None
+def _ratio(part: float, total: float) -> float | None:
+    return float(part) / float(total) if total else None
