@@ -62,7 +62,7 @@ def arithmetic(monkeypatch):
     """Runs the operators on a CPU, in float32."""
     flash_attention._forward.register_kernel("cpu")(plain)
     flash_attention._backward.register_kernel("cpu")(plain_slopes)
-    monkeypatch.setattr(flash_attention, "HALVES", (torch.float32,))
+    monkeypatch.setattr(flash_attention, "HALF_DTYPES", (torch.float32,))
 
 
 @pytest.mark.parametrize(

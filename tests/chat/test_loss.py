@@ -20,8 +20,8 @@ def test_losses_and_slopes_are_the_plain_paths(words, softcap, dtype):
     labels = torch.randint(0, words, (70,), device="cuda")
     labels[:2] = torch.tensor([0, words - 1])
     wanted, slope = loss.cross_entropy_with_grad(logits.double().float(), labels, softcap, True)
-    fast = loss._fast(logits, softcap, True)
-    assert fast is loss._kernel().cross_entropy_with_grad
+    fast = loss._pick_cross_entropy(logits, softcap, True)
+    assert fast is loss._kernel_module().cross_entropy_with_grad
     found, mine = fast(logits, labels, softcap, True)
     assert mine.data_ptr() == logits.data_ptr()  # in place
     torch.testing.assert_close(found, wanted, atol=2e-2 if softcap else 1e-4, rtol=1e-4)
@@ -30,29 +30,29 @@ def test_losses_and_slopes_are_the_plain_paths(words, softcap, dtype):
 
 @GPU
 def test_what_the_kernel_is_not_for_is_compiled():
-    assert loss._fast(torch.ones(3, 8, device="cuda"), None, True) is loss._compiled()
+    assert loss._pick_cross_entropy(torch.ones(3, 8, device="cuda"), None, True) is loss._compiled()
     assert (
-        loss._fast(torch.ones(3, 8, device="cuda", dtype=torch.bfloat16), 200.0, True)
+        loss._pick_cross_entropy(torch.ones(3, 8, device="cuda", dtype=torch.bfloat16), 200.0, True)
         is loss._compiled()
     )
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("softcap", [None, 0.0, 30.0])
-@pytest.mark.parametrize("sloped", [True, False])
-def test_a_cpu_goes_row_by_row(softcap, dtype, sloped, monkeypatch):
-    monkeypatch.setattr(loss, "CACHED", 3 * 4 * 500)  # three rows at a time, and one is left
+@pytest.mark.parametrize("need_grad", [True, False])
+def test_a_cpu_goes_row_by_row(softcap, dtype, need_grad, monkeypatch):
+    monkeypatch.setattr(loss, "CACHE_BYTES", 3 * 4 * 500)  # three rows at a time, and one is left
     torch.manual_seed(0)
     logits, labels = (torch.randn(7, 500) * 30).to(dtype), torch.randint(0, 500, (7,))
     wanted, slope = loss.cross_entropy_with_grad(
-        logits.float().double().float(), labels, softcap, sloped
+        logits.float().double().float(), labels, softcap, need_grad
     )
-    fast = loss._fast(logits, softcap, sloped)
+    fast = loss._pick_cross_entropy(logits, softcap, need_grad)
     assert fast is loss.cross_entropy_in_place
-    found, mine = fast(logits, labels, softcap, sloped)
+    found, mine = fast(logits, labels, softcap, need_grad)
     torch.testing.assert_close(found, wanted, atol=1e-5, rtol=1e-5)
     assert (mine is None) == (slope is None)
-    if sloped:
+    if need_grad:
         assert mine.data_ptr() == logits.data_ptr() and mine.dtype == dtype
         torch.testing.assert_close(
             mine.float(), slope, atol=1e-6 if dtype is torch.float32 else 1e-2, rtol=1e-5

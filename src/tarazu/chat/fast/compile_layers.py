@@ -20,7 +20,6 @@ from transformers import PreTrainedModel
 
 from tarazu.chat.fast import fused_lora, inductor_patches
 from tarazu.chat.model import flash_attention, flex_attention
-from tarazu.chat.model.tanh_approx import register_tanh_lowering
 from tarazu.engine import dropout
 from tarazu.storage.cache import cache_dir
 
@@ -35,7 +34,7 @@ def compile_layers(model: PreTrainedModel, checkpointing: bool = False) -> None:
     )  # its kernels take ten seconds to make: the next process finds them
     os.environ.setdefault("FLASH_ATTENTION_CUTE_DSL_CACHE_DIR", str(cache_dir() / "flash"))
     flex_attention.raise_recompile_limit()
-    register_tanh_lowering()
+    inductor_patches.register_tanh_lowering()
     inductor_patches.extend_persistent_reductions()
     if model.config.get_text_config().hidden_size >= WIDE:
         fused_lora.fuse_lora_layers(model)

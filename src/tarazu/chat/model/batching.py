@@ -1,7 +1,27 @@
-"""How rows lie in a batch: each row is its virtual tokens, then its own tokens; rows are padded side by side, or packed.
+"""How rows lie in a batch: padded side by side, or packed one after another into a line.
 
-Padded (left or right), packed, with a soft prompt or a prefix: one description serves all, and `attention.py` turns it
-into a mask. A position is counted within the row, after the prefix.
+A batch is a grid of B lines of T positions. Two packed rows of 3 and 2 tokens, each after one
+token of a soft prompt (`v`), in a line of 8 positions:
+
+    ids               0  a  b  c  0  d  e  0     0 where a virtual token or padding stands
+    virtual_indices   0 -1 -1 -1  0 -1 -1 -1     which vector of the soft prompt, -1 elsewhere
+    segments          0  0  0  0  1  1  1 -1     which row; -1 is padding
+    positions         0  1  2  3  0  1  2  0     counted within the row (from P after a prefix of P)
+    cu_seqlens       [0, 4, 7, 8, 8, ...]        row boundaries in the flat (B * T) positions
+
+                      keys                     `attention_mask.visibility_mask` turns segments and
+                      v  a  b  c  v  d  e  .   positions into the mask (1 = visible); FlashAttention
+    queries    v      1  .  .  .  .  .  .  .   needs only `cu_seqlens`.
+               a      1  1  .  .  .  .  .  .
+               b      1  1  1  .  .  .  .  .   A label is predicted at the position before it. If
+               c      1  1  1  1  .  .  .  .   c and e are under the loss:
+               v      .  .  .  .  1  .  .  .
+               d      .  .  .  .  1  1  .  .   label_positions  [2, 5]
+               e      .  .  .  .  1  1  1  .   labels           [c, e]
+               .      .  .  .  .  .  .  .  1   label_rows       [0, 1]
+
+A padded batch is the same with one row a line. A prefix takes no position in the grid: its keys and
+values stand before every line and every row sees them (segment `SHARED`).
 """
 
 from __future__ import annotations
@@ -13,31 +33,48 @@ import torch
 
 from tarazu.engine.counts import TokenCounts
 
-PAD = -1  # segment of a padded place
-SHARED = -2  # segment that every row sees: the prefix
-BLOCK = 128  # widths of packed lines are multiples of it
-MIN_CU_SEQLENS = (
-    32  # edges: their number is a power of two from here on, so that recordings are few
-)
-MAX_SHORT_WIDTHS = 6  # of full lines: each may be one more width to record
+PAD = -1  # segment of padding
+SHARED = -2  # segment of the prefix, which every row sees
+BLOCK = 128  # widths of packed lines are multiples of it: the block size of flex attention
+# The length of cu_seqlens is a power of two from here on: each length needs its own CUDA graph.
+MIN_CU_SEQLENS = 32
+# Ends that `pack_rows` tries for full lines: each may need one more CUDA graph.
+MAX_SHORT_WIDTHS = 6
+
+Lines = list[list["TokenizedRow"]]  # for each line of a batch, its rows in order
+
+
+@dataclass(frozen=True)
+class TokenizedRow:
+    """The tokens of one row.
+
+    Args:
+        ids: (n,) token ids.
+        supervised: (n,) bool, True where the token is under the loss.
+        index: tells the row apart from others; becomes `ChatBatch.label_rows`.
+    """
+
+    ids: np.ndarray
+    supervised: np.ndarray
+    index: int = 0
 
 
 @dataclass
 class ChatBatch:
-    """Rows laid out for one forward pass of B lines of T places.
+    """Rows laid out for one forward pass, as drawn at the top of this file.
 
     Args:
         ids: (B, T) token ids; 0 where a virtual token or padding stands.
         virtual_indices: (B, T) index of the virtual token, -1 elsewhere.
         positions: (B, T) position within the row, counted after a prefix.
-        segments: (B, T) which row a place belongs to, or `PAD`.
-        label_positions: (N,) flat places whose hidden state predicts a supervised token.
-        labels: (N,) those tokens.
-        label_rows: (N,) the row, as an index into the rows given, that each label belongs to.
-        counts: for the ledger.
-        max_row_length: places of the longest row, virtual tokens included.
-        cu_seqlens: (E,) where rows begin and end (`make_cu_seqlens`); None: attention is by a mask.
-        max_line_width: places of the widest line that is to be expected soon, this one's or more.
+        segments: (B, T) number of the row in the batch, or `PAD`.
+        label_positions: (N,) flat positions (into B * T) whose hidden state predicts a label.
+        labels: (N,) the supervised tokens.
+        label_rows: (N,) `TokenizedRow.index` of the row of each label.
+        counts: numbers of tokens, for the ledger.
+        max_row_length: positions of the longest row, virtual tokens included.
+        cu_seqlens: (E,) int32 row boundaries, see `make_cu_seqlens`; None: attention uses a mask.
+        max_line_width: largest T to expect soon, at least this batch's.
     """
 
     ids: torch.Tensor
@@ -53,6 +90,7 @@ class ChatBatch:
     max_line_width: int = 0
 
     def to(self, device: torch.device) -> ChatBatch:
+        """The batch on `device`. Copies to a GPU go through pinned memory and do not block."""
         if device.type == "cpu":
             return self
         moved = {
@@ -63,17 +101,8 @@ class ChatBatch:
         return replace(self, **moved)
 
 
-@dataclass(frozen=True)
-class TokenizedRow:
-    """One row's tokens (n,) and which of them are under the loss (n,); `index` tells rows apart."""
-
-    ids: np.ndarray
-    supervised: np.ndarray
-    index: int = 0
-
-
 def make_batch(
-    lines: list[list[TokenizedRow]],
+    lines: Lines,
     num_virtual_tokens: int = 0,
     prefix_length: int = 0,
     pad_left: bool = False,
@@ -81,102 +110,111 @@ def make_batch(
     with_cu_seqlens: bool = False,
     max_line_width: int = 0,
 ) -> ChatBatch:
-    """Lays lines of rows (one row a line when padded, several when packed) on a (B, T) grid.
+    """Lay lines of rows (one row a line when padded, several when packed) on a (B, T) grid.
 
     Args:
-        lines: for each line, its rows, one after the other.
+        lines: for each line, its rows in order.
         num_virtual_tokens: soft-prompt tokens before every row.
-        prefix_length: key-value positions before every row; they take no place but move positions on.
+        prefix_length: key-value positions before every row. They take no position in the grid, but
+            the rows' positions count from there on.
         pad_left: pad on the left, as generation needs it.
-        width: T; default the longest line.
-        with_cu_seqlens: with the edges of the rows, for attention that needs no mask.
+        width: T; default: the longest line.
+        with_cu_seqlens: give row boundaries, for attention without a mask.
         max_line_width: as in `ChatBatch`; 0: unknown.
+
+    Returns:
+        The batch, on the CPU.
     """
-    sizes = [sum(num_virtual_tokens + len(row.ids) for row in line) for line in lines]
-    width = max([width or 0, *sizes])
-    shape = (len(lines), width)
-    ids, index = np.zeros(shape, np.int64), np.full(shape, -1, np.int64)
-    positions, segments = np.zeros(shape, np.int64), np.full(shape, PAD, np.int64)
-    sources, labels, owners, starts, number = [], [], [], [], 0
-    for b, (line, size) in enumerate(zip(lines, sizes, strict=True)):
-        at = width - size if pad_left else 0
-        starts += [b * width] if at else []
+    line_sizes = [sum(num_virtual_tokens + len(row.ids) for row in line) for line in lines]
+    width = max([width or 0, *line_sizes])
+    grid = (len(lines), width)
+    ids, virtual_indices = np.zeros(grid, np.int64), np.full(grid, -1, np.int64)
+    positions, segments = np.zeros(grid, np.int64), np.full(grid, PAD, np.int64)
+    label_positions, labels, label_rows, row_starts = [], [], [], []
+    segment = 0
+    for b, (line, line_size) in enumerate(zip(lines, line_sizes, strict=True)):
+        column = width - line_size if pad_left else 0
+        if column:  # padding is a row of its own for cu_seqlens, on the left as on the right
+            row_starts.append(b * width)
         for row in line:
-            starts.append(b * width + at)
-            start, end = at + num_virtual_tokens, at + num_virtual_tokens + len(row.ids)
+            row_starts.append(b * width + column)
+            start = column + num_virtual_tokens
+            end = start + len(row.ids)
             ids[b, start:end] = row.ids
-            index[b, at:start] = np.arange(num_virtual_tokens)
-            positions[b, at:end] = np.arange(end - at) + prefix_length
-            segments[b, at:end] = number
-            marked = np.flatnonzero(row.supervised)
-            marked = marked[
-                marked + num_virtual_tokens > 0
-            ]  # a row's first token has nothing before it to predict it from
-            sources.append(b * width + start + marked - 1)
-            labels.append(row.ids[marked])
-            owners.append(np.full(len(marked), row.index))
-            at, number = end, number + 1
-        starts += [b * width + at] if at < width else []
+            virtual_indices[b, column:start] = np.arange(num_virtual_tokens)
+            positions[b, column:end] = np.arange(end - column) + prefix_length
+            segments[b, column:end] = segment
+            supervised = np.flatnonzero(row.supervised)
+            # Nothing before a row's first token could predict it.
+            supervised = supervised[supervised + num_virtual_tokens > 0]
+            label_positions.append(b * width + start + supervised - 1)
+            labels.append(row.ids[supervised])
+            label_rows.append(np.full(len(supervised), row.index))
+            column = end
+            segment += 1
+        if column < width:
+            row_starts.append(b * width + column)
+    arrays = (ids, virtual_indices, positions, segments, np.concatenate(label_positions))
+    arrays += (np.concatenate(labels).astype(np.int64), np.concatenate(label_rows))
     rows = [row for line in lines for row in line]
-    tokens, flat = sum(len(row.ids) for row in rows), np.concatenate
     counts = TokenCounts(
-        len(rows),
-        tokens,
-        sum(map(len, labels)),
-        width * len(lines) - sum(sizes),
-        (num_virtual_tokens + prefix_length) * len(rows),
+        rows=len(rows),
+        tokens=sum(len(row.ids) for row in rows),
+        supervised=sum(map(len, labels)),
+        padding=width * len(lines) - sum(line_sizes),
+        virtual=(num_virtual_tokens + prefix_length) * len(rows),
     )
-    arrays = (
-        ids,
-        index,
-        positions,
-        segments,
-        flat(sources),
-        flat(labels).astype(np.int64),
-        flat(owners),
-    )
-    longest = max((num_virtual_tokens + len(row.ids) for row in rows), default=0)
-    made = (
-        torch.from_numpy(make_cu_seqlens(starts, width * len(lines))) if with_cu_seqlens else None
-    )
+    cu_seqlens = make_cu_seqlens(row_starts, width * len(lines)) if with_cu_seqlens else None
     return ChatBatch(
-        *(torch.from_numpy(np.ascontiguousarray(a)) for a in arrays),
-        counts,
-        longest,
-        made,
-        max(width, max_line_width),
+        *(torch.from_numpy(np.ascontiguousarray(array)) for array in arrays),
+        counts=counts,
+        max_row_length=max((num_virtual_tokens + len(row.ids) for row in rows), default=0),
+        cu_seqlens=None if cu_seqlens is None else torch.from_numpy(cu_seqlens),
+        max_line_width=max(width, max_line_width),
     )
 
 
-def make_cu_seqlens(starts: list[int], places: int) -> np.ndarray:
-    """(E,) int32: where each row begins in the flat places, and the end, as often as it takes to fill up to E.
+def make_cu_seqlens(starts: list[int], num_positions: int) -> np.ndarray:
+    """Cumulative sequence lengths, as FlashAttention takes them.
 
     Args:
-        starts: first place of each row, ascending from 0; places between rows are a row too.
-        places: how many there are in all.
+        starts: first flat position of each row, ascending from 0; padding counts as a row.
+        num_positions: B * T.
+
+    Returns:
+        (E,) int32: the starts, then `num_positions` as often as E is filled up to. The surplus
+        boundaries are rows of length 0.
     """
     size = max(MIN_CU_SEQLENS, 1 << len(starts).bit_length())
-    return np.array(starts + [places] * (size - len(starts)), np.int32)
+    return np.array(starts + [num_positions] * (size - len(starts)), np.int32)
 
 
 def bin_pack(
     rows: list[TokenizedRow], limit: int, num_virtual_tokens: int, packed: bool
-) -> list[list[list[TokenizedRow]]]:
-    """The rows as batches of lines, no batch larger than `limit` places unless one row alone is.
+) -> list[Lines]:
+    """Distribute rows over batches of at most `limit` positions. A longer row has its own batch.
 
-    Padded: rows of like length together. Packed: one line a batch, filled longest row first (first fit decreasing), so that
-    all lines but the last few are full.
+    Args:
+        rows: the rows.
+        limit: largest number of positions in a batch.
+        num_virtual_tokens: soft-prompt tokens before every row; they count.
+        packed: one line of many rows a batch, else one row a line and rows of like length together.
+
+    Returns:
+        For each batch, its lines.
     """
     rows = sorted(rows, key=lambda row: -len(row.ids))
     if not packed:
         batches: list[list[TokenizedRow]] = []
         for row in rows:
-            longest = len(batches[-1][0].ids) + num_virtual_tokens if batches else 0
-            if batches and longest * (len(batches[-1]) + 1) <= limit:
+            width = len(batches[-1][0].ids) + num_virtual_tokens if batches else 0
+            if batches and width * (len(batches[-1]) + 1) <= limit:
                 batches[-1].append(row)
             else:
                 batches.append([row])
         return [[[row] for row in batch] for batch in batches]
+    # First fit decreasing: the longest row first, each into the first line that has space. All
+    # lines but the last few become full.
     bins: list[tuple[int, list[TokenizedRow]]] = []
     for row in rows:
         size = len(row.ids) + num_virtual_tokens
@@ -191,37 +229,47 @@ def bin_pack(
 
 def pack_rows(
     rows: list[TokenizedRow], limit: int, num_virtual_tokens: int, allow_shorter: bool = False
-) -> list[tuple[list[list[TokenizedRow]], int, int]]:
-    """The packed batches of `group`, each with the width that its line is filled up to, and the widest that a full line may have.
+) -> list[tuple[Lines, int, int]]:
+    """Pack rows into lines of few different widths, as CUDA graphs and compiled code need them.
 
-    Widths are sixteenths of `limit`, so that they are few. Those of a step then add up to whole sixteenths, and half of one is
-    padding on average, a fiftieth of a step in two lines. With `allow_shorter` full lines may end a few blocks before `limit`, all of
-    a step's alike: that of the few ends which needs the fewest places is taken.
+    Widths are multiples of limit / 16. On average half a multiple a line is padding: about 2% of a
+    step of two lines.
+
+    Args:
+        rows: the rows.
+        limit: largest width, unless one row alone is longer.
+        num_virtual_tokens: soft-prompt tokens before every row.
+        allow_shorter: full lines may end a few blocks before `limit`, all lines of a step at the
+            same block. Of these ends, the one with the fewest positions in total is taken.
+
+    Returns:
+        For each batch: its one line, the width to pad it to, and the largest width of a line that
+        is about as full.
     """
     step = max(BLOCK, limit // 16 // BLOCK * BLOCK)
-
-    def width(size: int, most: int) -> int:
-        return min(_whole(size, step), _whole(most, BLOCK)) if size <= most else _whole(size, step)
-
-    tried = []
-    for most in (
-        range(limit, limit - min(step, MAX_SHORT_WIDTHS * BLOCK), -BLOCK)
-        if allow_shorter
-        else (limit,)
-    ):
-        batches = bin_pack(rows, most, num_virtual_tokens, packed=True)
-        tried.append(
-            [
-                (batch, width(sum(num_virtual_tokens + len(row.ids) for row in batch[0]), most))
-                for batch in batches
-            ]
-        )
-    best = min(tried, key=lambda batches: sum(size for _, size in batches))
+    earliest_end = limit - min(step, MAX_SHORT_WIDTHS * BLOCK)
+    ends = range(limit, earliest_end, -BLOCK) if allow_shorter else (limit,)
+    layouts = [_lines_up_to(end, rows, step, num_virtual_tokens) for end in ends]
+    smallest = min(layouts, key=lambda layout: sum(width for _, width in layout))
     return [
-        (batch, size, _whole(limit, BLOCK) if limit - step < size <= limit else size)
-        for batch, size in best
+        (lines, width, _round_up(limit, BLOCK) if limit - step < width <= limit else width)
+        for lines, width in smallest
     ]
 
 
-def _whole(size: int, step: int) -> int:
-    return -(-size // step) * step
+def _lines_up_to(
+    end: int, rows: list[TokenizedRow], step: int, num_virtual_tokens: int
+) -> list[tuple[Lines, int]]:
+    """The packed batches whose full lines end at `end`, with widths in multiples of `step`."""
+    layout = []
+    for lines in bin_pack(rows, end, num_virtual_tokens, packed=True):
+        size = sum(num_virtual_tokens + len(row.ids) for row in lines[0])
+        width = _round_up(size, step)
+        if size <= end:  # not a single row that is longer than a line
+            width = min(width, _round_up(end, BLOCK))
+        layout.append((lines, width))
+    return layout
+
+
+def _round_up(size: int, multiple: int) -> int:
+    return -(-size // multiple) * multiple

@@ -1,4 +1,5 @@
-"""From a recipe to a model that can be trained: load the base, attach the method, choose the fast paths."""
+"""From a recipe to a model that can be trained: load the base, attach the method, choose the fast
+paths."""
 
 from __future__ import annotations
 
@@ -15,7 +16,8 @@ from tarazu.engine import dropout
 from tarazu.engine.precision import uses_bfloat16
 from tarazu.errors import UserError
 
-# transformers drops the cache under gradient checkpointing, and the prefix with it. Our flex attention checkpoints by itself.
+# transformers drops the cache under gradient checkpointing, and the prefix with it. Our flex
+# attention checkpoints by itself.
 NO_CHECKPOINTING = {"prefix_tuning"}
 
 
@@ -38,7 +40,8 @@ def wrap_model(
     """Make a loaded base model trainable by one method of the recipe.
 
     Raises:
-        UserError: the method does not fit the model, or the recipe asks for an attention that cannot run.
+        UserError: the method does not fit the model, or the recipe asks for an attention that
+            cannot run.
     """
     method = recipe.methods[name]
     trainable = method.attach(model, tokenizer)
@@ -48,9 +51,12 @@ def wrap_model(
     for parameter in trainable.trainable().values():
         parameter.data = parameter.data.float()  # small updates vanish in bfloat16
     if recipe.budget.gradient_checkpointing and method.kind not in NO_CHECKPOINTING:
-        # Without dropout the RNG state need not be kept; keeping it cannot be captured in a CUDA graph.
+        # Without dropout the RNG state need not be kept; keeping it cannot be captured in a CUDA
+        # graph.
         keep_rng = dropout.uses_dropout(model)
-        model.gradient_checkpointing_enable({"use_reentrant": False, "preserve_rng_state": keep_rng})
+        model.gradient_checkpointing_enable(
+            {"use_reentrant": False, "preserve_rng_state": keep_rng}
+        )
     if recipe.fast:
         lightweight_adapters.use_lightweight_forward(model)
     trainable.use_cu_seqlens = _uses_flash_attention(trainable, recipe)
@@ -64,7 +70,8 @@ def wrap_model(
 
 
 def _uses_flash_attention(trainable: TrainableChatModel, recipe: ChatRecipe) -> bool:
-    """Whether FlashAttention 4 runs the training passes. Raises `UserError` if it is asked for and cannot."""
+    """Whether FlashAttention 4 runs the training passes. Raises `UserError` if it is asked for and
+    cannot."""
     model, prefix = trainable.base, trainable.prefix_length
     if recipe.attention not in ("auto", "flash") or not flex_attention.uses_flex_attention(model):
         return False

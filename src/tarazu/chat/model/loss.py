@@ -1,7 +1,8 @@
-"""Cross-entropy over answer tokens only, a chunk of the vocabulary's logits at a time.
+"""Cross-entropy over the answer's tokens, for a part of the logits at a time.
 
-With 262,144 words, the logits of one batch would be larger than the model. Here a chunk's logits become its loss and its
-gradient at once and are forgotten; the head runs twice per token instead of the three times that recomputing would take.
+With a vocabulary of 262,144 the logits of one batch would be larger than the model. Here the
+logits of a chunk of tokens become losses and gradients at once and are dropped. So the head's
+product runs twice for a token (forward and backward), not three times as with recomputation.
 """
 
 from __future__ import annotations
@@ -10,158 +11,45 @@ from collections.abc import Callable
 from functools import lru_cache
 from importlib.util import find_spec
 from types import ModuleType
+from typing import Any
 
 import torch
 import torch.nn.functional as F
+from transformers import PretrainedConfig, PreTrainedModel
 
-SMALL_CHUNK = 256 * 2**20  # bytes of logits
-LARGE_CHUNK = 1024 * 2**20  # larger products run faster on a GPU
-CACHED = 4 * 2**20  # bytes of logits that stay in a processor's cache
-
-
-class ChunkedCrossEntropy(torch.autograd.Function):
-    """Losses (N,) of `labels` (N,) under softmax(cap(hidden (N, width) @ weight.T (V, width))).
-
-    The gradient is that of the *sum* of the losses: scale it, but do not weigh single tokens.
-    """
-
-    @staticmethod
-    def forward(ctx, hidden, weight, labels, softcap, chunk):
-        need_hidden, need_weight = ctx.needs_input_grad[:2]
-        sloped = need_hidden or need_weight
-        grad_hidden = torch.empty_like(hidden) if need_hidden else None
-        grad_weight = torch.zeros_like(weight, dtype=torch.float32) if need_weight else None
-        losses = torch.empty(len(labels), dtype=torch.float32, device=hidden.device)
-        matrix = weight.to(hidden.dtype)
-        rows = max(1, chunk // (hidden.element_size() * weight.shape[0]))
-        for start in range(0, len(labels), rows):
-            part = slice(start, start + rows)
-            logits = hidden[part] @ matrix.T
-            losses[part], grad = _fast(logits, softcap, sloped)(
-                logits, labels[part], softcap, sloped
-            )
-            if need_hidden:
-                torch.mm(grad, matrix, out=grad_hidden[part])
-            if need_weight:
-                grad_weight += grad.T.float() @ hidden[part].float()
-            del logits, grad  # before the next chunk is made
-        ctx.save_for_backward(grad_hidden, grad_weight)
-        return losses
-
-    @staticmethod
-    def backward(ctx, grad):
-        hidden, weight = ctx.saved_tensors
-        scale = grad.flatten()[0] if grad.numel() else grad.sum()
-        return (
-            (None if hidden is None else hidden * scale.to(hidden.dtype)),
-            (None if weight is None else weight * scale),
-            None,
-            None,
-            None,
-        )
-
-
-def cross_entropy_with_grad(
-    logits: torch.Tensor, labels: torch.Tensor, softcap: float | None, sloped: bool
-) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Losses (N,), float32, of raw logits (N, V), and the gradient of their sum in the logits' type if it is wanted."""
-    raw = logits.float()
-    capped = (
-        (2 * torch.sigmoid(raw * (2 / softcap)) - 1) * softcap if softcap else raw
-    )  # tanh, in fewer instructions
-    total = torch.logsumexp(capped, -1)
-    picked = capped.gather(1, labels[:, None])[:, 0]
-    if not sloped:
-        return total - picked, None
-    chosen = torch.arange(logits.shape[1], device=logits.device) == labels[:, None]
-    grad = torch.exp(capped - total[:, None]) - chosen.to(torch.float32)
-    if softcap:
-        grad = grad * (1 - (capped / softcap) ** 2)
-    return total - picked, grad.to(logits.dtype)
-
-
-def cross_entropy_in_place(
-    logits: torch.Tensor, labels: torch.Tensor, softcap: float | None, sloped: bool
-) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """As `cross_entropy_with_grad`, in the logits' own memory, a few rows at a time that a processor's cache holds: it would wait for memory otherwise."""
-    losses = torch.empty(len(labels), dtype=torch.float32, device=logits.device)
-    rows = max(1, CACHED // (4 * logits.shape[1]))
-    for mine, part, chosen in zip(
-        losses.split(rows), logits.split(rows), labels.split(rows), strict=True
-    ):
-        x, label = part.float(), chosen[:, None]
-        share = x.div_(softcap).tanh_().clone() if softcap else None
-        x = x.mul_(softcap) if softcap else x
-        x.sub_(x.amax(1, keepdim=True))
-        picked = x.gather(1, label)
-        total = x.exp_().sum(1, keepdim=True)
-        mine.copy_((total.log() - picked)[:, 0])
-        if sloped:
-            x.div_(total).scatter_add_(1, label, torch.full_like(picked, -1.0))
-            part.copy_(x if share is None else x.mul_(share.square_().neg_().add_(1)))
-    return losses, logits if sloped else None
-
-
-def _fast(logits: torch.Tensor, softcap: float | None, sloped: bool) -> Callable:
-    """`cross_entropy_with_grad` for these logits in few readings: row by row on a CPU, by our kernel, or compiled; as it is without Triton (Windows)."""
-    if not logits.is_cuda:
-        return cross_entropy_in_place
-    if not sloped or not _has_triton():
-        return cross_entropy_with_grad
-    kernel = _kernel()
-    return (
-        kernel.cross_entropy_with_grad
-        if kernel and kernel.is_supported(logits, softcap)
-        else _compiled()
-    )
-
-
-@lru_cache
-def _has_triton() -> bool:
-    return find_spec("triton") is not None
-
-
-@lru_cache
-def _kernel() -> ModuleType | None:
-    """The kernel's file, where it was tried: on an NVIDIA GPU."""
-    if torch.version.cuda is None:
-        return None
-    from tarazu.chat.fast import cross_entropy_triton
-
-    return cross_entropy_triton
-
-
-@lru_cache
-def _compiled() -> Callable:
-    return torch.compile(cross_entropy_with_grad, dynamic=True)
+SMALL_CHUNK = 256 * 2**20  # bytes of logits at a time
+LARGE_CHUNK = 1024 * 2**20  # the default on a GPU, where larger products run faster
+CACHE_BYTES = 4 * 2**20  # bytes of logits that stay in a processor's cache
 
 
 def token_losses(
-    model, hidden: torch.Tensor, labels: torch.Tensor, chunk: int | None = None
+    model: PreTrainedModel, hidden: torch.Tensor, labels: torch.Tensor, chunk: int | None = None
 ) -> torch.Tensor:
-    """Nats of each label, (N,), from the hidden states (N, width) that predict them; differentiable through their sum.
+    """Cross-entropy of each label under the model's head, in nats.
 
-    `chunk`: bytes of logits at a time; default by device.
+    Differentiable through the sum of the losses only: see `ChunkedCrossEntropy`.
+
+    Args:
+        model: the causal LM.
+        hidden: (N, width) the hidden states that predict the labels.
+        labels: (N,) token ids.
+        chunk: bytes of logits at a time; None: by device.
+
+    Returns:
+        (N,) float32.
     """
-    head, softcap = (
-        model.get_output_embeddings(),
-        getattr(model.config, "final_logit_softcapping", None),
-    )
-    if head.bias is not None or _unusual(model.config):
+    head, config = model.get_output_embeddings(), model.config
+    if head.bias is not None or _has_scaled_logits(config):
         return F.cross_entropy(logits_of(model, hidden), labels, reduction="none")
+    softcap = getattr(config, "final_logit_softcapping", None)
     if torch.is_autocast_enabled(hidden.device.type):
         hidden = hidden.to(torch.get_autocast_dtype(hidden.device.type))
-    return ChunkedCrossEntropy.apply(
-        hidden,
-        head.weight,
-        labels,
-        softcap,
-        chunk or (LARGE_CHUNK if hidden.is_cuda else SMALL_CHUNK),
-    )
+    chunk = chunk or (LARGE_CHUNK if hidden.is_cuda else SMALL_CHUNK)
+    return ChunkedCrossEntropy.apply(hidden, head.weight, labels, softcap, chunk)
 
 
-def logits_of(model, hidden: torch.Tensor) -> torch.Tensor:
-    """(N, V) float32 logits as the model itself makes them from hidden states."""
+def logits_of(model: PreTrainedModel, hidden: torch.Tensor) -> torch.Tensor:
+    """(N, V) float32 logits, as the model itself computes them from (N, width) hidden states."""
     logits = model.get_output_embeddings()(hidden).float()
     config = model.config
     if getattr(config, "logit_scale", None):  # Cohere
@@ -172,5 +60,144 @@ def logits_of(model, hidden: torch.Tensor) -> torch.Tensor:
     return torch.tanh(logits / softcap) * softcap if softcap else logits
 
 
-def _unusual(config) -> bool:
+def _has_scaled_logits(config: PretrainedConfig) -> bool:
     return bool(getattr(config, "logit_scale", None) or getattr(config, "logits_scaling", None))
+
+
+class ChunkedCrossEntropy(torch.autograd.Function):
+    """Losses (N,) of `labels` (N,) under softmax(cap(hidden (N, width) @ weight.T (V, width))).
+
+    The gradient is that of the *sum* of the losses: scale the sum, but do not weight single tokens.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: torch.Tensor,
+        weight: torch.Tensor,
+        labels: torch.Tensor,
+        softcap: float | None,
+        chunk: int,
+    ) -> torch.Tensor:
+        need_hidden, need_weight = ctx.needs_input_grad[:2]
+        need_grad = need_hidden or need_weight
+        grad_hidden = torch.empty_like(hidden) if need_hidden else None
+        grad_weight = torch.zeros_like(weight, dtype=torch.float32) if need_weight else None
+        losses = torch.empty(len(labels), dtype=torch.float32, device=hidden.device)
+        matrix = weight.to(hidden.dtype)
+        rows = max(1, chunk // (hidden.element_size() * weight.shape[0]))
+        for start in range(0, len(labels), rows):
+            part = slice(start, start + rows)
+            logits = hidden[part] @ matrix.T
+            cross_entropy = _pick_cross_entropy(logits, softcap, need_grad)
+            losses[part], grad = cross_entropy(logits, labels[part], softcap, need_grad)
+            if need_hidden:
+                torch.mm(grad, matrix, out=grad_hidden[part])
+            if need_weight:
+                grad_weight += grad.T.float() @ hidden[part].float()
+            del logits, grad  # free them before the next chunk allocates
+        ctx.save_for_backward(grad_hidden, grad_weight)
+        return losses
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        grad_hidden, grad_weight = ctx.saved_tensors
+        # All entries are equal, as the losses are summed.
+        scale = grad.flatten()[0] if grad.numel() else grad.sum()
+        return (
+            None if grad_hidden is None else grad_hidden * scale.to(grad_hidden.dtype),
+            None if grad_weight is None else grad_weight * scale,
+            None,
+            None,
+            None,
+        )
+
+
+def cross_entropy_with_grad(
+    logits: torch.Tensor, labels: torch.Tensor, softcap: float | None, need_grad: bool
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Losses and the gradient of their sum, in plain PyTorch.
+
+    Args:
+        logits: (N, V), before the cap.
+        labels: (N,) token ids.
+        softcap: logits are capped as softcap * tanh(logit / softcap); None or 0: uncapped.
+        need_grad: whether the gradient is wanted.
+
+    Returns:
+        (N,) float32 losses, and the (N, V) gradient for `logits` in their type, or None.
+    """
+    raw = logits.float()
+    # tanh(x) = 2 sigmoid(2 x) - 1, in fewer instructions.
+    capped = (2 * torch.sigmoid(raw * (2 / softcap)) - 1) * softcap if softcap else raw
+    log_sums = torch.logsumexp(capped, -1)
+    label_logits = capped.gather(1, labels[:, None])[:, 0]
+    if not need_grad:
+        return log_sums - label_logits, None
+    is_label = torch.arange(logits.shape[1], device=logits.device) == labels[:, None]
+    grad = torch.exp(capped - log_sums[:, None]) - is_label.to(torch.float32)
+    if softcap:
+        grad = grad * (1 - (capped / softcap) ** 2)
+    return log_sums - label_logits, grad.to(logits.dtype)
+
+
+def cross_entropy_in_place(
+    logits: torch.Tensor, labels: torch.Tensor, softcap: float | None, need_grad: bool
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """`cross_entropy_with_grad` for a CPU: in the logits' own memory, a few rows at a time.
+
+    So many rows that they stay in the processor's cache; else each operation would wait for memory.
+    """
+    losses = torch.empty(len(labels), dtype=torch.float32, device=logits.device)
+    rows = max(1, CACHE_BYTES // (4 * logits.shape[1]))
+    parts = zip(losses.split(rows), logits.split(rows), labels.split(rows), strict=True)
+    for part_losses, part_logits, part_labels in parts:
+        x, label = part_logits.float(), part_labels[:, None]  # x is a copy, except of float32
+        tanh = x.div_(softcap).tanh_().clone() if softcap else None
+        x = x.mul_(softcap) if softcap else x
+        x.sub_(x.amax(1, keepdim=True))
+        label_logits = x.gather(1, label)
+        sums = x.exp_().sum(1, keepdim=True)
+        part_losses.copy_((sums.log() - label_logits)[:, 0])
+        if need_grad:
+            # softmax - one_hot(label), times the derivative of the cap: 1 - tanh^2.
+            x.div_(sums).scatter_add_(1, label, torch.full_like(label_logits, -1.0))
+            part_logits.copy_(x if tanh is None else x.mul_(tanh.square_().neg_().add_(1)))
+    return losses, logits if need_grad else None
+
+
+def _pick_cross_entropy(logits: torch.Tensor, softcap: float | None, need_grad: bool) -> Callable:
+    """The implementation that reads these logits least often.
+
+    In place on a CPU; on a GPU our Triton kernel, or `cross_entropy_with_grad` compiled where the
+    kernel does not apply, or as it is where nothing is compiled (no gradient, or no Triton:
+    Windows).
+    """
+    if not logits.is_cuda:
+        return cross_entropy_in_place
+    if not need_grad or not _has_triton():
+        return cross_entropy_with_grad
+    kernel = _kernel_module()
+    if kernel and kernel.is_supported(logits, softcap):
+        return kernel.cross_entropy_with_grad
+    return _compiled()
+
+
+@lru_cache
+def _has_triton() -> bool:
+    return find_spec("triton") is not None
+
+
+@lru_cache
+def _kernel_module() -> ModuleType | None:
+    """The kernel's module, on NVIDIA GPUs only: it was not tried on others."""
+    if torch.version.cuda is None:
+        return None
+    from tarazu.chat.fast import cross_entropy_triton
+
+    return cross_entropy_triton
+
+
+@lru_cache
+def _compiled() -> Callable:
+    return torch.compile(cross_entropy_with_grad, dynamic=True)

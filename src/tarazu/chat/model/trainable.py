@@ -1,11 +1,11 @@
-"""A chat model under training: the causal LM that runs, and the soft prompt or prefix that stands before each row."""
+"""A chat model that can be trained: the causal LM, and the soft prompt or prefix before each
+row."""
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import peft
 import torch
@@ -16,21 +16,25 @@ from tarazu.engine.cuda_graphs.recorder import GraphedFunction
 from tarazu.engine.trainable import TrainableModel
 from tarazu.errors import UserError
 
-KeyValues = list[tuple[torch.Tensor, torch.Tensor]]
+KeyValues = list[tuple[torch.Tensor, torch.Tensor]]  # keys and values of each layer
+EMBEDDING_SAMPLE = 2048  # rows of the embedding table that `centre_prompt_on_embeddings` looks at
 
 
 @dataclass
 class TrainableChatModel(TrainableModel):
-    """A `TrainableModel` whose forward pass tarazu runs itself, so that packing and left padding are right for every method.
+    """A `TrainableModel` whose forward pass is `forward.hidden_states`, not the model's own.
+
+    So packing and left padding are right for every method.
 
     Args:
         base: the causal LM. Low-rank adapters sit inside its layers; a soft prompt stays outside.
-        num_virtual_tokens: virtual tokens (prompt) or prefix positions before each row.
-        prompt: the current soft prompt, (virtual, width); None if there is none.
-        prefix: the current prefix, for each layer keys and values (key-value heads, virtual, head size); None likewise.
-        loss_chunk: bytes of logits that the loss makes at a time; None: by device.
+        num_virtual_tokens: soft-prompt tokens or prefix positions before each row.
+        prompt: gives the current soft prompt, (num_virtual_tokens, width); None: no soft prompt.
+        prefix: gives the current prefix, keys and values of each layer, both (key-value heads,
+            num_virtual_tokens, head_dim); None: no prefix.
+        loss_chunk: bytes of logits that the loss computes at a time; None: by device.
         use_cu_seqlens: batches carry `cu_seqlens` for FlashAttention instead of a mask.
-        graphed_forward: the decoder's training pass as CUDA graphs; None: kernels are launched one by one.
+        graphed_forward: the decoder's training pass as CUDA graphs; None: without graphs.
     """
 
     base: PreTrainedModel | None = None
@@ -48,67 +52,88 @@ class TrainableChatModel(TrainableModel):
 
     @property
     def prompt_length(self) -> int:
-        """Soft-prompt tokens before each row: they take a position each, unlike a prefix."""
+        """Soft-prompt tokens before each row. Unlike a prefix they take positions in the batch."""
         return self.num_virtual_tokens - self.prefix_length
 
     def total_parameters(self) -> int:
+        """Number of weights of the module; a 4-bit matrix counts as what it stands for."""
         return sum(count(parameter) for parameter in self.module.parameters())
 
 
 def with_adapters(
-    model: PreTrainedModel, config: Any, targets: str | list[str]
+    model: PreTrainedModel, config: peft.PeftConfig, targets: str | list[str]
 ) -> TrainableChatModel:
-    """Low-rank adapters of peft on the linear layers whose names end in `targets`."""
-    linear = sorted(
+    """Put low-rank adapters of peft on linear layers.
+
+    Args:
+        model: the base model; everything but the adapters is frozen.
+        config: peft's configuration of the adapters.
+        targets: "all-linear", or ends of names of modules.
+
+    Raises:
+        UserError: no module has such a name.
+    """
+    module_names = {name for name, _ in model.named_modules()}
+    linear_names = sorted(
         {
             name.rpartition(".")[2]
             for name, module in model.named_modules()
             if isinstance(module, torch.nn.Linear)
         }
     )
-    for target in (
-        [] if targets == "all-linear" else [targets] if isinstance(targets, str) else targets
-    ):
-        if not any(
-            name == target or name.endswith("." + target) for name, _ in model.named_modules()
-        ):
-            near = difflib.get_close_matches(target, linear, 3) or linear
-            raise UserError(
-                f"no module is named {target!r}",
-                location="methods: targets",
-                hint=f"one of: {', '.join(near)}, or all-linear",
-            )
+    if targets != "all-linear":
+        for target in [targets] if isinstance(targets, str) else targets:
+            _require_module(target, module_names, linear_names)
     if config.target_modules == "all-linear" and config.peft_type == "LOHA":
-        config.target_modules = [
-            name for name in linear if name != "lm_head"
-        ]  # peft expands the word for LoRA only
+        # peft itself expands "all-linear" for LoRA only.
+        config.target_modules = [name for name in linear_names if name != "lm_head"]
     wrapped = peft.get_peft_model(model.requires_grad_(False), config)
-    return TrainableChatModel(wrapped, _trained(wrapped), base=model)
+    return TrainableChatModel(wrapped, _trainable_names(wrapped), base=model)
 
 
-def with_soft_prompt(model: PreTrainedModel, config: Any) -> TrainableChatModel:
-    """A soft prompt of peft before the word embeddings."""
+def _require_module(target: str, module_names: set[str], linear_names: list[str]) -> None:
+    if any(name == target or name.endswith("." + target) for name in module_names):
+        return
+    similar = difflib.get_close_matches(target, linear_names, 3) or linear_names
+    raise UserError(
+        f"no module is named {target!r}",
+        location="methods: targets",
+        hint=f"one of: {', '.join(similar)}, or all-linear",
+    )
+
+
+def with_soft_prompt(
+    model: PreTrainedModel, config: peft.PromptLearningConfig
+) -> TrainableChatModel:
+    """Put a soft prompt of peft before the token embeddings.
+
+    Args:
+        model: the base model; it is frozen.
+        config: peft's configuration of prompt tuning or p-tuning.
+    """
     wrapped = peft.get_peft_model(model.requires_grad_(False), config)
-    encoder, indices = wrapped.prompt_encoder["default"], _Indices(wrapped)
-
-    def prompt() -> torch.Tensor:
-        return encoder(indices.beside(encoder.embedding.weight))[0]
-
     return TrainableChatModel(
         wrapped,
-        _trained(wrapped),
+        _trainable_names(wrapped),
         base=model,
         num_virtual_tokens=config.num_virtual_tokens,
-        prompt=prompt,
+        prompt=_PromptEncoder(wrapped),
     )
 
 
 def with_prefix(
-    model: PreTrainedModel, config: Any, ids: torch.Tensor | None
+    model: PreTrainedModel, config: peft.PrefixTuningConfig, ids: torch.Tensor | None
 ) -> TrainableChatModel:
-    """A prefix of keys and values of peft before every layer; begins as those of the tokens `ids` (virtual,)."""
+    """Put a prefix of keys and values of peft before every layer.
+
+    Args:
+        model: the base model; it is frozen.
+        config: peft's configuration of prefix tuning.
+        ids: (num_virtual_tokens,) the prefix starts as the keys and values of these tokens; None:
+            as peft draws it.
+    """
     wrapped = peft.get_peft_model(model.requires_grad_(False), config)
-    encoder, indices = wrapped.prompt_encoder["default"], _Indices(wrapped)
+    prompt_encoder = _PromptEncoder(wrapped)
     settings = wrapped.peft_config["default"]
     shape = (
         config.num_virtual_tokens,
@@ -118,53 +143,59 @@ def with_prefix(
     )
 
     def prefix() -> KeyValues:
-        """peft's flat (virtual, layers * 2 * heads * size) as pairs for each layer."""
-        flat = encoder(indices.beside(encoder.embedding.weight))[0].view(shape).permute(1, 2, 0, 3)
-        return [(flat[2 * i], flat[2 * i + 1]) for i in range(settings.num_layers)]
+        # peft's rows hold keys and values of all layers: (num_virtual_tokens, layers * 2 * width).
+        tensors = prompt_encoder().view(shape).permute(1, 2, 0, 3)
+        return [(tensors[2 * i], tensors[2 * i + 1]) for i in range(settings.num_layers)]
 
     if ids is not None:
         with torch.no_grad():
-            encoder.embedding.weight.copy_(
-                _key_values(model, ids).reshape(config.num_virtual_tokens, -1)
-            )
+            initial = _key_values(model, ids).reshape(config.num_virtual_tokens, -1)
+            prompt_encoder.encoder.embedding.weight.copy_(initial)
     return TrainableChatModel(
         wrapped,
-        _trained(wrapped),
+        _trainable_names(wrapped),
         base=model,
         num_virtual_tokens=config.num_virtual_tokens,
         prefix=prefix,
     )
 
 
-class _Indices:
-    """peft's numbers of the virtual tokens, (1, virtual), moved once to where they are used: a copy cannot be recorded."""
+class _PromptEncoder:
+    """Calls peft's prompt encoder on all its virtual tokens: (num_virtual_tokens, numbers).
+
+    The indices move to the encoder's device once, at the first call: a CUDA graph cannot capture
+    the copy from the host.
+    """
 
     def __init__(self, wrapped: peft.PeftModel):
-        self.numbers = wrapped.prompt_tokens["default"][
-            : wrapped.peft_config["default"].num_virtual_tokens
-        ].unsqueeze(0)
+        self.encoder = wrapped.prompt_encoder["default"]
+        count = wrapped.peft_config["default"].num_virtual_tokens
+        self.indices = wrapped.prompt_tokens["default"][:count].unsqueeze(0)
 
-    def beside(self, weight: torch.Tensor) -> torch.Tensor:
-        self.numbers = self.numbers.to(weight.device)
-        return self.numbers
+    def __call__(self) -> torch.Tensor:
+        self.indices = self.indices.to(self.encoder.embedding.weight.device)
+        return self.encoder(self.indices)[0]
 
 
 def with_unfrozen(model: PreTrainedModel, parts: list[torch.nn.Module]) -> TrainableChatModel:
-    """The parameters of some of the model's own parts, everything else frozen."""
+    """Train some of the model's own parts and freeze everything else.
+
+    Args:
+        model: the base model.
+        parts: submodules of `model` whose parameters are trained.
+    """
     model.requires_grad_(False)
-    chosen = {id(parameter) for part in parts for parameter in part.parameters()}
-    names = frozenset(
-        name for name, parameter in model.named_parameters() if id(parameter) in chosen
-    )
-    for name, parameter in model.named_parameters():
-        parameter.requires_grad_(name in names)
-    return TrainableChatModel(model, names, base=model)
+    unfrozen = {id(parameter) for part in parts for parameter in part.parameters()}
+    for parameter in model.parameters():
+        parameter.requires_grad_(id(parameter) in unfrozen)
+    return TrainableChatModel(model, _trainable_names(model), base=model)
 
 
 def initial_token_ids(
     tokenizer: PreTrainedTokenizerBase, text: str | None, count: int
 ) -> torch.Tensor:
-    """`count` token ids: of a text, repeated or cut, or drawn from the vocabulary."""
+    """(count,) token ids of a text, repeated or cut to `count`; drawn from the vocabulary if
+    None."""
     if text is None:
         return torch.randint(0, len(tokenizer), (count,))
     ids = tokenizer(text, add_special_tokens=False)["input_ids"]
@@ -173,32 +204,35 @@ def initial_token_ids(
 
 @torch.no_grad()
 def centre_prompt_on_embeddings(encoder: torch.nn.Module, model: PreTrainedModel) -> None:
-    """Moves p-tuning's prompt to where words are: the last layer's bias is the mean word, its weights are scaled down."""
-    words = model.get_input_embeddings()
-    sample = words(
-        torch.arange(
-            0, words.num_embeddings, max(1, words.num_embeddings // 2048), device=model.device
-        )
-    ).float()
+    """Let p-tuning's prompt start with the mean and the spread of token embeddings.
+
+    The last layer's bias becomes the mean embedding, and its weights are scaled.
+
+    Args:
+        encoder: peft's `PromptEncoder`.
+        model: the base model.
+    """
+    embeddings = model.get_input_embeddings()
+    stride = max(1, embeddings.num_embeddings // EMBEDDING_SAMPLE)
+    ids = torch.arange(0, embeddings.num_embeddings, stride, device=model.device)
+    sample = embeddings(ids).float()
     last = encoder.mlp_head[-1]
     last.bias.copy_(sample.mean(0))
     device = encoder.embedding.weight.device
-    made = encoder(torch.arange(encoder.embedding.num_embeddings, device=device).unsqueeze(0))[0]
-    last.weight.mul_(sample.std() / (made - last.bias).std().clamp_min(1e-9))
+    indices = torch.arange(encoder.embedding.num_embeddings, device=device).unsqueeze(0)
+    prompt = encoder(indices)[0]
+    last.weight.mul_(sample.std() / (prompt - last.bias).std().clamp_min(1e-9))
 
 
 @torch.no_grad()
 def _key_values(model: PreTrainedModel, ids: torch.Tensor) -> torch.Tensor:
-    """The keys and values of `ids`, (virtual, layers * 2, key-value heads, head size)."""
+    """The keys and values of (n,) `ids` as (n, layers * 2, key-value heads, head_dim)."""
     cache = DynamicCache()
-    model.get_decoder()(
-        input_ids=ids.to(model.device).unsqueeze(0), past_key_values=cache, use_cache=True
-    )
-    pairs = [tensor[0] for layer in cache.layers for tensor in (layer.keys, layer.values)]
-    return torch.stack(pairs).permute(2, 0, 1, 3).float()
+    decoder = model.get_decoder()
+    decoder(input_ids=ids.to(model.device).unsqueeze(0), past_key_values=cache, use_cache=True)
+    tensors = [tensor[0] for layer in cache.layers for tensor in (layer.keys, layer.values)]
+    return torch.stack(tensors).permute(2, 0, 1, 3).float()
 
 
-def _trained(module: torch.nn.Module) -> frozenset[str]:
-    return frozenset(
-        name for name, parameter in module.named_parameters() if parameter.requires_grad
-    )
+def _trainable_names(module: torch.nn.Module) -> frozenset[str]:
+    return frozenset(name for name, p in module.named_parameters() if p.requires_grad)
