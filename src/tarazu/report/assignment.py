@@ -1,4 +1,4 @@
-"""Items of the assignment that a study answers, each with the place in the report that answers it."""
+"""Items of the assignment, and the places in the report that answer them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class AssignmentItem:
     Args:
         section: the anchor of the section that answers it.
         anchor: the place in that section; empty for the section itself.
-        kinds: the kinds of method that the item is about; a study has the item if it ran one of them.
+        kinds: the kinds of method that the item is about; a study that ran none lacks the item.
         part: within the first method of these kinds, the part that answers the item.
     """
 
@@ -28,7 +28,7 @@ class AssignmentItem:
 
 @dataclass(frozen=True)
 class Item:
-    """An item as the page shows it: number, title, section and anchor, and whether the study has it."""
+    """An item as the page shows it; `in_study` is False where its methods were not run."""
 
     number: str
     title: Bilingual

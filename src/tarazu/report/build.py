@@ -99,7 +99,7 @@ def _page(context: Context) -> bytes:
 
 
 def _sections(context: Context) -> list[Section]:
-    """The sections in the order of the page: those of the task stand between overview and comparison."""
+    """The sections in the order of the page."""
     makers = (
         overview_section,
         *context.task.sections,
@@ -111,7 +111,7 @@ def _sections(context: Context) -> list[Section]:
 
 
 def language_of(study: StudyView, task: TaskReport) -> str:
-    """The language that the page opens in: the recipe's, else Persian where the examples are mostly Persian."""
+    """The language that the page opens in: the recipe's, else that of the data's examples."""
     if study.settings.get("language") in ("fa", "en"):
         return study.settings["language"]
     examples = dicts_in(study.data.get("examples"))
@@ -124,7 +124,7 @@ def _csv(study: StudyView, metrics: TaskMetrics) -> str:
     out = io.StringIO()
     writer = csv.writer(out)
     writer.writerow(["method", "kind", "seed", "status", *metrics.by_key])
-    for method in ([study.base] if study.base else []) + study.methods:
+    for method in study.all_methods:
         for run in method.runs:
             values = [metric.of(run) for metric in metrics.by_key.values()]
             cells = ["" if value is None else value for value in values]

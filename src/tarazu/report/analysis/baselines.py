@@ -1,11 +1,11 @@
-"""The three baselines of captioning: what a person, one fixed sentence and another image's caption score."""
+"""Scores of captions of no model: a human's, one constant caption, another image's caption."""
 
 from __future__ import annotations
 
 from tarazu.report.analysis.study_view import StudyView, as_number, get_path
 
 NAMES = ("human", "constant", "shuffled")
-_PATHS = {
+_PATHS: dict[str, tuple[str | int, ...]] = {
     "cider": ("cider",),
     "rouge_l": ("rouge_l",),
     "meteor": ("meteor",),
@@ -14,19 +14,21 @@ _PATHS = {
 
 
 def baselines(study: StudyView) -> tuple[dict[str, dict], str]:
-    """The baselines and the file that they stand in: the first run that has them (they are the same for all)."""
+    """The baselines' scores by name, and the file that holds them.
+
+    Every run of a study has the same baselines, so the first run that has them is read.
+    """
     for method in study.methods:
         for run in method.measured:
-            found = get_path(run.metrics, "baselines", default={})
-            if isinstance(found, dict) and found:
-                return {
-                    name: found[name] for name in NAMES if isinstance(found.get(name), dict)
-                }, run.file("metrics.json")
+            scores = get_path(run.metrics, "baselines", default={})
+            if scores:
+                by_name = {n: scores[n] for n in NAMES if isinstance(scores.get(n), dict)}
+                return by_name, run.file("metrics.json")
     return {}, ""
 
 
 def constant_score(study: StudyView, key: str) -> float | None:
-    """What one fixed caption for every image scores; None for a figure that baselines do not have."""
+    """The score of one constant caption for every image; None for metrics that baselines lack."""
     if key not in _PATHS:
         return None
     return as_number(get_path(baselines(study)[0].get("constant"), *_PATHS[key]))

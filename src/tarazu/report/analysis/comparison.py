@@ -1,4 +1,4 @@
-"""Compare methods on the same test rows: intervals and paired tests, corrected for the number of pairs."""
+"""Compare methods on the same test rows: confidence intervals and corrected paired tests."""
 
 from __future__ import annotations
 
@@ -71,14 +71,13 @@ class Comparison:
 
 def compare(study: StudyView, metrics: TaskMetrics) -> Comparison:
     """Test every pair of methods, the base model included, on each tested metric."""
-    methods = ([study.base] if study.base else []) + study.methods
     base_name = study.base.name if study.base else None
     intervals: dict[tuple[str, str], Interval] = {}
     pairs: dict[str, list[Pair]] = {}
     rows_differ: set[str] = set()
     for key in (*metrics.tested, *metrics.secondary):
         metric = metrics.by_key[key]
-        rows, excluded = _on_common_rows(methods, metric)
+        rows, excluded = _on_common_rows(study.all_methods, metric)
         rows_differ |= set(excluded)
         for name, method_rows in rows.items():
             intervals[name, key] = interval(method_rows.values, method_rows.weights)

@@ -1,4 +1,4 @@
-"""Metrics that a report compares: where each is read, which direction is better, and its value for each test row."""
+"""Metrics that a report compares: their source, better direction, and value for each test row."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tarazu.report.analysis.study_view import (
 
 
 class RunRows(NamedTuple):
-    """One metric of one run, row by row: row ids, values, and weights (None: all rows count alike)."""
+    """One metric of one run, row by row. Weights are None where all rows count alike."""
 
     ids: tuple[Any, ...]
     values: list[float]

@@ -1,4 +1,4 @@
-"""Which method to choose: the rule behind the recommendation, Pareto fronts, and the methods that tie with the best."""
+"""Which method to choose under each preference, Pareto fronts, and ties with the best method."""
 
 from __future__ import annotations
 
@@ -178,7 +178,7 @@ def choose(
 
 
 def _pick_cheapest(preference: str, cost: str, allowed: list[Candidate], ties: list[str]) -> Choice:
-    """The method with the lowest cost; among those whose seeds overlap with it, the smallest one."""
+    """The cheapest method; among those whose seeds overlap with it, the one of smallest weights."""
     with_cost = [c for c in allowed if c.costs.get(cost) is not None]
     names = [c.name for c in allowed]
     if not with_cost:
@@ -194,7 +194,7 @@ def _pick_cheapest(preference: str, cost: str, allowed: list[Candidate], ties: l
 
 
 def _may_cost_less(candidate: Candidate, cheapest: Candidate, cost: str) -> bool:
-    """Whether the seeds leave open which of the two costs less. Both must know their weights' size."""
+    """Whether the seeds leave open which costs less. The tie-breaker must be known of both."""
     if candidate.costs.get(TIE_BREAKER) is None or cheapest.costs.get(TIE_BREAKER) is None:
         return False
     if candidate is cheapest:

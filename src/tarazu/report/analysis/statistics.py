@@ -168,7 +168,7 @@ def holm(p_values: list[float]) -> list[float]:
 
 @lru_cache(maxsize=4)
 def _row_counts(rows: int, resamples: int, seed: int) -> np.ndarray:
-    """How often each row is drawn in each resample, (resamples, rows); cached, so that pairs share it."""
+    """How often each row is drawn, (resamples, rows). Cached, so that paired sides share it."""
     rng = np.random.default_rng([seed, rows])
     # Row i of resample r becomes the number r * rows + i, so that one bincount counts all
     # resamples.

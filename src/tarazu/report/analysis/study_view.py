@@ -1,4 +1,4 @@
-"""A study as the report sees it: every file of a run folder read once; what is missing or broken is translate_note, not raised."""
+"""Read a run folder for the report: every file once. Broken files are noted, not raised."""
 
 from __future__ import annotations
 
@@ -13,10 +13,18 @@ from ruamel.yaml.error import YAMLError
 from tarazu.errors import UserError
 from tarazu.storage.run_folder import RunDir, StudyDir
 
+PREFERENCES = ("quality", "memory", "speed", "size")
+
 
 def get_path(tree: Any, *keys: Any, default: Any = None) -> Any:
-    """`tree[k1][k2]...`, or `default` where the path ends early or holds null; or, beside a default list or object,
-    anything of another type."""
+    """Follow keys and indices into nested JSON: `tree[k1][k2]...`.
+
+    Args:
+        tree: any JSON value.
+        keys: keys of objects and indices of lists.
+        default: returned where the path ends early or leads to null; if it is a list or an object,
+            also where the path leads to a value of another type.
+    """
     for key in keys:
         if isinstance(tree, dict):
             tree = tree.get(key)
@@ -24,56 +32,69 @@ def get_path(tree: Any, *keys: Any, default: Any = None) -> Any:
             tree = tree[key]
         else:
             return default
-    wrong = isinstance(default, (dict, list)) and not isinstance(tree, type(default))
-    return default if tree is None or wrong else tree
+    if isinstance(default, (dict, list)) and not isinstance(tree, type(default)):
+        return default
+    return default if tree is None else tree
 
 
 def as_number(value: Any) -> float | None:
-    """`value` if it is a finite number, else None. Booleans are not numbers here."""
+    """`value` if it is a finite number, else None. Booleans do not count as numbers."""
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
         return None
     return value
 
 
 def dicts_in(value: Any) -> list[dict]:
-    """The dictionaries in a list; nothing where it is no list."""
+    """The dictionaries in a list; none where `value` is no list."""
     return [item for item in value if isinstance(item, dict)] if isinstance(value, list) else []
 
 
 @dataclass
 class RunView:
-    """One method with one seed. Absent files are empty; `problems` names those that could not be read."""
+    """One method with one seed. Absent files are empty.
+
+    Args:
+        folder: relative to the study, such as "lora/seed-0".
+        run_info: run.json.
+        results: its row of results.json.
+        problems: the files that could not be read.
+        on_other_device: whether it ran on another device than most seeds of its method, so that its
+            seconds and bytes do not compare with theirs.
+    """
 
     name: str
     kind: str
     seed: int
-    folder: str  # relative to the study: "lora/seed-0"
+    folder: str
     run_info: dict = field(default_factory=dict)
     events: list[dict] = field(default_factory=list)
     ledger: dict = field(default_factory=dict)
     fingerprint: dict = field(default_factory=dict)
     metrics: dict = field(default_factory=dict)
     samples: list[dict] = field(default_factory=list)
-    results: dict = field(default_factory=dict)  # its row of results.json
+    results: dict = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
-    on_other_device: bool = False  # on another device than most seeds of its method: its seconds and bytes are not theirs
+    on_other_device: bool = False
 
     def file(self, name: str) -> str:
+        """The path of one of its files, relative to the study."""
         return f"{self.folder}/{name}"
 
     @property
     def status(self) -> str:
+        """ "done", "failed", "stopped" or "running"."""
         if self.kind == "base" and not self.run_info:
             return "done" if self.metrics else "stopped"
         return str(self.run_info.get("status", "stopped"))
 
     def of_kind(self, event: str) -> list[dict]:
+        """The events of one kind."""
         return [e for e in self.events if e.get("event") == event]
 
 
 @dataclass
 class MethodView:
-    """One method of the recipe with all its seeds."""
+    """One method of the recipe with all its seeds; `search` is its search.json."""
 
     name: str
     kind: str
@@ -82,24 +103,34 @@ class MethodView:
 
     @property
     def first(self) -> RunView:
-        """The run whose curves and outputs are shown: the first that came to its end, else the first."""
+        """The run whose curves and outputs are shown: the first with metrics, else the first."""
         return next((run for run in self.runs if run.metrics), self.runs[0])
 
     @property
     def untrained(self) -> bool:
-        """Whether it trains nothing of its own (an ensemble of other methods): its costs are theirs."""
-        return self.kind != "base" and all(
-            run.run_info.get("trained_parameters") == 0 for run in self.runs
-        )
+        """Whether it trains nothing, such as an ensemble of other methods, and so has no costs."""
+        if self.kind == "base":
+            return False
+        return all(run.run_info.get("trained_parameters") == 0 for run in self.runs)
 
     @property
     def measured(self) -> list[RunView]:
+        """The runs that have metrics."""
         return [run for run in self.runs if run.metrics]
 
 
 @dataclass
 class StudyView:
-    """The whole folder."""
+    """A run folder.
+
+    Args:
+        task: the name of the task; empty where no file names it.
+        settings: resolved.yaml.
+        extras: verify.json, judge.json and estimate.json by name.
+        methods: the methods that were compared, without the base model.
+        base: the base model, where it was measured.
+        problems: the files that could not be read.
+    """
 
     path: Path
     task: str
@@ -107,22 +138,33 @@ class StudyView:
     environment: dict
     data: dict
     model: dict
-    extras: dict
+    extras: dict[str, dict]
     methods: list[MethodView]
     base: MethodView | None
     problems: list[str]
 
     @property
     def prefer(self) -> str:
+        """What the recipe prefers; quality where it does not say."""
         value = self.settings.get("prefer")
-        return value if value in ("quality", "memory", "speed", "size") else "quality"
+        return value if value in PREFERENCES else "quality"
+
+    @property
+    def all_methods(self) -> list[MethodView]:
+        """The methods, the base model first."""
+        return ([self.base] if self.base else []) + self.methods
 
     def method(self, name: str) -> MethodView | None:
+        """The method of that name, or None."""
         return next((method for method in self.methods if method.name == name), None)
 
 
 def read_study(folder: Path) -> StudyView:
-    """Everything in `folder`. Raises `UserError` only where there is no folder at all."""
+    """Read every file of a run folder.
+
+    Raises:
+        UserError: there is no such folder.
+    """
     folder = Path(folder)
     if not folder.is_dir():
         raise UserError(
@@ -132,62 +174,72 @@ def read_study(folder: Path) -> StudyView:
         )
     root, problems = StudyDir(folder), []
     files = {
-        name: _dict(root, f"{name}.json", problems)
+        name: _read_dict(root, f"{name}.json", problems)
         for name in ("environment", "data", "model", "results", "verify", "judge", "estimate")
     }
-    settings = _settings(folder / "resolved.yaml", problems)
-    views = [_run(run, folder) for run in root.runs(_order(root, problems))]
-    methods: dict[str, MethodView] = {}
-    for view in views:
-        methods.setdefault(view.name, MethodView(view.name, view.kind, [])).runs.append(view)
-    _mark_other_devices(list(methods.values()), files["environment"])
-    for method in methods.values():
-        method.search = _dict(root, f"{method.name}/search.json", problems)
-    base = next((method for method in methods.values() if method.kind == "base"), None)
-    for row in dicts_in(files["results"].get("rows")):
-        for run in views:
-            if (run.name, run.seed) == (row.get("method"), row.get("seed")):
-                run.results = row
-    task = settings.get("task") or files["results"].get("task") or ""
+    settings = _read_settings(folder / "resolved.yaml", problems)
+    runs = [_read_run(run, folder) for run in root.runs(_method_order(root, problems))]
+    _add_results(runs, files["results"])
+    methods = _group_by_method(runs)
+    for method in methods:
+        method.search = _read_dict(root, f"{method.name}/search.json", problems)
+    _mark_other_devices(methods, files["environment"])
     return StudyView(
-        folder,
-        str(task),
-        settings,
-        files["environment"],
-        files["data"],
-        files["model"],
-        {name: files[name] for name in ("verify", "judge", "estimate")},
-        [method for method in methods.values() if method.kind != "base"],
-        base,
-        problems + [p for v in views for p in v.problems],
+        path=folder,
+        task=str(settings.get("task") or files["results"].get("task") or ""),
+        settings=settings,
+        environment=files["environment"],
+        data=files["data"],
+        model=files["model"],
+        extras={name: files[name] for name in ("verify", "judge", "estimate")},
+        methods=[method for method in methods if method.kind != "base"],
+        base=next((method for method in methods if method.kind == "base"), None),
+        problems=problems + [problem for run in runs for problem in run.problems],
     )
 
 
+def _group_by_method(runs: list[RunView]) -> list[MethodView]:
+    """The methods in the order of their first runs."""
+    methods: dict[str, MethodView] = {}
+    for run in runs:
+        methods.setdefault(run.name, MethodView(run.name, run.kind, [])).runs.append(run)
+    return list(methods.values())
+
+
+def _add_results(runs: list[RunView], results: dict) -> None:
+    """Give each run its row of results.json."""
+    rows = {(row.get("method"), row.get("seed")): row for row in dicts_in(results.get("rows"))}
+    for run in runs:
+        run.results = rows.get((run.name, run.seed), {})
+
+
 def _mark_other_devices(methods: list[MethodView], environment: dict) -> None:
-    """Of a study that was gathered from parts: the runs that were made on another device than most runs of their method."""
-    devices = {}
+    """In a merged study, mark runs that were made on another device than most of their method."""
+    devices: dict[tuple[str, int], str] = {}
     for part in dicts_in(environment.get("parts")):
-        for method in get_path(part, "methods", default=[]):
-            devices |= {
-                (str(method), seed): str(get_path(part, "device", "name"))
-                for seed in seeds_of(part, str(method))
-            }
+        device = str(get_path(part, "device", "name"))
+        for name in get_path(part, "methods", default=[]):
+            devices |= {(str(name), seed): device for seed in seeds_of(part, str(name))}
     for method in methods:
         names = [name for run in method.runs if (name := devices.get((method.name, run.seed)))]
-        most = max(names, key=names.count, default=None)
+        most_common = max(names, key=names.count, default=None)
         for run in method.runs:
-            run.on_other_device = devices.get((method.name, run.seed), most) != most
+            run.on_other_device = devices.get((method.name, run.seed), most_common) != most_common
 
 
 def seeds_of(part: dict, method: str) -> list[int]:
-    """Those that a part of a gathered study brought of a method; earlier stamps have one list for all of its methods."""
+    """The seeds of a method in one part of a merged study.
+
+    Old folders have one list of seeds for all methods instead of one list for each.
+    """
     seeds = part.get("seeds")
-    found = seeds.get(method) if isinstance(seeds, dict) else seeds
-    return [seed for seed in found if isinstance(seed, int)] if isinstance(found, list) else []
+    if isinstance(seeds, dict):
+        seeds = seeds.get(method)
+    return [seed for seed in seeds if isinstance(seed, int)] if isinstance(seeds, list) else []
 
 
-def _order(root: StudyDir, problems: list[str]) -> list[str]:
-    """The recipe's order of methods; by name where it cannot be read."""
+def _method_order(root: StudyDir, problems: list[str]) -> list[str]:
+    """The recipe's order of methods; empty (sorted by name) where it cannot be read."""
     try:
         return root.method_order()
     except (UserError, OSError):
@@ -195,48 +247,47 @@ def _order(root: StudyDir, problems: list[str]) -> list[str]:
         return []
 
 
-def _run(run: RunDir, folder: Path) -> RunView:
+def _read_run(run: RunDir, study: Path) -> RunView:
+    """The files of one run."""
     problems: list[str] = []
-    place = run.path.relative_to(folder).as_posix()
-    parts = {
-        name: _dict(run, f"{name}.json", problems, place)
-        for name in ("run", "ledger", "fingerprint", "metrics")
-    }
-    lines = {name: _lines(run, f"{name}.jsonl", problems, place) for name in ("events", "samples")}
-    kind = str(parts["run"].get("kind") or run.name)
+    folder = run.path.relative_to(study).as_posix()
+    run_info = _read_dict(run, "run.json", problems, folder)
     return RunView(
-        run.name,
-        kind,
-        run.seed,
-        place,
-        parts["run"],
-        lines["events"],
-        parts["ledger"],
-        parts["fingerprint"],
-        parts["metrics"],
-        lines["samples"],
+        name=run.name,
+        kind=str(run_info.get("kind") or run.name),
+        seed=run.seed,
+        folder=folder,
+        run_info=run_info,
+        events=_read_dicts(run, "events.jsonl", problems, folder),
+        ledger=_read_dict(run, "ledger.json", problems, folder),
+        fingerprint=_read_dict(run, "fingerprint.json", problems, folder),
+        metrics=_read_dict(run, "metrics.json", problems, folder),
+        samples=_read_dicts(run, "samples.jsonl", problems, folder),
         problems=problems,
     )
 
 
-def _dict(holder: RunDir | StudyDir, name: str, problems: list[str], place: str = "") -> dict:
+def _read_dict(holder: RunDir | StudyDir, name: str, problems: list[str], folder: str = "") -> dict:
+    """An object in a JSON file; empty where there is none."""
     try:
         value = holder.read_json(name)
     except (UserError, OSError, ValueError):
-        problems.append(f"{place}/{name}".lstrip("/"))
+        problems.append(f"{folder}/{name}".lstrip("/"))
         return {}
     return value if isinstance(value, dict) else {}
 
 
-def _lines(run: RunDir, name: str, problems: list[str], place: str) -> list[dict]:
+def _read_dicts(run: RunDir, name: str, problems: list[str], folder: str) -> list[dict]:
+    """The objects in a JSONL file; empty where there is none."""
     try:
         return dicts_in(run.read_jsonl(name))
     except (UserError, OSError, ValueError):
-        problems.append(f"{place}/{name}")
+        problems.append(f"{folder}/{name}")
         return []
 
 
-def _settings(path: Path, problems: list[str]) -> dict:
+def _read_settings(path: Path, problems: list[str]) -> dict:
+    """The resolved recipe; empty where there is none."""
     if not path.exists():
         return {}
     try:

@@ -1,7 +1,8 @@
-"""Texts of a run folder in both languages: English ones that tarazu itself writes there, and notes that a recipe gives in both.
+"""Translate texts of a run folder: messages that tarazu itself wrote, and notes of a recipe.
 
-The strings whose keys begin as in `FORMS` are the very forms of those texts, with their figures left open: a text that fits
-one of them is shown in both languages with its own figures; any other stands as it is in the file.
+A string whose key starts with one of `MESSAGE_KEYS` is the pattern of a message. A text that fits a
+pattern is shown in both languages with its own numbers; any other text is shown as it is in the
+file.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from functools import cache
 from markupsafe import Markup
 
 from tarazu.report.render.bilingual import (
+    LANGUAGES,
     Bilingual,
     code,
     data_text,
@@ -23,40 +25,40 @@ from tarazu.report.render.bilingual import (
     visible,
 )
 
-FORMS = ("compared.", "tolerance.", "data_note.", "code_path_value.")
-FIGURE = re.compile(r"[\d.,e+-]+|inf|nan")
+MESSAGE_KEYS = ("compared.", "tolerance.", "data_note.", "code_path_value.")
+NUMBER = re.compile(r"[\d.,e+-]+|inf|nan")
+DIRECTIONS = {"fa": "rtl", "en": "ltr"}
 
 
 def translate_known(text: object) -> Bilingual | Markup:
-    """The text in both languages, or as data."""
-    found = recognised(text)
-    return found if isinstance(found, Bilingual) else data_text(found)
+    """The text in both languages if tarazu wrote it, else as data."""
+    match = recognised(text)
+    return match if isinstance(match, Bilingual) else data_text(match)
 
 
 def translate_note(note: object) -> Bilingual | Markup:
-    """A recipe's note: a text, or one for each language."""
-    sides = [note.get(language) for language in ("fa", "en")] if isinstance(note, dict) else []
-    if not sides or not all(isinstance(side, str) for side in sides):
+    """A recipe's note: one text, or one for each language."""
+    texts = [note.get(language) for language in LANGUAGES] if isinstance(note, dict) else []
+    if not texts or not all(isinstance(text, str) for text in texts):
         return translate_known(note)
-    isolated = Markup(
-        '<bdi dir="{}">{}</bdi>'
-    )  # its language is known: a Persian note may begin with a Latin name
+    # The direction is given, not guessed: a Persian note may begin with a Latin name.
+    isolated = Markup('<bdi dir="{}">{}</bdi>')
     return Bilingual(
         *(
-            isolated.format(way, visible(side))
-            for way, side in zip(("rtl", "ltr"), sides, strict=True)
+            isolated.format(DIRECTIONS[language], visible(text))
+            for language, text in zip(LANGUAGES, texts, strict=True)
         )
     )
 
 
 def code_paths_text(paths: object) -> Bilingual | Markup:
-    """The ledger's "which of several code paths ran": `attention: sdpa, layers: plain, CUDA graphs`."""
+    """The code paths of the ledger in a row, such as `attention: sdpa, layers: plain, CUDA graphs`."""
     pairs = paths.items() if isinstance(paths, dict) else ()
     parts = [
         translate(
             "code_path.pair",
             what=translate_or(f"code_path.{key}", key),
-            how=listed([translate_known(piece) for piece in str(value).split(", ")]),
+            how=listed([translate_known(choice) for choice in str(value).split(", ")]),
         )
         for key, value in pairs
     ]
@@ -65,25 +67,24 @@ def code_paths_text(paths: object) -> Bilingual | Markup:
 
 def recognised(text: object) -> object:
     """The text in both languages if tarazu wrote it, else the text itself."""
-    for key, format in _forms():
-        if found := format.fullmatch(str(text)):
-            return translate(
-                key, **{name: _figure(value) for name, value in found.groupdict().items()}
-            )
+    for key, pattern in _patterns():
+        if match := pattern.fullmatch(str(text)):
+            return translate(key, **{k: _placeholder(v) for k, v in match.groupdict().items()})
     return text
 
 
-def _figure(value: str) -> Markup:
-    if not FIGURE.fullmatch(value):
+def _placeholder(value: str) -> Markup:
+    """What stood in a placeholder: a number with both digits, or a name."""
+    if not NUMBER.fullmatch(value):
         return code(value)
     return Markup('<bdi class="n" dir="ltr">{}</bdi>').format(digits(value))
 
 
 @cache
-def _forms() -> list[tuple[str, re.Pattern]]:
-    """Each known English text with its figures left open."""
+def _patterns() -> list[tuple[str, re.Pattern[str]]]:
+    """Each message's English text with its placeholders as named groups."""
     return [
-        (key, re.compile(re.sub(r"\\{(\w+)\\}", r"(?P<\1>.+?)", re.escape(en))))
-        for key, (_, en) in strings().items()
-        if key.startswith(FORMS)
+        (key, re.compile(re.sub(r"\\{(\w+)\\}", r"(?P<\1>.+?)", re.escape(english))))
+        for key, (_, english) in strings().items()
+        if key.startswith(MESSAGE_KEYS)
     ]

@@ -1,4 +1,4 @@
-"""What a task tells the report about itself, what every section is given, and what a section gives its template."""
+"""What a task tells the report about itself, and what sections take and give."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Context:
 
 @dataclass
 class Section:
-    """A section of the page: its anchor, title and template, what the template shows, and explanations below it."""
+    """A section of the page; the template shows `view`, and the explanations stand below it."""
 
     anchor: str
     title: Bilingual
