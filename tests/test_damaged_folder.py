@@ -137,7 +137,7 @@ def test_a_damaged_recipe_of_a_study(copied, content):
 def test_damaged_results(copied, tmp_path, content):
     (copied / "results.json").write_text(content)
     with pytest.raises(UserError, match="results.json"):
-        tables.show(copied)
+        tables.print_results(copied)
     if 'rows": 3' not in content:
         with pytest.raises(UserError, match="results.json"):
             export(str(copied / "lora"), str(tmp_path / "out"), "")

@@ -14,7 +14,7 @@ from chat import small
 from chat.tiny import model as tiny
 
 from tarazu import cli
-from tarazu.chat import cost as chat_estimate
+from tarazu.chat import cost as chat_cost
 from tarazu.chat.task import Chat
 from tarazu.engine.cost import TaskCost
 from tarazu.engine.ledger import Ledger
@@ -182,7 +182,7 @@ def test_the_heaviest_step_is_the_one_with_the_most_tokens_of_the_run(data):
 
 def test_a_full_pass_is_what_is_timed_on_a_gpu():
     lengths = np.array([3, 4, 5, 6])
-    assert [chat_estimate.filling(lengths, limit) for limit in (1, 7, 11, 12, 99)] == [
+    assert [chat_cost.rows_of_a_full_pass(lengths, limit) for limit in (1, 7, 11, 12, 99)] == [
         1,
         2,
         2,
@@ -334,7 +334,7 @@ def test_a_seeds_estimate_is_beside_its_own_run(tmp_path):
         }
         (run.path / "ledger.json").write_text(json.dumps(ledger))
         rows = {
-            row["figure"]: row
+            row["metric"]: row
             for row in estimator.compare_with_runs({"methods": [entry]}, iter([run]))
         }
         assert rows["train (s)"]["ratio"] == (1.25 if seed == 0 else 1.0) and rows[
@@ -415,7 +415,7 @@ def test_measured_beside_what_happened(recipe, home, capsys, monkeypatch, tmp_pa
         monkeypatch.setattr("sys.argv", ["tarazu", *command])
         cli.main()
     printed = capsys.readouterr().out
-    assert "what it will take" in printed and "happened / estimated" in printed
+    assert "estimate: measured" in printed and "actual / estimated" in printed
     found = read_json(tmp_path / "check.json")
     lora = by_name(found["estimate"])["lora"]
     assert lora["how"] == "measured" and lora["memory"] > 0 and lora["flops_per_token"] > 0
@@ -423,8 +423,8 @@ def test_measured_beside_what_happened(recipe, home, capsys, monkeypatch, tmp_pa
     assert ledger["utilisation"] > 0 and ledger["flops_per_token"] == pytest.approx(
         lora["flops_per_token"], rel=0.05
     )
-    rows = {(row["method"], row["figure"]): row for row in found["compared"]}
-    assert rows["lora", "train (s)"]["happened"] == ledger["seconds"]["train"]
+    rows = {(row["method"], row["metric"]): row for row in found["compared"]}
+    assert rows["lora", "train (s)"]["actual"] == ledger["seconds"]["train"]
     assert all(
         0.1 < rows["lora", figure]["ratio"] < 10
         for figure in ("train (s)", "tokens/s", "memory (bytes)", "validate (s)", "evaluate (s)")

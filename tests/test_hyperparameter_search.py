@@ -67,7 +67,7 @@ def test_a_model_that_is_used_again_gives_what_a_new_one_gives(
     )
     again = losses(recipe, data, name, tmp_path / "again", [3e-2, 1e-3, 3e-2])
     assert len(built) == 1 and again[0] == again[2] != again[1]
-    monkeypatch.setattr(hyperparameter_search, "REUSED", set())
+    monkeypatch.setattr(Chat, "reuses_models", False)
     assert (
         losses(recipe, data, name, tmp_path / "anew", [3e-2, 1e-3, 3e-2]) == again
         and len(built) == 4
@@ -84,8 +84,8 @@ def test_what_the_trials_held_is_gone_before_the_run_is_built(recipe, data, tmp_
     )
     monkeypatch.setattr(
         hyperparameter_search.TrialRunner,
-        "fresh",
-        lambda self, *args, whole=hyperparameter_search.TrialRunner.fresh: keep(
+        "reset_model",
+        lambda self, *args, whole=hyperparameter_search.TrialRunner.reset_model: keep(
             held, whole(self, *args)
         ),
     )
@@ -112,13 +112,13 @@ def keep(held: list, model):
 def test_another_rank_is_another_module(recipe, data, tmp_path):
     trials = hyperparameter_search.TrialRunner(Chat(), recipe, "lora", data, CPU, StopSignals(""))
     lora = recipe.methods["lora"]
-    first = trials.fresh(recipe, lora, 0)
+    first = trials.reset_model(recipe, lora, 0)
     assert (
-        trials.fresh(recipe, lora.model_copy(update={"learning_rate": 1.0}), 0) is first
+        trials.reset_model(recipe, lora.model_copy(update={"learning_rate": 1.0}), 0) is first
         and first.learning_rate == 1.0
     )
     wide = lora.model_copy(update={"rank": 4})
-    other = trials.fresh(
+    other = trials.reset_model(
         recipe.model_copy(update={"methods": {**recipe.methods, "lora": wide}}), wide, 0
     )
     assert (

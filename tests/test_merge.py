@@ -151,7 +151,7 @@ def test_what_is_not_finished_stays_behind(parts, tmp_path, capsys):
     write_json(run, {**read_json(run), "status": "stopped"})
     folder = merge.merge(parts, str(tmp_path / "out"))
     assert not (folder.path / "layers/seed-1").exists() and len(told(folder.path)) == 4
-    assert "left out, for it is not finished" in capsys.readouterr().err
+    assert "skipped, because it is not finished" in capsys.readouterr().err
 
 
 def test_invariants_of_all_parts_are_there(parts, tmp_path):

@@ -1,6 +1,7 @@
-"""The commands. Nothing heavy is imported until one runs, so that `--help` answers at once.
+"""The command line. Nothing heavy is imported before a command runs, so that `--help` is fast.
 
-Results go to stdout, everything else to stderr. Exit codes: 0, 1 (failed), 2 (bad input), 130 and 143 (stopped, resumable).
+Results go to stdout, everything else to stderr. Exit codes: 0, 1 (failed), 2 (wrong input), 130 and
+143 (stopped by a signal; `tarazu resume` continues).
 """
 
 from __future__ import annotations
@@ -18,20 +19,31 @@ from tarazu import __version__
 from tarazu.errors import TarazuError
 
 app = typer.Typer(
-    name="tarazu", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None,
-)  # fmt: skip
+    name="tarazu",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
 
-# What the system says of a place that cannot be read or written, and what a user can do about it.
-PLACES = {
-    errno.EACCES: "give a place that you may read and write", errno.EPERM: "give a place that you may read and write", errno.EROFS: "give a place that can be written",
-    errno.ENOSPC: "make room on that disk; a study goes on with `tarazu resume DIR`", errno.EDQUOT: "make room on that disk; a study goes on with `tarazu resume DIR`",
-    errno.EFBIG: "give a place for larger files; a study goes on with `tarazu resume DIR`", errno.ENOENT: "check the path: a folder of it does not exist",
-    errno.ENOTDIR: "check the path: a part of it is no folder", errno.EISDIR: "give a file: this is a folder", errno.ENAMETOOLONG: "give a shorter name",
-}  # fmt: skip
+FREE_SPACE = "free some space on that disk; `tarazu resume DIR` continues a study"
+# By the number of a system error: what the user can do about it.
+HINTS = {
+    errno.EACCES: "give a path that you may read and write",
+    errno.EPERM: "give a path that you may read and write",
+    errno.EROFS: "give a path that can be written",
+    errno.ENOSPC: FREE_SPACE,
+    errno.EDQUOT: FREE_SPACE,
+    errno.EFBIG: "give a path for larger files; `tarazu resume DIR` continues a study",
+    errno.ENOENT: "check the path: a folder in it does not exist",
+    errno.ENOTDIR: "check the path: a part of it is not a folder",
+    errno.EISDIR: "give a file: this is a folder",
+    errno.ENAMETOOLONG: "give a shorter name",
+}
 
 
-def _version(asked: bool) -> None:
-    if asked:
+def _print_version(requested: bool) -> None:
+    if requested:
         print(f"tarazu {__version__}")
         raise typer.Exit
 
@@ -40,14 +52,15 @@ RecipeArgument = Annotated[
     str,
     typer.Argument(metavar="RECIPE", help="a recipe (YAML); `tarazu new` lists the shipped ones"),
 ]
-Sets = Annotated[
+FolderArgument = Annotated[str, typer.Argument(metavar="DIR", help="a run folder")]
+Overrides = Annotated[
     list[str],
-    typer.Option("--set", metavar="A.B=C", help="override one key of the recipe; repeatable"),
+    typer.Option("--set", metavar="A.B=C", help="change one key of the recipe; repeatable"),
 ]
 Methods = Annotated[
     list[str], typer.Option("--method", metavar="M", help="only this method; repeatable")
 ]
-Json = Annotated[bool, typer.Option("--json", help="machine-readable output")]
+Json = Annotated[bool, typer.Option("--json", help="print JSON")]
 
 
 @app.callback()
@@ -55,11 +68,11 @@ def about(
     version: Annotated[
         bool,
         typer.Option(
-            "--version", help="print the version and leave", is_eager=True, callback=_version
+            "--version", help="print the version and exit", is_eager=True, callback=_print_version
         ),
     ] = False,
 ) -> None:
-    """Weighs ways of training a model against each other: one recipe, the same data and budget, one report."""
+    """Compare ways of training a model: one recipe, the same data and budget, one report."""
 
 
 @app.command()
@@ -73,44 +86,41 @@ def new(name: Annotated[str, typer.Argument(help="a shipped recipe to copy here"
 @app.command()
 def check(
     recipe: RecipeArgument,
-    overrides: Sets = [],  # noqa: B006
+    overrides: Overrides = [],  # noqa: B006
     method: Methods = [],  # noqa: B006
     rows: Annotated[int, typer.Option(min=0, help="rows to show")] = 3,
     measure: Annotated[
         bool,
-        typer.Option(
-            help="take three steps of each method; without: a range from the model's shape"
-        ),
+        typer.Option(help="take a few steps of each method, or predict from the model's shape"),
     ] = True,
     on: Annotated[
         str,
         typer.Option(
-            "--on",
-            metavar="GPU",
-            help="estimate for another device (H100, A100, T4, ...); measures nothing",
+            "--on", metavar="GPU", help="predict for another device, such as H100, A100 or T4"
         ),
     ] = "",
     compare: Annotated[
         str,
         typer.Option(
-            "--compare", metavar="DIR", help="put the runs of a finished study beside the estimate"
+            "--compare", metavar="DIR", help="compare the estimate with the runs of a study"
         ),
     ] = "",
     out: Annotated[
         str, typer.Option("--out", metavar="FILE", help="write the result as JSON")
     ] = "",
     defaults: Annotated[
-        bool, typer.Option("--defaults", help="print the recipe with every default too")
+        bool, typer.Option("--defaults", help="also print the recipe with every default")
     ] = False,
     json: Json = False,
 ) -> None:
-    """Show the rows, what will work here, and what it will take.
+    """Show the rows, which methods work here, and the cost.
 
-    Reads a recipe and its data, shows which tokens carry loss, and takes a few real steps of every method.
+    Reads a recipe and its data, shows which tokens have a loss, and takes a few real steps of every
+    method.
     """
-    from tarazu.commands import check as work
+    from tarazu.commands import check as command
 
-    work.check(recipe, overrides, rows, json, measure, on, compare, out, defaults, method)
+    command.check(recipe, overrides, rows, json, measure, on, compare, out, defaults, method)
 
 
 @app.command()
@@ -118,7 +128,7 @@ def run(
     recipe: RecipeArgument,
     out: Annotated[str, typer.Option("--out", metavar="DIR", help="a new folder for the study")],
     method: Methods = [],  # noqa: B006
-    overrides: Sets = [],  # noqa: B006
+    overrides: Overrides = [],  # noqa: B006
     extend: Annotated[
         bool,
         typer.Option("--extend", help="add this recipe's new methods or seeds to the study in DIR"),
@@ -128,33 +138,30 @@ def run(
         typer.Option(
             "--estimate",
             metavar="FILE",
-            help="what `tarazu check --out FILE` measured; the report compares",
+            help="an estimate of `tarazu check --out FILE`, for the report to compare",
         ),
     ] = "",
 ) -> None:
-    """Train and evaluate every method of a recipe; write the report.
+    """Train and evaluate the methods of a recipe; write the report.
 
-    All under the same conditions: the same rows in the same order, the same budget.
+    All methods have the same rows in the same order and the same budget.
     """
-    from tarazu.commands import run as commands
+    from tarazu.commands import run as command
 
     if extend and estimate:
         raise typer.BadParameter("--estimate is for a new study; leave it or --extend out")
-    _finish(
-        (
-            commands.extend(recipe, out, overrides, method)
-            if extend
-            else commands.run(recipe, out, method, overrides, estimate)
-        ).path
-    )
+    if extend:
+        _finish(command.extend(recipe, out, overrides, method).path)
+    else:
+        _finish(command.run(recipe, out, method, overrides, estimate).path)
 
 
 @app.command()
-def resume(folder: Annotated[str, typer.Argument(metavar="DIR", help="a run folder")]) -> None:
-    """Go on exactly where a study stopped."""
-    from tarazu.commands.run import resume as resume_study
+def resume(folder: FolderArgument) -> None:
+    """Continue a study exactly where it stopped."""
+    from tarazu.commands import run as command
 
-    _finish(resume_study(folder).path)
+    _finish(command.resume(folder).path)
 
 
 @app.command()
@@ -162,23 +169,23 @@ def merge(
     parts: Annotated[
         list[str],
         typer.Argument(
-            metavar="DIR...", help="studies of one recipe: some of its methods or seeds in each"
+            metavar="DIR...", help="studies of one recipe, each with some methods or seeds"
         ),
     ],
-    out: Annotated[str, typer.Option("--out", metavar="DIR", help="a new folder for the whole")],
+    out: Annotated[str, typer.Option("--out", metavar="DIR", help="a new folder for the study")],
 ) -> None:
-    """Put together the parts of a study that several devices ran.
+    """Merge parts of a study that several devices ran.
 
-    The parts must agree on everything but their methods, seeds and device. Then the report is written.
+    Then the report is written. The parts must agree in everything but their methods, seeds and devices.
     """
-    from tarazu.study import merge as work
+    from tarazu.study import merge as command
 
-    _finish(work.merge(parts, out).path)
+    _finish(command.merge(parts, out).path)
 
 
 @app.command()
-def report(folder: Annotated[str, typer.Argument(metavar="DIR", help="a run folder")]) -> None:
-    """Write report.html, results.csv and figures/ from a run folder."""
+def report(folder: FolderArgument) -> None:
+    """Write report.html, results.csv and figures/ of a run folder."""
     from tarazu.report.build import build
     from tarazu.storage.run_folder import find_study
 
@@ -191,18 +198,18 @@ def chat(
         list[str],
         typer.Argument(metavar="DIR/METHOD...", help="a tuned model; several with --compare"),
     ],
-    compare: Annotated[
-        bool, typer.Option("--compare", help="answer with every model, one after the other")
-    ] = False,
-    prompt: Annotated[str, typer.Option("--prompt", help="ask this once and leave")] = "",
+    compare: Annotated[bool, typer.Option("--compare", help="answer with every model")] = False,
+    prompt: Annotated[str, typer.Option("--prompt", help="ask this once and exit")] = "",
     system: Annotated[str, typer.Option(help="a system message")] = "",
     temperature: Annotated[float, typer.Option(min=0, max=2, help="0 is greedy")] = 0.0,
-    most: Annotated[int, typer.Option("--max-new-tokens", min=1, help="longest answer")] = 256,
+    max_new_tokens: Annotated[
+        int, typer.Option("--max-new-tokens", min=1, help="maximum tokens of an answer")
+    ] = 256,
 ) -> None:
-    """Talk to a tuned model in the terminal."""
+    """Chat with a tuned model in the terminal."""
     from tarazu.chat.inference import terminal_chat
 
-    terminal_chat.chat_loop(runs, compare, prompt, system, temperature, most)
+    terminal_chat.chat_loop(runs, compare, prompt, system, temperature, max_new_tokens)
 
 
 @app.command()
@@ -211,14 +218,14 @@ def caption(
     images: Annotated[list[str], typer.Argument(metavar="IMAGE...", help="image files")],
     beam: Annotated[int, typer.Option(min=1, max=50, help="beam width; 1 is greedy")] = 3,
     heatmap: Annotated[
-        str, typer.Option(metavar="OUT.png", help="write where the model looked, word by word")
+        str, typer.Option(metavar="OUT.png", help="write a heat map of the attention to each word")
     ] = "",
     json: Json = False,
 ) -> None:
-    """Describe images."""
-    from tarazu.captions.inference import caption_images as work
+    """Caption images with a trained model."""
+    from tarazu.captions.inference import caption_images
 
-    work.caption(run, images, beam, heatmap or None, json)
+    caption_images.caption(run, images, beam, heatmap or None, json)
 
 
 @app.command()
@@ -226,13 +233,13 @@ def export(
     run: Annotated[str, typer.Argument(metavar="DIR/METHOD", help="a finished run")],
     to: Annotated[str, typer.Option("--to", metavar="FOLDER", help="a new folder")],
     format: Annotated[
-        str, typer.Option("--format", help="merged, peft or onnx; default: what the method can be")
+        str, typer.Option("--format", help="merged, peft or onnx; default: the method's own")
     ] = "",
 ) -> None:
-    """Write a merged model, a PEFT adapter, or ONNX for other tools."""
-    from tarazu.commands import export as work
+    """Export a run: a merged model, a PEFT adapter, or ONNX."""
+    from tarazu.commands import export as command
 
-    print(work.export(run, to, format))
+    print(command.export(run, to, format))
 
 
 @app.command()
@@ -247,26 +254,24 @@ def judge(
     model: Annotated[str, typer.Option(metavar="NAME", help="the judge's name at that endpoint")],
     key: Annotated[
         str,
-        typer.Option(
-            "--api-key-env", metavar="VAR", help="the environment variable that holds the key"
-        ),
+        typer.Option("--api-key-env", metavar="VAR", help="environment variable with the API key"),
     ] = "",
     against: Annotated[
-        str, typer.Option(metavar="M", help="the method that the others are held against")
+        str, typer.Option(metavar="M", help="the method that the others are compared with")
     ] = "base",
     method: Methods = [],  # noqa: B006
-    limit: Annotated[int, typer.Option(min=1, help="only the first so many questions")] = None,
-    timeout: Annotated[float, typer.Option(min=1, help="seconds to wait for one reply")] = 120,
+    limit: Annotated[int | None, typer.Option(min=1, help="only the first questions")] = None,
+    timeout: Annotated[float, typer.Option(min=1, help="seconds to wait for a reply")] = 120,
 ) -> None:
-    """Let another language model compare the answers. Optional.
+    """Compare answers with another language model as the judge.
 
-    Every pair of answers is shown in both orders; nothing else needs this.
+    Every pair of answers is shown in both orders. No other command needs this one.
     """
-    from tarazu.chat.evaluation import llm_judge as work
+    from tarazu.chat.evaluation import llm_judge
     from tarazu.chat.evaluation.openai_client import Endpoint
 
-    server = Endpoint(endpoint, model, work.key_from(key), timeout)
-    print(work.table(work.judge(folder, server, against, method, limit)))
+    server = Endpoint(endpoint, model, llm_judge.key_from(key), timeout)
+    print(llm_judge.table(llm_judge.judge(folder, server, against, method, limit)))
 
 
 @app.command()
@@ -274,75 +279,73 @@ def verify(
     target: Annotated[
         str,
         typer.Argument(
-            metavar="RECIPE|DIR",
-            help="a recipe, or a run folder, where verify.json is then written",
+            metavar="RECIPE|DIR", help="a recipe, or a run folder, which then gets a verify.json"
         ),
     ],
     method: Methods = [],  # noqa: B006
-    overrides: Sets = [],  # noqa: B006
+    overrides: Overrides = [],  # noqa: B006
     json: Json = False,
     out: Annotated[
         str,
         typer.Option("--out", metavar="FILE", help="write the result as JSON, after each method"),
     ] = "",
 ) -> None:
-    """Try the invariants on this model and this machine.
+    """Check the invariants on this model and this machine.
 
-    Packed = unpacked, padded = unpadded, cached = uncached, resumed = uninterrupted, saved = loaded.
+    Packed = unpacked, padded = unpadded, cached = uncached, resumed = uninterrupted, and
+    saved = loaded.
     """
-    from tarazu.commands import verify as work
+    from tarazu.commands import verify as command
 
-    work.verify(target, overrides, json, out, method)
+    command.verify(target, overrides, json, out, method)
 
 
 @app.command()
 def doctor(json: Json = False) -> None:
-    """Say what this machine can do."""
-    from tarazu.commands import doctor as work
+    """Show what this machine can do."""
+    from tarazu.commands import doctor as command
 
-    work.doctor(json)
+    command.doctor(json)
 
 
 @app.command()
 def schema() -> None:
-    """Print the JSON schema of a recipe, for editors."""
+    """Print the JSON schema of recipes, for editors."""
     from tarazu.recipe.schema import json_schema
 
     print(json_schema())
 
 
 def _finish(folder: Path) -> None:
-    """Report and table after a study."""
+    """Write the report of a study; print its results table and the report's path."""
     from tarazu.commands import tables
     from tarazu.report.build import build
 
     page = build(folder)
-    tables.show(folder)
+    tables.print_results(folder)
     print(page)
 
 
 def main() -> None:
-    """The console script: named errors become one message and an exit code."""
-    _hush()
+    """Run the command line. A named error becomes one message and an exit code."""
+    _silence_libraries()
     try:
         app(standalone_mode=False)
     except TarazuError as error:
         print(f"tarazu: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
-    except typer.Exit as leave:
-        sys.exit(leave.exit_code)
+    except typer.Exit as error:
+        sys.exit(error.exit_code)
     except (KeyboardInterrupt, typer.Abort):
         print("tarazu: stopped", file=sys.stderr)
         sys.exit(130)
     except BrokenPipeError:
         sys.exit(1)
     except OSError as error:
-        if error.errno not in PLACES:
+        if error.errno not in HINTS:
             raise
-        print(
-            f"tarazu: {error.filename or 'a file'}: {error.strerror}\n  what to do: {PLACES[error.errno]}",
-            file=sys.stderr,
-        )
+        path, hint = error.filename or "a file", HINTS[error.errno]
+        print(f"tarazu: {path}: {error.strerror}\n  what to do: {hint}", file=sys.stderr)
         sys.exit(1)
     except Exception as error:
         if type(error).__module__.startswith(("click", "typer")):
@@ -351,11 +354,9 @@ def main() -> None:
         raise
 
 
-def _hush() -> None:
-    """Libraries' notices that a user can do nothing about; both come with every command that loads a model."""
-    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(
-        logging.ERROR
-    )  # a faster 4-bit kernel for some CPUs is not installed
-    warnings.filterwarnings(
-        "ignore", message="`is_gradient_checkpointing` is deprecated"
-    )  # peft asks transformers by its old name
+def _silence_libraries() -> None:
+    """Turn off two messages of libraries that come with every model and need no action."""
+    # A faster 4-bit kernel for some CPUs is not installed.
+    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
+    # peft uses a deprecated name of transformers.
+    warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")

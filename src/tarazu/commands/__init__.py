@@ -1,1 +1,1 @@
-"""What each command of the terminal prints and writes; `tarazu.cli` declares their options."""
+"""The commands of the terminal. `tarazu.cli` declares their options."""

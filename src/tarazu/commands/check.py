@@ -1,16 +1,20 @@
-"""`tarazu check`: what a recipe says, what its data holds, and what running it will take, before anything is trained."""
+"""`tarazu check`: the data, what works here, and the cost, before anything is trained."""
 
 from __future__ import annotations
 
 import json
 import shlex
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from tarazu import tasks
+from tarazu.commands import tables
 from tarazu.devices import pick_device
 from tarazu.engine.progress import log
+from tarazu.estimate.comparison import compare_with_runs
+from tarazu.estimate.estimator import disk_note, estimate_study
 from tarazu.recipe.schema import dump_yaml, load
 from tarazu.recipe.select import select_methods
 from tarazu.storage.atomic_io import write_json
@@ -19,7 +23,7 @@ from tarazu.storage.run_folder import StudyDir, find_study
 
 def check(
     recipe_path: str,
-    overrides: list[str],
+    overrides: Sequence[str],
     rows: int,
     as_json: bool,
     measure: bool = True,
@@ -27,92 +31,106 @@ def check(
     compare: str = "",
     out: str = "",
     defaults: bool = False,
-    methods: list[str] = (),
+    methods: Sequence[str] = (),
 ) -> None:
-    """Prints the data and the estimate (or, `as_json`, both whole, with the recipe's defaults). Raises `UserError` as `run` would.
+    """Print the data and the estimate.
 
     Args:
-        measure: take three steps of every method here; else the estimate is told from the model's shape.
-        on: a device of the table to estimate for, by name; nothing is measured then.
-        compare: a run folder, whose runs stand beside the estimate.
+        recipe_path: the recipe's file.
+        overrides: `a.b=c`, changes of single keys.
+        rows: how many rows to show.
+        as_json: print data, estimate and recipe as JSON instead.
+        measure: take a few steps of every method; otherwise predict from the model's shape.
+        on: a device of the table to predict for. Nothing is measured then.
+        compare: a run folder, whose runs are compared with the estimate.
         out: a file for the same JSON.
-        defaults: print the recipe with every default too.
-        methods: only these of the recipe's.
-    """
-    from tarazu.estimate import estimator
+        defaults: also print the recipe with every default.
+        methods: only these of the recipe's methods; none: all.
 
+    Raises:
+        UserError: the recipe, the data or an option cannot be used.
+    """
     recipe = select_methods(load(recipe_path, overrides), methods)
     study = find_study(compare) if compare else None
     log(
-        f"{recipe_path}: {len(recipe.methods)} methods ({', '.join(recipe.methods)}), {len(recipe.seeds)} seed(s)"
+        f"{recipe_path}: {len(recipe.methods)} methods ({', '.join(recipe.methods)}), "
+        f"{len(recipe.seeds)} seed(s)"
     )
-    with tempfile.TemporaryDirectory() as folder:
-        place, device = StudyDir(Path(folder)), pick_device(recipe)
+    with tempfile.TemporaryDirectory() as temp_dir:
+        folder, device = StudyDir(Path(temp_dir)), pick_device(recipe)
         task = tasks.make_task(recipe.task)
-        prepared = task.prepare(recipe, place, device)
-        data = place.read_json("data.json")
+        prepared = task.prepare(recipe, folder, device)
+        data = folder.read_json("data.json")
         if not as_json:
             task.preview(data, rows)
-        found = estimator.estimate_study(recipe, prepared, device, measure and not on, on or None)
-    whole: dict[str, Any] = {
+        estimate = estimate_study(recipe, prepared, device, measure and not on, on or None)
+    content: dict[str, Any] = {
         "recipe": recipe.model_dump(mode="json"),
         "data": data,
-        "estimate": found,
+        "estimate": estimate,
     }
     if study:
-        whole["compared"] = estimator.compare_with_runs(found, study.runs())
+        content["compared"] = compare_with_runs(estimate, study.runs())
     if out:
-        write_json(Path(out), whole)
+        write_json(Path(out), content)
     if as_json:
-        print(json.dumps(whole, ensure_ascii=False, indent=1))
+        print(json.dumps(content, ensure_ascii=False, indent=1))
         return
     if defaults:
         print("the recipe with every default:\n" + dump_yaml(recipe))
-    said = shlex.join(
-        [recipe_path, *(word for assignment in overrides for word in ("--set", assignment))]
-    )
-    print_estimate(said, found, whole.get("compared"), methods)
+    options = [word for assignment in overrides for word in ("--set", assignment)]
+    command = f"tarazu run {shlex.join([recipe_path, *options])} --out DIR"
+    print_estimate(estimate, content.get("compared"), command, bool(methods))
 
 
 def print_estimate(
-    said: str, found: dict, compared: list[dict] | None, methods: list[str] = ()
+    estimate: dict[str, Any],
+    compared: list[dict[str, Any]] | None,
+    command: str,
+    selected: bool = False,
 ) -> None:
-    """The answer, last, where the eye finds it: the estimate, what stands in the way, and whether to go on.
+    """Print the estimate, what prevents methods from working, and the next command.
 
     Args:
-        said: the recipe and its --set options, as they were given.
-        methods: those that were asked for; none: all of the recipe's.
+        estimate: the estimate.
+        compared: its comparison with runs, if there is one.
+        command: the command that runs the recipe.
+        selected: whether the user chose some of the recipe's methods.
     """
-    from tarazu.commands import tables
-    from tarazu.estimate.estimator import disk_note
-
-    tables.estimate(found)
+    tables.print_estimate(estimate)
     if compared is not None:
-        tables.comparison(compared)
-    for method in found["methods"]:
-        for text in method["notes"]:
-            print(f"{method['method']}: {text}")
-    for method in found["methods"]:
-        for text in method["reasons"]:
-            print(f"{method['method']} will not work: {text}")
-    space = disk_note(found["total"]["disk"][1], Path.cwd())
-    if space:
-        print(f"all methods and seeds: {space}")
-    print(summary_line(found, f"tarazu run {said} --out DIR", bool(methods)))
+        tables.print_comparison(compared)
+    for entry in estimate["methods"]:
+        for note in entry["notes"]:
+            print(f"{entry['method']}: {note}")
+    for entry in estimate["methods"]:
+        for reason in entry["reasons"]:
+            print(f"{entry['method']} will not work: {reason}")
+    warning = disk_note(estimate["total"]["disk"][1], Path.cwd())
+    if warning:
+        print(f"all methods and seeds: {warning}")
+    print(summary_line(estimate, command, selected))
 
 
-def summary_line(found: dict, command: str, chosen: bool = False) -> str:
-    """One line: how many methods will work, and the command that comes next, which names them where they are `chosen` ones."""
-    working, methods = [m["method"] for m in found["methods"] if m["works"]], len(found["methods"])
-    where = (
-        "here"
-        if found["how"] == "measured"
-        else f"on {found['device']}, as far as can be told without measuring"
-    )
+def summary_line(estimate: dict[str, Any], command: str, selected: bool = False) -> str:
+    """One line: how many methods will work, and the next command.
+
+    Args:
+        estimate: the estimate.
+        command: the command that runs the recipe. It names methods if not all are to run.
+        selected: whether the user chose some of the recipe's methods.
+    """
+    working = [entry["method"] for entry in estimate["methods"] if entry["works"]]
+    total = len(estimate["methods"])
+    where = "here"
+    if estimate["how"] != "measured":
+        where = f"on {estimate['device']}, as far as can be predicted without measuring"
     if not working:
-        return f"verdict: {'none of these methods' if chosen else 'no method of this recipe'} will work {where}"
-    if chosen or len(working) < methods:
+        which = "none of these methods" if selected else "no method of this recipe"
+        return f"verdict: {which} will work {where}"
+    if selected or len(working) < total:
         command += "".join(f" --method {name}" for name in working)
-    if len(working) == methods:
-        return f"verdict: {'these' if chosen else 'all'} methods will work {where}; next: {command}"
-    return f"verdict: {len(working)} of {methods} methods will work {where}; next: {command}"
+    which = f"{len(working)} of {total}"
+    if len(working) == total:
+        which = "these" if selected else "all"
+    return f"verdict: {which} methods will work {where}; next: {command}"

@@ -1,15 +1,16 @@
-"""`tarazu doctor`: what this machine can do, measured where a number is given."""
+"""`tarazu doctor`: what this machine can do. Speeds are measured."""
 
 from __future__ import annotations
 
 import importlib.util
 import json
 import shutil
+from typing import Any
 
-import psutil
 import torch
 
 from tarazu.engine.flops import matmul_rate
+from tarazu.estimate.cost_model import available_memory
 from tarazu.storage import provenance
 
 OPTIONAL = {
@@ -22,44 +23,41 @@ OPTIONAL = {
 
 
 def doctor(as_json: bool) -> None:
-    """Prints device, memory, disk, matmul rate and what is installed."""
-    found = collect()
+    """Print device, memory, disk, matmul speed, and which optional packages are installed.
+
+    Args:
+        as_json: print JSON instead of text.
+    """
+    facts = collect()
     if as_json:
-        print(json.dumps(found, indent=1))
+        print(json.dumps(facts, indent=1))
         return
-    device = found["device"]
+    device, gib = facts["device"], 2**30
     print(
-        f"device        {device['name']} ({device['type']}), {device['memory'] / 2**30:.0f} GiB, {device['cores']} CPU cores"
+        f"device        {device['name']} ({device['type']}), {device['memory'] / gib:.0f} GiB, "
+        f"{device['cores']} CPU cores"
     )
-    print(
-        f"free memory   {found['free_memory'] / 2**30:.1f} GiB; free disk here {found['free_disk'] / 2**30:.1f} GiB"
-    )
-    for dtype, rate in found["matmul_flops"].items():
+    memory, disk = facts["free_memory"] / gib, facts["free_disk"] / gib
+    print(f"free memory   {memory:.1f} GiB; free disk here {disk:.1f} GiB")
+    for dtype, rate in facts["matmul_flops"].items():
         print(f"matmul        {dtype}: {rate / 1e9:,.0f} GFLOP/s, measured")
-    print(f"precision     {found['precision']}")
-    for name, there in found["optional"].items():
-        print(f"{'has' if there else 'lacks':13} {name}: {OPTIONAL[name]}")
+    print(f"precision     {facts['precision']}")
+    for name, installed in facts["optional"].items():
+        print(f"{'has' if installed else 'lacks':13} {name}: {OPTIONAL[name]}")
 
 
-def collect() -> dict:
-    """The same as a dictionary."""
-    device = torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
-    dtypes = [torch.float32, torch.bfloat16] if device.type == "cuda" else [torch.float32]
-    free = (
-        torch.cuda.mem_get_info(device)[0]
-        if device.type == "cuda"
-        else psutil.virtual_memory().available
-    )
+def collect() -> dict[str, Any]:
+    """Device, free memory and disk, matmul speed, precision and optional packages."""
+    on_gpu = torch.cuda.is_available()
+    device = torch.device("cuda:0" if on_gpu else "cpu")
+    dtypes = [torch.float32, torch.bfloat16] if on_gpu else [torch.float32]
+    rates = {str(dtype).removeprefix("torch."): matmul_rate(device, dtype) for dtype in dtypes}
     return {
         "device": provenance.describe_device(device),
-        "free_memory": free,
+        "free_memory": available_memory(device),
         "free_disk": shutil.disk_usage(".").free,
-        "matmul_flops": {
-            str(dtype).removeprefix("torch."): matmul_rate(device, dtype) for dtype in dtypes
-        },
-        "precision": "bfloat16"
-        if device.type == "cuda" and torch.cuda.is_bf16_supported()
-        else "float32",
+        "matmul_flops": rates,
+        "precision": "bfloat16" if on_gpu and torch.cuda.is_bf16_supported() else "float32",
         "optional": {name: importlib.util.find_spec(name) is not None for name in OPTIONAL},
         "torch": torch.__version__,
     }

@@ -28,7 +28,7 @@ def run(
         out: a new or empty folder.
         methods: only these of the recipe's methods; none: all.
         overrides: `a.b=c`, changes of single keys.
-        estimate: a file that `tarazu check --out` wrote for this recipe; it is kept beside the results.
+        estimate: a file that `tarazu check --out` wrote for this recipe; the study keeps it.
 
     Raises:
         UserError: the recipe, an option, the data or the model cannot be used.
@@ -42,18 +42,28 @@ def run(
 def extend(
     recipe_path: str, out: str, overrides: Sequence[str] = (), methods: Sequence[str] = ()
 ) -> StudyDir:
-    """Add the methods and seeds of a recipe to a study. Raises `UserError` if anything else differs."""
+    """Add the methods and seeds of a recipe to a study.
+
+    Raises:
+        UserError: anything but methods and seeds differs, or an argument cannot be used.
+        TarazuError: a run failed.
+    """
     recipe = select_methods(load(recipe_path, overrides), methods)
     return runner.extend(recipe, out, partial(_record, None))
 
 
 def resume(out: str) -> StudyDir:
-    """Continue a study where it stopped. Raises `UserError` where there is none."""
+    """Continue a study where it stopped.
+
+    Raises:
+        UserError: there is no study in the folder, or its data changed.
+        TarazuError: a run failed.
+    """
     return runner.resume(out, partial(_record, None))
 
 
 def _record(given: dict[str, Any] | None, study: runner.Study) -> None:
-    """Write estimate.json: what `check` measured, and an estimate from the model's size for every other method."""
+    """Write estimate.json: what `check` measured, and a prediction for every other method."""
     if given:
         write_json(study.folder.path / ESTIMATE_FILE, given)
-    record_missing_estimates(study.task, study.recipe, study.data, study.device, study.folder)
+    record_missing_estimates(study.recipe, study.data, study.device, study.folder)

@@ -1,9 +1,10 @@
-"""The comparison in the terminal: one row per method and seed, from results.json."""
+"""Tables in the terminal: results, estimates, comparisons and invariants."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any, Literal
 
 from rich.console import Console
 from rich.table import Table
@@ -11,120 +12,164 @@ from rich.table import Table
 from tarazu import tasks
 from tarazu.storage.atomic_io import read_json, reporting_corruption
 
-
-def show(folder: Path) -> None:
-    """Prints the table on stdout."""
-    with reporting_corruption(folder / "results.json"):
-        table = _results(folder, read_json(folder / "results.json") or {"rows": []})
-    Console(width=None if Console().is_terminal else 140).print(table)
+Justify = Literal["left", "right"]
+FILE_WIDTH = 160  # characters in a line when the output is not a terminal
 
 
-def _results(folder: Path, results: dict) -> Table:
-    table = Table(title=f"{folder} · test split", title_justify="left")
-    columns = tasks.columns(results.get("task"))
-    table.add_column("method")
-    for name in ("trained", "train time", "memory", *(title for _, title, _ in columns)):
-        table.add_column(name, justify="right")
-    several = len({row["seed"] for row in results["rows"]}) > 1
-    for row in results["rows"]:
-        name = f"{row['method']} · {row['seed']}" if several else row["method"]
-        cells = [
-            _count(row.get("trained_parameters")),
-            _seconds(row.get("train_seconds")),
-            _bytes(row.get("train_memory")),
-        ]
-        cells += [
-            form.format(row[key]) if row.get(key) is not None else "-" for key, _, form in columns
-        ]
-        table.add_row(name if row["status"] == "done" else f"{name} ({row['status']})", *cells)
-    return table
+def print_table(
+    title: str, columns: Mapping[str, Justify], rows: Iterable[Sequence[str]], footer: str = ""
+) -> None:
+    """Print a table on stdout.
 
-
-def estimate(found: dict) -> None:
-    """Prints what `tarazu check` expects of each method, and of the whole study."""
-    title = (
-        "measured on a few steps and answers here"
-        if found["how"] == "measured"
-        else f"told from the model's shape, on {found['device']}; not measured"
-    )
-    table = Table(title=f"what it will take: {title}", title_justify="left")
-    table.add_column("method")
-    table.add_column("works")
-    for name in ("training", "in all, per run", "tokens/s", "memory", "disk while training"):
-        table.add_column(name, justify="right")
-    for method in found["methods"]:
-        seconds, spread = method["seconds"] or {}, method["range"] or {}
-        speed = method["tokens_per_second"]
-        cells = [
-            _seconds(seconds.get("train")),
-            _span(spread.get("seconds"), _duration),
-            "-" if speed is None else f"{speed:,.0f}",
-        ]
-        cells += [_span(spread.get("memory"), _bytes), _span(spread.get("disk"), _bytes)]
-        table.add_row(method["method"], "yes" if method["works"] else "no", *cells)
-    console = Console(width=None if Console().is_terminal else 140)
-    console.print(table)
-    whole = found["total"]
-    console.print(
-        f"all methods and seeds: {_span(whole['seconds'], _duration)}, and {_span(whole['disk'], _bytes)} of disk at most"
-    )
-
-
-def comparison(rows: list[dict]) -> None:
-    """Prints an estimate beside what happened."""
-    table = Table(title="estimated and happened", title_justify="left")
-    for name, side in (
-        ("method", "left"),
-        ("figure", "left"),
-        ("estimated", "right"),
-        ("happened", "right"),
-        ("happened / estimated", "right"),
-    ):
-        table.add_column(name, justify=side)
+    Args:
+        title: the line above the table.
+        columns: by title, the side to which cells are aligned.
+        rows: one cell for each column.
+        footer: a line below the table.
+    """
+    table = Table(title=title, title_justify="left")
+    for column, justify in columns.items():
+        table.add_column(column, justify=justify)
     for row in rows:
-        numbers = [
-            "-" if row[key] is None else f"{row[key]:,.1f}" for key in ("estimated", "happened")
-        ]
-        table.add_row(
-            row["method"],
-            row["figure"],
-            *numbers,
-            "-" if row["ratio"] is None else f"{row['ratio']:.2f}",
+        table.add_row(*row)
+    console = Console(width=None if Console().is_terminal else FILE_WIDTH)
+    console.print(table)
+    if footer:
+        console.print(footer)
+
+
+def print_results(folder: Path) -> None:
+    """Print the results of a study: one row for each method and seed, from results.json.
+
+    Raises:
+        UserError: results.json is damaged.
+    """
+    with reporting_corruption(folder / "results.json"):
+        results = read_json(folder / "results.json", {"rows": []})
+        metrics = tasks.columns(results.get("task"))
+        titles = ["trained", "train time", "memory", *(title for _, title, _ in metrics)]
+        several_seeds = len({row["seed"] for row in results["rows"]}) > 1
+        rows = []
+        for row in results["rows"]:
+            name = f"{row['method']} · {row['seed']}" if several_seeds else row["method"]
+            rows.append(
+                [
+                    name if row["status"] == "done" else f"{name} ({row['status']})",
+                    _optional(row.get("trained_parameters"), format_count),
+                    _optional(row.get("train_seconds"), "{:.0f} s".format),
+                    _optional(row.get("train_memory"), format_bytes),
+                    *(_optional(row.get(key), form.format) for key, _, form in metrics),
+                ]
+            )
+    columns: dict[str, Justify] = {"method": "left", **dict.fromkeys(titles, "right")}
+    print_table(f"{folder} · test split", columns, rows)
+
+
+def print_estimate(estimate: dict[str, Any]) -> None:
+    """Print the estimate of each method and of the whole study."""
+    source = f"predicted from the model's shape, on {estimate['device']}; not measured"
+    if estimate["how"] == "measured":
+        source = "measured on a few steps and answers here"
+    titles = ["training", "total, per run", "tokens/s", "memory", "disk during training"]
+    rows = []
+    for entry in estimate["methods"]:
+        seconds, ranges = entry["seconds"] or {}, entry["range"] or {}
+        rows.append(
+            [
+                entry["method"],
+                "yes" if entry["works"] else "no",
+                _optional(seconds.get("train"), "{:.0f} s".format),
+                _format_range(ranges.get("seconds"), format_duration),
+                _optional(entry["tokens_per_second"], "{:,.0f}".format),
+                _format_range(ranges.get("memory"), format_bytes),
+                _format_range(ranges.get("disk"), format_bytes),
+            ]
         )
-    Console(width=None if Console().is_terminal else 140).print(table)
+    columns: dict[str, Justify] = {
+        "method": "left",
+        "works": "left",
+        **dict.fromkeys(titles, "right"),
+    }
+    seconds = _format_range(estimate["total"]["seconds"], format_duration)
+    disk = _format_range(estimate["total"]["disk"], format_bytes)
+    footer = f"all methods and seeds: {seconds}, and at most {disk} of disk"
+    print_table(f"estimate: {source}", columns, rows, footer)
 
 
-def _span(pair: list | None, form: Callable[[float], str]) -> str:
-    """One number where both ends are the same."""
-    if not pair or pair[0] is None:
+def print_comparison(rows: list[dict[str, Any]]) -> None:
+    """Print an estimate and the actual numbers of finished runs."""
+    columns: dict[str, Justify] = {"method": "left", "metric": "left"}
+    columns |= dict.fromkeys(("estimated", "actual", "actual / estimated"), "right")
+    number = "{:,.1f}".format
+    cells = [
+        [
+            row["method"],
+            row["metric"],
+            _optional(row["estimated"], number),
+            _optional(row["actual"], number),
+            _optional(row["ratio"], "{:.2f}".format),
+        ]
+        for row in rows
+    ]
+    print_table("estimated and actual", columns, cells)
+
+
+def print_invariants(content: dict[str, Any]) -> None:
+    """Print a table of checks for each method of a verify.json."""
+    columns: dict[str, Justify] = {
+        "invariant": "left",
+        "": "left",
+        "difference": "right",
+        "allowed": "right",
+        "what was compared; reason for the tolerance": "left",
+    }
+    for entry in content["methods"]:
+        rows = [
+            [
+                check["name"],
+                "FAILED" if check["verdict"] == "failed" else check["verdict"],
+                _optional(check["difference"], "{:.2g}".format),
+                _optional(check["tolerance"], "{:.2g}".format),
+                "; ".join(text for text in (check["compared"], check["reason"]) if text),
+            ]
+            for check in entry["checks"]
+        ]
+        device = content["device"]["name"]
+        print_table(f"{entry['method']} · {device} · {content['precision']}", columns, rows)
+    ok, failed, other = (content["counts"][key] for key in ("ok", "failed", "not applicable"))
+    print(f"{ok} hold, {failed} fail, {other} do not apply")
+
+
+def _optional(value: Any, form: Callable[[Any], str]) -> str:
+    return "-" if value is None else form(value)
+
+
+def _format_range(ends: Sequence[Any] | None, form: Callable[[Any], str]) -> str:
+    """`low to high`, or one number if both look the same."""
+    if not ends or ends[0] is None:
         return "-"
-    low, high = form(pair[0]), form(pair[1])
+    low, high = form(ends[0]), form(ends[1])
     return low if low == high else f"{low} to {high}"
 
 
-def _duration(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
+    """Seconds, minutes or hours."""
     if seconds < 120:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
-def _count(value: int | None) -> str:
-    if not value:
-        return "0" if value == 0 else "-"
-    return f"{value / 1e6:.2f} M" if value >= 1e5 else f"{value / 1e3:.1f} k"
+def format_count(count: int) -> str:
+    """A number of parameters, in thousands or millions."""
+    if count == 0:
+        return "0"
+    return f"{count / 1e6:.2f} M" if count >= 1e5 else f"{count / 1e3:.1f} k"
 
 
-def _seconds(value: float | None) -> str:
-    return "-" if value is None else f"{value:.0f} s"
-
-
-def _bytes(value: float | None) -> str:
-    if value is None:
-        return "-"
-    return (
-        f"{value / 2**30:.2f} GiB"
-        if value >= 0.1 * 2**30
-        else f"{max(value / 2**20, 0.1):.1f} MiB"
-        if value
-        else "0"
-    )
+def format_bytes(size: float) -> str:
+    """MiB or GiB."""
+    if size == 0:
+        return "0"
+    if size >= 0.1 * 2**30:
+        return f"{size / 2**30:.2f} GiB"
+    return f"{max(size / 2**20, 0.1):.1f} MiB"

@@ -1,8 +1,10 @@
-"""A run's training rehearsed: a few of its real steps, from which the whole is multiplied out.
+"""A dry run of training: a few real steps, from which the time and memory of the whole run follow.
 
-On a GPU a packed width's pass is recorded when it first comes (`engine.recording`). That takes as long as ten steps, and what is
-recorded keeps its memory, more of it the more often a wider one follows a narrower one. So the steps of a run that bring a new shape
-are taken here as well, in that run's own order, for each seed: which rows come when is a function of the seed alone.
+Steps of a new shape cost extra. On a GPU a pass of a new width is captured as a CUDA graph, which
+takes as long as about ten steps. Each captured graph holds memory, and capturing a wider batch
+after a narrower one adds to the total. So the dry run also takes the steps of a run that bring a
+new shape, in the run's own order. It does so for several seeds, because the seed decides which rows
+a step has.
 """
 
 from __future__ import annotations
@@ -10,220 +12,266 @@ from __future__ import annotations
 import gc
 import math
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-
-import torch
+from typing import Any
 
 from tarazu.engine.cost import TaskCost
 from tarazu.engine.ledger import Ledger
 from tarazu.engine.row_sampler import RowSampler, inverse_shuffle, make_row_sampler
-from tarazu.engine.subset_task import SubsetTask, fit
+from tarazu.engine.subset_task import SubsetTask, train_subset
+from tarazu.engine.task import Task
 from tarazu.engine.trainable import TrainableModel
 from tarazu.recipe.schema import Budget, Recipe
 from tarazu.storage.run_folder import RunDir
 
-STEPS = {
-    "cpu": 3,
-    "cuda": 12,
-}  # on a GPU a step is short, and the first ones are not like the others
-WARMUP_ROUNDS = {"cpu": 1, "cuda": 2}  # there the first pass is planned and compiled
-SEEDS = 3  # whose beginnings are rehearsed: others are taken to be like the first
-SHAPES_LOOKED_AT = (
-    200  # steps whose passes are laid out to see which shapes come: what comes later is rare
-)
-LOOKED_AT = 1000  # steps among which the heaviest one is looked for
+# Steps that are timed. A GPU's steps are short, and its first ones are slower than the others.
+STEPS = {"cpu": 3, "cuda": 12}
+# How often the timed steps run. On a GPU the first round plans and compiles.
+WARMUP_ROUNDS = {"cpu": 1, "cuda": 2}
+MAX_SEEDS = 3  # seeds with a dry run of their own; further seeds count as the first
+MAX_SHAPE_STEPS = 200  # steps that are searched for new shapes; later ones are rare
+MAX_WEIGHED_STEPS = 1000  # steps among which the heaviest is searched
 NO_VALIDATION = 10**12  # tokens between validations
+
+TrainOnRows = Callable[[list[int], Path, Ledger], RunDir]
 
 
 @dataclass(frozen=True)
 class Warmup:
-    """What the first passes of a run took.
+    """Cost of the first passes of a run.
 
-    `lost`: seconds beyond what the same passes take later; `memory`: the peak, in bytes; `new`: the steps that brought a new shape.
+    Args:
+        extra_seconds: seconds beyond what the same passes take later.
+        peak_memory: peak memory in bytes.
+        new_shape_steps: the steps that have a pass of a new shape.
     """
 
-    lost: float
-    memory: int
-    new: tuple[int, ...] = ()
+    extra_seconds: float
+    peak_memory: int
+    new_shape_steps: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
 class TrainingTiming:
-    """What a few real steps tell of a method's training."""
+    """Time, memory and disk of one method's training.
 
-    starts: dict[int, Warmup]  # by seed, the recipe's first one first
-    steps: float  # of the whole budget
-    each: float  # seconds of a step, which holds `held` tokens
-    held: float
-    checkpoint: float  # seconds of the few steps' checkpoints
-    disk: int  # bytes of weights, checkpoints and the steps' events
+    Args:
+        warmups: by seed; the recipe's first seed comes first.
+        num_steps: optimizer steps of the whole budget.
+        step_seconds: seconds of a warm optimizer step.
+        tokens_per_step: mean tokens in an optimizer step.
+        checkpoint_seconds: seconds of one checkpoint.
+        disk_bytes: bytes of weights, checkpoints and logged steps.
+    """
+
+    warmups: dict[int, Warmup]
+    num_steps: float
+    step_seconds: float
+    tokens_per_step: float
+    checkpoint_seconds: float
+    disk_bytes: int
 
     @property
     def first(self) -> Warmup:
-        return next(iter(self.starts.values()))
+        """The warm-up with the recipe's first seed."""
+        return next(iter(self.warmups.values()))
 
-    def train(self, start: Warmup) -> float:
-        """Seconds of the whole budget's steps."""
-        return self.steps * self.each + start.lost
+    def train_seconds(self, warmup: Warmup) -> float:
+        """Seconds of all steps of the budget."""
+        return self.num_steps * self.step_seconds + warmup.extra_seconds
 
-    def speed(self, start: Warmup) -> float:
-        """Tokens a second over the whole run."""
-        return self.steps * self.held / self.train(start)
+    def tokens_per_second(self, warmup: Warmup) -> float:
+        """Tokens per second over the whole run."""
+        return self.num_steps * self.tokens_per_step / self.train_seconds(warmup)
 
-    def lost(self, steps: int) -> float:
-        """Seconds that the first passes among the run's first `steps` steps take beyond what they take later."""
-        start = self.first
-        return (
-            start.lost * sum(step < steps for step in start.new) / len(start.new)
-            if start.new
-            else start.lost
-        )
+    def warmup_seconds(self, steps: int) -> float:
+        """The extra seconds of first passes among a run's first `steps` steps."""
+        warmup = self.first
+        if not warmup.new_shape_steps:
+            return warmup.extra_seconds
+        early = sum(step < steps for step in warmup.new_shape_steps)
+        return warmup.extra_seconds * early / len(warmup.new_shape_steps)
 
 
 def dry_run(
-    task, recipe: Recipe, name: str, data, model: TrainableModel, scratch: Path, ledger: Ledger
+    task: Task,
+    recipe: Recipe,
+    name: str,
+    data: Any,
+    model: TrainableModel,
+    scratch: Path,
+    ledger: Ledger,
 ) -> TrainingTiming:
-    """The first passes of every seed's run, and then the steps that the first seed's run begins with.
+    """Train a few steps of one method and time them.
 
-    Where no shapes are known to come anew, the heaviest step is taken for its memory, and the first steps more than once.
+    If passes of a new shape cost extra, take first the steps that bring new shapes, for each seed.
+    Otherwise take the heaviest step, for its memory. Then time the first steps of the first seed.
+
+    Args:
+        task: the recipe's task.
+        recipe: the recipe.
+        name: the method.
+        data: the prepared data.
+        model: the method's model, newly built. It is trained here.
+        scratch: an empty folder for checkpoints.
+        ledger: has the device; it records the heaviest step.
     """
     cost, method, device = task.cost, recipe.methods[name], ledger.device
-    few = partial(train_on_rows, task, recipe, name, data, model)
-    orders = {
-        seed: make_row_sampler(data, method, recipe.budget, seed) for seed in recipe.seeds[:SEEDS]
+    train: TrainOnRows = partial(train_on_rows, task, recipe, name, data, model)
+    samplers = {
+        seed: make_row_sampler(task, data, method, recipe.budget, seed)
+        for seed in recipe.seeds[:MAX_SEEDS]
     }
-    first = next(iter(orders.values()))
-    heaviest = cost.with_longest_row(data, heaviest_step(data, first, cost))
-    begin = [row for step in range(STEPS[device.type]) for row in first.rows_of_step(step)]
-    new = (
-        new_shapes(cost, recipe, data, model, orders)
-        if cost.has_shapes and WARMUP_ROUNDS[device.type] > 1
-        else {}
-    )
-    if new:  # what a process pays once, as for loading kernels, belongs to no method
-        few(first.rows_of_step(0), scratch / "once", Ledger(device))
-    starts = {
-        seed: time_warmup(
-            few,
-            cost,
-            model,
-            orders[seed],
-            steps,
-            [] if whole else heaviest,
-            scratch / str(seed),
-            device,
-        )
-        for seed, (steps, whole) in new.items()
-    }
-    if not starts:
-        few(heaviest, scratch / "heaviest", ledger)
-    ledgers = [Ledger(device) for _ in range(1 if starts else WARMUP_ROUNDS[device.type])]
-    for number, one in enumerate(ledgers):
-        run = few(begin, scratch / f"steps-{number}", one)
-    warm, each = ledgers[-1], seconds_per_step(run, ledgers[-1])
-    starts = starts or {
-        recipe.seeds[0]: Warmup(
-            warmup_seconds([one.seconds["train"] for one in ledgers]),
-            max(peak_bytes(one) for one in (ledger, *ledgers)),
-        )
-    }
-    held = warm.counts.tokens / warm.steps
-    steps = training_steps(recipe.budget, first, held)
+    sampler = samplers[recipe.seeds[0]]
+    heaviest = cost.with_longest_row(data, heaviest_step(data, sampler, cost))
+
+    # 1. The first passes.
+    new_shapes: dict[int, tuple[tuple[int, ...], bool]] = {}
+    if cost.has_shapes and WARMUP_ROUNDS[device.type] > 1:
+        new_shapes = new_shape_steps(cost, recipe, data, model, samplers)
+    if new_shapes:
+        # The process pays some costs once, such as loading kernels. They belong to no method.
+        train(sampler.rows_of_step(0), scratch / "once", Ledger(device))
+    warmups = {}
+    for seed, (steps, complete) in new_shapes.items():
+        rows = [row for step in steps for row in samplers[seed].rows_of_step(step)]
+        if not complete:  # a later step may be heavier than those that were searched
+            rows += heaviest
+        cost.reset(model)
+        warmups[seed] = time_warmup(train, rows, steps, scratch / str(seed), ledger)
+    if not warmups:
+        train(heaviest, scratch / "heaviest", ledger)
+
+    # 2. The timed steps.
+    first_rows = [row for step in range(STEPS[device.type]) for row in sampler.rows_of_step(step)]
+    rounds = [Ledger(device) for _ in range(1 if warmups else WARMUP_ROUNDS[device.type])]
+    for number, round_ledger in enumerate(rounds):
+        run = train(first_rows, scratch / f"steps-{number}", round_ledger)
+    warm = rounds[-1]
+    if not warmups:
+        extra_seconds = warmup_seconds([one.seconds["train"] for one in rounds])
+        peak = max(peak_bytes(one) for one in (ledger, *rounds))
+        warmups = {recipe.seeds[0]: Warmup(extra_seconds, peak)}
+
+    # 3. The whole budget.
+    tokens_per_step = warm.counts.tokens / warm.steps
+    num_steps = training_steps(recipe.budget, sampler, tokens_per_step)
     return TrainingTiming(
-        starts,
-        steps,
-        each,
-        held,
-        warm.seconds["checkpoint"],
-        max_disk_bytes(run, recipe.budget, steps),
+        warmups=warmups,
+        num_steps=num_steps,
+        step_seconds=seconds_per_step(run, warm),
+        tokens_per_step=tokens_per_step,
+        checkpoint_seconds=warm.seconds["checkpoint"],
+        disk_bytes=max_disk_bytes(run, recipe.budget, num_steps),
     )
 
 
 def time_warmup(
-    few: Callable,
-    cost: TaskCost,
-    model: TrainableModel,
-    order: RowSampler,
-    new: tuple[int, ...],
-    heaviest: list[int],
-    scratch: Path,
-    device: torch.device,
+    train: TrainOnRows, rows: list[int], steps: tuple[int, ...], scratch: Path, ledger: Ledger
 ) -> Warmup:
-    """The steps that bring a new shape, as a newly built model meets them, and the same once more."""
-    cost.reset(model)
+    """Train twice on the same rows: the first time costs more by the warm-up.
+
+    Args:
+        train: trains on rows, in a folder, and records a ledger.
+        rows: the rows of all `steps`, and of the heaviest step if it may not be among them.
+        steps: the steps that have a pass of a new shape.
+        scratch: an empty folder.
+        ledger: has the device.
+    """
     gc.collect()
-    rows = [row for step in new for row in order.rows_of_step(step)] + heaviest
-    ledgers = [Ledger(device), Ledger(device)]
-    for number, ledger in enumerate(ledgers):
-        few(rows, scratch / f"new-{number}", ledger)
-    return Warmup(
-        warmup_seconds([ledger.seconds["train"] for ledger in ledgers]),
-        max(map(peak_bytes, ledgers)),
-        new,
-    )
+    rounds = [Ledger(ledger.device), Ledger(ledger.device)]
+    for number, round_ledger in enumerate(rounds):
+        train(rows, scratch / f"new-{number}", round_ledger)
+    extra_seconds = warmup_seconds([one.seconds["train"] for one in rounds])
+    return Warmup(extra_seconds, max(map(peak_bytes, rounds)), steps)
 
 
-def new_shapes(
-    cost: TaskCost, recipe: Recipe, data, model: TrainableModel, orders: dict[int, RowSampler]
+def new_shape_steps(
+    cost: TaskCost,
+    recipe: Recipe,
+    data: Any,
+    model: TrainableModel,
+    samplers: dict[int, RowSampler],
 ) -> dict[int, tuple[tuple[int, ...], bool]]:
-    """By seed, the steps that bring a new shape, and whether all of the run was looked at; empty where no seed has such a step."""
-    shapes, found = partial(cost.pass_shapes, model, data, recipe), {}
-    for seed, order in orders.items():
-        steps, whole = steps_to_inspect(order, recipe.budget, partial(cost.row_weight, data))
-        found[seed] = first_step_of_each_shape(order, shapes, steps), whole
-    return found if any(steps for steps, _ in found.values()) else {}
+    """The steps that have a pass of a new shape.
+
+    Returns:
+        By seed, these steps, and whether all steps of the run were searched. Empty if there is no
+        such step.
+    """
+    shapes = partial(cost.pass_shapes, model, data, recipe)
+    by_seed = {}
+    for seed, sampler in samplers.items():
+        steps, complete = steps_to_inspect(sampler, recipe.budget, partial(cost.row_weight, data))
+        by_seed[seed] = first_step_of_each_shape(sampler, shapes, steps), complete
+    return by_seed if any(steps for steps, _ in by_seed.values()) else {}
 
 
 def first_step_of_each_shape(
-    order: RowSampler, shapes: Callable[[list[int]], set], steps: int
+    sampler: RowSampler, shapes: Callable[[list[int]], set[int]], steps: int
 ) -> tuple[int, ...]:
-    """Which of the first `steps` steps hold a pass of a shape that none before it had.
+    """The steps among the first `steps` that have a pass of a shape that no earlier step had.
 
     Args:
-        shapes: of rows, the shapes that are planned or recorded when they first come.
+        sampler: the order of rows.
+        shapes: the shapes of the passes of a step with the given rows.
+        steps: how many steps to search.
     """
-    met, new = set(), []
+    seen: set[int] = set()
+    new_steps = []
     for step in range(steps):
-        rows = order.rows_of_step(step)
-        found = shapes(rows) - met
-        if (
-            found and len(rows) == order.per_step
-        ):  # an epoch's last, short step could not stand among the others
-            met |= found
-            new.append(step)
-    return tuple(new)
+        rows = sampler.rows_of_step(step)
+        new = shapes(rows) - seen
+        # The dry run has steps of full size only, so it cannot take an epoch's short last step.
+        if new and len(rows) == sampler.per_step:
+            seen |= new
+            new_steps.append(step)
+    return tuple(new_steps)
 
 
 def steps_to_inspect(
-    order: RowSampler, budget: Budget, weigh: Callable[[list[int]], int]
+    sampler: RowSampler, budget: Budget, row_weight: Callable[[list[int]], int]
 ) -> tuple[int, bool]:
-    """How many of a run's steps are laid out, and whether these are all. `weigh`: the tokens of rows."""
-    most = min(SHAPES_LOOKED_AT, order.steps_per_epoch)
+    """How many of a run's first steps to search for new shapes.
+
+    Args:
+        sampler: the order of rows.
+        budget: the run's budget.
+        row_weight: the tokens of rows.
+
+    Returns:
+        The number of steps, and whether the run has no more.
+    """
+    limit = min(MAX_SHAPE_STEPS, sampler.steps_per_epoch)
     if budget.epochs:
-        steps = math.ceil(budget.epochs * order.steps_per_epoch)
-        return min(most, steps), steps <= most
-    spent = 0
-    for step in range(most):
-        spent += weigh(order.rows_of_step(step))
-        if spent >= budget.tokens:
+        steps = math.ceil(budget.epochs * sampler.steps_per_epoch)
+        return min(limit, steps), steps <= limit
+    tokens = 0
+    for step in range(limit):
+        tokens += row_weight(sampler.rows_of_step(step))
+        if tokens >= (budget.tokens or 0):
             return step + 1, True
-    return most, False
+    return limit, False
 
 
 def train_on_rows(
-    task,
+    task: Task,
     recipe: Recipe,
     name: str,
-    data,
+    data: Any,
     model: TrainableModel,
     rows: list[int],
-    where: Path,
+    folder: Path,
     ledger: Ledger,
 ) -> RunDir:
-    """One pass of the real loop over the rows as they stand, in steps of the method's own size, without validations between."""
+    """Train once on the given rows in the given order, with the real loop and without validation.
+
+    Returns:
+        The run's folder, under `folder`.
+    """
     method, seed = recipe.methods[name], recipe.seeds[0]
     changes = {
         "tokens": None,
@@ -235,78 +283,66 @@ def train_on_rows(
         "monitor": "loss",
     }
     budget = recipe.budget.model_copy(update=changes)
-    few = SubsetTask(task, data, rows)
-    few.rows = inverse_shuffle(
-        rows, make_row_sampler(few, method, budget, seed)
-    )  # a step of other rows would have other shapes than the run's
-    return fit(
-        few,
-        model,
-        recipe.model_copy(update={"budget": budget}),
-        method,
-        RunDir(where / name / f"seed-{seed}"),
-        ledger,
-    )
+    subset = SubsetTask(task, data, rows)
+    # The loop shuffles. Undo this: a step of other rows would have other shapes than the run's.
+    sampler = make_row_sampler(subset, subset, method, budget, seed)
+    subset.rows = inverse_shuffle(rows, sampler)
+    recipe = recipe.model_copy(update={"budget": budget})
+    run_dir = RunDir(folder / name / f"seed-{seed}")
+    return train_subset(subset, model, recipe, method, run_dir, ledger)
 
 
-def max_disk_bytes(run: RunDir, budget: Budget, steps: float) -> int:
-    """The most bytes of a whole run's tensors and steps, told by a short one: two checkpoints, the weights, and a line for each step."""
-    checkpoints = [folder for folder in (run.path / "checkpoint").iterdir() if folder.is_dir()]
-    size, weights = (
-        sum(file.stat().st_size for file in checkpoints[-1].iterdir()),
-        run.weights.stat().st_size,
-    )
-    lines = [
-        line
-        for line in (run.path / "events.jsonl").read_bytes().splitlines(keepends=True)
-        if b'"event": "step"' in line
-    ]
-    return round(
-        2 * size
-        + weights * (2 if budget.keep == "best" else 1)
-        + statistics.fmean(map(len, lines)) * steps
-    )
+def max_disk_bytes(run: RunDir, budget: Budget, num_steps: float) -> int:
+    """Peak bytes on disk of a whole run: two checkpoints, the weights, and a line for each step.
 
-
-def training_steps(budget: Budget, order: RowSampler, held: float) -> int:
-    """Optimizer steps of the whole budget; for a budget in tokens, by what a step held here."""
-    return (
-        math.ceil(budget.epochs * order.steps_per_epoch)
-        if budget.epochs
-        else math.ceil(budget.tokens / held)
-    )
-
-
-def seconds_per_step(run: RunDir, warm: Ledger) -> float:
-    """Seconds of a step: of all steps on a CPU, on a GPU of those after the first third.
-
-    Steps that took twice the median are left out there: what is compiled or recorded once must not be multiplied by the steps of a run.
+    Args:
+        run: a short run, whose files are measured.
+        budget: the budget; with `keep: best` the weights exist twice.
+        num_steps: steps of the whole run.
     """
-    if warm.device.type == "cpu":
-        return warm.seconds["train"] / warm.steps
-    seconds = [
-        event["seconds"] for event in run.read_jsonl("events.jsonl") if event["event"] == "step"
-    ]
+    checkpoints = [folder for folder in (run.path / "checkpoint").iterdir() if folder.is_dir()]
+    checkpoint_bytes = sum(file.stat().st_size for file in checkpoints[-1].iterdir())
+    weights_bytes = run.weights.stat().st_size * (2 if budget.keep == "best" else 1)
+    lines = (run.path / "events.jsonl").read_bytes().splitlines(keepends=True)
+    line_bytes = statistics.fmean(len(line) for line in lines if b'"event": "step"' in line)
+    return round(2 * checkpoint_bytes + weights_bytes + line_bytes * num_steps)
+
+
+def training_steps(budget: Budget, sampler: RowSampler, tokens_per_step: float) -> int:
+    """Optimizer steps of the whole budget."""
+    if budget.epochs:
+        return math.ceil(budget.epochs * sampler.steps_per_epoch)
+    return math.ceil((budget.tokens or 0) / tokens_per_step)
+
+
+def seconds_per_step(run: RunDir, ledger: Ledger) -> float:
+    """Seconds of a warm optimizer step.
+
+    On a CPU the mean of all steps. On a GPU the mean of those after the first third, without steps
+    that took more than twice the median: they compile or capture, which a run does once.
+    """
+    if ledger.device.type == "cpu":
+        return ledger.seconds["train"] / ledger.steps
+    events = run.read_jsonl("events.jsonl")
+    seconds = [event["seconds"] for event in events if event["event"] == "step"]
     seconds = seconds[len(seconds) // 3 :]
-    most = 2 * statistics.median(seconds)
-    return statistics.fmean(one for one in seconds if one <= most)
+    limit = 2 * statistics.median(seconds)
+    return statistics.fmean(step for step in seconds if step <= limit)
 
 
-def heaviest_step(data, order: RowSampler, cost: TaskCost) -> list[int]:
-    """The rows of the step that holds the most, of the run's first ones: what its peak of memory comes from."""
+def heaviest_step(data: Any, sampler: RowSampler, cost: TaskCost) -> list[int]:
+    """The rows of the step with the most tokens among a run's first steps: its peak of memory."""
     if not cost.rows_differ:
-        return order.rows_of_step(0)
-    return max(
-        (order.rows_of_step(step) for step in range(min(LOOKED_AT, order.steps_per_epoch))),
-        key=lambda rows: cost.row_weight(data, rows),
-    )
+        return sampler.rows_of_step(0)
+    steps = range(min(MAX_WEIGHED_STEPS, sampler.steps_per_epoch))
+    return max(map(sampler.rows_of_step, steps), key=partial(cost.row_weight, data))
 
 
-def warmup_seconds(rounds: list[float]) -> float:
-    """Seconds that a newly built method loses until its passes are what they stay: the same steps' earlier rounds beside the last."""
+def warmup_seconds(rounds: Sequence[float]) -> float:
+    """Extra seconds of the first rounds of the same steps, compared with the last round."""
     return sum(max(0.0, seconds - rounds[-1]) for seconds in rounds[:-1])
 
 
 def peak_bytes(ledger: Ledger) -> int:
-    """Bytes, while it trained."""
-    return ledger.memory["allocated"] or ledger.memory["resident"]
+    """Peak memory of training, in bytes: of the GPU, or else of the process."""
+    return ledger.memory["allocated"] or ledger.memory["resident"] or 0

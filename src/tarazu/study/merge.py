@@ -1,14 +1,17 @@
-"""`tarazu merge`: parts of one study, run on several devices or machines, as one study that the report reads.
+"""`tarazu merge`: parts of one study, run on several devices, as one study.
 
-A part is a study of some of the recipe's methods or seeds: `tarazu run RECIPE --method M` on one device, other methods on
-another. Nothing is trained or measured here. Parts whose recipe, data or versions differ are refused, so that what lies in
-one folder was made under one set of conditions; devices may differ, and the report then says so.
+A part is a study of some of the recipe's methods or seeds, for example of
+`tarazu run RECIPE --method M` on one device. Nothing is trained or measured here. Parts with
+another recipe, data or package versions are refused, so that all runs in one folder were made under
+the same conditions. Devices may differ, and the report then says so.
 """
 
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from tarazu import tasks
 from tarazu.engine.progress import log
@@ -20,7 +23,9 @@ from tarazu.storage.run_folder import RunDir, StudyDir, find_study, require_empt
 from tarazu.study.results import write_results
 from tarazu.study.runner import read_recipe
 
+# Files of a run that a finished study does not need.
 SKIPPED = shutil.ignore_patterns("checkpoint", "search", "best.safetensors", "*.writing")
+# Files that are written for the merged study.
 REGENERATED = {
     "recipe.yaml",
     "resolved.yaml",
@@ -31,87 +36,91 @@ REGENERATED = {
     "verify.json",
     ".lock",
 }
-DERIVED = {
-    "report.html",
-    "results.csv",
-    "figures",
-    "judge.json",
-    "judge",
-}  # these tell of a part, not of the whole
+# Files that describe one part only.
+DERIVED = {"report.html", "results.csv", "figures", "judge.json", "judge"}
 
 
-def merge(parts: list[str], out: str) -> StudyDir:
-    """One study in `out` of the finished runs of all parts. Raises `UserError` where they do not belong together."""
+def merge(parts: Sequence[str], out: str) -> StudyDir:
+    """Merge the finished runs of several studies into a new study.
+
+    Args:
+        parts: the studies.
+        out: a new or empty folder.
+
+    Returns:
+        The new study.
+
+    Raises:
+        UserError: the parts do not belong together, or `out` is not empty.
+    """
     studies = [find_study(part) for part in parts]
     recipes = [read_recipe(study) for study in studies]
     _check_compatible(studies, recipes)
     folder = StudyDir(require_empty_dir(out, "--out", "give a new folder: --out"))
-    recipe = _together(studies, recipes)
+    recipe = _merge_recipes(studies, recipes)
     for run in (run for study in studies for run in study.runs() if not run.done()):
-        log(f"left out, for it is not finished: {run.path}")
+        log(f"skipped, because it is not finished: {run.path}")
     with folder.lock():
         for study in studies:
-            _copy(study, folder)
+            _copy_files(study, folder)
         shutil.copyfile(studies[0].path / "recipe.yaml", folder.path / "recipe.yaml")
         write_json(folder.path / "method_order.json", {"methods": list(recipe.methods)})
-        write_json(folder.path / "environment.json", _environment(studies))
-        _join(studies, folder, recipe)
+        write_json(folder.path / "environment.json", _merge_environments(studies))
+        _merge_estimates(studies, folder, recipe)
+        _merge_verifications(studies, folder, recipe)
         write_results(tasks.make_task(recipe.task), recipe, folder)
-        write_atomic(
-            folder.path / "resolved.yaml", dump_yaml(recipe).encode()
-        )  # last: with it, the folder is a study
+        # The last file, because it makes the folder a study.
+        write_atomic(folder.path / "resolved.yaml", dump_yaml(recipe).encode())
     return folder
 
 
-def finished(study: StudyDir) -> list[RunDir]:
+def finished_runs(study: StudyDir) -> list[RunDir]:
+    """The finished runs of a study."""
     return [run for run in study.runs() if run.done()]
 
 
 def _check_compatible(studies: list[StudyDir], recipes: list[Recipe]) -> None:
-    first, seen = recipes[0], {}
+    """Raise `UserError` if the parts differ in their conditions, or have a run twice, or none."""
+    owners: dict[tuple[str, int], Path] = {}
     for study, recipe in zip(studies, recipes, strict=True):
-        differ = [
-            key
-            for key in type(first).model_fields
-            if key not in ("methods", "seeds")
-            and getattr(first, key, None) != getattr(recipe, key, None)
-        ]
-        differ += [
-            f"methods.{name}"
-            for name in first.methods
-            if recipe.methods.get(name, first.methods[name]) != first.methods[name]
-        ]
-        differ += [
-            what
-            for what, found in _conditions(study).items()
-            if found != _conditions(studies[0])[what]
-        ]
-        if differ:
+        changed = _changed_keys(recipes[0], recipe)
+        conditions, expected = _conditions(study), _conditions(studies[0])
+        changed += [name for name in conditions if conditions[name] != expected[name]]
+        if changed:
             raise UserError(
-                f"made with another {', '.join(differ)} than {studies[0].path}",
+                f"made with another {', '.join(changed)} than {studies[0].path}",
                 location=str(study.path),
                 hint="only methods, seeds and devices may differ between parts",
             )
-        for run in finished(study):
-            key = (run.name, run.seed)
-            if key in seen:
+        for run in finished_runs(study):
+            owner = owners.setdefault((run.name, run.seed), study.path)
+            if owner is not study.path:
                 raise UserError(
-                    f"{run.name} with seed {run.seed} is in {seen[key]} too",
+                    f"{run.name} with seed {run.seed} is in {owner} too",
                     location=str(study.path),
                     hint="remove one of them",
                 )
-            seen[key] = study.path
-    if not seen:
+    if not owners:
         raise UserError(
             "no run is finished in these folders",
             location=str(studies[0].path),
-            hint="`tarazu resume` ends them",
+            hint="`tarazu resume` finishes them",
         )
-    _demand_one_search(studies)
+    _check_same_searches(studies)
 
 
-def _conditions(study: StudyDir) -> dict:
-    """What must be the same besides the recipe: the rows, and the versions of what computes."""
+def _changed_keys(first: Recipe, other: Recipe) -> list[str]:
+    """The keys in which two recipes differ, except for methods or seeds that only one has."""
+    keys = [key for key in type(first).model_fields if key not in ("methods", "seeds")]
+    changed = [key for key in keys if getattr(first, key, None) != getattr(other, key, None)]
+    shared = [name for name in first.methods if name in other.methods]
+    return changed + [
+        f"methods.{name}" for name in shared if first.methods[name] != other.methods[name]
+    ]
+
+
+def _conditions(study: StudyDir) -> dict[str, Any]:
+    """What must be the same besides the recipe: the rows, and the versions of the packages."""
     environment = study.read_json("environment.json") or {}
     return {
         "data (sha256)": (study.read_json("data.json") or {}).get("sha256"),
@@ -120,137 +129,134 @@ def _conditions(study: StudyDir) -> dict:
     }
 
 
-def _demand_one_search(studies: list[StudyDir]) -> None:
-    """A method's seeds must stand on one search, wherever they were run."""
-    found: dict[str, tuple[Path, dict]] = {}
+def _check_same_searches(studies: list[StudyDir]) -> None:
+    """Raise `UserError` if a method's search chose different settings in two parts."""
+    winners: dict[str, tuple[Path, Any]] = {}
     for study in studies:
         for path in study.path.glob("*/search.json"):
-            before, winner = found.setdefault(
-                path.parent.name, (study.path, (read_json(path) or {}).get("winner"))
-            )
-            if (read_json(path) or {}).get("winner") != winner:
+            name, winner = path.parent.name, read_json(path, {}).get("winner")
+            first_study, first_winner = winners.setdefault(name, (study.path, winner))
+            if winner != first_winner:
                 raise UserError(
-                    f"the search of {path.parent.name} chose other settings than in {before}",
+                    f"the search of {name} chose other settings than in {first_study}",
                     location=str(path),
-                    hint="copy the first part's search.json before the seeds of another part are run",
+                    hint="copy the first part's search.json before another part runs its seeds",
                 )
 
 
-def _together(studies: list[StudyDir], recipes: list[Recipe]) -> Recipe:
-    """The recipe of all parts; methods in the order of the recipe as it was given, where that names them all."""
+def _merge_recipes(studies: list[StudyDir], recipes: list[Recipe]) -> Recipe:
+    """The recipe of all parts, with methods in the order of the recipe file as the user gave it."""
     methods = {name: method for recipe in recipes for name, method in recipe.methods.items()}
-    given = _given(studies[0].path / "recipe.yaml")
-    names = sorted(methods, key=lambda name: given.index(name) if name in given else len(given))
+    order = _methods_in_file(studies[0].path / "recipe.yaml")
+    names = sorted(methods, key=lambda name: order.index(name) if name in order else len(order))
     seeds = list(dict.fromkeys(seed for recipe in recipes for seed in recipe.seeds))
-    return recipes[0].model_copy(
-        update={"methods": {name: methods[name] for name in names}, "seeds": seeds}
-    )
+    ordered = {name: methods[name] for name in names}
+    return recipes[0].model_copy(update={"methods": ordered, "seeds": seeds})
 
 
-def _given(path: Path) -> list[str]:
-    """The methods of a recipe as it was written, which a study's own --method or --set may have cut down."""
+def _methods_in_file(path: Path) -> list[str]:
+    """The methods of a recipe file. A part may have run only some of them."""
     tree = parse_yaml(path.read_text(encoding="utf-8"), str(path))
     methods = tree.get("methods") if isinstance(tree, dict) else None
     return [str(name) for name in methods] if isinstance(methods, dict) else []
 
 
-def _copy(study: StudyDir, folder: StudyDir) -> None:
-    """Finished runs, what was searched, and the task's own files that no other part has brought."""
-    for run in finished(study):
+def _copy_files(study: StudyDir, folder: StudyDir) -> None:
+    """Copy finished runs, their searches, and files of the task that no other part has."""
+    for run in finished_runs(study):
         shutil.copytree(run.path, folder.run(run.name, run.seed).path, ignore=SKIPPED)
-        found = run.path.parent / "search.json"
-        if found.exists():
-            shutil.copyfile(found, folder.path / run.name / "search.json")
-    names = {run.name for run in study.runs()} | REGENERATED | DERIVED
+        search = run.path.parent / "search.json"
+        if search.exists():
+            shutil.copyfile(search, folder.path / run.name / "search.json")
+    handled = {run.name for run in study.runs()} | REGENERATED | DERIVED
     for path in study.path.iterdir():
-        if path.is_dir() and path.name not in names:
-            shutil.copytree(path, folder.path / path.name, ignore=SKIPPED, dirs_exist_ok=True)
-        elif path.is_file() and path.name not in names and not (folder.path / path.name).exists():
-            shutil.copyfile(path, folder.path / path.name)
+        target = folder.path / path.name
+        if path.name in handled:
+            continue
+        if path.is_dir():
+            shutil.copytree(path, target, ignore=SKIPPED, dirs_exist_ok=True)
+        elif path.is_file() and not target.exists():
+            shutil.copyfile(path, target)
 
 
-def _environment(studies: list[StudyDir]) -> dict:
-    """The first part's stamp; every part's command, commit, device, methods and seeds beside it."""
-    stamps = [study.read_json("environment.json") or {} for study in studies]
+def _merge_environments(studies: list[StudyDir]) -> dict[str, Any]:
+    """The first part's environment, with a list of each part's command, device and seeds."""
+    environments = [study.read_json("environment.json") or {} for study in studies]
     parts = []
-    for study, stamp in zip(studies, stamps, strict=True):
-        if stamp.get("parts"):  # gathered before
-            parts += stamp["parts"]
+    for study, environment in zip(studies, environments, strict=True):
+        if environment.get("parts"):  # this part was merged itself
+            parts += environment["parts"]
             continue
         seeds: dict[str, list[int]] = {}
-        for run in finished(study):
+        for run in finished_runs(study):
             seeds.setdefault(run.name, []).append(run.seed)
-        known = {
-            key: stamp.get(key)
-            for key in ("command", "commit", "started", "device", "extended")
-            if key in stamp
-        }
+        keys = ("command", "commit", "started", "device", "extended")
         parts.append(
             {
-                **known,
+                **{key: environment[key] for key in keys if key in environment},
                 "methods": sorted(seeds),
-                "seeds": {name: sorted(some) for name, some in sorted(seeds.items())},
+                "seeds": {name: sorted(seeds[name]) for name in sorted(seeds)},
             }
         )
-    return {**stamps[0], "parts": parts}
+    return {**environments[0], "parts": parts}
 
 
-def _join(studies: list[StudyDir], folder: StudyDir, recipe: Recipe) -> None:
-    """estimate.json and verify.json, whose methods are lists.
+def _merge_estimates(studies: list[StudyDir], folder: StudyDir, recipe: Recipe) -> None:
+    """Write estimate.json. Of a method that two parts estimated, the first part's entry counts."""
+    contents = _contents(studies, record.ESTIMATE_FILE)
+    if not contents:
+        return
+    by_method: dict[str, dict[str, Any]] = {}
+    for content in contents:
+        for entry in content["methods"]:
+            by_method.setdefault(entry["method"], entry)
+    methods = _in_order(by_method, recipe)
+    total = estimator.study_total(recipe, methods)
+    merged = {**contents[0], "methods": methods, "total": total}
+    write_json(folder.path / record.ESTIMATE_FILE, merged)
 
-    Of a method that two parts estimated, the first counts: its later seeds were run elsewhere. Of one that two parts verified,
-    what has more checks: the other was cut.
+
+def _merge_verifications(studies: list[StudyDir], folder: StudyDir, recipe: Recipe) -> None:
+    """Write verify.json.
+
+    Of a method that two parts verified, the entry with more checks counts, or else the later one.
+    An entry gets its device if the parts were verified on several.
     """
-    places = list(recipe.methods)
-    for name in (record.ESTIMATE_FILE, "verify.json"):
-        found = [one for study in studies if (one := study.read_json(name))]
-        if not found:
-            continue
-        entries = [_where(entry, one, found) for one in found for entry in one["methods"]]
-        entries.sort(
-            key=lambda entry: len(entry.get("checks", ()))
-        )  # sorting is stable: estimates stay as they are
-        best = {
-            entry["method"]: entry
-            for entry in (reversed(entries) if name == record.ESTIMATE_FILE else entries)
-        }
-        methods = sorted(
-            best.values(),
-            key=lambda entry: (
-                places.index(entry["method"]) if entry["method"] in places else len(places)
-            ),
-        )
-        more = (
-            {"total": estimator.study_total(recipe, methods)}
-            if name == record.ESTIMATE_FILE
-            else _verdict(methods, found)
-        )
-        write_json(folder.path / name, {**found[0], "methods": methods, **more})
-
-
-def _where(entry: dict, whole: dict, found: list[dict]) -> dict:
-    """A method's entry; with its device where the parts were verified on several."""
-    devices = [one.get("device") for one in found]
-    return (
-        {"device": whole.get("device"), **entry}
-        if "checks" in entry and any(device != devices[0] for device in devices)
-        else entry
-    )
-
-
-def _verdict(methods: list[dict], found: list[dict]) -> dict:
-    """What verify.json says of all methods together; `waiting` are those whose training no part came to."""
-    verdicts = [check["verdict"] for method in methods for check in method["checks"]]
-    whole = {
-        entry["method"]
-        for one in found
-        for entry in one["methods"]
-        if entry["method"] not in one.get("waiting", ())
-    }
-    return {
-        "counts": {
-            verdict: verdicts.count(verdict) for verdict in ("ok", "failed", "not applicable")
-        },
+    contents = _contents(studies, "verify.json")
+    if not contents:
+        return
+    several_devices = any(one.get("device") != contents[0].get("device") for one in contents)
+    by_method: dict[str, dict[str, Any]] = {}
+    complete = set()
+    for content in contents:
+        for entry in content["methods"]:
+            name = entry["method"]
+            if several_devices:
+                entry = {"device": content.get("device"), **entry}
+            if name not in by_method or len(entry["checks"]) >= len(by_method[name]["checks"]):
+                by_method[name] = entry
+            if name not in content.get("waiting", ()):
+                complete.add(name)
+    methods = _in_order(by_method, recipe)
+    verdicts = [check["verdict"] for entry in methods for check in entry["checks"]]
+    merged = {
+        **contents[0],
+        "methods": methods,
+        "counts": {name: verdicts.count(name) for name in ("ok", "failed", "not applicable")},
         "verdict": "failed" if "failed" in verdicts else "ok",
-        "waiting": [method["method"] for method in methods if method["method"] not in whole],
+        "waiting": [entry["method"] for entry in methods if entry["method"] not in complete],
     }
+    write_json(folder.path / "verify.json", merged)
+
+
+def _contents(studies: list[StudyDir], name: str) -> list[dict[str, Any]]:
+    """The contents of a JSON file in the studies that have it."""
+    contents = [study.read_json(name) for study in studies]
+    return [content for content in contents if content]
+
+
+def _in_order(by_method: dict[str, dict[str, Any]], recipe: Recipe) -> list[dict[str, Any]]:
+    """Entries in the recipe's order of methods; entries of other methods come last."""
+    order = list(recipe.methods)
+    known = [by_method[name] for name in order if name in by_method]
+    return known + [entry for name, entry in by_method.items() if name not in order]

@@ -1,6 +1,7 @@
 """A study: every method of a recipe trained under the same conditions, each run in its own folder.
 
-One run is: build, fingerprint, train, fingerprint again, prove, evaluate. A finished run is never repeated.
+One run is: build, fingerprint, train, fingerprint again, prove, evaluate. A finished run is never
+repeated.
 """
 
 from __future__ import annotations
@@ -113,7 +114,11 @@ def extend(recipe: Recipe, out: str, prepared: Hook | None = None) -> StudyDir:
 
 
 def _extended_recipe(old: Recipe, new: Recipe, out: str) -> Recipe:
-    """The recipe with the methods and seeds of both. Raises `UserError` if anything else differs."""
+    """The recipe with the methods and seeds of both.
+
+    Raises:
+        UserError: anything else differs.
+    """
     keys = [key for key in type(old).model_fields if key not in ("methods", "seeds")]
     changed = [key for key in keys if getattr(old, key) != getattr(new, key)]
     shared = [name for name in old.methods if name in new.methods]
@@ -203,7 +208,14 @@ def _prepare(task: Task, recipe: Recipe, folder: StudyDir, device: torch.device)
 
 
 def _run_or_record_failure(study: Study, name: str, run_dir: RunDir) -> list[str]:
-    """Run one method. A failure is written to run.json and returned, so that the other methods still run."""
+    """Run one method.
+
+    A failure is written to run.json and returned, so that the other methods still run.
+
+    Raises:
+        Stopped: a signal stopped the run.
+        UserError: the recipe, the data or the model cannot be used.
+    """
     try:
         run_method(study, name, run_dir)
         return []
@@ -284,7 +296,11 @@ def _train_and_prove(
     run_dir: RunDir,
     ledger: Ledger,
 ) -> None:
-    """Train, and compare the hash of every tensor before and after. Raises `TarazuError` if the proof fails."""
+    """Train, and compare the hash of every tensor before and after.
+
+    Raises:
+        TarazuError: training diverged, or a tensor changed that should not have.
+    """
     with ledger.phase("fingerprint"):
         before = fingerprint.fingerprint(model.module)
     trainer.train(
@@ -302,7 +318,7 @@ def _size(path: Path) -> int:
 
 
 def describe_trainable(names: frozenset[str]) -> str:
-    """The parts that hold the named tensors, in a few words: blocks by number, other parts by name."""
+    """The parts of the model that have the named tensors: blocks by number, others by name."""
     layer = re.compile(r"\.layers\.(\d+)\.")
     matches = {name: layer.search(f".{name}") for name in names}
     blocks = sorted({int(match[1]) for match in matches.values() if match})
