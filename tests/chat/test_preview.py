@@ -1,4 +1,4 @@
-"""The terminal view: right-to-left text isolated, tokens under the loss marked, nothing of a row taken for markup."""
+"""The terminal view: isolated right-to-left text, marked loss tokens, no row parsed as markup."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def shown(data: dict, terminal: bool) -> str:
 def test_rows_are_shown_as_turns_in_isolates(data: dict) -> None:
     text = shown(data, terminal=False)
     turns = data["examples"][0]["turns"]
-    assert f"question \u2067{turns[0]['text']}\u2069" in text  # [red] and [/] came through as text
+    assert f"question \u2067{turns[0]['text']}\u2069" in text  # [red] and [/] are plain text
     assert f"answer   \u2067{turns[1]['text'].splitlines()[0]}\u2069" in text
     assert "\u2066name: Ali\u2069" in text
     assert text.count("\u2067") + text.count("\u2066") == text.count("\u2069")
@@ -69,8 +69,8 @@ def test_no_escape_sequence_of_a_row_reaches_the_terminal(data: dict) -> None:
 def test_tokens_under_the_loss_are_in_brackets_or_green(data: dict) -> None:
     tokens = data["examples"][0]["tokens"]
     text = preview.tokens(tokens, brackets=True).plain
-    for one in ("\u2066", "\u2067", "\u2069"):
-        text = text.replace(one, "")
+    for isolate in ("\u2066", "\u2067", "\u2069"):
+        text = text.replace(isolate, "")
     parts = text.split(preview.SEPARATOR)
     assert len(parts) == len(tokens)
     assert [part.startswith("[") and part.endswith("]") and len(part) > 2 for part in parts] == [
@@ -80,14 +80,12 @@ def test_tokens_under_the_loss_are_in_brackets_or_green(data: dict) -> None:
     green = "".join(
         styled.plain[span.start : span.end] for span in styled.spans if "green" in str(span.style)
     )
-    for one in ("\u2066", "\u2067", "\u2069"):
-        green = green.replace(one, "")
-    assert green == "".join(token for token, loss in tokens if loss).replace(
-        "\n", preview.NEWLINE
-    ).replace(" ", preview.SPACE)
-    assert "in brackets" in shown(data, terminal=False) and "\x1b[1;32m" in shown(
-        data, terminal=True
-    )
+    for isolate in ("\u2066", "\u2067", "\u2069"):
+        green = green.replace(isolate, "")
+    supervised = "".join(token for token, loss in tokens if loss)
+    assert green == supervised.replace("\n", preview.NEWLINE).replace(" ", preview.SPACE)
+    assert "in brackets" in shown(data, terminal=False)
+    assert "\x1b[1;32m" in shown(data, terminal=True)
 
 
 def test_the_tables_carry_the_numbers(data: dict) -> None:
