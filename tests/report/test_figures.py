@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from tarazu.report.render.charts import _place_labels
 from tarazu.report.render.figures import inline
+from tarazu.report.render.label_placement import place_labels
 
 SVG = '<svg width="10" height="5"><g transform="translate(1.2345,0.5)"><text fill="#333333">6.3885</text><text>0.0001</text><text>lora 2</text></g></svg>'
 
@@ -36,7 +36,7 @@ def test_names_of_near_points_cover_neither_each_other_nor_a_point():
     }
     found = {
         row["name"]: key
-        for key, rows in _place_labels(
+        for key, rows in place_labels(
             [{"name": n, "x": x, "y": y} for n, (x, y) in near.items()], False
         ).items()
         for row in rows
