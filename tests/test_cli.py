@@ -162,7 +162,7 @@ def test_set_overrides_and_scientific_numbers(tmp_path):
         ("budget.tokens=many", "--set budget.tokens: "),
         (
             "budget.tokens=۴٬۰۰۰",
-            "budget.tokens: a number of a recipe has the digits 0 to 9: write 4000",
+            "budget.tokens: a number in a recipe has the digits 0 to 9: write 4000",
         ),
         ("methods.lora.learning_rate=۰٫۰۱", "write 0.01"),
         ("search.extend_range=false", "--set search.extend_range: search.tokens: Field required"),
@@ -242,20 +242,20 @@ def test_check_ends_with_its_verdict(capsys):
         "total": {"seconds": [1, 1], "disk": [0, 10**18]},
         "methods": [method("base", True, []), method("lora", False, ["no such module"])],
     }
-    print_estimate("r.yaml --set 'seeds=[1, 2]'", found, None)
+    print_estimate(found, None, "tarazu run r.yaml --set 'seeds=[1, 2]' --out DIR")
     lines = capsys.readouterr().out.strip().splitlines()
     assert (
         lines[-1]
         == "verdict: 1 of 2 methods will work here; next: tarazu run r.yaml --set 'seeds=[1, 2]' --out DIR --method base"
     )
     assert "lora will not work: no such module" in lines and "of disk" in lines[-2]
-    print_estimate("r.yaml", {**found, "methods": found["methods"][1:]}, None)
+    print_estimate({**found, "methods": found["methods"][1:]}, None, "tarazu run r.yaml --out DIR")
     assert (
         capsys.readouterr().out.strip().splitlines()[-1]
         == "verdict: no method of this recipe will work here"
     )
     print_estimate(
-        "r.yaml", {**found, "methods": found["methods"][:1]}, None, ["base"]
+        {**found, "methods": found["methods"][:1]}, None, "tarazu run r.yaml --out DIR", True
     )  # of a recipe that has more
     assert (
         capsys.readouterr().out.strip().splitlines()[-1]
@@ -269,7 +269,7 @@ def test_check_ends_with_its_verdict(capsys):
         ("", "--out: no folder is named"),
         ("file", "file: a file, not a folder"),
         ("full", "full: this folder is not empty"),
-        ("file/inside", "no folder"),
+        ("file/inside", "not a folder"),
         ("/proc/none/inside", "does not exist"),
     ],
 )

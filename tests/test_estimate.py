@@ -20,7 +20,7 @@ from tarazu.engine.cost import TaskCost
 from tarazu.engine.ledger import Ledger
 from tarazu.engine.row_sampler import RowSampler, make_row_sampler
 from tarazu.errors import UserError
-from tarazu.estimate import cost_model, dry_run, estimator
+from tarazu.estimate import comparison, cost_model, dry_run, estimator
 from tarazu.recipe.schema import Budget, Search, load
 from tarazu.storage.atomic_io import read_json
 from tarazu.storage.run_folder import RunDir, StudyDir
@@ -227,14 +227,9 @@ def test_the_steps_that_bring_a_new_shape_are_found(recipe, data):
     trainable = chat.build(loaded, "lora", data, 0, CPU)
     packed = dataclasses.replace(data, packed=True)
     places = int(data.store.lengths("train")[:3].sum())
+    assert chat.cost.pass_shapes(trainable, packed, loaded, [0, 1, 2]) == {places} and places <= 400
     assert (
-        chat.cost.pass_shapes(trainable, packed, loaded, [0, 1, 2]) == {places}
-        and places <= 400
-    )
-    assert (
-        chat.cost.pass_shapes(
-            trainable, dataclasses.replace(data, packed=False), loaded, [0, 1, 2]
-        )
+        chat.cost.pass_shapes(trainable, dataclasses.replace(data, packed=False), loaded, [0, 1, 2])
         == set()
     )
 
@@ -272,37 +267,40 @@ def test_each_seeds_new_shapes_are_met_in_its_own_order(recipe, data, tmp_path, 
     )
     task = Seen()
     trainable = task.build(loaded, "lora", packed, 3, CPU)
-    timed = dry_run.dry_run(task, loaded, "lora", packed, trainable, tmp_path, Ledger(CPU))
+    timing = dry_run.dry_run(task, loaded, "lora", packed, trainable, tmp_path, Ledger(CPU))
     orders = {
         seed: make_row_sampler(task, packed, loaded.methods["lora"], loaded.budget, seed)
         for seed in (3, 5)
     }
     seen.remove(orders[3].rows_of_step(0))  # not counted: a process pays there what it pays once
-    assert list(timed.starts) == [3, 5] and timed.starts[3].new != timed.starts[5].new
-    for seed, start in timed.starts.items():
-        steps = [orders[seed].rows_of_step(step) for step in start.new]
+    assert (
+        list(timing.warmups) == [3, 5]
+        and timing.warmups[3].new_shape_steps != timing.warmups[5].new_shape_steps
+    )
+    for seed, warmup in timing.warmups.items():
+        steps = [orders[seed].rows_of_step(step) for step in warmup.new_shape_steps]
         taken = [rows for rows in seen if rows in steps]
         assert len(steps) > 1 and taken == [*steps, *steps] + [
             rows for rows in taken[2 * len(steps) :] if rows in steps
         ]
-        assert start.memory > 0 and start.lost >= 0
+        assert warmup.peak_memory > 0 and warmup.extra_seconds >= 0
 
 
 def test_a_seeds_estimate_is_beside_its_own_run(tmp_path):
-    timed = dry_run.TrainingTiming(
+    timing = dry_run.TrainingTiming(
         {0: dry_run.Warmup(2.0, 100, (0, 1, 9, 40)), 1: dry_run.Warmup(5.0, 130, (0, 3))},
-        steps=100,
-        each=0.1,
-        held=50.0,
-        checkpoint=0,
-        disk=7,
+        num_steps=100,
+        step_seconds=0.1,
+        tokens_per_step=50.0,
+        checkpoint_seconds=0,
+        disk_bytes=7,
     )
-    assert [timed.lost(steps) for steps in (1, 10, 1000)] == [
+    assert [timing.warmup_seconds(steps) for steps in (1, 10, 1000)] == [
         0.5,
         1.5,
         2.0,
     ]  # a search's short trials do not meet them all
-    told = estimator.training_summary(timed)
+    told = estimator.training_summary(timing)
     assert told["memory"] == 100 and told["by_seed"]["1"] == {
         "train": 15.0,
         "tokens_per_second": 5000 / 15,
@@ -316,7 +314,7 @@ def test_a_seeds_estimate_is_beside_its_own_run(tmp_path):
         "how": "measured",
         "seconds": seconds,
         **told,
-        "range": estimator.ranges(timed, 33.0, 4.0, 7),
+        "range": estimator.measured_ranges(timing, 33.0, 4.0, 7),
     }
     assert entry["range"] == {"seconds": [33.0, 37.0], "disk": [7, 7], "memory": [100, 130]}
     whole = estimator.study_total(SimpleNamespace(seeds=[0, 1, 2]), [entry])
@@ -335,7 +333,7 @@ def test_a_seeds_estimate_is_beside_its_own_run(tmp_path):
         (run.path / "ledger.json").write_text(json.dumps(ledger))
         rows = {
             row["metric"]: row
-            for row in estimator.compare_with_runs({"methods": [entry]}, iter([run]))
+            for row in comparison.compare_with_runs({"methods": [entry]}, iter([run]))
         }
         assert rows["train (s)"]["ratio"] == (1.25 if seed == 0 else 1.0) and rows[
             "memory (bytes)"
@@ -372,7 +370,12 @@ def test_a_search_costs_its_steps_its_trials_and_one_model(recipe):
         update={"search": Search(tokens=1000, learning_rate=[1e-4, 1e-3])}
     )
     found, beyond = estimator.search_seconds(
-        changed, "lora", load=2.0, each=0.5, held=120, trial=1.0
+        changed,
+        "lora",
+        build_seconds=2.0,
+        step_seconds=0.5,
+        tokens_per_step=120,
+        trial_overhead=1.0,
     )
     assert found == {"search": pytest.approx(2 + 2 * (5 * 0.5 + 1))} and beyond == pytest.approx(
         2 * (5 * 0.5 + 1)
@@ -384,12 +387,20 @@ def test_a_search_costs_its_steps_its_trials_and_one_model(recipe):
             )
         }
     )
-    found, beyond = estimator.search_seconds(fixed, "lora", load=2.0, each=0.5, held=120, trial=1.0)
+    found, beyond = estimator.search_seconds(
+        fixed, "lora", build_seconds=2.0, step_seconds=0.5, tokens_per_step=120, trial_overhead=1.0
+    )
     trials = 4 * (math.ceil(125 / 120) * 0.5 + 1) + 2 * (math.ceil(250 / 120) * 0.5 + 1)
     assert found == {"search": pytest.approx(6 * 2 + trials)} and beyond == 0
     assert estimator.search_seconds(load(recipe), "lora", 2.0, 0.5, 120, 1.0) == ({}, 0.0)
     met, _ = estimator.search_seconds(
-        changed, "lora", load=2.0, each=0.5, held=120, trial=1.0, lost=lambda steps: steps / 10
+        changed,
+        "lora",
+        build_seconds=2.0,
+        step_seconds=0.5,
+        tokens_per_step=120,
+        trial_overhead=1.0,
+        warmup_seconds=lambda steps: steps / 10,
     )
     assert met == {
         "search": pytest.approx(2 + 5 / 10 + 2 * (5 * 0.5 + 1))

@@ -49,7 +49,7 @@ def test_a_study_foresees_for_itself(home):
         "methods"
     ] == 2
     assert all(
-        m["how"] == "predicted" and m["range"]["seconds"][1] > 0 and m["made"]
+        m["how"] == "predicted" and m["range"]["seconds"][1] > 0 and m["created"]
         for m in kept["methods"]
     )
     ledger = read_json(home / "predicted" / "lora" / "seed-0" / "ledger.json")
@@ -64,7 +64,7 @@ def test_a_measured_estimate_is_kept_as_it_is(home):
         read_json(home / "told" / "estimate.json"),
         read_json(home / "estimate.json")["estimate"],
     )
-    assert [{k: v for k, v in m.items() if k != "made"} for m in kept["methods"]] == given[
+    assert [{k: v for k, v in m.items() if k != "created"} for m in kept["methods"]] == given[
         "methods"
     ]
     assert kept["methods"][1]["how"] == "measured" and kept["methods"][1]["seconds"]["train"] > 0

@@ -176,7 +176,7 @@ def merge(
 ) -> None:
     """Merge parts of a study that several devices ran.
 
-    Then the report is written. The parts must agree in everything but their methods, seeds and devices.
+    Then the report is written. The parts must agree in everything but methods, seeds and devices.
     """
     from tarazu.study import merge as command
 

@@ -15,7 +15,9 @@ from tarazu.chat.evaluation import forgetting, questions, reading_comprehension
 from tarazu.chat.model import loading
 from tarazu.chat.settings import ChatRecipe, Sources
 from tarazu.errors import UserError
-from tarazu.storage.run_folder import StudyDir, write_json
+from tarazu.storage.atomic_io import write_json
+from tarazu.storage.cache import cache_dir
+from tarazu.storage.run_folder import StudyDir
 
 
 @dataclass
@@ -63,7 +65,7 @@ def prepare(recipe: ChatRecipe, folder: StudyDir, device: torch.device) -> ChatD
         max_length=settings.max_length,
         split=settings.split.model_dump(),
         seed=settings.split_seed,
-        cache=loading.cache_folder() / "rows",
+        cache=cache_dir() / "rows",
         rows=settings.rows,
         duplicates=settings.duplicates,
         note=settings.model_dump()["note"],

@@ -46,6 +46,8 @@ def print_results(folder: Path) -> None:
     """
     with reporting_corruption(folder / "results.json"):
         results = read_json(folder / "results.json", {"rows": []})
+        if results.get("task") not in (None, *tasks.names()):
+            raise ValueError(f"unknown task {results['task']!r}")
         metrics = tasks.columns(results.get("task"))
         titles = ["trained", "train time", "memory", *(title for _, title, _ in metrics)]
         several_seeds = len({row["seed"] for row in results["rows"]}) > 1
