@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from chat.tiny import Words
-from engine.test_recording import by_running
+from engine.emulated_graphs import by_running
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import AutoModelForCausalLM, Gemma2Config, Gemma3TextConfig, LlamaConfig
@@ -271,9 +271,9 @@ def test_dropout_on_the_host_is_not_recorded(no_gpu):
         before = torch.get_rng_state()
         gradients(played, FEW[1], True)
         assert not torch.equal(before, torch.get_rng_state())
-    assert "dice fall on the host" in played.graphed_forward.failure_reason and not played.graphed_forward.graphs
+    assert "drawn on the host" in played.graphed_forward.failure_reason and not played.graphed_forward.graphs
     assert (
-        "dice fall on the host"
+        "drawn on the host"
         in task.Chat().code_paths(played, ChatData(None, None, None, [], True))["layers"]
     )
 

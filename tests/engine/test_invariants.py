@@ -6,7 +6,7 @@ import contextlib
 
 import pytest
 import torch
-from engine.toy import CPU, Toy, ToyData
+from engine.toy_task import CPU, Toy, ToyData
 
 from tarazu.engine import optimizer
 from tarazu.engine.invariants.checks import shared_checks

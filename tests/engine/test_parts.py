@@ -9,7 +9,7 @@ import torch
 
 from tarazu.engine.fingerprint import compare, fingerprint, require_ok
 from tarazu.engine.ledger import Ledger
-from tarazu.engine.lr_schedule import in_phases, lr_factor
+from tarazu.engine.lr_schedule import lr_factor_in_phase, lr_factor
 from tarazu.engine.row_sampler import RowSampler
 from tarazu.engine.trainable import TrainingPhase
 from tarazu.errors import TarazuError
@@ -50,12 +50,12 @@ def test_neighbours_stay_together_in_another_order_each_epoch():
 def test_a_phase_begins_its_schedule_anew_at_its_own_height():
     """Ten epochs of four steps, of which the last four train for something else at a tenth of the rate."""
     phases = [TrainingPhase(6, 0.1)]
-    rates = [in_phases(step / 40, step / 4, phases, "cosine", 0.1) for step in range(40)]
+    rates = [lr_factor_in_phase(step / 40, step / 4, phases, "cosine", 0.1) for step in range(40)]
     assert max(rates[:24]) == pytest.approx(1, abs=0.01) and rates[23] < 0.02
     assert (
         rates[24] < 0.01 and max(rates[24:]) == pytest.approx(0.1, abs=0.002) and rates[39] < 0.002
     )
-    assert [in_phases(step / 40, step / 4, [], "cosine", 0.1) for step in range(40)] == [
+    assert [lr_factor_in_phase(step / 40, step / 4, [], "cosine", 0.1) for step in range(40)] == [
         lr_factor(step / 40, "cosine", 0.1) for step in range(40)
     ]
 

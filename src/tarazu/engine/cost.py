@@ -87,7 +87,7 @@ class TaskCost:
     def phase_seconds(
         self, model: TrainableModel, data: Any, recipe: Any
     ) -> dict[str, float] | None:
-        """Seconds of `validate`, `sample`, `evaluate` and `generate`, or None to time the task's own functions."""
+        """Seconds by phase (`validate`, `sample`, `evaluate`, `generate`); None: time the task."""
         return None
 
     def answer_bytes(self, data: Any, recipe: Any, validations: int) -> int:

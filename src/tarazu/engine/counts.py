@@ -11,7 +11,7 @@ class TokenCounts:
 
     Args:
         rows: rows in the batch.
-        tokens: real tokens of the rows. The budget counts these, so it is the same for every method.
+        tokens: real tokens of the rows. The budget counts these, so every method has the same.
         supervised: tokens under the loss.
         padding: positions that hold no token.
         virtual: positions of a soft prompt.

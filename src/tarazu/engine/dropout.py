@@ -7,8 +7,8 @@ from collections.abc import Iterator
 
 from torch import nn
 
-# Where layers keep a dropout probability themselves instead of in an `nn.Dropout`. The values are a float, or
-# a dict of floats by adapter name (peft). `nn.LSTM.dropout` acts between the layers of the LSTM.
+# Where layers keep a dropout probability themselves instead of in an `nn.Dropout`: a float, or a
+# dict of floats by adapter name (peft). `nn.LSTM.dropout` acts between the layers of the LSTM.
 DROPOUT_ATTRIBUTES = ("dropout", "attention_dropout", "module_dropout", "rank_dropout")
 
 

@@ -1,9 +1,10 @@
-"""The mean of the weights over the last steps: calmer than any single step's, and slower to overfit.
+"""Exponential moving average of the weights: less noisy than one step, and slower to overfit.
 
-    average <- d average + (1 - d) weights,   d = min(`average`, (1 + step) / (10 + step))
+    average <- d * average + (1 - d) * weights,    d = min(decay, (1 + step) / (10 + step))
 
-Polyak and Juditsky 1992, as an exponential mean; the smaller d at the start lets it forget the initialisation. Training
-itself never sees it: it is what is validated, kept and evaluated.
+Averaging of iterates is due to Polyak and Juditsky 1992. The smaller d of the first steps, as in
+TensorFlow's `ExponentialMovingAverage`, forgets the initialisation sooner. Training does not see
+the average; validation, evaluation and the saved weights use it.
 """
 
 from __future__ import annotations
@@ -13,54 +14,58 @@ from contextlib import contextmanager
 
 import torch
 
+from tarazu.engine import weights
 from tarazu.engine.trainable import TrainableModel
 
 
 class ExponentialMovingAverage:
-    """The running mean of a model's trainable tensors, in float32 at least.
+    """The moving average of a model's trainable parameters, in float32 or wider.
 
     Args:
-        decay: the largest share of the old mean that a step keeps; about 1 / (1 - decay) steps are in it.
+        model: the model that is trained.
+        decay: largest d of the formula; about 1 / (1 - decay) steps contribute.
     """
 
     def __init__(self, model: TrainableModel, decay: float):
-        self.decay, self.parameters = decay, model.trainable()
-        self.begin()
+        self.model, self.decay = model, decay
+        self.parameters = model.trainable()
+        self.reset()
 
-    def begin(self) -> None:
-        """The mean is what the weights are now."""
-        self.mean = {name: _wide(p).clone() for name, p in self.parameters.items()}
+    def reset(self) -> None:
+        """Start again from the current weights."""
+        self.mean = {name: _at_least_float32(p).clone() for name, p in self.parameters.items()}
 
     @torch.no_grad()
     def update(self, step: int) -> None:
-        """Takes in the weights after the `step`-th step, counted from 1."""
-        keep = min(self.decay, (1 + step) / (10 + step))
-        torch._foreach_lerp_(
-            list(self.mean.values()), [_wide(p) for p in self.parameters.values()], 1 - keep
-        )
+        """Add the current weights to the average.
+
+        Args:
+            step: number of finished optimizer steps, from 1.
+        """
+        decay = min(self.decay, (1 + step) / (10 + step))
+        current = [_at_least_float32(p) for p in self.parameters.values()]
+        torch._foreach_lerp_(list(self.mean.values()), current, 1 - decay)
+
+    def copy_to_model(self) -> None:
+        """Replace the model's weights by the average."""
+        weights.restore(self.model, self.mean)
 
     @contextmanager
-    def in_place(self) -> Iterator[None]:
-        """The module holds the mean inside, and its own weights again, bit by bit, afterwards."""
+    def swapped_in(self) -> Iterator[None]:
+        """Inside, the model holds the average; afterwards its own weights again, bit by bit."""
         own = {name: p.detach().clone() for name, p in self.parameters.items()}
-        self.put(self.mean)
+        self.copy_to_model()
         try:
             yield
         finally:
-            self.put(own)
+            weights.restore(self.model, own)
 
     @torch.no_grad()
-    def put(self, tensors: dict[str, torch.Tensor]) -> None:
-        """Copies tensors into the module."""
-        for name, parameter in self.parameters.items():
-            parameter.copy_(tensors[name])
-
-    @torch.no_grad()
-    def restore(self, tensors: dict[str, torch.Tensor]) -> None:
-        """The mean as a checkpoint kept it."""
-        for name, mean in self.mean.items():
-            mean.copy_(tensors[name])
+    def load(self, mean: dict[str, torch.Tensor]) -> None:
+        """Take the average from a checkpoint: tensors by name, in the shapes of the parameters."""
+        for name, own_mean in self.mean.items():
+            own_mean.copy_(mean[name])
 
 
-def _wide(parameter: torch.Tensor) -> torch.Tensor:
+def _at_least_float32(parameter: torch.Tensor) -> torch.Tensor:
     return parameter.detach().float() if parameter.itemsize < 4 else parameter.detach()

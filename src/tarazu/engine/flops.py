@@ -1,7 +1,8 @@
-"""How much arithmetic training is, and how much of the device it uses.
+"""FLOPs of training, and the model FLOPs utilisation (MFU) of the device.
 
-Model FLOPs are what the method itself needs: forward, and backward only as deep as something is trained. Padding and
-recomputing are not in it, so wasted work lowers the utilisation (PaLM, Chowdhery et al. 2022, appendix B).
+Model FLOPs are what the method itself needs: the forward pass, and the backward pass as deep as
+something is trained. Padding and recomputation do not count, so wasted work lowers the utilisation
+(PaLM, Chowdhery et al. 2022, appendix B).
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import time
 import warnings
 from collections.abc import Iterator
 from functools import cache
-from typing import Any
+from typing import TypeVar
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -23,56 +24,68 @@ from tarazu.engine.task import Data, Task
 from tarazu.engine.trainable import TrainableModel
 from tarazu.recipe.schema import Recipe
 
+Count = TypeVar("Count")  # an int, or an array of ints
+
 
 def flops_metrics(
     task: Task, model: TrainableModel, data: Data, recipe: Recipe, ledger: Ledger
 ) -> dict[str, float | None]:
-    """The part of `ledger.json` about arithmetic; null where it is not known, or where nothing was trained.
+    """The part of `ledger.json` about FLOPs.
 
-    A task may know its own `flops_per_token(model, data, recipe)`; else one real batch is counted.
+    A task may count its own FLOPs per token; otherwise one real batch is counted.
+
+    Returns:
+        `flops_per_token`, `model_flops`, `utilisation` (0 to 1) and `device_matmul_flops` (FLOP/s).
+        None where the number is unknown, or where nothing was trained.
     """
-    names = ("flops_per_token", "model_flops", "utilisation", "device_matmul_flops")
-    seconds = ledger.seconds.get("train")
-    if not (model.trainable_names and seconds and ledger.counts.tokens):
-        return dict.fromkeys(names)
+    unknown = dict.fromkeys(
+        ("flops_per_token", "model_flops", "utilisation", "device_matmul_flops")
+    )
+    train_seconds = ledger.seconds.get("train")
+    if not (model.trainable_names and train_seconds and ledger.counts.tokens):
+        return unknown
     try:
         with torch.enable_grad(), autocast(recipe.budget, ledger.device):
-            own = getattr(task, "flops_per_token", None)
-            each = own(model, data, recipe) if own else count_batch_flops(task, model, data, recipe)
-    except (
-        RuntimeError,
-        TypeError,
-        AttributeError,
-    ) as error:  # a finished training is worth more than this figure
-        log(f"the arithmetic was not counted: {type(error).__name__}: {error}")
-        return dict.fromkeys(names)
-    rate = device_rate(
-        ledger.device,
-        torch.bfloat16 if uses_bfloat16(recipe.budget, ledger.device) else torch.float32,
-    )
-    total = each * ledger.counts.tokens
-    return dict(
-        zip(names, (each, total, total / seconds / rate if rate else None, rate), strict=True)
-    )
+            per_token = task.flops_per_token(model, data, recipe)
+            if per_token is None:
+                per_token = count_batch_flops(task, model, data, recipe)
+    except (RuntimeError, TypeError, AttributeError) as error:
+        # A finished training is worth more than this number.
+        log(f"the FLOPs were not counted: {type(error).__name__}: {error}")
+        return unknown
+    dtype = torch.bfloat16 if uses_bfloat16(recipe.budget, ledger.device) else torch.float32
+    rate = device_rate(ledger.device, dtype)
+    total = per_token * ledger.counts.tokens
+    return {
+        "flops_per_token": per_token,
+        "model_flops": total,
+        "utilisation": total / train_seconds / rate if rate else None,
+        "device_matmul_flops": rate,
+    }
 
 
 def count_batch_flops(task: Task, model: TrainableModel, data: Data, recipe: Recipe) -> float:
-    """FLOPs per token of one real batch, forward and backward, as torch's own counter sees them (padding included)."""
+    """FLOPs per token of one real batch, forward and backward, by torch's counter, with padding."""
     rows = list(range(min(recipe.budget.batch_rows, data.size("train"))))
-    training, tokens = model.module.training, 0
-    model.module.eval()  # no running statistic may move
-    with _plain_products(), FlopCounterMode(display=False) as counter:
+    device = next(model.module.parameters()).device
+    was_training, tokens = model.module.training, 0
+    model.module.eval()  # so that no running statistic changes
+    with _countable_kernels(), FlopCounterMode(display=False) as counter:
         for batch in task.collate(model, data, "train", rows, recipe.budget.micro_batch_tokens):
             tokens += batch.counts.tokens
-            task.loss(model, batch.to(next(model.module.parameters()).device)).total.backward()
+            task.loss(model, batch.to(device)).total.backward()
     model.module.zero_grad(set_to_none=True)
-    model.module.train(training)
+    model.module.train(was_training)
     return counter.get_total_flops() / tokens
 
 
 @contextlib.contextmanager
-def _plain_products() -> Iterator[None]:
-    """Without the libraries' own LSTMs, whose products torch's counter does not see (and cuDNN's trains in train mode only)."""
+def _countable_kernels() -> Iterator[None]:
+    """Without the LSTM kernels of cuDNN and oneDNN.
+
+    Torch's counter does not see their matrix products, and cuDNN's LSTM has no backward pass in
+    eval mode.
+    """
     with warnings.catch_warnings(), torch.backends.cudnn.flags(enabled=False):
         warnings.simplefilter("ignore")
         with torch.backends.mkldnn.flags(enabled=False):
@@ -81,7 +94,7 @@ def _plain_products() -> Iterator[None]:
 
 @cache
 def device_rate(device: torch.device, dtype: torch.dtype) -> float | None:
-    """`matmul_rate`, measured once a process; None where there is no room for it."""
+    """`matmul_rate`, measured once a process; None where there is no memory for it."""
     try:
         return matmul_rate(device, dtype)
     except RuntimeError:
@@ -89,19 +102,19 @@ def device_rate(device: torch.device, dtype: torch.dtype) -> float | None:
 
 
 def matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
-    """FLOP/s of a large square product of random numbers, the best of several."""
+    """FLOP/s of a large square matrix product of random numbers, the best of six."""
     size = 8192 if device.type == "cuda" else 1024
     a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
-    best = float("inf")
+    best_seconds = float("inf")
     for _ in range(6):
         start = time.perf_counter()
         a @ b
         if device.type == "cuda":
             torch.cuda.synchronize(device)
-        best = min(best, time.perf_counter() - start)
-    return 2 * size**3 / best
+        best_seconds = min(best_seconds, time.perf_counter() - start)
+    return 2 * size**3 / best_seconds
 
 
-def linear_flops(rows: Any, into: int, out: int) -> Any:
-    """Of `rows` vectors of `into` numbers through an (out, into) matrix: a multiplication and an addition each."""
-    return 2 * rows * into * out
+def linear_flops(rows: Count, in_features: int, out_features: int) -> Count:
+    """FLOPs of a linear layer on `rows` vectors: a multiplication and an addition per weight."""
+    return 2 * rows * in_features * out_features

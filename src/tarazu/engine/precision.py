@@ -10,7 +10,7 @@ from tarazu.recipe.schema import Budget
 
 
 def uses_bfloat16(budget: Budget, device: torch.device) -> bool:
-    """Whether a forward pass computes in bfloat16: as the recipe says, or `auto` on a GPU that has it."""
+    """Whether a forward pass computes in bfloat16; `auto` means on a GPU that supports it."""
     if budget.precision == "auto":
         return device.type == "cuda" and torch.cuda.is_bf16_supported()
     return budget.precision == "bfloat16"

@@ -1,4 +1,4 @@
-"""What a person sees while it runs: a bar on a terminal, a line now and then elsewhere; always on stderr."""
+"""Progress on stderr: a bar on a terminal, otherwise a line every few seconds."""
 
 from __future__ import annotations
 
@@ -9,19 +9,24 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 CONSOLE = Console(stderr=True, soft_wrap=True, highlight=False)
-QUIET_SECONDS = 10.0  # between lines where there is no terminal
+SECONDS_BETWEEN_LINES = 10.0  # where there is no terminal
 
 
 def log(text: str) -> None:
-    """One line, above the bar if there is one."""
+    """Print one line, above the bar if there is one."""
     CONSOLE.print(text, markup=False)
 
 
 class ProgressBar:
-    """Progress of one piece of work, 0..1. Use as a context manager."""
+    """Progress of one piece of work. Use as a context manager.
+
+    Args:
+        title: what is in progress.
+    """
 
     def __init__(self, title: str):
-        self.title, self._last, self._begin = title, 0.0, time.monotonic()
+        self.title = title
+        self._last_line = 0.0  # when the last line was printed
         self._live = CONSOLE.is_terminal
         self._progress = Progress(
             TextColumn("{task.description}"),
@@ -33,21 +38,27 @@ class ProgressBar:
         )
 
     def __enter__(self) -> ProgressBar:
-        self._begin = time.monotonic()
         if self._live:
             self._progress.start()
             self._task = self._progress.add_task(self.title, total=1.0, text="")
         return self
 
-    def __exit__(self, *_) -> None:
+    def __exit__(self, *_: object) -> None:
         if self._live:
             self._progress.stop()
         sys.stderr.flush()
 
     def at(self, fraction: float, text: str) -> None:
-        """Moves the bar, or prints a line when the last one is some seconds old."""
+        """Show how far the work is.
+
+        Args:
+            fraction: part of the work that is done, 0 to 1.
+            text: short status, for example the current loss.
+        """
         if self._live:
             self._progress.update(self._task, completed=fraction, text=text)
-        elif time.monotonic() - self._last >= QUIET_SECONDS or fraction >= 1:
-            self._last = time.monotonic()
+            return
+        is_late = time.monotonic() - self._last_line >= SECONDS_BETWEEN_LINES
+        if is_late or fraction >= 1:
+            self._last_line = time.monotonic()
             log(f"{self.title}: {100 * fraction:3.0f}%  {text}")

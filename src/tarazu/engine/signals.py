@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM: while training they wait for the edge of a step, elsewhere they end the work at once."""
+"""SIGINT and SIGTERM: training ends after its current step, other work ends at once."""
 
 from __future__ import annotations
 
@@ -6,44 +6,54 @@ import contextlib
 import signal
 import threading
 from collections.abc import Iterator
+from types import FrameType
 
 from tarazu.errors import Stopped
 
 
 class StopSignals:
-    """Turns SIGINT and SIGTERM into `Stopped`. A second signal does not wait. Use as a context manager."""
+    """Turn SIGINT and SIGTERM into `Stopped`. Use as a context manager.
+
+    Args:
+        folder: path of the study, which `Stopped` names so that the user can resume it.
+    """
 
     def __init__(self, folder: str):
-        self.folder, self.received, self._patient = folder, None, False
+        self.folder = folder
+        self.received: int | None = None  # number of the last signal
+        self._deferred = False
 
     def __enter__(self) -> StopSignals:
-        self._old = {}
+        self._previous_handlers = {}
+        # Python allows signal handlers in the main thread only.
         if threading.current_thread() is threading.main_thread():
-            self._old = {
-                number: signal.signal(number, self._on)
-                for number in (signal.SIGINT, signal.SIGTERM)
-            }
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._previous_handlers[number] = signal.signal(number, self._handle)
         return self
 
-    def __exit__(self, *_) -> None:
-        for number, handler in self._old.items():
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._previous_handlers.items():
             signal.signal(number, handler)
 
     @contextlib.contextmanager
-    def patient(self) -> Iterator[None]:
-        """Inside, a signal is only noted, until `check`."""
-        self._patient = True
+    def deferred(self) -> Iterator[None]:
+        """Inside, a first signal waits until `check`. A second signal ends the work at once."""
+        self._deferred = True
         try:
             yield
         finally:
-            self._patient = False
+            self._deferred = False
 
     def check(self) -> None:
-        """Raises `Stopped` if a signal came."""
+        """End the work if a signal came.
+
+        Raises:
+            Stopped: a signal was received.
+        """
         if self.received is not None:
             raise Stopped(self.received, self.folder)
 
-    def _on(self, number: int, _frame) -> None:
-        again, self.received = self.received is not None, number
-        if again or not self._patient:
+    def _handle(self, number: int, _frame: FrameType | None) -> None:
+        is_second, self.received = self.received is not None, number
+        if is_second or not self._deferred:
             self.check()

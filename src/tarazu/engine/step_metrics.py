@@ -1,7 +1,8 @@
-"""Each step's loss and gradient norm: read when the device has them, written down, and looked at.
+"""Loss and gradient norm of each step: read from the device, logged, and checked.
 
-Asking a GPU for a number stops the host until the GPU is idle, and then the GPU waits for the host. So a step's figures
-are read after the next step is under way, where the optimizer can leave a bad step out by itself.
+Reading a number from a GPU makes the host wait until the GPU is idle, and then the GPU waits for
+the host. If the optimizer can skip a bad step by itself, the numbers of a step are therefore read
+one step late, when the next step has been launched.
 """
 
 from __future__ import annotations
@@ -11,120 +12,154 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Protocol
 
 import torch
 
 from tarazu.engine.counts import TokenCounts
 from tarazu.errors import TarazuError
 
-MOST_SKIPPED = 10  # steps in a row without a finite gradient before the run is given up
+MAX_SKIPPED = 10  # consecutive steps without a finite gradient before the run fails
 
 
 class DeviceTimestamp:
-    """A point in the device's time, which on a GPU is not the host's: work is ordered long before it is done."""
+    """A point in the device's own time. A GPU runs work long after the host has launched it."""
 
     def __init__(self, device: torch.device):
-        self.host = time.perf_counter()
-        self.event = None
+        self.host_seconds = time.perf_counter()
+        self.event: torch.cuda.Event | None = None
         if device.type == "cuda":
             self.event = torch.cuda.Event(enable_timing=True)
             self.event.record()
 
-    def until(self, later: DeviceTimestamp) -> float:
-        """Seconds; the device must have passed both."""
+    def seconds_until(self, later: DeviceTimestamp) -> float:
+        """Seconds between two points; the device must have passed both."""
         if self.event is None:
-            return later.host - self.host
+            return later.host_seconds - self.host_seconds
         return self.event.elapsed_time(later.event) / 1000
 
 
 @dataclass(frozen=True)
 class PendingStep:
-    """A step that is done or under way; `measured` holds its loss and gradient norm, on the host once `ended` has passed."""
+    """A step that the device may still be working on.
+
+    Args:
+        step: number of the step, from 1.
+        tokens: tokens of all steps so far, with this one.
+        epoch: passes over the rows so far.
+        learning_rate: rate of the first parameter group.
+        counts: sizes of the step's rows.
+        loss_and_norm: loss and gradient norm, (2,). On the host once the device has passed `ended`.
+        began: when the device began the step.
+        ended: when the device ended the step.
+    """
 
     step: int
     tokens: int
     epoch: float
-    rate: float
+    learning_rate: float
     counts: TokenCounts
-    measured: torch.Tensor
+    loss_and_norm: torch.Tensor
     began: DeviceTimestamp
     ended: DeviceTimestamp
 
 
+class SkipCounter(Protocol):
+    """What keeps the number of consecutive skipped steps; it is part of a checkpoint."""
+
+    skipped: int
+
+
 class StepMetrics:
-    """Reads steps in their order.
+    """Read the steps in their order.
 
     Args:
-        position: its `skipped` counts the steps left out in a row.
-        losses: the last ones, for noticing a jump.
-        write: writes an event, as `EventLog.write`.
-        warn: notes a warning (step, kind, text).
+        state: holds the number of consecutive skipped steps.
+        recent_losses: the last losses; a spike is a loss far above them.
+        write_event: writes an event to the log, as `EventLog.write`.
+        warn: writes a warning: step, kind, text.
     """
 
     def __init__(
         self,
-        position: Any,
-        losses: deque[float],
-        write: Callable,
+        state: SkipCounter,
+        recent_losses: deque[float],
+        write_event: Callable[..., None],
         warn: Callable[[int, str, str], None],
     ):
-        self.position, self.losses, self.write, self.warn = position, losses, write, warn
-        self.waiting: PendingStep | None = None
-        self.shown = ""
+        self.state, self.recent_losses = state, recent_losses
+        self.write_event, self.warn = write_event, warn
+        self.pending: PendingStep | None = None
+        self.status = ""  # of the last step that was read, for the progress bar
 
-    def add(self, done: PendingStep, late: bool) -> None:
-        """Takes a step in. `late`: only the step before it is read now."""
-        before, self.waiting = self.waiting, done
-        self._read(before)
-        if not late:
-            self.catch_up()
+    def add(self, step: PendingStep, read_late: bool) -> None:
+        """Add a step.
 
-    def catch_up(self) -> None:
-        """Reads what is not yet read."""
-        last, self.waiting = self.waiting, None
+        Args:
+            step: the step that was launched.
+            read_late: read only the step before; `flush` or the next `add` reads this one.
+
+        Raises:
+            TarazuError: too many consecutive steps had no finite gradient.
+        """
+        previous, self.pending = self.pending, step
+        self._read(previous)
+        if not read_late:
+            self.flush()
+
+    def flush(self) -> None:
+        """Read the pending step, if there is one.
+
+        Raises:
+            TarazuError: too many consecutive steps had no finite gradient.
+        """
+        last, self.pending = self.pending, None
         self._read(last)
 
-    def _read(self, done: PendingStep | None) -> None:
-        if done is None:
+    def _read(self, step: PendingStep | None) -> None:
+        """Wait for the step, write its event and check its numbers."""
+        if step is None:
             return
-        if done.ended.event is not None:
-            done.ended.event.synchronize()
-        loss, norm = done.measured.tolist()
-        seconds = done.began.until(done.ended)
-        if math.isfinite(norm) and math.isfinite(loss):
-            self.position.skipped = 0
-        else:
-            self._skipped(done.step, loss, norm)
-        rate = done.counts.tokens / seconds
-        where = {"step": done.step, "tokens": done.tokens, "epoch": done.epoch}
-        self.write(
+        if step.ended.event is not None:
+            step.ended.event.synchronize()
+        loss, norm = step.loss_and_norm.tolist()
+        seconds = step.began.seconds_until(step.ended)
+        tokens_per_second = step.counts.tokens / seconds
+        self._count_skipped(step.step, loss, norm)
+        self.write_event(
             "step",
-            **where,
+            step=step.step,
+            tokens=step.tokens,
+            epoch=step.epoch,
             loss=loss,
-            learning_rate=done.rate,
+            learning_rate=step.learning_rate,
             grad_norm=norm,
             seconds=seconds,
-            tokens_per_second=rate,
+            tokens_per_second=tokens_per_second,
         )
-        self._notice_spike(done.step, loss)
-        self.shown = f"loss {loss:.3f}  {rate:,.0f} tokens/s"
+        self._warn_of_spike(step.step, loss)
+        self.status = f"loss {loss:.3f}  {tokens_per_second:,.0f} tokens/s"
 
-    def _skipped(self, step: int, loss: float, norm: float) -> None:
-        self.position.skipped += 1
-        self.warn(
-            step - 1, "skipped", f"step {step} not applied: loss {loss}, gradient norm {norm}"
-        )
-        if self.position.skipped >= MOST_SKIPPED:
+    def _count_skipped(self, step: int, loss: float, norm: float) -> None:
+        """Warn of a step that the optimizer skipped; fail after many in a row."""
+        if math.isfinite(norm) and math.isfinite(loss):
+            self.state.skipped = 0
+            return
+        self.state.skipped += 1
+        text = f"step {step} not applied: loss {loss}, gradient norm {norm}"
+        self.warn(step - 1, "skipped", text)
+        if self.state.skipped >= MAX_SKIPPED:
             raise TarazuError(
-                f"{MOST_SKIPPED} steps in a row without a finite gradient",
+                f"{MAX_SKIPPED} steps in a row without a finite gradient",
                 hint="lower the learning rate, or precision: float32",
             )
 
-    def _notice_spike(self, step: int, loss: float) -> None:
-        if len(self.losses) == self.losses.maxlen:
-            values = torch.tensor(list(self.losses))
-            if loss > max(1.3 * values.mean(), values.mean() + 4 * values.std()):
-                self.warn(step, "spike", f"loss {loss:.3f} after a mean of {values.mean():.3f}")
+    def _warn_of_spike(self, step: int, loss: float) -> None:
+        """Warn of a loss more than 30% and four standard deviations above the recent mean."""
+        if len(self.recent_losses) == self.recent_losses.maxlen:
+            losses = torch.tensor(list(self.recent_losses))
+            mean = losses.mean()
+            if loss > max(1.3 * mean, mean + 4 * losses.std()):
+                self.warn(step, "spike", f"loss {loss:.3f} after a mean of {mean:.3f}")
         if math.isfinite(loss):
-            self.losses.append(loss)
+            self.recent_losses.append(loss)

@@ -1,7 +1,8 @@
 """The contract between the engine and a task. The engine knows nothing else of a task.
 
-The engine owns the order of rows, the steps, the optimizer, the clock, the files and the proof. A task owns the data, the
-model and the loss. A new task is one folder with a subclass of `Task` in it and one entry in `tarazu.tasks`.
+The engine owns the order of rows, the steps, the optimizer, the clock, the files and the proof. A
+task owns the data, the model and the loss. A new task is one folder with a subclass of `Task` in it
+and one entry in `tarazu.tasks`.
 """
 
 from __future__ import annotations
@@ -37,7 +38,8 @@ class Task(ABC):
     name: ClassVar[str]
     cost: TaskCost = TaskCost()
     invariants: TaskInvariants = TaskInvariants()
-    # Whether a model has no state besides its tensors, so that a search can reset it and train it again.
+    # Whether a model has no state besides its tensors. A search then resets it instead of building
+    # it again.
     reuses_models: ClassVar[bool] = False
 
     # What every task must define.
@@ -97,7 +99,7 @@ class Task(ABC):
 
     @abstractmethod
     def validate(self, model: TrainableModel, data: Any, recipe: Any) -> dict[str, float]:
-        """Metrics of the validation split; `loss` is always among them. Runs in eval mode without gradients."""
+        """Metrics of the validation split, with `loss`. Runs in eval mode without gradients."""
 
     @abstractmethod
     def evaluate(
@@ -118,12 +120,16 @@ class Task(ABC):
 
     # What has a default.
 
-    def validate_recipe(self, recipe: Any) -> None:
+    def validate_recipe(self, recipe: Any) -> None:  # noqa: B027
         """Check what the recipe's schema cannot, before a study reads or trains anything.
 
         Raises:
             UserError: the recipe asks for a combination that does not work.
         """
+
+    def group_size(self, method: Any, data: Any) -> int:
+        """How many neighbouring training rows stay adjacent in every shuffle."""
+        return 1
 
     def sample(
         self, model: TrainableModel, data: Any, recipe: Any, final: bool

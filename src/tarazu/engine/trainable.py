@@ -1,4 +1,4 @@
-"""What the engine trains: a module, the names that may change, and the losses and batches that go through it."""
+"""What the engine trains: a module, the names that may change, its batches and losses."""
 
 from __future__ import annotations
 
@@ -25,7 +25,8 @@ class LossSum:
     """A summed loss, exact under any batching and any number of processes.
 
     Args:
-        total: summed loss of `count` tokens, scalar. The engine divides by the count of the whole step.
+        total: summed loss of `count` tokens, scalar. The engine divides by the count of the whole
+            step.
         count: supervised tokens in the sum.
         penalty: an optional summed penalty, scalar (for example doubly stochastic attention). It is
             trained on and not reported as the loss.
@@ -74,7 +75,7 @@ class TrainableModel:
 
     Args:
         module: everything that is fingerprinted, in the state of step 0.
-        trainable_names: names as in `named_parameters()` and `named_buffers()`. Every other parameter has
+        trainable_names: names as in `named_parameters()`. Every other parameter has
             `requires_grad=False`. Empty for an untrained method.
         learning_rate: peak learning rate of every parameter that no group names.
         groups: parameters with a learning rate of their own.
@@ -101,6 +102,6 @@ class TrainableModel:
         return sum(parameter.numel() for parameter in self.module.parameters())
 
     def not_yet_trained(self) -> frozenset[str]:
-        """Parameters of groups that start after the epoch of the kept weights: they may be unchanged."""
+        """Parameters of groups that start after the epoch of the kept weights."""
         late = (group.names for group in self.groups if group.from_epoch > self.epoch)
         return frozenset().union(*late)

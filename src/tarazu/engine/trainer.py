@@ -1,8 +1,9 @@
-"""The training loop that every method and both tasks share.
+"""The training loop of every method and every task.
 
-One optimizer step is `batch_rows` rows, however they are cut into micro-batches: the loss is summed over them and divided
-by the supervised tokens of the whole step, so the gradient does not depend on the cut. Position, optimizer, random states,
-ledger and the length of the event log are in every checkpoint; `fit` goes on from the newest one that is whole.
+One optimizer step takes `batch_rows` rows. They are cut into micro-batches that fit into memory.
+The loss is summed over all of them and divided by the supervised tokens of the whole step, so the
+gradient does not depend on the cut. A checkpoint holds the trainer's state, weights, optimizer,
+random states, ledger and the length of the event log; `train` resumes the newest intact one.
 """
 
 from __future__ import annotations
@@ -11,8 +12,7 @@ import contextlib
 import math
 import time
 from collections import deque
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from typing import Any
 
 import torch
 from safetensors.torch import load_file
@@ -25,36 +25,25 @@ from tarazu.engine.cuda_graphs import recorder
 from tarazu.engine.cuda_graphs.memory import is_out_of_memory
 from tarazu.engine.ema import ExponentialMovingAverage
 from tarazu.engine.event_log import EventLog
+from tarazu.engine.gradients import forward_backward
 from tarazu.engine.ledger import Ledger
-from tarazu.engine.lr_schedule import in_phases
+from tarazu.engine.lr_schedule import lr_factor_in_phase
 from tarazu.engine.precision import autocast
+from tarazu.engine.prefetch import BatchPrefetcher
 from tarazu.engine.progress import ProgressBar, log
 from tarazu.engine.row_sampler import make_row_sampler
 from tarazu.engine.signals import StopSignals
 from tarazu.engine.step_metrics import DeviceTimestamp, PendingStep, StepMetrics
 from tarazu.engine.task import Data, Task
-from tarazu.engine.trainable import TrainableModel
+from tarazu.engine.trainable import Batch, TrainableModel
+from tarazu.engine.trainer_state import TrainerState
 from tarazu.errors import TarazuError
-from tarazu.recipe.schema import Budget, Method, Recipe
+from tarazu.recipe.schema import Method, Recipe
 from tarazu.storage.atomic_io import write_atomic
 from tarazu.storage.run_folder import RunDir
 
 SAVE_SECONDS = 120.0  # between checkpoints, besides the one at each validation
-
-
-@dataclass
-class TrainerState:
-    """Where a run stands: the part of a checkpoint's state that is plain numbers."""
-
-    step: int = 0
-    tokens: int = 0
-    limit: int = 0
-    skipped: int = 0
-    best: float | None = None
-    stale: int = 0
-    validated: int = -1  # the step of the last validation
-    epoch: int = 0  # of the last step
-    best_epoch: int = 0  # of the step that made the best weights
+SPIKE_WINDOW = 20  # recent losses that a loss spike is measured against
 
 
 def train(
@@ -69,333 +58,378 @@ def train(
     stop: StopSignals,
     sampled: bool = True,
 ) -> None:
-    """Trains `model` in place, to the end of the budget, and leaves `weights.safetensors` in the run's folder.
+    """Train a model to the end of the budget and write `weights.safetensors` to the run's folder.
 
-    `sampled` asks for outputs at every validation, and for a validation before the first step; a search does without both.
+    Args:
+        task: collates batches, computes losses, validates.
+        model: trained in place. It ends with the weights that were kept.
+        data: the task's data.
+        recipe: its budget is the length of the training.
+        method: settings of the method.
+        run: the run's folder. The newest intact checkpoint in it is resumed.
+        seed: seed of the order of rows and of all random numbers.
+        ledger: measures time, memory and tokens.
+        stop: signals that end the training after the current step.
+        sampled: generate sample outputs at every validation, and validate before the first step. A
+            hyperparameter search does neither.
 
     Raises:
-        Stopped: after a checkpoint, when a signal came.
-        TarazuError: when gradients stay infinite, one row does not fit into memory, or the disk is full.
+        Stopped: a signal came; a checkpoint is written.
+        TarazuError: gradients stay infinite, one row does not fit into memory, or the disk is full.
     """
-    with contextlib.closing(
-        Trainer(task, model, data, recipe, method, run, seed, ledger, stop)
-    ) as work:
-        work.sampled = sampled
-        work.start()
-        with stop.patient():
-            work.train()
-        work.finish()
+    trainer = Trainer(task, model, data, recipe, method, run, seed, ledger, stop, sampled)
+    with contextlib.closing(trainer):
+        trainer.start()
+        with stop.deferred():
+            trainer.run_budget()
+        trainer.finish()
 
 
 class Trainer:
-    def __init__(self, task, model, data, recipe, method, run, seed, ledger, stop):
-        self.task, self.model, self.data, self.recipe, self.run = task, model, data, recipe, run
-        self.budget: Budget = recipe.budget
+    """One training run. See `train` for the arguments."""
+
+    def __init__(
+        self,
+        task: Task,
+        model: TrainableModel,
+        data: Data,
+        recipe: Recipe,
+        method: Method,
+        run: RunDir,
+        seed: int,
+        ledger: Ledger,
+        stop: StopSignals,
+        sampled: bool,
+    ):
+        self.task, self.model, self.data = task, model, data
+        self.recipe, self.budget, self.run = recipe, recipe.budget, run
         self.ledger, self.stop, self.device = ledger, stop, ledger.device
-        self.order = make_row_sampler(data, method, self.budget, seed)
-        self.at = TrainerState(limit=self.budget.micro_batch_tokens)
+        self.sampled = sampled
+        self.sampler = make_row_sampler(task, data, method, self.budget, seed)
+        self.state = TrainerState(micro_batch_tokens=self.budget.micro_batch_tokens)
         self.optimizer = optim.build(model, method)
-        self.average = ExponentialMovingAverage(model, method.ema_decay) if method.ema_decay else None
-        self.events: EventLog | None = None
-        self.thread = ThreadPoolExecutor(1)
-        self.ahead: tuple | None = None
-        self.losses: deque[float] = deque(maxlen=20)
-        self.last_tokens = 0
-        self.edge: DeviceTimestamp | None = None  # where the last step ended
-        self.sampled = True
+        decay = method.ema_decay
+        self.average = ExponentialMovingAverage(model, decay) if decay else None
+        self.prefetcher = BatchPrefetcher(self.collate)
+        self.recent_losses: deque[float] = deque(maxlen=SPIKE_WINDOW)
+        self.tokens_of_last_step = 0
+        self.last_step_end: DeviceTimestamp | None = None
         self.saved_step, self.saved_time = -1, time.monotonic()
+        self.best_path = run.path / "best.safetensors"
+        self.checkpoint_folder = run.path / "checkpoint"
+        self.events: EventLog | None = None
         torch.manual_seed(seed)
 
-    def close(self) -> None:
-        self.thread.shutdown(wait=True, cancel_futures=True)
-        if self.events:
-            self.events.close()
-
-    # --- start, validation, end ---
+    # --- start and end ---
 
     def start(self) -> None:
-        found = checkpoint.load(self.run.path / "checkpoint")
-        if found is None:
+        """Open the event log, and resume from a checkpoint if there is one.
+
+        Raises:
+            TarazuError: there are checkpoints, and all are damaged.
+        """
+        saved = checkpoint.load(self.checkpoint_folder)
+        if saved is None:
             self.events = EventLog(self.run.path / "events.jsonl")
         else:
-            self.go_on(*found)
-        self.figures = StepMetrics(self.at, self.losses, self.events.write, self.warn_of)
+            self.resume(*saved)
+        self.metrics = StepMetrics(
+            self.state, self.recent_losses, self.events.write, self.warn_at_step
+        )
 
-    def go_on(self, tensors: dict, state: dict, complaints: list[str]) -> None:
-        """From a checkpoint."""
-        with torch.no_grad():
-            for name, parameter in self.model.trainable().items():
-                parameter.copy_(tensors["weights"][name])
+    def resume(
+        self,
+        tensors: checkpoint.TensorGroups,
+        state: dict[str, Any],
+        damaged_checkpoints: list[str],
+    ) -> None:
+        """Continue from a checkpoint, in the format that `save` writes."""
+        weights.restore(self.model, tensors["weights"])
         optim.load_state(self.optimizer, tensors.get("optimizer", {}))
         if self.average:
-            self.average.restore(tensors["average"])
+            self.average.load(tensors["average"])
         torch.set_rng_state(tensors["random"]["cpu"])
         if self.device.type == "cuda":
             torch.cuda.set_rng_state(tensors["random"]["cuda"], self.device)
-        self.at = TrainerState(**state["position"])
-        self.losses.extend(state["losses"])
+        self.state = TrainerState(**state["trainer"])
+        self.recent_losses.extend(state["recent_losses"])
         self.ledger.restore(state["ledger"])
-        self.saved_step = self.at.step
         self.events = EventLog(self.run.path / "events.jsonl", state["events"])
-        for text in complaints:
-            self.warn("checkpoint", text)
-        log(f"{self.run.name}: goes on at step {self.at.step}")
+        self.saved_step = self.state.step
+        for message in damaged_checkpoints:
+            self.warn("checkpoint", message)
+        log(f"{self.run.name}: resumes at step {self.state.step}")
 
-    def train(self) -> None:
+    def finish(self) -> None:
+        """Give the model the weights that the budget keeps, and write them."""
+        self.model.epoch = self.state.epoch
+        if self.average:
+            self.average.copy_to_model()
+        if self.budget.keep == "best" and self.best_path.exists():
+            weights.restore(self.model, load_file(self.best_path))
+            self.model.epoch = self.state.best_epoch
+        weights.write(self.run, self.task.weights(self.model))
+
+    def close(self) -> None:
+        """End the prefetching thread and close the event log."""
+        self.prefetcher.close()
+        if self.events:
+            self.events.close()
+
+    # --- the loop ---
+
+    def run_budget(self) -> None:
+        """Train until the budget is used or patience has run out.
+
+        Raises:
+            Stopped: a signal came; a checkpoint is written.
+            TarazuError: as `train`.
+        """
         with ProgressBar(f"{self.run.name} seed {self.run.seed}") as bar:
-            if self.at.validated < 0 and self.sampled:
+            if self.state.validated_step < 0 and self.sampled:
                 self.validate()
-            while not self.over():
+            while not self.is_finished():
                 with self.ledger.phase("train"):
-                    self.stretch(bar)
-                if self.due() or self.over():
+                    self.run_until_due(bar)
+                if self.is_validation_due() or self.is_finished():
                     self.validate()
                 self.save()
                 self.stop.check()
 
-    def stretch(self, bar: ProgressBar) -> None:
-        """Steps until something other than training is due."""
+    def run_until_due(self, bar: ProgressBar) -> None:
+        """Take steps until a validation, a checkpoint or the end is due, or a signal came."""
         self.model.module.train()
         while True:
             self.step(bar)
-            late = time.monotonic() - self.saved_time > SAVE_SECONDS
-            if self.due() or self.over() or self.stop.received or late:
-                self.figures.catch_up()
-                self.edge = None
+            save_is_due = time.monotonic() - self.saved_time > SAVE_SECONDS
+            if self.is_validation_due() or self.is_finished() or self.stop.received or save_is_due:
+                self.metrics.flush()
+                self.last_step_end = None
                 return
 
     def fraction(self) -> float:
+        """The part of the budget that is used; it may exceed 1 by a part of a step."""
         if self.budget.tokens:
-            return self.at.tokens / self.budget.tokens
-        return self.at.step / math.ceil(self.budget.epochs * self.order.steps_per_epoch)
+            return self.state.tokens / self.budget.tokens
+        return self.state.step / math.ceil(self.budget.epochs * self.sampler.steps_per_epoch)
 
-    def over(self) -> bool:
-        tired = self.budget.patience is not None and self.at.stale >= self.budget.patience
-        return tired or self.fraction() >= 1
+    def is_finished(self) -> bool:
+        """Whether the budget is used or patience has run out."""
+        patience = self.budget.patience
+        is_stalled = patience is not None and self.state.validations_without_improvement >= patience
+        return is_stalled or self.fraction() >= 1
 
-    def due(self) -> bool:
-        """Whether a validation is due: each epoch, or each `evaluate_every` tokens; a tenth of a token budget else."""
-        if self.at.step == self.at.validated:
+    def is_validation_due(self) -> bool:
+        """Whether the last step ended an epoch, or passed a multiple of `evaluate_every` tokens.
+
+        With a token budget and no `evaluate_every`, every tenth of the budget counts.
+        """
+        if self.state.step == self.state.validated_step:
             return False
-        every = self.budget.evaluate_every or (
-            self.budget.tokens and max(1, self.budget.tokens // 10)
-        )
-        if every:
-            return self.at.tokens // every > (self.at.tokens - self.last_tokens) // every
-        return self.at.step % self.order.steps_per_epoch == 0
-
-    def validate(self) -> None:
-        """Measures, samples, and keeps the best weights: the averaged ones where the method averages."""
-        with self.average.in_place() if self.average else contextlib.nullcontext():
-            self.measure()
-
-    def measure(self) -> None:
-        where = {
-            "step": self.at.step,
-            "tokens": self.at.tokens,
-            "epoch": self.order.epoch(self.at.step),
-        }
-        self.model.module.eval()
-        with torch.no_grad(), self.precision():
-            with self.ledger.phase("validate"):
-                figures = self.task.validate(self.model, self.data, self.recipe)
-            with self.ledger.phase("generate"):
-                samples = (
-                    self.task.sample(self.model, self.data, self.recipe, final=False)
-                    if self.sampled
-                    else []
-                )
-        self.events.write("validation", **where, **figures)
-        if samples:
-            self.events.write("sample", **where, samples=samples)
-        log(
-            f"{self.run.name}: step {self.at.step}, "
-            + ", ".join(f"{k} {v:.4g}" for k, v in figures.items())
-        )
-        self.at.validated = self.at.step
-        self.judge(figures)
-
-    def judge(self, figures: dict[str, float]) -> None:
-        """The watched figure is better when lower only if it is the loss."""
-        if self.budget.monitor not in figures:
-            raise TarazuError(
-                f"budget.monitor is {self.budget.monitor!r}, which no validation measures",
-                hint=f"one of: {', '.join(figures)}",
-            )
-        value = figures[self.budget.monitor] * (1 if self.budget.monitor == "loss" else -1)
-        if self.at.best is None or value < self.at.best:
-            self.at.best, self.at.stale, self.at.best_epoch = value, 0, self.at.epoch
-            if self.budget.keep == "best" and self.at.step:
-                write_atomic(
-                    self.run.path / "best.safetensors",
-                    tensor_bytes(self.task.weights(self.model)),
-                )
-            return
-        self.at.stale += 1
-        if self.budget.patience and self.at.stale >= self.budget.patience:
-            self.warn(
-                "early_stop", f"{self.budget.monitor} has not improved in {self.at.stale} validations"
-            )
-
-    def finish(self) -> None:
-        best = self.run.path / "best.safetensors"
-        self.model.epoch = self.at.epoch
-        if self.average:
-            self.average.put(self.average.mean)
-        if self.budget.keep == "best" and best.exists():
-            weights.restore(self.model, load_file(best))
-            self.model.epoch = self.at.best_epoch
-        weights.write(self.run, self.task.weights(self.model))
-
-    def warn(self, kind: str, text: str) -> None:
-        self.warn_of(self.at.step, kind, text)
-
-    def warn_of(self, step: int, kind: str, text: str) -> None:
-        log(f"{self.run.name}: {text}")
-        self.events.write("warning", step=step, kind=kind, text=text)
+        interval = self.budget.evaluate_every
+        if interval is None and self.budget.tokens:
+            interval = max(1, self.budget.tokens // 10)
+        if interval is None:
+            return self.state.step % self.sampler.steps_per_epoch == 0
+        tokens_before = self.state.tokens - self.tokens_of_last_step
+        return self.state.tokens // interval > tokens_before // interval
 
     # --- one step ---
 
     def step(self, bar: ProgressBar) -> None:
-        self.begin_phase()
-        began, self.edge = self.edge or DeviceTimestamp(self.device), None
-        epoch = self.order.epoch(self.at.step)
+        """One optimizer step.
+
+        Raises:
+            TarazuError: one row does not fit into memory, or gradients stay infinite.
+        """
+        # A new phase may start from other weights.
+        self.start_phase_if_due()
+        # 1. The device's time of this step starts where its last step ended: what is in between,
+        #    such as waiting for batches, belongs to this step.
+        began, self.last_step_end = self.last_step_end or DeviceTimestamp(self.device), None
+        # 2. Learning rates. Groups outside their epochs get no gradients.
+        epoch = self.sampler.epoch(self.state.step)
         self.model.fraction, self.model.epoch = self.fraction(), int(epoch)
-        factor = in_phases(
+        factor = lr_factor_in_phase(
             self.model.fraction,
             epoch,
             self.model.phases,
             self.budget.schedule,
             self.budget.warmup_ratio,
         )
-        rate = optim.set_learning_rates(self.optimizer, factor, self.model.epoch)
-        measured, counts = self.gradients()
-        optim.step_if_finite(self.optimizer, measured)
+        learning_rate = optim.set_learning_rates(self.optimizer, factor, self.model.epoch)
+        # 3. Forward and backward passes, then the update, unless it is not finite.
+        loss_and_norm, counts = self.forward_backward_with_oom_retry()
+        optim.step_if_finite(self.optimizer, loss_and_norm)
         self.optimizer.zero_grad(set_to_none=True)
+        # 4. Count the step and update the average of the weights.
         self.advance(counts)
         if self.average:
-            self.average.update(self.at.step)
-        told = measured.to(
-            "cpu", non_blocking=True
-        )  # now: asked for later, it would wait for the step after this one as well
-        self.edge = DeviceTimestamp(
-            self.device
-        )  # a step begins where the last one ended: what is between them belongs to it
-        done = PendingStep(
-            self.at.step,
-            self.at.tokens,
-            self.order.epoch(self.at.step),
-            rate,
-            counts,
-            told,
-            began,
-            self.edge,
+            self.average.update(self.state.step)
+        # 5. Copy loss and norm to the host, without waiting. Ordered here, the copy ends with this
+        #    step; ordered when it is read, it would wait for the next step too.
+        on_host = loss_and_norm.to("cpu", non_blocking=True)
+        self.last_step_end = DeviceTimestamp(self.device)
+        pending = PendingStep(
+            step=self.state.step,
+            tokens=self.state.tokens,
+            epoch=self.sampler.epoch(self.state.step),
+            learning_rate=learning_rate,
+            counts=counts,
+            loss_and_norm=on_host,
+            began=began,
+            ended=self.last_step_end,
         )
-        self.figures.add(done, late=optim.skips_nonfinite_on_device(self.optimizer))
-        bar.at(min(1.0, self.fraction()), self.figures.shown)
+        self.metrics.add(pending, read_late=optim.skips_nonfinite_on_device(self.optimizer))
+        bar.at(min(1.0, self.fraction()), self.metrics.status)
 
-    def begin_phase(self) -> None:
-        """At the first step of a phase that begins from the best weights so far, or from the mean, these are taken."""
-        starts = {
-            phase.from_epoch * self.order.steps_per_epoch
+    def start_phase_if_due(self) -> None:
+        """At the start of a phase with `from_best`, load the best weights or the average."""
+        first_steps = {
+            phase.from_epoch * self.sampler.steps_per_epoch
             for phase in self.model.phases
             if phase.from_best
         }
-        if self.at.step not in starts:
+        if self.state.step not in first_steps:
             return
-        best = self.run.path / "best.safetensors"
-        if self.budget.keep == "best" and best.exists():
-            weights.restore(self.model, load_file(best))
-            log(
-                f"{self.run.name}: goes on from the weights of epoch {self.at.best_epoch + 1}, the best so far"
-            )
+        if self.budget.keep == "best" and self.best_path.exists():
+            weights.restore(self.model, load_file(self.best_path))
+            best_epoch = self.state.best_epoch + 1
+            log(f"{self.run.name}: continues from the best weights so far, of epoch {best_epoch}")
         elif self.average:
-            self.average.put(self.average.mean)
+            self.average.copy_to_model()
         if self.average:
-            self.average.begin()
+            self.average.reset()
 
     def advance(self, counts: TokenCounts) -> None:
-        self.at.step += 1
-        self.at.epoch = self.model.epoch
-        self.at.tokens += counts.tokens
-        self.last_tokens = counts.tokens
+        """Count a finished step."""
+        self.state.step += 1
+        self.state.epoch = self.model.epoch
+        self.state.tokens += counts.tokens
+        self.tokens_of_last_step = counts.tokens
         self.ledger.counts = self.ledger.counts + counts
-        self.ledger.steps = self.at.step
+        self.ledger.steps = self.state.step
 
-    def gradients(self) -> tuple[torch.Tensor, TokenCounts]:
-        """[mean loss per supervised token, gradient norm before clipping], on the device, and counts of the step's rows.
+    def forward_backward_with_oom_retry(self) -> tuple[torch.Tensor, TokenCounts]:
+        """`forward_backward` of the current step; halves the micro-batches when memory runs out.
 
-        Out of memory: the micro-batch is halved and the step is done again, so the effective batch stays.
+        The rows of the step stay the same, and so does the gradient.
+
+        Raises:
+            TarazuError: one row alone does not fit into memory.
         """
         while True:
-            batches = self.batches()
+            batches = self.prefetcher.batches(self.state.step, self.state.micro_batch_tokens)
             try:
-                return self.accumulate(batches)
+                return forward_backward(
+                    self.task, self.model, batches, self.optimizer, self.budget, self.device
+                )
             except RuntimeError as error:
                 if not is_out_of_memory(error):
                     raise
-                rows = max(batch.counts.rows for batch in batches)
-            self.halve(rows)
+                max_rows = max(batch.counts.rows for batch in batches)
+            # Outside the `except` block, where the exception no longer holds the tensors.
+            self.halve_micro_batch(max_rows)
 
-    def accumulate(self, batches: list) -> tuple[torch.Tensor, TokenCounts]:
-        supervised = max(1, sum(batch.counts.supervised for batch in batches))
-        total, counts = torch.zeros((), device=self.device), TokenCounts()
-        for batch in batches:
-            with self.precision():
-                loss = self.task.loss(self.model, batch.to(self.device))
-            wanted = loss.total if loss.penalty is None else loss.total + loss.penalty
-            (wanted / supervised).backward()
-            total += loss.total.detach()
-            counts = counts + batch.counts
-            del loss, wanted  # the graph with them, before the next one is made
-        parameters = [
-            p
-            for group in self.optimizer.param_groups
-            for p in group["params"]
-            if p.grad is not None
-        ]
-        norm = torch.nn.utils.clip_grad_norm_(parameters, self.budget.max_grad_norm)
-        return torch.stack([total.float() / supervised, norm.float()]), counts
+    def halve_micro_batch(self, max_rows: int) -> None:
+        """Free memory and halve the micro-batches.
 
-    def batches(self) -> list:
-        """This step's batches, prepared while the last step ran; the next step's are begun."""
-        key = (self.at.step, self.at.limit)
-        made = self.ahead[1] if self.ahead and self.ahead[0] == key else self.collate(*key)
-        self.ahead = (
-            (self.at.step + 1, self.at.limit),
-            self.collate(self.at.step + 1, self.at.limit),
-        )
-        return made.result()
+        Args:
+            max_rows: rows of the largest micro-batch that was tried.
 
-    def collate(self, step: int, limit: int):
-        return self.thread.submit(
-            self.task.collate, self.model, self.data, "train", self.order.rows_of_step(step), limit
-        )
-
-    def halve(self, rows: int) -> None:
+        Raises:
+            TarazuError: it had one row, so it cannot be halved.
+        """
         self.optimizer.zero_grad(set_to_none=True)
-        recorder.invalidate_all()  # those of larger passes would keep their room
+        recorder.invalidate_all()  # graphs of larger passes would keep their memory
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
-        if rows <= 1:
+        if max_rows <= 1:
             raise TarazuError(
                 "one row alone does not fit into memory",
                 location=str(self.run.path),
-                hint="lower data.max_length, set budget.gradient_checkpointing: true, or take a smaller model",
+                hint="lower data.max_length, set budget.gradient_checkpointing: true, "
+                "or take a smaller model",
             )
-        self.at.limit = max(1, self.at.limit // 2)
+        self.state.micro_batch_tokens = max(1, self.state.micro_batch_tokens // 2)
         self.warn(
             "out_of_memory",
-            f"out of memory: micro-batches of at most {self.at.limit} tokens from now on; the step's rows stay the same",
+            f"out of memory: micro-batches of at most {self.state.micro_batch_tokens} tokens "
+            "from now on; the step's rows stay the same",
         )
 
-    def precision(self):
-        return autocast(self.budget, self.device)
+    def collate(self, step: int, limit: int) -> list[Batch]:
+        """The micro-batches of a step, of at most `limit` tokens. Runs in the prefetch thread."""
+        rows = self.sampler.rows_of_step(step)
+        return self.task.collate(self.model, self.data, "train", rows, limit)
 
-    # --- checkpoints ---
+    # --- validation and checkpoints ---
+
+    def validate(self) -> None:
+        """Validate, and keep the best weights: the averaged ones if the method averages.
+
+        Raises:
+            TarazuError: the monitored metric is not measured, or the disk is full.
+        """
+        with self.average.swapped_in() if self.average else contextlib.nullcontext():
+            metrics = self.run_validation()
+            self.state.validated_step = self.state.step
+            self.update_best(metrics)
+
+    def run_validation(self) -> dict[str, float]:
+        """Measure the validation metrics and generate sample outputs; write both as events."""
+        self.model.module.eval()
+        samples: list[dict[str, Any]] = []
+        with torch.no_grad(), autocast(self.budget, self.device):
+            with self.ledger.phase("validate"):
+                metrics = self.task.validate(self.model, self.data, self.recipe)
+            with self.ledger.phase("generate"):
+                if self.sampled:
+                    samples = self.task.sample(self.model, self.data, self.recipe, final=False)
+        position = {
+            "step": self.state.step,
+            "tokens": self.state.tokens,
+            "epoch": self.sampler.epoch(self.state.step),
+        }
+        self.events.write("validation", **position, **metrics)
+        if samples:
+            self.events.write("sample", **position, samples=samples)
+        text = ", ".join(f"{name} {value:.4g}" for name, value in metrics.items())
+        log(f"{self.run.name}: step {self.state.step}, {text}")
+        return metrics
+
+    def update_best(self, metrics: dict[str, float]) -> None:
+        """Compare the monitored metric with the best so far, and save the weights if it is better.
+
+        Raises:
+            TarazuError: the monitored metric is not measured, or the disk is full.
+        """
+        monitor = self.budget.monitor
+        if monitor not in metrics:
+            raise TarazuError(
+                f"budget.monitor is {monitor!r}, which no validation measures",
+                hint=f"one of: {', '.join(metrics)}",
+            )
+        # Only the loss is better when it is lower.
+        value = metrics[monitor] if monitor == "loss" else -metrics[monitor]
+        if self.state.best is None or value < self.state.best:
+            self.state.best, self.state.best_epoch = value, self.state.epoch
+            self.state.validations_without_improvement = 0
+            if self.budget.keep == "best" and self.state.step:
+                write_atomic(self.best_path, tensor_bytes(self.task.weights(self.model)))
+            return
+        self.state.validations_without_improvement += 1
+        validations = self.state.validations_without_improvement
+        if self.budget.patience and validations >= self.budget.patience:
+            self.warn("early_stop", f"{monitor} has not improved in {validations} validations")
 
     def save(self) -> None:
-        if self.saved_step == self.at.step:
+        """Write a checkpoint, unless the last one is of this step.
+
+        Raises:
+            TarazuError: the disk is full.
+        """
+        if self.saved_step == self.state.step:
             return
         with self.ledger.phase("checkpoint"):
             random = {"cpu": torch.get_rng_state()}
@@ -409,10 +443,19 @@ class Trainer:
             if self.average:
                 tensors["average"] = self.average.mean
             state = {
-                "position": vars(self.at),
-                "losses": list(self.losses),
+                "trainer": vars(self.state),
+                "recent_losses": list(self.recent_losses),
                 "events": self.events.size(),
                 "ledger": self.ledger.as_json(),
             }
-            checkpoint.save(self.run.path / "checkpoint", self.at.step, tensors, state)
-        self.saved_step, self.saved_time = self.at.step, time.monotonic()
+            checkpoint.save(self.checkpoint_folder, self.state.step, tensors, state)
+        self.saved_step, self.saved_time = self.state.step, time.monotonic()
+
+    def warn(self, kind: str, text: str) -> None:
+        """Log a warning and write it as an event of the current step."""
+        self.warn_at_step(self.state.step, kind, text)
+
+    def warn_at_step(self, step: int, kind: str, text: str) -> None:
+        """Log a warning and write it as an event of `step`."""
+        log(f"{self.run.name}: {text}")
+        self.events.write("warning", step=step, kind=kind, text=text)

@@ -1,7 +1,7 @@
-"""A run's trained tensors on disk: `weights.safetensors`, and beside it their sha256, which every reading checks.
+"""A run's trained tensors on disk: `weights.safetensors` and its hash in `weights.sha256`.
 
-A flipped bit in a tensor is still a valid safetensors file; only the hash tells. The file `weights.sha256` has the form of
-`sha256sum`, so that `sha256sum -c weights.sha256` checks it without tarazu.
+A flipped bit in a tensor is still a valid safetensors file, so every read compares the hash. The
+hash file has the format of `sha256sum`: `sha256sum -c weights.sha256` checks it without tarazu.
 """
 
 from __future__ import annotations
@@ -21,57 +21,78 @@ from tarazu.storage.run_folder import RunDir
 
 
 def write(run: RunDir, tensors: dict[str, torch.Tensor]) -> None:
-    """Both files, each atomically. Raises `TarazuError` when the disk refuses."""
+    """Write both files, each atomically.
+
+    Args:
+        run: the run's folder.
+        tensors: tensors of any shape by name.
+
+    Raises:
+        TarazuError: the disk refuses.
+    """
     data = tensor_bytes({name: tensor.detach().contiguous() for name, tensor in tensors.items()})
-    run.weights_hash.unlink(
-        missing_ok=True
-    )  # cut off between the two, the weights stand without a hash, not with a wrong one
+    # Remove the old hash first: a crash between the two writes leaves weights without a hash, not
+    # weights with a wrong one.
+    run.weights_hash.unlink(missing_ok=True)
     write_atomic(run.weights, data)
-    write_atomic(
-        run.weights_hash, f"{hashlib.sha256(data).hexdigest()}  {run.weights.name}\n".encode()
-    )
+    line = f"{hashlib.sha256(data).hexdigest()}  {run.weights.name}\n"
+    write_atomic(run.weights_hash, line.encode())
 
 
 def read(run: RunDir) -> dict[str, torch.Tensor]:
-    """The tensors by name, on the CPU. Raises `UserError` where they are not what was written.
+    """Read the tensors of a run by name, on the CPU.
 
-    A folder of an earlier version has no hash; its weights are taken as they are.
+    Folders of early versions have no hash file; their weights are read unchecked.
+
+    Raises:
+        UserError: the file does not match its hash or is not a safetensors file.
     """
-    if run.weights_hash.exists() and _told(run.weights_hash) != _sha256(run.weights):
-        raise _damaged(run, "their sha256 is not the one that was written with them")
+    if run.weights_hash.exists() and _written_hash(run.weights_hash) != _sha256(run.weights):
+        raise _damaged(run, "they do not match the sha256 that was written with them")
     try:
         return load_file(run.weights)
     except SafetensorError as error:
-        raise _damaged(run, f"no safetensors file: {str(error).strip().splitlines()[0]}") from error
+        reason = str(error).strip().splitlines()[0]
+        raise _damaged(run, f"not a safetensors file: {reason}") from error
 
 
+@torch.no_grad()
 def restore(model: TrainableModel, tensors: dict[str, torch.Tensor]) -> None:
-    """Copies saved tensors into the module, by name. Raises `TarazuError` when a name or shape does not fit."""
+    """Copy tensors into the model's parameters and buffers, in place.
+
+    Args:
+        model: the model. Its tensors keep their addresses, which captured CUDA graphs need.
+        tensors: tensors by name; at least the trainable ones, in the shapes of the model.
+
+    Raises:
+        TarazuError: a trainable tensor is missing, or a name or shape is unknown to the model.
+    """
     own = {**dict(model.module.named_parameters()), **dict(model.module.named_buffers())}
-    missing = model.trainable_names - set(tensors)
-    strange = [
+    missing = sorted(model.trainable_names - set(tensors))
+    unknown = [
         name
         for name, tensor in tensors.items()
         if name not in own or own[name].shape != tensor.shape
     ]
-    if missing or strange:
+    if missing or unknown:
         raise TarazuError(
-            f"saved weights do not fit: missing {sorted(missing)[:3]}, not fitting {strange[:3]}"
+            f"saved weights do not fit the model: missing {missing[:3]}, not fitting {unknown[:3]}"
         )
-    with torch.no_grad():
-        for name, tensor in tensors.items():
-            own[name].copy_(tensor)
+    for name, tensor in tensors.items():
+        own[name].copy_(tensor)
 
 
-def _damaged(run: RunDir, why: str) -> UserError:
+def _damaged(run: RunDir, reason: str) -> UserError:
+    study = run.path.parent.parent
     return UserError(
-        f"the weights of {run.path.parent} (seed {run.seed}) are damaged: {why}",
+        f"the weights of {run.path.parent} (seed {run.seed}) are damaged: {reason}",
         location=str(run.weights),
-        hint=f"bring {run.path} back from a copy, or remove it: `tarazu resume {run.path.parent.parent}` then trains this run again",
+        hint=f"restore {run.path} from a backup, or remove it: "
+        f"`tarazu resume {study}` then trains this run again",
     )
 
 
-def _told(path: Path) -> str:
+def _written_hash(path: Path) -> str:
     return path.read_bytes().decode("ascii", "replace").partition(" ")[0].strip()
 
 

@@ -1,65 +1,70 @@
-"""Peak memory of a GPU, with what recordings (CUDA graphs) use while they play and the allocator no longer counts; and a lack of it.
+"""Peak memory of a GPU including captured CUDA graphs, and errors that mean too little memory.
 
-A recording's intermediate tensors are forgotten by Python once it is made, so the allocator calls their memory free; each
-time it plays, they are there again. Here a recording's whole pool counts as used from the moment it is made.
+The tensors inside a captured graph are freed for Python when the capture ends, so the allocator
+calls their memory free. Every replay writes to it again. Here the whole memory pool of a graph
+counts as used from its capture on.
 """
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from typing import Any
 
 import torch
 
-LACKING = (
-    "out of memory",
-    "can't allocate memory",
-    "not enough memory",
-)  # in what libraries say, of a GPU or of the host
-_peak = 0  # the highest so far, since `reset`
-_pools: dict[
-    Any, int
-] = {}  # bytes of each pool that its recordings use and the allocator calls free
+PoolId = tuple[int, int]
+
+# Parts of the messages of libraries, about a GPU or the host.
+OUT_OF_MEMORY_MESSAGES = ("out of memory", "can't allocate memory", "not enough memory")
+
+_peak = 0  # bytes, the highest value since `reset_peak`
+_hidden_bytes: dict[PoolId, int] = {}  # of each pool: used by graphs, free for the allocator
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error tells of too little memory."""
-    return any(text in str(error) for text in LACKING)
+    """Whether an error means that memory ran out."""
+    return any(message in str(error) for message in OUT_OF_MEMORY_MESSAGES)
 
 
-def reset(device: torch.device) -> None:
-    """Begins a new peak."""
+def reset_peak(device: torch.device) -> None:
+    """Start a new peak."""
     global _peak
     _peak = 0
     torch.cuda.reset_peak_memory_stats(device)
 
 
-def peak(device: torch.device | None = None) -> int:
-    """Bytes, since `reset`."""
-    return max(_peak, torch.cuda.max_memory_allocated(device) + sum(_pools.values()))
+def peak_bytes(device: torch.device | None = None) -> int:
+    """The highest memory use since `reset_peak`, in bytes."""
+    return max(_peak, torch.cuda.max_memory_allocated(device) + sum(_hidden_bytes.values()))
 
 
-def forget(pool: Any) -> None:
-    """The recordings in this pool (its id) are no more."""
-    _pools.pop(pool, None)
+def forget_pool(pool: PoolId) -> None:
+    """Stop counting the graphs of a pool, which were freed."""
+    _hidden_bytes.pop(pool, None)
 
 
 @contextlib.contextmanager
-def recording(pool: torch.cuda.MemPool | None) -> Iterator[None]:
-    """Around the making of a recording in `pool`, in which the allocator counts everything itself."""
+def capture_counted(pool: torch.cuda.MemPool | None) -> Iterator[None]:
+    """Count the memory of a capture into `pool`.
+
+    During the capture the allocator counts the pool itself. Afterwards it would not, so the unused
+    part of the pool is counted as hidden.
+
+    Args:
+        pool: the pool of the graph; None where there is no GPU.
+    """
     global _peak
     if pool is None:
         yield
         return
-    _peak = peak()
-    _pools.pop(pool.id, None)
+    _peak = peak_bytes()
+    _hidden_bytes.pop(pool.id, None)
     torch.cuda.reset_peak_memory_stats()
     try:
         yield
     finally:
-        _peak = max(_peak, torch.cuda.max_memory_allocated() + sum(_pools.values()))
-        _pools[pool.id] = sum(
-            part["total_size"] - part["allocated_size"] for part in pool.snapshot()
+        _peak = max(_peak, torch.cuda.max_memory_allocated() + sum(_hidden_bytes.values()))
+        _hidden_bytes[pool.id] = sum(
+            segment["total_size"] - segment["allocated_size"] for segment in pool.snapshot()
         )
         torch.cuda.reset_peak_memory_stats()

@@ -1,16 +1,27 @@
-"""A piece of a training pass as two recordings (CUDA graphs), forward and backward, that the GPU plays back by itself.
+"""A part of a training pass as two CUDA graphs, forward and backward, that the GPU replays.
 
-A pass is hundreds or thousands of kernels; launching them from Python can take longer than running them. A recording is
-made once for each shape of its inputs and knows nothing but addresses, so inputs are copied into it, and weights must stay
-where they are (optimizer, averaging and loading all write in place). All recordings of one piece share their memory: what one
-keeps between its forward and its backward pass is forgotten when the next one plays.
+A pass is hundreds or thousands of kernels, and launching them from Python can take longer than
+running them. The graphs are captured once for each shape of the inputs:
+
+1. The inputs are cloned into static tensors, and every parameter gets a static gradient buffer.
+2. The pass runs once on a side stream, so that libraries are set up (`warm_up`).
+3. The forward pass is captured, then `torch.autograd.grad` of its outputs, with static output
+   gradients.
+4. A call copies its inputs into the static tensors and replays the forward graph. Its backward pass
+   copies the output gradients, binds the gradient buffers to the parameters' `.grad`, and replays
+   the backward graph, which adds to them.
+
+Weights must stay at their addresses: optimizer, averaging and loading write in place. All graphs of
+a function share one memory pool. So a pass that is replayed or captured overwrites what another has
+kept for its backward pass. Capture the widest shape first: narrower ones then reuse its memory,
+while a wider one captured later is allocated besides.
 """
 
 from __future__ import annotations
 
 import traceback
 from collections import Counter
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -19,232 +30,284 @@ from torch.autograd.function import FunctionCtx, once_differentiable
 from tarazu.engine.cuda_graphs import memory
 from tarazu.engine.cuda_graphs.capture import (
     GraphPool,
+    autocast_cache_disabled,
     capture,
     gc_paused,
-    no_cast_kept,
-    settle,
+    reset_generator_after_failure,
     warm_up,
 )
 from tarazu.engine.progress import log
 
 Work = Callable[..., tuple[Tensor, ...]]
-MOST = 48  # recordings of one piece of work: each keeps its launches, some megabytes
-_outdated = 0  # how many times
+MAX_GRAPHS = 48  # of one function; the launches of each take some megabytes
+_generation = 0  # graphs of an older generation must not be replayed
 
 
 def invalidate_all() -> None:
-    """No recording may be played any more, and its memory goes: modules were changed in a way that their tensors do not show
-    (a hook, a share of dropout), or the room is needed."""
-    global _outdated
-    _outdated += 1
+    """Discard all captured graphs of the process at their next use.
+
+    Call this after a change of a module that its tensors do not show (a hook, a dropout
+    probability), or to free the memory of the graphs.
+    """
+    global _generation
+    _generation += 1
 
 
 class GraphedFunction:
-    """`work(*inputs, *static_args)`, tensors that depend on a module's parameters, played back from recordings.
+    """`work(*inputs, *static_args)`, replayed from CUDA graphs.
 
-    Inputs need no gradients; the parameters' are added to their `.grad`, so ask for them by `backward()`, not `autograd.grad`.
-    What cannot be recorded is run as it is, and `why` says so.
+    Inputs get no gradients. The parameters' gradients are added to their `.grad`: use `backward()`,
+    not `autograd.grad`. What cannot be captured runs eagerly; `failure_reason` then says why.
 
     Args:
-        work: knows no randomness but the device's own generator, and never asks the device for a number.
-        module: whose trainable parameters get gradients.
-        min_calls: a shape is recorded when it comes so often.
+        work: takes tensors and returns tensors, each of any shape. It draws random numbers on the
+            device only, and never reads a number from the device.
+        module: its trainable parameters get gradients.
+        min_calls: capture a shape at this call with it.
     """
 
     def __init__(self, work: Work, module: nn.Module, min_calls: int = 1):
-        self.work, self.module, self.min_calls, self.failure_reason = work, module, min_calls, ""
+        self.work, self.module, self.min_calls = work, module, min_calls
+        self.failure_reason = ""
         self.graphs: dict[Hashable, CapturedGraphs] = {}
         self.call_counts: Counter[Hashable] = Counter()
         self.graph_pool: GraphPool | None = None
-        self.all_parameters: list[
-            nn.Parameter
-        ] = []  # to look for them at each call would take longer than the call
-        self.trained: tuple[int, ...] = ()
         self.num_captured = 0
-        self._largest = 0
+        # Cached, because a walk of the module takes longer than a call.
+        self._all_parameters: list[nn.Parameter] = []
+        self._captured_for: tuple[int, ...] = ()  # generation and ids of the trainable parameters
+        self._capacity = 0
 
     def __call__(self, *inputs: Tensor, static_args: tuple = ()) -> tuple[Tensor, ...]:
-        parameters, key = self._parameters(), self._key(inputs, static_args)
+        """Replay the graphs of these shapes; capture them first if it is time.
+
+        Args:
+            inputs: tensors of any shape.
+            static_args: hashable arguments that the captured pass depends on.
+
+        Returns:
+            The outputs of `work`.
+        """
+        parameters, key = self._trainable_parameters(), self._key(inputs, static_args)
         self.call_counts[key] += 1
         if self.call_counts[key] >= self.min_calls:
-            self._record(key, inputs, static_args, parameters)
+            self._capture(key, inputs, static_args, parameters)
         if key not in self.graphs:
             return self.work(*inputs, *static_args)
-        return _Played.apply(self.graphs[key], len(inputs), *inputs, *parameters)
+        return _Replay.apply(self.graphs[key], len(inputs), *inputs, *parameters)
 
     def capacity(self) -> int:
-        """How many numbers the first input of the largest recording has: smaller ones lie in its memory."""
-        self._parameters()
-        return self._largest
+        """Number of elements of the largest captured first input; smaller ones fit its memory."""
+        self._trainable_parameters()
+        return self._capacity
 
     def prepare(self, *inputs: Tensor, static_args: tuple = ()) -> None:
-        """Records inputs of these shapes before they come."""
-        self._record(self._key(inputs, static_args), inputs, static_args, self._parameters())
+        """Capture inputs of these shapes before they are used."""
+        self._capture(
+            self._key(inputs, static_args), inputs, static_args, self._trainable_parameters()
+        )
 
     def clear(self) -> None:
-        """Gives the recordings' memory back."""
+        """Free the graphs and their memory."""
         self.graphs.clear()
         self.call_counts.clear()
-        self.graph_pool, self._largest = None, 0
+        self.graph_pool, self._capacity = None, 0
 
-    def _parameters(self) -> list[nn.Parameter]:
-        """Those that learn. Where others learn than before, the old recordings are of no use any more."""
-        self.all_parameters = self.all_parameters or list(self.module.parameters())
-        parameters = [p for p in self.all_parameters if p.requires_grad]
-        trained = (_outdated, *map(id, parameters))
-        if trained != self.trained:
+    def __del__(self) -> None:
+        # Free graphs before their pool, also where the collector frees this object in a cycle with
+        # its module.
+        self.clear()
+
+    def _trainable_parameters(self) -> list[nn.Parameter]:
+        """The trainable parameters. If they changed since the capture, the graphs are discarded."""
+        self._all_parameters = self._all_parameters or list(self.module.parameters())
+        parameters = [p for p in self._all_parameters if p.requires_grad]
+        captured_for = (_generation, *map(id, parameters))
+        if captured_for != self._captured_for:
             self.clear()
-            self.trained = trained
+            self._captured_for = captured_for
         return parameters
 
     @staticmethod
-    def _key(inputs: tuple[Tensor, ...], static_args: tuple) -> Hashable:
-        return (static_args, *((x.shape, x.dtype) for x in inputs), torch.is_autocast_enabled("cuda"))
+    def _key(inputs: Sequence[Tensor], static_args: tuple) -> Hashable:
+        """Everything that a captured pass depends on besides values."""
+        shapes = ((x.shape, x.dtype) for x in inputs)
+        return (static_args, *shapes, torch.is_autocast_enabled("cuda"))
 
-    def __del__(self):
-        """Recordings go before the memory that they share, also where the collector takes a recorder and its module together."""
-        self.clear()
-
-    def _record(
-        self, key: Hashable, inputs: tuple[Tensor, ...], static_args: tuple, parameters: list[Tensor]
+    def _capture(
+        self,
+        key: Hashable,
+        inputs: tuple[Tensor, ...],
+        static_args: tuple,
+        parameters: list[nn.Parameter],
     ) -> None:
-        """Unless there is one of these shapes, or there can be none."""
-        if key in self.graphs or self.failure_reason or len(self.graphs) >= MOST:
+        """Capture these shapes, unless they are captured or cannot be."""
+        if key in self.graphs or self.failure_reason or len(self.graphs) >= MAX_GRAPHS:
             return
         self.graph_pool = self.graph_pool or GraphPool()
         try:
             self.graph_pool.detach_gradients(parameters)
-            with memory.recording(self.graph_pool.pool):
+            with memory.capture_counted(self.graph_pool.pool):
                 self.graphs[key] = CapturedGraphs(
                     lambda *x: self.work(*x, *static_args), inputs, parameters, self.graph_pool
                 )
-            self.num_captured, self._largest = self.num_captured + 1, max(self._largest, inputs[0].numel())
         except RuntimeError as error:
-            cause = error.__context__ or error
-            self.clear()  # whatever is next, a smaller try or none, needs the room
-            if any(map(memory.is_out_of_memory, (error, cause))):
-                raise RuntimeError(f"out of memory: {error}") from error
-            settle()
-            at = traceback.extract_tb(cause.__traceback__)[-1]
-            self.failure_reason = (
-                f"{str(cause).splitlines()[0]} ({at.filename.rpartition('/')[2]}:{at.lineno})"
-            )
-            del cause  # it holds this frame, and so itself and all that was on the device, until the collector comes
-            log(f"passes are launched one by one, as they cannot be recorded: {self.failure_reason}")
+            self._handle_failure(error)
+        else:
+            self.num_captured += 1
+            self._capacity = max(self._capacity, inputs[0].numel())
+
+    def _handle_failure(self, error: RuntimeError) -> None:
+        """Free all graphs, then run eagerly from now on; raise again if memory ran out."""
+        cause = error.__context__ or error
+        self.clear()  # the next try, smaller or eager, needs the memory
+        if memory.is_out_of_memory(error) or memory.is_out_of_memory(cause):
+            raise RuntimeError(f"out of memory: {error}") from error
+        reset_generator_after_failure()
+        source = traceback.extract_tb(cause.__traceback__)[-1]
+        file = source.filename.rpartition("/")[2]
+        self.failure_reason = f"{str(cause).splitlines()[0]} ({file}:{source.lineno})"
+        log(f"no CUDA graphs, kernels are launched one by one: {self.failure_reason}")
 
 
 class CapturedGraphs:
-    """One shape of inputs: where they, the outputs and the gradients lie, and how to fill them again."""
+    """The graphs of one shape of inputs, with their static tensors.
+
+    Args:
+        work: the pass, as a function of the inputs alone.
+        inputs: tensors of the shapes to capture.
+        parameters: parameters that get gradients.
+        graph_pool: stream, memory and gradient buffers.
+
+    Raises:
+        RuntimeError: the pass cannot be captured, or memory ran out.
+    """
 
     def __init__(
-        self, work: Work, inputs: tuple[Tensor, ...], parameters: list[Tensor], space: GraphPool
+        self,
+        work: Work,
+        inputs: tuple[Tensor, ...],
+        parameters: list[nn.Parameter],
+        graph_pool: GraphPool,
     ):
-        self.work, self.parameters, self.replay_counter = work, parameters, space.replay_counter
+        self.work, self.parameters = work, parameters
+        self.replay_counter = graph_pool.replay_counter
+        self.replay_counter.next()  # the capture overwrites what earlier passes have kept
         self.inputs = [x.detach().clone() for x in inputs]
-        self.places: list[Tensor] = []
-        self.pairs: list[
-            tuple[Tensor, Tensor]
-        ] = []  # each parameter that gets a gradient, and its place
-        dice = torch.cuda.get_rng_state() if torch.cuda.is_available() else None
-        host_dice = torch.get_rng_state()
-        self.replay_counter.next()
+        self.grad_buffers: list[Tensor] = []
+        # (parameter, buffer) of the parameters that get a gradient; set by `_backward`.
+        self.bound: list[tuple[Tensor, Tensor]] = []
+        host_rng = torch.get_rng_state()
+        device_rng = torch.cuda.get_rng_state() if torch.cuda.is_available() else None
         try:
-            with no_cast_kept(), gc_paused(first=not space.nodes):
-                self.places = [
-                    space.grad_buffer(p) for p in parameters
-                ]  # only now is no older graph alive that would keep the ends on its stream
-                warm_up(self._both, space)
-                self.forward, outputs = capture(self._outputs, space)
+            with autocast_cache_disabled(), gc_paused(collect_first=graph_pool.is_unused):
+                # Inside `gc_paused`: older graphs, which keep the AccumulateGrad nodes on their own
+                # streams, are freed by now.
+                self.grad_buffers = [graph_pool.grad_buffer(p) for p in parameters]
+                warm_up(self._forward_and_backward, graph_pool)
+                self.replay_forward, outputs = capture(self._forward, graph_pool)
                 self.outputs = [out.detach() for out in outputs]
-                self.output_grads = [
-                    torch.ones_like(out) for out in self.outputs
-                ]  # the gradients that come from outside
-                self.backward, _ = capture(self._gradients, space)
-            if not torch.equal(host_dice, torch.get_rng_state()):
+                # Static, outside the pool: the gradients that come from the rest of the pass.
+                self.output_grads = [torch.ones_like(out) for out in self.outputs]
+                self.replay_backward, _ = capture(self._backward, graph_pool)
+            if not torch.equal(host_rng, torch.get_rng_state()):
                 raise RuntimeError(
-                    "its dice fall on the host, where a recording would repeat the first throw"
+                    "random numbers are drawn on the host, and a replay would repeat the first ones"
                 )
         finally:
-            self.live, outputs = (), ()  # their memory is the next recording's as well
-            torch.set_rng_state(host_dice)
-            if dice is not None:  # a resumed run must draw what an uninterrupted one would
-                torch.cuda.set_rng_state(dice)
+            # Drop the autograd graph, whose memory the next capture shares.
+            self._live_outputs, outputs = (), ()
+            # The warm-up drew random numbers: a resumed run must draw the same as any other.
+            torch.set_rng_state(host_rng)
+            if device_rng is not None:
+                torch.cuda.set_rng_state(device_rng)
 
-    def _outputs(self) -> tuple[Tensor, ...]:
-        self.live = self.work(*self.inputs)
-        return self.live
+    def _forward(self) -> tuple[Tensor, ...]:
+        """The forward pass on the static inputs; keeps its autograd graph for `_backward`."""
+        self._live_outputs = self.work(*self.inputs)
+        return self._live_outputs
 
-    def _gradients(self) -> tuple[()]:
-        """Added to their places. An output without a gradient, one that is only reported, is passed over."""
-        outputs, slopes = zip(
-            *(pair for pair in zip(self.live, self.output_grads, strict=True) if pair[0].requires_grad),
-            strict=True,
+    def _backward(self) -> tuple[()]:
+        """Add the gradients of the last `_forward` to the gradient buffers.
+
+        Outputs without a gradient, which are only reported, are left out.
+        """
+        pairs = zip(self._live_outputs, self.output_grads, strict=True)
+        outputs, output_grads = zip(*(pair for pair in pairs if pair[0].requires_grad), strict=True)
+        # Without autocast, as in any backward pass.
+        with torch.autocast(output_grads[0].device.type, enabled=False):
+            grads = torch.autograd.grad(outputs, self.parameters, output_grads, allow_unused=True)
+        used = [grad is not None for grad in grads]
+        pairs = zip(self.parameters, self.grad_buffers, strict=True)
+        self.bound = [pair for pair, is_used in zip(pairs, used, strict=True) if is_used]
+        # One launch adds them all, if each gradient has the memory layout of its buffer.
+        torch._foreach_add_(
+            [buffer for _, buffer in self.bound],
+            [grad.contiguous() for grad in grads if grad is not None],
         )
-        with torch.autocast(
-            slopes[0].device.type, enabled=False
-        ):  # as in a backward pass after the loss
-            found = torch.autograd.grad(outputs, self.parameters, slopes, allow_unused=True)
-        self.pairs = [
-            (p, place)
-            for p, place, g in zip(self.parameters, self.places, found, strict=True)
-            if g is not None
-        ]
-        grads = [
-            g.contiguous() for g in found if g is not None
-        ]  # one that lies otherwise than its place, and each is added in a launch of its own
-        torch._foreach_add_([place for _, place in self.pairs], grads)
         return ()
 
-    def _both(self) -> None:
-        self.output_grads = [torch.ones_like(out) for out in self._outputs()]
-        self._gradients()
-        self.live = ()
+    def _forward_and_backward(self) -> None:
+        """The whole pass, for the warm-up."""
+        self.output_grads = [torch.ones_like(out) for out in self._forward()]
+        self._backward()
+        self._live_outputs = ()
 
 
-class _Played(torch.autograd.Function):
-    """(recording, count, *`count` inputs, *parameters) -> outputs."""
+class _Replay(torch.autograd.Function):
+    """Replay captured graphs: (graphs, number of inputs, *inputs, *parameters) -> outputs.
+
+    The parameters are arguments only so that autograd calls `backward`.
+    """
 
     @staticmethod
     def forward(
-        ctx: FunctionCtx, recording: CapturedGraphs, count: int, *tensors: Tensor
+        ctx: FunctionCtx, graphs: CapturedGraphs, num_inputs: int, *tensors: Tensor
     ) -> tuple[Tensor, ...]:
-        for own, given in zip(recording.inputs, tensors[:count], strict=True):
-            own.copy_(given, non_blocking=True)
-        recording.forward()
-        ctx.recording, ctx.count, ctx.turn = recording, count, recording.replay_counter.next()
-        return tuple(out.clone() for out in recording.outputs)
+        for static_input, given in zip(graphs.inputs, tensors[:num_inputs], strict=True):
+            static_input.copy_(given, non_blocking=True)
+        graphs.replay_forward()
+        ctx.graphs, ctx.num_inputs = graphs, num_inputs
+        ctx.pass_number = graphs.replay_counter.next()
+        return tuple(out.clone() for out in graphs.outputs)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: FunctionCtx, *slopes: Tensor) -> tuple[Tensor | None, ...]:
-        recording = ctx.recording
-        if recording.replay_counter.number != ctx.turn:
+    def backward(ctx: FunctionCtx, *output_grads: Tensor) -> tuple[Tensor | None, ...]:
+        graphs = ctx.graphs
+        if graphs.replay_counter.number != ctx.pass_number:
             raise RuntimeError(
-                "another pass was played or recorded after this one, or this one's backward pass: what it needs is overwritten"
+                "the tensors that this backward pass needs are overwritten: another pass was "
+                "replayed or captured since, or the backward pass has run already"
             )
-        recording.replay_counter.next()
-        for own, given in zip(recording.output_grads, slopes, strict=True):
-            own.copy_(given)
-        bind_gradients(recording.pairs)
-        recording.backward()
-        return (
-            None,
-            None,
-            *[None] * (ctx.count + len(recording.parameters)),
-        )  # they are where they belong
+        graphs.replay_counter.next()
+        for static_grad, given in zip(graphs.output_grads, output_grads, strict=True):
+            static_grad.copy_(given)
+        bind_gradients(graphs.bound)
+        graphs.replay_backward()
+        # No gradients for autograd to accumulate: the graph has added them to the buffers.
+        return (None, None, *[None] * (ctx.num_inputs + len(graphs.parameters)))
 
 
-def bind_gradients(pairs: list[tuple[Tensor, Tensor]]) -> None:
-    """Makes each place its parameter's `.grad`, with what has come so far: a few launches, where autograd would add each by itself."""
-    new = [place for parameter, place in pairs if parameter.grad is None]
-    moved = [
-        (place, parameter.grad)
-        for parameter, place in pairs
-        if parameter.grad is not None and parameter.grad is not place
+def bind_gradients(bound: Sequence[tuple[Tensor, Tensor]]) -> None:
+    """Make each static buffer its parameter's `.grad`, preserving accumulated gradients.
+
+    It takes one launch for all new buffers and one for all accumulated gradients; autograd would
+    launch an addition for each parameter.
+
+    Args:
+        bound: (parameter, buffer) pairs of equal shapes.
+    """
+    new = [buffer for parameter, buffer in bound if parameter.grad is None]
+    accumulated = [
+        (buffer, parameter.grad)
+        for parameter, buffer in bound
+        if parameter.grad is not None and parameter.grad is not buffer
     ]
     if new:
         torch._foreach_zero_(new)
-    if moved:
-        torch._foreach_copy_([place for place, _ in moved], [grad for _, grad in moved])
-    for parameter, place in pairs:
-        parameter.grad = place
+    if accumulated:
+        buffers, grads = zip(*accumulated, strict=True)
+        torch._foreach_copy_(buffers, grads)
+    for parameter, buffer in bound:
+        parameter.grad = buffer

@@ -1,7 +1,7 @@
 """What an invariant is checked on, what a check returns, and the checks that a task adds.
 
-A tolerance is measured, not guessed: the same rows run again with every embedding moved by one unit in the last place, and
-`MARGIN` times the effect of that is allowed.
+A tolerance is measured, not guessed: the same rows run again with every embedding moved by one unit
+in the last place, and `MARGIN` times the effect of that is allowed.
 """
 
 from __future__ import annotations
@@ -100,7 +100,7 @@ class CheckFixture:
 
     @property
     def unit(self) -> float:
-        """Unit in the last place of the number format of matrix products: bfloat16, TF32 or float32."""
+        """Unit in the last place of matrix products, which compute in bfloat16, TF32 or float32."""
         if uses_bfloat16(self.recipe.budget, self.device):
             return torch.finfo(torch.bfloat16).eps
         reduced = self.device.type == "cuda" and torch.get_float32_matmul_precision() != "highest"

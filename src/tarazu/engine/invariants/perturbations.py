@@ -1,7 +1,8 @@
 """Small, reversible changes of a model under test: rounding made visible, gradients captured.
 
-Captured CUDA graphs do not see a hook that is added after the capture, nor a new dropout probability. So each
-context that changes a module invalidates all graphs when it begins and when it ends.
+Captured CUDA graphs do not see a hook that is added after the capture, nor a new dropout
+probability. So each context that changes a module invalidates all graphs when it begins and when it
+ends.
 """
 
 from __future__ import annotations
@@ -67,7 +68,8 @@ def embeddings_perturbed(module: nn.Module, unit: float) -> Iterator[None]:
 def capture_gradients(model: TrainableModel) -> Iterator[dict[str, torch.Tensor]]:
     """Record the gradients that the first optimizer step gets, then end the training.
 
-    The optimizer neither steps nor saves: the hook raises `SimulatedCrash`, which this context catches.
+    The optimizer neither steps nor saves: the hook raises `SimulatedCrash`, which this context
+    catches.
 
     Yields:
         Gradients on the CPU by parameter name; filled when the context ends.

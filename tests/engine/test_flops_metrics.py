@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from engine.toy import CPU, SYMBOLS, Toy, ToyData
+from engine.toy_task import CPU, SYMBOLS, Toy, ToyData
 
 from tarazu.engine import flops
 from tarazu.engine.counts import TokenCounts

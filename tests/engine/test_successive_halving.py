@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 import pytest
-from engine.toy import Toy, train
+from engine.toy_task import Toy, train
 
 from tarazu.engine.lr_schedule import lr_factor
 from tarazu.engine.successive_halving import candidates, max_extended_tokens, run_search

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from engine.toy import Toy, ToyData, train
+from engine.toy_task import Toy, ToyData, train
 from safetensors.torch import load_file
 
 from tarazu.engine import checkpoint, trainer
@@ -189,7 +189,7 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(tmp_path):
     tensors, state, complaints = checkpoint.load(folder)
     assert state["step"] == 2 and tensors["weights"]["w"][0] == 2 and "sha256" in complaints[0]
     (folder / "step-00000002" / "manifest.json").unlink()
-    with pytest.raises(TarazuError, match="no checkpoint is whole"):
+    with pytest.raises(TarazuError, match="no checkpoint is intact"):
         checkpoint.load(folder)
     assert checkpoint.load(tmp_path / "nothing") is None
 

@@ -6,8 +6,8 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from engine.test_recording import by_running, no_gpu  # noqa: F401 (a fixture)
-from engine.toy import Toy, train
+from engine.emulated_graphs import by_running
+from engine.toy_task import Toy, train
 
 from tarazu.engine import trainer
 from tarazu.engine.cuda_graphs import recorder
@@ -52,7 +52,7 @@ CASES = {
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_the_loop_ends_where_it_ends_without_recordings(case, tmp_path, no_gpu):  # noqa: F811
+def test_the_loop_ends_where_it_ends_without_recordings(case, tmp_path, emulated_graphs):
     toy, settings = CASES[case]
     ends, task = [], Recorded(**toy)
     for name, one in (("played", task), ("plain", Toy(**toy))):
@@ -72,7 +72,7 @@ def test_the_loop_ends_where_it_ends_without_recordings(case, tmp_path, no_gpu):
 def test_a_recording_that_finds_no_memory_halves_the_batch_and_keeps_the_step(
     at,
     tmp_path,
-    no_gpu,  # noqa: F811
+    emulated_graphs,
     monkeypatch,
 ):
     tries = []
@@ -84,7 +84,7 @@ def test_a_recording_that_finds_no_memory_halves_the_batch_and_keeps_the_step(
             raise RuntimeError("CUDA out of memory")
         return by_running(work, space)
 
-    monkeypatch.setattr(recorder, "recorded", once_full)
+    monkeypatch.setattr(recorder, "capture", once_full)
     mine, events, _ = train(tmp_path / "played", Recorded(), micro_batch_tokens=16)
     wanted, _, _ = train(tmp_path / "plain", micro_batch_tokens=8)
     assert [e["kind"] for e in events if e["event"] == "warning"].count("out_of_memory") == 1
@@ -92,7 +92,7 @@ def test_a_recording_that_finds_no_memory_halves_the_batch_and_keeps_the_step(
         torch.testing.assert_close(a, b, atol=2e-5, rtol=1e-4)
 
 
-def test_recordings_of_passes_that_proved_too_large_are_given_up(tmp_path, no_gpu):  # noqa: F811
+def test_recordings_of_passes_that_proved_too_large_are_given_up(tmp_path, emulated_graphs):
     class Full(Recorded):
         """Out of memory after the third pass was played."""
 
@@ -111,7 +111,7 @@ def test_recordings_of_passes_that_proved_too_large_are_given_up(tmp_path, no_gp
 
 def test_a_run_that_is_cut_and_resumed_with_new_recordings_ends_the_same(
     tmp_path,
-    no_gpu,  # noqa: F811
+    emulated_graphs,
     monkeypatch,
 ):
     monkeypatch.setattr(trainer, "SAVE_SECONDS", 0.0)

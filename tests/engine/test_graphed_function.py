@@ -13,28 +13,6 @@ from tarazu.engine.cuda_graphs.recorder import GraphedFunction
 GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA graphs need a GPU")
 
 
-def by_running(work, _space):
-    """Stands in for a CUDA graph where there is no GPU: playing back is running again into the same tensors."""
-    found = [x.detach().clone() for x in work()]
-
-    def play():
-        with torch.enable_grad():
-            again = work()
-        for old, new in zip(found, again, strict=True):
-            old.copy_(new.detach())
-
-    return play, found
-
-
-@pytest.fixture
-def no_gpu(monkeypatch):
-    monkeypatch.setattr(recorder, "warm_up", lambda work, space: work())
-    monkeypatch.setattr(recorder, "recorded", by_running)
-    monkeypatch.setattr(
-        torch.cuda, "is_available", lambda: False
-    )  # where there is one, its memory must not be taken for nothing
-
-
 class Twice(torch.nn.Module):
     """A layer, used with a factor, and a parameter that nothing uses."""
 
@@ -69,7 +47,7 @@ def compared(module, device, sizes):
     return played
 
 
-def test_a_recording_gives_the_outputs_and_gradients_of_its_work(no_gpu):
+def test_a_recording_gives_the_outputs_and_gradients_of_its_work(emulated_graphs):
     played = compared(Twice(), "cpu", [4, 4, 7, 7, 4])
     assert len(played.graphs) == 4 and not played.failure_reason  # two shapes, each with two factors
 
@@ -95,14 +73,14 @@ def adds_up(device):
     assert len(played.graphs) == 3 and not played.failure_reason
 
 
-def test_gradients_add_up_while_recordings_are_made(no_gpu, monkeypatch):
-    monkeypatch.setattr(recorder, "MOST", 3)
+def test_gradients_add_up_while_recordings_are_made(emulated_graphs, monkeypatch):
+    monkeypatch.setattr(recorder, "MAX_GRAPHS", 3)
     adds_up("cpu")
 
 
 @GPU
 def test_gradients_add_up_while_real_recordings_are_made(monkeypatch):
-    monkeypatch.setattr(recorder, "MOST", 3)
+    monkeypatch.setattr(recorder, "MAX_GRAPHS", 3)
     adds_up("cuda")
 
 
@@ -115,17 +93,17 @@ def test_what_a_recording_uses_is_counted_as_used():
     played = GraphedFunction(lambda x: (module(x),), module)
     peaks = []
     for run in (plain, played, played):  # the last one only plays
-        memory.reset(device)
+        memory.reset_peak(device)
         run(x)[0].sum().backward()
         torch.cuda.synchronize()
-        peaks.append(memory.peak(device))
+        peaks.append(memory.peak_bytes(device))
         module.zero_grad(set_to_none=True)
     assert played.graphs and all(0.9 * peaks[0] < peak < 2.5 * peaks[0] for peak in peaks[1:])
 
 
 @pytest.mark.parametrize("width", [2, 5])
 @pytest.mark.parametrize("known", [False, True])
-def test_a_pass_before_another_has_lost_its_gradients(width, known, no_gpu):
+def test_a_pass_before_another_has_lost_its_gradients(width, known, emulated_graphs):
     """All shapes lie in the same memory: of a shape that is only now recorded, too."""
     layer = torch.nn.Linear(2, 1)
     played = GraphedFunction(lambda x: (layer(x).sum(),), layer)
@@ -137,7 +115,7 @@ def test_a_pass_before_another_has_lost_its_gradients(width, known, no_gpu):
         earlier.backward()
 
 
-def test_a_pass_is_gone_back_through_once(no_gpu):
+def test_a_pass_is_gone_back_through_once(emulated_graphs):
     layer = torch.nn.Linear(2, 1)
     out = GraphedFunction(lambda x: (layer(x).square().sum(),), layer)(torch.ones(3, 2))[0]
     out.backward(retain_graph=True)
@@ -169,7 +147,7 @@ def squares(outs):
 
 
 @pytest.mark.parametrize("between", BETWEEN)
-def test_gradients_are_the_same_whatever_comes_between_two_passes(between, no_gpu):
+def test_gradients_are_the_same_whatever_comes_between_two_passes(between, emulated_graphs):
     found = []
     for recorders in (True, False):
         module = Twice()
@@ -188,7 +166,7 @@ def test_gradients_are_the_same_whatever_comes_between_two_passes(between, no_gp
     torch.testing.assert_close(*found, atol=1e-4, rtol=1e-4)
 
 
-def test_memory_is_given_back_where_already_the_gradients_so_far_find_no_room(no_gpu, monkeypatch):
+def test_memory_is_given_back_where_already_the_gradients_so_far_find_no_room(emulated_graphs, monkeypatch):
     def full(*_):
         raise RuntimeError("CUDA out of memory")
 
@@ -217,7 +195,7 @@ class MemoryGone(RecordingGone):
     __slots__ = ()
 
 
-def test_the_collector_takes_recordings_before_their_memory(no_gpu):
+def test_the_collector_takes_recordings_before_their_memory(emulated_graphs):
     GONE.clear()
     layer = torch.nn.Linear(2, 1)
     layer.recorder = GraphedFunction(
@@ -225,7 +203,7 @@ def test_the_collector_takes_recordings_before_their_memory(no_gpu):
     )  # knows the layer, which knows it
     layer.recorder(torch.ones(3, 2))[0].backward()
     made = next(iter(layer.recorder.graphs.values()))
-    made.forward = made.backward = None  # a real one's know nothing but their graph
+    made.replay_forward = made.replay_backward = None  # a real one's know nothing but their graph
     made.mark, layer.recorder.graph_pool.mark = RecordingGone(), MemoryGone()
     del layer, made
     gc.collect()
@@ -286,17 +264,18 @@ def test_a_recording_that_fails_leaves_the_stream_as_it_was():
 
 AFTER_A_FAILURE = """
 import gc, torch
-from tarazu.engine.recording import Recorder, Space
+from tarazu.engine.cuda_graphs.capture import GraphPool
+from tarazu.engine.cuda_graphs.recorder import GraphedFunction
 x = torch.ones(16384, 1024, device="cuda")  # 64 MiB, as what each keeps
 good, bad = (torch.nn.Linear(1024, 1024, device="cuda") for _ in range(2))
-played = Recorder(lambda x: (good(x).relu().sum(),), good)
-failed = Recorder(lambda x: (bad(x).sum() * float(x.sum()),), bad)  # asks the device for a number
+played = GraphedFunction(lambda x: (good(x).relu().sum(),), good)
+failed = GraphedFunction(lambda x: (bad(x).sum() * float(x.sum()),), bad)  # asks the device for a number
 for _ in range(2):
     played(x)[0].backward(), failed(x)[0].backward()
 assert played.graphs and failed.failure_reason and not failed.graphs
 pool = played.graph_pool.pool
 assert pool.use_count() == 3, pool.use_count()  # itself and two graphs
-Space()  # one that nobody used, gone at once
+GraphPool()  # one that nobody used, gone at once
 played.clear()
 assert pool.use_count() == 1, pool.use_count()
 del pool
@@ -305,7 +284,7 @@ torch._C._cuda_clearCublasWorkspaces()  # libraries keep theirs, also in a pool
 torch.cuda.empty_cache()
 left = torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
 assert left < 48 * 2**20, left  # neither the good ones' memory nor the failed one's
-again = Recorder(lambda x: (good(x).relu().sum(),), good)
+again = GraphedFunction(lambda x: (good(x).relu().sum(),), good)
 again(x)[0].backward()
 assert again.graphs and not again.failure_reason
 print("well")
@@ -323,12 +302,12 @@ def test_after_a_recording_that_failed_memory_is_still_given_back():
     "text", ["operation not permitted when stream is capturing\nmore", "CUDA out of memory"]
 )
 def test_what_cannot_be_recorded_is_run_as_it_is_but_a_lack_of_memory_is_told(
-    text, no_gpu, monkeypatch
+    text, emulated_graphs, monkeypatch
 ):
     def refuse(work, space):
         raise RuntimeError(text)
 
-    monkeypatch.setattr(recorder, "recorded", refuse)
+    monkeypatch.setattr(recorder, "capture", refuse)
     layer = torch.nn.Linear(2, 1)
     played = GraphedFunction(lambda x: (layer(x).sum(),), layer)
     if "memory" in text:
@@ -339,7 +318,7 @@ def test_what_cannot_be_recorded_is_run_as_it_is_but_a_lack_of_memory_is_told(
         assert torch.equal(played(torch.ones(3, 2))[0], layer(torch.ones(3, 2)).sum())
     assert (
         played.failure_reason.startswith(
-            "operation not permitted when stream is capturing (test_recording.py:"
+            "operation not permitted when stream is capturing (test_graphed_function.py:"
         )
         and not played.graphs
     )

@@ -83,8 +83,8 @@ def test_a_second_process_in_the_folder_is_refused(tmp_path):
     code = """
         import sys, time
         from pathlib import Path
-        from tarazu.run_folder import RunFolder
-        with RunFolder(Path(sys.argv[1])).lock():
+        from tarazu.storage.run_folder import StudyDir
+        with StudyDir(Path(sys.argv[1])).lock():
             print("ready", flush=True)
             time.sleep(60)
     """
