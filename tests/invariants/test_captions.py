@@ -18,7 +18,7 @@ from tarazu.storage.run_folder import StudyDir
 
 PADDED, FUTURE, STEPS, BEAMS = (
     "padded = alone",
-    "no word sees a later one",
+    "no token sees a later one",
     "word by word = all at once",
     "beams together = alone",
 )

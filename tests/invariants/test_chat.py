@@ -24,7 +24,7 @@ from tarazu.storage.run_folder import StudyDir
 PADDED, PACKED, FUTURE, LEFT, CACHED = (
     "padded = alone",
     "packed = alone",
-    "no word sees a later one",
+    "no token sees a later one",
     "left-padded in a batch = alone",
     "cached = full forward",
 )

@@ -137,7 +137,7 @@ def future_check(fixture: CheckFixture, tolerance: float, reason: str) -> CheckR
         ]
     text = f"nats of the first halves of {len(before)} captions, before and after every later word was replaced"
     return compare_to_tolerance(
-        "no word sees a later one", text, max_abs_difference(before, after), tolerance, reason
+        "no token sees a later one", text, max_abs_difference(before, after), tolerance, reason
     )
 
 

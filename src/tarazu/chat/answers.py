@@ -1,4 +1,4 @@
-"""The answers that every method gives: to designed questions, test rows and reading-comprehension passages."""
+"""Answers of every method: to designed questions, test rows and reading-comprehension passages."""
 
 from __future__ import annotations
 
@@ -15,7 +15,10 @@ Sample = dict[str, Any]
 
 
 def evaluation_prompts(data: ChatData, recipe: ChatRecipe) -> list[Sample]:
-    """The prompts of the final evaluation: the designed questions, then the first test rows up to their last answer."""
+    """The prompts of the final evaluation: designed questions, then test rows.
+
+    A test row is shown up to its last answer, which is the reference.
+    """
     prompts = [question.sample() for question in data.questions]
     for i in range(min(recipe.generation.num_test_answers, data.size("test"))):
         turns = data.store.conversation("test", i)

@@ -1,4 +1,4 @@
-"""What a chat method takes: timed on a few real rows and prompts and multiplied out, or told from the model's shape."""
+"""What a chat method costs, timed on a few real rows and prompts and scaled to the whole study."""
 
 from __future__ import annotations
 
@@ -8,41 +8,34 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM
 
-from tarazu.chat.data.chat_template import Turn
+from tarazu.chat.answers import Sample, evaluation_prompts, turns_of, validation_prompts
+from tarazu.chat.cost_outline import outline
 from tarazu.chat.evaluation import text_metrics
 from tarazu.chat.evaluation.generation import generate
-from tarazu.chat.compatibility import require_compatible
-from tarazu.chat.fast import lightweight_adapters
-from tarazu.chat.flops import FlopCount, count_flops, flops_per_token
-from tarazu.chat.model import flex_attention, loading, quantization
-from tarazu.chat.model.loss import LARGE_CHUNK, SMALL_CHUNK
 from tarazu.chat.model.trainable import TrainableChatModel
-from tarazu.chat.settings import ChatRecipe
-from tarazu.chat.answers import evaluation_prompts
-from tarazu.chat.model.building import NO_CHECKPOINTING
 from tarazu.chat.prepared_data import ChatData
 from tarazu.chat.row_losses import make_batches, row_losses, summed_losses, tokenized_rows
-from tarazu.engine.precision import uses_bfloat16
+from tarazu.chat.settings import ChatRecipe
 from tarazu.engine.cost import CostOutline, TaskCost
 
-BEGIN = {
-    "cpu": 1,
-    "cuda": 8,
-}  # words that are timed together with reading the prompt (a GPU captures a graph among them)
-SOME = {
-    "cpu": 4,
-    "cuda": 192,
-}  # words after them, timed apart: the room for an answer makes each of them slower, so all of a usual one
-PASSAGES = 2
+# Tokens timed together with prefill. On a GPU a decoding graph is captured among them.
+FIRST_TOKENS = {"cpu": 1, "cuda": 8}
+# Tokens timed after prefill. Use a typical answer length: a larger KV cache slows every step.
+MORE_TOKENS = {"cpu": 4, "cuda": 192}
+CPU_ROWS, CPU_PASSAGES, SCORED_ANSWERS = 8, 2, 8  # how many are timed
 
 
 class ChatCost(TaskCost):
-    """Cost of a chat method: timed on a few real rows and prompts, or computed from the model's shape."""
+    """Cost of a chat method."""
 
     has_shapes = True  # a GPU plans or captures each packed width when it first comes
     rows_differ = True
+
+    def outline(
+        self, recipe: ChatRecipe, name: str, data: ChatData, device: torch.device
+    ) -> CostOutline:
+        return outline(recipe, name, data, device)
 
     def with_longest_row(self, data: ChatData, rows: list[int]) -> list[int]:
         longest = int(data.store.lengths("train").argmax())
@@ -54,7 +47,7 @@ class ChatCost(TaskCost):
     def pass_shapes(
         self, model: TrainableChatModel, data: ChatData, recipe: ChatRecipe, rows: list[int]
     ) -> set[int]:
-        """Widths of a step's packed passes."""
+        """Widths of a step's packed passes; empty where rows are padded."""
         if not data.packed:
             return set()
         tokenized = tokenized_rows(data, "train", rows)
@@ -68,291 +61,156 @@ class ChatCost(TaskCost):
     def phase_seconds(
         self, model: TrainableChatModel, data: ChatData, recipe: ChatRecipe
     ) -> dict[str, float]:
-        return phase_seconds(model, data, recipe)
+        seconds_per_token = _seconds_per_token(model, data, recipe)
+        validation = data.store.lengths("validation")[: recipe.budget.validation_rows]
+        return {
+            "validate": seconds_per_token * float(validation.sum()),
+            "sample": _generation_seconds(
+                model, data, recipe, validation_prompts(data, recipe), _answer_limit(recipe)
+            ),
+            "evaluate": seconds_per_token * float(data.store.lengths("test").sum())
+            + _forgetting_seconds(model, data, recipe),
+            "generate": _final_generation_seconds(model, data, recipe),
+        }
 
     def answer_bytes(self, data: ChatData, recipe: ChatRecipe, validations: int) -> int:
-        return answer_bytes(data, recipe, validations)
+        """Bytes of the samples on disk, if every answer has all tokens that it may have."""
+        test = data.store.column("test", "answer_bytes"), data.store.column("test", "answer_tokens")
+        bytes_per_token = float(test[0].sum()) / max(1, float(test[1].sum()))
 
-    def outline(
-        self, recipe: ChatRecipe, name: str, data: ChatData, device: torch.device
-    ) -> CostOutline:
-        return outline(recipe, name, data, device)
+        def size(prompts: list[Sample], max_new_tokens: int) -> float:
+            fields = {
+                "output": "",
+                "finished": False,
+                "tokens": max_new_tokens,
+                "checks": {},
+                "scores": text_metrics.score("a b", "a b", "a c"),
+            }
+            lines = (json.dumps(prompt | fields, ensure_ascii=False) for prompt in prompts)
+            return sum(len(line.encode()) + bytes_per_token * max_new_tokens for line in lines)
+
+        limit = _answer_limit(recipe)
+        reading = size(data.reading, recipe.reading.max_new_tokens) if recipe.reading else 0.0
+        final = size(evaluation_prompts(data, recipe), limit)
+        sampled = size(validation_prompts(data, recipe), limit)
+        return round(final + reading + validations * sampled)
 
 
-def phase_seconds(
-    trainable: TrainableChatModel, data: ChatData, recipe: ChatRecipe
-) -> dict[str, float]:
-    """Seconds of one validation, of its sampled answers, and of the final evaluation and generation."""
-    limit = recipe.budget.micro_batch_tokens
-    lengths = {split: data.store.lengths(split) for split in ("validation", "test")}
-    full = (
-        trainable.base.device.type == "cuda"
-    )  # there a pass of eight rows takes as long as a full one: only that tells
-    few = filling(lengths["test"], limit) if full else min(8, data.size("test"))
-    row_losses(
-        trainable, data, "test", limit, 1
-    )  # the first pass reads the weights in: once in a run, not once a row
-    spent = timed(trainable, lambda: row_losses(trainable, data, "test", limit, few))
-    each = spent / float(lengths["test"][:few].sum())
-    evaluate = each * float(lengths["test"].sum())
+def _answer_limit(recipe: ChatRecipe) -> int:
+    return recipe.generation.max_new_tokens
+
+
+def _seconds_per_token(trainable: TrainableChatModel, data: ChatData, recipe: ChatRecipe) -> float:
+    """Seconds of a forward pass with loss, for each token of a row."""
+    limit, lengths = recipe.budget.micro_batch_tokens, data.store.lengths("test")
+    if trainable.base.device.type == "cuda":
+        # A GPU needs as long for a few rows as for a full pass, so a full pass is timed.
+        count = rows_of_a_full_pass(lengths, limit)
+    else:
+        count = min(CPU_ROWS, data.size("test"))
+    row_losses(trainable, data, "test", limit, 1)  # the first pass also reads the weights
+    seconds = timed(trainable, lambda: row_losses(trainable, data, "test", limit, count))
+    return seconds / float(lengths[:count].sum())
+
+
+def _forgetting_seconds(trainable: TrainableChatModel, data: ChatData, recipe: ChatRecipe) -> float:
+    """Seconds of the loss of the forgetting passages of all languages."""
+    limit, seconds = recipe.budget.micro_batch_tokens, 0.0
+    on_gpu = trainable.base.device.type == "cuda"
     for passages in data.forgetting.values():
-        size = np.array([len(row.ids) for row in passages.rows])
-        some = passages.rows[: filling(size, limit) if full else PASSAGES]
-        spent = timed(trainable, lambda rows=some: summed_losses(trainable, data, rows, limit))
-        evaluate += spent * float(size.sum()) / sum(len(row.ids) for row in some)
-    asked = [a for a in evaluation_prompts(data, recipe) if a["from"] == "questions"][
-        : recipe.generation.samples_per_validation
-    ]
-    final = generation_seconds(trainable, data, recipe, evaluation_prompts(data, recipe), recipe.generation.max_new_tokens
-    )
-    if data.reading:
-        final += generation_seconds(trainable, data, recipe, data.reading, recipe.reading.max_new_tokens
-        )
-    final += judging(evaluation_prompts(data, recipe)) + judging(data.reading)
-    sample = generation_seconds(trainable, data, recipe, asked, recipe.generation.max_new_tokens
-    )
-    return {
-        "validate": each * float(lengths["validation"][: recipe.budget.validation_rows].sum()),
-        "sample": sample,
-        "evaluate": evaluate,
-        "generate": final,
-    }
+        lengths = np.array([len(row.ids) for row in passages.rows])
+        count = rows_of_a_full_pass(lengths, limit) if on_gpu else CPU_PASSAGES
+        rows = passages.rows[:count]
+        spent = timed(trainable, lambda rows=rows: summed_losses(trainable, data, rows, limit))
+        seconds += spent * float(lengths.sum()) / float(lengths[: len(rows)].sum())
+    return seconds
 
 
-def filling(lengths: np.ndarray, limit: int) -> int:
-    """How many of the first rows fill one pass of `limit` tokens; all of them where they do not."""
+def _final_generation_seconds(
+    trainable: TrainableChatModel, data: ChatData, recipe: ChatRecipe
+) -> float:
+    """Seconds of all final answers and their scores."""
+    prompts = evaluation_prompts(data, recipe)
+    seconds = _generation_seconds(trainable, data, recipe, prompts, _answer_limit(recipe))
+    if recipe.reading:
+        limit = recipe.reading.max_new_tokens
+        seconds += _generation_seconds(trainable, data, recipe, data.reading, limit)
+    return seconds + _scoring_seconds(prompts) + _scoring_seconds(data.reading)
+
+
+def rows_of_a_full_pass(lengths: np.ndarray, limit: int) -> int:
+    """How many of the first rows fill one pass.
+
+    Args:
+        lengths: tokens of each row, (N,).
+        limit: tokens of a pass.
+    """
     return max(1, int(np.searchsorted(np.cumsum(lengths), limit, side="right")))
 
 
-def generation_seconds(
+def _generation_seconds(
     trainable: TrainableChatModel,
     data: ChatData,
     recipe: ChatRecipe,
-    asked: list[dict],
-    most: int,
+    prompts: list[Sample],
+    max_new_tokens: int,
 ) -> float:
-    """Seconds of answering all of `asked` to the end: the first word and some more of the middle batch are timed."""
-    if not asked:
+    """Seconds of answering all prompts to the length limit.
+
+    Prefill and a decoding step are timed on the middle batch and scaled to all batches.
+    """
+    if not prompts:
         return 0.0
     began = time.perf_counter()
-    prompts = sorted(
-        (
-            data.template.encode_prompt([Turn(t["role"], t["text"]) for t in a["turns"]])
-            for a in asked
-        ),
-        key=len,
-    )
+    ids = sorted((data.template.encode_prompt(turns_of(prompt)) for prompt in prompts), key=len)
     encoding = time.perf_counter() - began
-    size = recipe.generation.batch_rows
-    batches = [prompts[start : start + size] for start in range(0, len(prompts), size)]
-    middle = batches[
-        len(batches) // 2 if len(batches[-1]) == size else max(0, (len(batches) - 1) // 2)
-    ]
-    begin = BEGIN[trainable.base.device.type]
-    some = max(1, min(SOME[trainable.base.device.type], most - begin))
-    first = timed(trainable, lambda: generate(trainable, middle, set(), begin, size))
-    more = timed(
-        trainable, lambda: generate(trainable, middle, set(), begin + some, size), warm=True
+    size, device = recipe.generation.batch_rows, trainable.base.device.type
+    batches = [ids[start : start + size] for start in range(0, len(ids), size)]
+    # The middle batch; a smaller last batch does not count.
+    middle = batches[(len(batches) - (len(batches[-1]) < size)) // 2]
+    first = FIRST_TOKENS[device]
+    more = max(1, min(MORE_TOKENS[device], max_new_tokens - first))
+    prefill = timed(trainable, lambda: generate(trainable, middle, set(), first, size))
+    longer = timed(
+        trainable, lambda: generate(trainable, middle, set(), first + more, size), warm=True
     )
-    step = max(0.0, more - first) / some
-    places = [len(batch) * len(batch[-1]) for batch in batches]
-    of_middle = len(middle) * len(middle[-1])
-    together = (
-        trainable.base.device.type == "cuda"
-    )  # there a small batch takes as long as a large one
-    steps = sum(1 if together else len(batch) / len(middle) for batch in batches) * max(
-        0, most - begin
-    )
-    return encoding + first * sum(places) / of_middle + step * steps
+    step = max(0.0, longer - prefill) / more
+    # Prefill grows with the positions of a batch. A step of a small batch takes as long as one of
+    # a large batch on a GPU, and less in proportion on a CPU.
+    positions = sum(len(batch) * len(batch[-1]) for batch in batches)
+    prefills = positions / (len(middle) * len(middle[-1]))
+    relative = [1.0 if device == "cuda" else len(batch) / len(middle) for batch in batches]
+    steps = sum(relative) * max(0, max_new_tokens - first)
+    return encoding + prefill * prefills + step * steps
 
 
-def judging(asked: list[dict]) -> float:
-    """Seconds of scoring the answers: a few references are scored, each against the next one."""
-    some = [(a["reference"], a["turns"][-1]["text"]) for a in asked if a["reference"]][:8]
-    if not some:
+def _scoring_seconds(prompts: list[Sample]) -> float:
+    """Seconds of scoring the answers, timed on a few references scored against each other."""
+    scored = [p for p in prompts if p["reference"]][:SCORED_ANSWERS]
+    if not scored:
         return 0.0
     began = time.perf_counter()
-    for (said, question), (other, _) in zip(some, [*some[1:], some[0]], strict=True):
-        text_metrics.score(said, question, other)
-    return (time.perf_counter() - began) * len(asked) / len(some)
-
-
-def answer_bytes(data: ChatData, recipe: ChatRecipe, validations: int) -> int:
-    """Bytes of a run's answers on disk: of the last ones, and of those sampled at each of its `validations`. Answers have all tokens they may."""
-    asked = evaluation_prompts(data, recipe)
-    answers = data.store.column("test", "answer_bytes").sum() / max(
-        1, data.store.column("test", "answer_tokens").sum()
-    )  # bytes of a token
-    sampled = [a for a in asked if a["from"] == "questions"][: recipe.generation.samples_per_validation]
-
-    def size(some: list[dict], most: int) -> float:
-        fields = {
-            "output": "",
-            "finished": False,
-            "tokens": most,
-            "checks": {},
-            "scores": text_metrics.score("a b", "a b", "a c"),
-        }
-        return sum(
-            len(json.dumps(a | fields, ensure_ascii=False).encode()) + answers * most for a in some
-        )
-
-    read = size(data.reading, recipe.reading.max_new_tokens) if data.reading else 0.0
-    most = recipe.generation.max_new_tokens
-    return round(size(asked, most) + read + validations * size(sampled, most))
+    for prompt, other in zip(scored, [*scored[1:], scored[0]], strict=True):
+        text_metrics.score(prompt["reference"], prompt["turns"][-1]["text"], other["reference"])
+    return (time.perf_counter() - began) * len(prompts) / len(scored)
 
 
 def timed(trainable: TrainableChatModel, work: Callable[[], object], warm: bool = False) -> float:
-    """Seconds of the second run where the first may compile, of the first on a CPU or where its like has run (`warm`)."""
-    cuda = trainable.base.device.type == "cuda"
-    if cuda and not warm:
+    """Seconds of `work`.
+
+    Args:
+        trainable: the model; its device is waited for.
+        work: what is timed.
+        warm: the like has run before. Otherwise a GPU runs the work once without timing it, because
+            the first time may compile.
+    """
+    on_gpu = trainable.base.device.type == "cuda"
+    if on_gpu and not warm:
         work()
-    if cuda:
+    if on_gpu:
         torch.cuda.synchronize()
     began = time.perf_counter()
     work()
-    if cuda:
+    if on_gpu:
         torch.cuda.synchronize()
     return time.perf_counter() - began
-
-
-def outline(
-    recipe: ChatRecipe, name: str, data: ChatData, device: torch.device
-) -> CostOutline:
-    """The method on a model without weights: its FLOPs and bytes. Raises what building the method raises."""
-    method, low = (
-        recipe.methods[name],
-        torch.bfloat16 if uses_bfloat16(recipe.budget, device) else torch.float32,
-    )
-    require_compatible(recipe, name)
-    model = meta_model(recipe, device, low)
-    weights, unpacked = weight_bytes(recipe, model, low)
-    with torch.device("meta"):
-        trainable = method.attach(model, data.tokenizer)
-        if recipe.fast:
-            lightweight_adapters.use_lightweight_forward(model)
-    trained = sum(p.numel() for p in trainable.trainable().values())
-    lengths, supervised = data.store.lengths("train"), data.store.column("train", "answer_tokens")
-    share = float(supervised.sum() / lengths.sum())
-    train, plain = count_flops(trainable), count_flops(trainable, backward=False)
-    in_pass = min(
-        recipe.budget.micro_batch_tokens,
-        (method.batch_rows or recipe.budget.batch_rows) * float(lengths.mean()),
-    )
-    each = flops_per_token(train, trainable, lengths, share, in_pass)
-    tokens = recipe.budget.tokens or recipe.budget.epochs * float(lengths.sum())
-    forward = flops_per_token(plain, trainable, lengths, share, in_pass)
-    steps, rows = _decoding(recipe, data)
-    return CostOutline(
-        train_flops=each * tokens if trained else 0.0,
-        evaluate_flops=forward * float(data.store.lengths("test").sum()) + _passages(plain, data),
-        decode_steps=steps,
-        decode_flops=rows * (plain.per_position + plain.per_supervised_token),
-        decode_bytes=weights + unpacked,
-        fixed_bytes=_process(device)
-        + weights
-        + 16 * trained,  # float32 weights, gradients and Adam's two
-        activation_bytes=_activations(trainable, train, recipe, lengths, low, device)
-        if trained
-        else _chunk(recipe, device),
-        disk_bytes=4
-        * trained
-        * (1 + 2 * 3),  # the weights, and two checkpoints of weights and Adam's two
-        flops_per_token=each if trained else None,
-        notes=_notes(recipe, name, lengths, device),
-    )
-
-
-def meta_model(recipe: ChatRecipe, device: torch.device, dtype: torch.dtype) -> torch.nn.Module:
-    """The model's structure on the meta device. Raises `UserError` or `ValueError` where it cannot be."""
-    place = loading.resolve_model_path(recipe.model)
-    config = AutoConfig.from_pretrained(place, revision=recipe.revision)
-    with torch.device("meta"):
-        chosen = loading.pick_attention(config.model_type, recipe.attention, device)
-        return AutoModelForCausalLM.from_config(
-            config, dtype=dtype, attn_implementation=chosen
-        ).eval()
-
-
-def weight_bytes(recipe: ChatRecipe, model: torch.nn.Module, dtype: torch.dtype) -> tuple[int, int]:
-    """Bytes of the base's weights in memory, and of those that one step of writing unpacks and reads again."""
-    if recipe.quantize != "none":
-        return quantization.estimate_bytes(model, dtype.itemsize)
-    return sum(p.numel() for p in model.parameters()) * dtype.itemsize, 0
-
-
-def _notes(
-    recipe: ChatRecipe, name: str, lengths: np.ndarray, device: torch.device
-) -> tuple[str, ...]:
-    """What works, but not as one might think."""
-    notes = []
-    by_blocks = (
-        device.type == "cuda"
-        and loading.pick_attention("", recipe.attention, device) == flex_attention.NAME
-    )
-    if (
-        recipe.budget.gradient_checkpointing
-        and recipe.methods[name].kind in NO_CHECKPOINTING
-        and not by_blocks
-    ):
-        notes.append(
-            "trains without gradient checkpointing: transformers drops the cache, and the prefix with it"
-        )
-    long = int((lengths > recipe.budget.micro_batch_tokens).sum())
-    if long:
-        notes.append(f"{long} rows are longer than micro_batch_tokens and will stand alone")
-    return tuple(notes)
-
-
-def _decoding(recipe: ChatRecipe, data: ChatData) -> tuple[float, float]:
-    """Steps of writing in one run, and rows in each, on average."""
-    settings = recipe.generation
-    asked = len(data.questions) + min(settings.num_test_answers, data.size("test"))
-    kinds = [(asked, settings.max_new_tokens)]
-    if recipe.reading:
-        kinds.append((len(data.reading), recipe.reading.max_new_tokens))
-    steps = sum(-(-count // settings.batch_rows) * most for count, most in kinds)
-    return steps, sum(count * most for count, most in kinds) / max(1, steps)
-
-
-def _passages(plain: FlopCount, data: ChatData) -> float:
-    rows = [row for passages in data.forgetting.values() for row in passages.rows]
-    lengths = np.array([len(row.ids) for row in rows], dtype=np.int64)
-    return plain.total(lengths, float(sum(row.supervised.sum() for row in rows)), 0) if rows else 0.0
-
-
-def _activations(
-    trainable: TrainableChatModel,
-    work: FlopCount,
-    recipe: ChatRecipe,
-    lengths: np.ndarray,
-    dtype: torch.dtype,
-    device: torch.device,
-) -> float:
-    """Bytes kept for the backward pass of the largest micro-batch, as the shape of a gated block tells them."""
-    config = trainable.base.config
-    head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    heads = head * (4 * config.num_attention_heads + 4 * config.num_key_value_heads)
-    block = 6 * config.hidden_size + heads + 4 * config.intermediate_size
-    if recipe.budget.gradient_checkpointing:
-        block = config.hidden_size
-    deep = sum(
-        each > 4 * config.num_attention_heads * head for each, _ in work.per_visible_key
-    )  # layers that are gone back through
-    places = max(recipe.budget.micro_batch_tokens, int(lengths.max()))
-    logits = min(
-        _chunk(recipe, device), places * config.vocab_size * dtype.itemsize
-    )  # their gradient lies where they were
-    return places * block * deep * dtype.itemsize + logits
-
-
-def _chunk(recipe: ChatRecipe, device: torch.device) -> int:
-    """Bytes of logits that the loss makes at a time."""
-    return LARGE_CHUNK if device.type == "cuda" and recipe.memory == "normal" else SMALL_CHUNK
-
-
-def _process(device: torch.device) -> int:
-    """What the program itself takes where its memory is the device's."""
-    import psutil
-
-    return psutil.Process().memory_info().rss if device.type == "cpu" else 0

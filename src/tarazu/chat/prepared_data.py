@@ -51,7 +51,8 @@ def prepare(recipe: ChatRecipe, folder: StudyDir, device: torch.device) -> ChatD
     """Read, split and tokenize the rows, and write data.json.
 
     Raises:
-        UserError: the rows cannot be used, or a text that finished methods were measured on changed.
+        UserError: the rows cannot be used, or a text changed that finished methods were measured
+            on.
     """
     tokenizer = loading.load_tokenizer(recipe.model, recipe.revision)
     model_type = loading.model_type(recipe.model, recipe.revision)

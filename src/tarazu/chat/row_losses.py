@@ -60,9 +60,7 @@ def losses(trainable: TrainableChatModel, batch: ChatBatch) -> torch.Tensor:
     return token_losses(trainable.base, supervised, batch.labels, trainable.loss_chunk)
 
 
-def loss_per_row(
-    trainable: TrainableChatModel, batches: list[ChatBatch]
-) -> dict[int, list[float]]:
+def loss_per_row(trainable: TrainableChatModel, batches: list[ChatBatch]) -> dict[int, list[float]]:
     """[summed loss in nats, supervised tokens] of each row, by the row's index."""
     sums: dict[int, list[float]] = defaultdict(lambda: [0.0, 0])
     for batch in batches:

@@ -25,7 +25,8 @@ from tarazu.chat.settings import ChatRecipe
 from tarazu.engine.ledger import Ledger
 from tarazu.engine.task import Task
 from tarazu.engine.trainable import LossSum
-from tarazu.storage.run_folder import StudyDir, write_json, write_jsonl
+from tarazu.storage.atomic_io import write_json, write_jsonl
+from tarazu.storage.run_folder import StudyDir
 
 TEST_METRICS = (
     "chrf",
@@ -39,7 +40,7 @@ TEST_METRICS = (
 
 
 class Chat(Task):
-    """Instruction tuning of a causal language model. See `tarazu.engine.task.Task` for the contract."""
+    """Instruction tuning of a causal language model. `tarazu.engine.task.Task` is the contract."""
 
     name = "chat"
     cost = ChatCost()
@@ -149,7 +150,9 @@ class Chat(Task):
         fraction = float(supervised.sum() / lengths.sum())
         step_tokens = recipe.budget.batch_rows * float(lengths.mean())
         pass_tokens = min(recipe.budget.micro_batch_tokens, step_tokens)
-        return flops.flops_per_token(flops.count_flops(model), model, lengths, fraction, pass_tokens)
+        return flops.flops_per_token(
+            flops.count_flops(model), model, lengths, fraction, pass_tokens
+        )
 
     def code_paths(self, model: TrainableChatModel, data: ChatData) -> dict[str, str]:
         attention = model.base.config._attn_implementation

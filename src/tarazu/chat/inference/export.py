@@ -1,4 +1,4 @@
-"""A tuned language model for other tools: PEFT's own adapter format, or one merged Hugging Face folder."""
+"""A tuned language model for other tools: PEFT's adapter format, or one merged Hugging Face folder."""
 
 from __future__ import annotations
 
@@ -13,58 +13,65 @@ from tarazu.errors import UserError
 from tarazu.storage.run_folder import find_run
 
 LOW_RANK = {"lora", "rslora", "dora", "loha"}
-SOFT = {"prompt_tuning", "prefix_tuning", "p_tuning"}
-FORMS = ("merged", "peft")
+SOFT_PROMPTS = {"prompt_tuning", "prefix_tuning", "p_tuning"}
+MERGED, PEFT = "merged", "peft"
 
 
-def forms(kind: str) -> list[str]:
-    """What a method can be exported as, its default first."""
+def formats(kind: str) -> list[str]:
+    """The formats that a kind of method can be exported in, its default first."""
     if kind in LOW_RANK:
-        return ["merged", "peft"]
-    return ["peft"] if kind in SOFT else ["merged"]
+        return [MERGED, PEFT]
+    return [PEFT] if kind in SOFT_PROMPTS else [MERGED]
 
 
-def export(run_path: str, to: Path, format: str = "") -> None:
-    """Writes `to/` in a format of `forms`. Raises `UserError` for a format that this method cannot take.
+def export(run_path: str, target: Path, export_format: str = "") -> None:
+    """Write a finished run to a folder that transformers or peft can load.
 
-    What was trained on a 4-bit base is merged into the 4-bit weights unpacked: the model that was evaluated, not packed again.
+    A 4-bit base is written unpacked, with the adapter merged into it: that is the model that was
+    evaluated. Packing it again would change it.
+
+    Args:
+        run_path: the run, DIR/METHOD.
+        target: a new folder.
+        export_format: one of `formats`; empty for the default.
+
+    Raises:
+        UserError: there is no such run, or its method has no such format.
     """
     study, run = find_run(run_path)
-    possible = forms(run.kind)
-    format = format or possible[0]
-    if format not in possible:
+    possible = formats(run.kind)
+    export_format = export_format or possible[0]
+    if export_format not in possible:
         raise UserError(
-            f"{run.kind} cannot be exported as {format!r}: {_why_not(format, run.kind)}",
+            f"{run.kind} cannot be exported as {export_format!r}: "
+            f"{_reason(export_format, run.kind)}",
             location=run_path,
-            hint=" or ".join(f"--format {one}" for one in possible),
+            hint=" or ".join(f"--format {name}" for name in possible),
         )
-    model, template, run, recipe = load(run_path, unpacked=format == "merged")
-    if format == "merged" and recipe.quantize != "none":
-        log(
-            "the base was trained on in 4 bits; its weights are written unpacked, the adapter merged into them"
-        )
+    merged = export_format == MERGED
+    model, template, run, recipe = load(run_path, dequantize=merged)
+    if merged and recipe.quantize != "none":
+        log("the base was trained on in 4 bits; its weights are written unpacked, adapter merged")
     module = model.module
-    if format == "merged" and run.kind in LOW_RANK:
+    if merged and run.kind in LOW_RANK:
         module = module.merge_and_unload()
-    if format == "merged":
+    if merged:
         module.generation_config.eos_token_id = template.stop_ids
-        module = module.to(
-            torch.float32 if next(module.parameters()).dtype == torch.float32 else torch.bfloat16
-        )
-    to.mkdir(parents=True, exist_ok=True)
-    to = to.absolute()
-    with study.in_working_dir():  # peft looks for the base model by the path that the recipe gave
-        module.save_pretrained(to)
-    if (
-        template.name != "tokenizer"
-    ):  # trained with another template than the tokenizer's own, if it has one
+        full_precision = next(module.parameters()).dtype == torch.float32
+        module = module.to(torch.float32 if full_precision else torch.bfloat16)
+    target = target.absolute()
+    target.mkdir(parents=True, exist_ok=True)
+    with study.in_working_dir():  # peft looks for the base model by the recipe's relative path
+        module.save_pretrained(target)
+    if template.name != "tokenizer":  # the tokenizer has another template, or none
         template.tokenizer.chat_template = chat_template(template)
-    template.tokenizer.save_pretrained(to)
+    template.tokenizer.save_pretrained(target)
 
 
-def _why_not(format: str, kind: str) -> str:
-    if format not in FORMS:
-        return "no format of a language model is called so"
-    return (
-        "a soft prompt is no part of the weights" if kind in SOFT else "this method has no adapter"
-    )
+def _reason(export_format: str, kind: str) -> str:
+    """Why a kind of method has no such format."""
+    if export_format not in (MERGED, PEFT):
+        return "there is no such format of a language model"
+    if kind in SOFT_PROMPTS:
+        return "a soft prompt is not part of the weights"
+    return "this method has no adapter"

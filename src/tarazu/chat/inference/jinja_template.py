@@ -1,46 +1,54 @@
-"""The template that a model was trained with, as the Jinja chat template that other tools read from its tokenizer.
+"""The template that a model was trained with, as a Jinja chat template for other tools.
 
-Without it a tuned base model, whose tokenizer has no template of its own, would be asked elsewhere in a form it never saw.
+The tokenizer of a base model has no template of its own. Without this one, another tool would
+prompt the tuned model in a format that it never saw.
 """
 
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from tarazu.chat.data.chat_template import Template
+from tarazu.chat.data.chat_template import Template
+
+# A system message, if the conversation begins with one; the other turns.
+READ_MESSAGES = (
+    "{% set system = messages[0]['content'] | trim "
+    "if messages and messages[0]['role'] == 'system' else none %}"
+    "{% set turns = messages[1:] if system is not none else messages %}"
+)
 
 
 def chat_template(template: Template) -> str:
-    """Jinja that writes what `template.encode` and `encode_prompt` tokenise, for roles system, user and assistant."""
-    pieces, bos = template.parts, template.tokenizer.bos_token
-    begin = bos if template.add_bos and not pieces.start.startswith(bos) else ""
-    start_system = pieces.start if pieces.start_system is None else pieces.start_system
-    folded = pieces.system_open is None
-    write = {name: json.dumps(text, ensure_ascii=False) for name, text in {
-        "start": begin + pieces.start, "opening": begin + start_system + (pieces.system_open or ""), "close": pieces.system_close, "fold": pieces.system_separator,
-        "ask": pieces.user_open, "asked": pieces.user_close, "answer": pieces.assistant_open, "end": pieces.end_of_turn + pieces.after_turn,
-    }.items()}  # fmt: skip
-    first = (
-        f"(system + {write['fold']} if loop.first and system is not none else '')"
-        if folded
-        else "''"
-    )
-    system = (
-        ""
-        if folded
-        else f"{{% if system is not none %}}{{{{ {write['opening']} + system + {write['close']} }}}}{{% else %}}"
-    )
+    """Jinja that renders what `template` encodes, for the roles system, user and assistant."""
+    parts = template.parts
+    bos = template.tokenizer.bos_token
+    prefix = bos if template.add_bos and not parts.start.startswith(bos) else ""
+    start = _literal(prefix + parts.start)
+    user_open, user_close = _literal(parts.user_open), _literal(parts.user_close)
+    assistant_open = _literal(parts.assistant_open)
+    end_of_turn = _literal(parts.end_of_turn + parts.after_turn)
+    if parts.system_open is None:  # the system message goes into the first user turn
+        opening = f"{{{{ {start} }}}}"
+        separator = _literal(parts.system_separator)
+        system = f"(system + {separator} if loop.first and system is not none else '')"
+    else:
+        start_system = parts.start if parts.start_system is None else parts.start_system
+        system_open = _literal(prefix + start_system + parts.system_open)
+        system_turn = f"{{{{ {system_open} + system + {_literal(parts.system_close)} }}}}"
+        opening = (
+            f"{{% if system is not none %}}{system_turn}{{% else %}}{{{{ {start} }}}}{{% endif %}}"
+        )
+        system = "''"
+    user = f"{{{{ {user_open} + {system} + turn['content'] | trim + {user_close} }}}}"
+    assistant = f"{{{{ {assistant_open} + turn['content'] | trim + {end_of_turn} }}}}"
     return (
-        "{% set system = messages[0]['content'] | trim if messages and messages[0]['role'] == 'system' else none %}"
-        "{% set turns = messages[1:] if system is not none else messages %}"
-        f"{system}{{{{ {write['start']} }}}}"
-        + ("" if folded else "{% endif %}")
-        + "{% for turn in turns %}{% if turn['role'] == 'user' %}"
-        f"{{{{ {write['ask']} + {first} + turn['content'] | trim + {write['asked']} }}}}"
-        "{% elif turn['role'] == 'assistant' %}"
-        f"{{{{ {write['answer']} + turn['content'] | trim + {write['end']} }}}}"
-        "{% endif %}{% endfor %}"
-        f"{{% if add_generation_prompt %}}{{{{ {write['answer']} }}}}{{% endif %}}"
+        f"{READ_MESSAGES}{opening}"
+        f"{{% for turn in turns %}}{{% if turn['role'] == 'user' %}}{user}"
+        f"{{% elif turn['role'] == 'assistant' %}}{assistant}{{% endif %}}{{% endfor %}}"
+        f"{{% if add_generation_prompt %}}{{{{ {assistant_open} }}}}{{% endif %}}"
     )
+
+
+def _literal(text: str) -> str:
+    """A string literal of Jinja."""
+    return json.dumps(text, ensure_ascii=False)
