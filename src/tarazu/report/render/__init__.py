@@ -1,1 +1,1 @@
-"""How things look: HTML, charts, tables, numbers and text in two languages."""
+"""How the report looks: HTML, charts, tables, numbers and bilingual text."""

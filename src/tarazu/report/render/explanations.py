@@ -1,4 +1,4 @@
-"""The explanations: one idea a file, in both languages, rendered from Markdown with HTML switched off."""
+"""Explanations of one idea each, from Markdown files in both languages, with HTML switched off."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from pathlib import Path
 from markdown_it import MarkdownIt
 from markupsafe import Markup
 
-from tarazu.report.render.bilingual import Bilingual
+from tarazu.report.render.bilingual import LANGUAGES, Bilingual
 
 FOLDER = Path(__file__).parents[1] / "explanations"
+# The explanation of each kind of method.
 OF_KIND = {
     "prompt_tuning": "prompt-tuning",
     "prefix_tuning": "prefix-tuning",
@@ -29,7 +30,7 @@ OF_KIND = {
 
 @dataclass(frozen=True)
 class Explanation:
-    """One idea: its title and its text in both languages."""
+    """An idea: its title and its text in both languages."""
 
     name: str
     title: Bilingual
@@ -37,7 +38,11 @@ class Explanation:
 
 
 def explain(*names: str) -> list[Explanation]:
-    """The named explanations, in the order given. Raises FileNotFoundError for one that is not there."""
+    """The named explanations in the order given.
+
+    Raises:
+        FileNotFoundError: there is no such explanation.
+    """
     return [_load(name) for name in names]
 
 
@@ -48,14 +53,15 @@ def explain_kind(kind: str) -> list[Explanation]:
 
 @cache
 def _load(name: str) -> Explanation:
-    sides = {language: _read(FOLDER / language / f"{name}.md") for language in ("fa", "en")}
-    return Explanation(
-        name, Bilingual(sides["fa"][0], sides["en"][0]), Bilingual(sides["fa"][1], sides["en"][1])
+    """Read an explanation in both languages."""
+    titles, bodies = zip(
+        *(_read(FOLDER / language / f"{name}.md") for language in LANGUAGES), strict=True
     )
+    return Explanation(name, Bilingual(*titles), Bilingual(*bodies))
 
 
 def _read(path: Path) -> tuple[Markup, Markup]:
-    """(title, body): the first line is `# Title`."""
+    """The title, which is the first line, and the body of a file, as HTML."""
     first, _, rest = path.read_text(encoding="utf-8").partition("\n")
     renderer = MarkdownIt("commonmark", {"html": False}).enable("table")
     body = (

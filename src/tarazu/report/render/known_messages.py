@@ -52,7 +52,7 @@ def translate_note(note: object) -> Bilingual | Markup:
 
 
 def code_paths_text(paths: object) -> Bilingual | Markup:
-    """The code paths of the ledger in a row, such as `attention: sdpa, layers: plain, CUDA graphs`."""
+    """The code paths of a ledger: `attention: sdpa; layers: compiled, CUDA graphs`."""
     pairs = paths.items() if isinstance(paths, dict) else ()
     parts = [
         translate(

@@ -1,4 +1,4 @@
-"""The page: templates, one style sheet and one script, sealed by a content policy that lets nothing else run."""
+"""Render the page: templates, one style sheet and one script, under a content security policy."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import hashlib
 import re
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 import jinja2
@@ -14,26 +15,32 @@ from markupsafe import Markup
 
 from tarazu.report.render.bilingual import number, translate, visible
 
-HERE = Path(__file__).parents[1]
+REPORT = Path(__file__).parents[1]
+# The start of an element whose attributes are all single words.
+_WORD_ATTRIBUTES = re.compile('<(?:span|tspan|bdi|code)(?: (?:class|lang|dir)="[a-z]+")+(?=[ >])')
 
 
-def render(template: str, **view) -> str:
-    """The page as one offline HTML text. Every value is escaped unless it is Markup made in this package."""
+def render(template: str, **view: Any) -> str:
+    """The page as one HTML text that needs no network.
+
+    Args:
+        template: a file of `templates/`.
+        view: what it shows. A value is escaped unless it is Markup, which only this package makes.
+    """
     style, script = _asset("report.css"), _asset("charts.js") + _asset("report.js")
     page = (
         _environment()
         .get_template(template)
         .render(style=Markup(style), script=Markup(script), policy=policy(style, script), **view)
     )
+    # Lone surrogates cannot be written as UTF-8.
     return page.encode("utf-8", "replace").decode("utf-8")
-
-
-_COMMON = re.compile('<(?:span|tspan|bdi|code)(?: (?:class|lang|dir)="[a-z]+")+(?=[ >])')
 
 
 @lru_cache(maxsize=1)
 def _environment() -> jinja2.Environment:
-    loader = jinja2.FileSystemLoader(HERE / "templates")
+    """Templates with escaping, and with the functions that they call."""
+    loader = jinja2.FileSystemLoader(REPORT / "templates")
     environment = jinja2.Environment(
         loader=loader,
         autoescape=True,
@@ -46,27 +53,29 @@ def _environment() -> jinja2.Environment:
 
 
 def compact(page: str) -> str:
-    """The page with its commonest tags in HTML's short form, which needs no quotes around a word: a tenth of its size."""
-    return _COMMON.sub(lambda found: found.group().replace('"', ""), page)
+    """The page without quotes around single words in its commonest tags: a tenth smaller."""
+    return _WORD_ATTRIBUTES.sub(lambda tag: tag.group().replace('"', ""), page)
 
 
 def policy(style: str, script: str) -> str:
-    """Nothing from anywhere: only this very style, this very script, and pictures inside the file."""
+    """The content security policy: this style, this script and images inside the file."""
     sources = f"script-src '{_hash(script)}'; style-src '{_hash(style)}'; img-src data:"
     return f"default-src 'none'; {sources}; base-uri 'none'; form-action 'none'"
 
 
 def file_link(file: str) -> str:
-    """A relative link to a file of the folder; `./` before it, so that no name can be a scheme."""
+    """A relative link to a file of the run folder; `./` keeps its name from being a scheme."""
     return "./" + quote(visible(file))
 
 
 def _hash(text: str) -> str:
+    """The hash of a style or script as the policy names it."""
     return "sha256-" + base64.b64encode(hashlib.sha256(text.encode("utf-8")).digest()).decode()
 
 
 def _asset(name: str) -> str:
-    text = (HERE / "assets" / name).read_text(encoding="utf-8")
+    """A file of `assets/`, which must not end the element that it is put into."""
+    text = (REPORT / "assets" / name).read_text(encoding="utf-8")
     if "</s" in text.lower():
-        raise ValueError(f"{name} would close its own element")
+        raise ValueError(f"{name} contains an end tag")
     return text

@@ -1,8 +1,9 @@
-"""The pieces that sections are made of: tables, cells and links to the files that numbers came from."""
+"""Tables of the page and their cells."""
 
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,7 +14,13 @@ from tarazu.report.render.bilingual import Bilingual, code, data_text, number
 
 @dataclass(frozen=True)
 class Cell:
-    """One cell: what is shown, and what a sort goes by."""
+    """One cell of a table.
+
+    Args:
+        html: what is shown.
+        sort: what the column is sorted by; None for an empty cell.
+        best: whether it is marked as the best of its column.
+    """
 
     html: Any
     sort: float | str | None = None
@@ -21,13 +28,13 @@ class Cell:
 
     @property
     def key(self) -> str:
-        """What the page's script compares: seven digits of a number are enough."""
+        """What the page's script sorts by, with seven digits of a number."""
         return f"{self.sort:.7g}" if isinstance(self.sort, float) else str(self.sort)
 
 
 @dataclass
 class Table:
-    """A table with a caption and the files behind it."""
+    """A table with its caption; `sources` are the files that its numbers came from."""
 
     caption: Bilingual
     columns: list
@@ -37,17 +44,18 @@ class Table:
 
 
 def number_cell(value: Any, format: str, source: str = "", best: bool = False) -> Cell:
+    """A number; the arguments are those of `number`."""
     return Cell(number(value, format, source), as_number(value), best)
 
 
 def text_cell(value: Any) -> Cell:
-    return Cell(
-        value if hasattr(value, "__html__") else data_text(value),
-        value.plain("en") if isinstance(value, Bilingual) else str(value),
-    )
+    """A text; one that is not markup is escaped as data."""
+    sort = value.plain("en") if isinstance(value, Bilingual) else str(value)
+    return Cell(value if hasattr(value, "__html__") else data_text(value), sort)
 
 
 def code_cell(value: Any) -> Cell:
+    """A name, path or setting."""
     return Cell(code(value), str(value))
 
 
@@ -57,7 +65,7 @@ def pairs_table(
     columns: list[Bilingual],
     sources: list[str],
 ) -> Table:
-    """Two columns: what, and how much. Pairs whose value is None are left out."""
+    """A table of two columns, name and value. Pairs without a value are left out."""
     rows = [
         [text_cell(name), value if isinstance(value, Cell) else text_cell(value)]
         for name, value in pairs
@@ -67,18 +75,23 @@ def pairs_table(
 
 
 def patterns(names: Iterable[str]) -> list[tuple[str, int]]:
-    """Names that differ only in their numbers, as one pattern with how many there are: `layers.N.q_proj`, 18."""
-    found: dict[str, int] = {}
-    for name in names:
-        key = re.sub(r"\d+", "N", name)
-        found[key] = found.get(key, 0) + 1
-    return list(found.items())
+    """Group names that differ only in numbers: pattern (`layers.N.q_proj`) and count."""
+    return list(Counter(re.sub(r"\d+", "N", name) for name in names).items())
 
 
 def best_of(values: list[float | None], better: str) -> set[int]:
-    """Where the best figure stands, more than once where several are equal; nowhere when fewer than two are known or all are alike."""
-    known = {i: float(f"{v:.9g}") for i, v in enumerate(values) if v is not None}
-    if len(set(known.values())) < 2:
+    """The indices of the best values, all of them where several are equal.
+
+    Args:
+        values: None where a value is missing.
+        better: "low" or "high".
+
+    Returns:
+        Empty where there are not two different values.
+    """
+    # Nine digits: equal measurements may differ in their last bits.
+    rounded = {i: float(f"{v:.9g}") for i, v in enumerate(values) if v is not None}
+    if len(set(rounded.values())) < 2:
         return set()
-    best = min(known.values()) if better == "low" else max(known.values())
-    return {i for i, value in known.items() if value == best}
+    best = min(rounded.values()) if better == "low" else max(rounded.values())
+    return {i for i, value in rounded.items() if value == best}
