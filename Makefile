@@ -10,8 +10,10 @@ demo: .venv/ready                  ## the main job on the embedded model: a tabl
 test: .venv/ready-dev              ## all tests
 	$(RUN)/pytest -n 2 --dist loadfile
 
-lint: .venv/ready-dev              ## style
+lint: .venv/ready-dev              ## style, format and types
 	$(RUN)/ruff check src tests benchmarks
+	$(RUN)/ruff format --check src tests benchmarks
+	$(RUN)/mypy
 
 bench: .venv/ready-dev             ## speed beside the peers, as far as this machine can measure it, and the README's table
 	$(RUN)/python -m benchmarks.run --into README.md
@@ -31,4 +33,4 @@ bench: .venv/ready-dev             ## speed beside the peers, as far as this mac
 	touch $@
 
 clean:                             ## remove the environment and the caches of tools (not the runs)
-	rm -rf .venv build dist .pytest_cache .ruff_cache
+	rm -rf .venv build dist .pytest_cache .ruff_cache .mypy_cache

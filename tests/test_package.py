@@ -1,0 +1,71 @@
+"""The wheel: it installs into a fresh environment, holds all data files, and runs without the checkout."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import sysconfig
+import zipfile
+from pathlib import Path
+
+import pytest
+
+import tarazu
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory) -> Path:
+    """The wheel, built without a network by the installed hatchling."""
+    folder = tmp_path_factory.mktemp("dist")
+    command = ["-m", "build", "--wheel", "--no-isolation", "--outdir", str(folder), str(ROOT)]
+    subprocess.run([sys.executable, *command], check=True, capture_output=True, text=True)
+    (path,) = folder.glob("*.whl")
+    return path
+
+
+@pytest.fixture(scope="module")
+def installed(wheel, tmp_path_factory) -> Path:
+    """A fresh environment with the wheel. A .pth file lends it the dependencies that are here."""
+    folder = tmp_path_factory.mktemp("environment")
+    subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
+    python = folder / "bin" / "python"
+    options = ["--quiet", "--no-deps", "--no-index", "--disable-pip-version-check"]
+    subprocess.run([python, "-m", "pip", "install", *options, str(wheel)], check=True)
+    (site_packages,) = folder.glob("lib/python*/site-packages")
+    (site_packages / "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    return folder
+
+
+def run(installed: Path, cwd: Path, *arguments: str) -> str:
+    """The output of `tarazu ARGUMENTS` in the environment, far from the checkout."""
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("PYTHON")}
+    command = [installed / "bin" / "tarazu", *arguments]
+    done = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_the_wheel_holds_every_file_of_the_package(wheel):
+    package = ROOT / "src"
+    expected = {
+        path.relative_to(package).as_posix()
+        for path in (package / "tarazu").rglob("*")
+        if path.is_file() and "__pycache__" not in path.parts
+    }
+    expected |= {f"tarazu/recipes/{path.name}" for path in (ROOT / "recipes").glob("*.yaml")}
+    assert expected <= set(zipfile.ZipFile(wheel).namelist())
+
+
+def test_the_commands_of_a_first_look_run_from_the_wheel(installed, tmp_path):
+    where = [installed / "bin" / "python", "-c", "import tarazu; print(tarazu.__file__)"]
+    assert (
+        str(installed) in subprocess.run(where, cwd=tmp_path, capture_output=True, text=True).stdout
+    )
+    assert run(installed, tmp_path, "--version") == f"tarazu {tarazu.__version__}\n"
+    assert "demo " in run(installed, tmp_path, "new")
+    run(installed, tmp_path, "new", "demo")
+    assert "schema" not in (tmp_path / "demo.yaml").read_text().splitlines()[0]
+    assert "CPU cores" in run(installed, tmp_path, "doctor")
