@@ -2,7 +2,7 @@
 PYTHON ?= python3.11
 RUN := .venv/bin
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test lint bench pictures clean
 
 demo: .venv/ready                  ## the main job on the embedded model: a table, and the path of report.html
 	$(RUN)/tarazu run recipes/demo.yaml --out runs/demo-$$(date +%Y%m%d-%H%M%S)
@@ -15,8 +15,11 @@ lint: .venv/ready-dev              ## style, format and types
 	$(RUN)/ruff format --check src tests benchmarks
 	$(RUN)/mypy
 
-bench: .venv/ready-dev             ## speed beside the peers, as far as this machine can measure it, and the README's table
-	$(RUN)/python -m benchmarks.run --into README.md
+bench: .venv/ready-dev             ## speed beside the peers, as far as this machine can measure it, and the table in docs/performance.md
+	$(RUN)/python -m benchmarks.run --into docs/performance.md
+
+pictures: .venv/ready-dev          ## the README's pictures of the report, from the newest study in runs/
+	$(RUN)/python docs/pictures/make.py
 
 .venv/torch:
 	command -v $(PYTHON) >/dev/null || { echo "make: $(PYTHON) is needed (or: make PYTHON=python3.12 ...)"; exit 1; }
