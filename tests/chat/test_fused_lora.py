@@ -75,7 +75,7 @@ def compile_layers(trainable, checkpointing: bool = False) -> list:
 
 def has_fused_lora(graph: torch.fx.GraphModule) -> bool:
     return any(
-        "thin_product" in str(part.graph)
+        "low_rank_product" in str(part.graph)
         for part in graph.modules()
         if isinstance(part, torch.fx.GraphModule)
     )
@@ -153,10 +153,10 @@ def test_losses_and_gradients_are_the_plain_paths(case):
 
 
 @pytest.mark.usefixtures("blocks")
-@pytest.mark.parametrize("stack", [fused_lora.STACK, 1])
+@pytest.mark.parametrize("stack", [fused_lora.MAX_STACK_BYTES, 1])
 def test_two_passes_before_the_first_goes_back_in_stacks_of_any_size(stack, monkeypatch):
     """The matrices are filled again in between, with the same numbers."""
-    monkeypatch.setattr(fused_lora, "STACK", stack)
+    monkeypatch.setattr(fused_lora, "MAX_STACK_BYTES", stack)
     plain, joined = build(), build(attention=flex_attention.NAME)
     assert fused_lora.fuse_lora_layers(joined.base) == 2 * len(fused_lora.GROUPS)
     stacks = {

@@ -21,7 +21,7 @@ def anywhere(monkeypatch):
 
 def has_fused_mlp(graph: torch.fx.GraphModule) -> bool:
     return any(
-        "tarazu.gated" in str(part.graph) or "GatedProduct" in str(part.graph)
+        "tarazu.gated_activation" in str(part.graph)
         for part in graph.modules()
         if isinstance(part, torch.fx.GraphModule)
     )
@@ -49,7 +49,7 @@ CASES = {
 def test_losses_and_gradients_are_the_plain_paths(case, checkpointing):
     plain, one = build(**CASES[case]), joined(**CASES[case])
     assert all(
-        isinstance(layer.mlp, fused_mlp._Gated) for layer in one.base.model.layers
+        isinstance(layer.mlp, fused_mlp.FusedMLP) for layer in one.base.model.layers
     ) and fused_mlp.has_fused_mlp(one.base)
     graphs = compile_layers(one, checkpointing)
     assert agree(gradients(one), gradients(plain))
@@ -84,7 +84,7 @@ class Scaled(torch.nn.Module):
 )
 def test_other_adapters_stay_apart(case):
     assert not any(
-        isinstance(layer.mlp, fused_mlp._Gated) for layer in joined(**case).base.model.layers
+        isinstance(layer.mlp, fused_mlp.FusedMLP) for layer in joined(**case).base.model.layers
     )
 
 
@@ -105,7 +105,7 @@ def test_an_mlp_that_computes_something_else_stays_as_it_is(act):
 
 def test_a_cpu_and_full_precision_have_no_kernel():
     assert not fused_mlp.is_supported(torch.ones(2, dtype=torch.bfloat16))
-    assert not any(isinstance(layer.mlp, fused_mlp._Gated) for layer in joined().base.model.layers)
+    assert not any(isinstance(layer.mlp, fused_mlp.FusedMLP) for layer in joined().base.model.layers)
 
 
 def matrices(
@@ -152,15 +152,15 @@ def matrices(
 def test_the_kernel_computes_what_the_plain_arithmetic_does(places, width, ranks, gelu, dtype):
     slope, both, thin_slope, thin_input, ups, factor = matrices(places, width, ranks, dtype, "cuda")
     found = [
-        *torch.ops.tarazu.gated(both, factor, gelu, ranks[2]),
-        *torch.ops.tarazu.gated_slopes(slope, both, thin_slope, thin_input, ups, gelu, list(ranks)),
+        *torch.ops.tarazu.gated_activation(both, factor, gelu, ranks[2]),
+        *torch.ops.tarazu.gated_activation_backward(slope, both, thin_slope, thin_input, ups, gelu, list(ranks)),
     ]
     slope, both, thin_slope, thin_input, ups, factor = (
         one.cpu().float() for one in (slope, both, thin_slope, thin_input, ups, factor)
     )
     wanted = [
-        *torch.ops.tarazu.gated(both, factor, gelu, ranks[2]),
-        *torch.ops.tarazu.gated_slopes(slope, both, thin_slope, thin_input, ups, gelu, list(ranks)),
+        *torch.ops.tarazu.gated_activation(both, factor, gelu, ranks[2]),
+        *torch.ops.tarazu.gated_activation_backward(slope, both, thin_slope, thin_input, ups, gelu, list(ranks)),
     ]
     for mine, plain in zip(found, wanted, strict=True):
         assert mine.shape == plain.shape and torch.isfinite(mine).all()

@@ -1,8 +1,9 @@
-"""The decoder's layers, compiled one by one: fused elementwise work, one kernel launch where there were ten.
+"""The decoder's layers, compiled one by one: fused elementwise work, one kernel launch where there
+were ten.
 
-All layers of a model are one piece of code, so it is compiled once and not once per layer ("regional compilation",
-PyTorch's recipes). The compiler's results stay in the user's cache folder. `fast: false` in the recipe is the
-plain path, which tests compare with.
+All layers of a model are one piece of code, so it is compiled once and not once per layer
+("regional compilation", PyTorch's recipes). The compiler's results stay in the user's cache
+folder. `fast: false` in the recipe is the plain path, which tests compare with.
 """
 
 from __future__ import annotations
@@ -48,7 +49,8 @@ def compile_layers(model: PreTrainedModel, checkpointing: bool = False) -> None:
 
 @cache
 def _options() -> dict[str, Any]:
-    """For the compiler, which is imported only where it is used. One object for all layers, or each would be compiled anew."""
+    """For the compiler, which is imported only where it is used. One object for all layers, or
+    each would be compiled anew."""
     from torch._inductor import config
 
     from tarazu.chat.fast.matmul_fusion_pass import FuseSkinnyMatmuls
@@ -72,9 +74,11 @@ def is_compiled(model: PreTrainedModel) -> bool:
 def wrap_layers(
     model: PreTrainedModel, checkpointing: bool = False, made: Callable = lambda function: function
 ) -> None:
-    """Lets each decoder layer take its own part of the `prefixes` that the decoder is called with; runs `made(forward)`.
+    """Lets each decoder layer take its own part of the `prefixes` that the decoder is called with;
+    runs `made(forward)`.
 
-    `checkpointing`: forget a layer's activations and make them again on the way back, prefix or not.
+    `checkpointing`: forget a layer's activations and make them again on the way back, prefix or
+    not.
     """
     for number, layer in enumerate(model.get_decoder().layers):
         inner = inspect.unwrap(type(layer).forward).__get__(
@@ -84,14 +88,16 @@ def wrap_layers(
 
 
 def _of_any_width(*inputs: torch.Tensor | None) -> None:
-    """Tells the compiler that the second side of (B, T, ...) is a variable. Left alone it finds out at the second packed width, and compiles all again."""
+    """Tells the compiler that the second side of (B, T, ...) is a variable. Left alone it finds
+    out at the second packed width, and compiles all again."""
     for tensor in inputs:
         if tensor is not None:
             torch._dynamo.maybe_mark_dynamic(tensor, 1)
 
 
 class _Norm:
-    """The norm behind the last layer: compiled for packed lines that are learned from on a GPU, the plain one for everything else."""
+    """The norm behind the last layer: compiled for packed lines that are learned from on a GPU,
+    the plain one for everything else."""
 
     def __init__(self, norm: torch.nn.Module):
         self.norm, self.plain, self.prepared = norm, norm.forward, torch.compile(norm.forward)
@@ -109,7 +115,8 @@ class _Norm:
 
 
 class _Layer:
-    """One layer's forward: the prepared one for block attention, the plain one for everything else."""
+    """One layer's forward: the prepared one for block attention, the plain one for everything
+    else."""
 
     def __init__(
         self, layer: torch.nn.Module, prepared: Callable, number: int, checkpointing: bool

@@ -1,9 +1,11 @@
-"""The losses of many rows of logits and their slopes, in one GPU kernel that reads the logits twice and writes once, in place.
+"""The losses of many rows of logits and their slopes, in one GPU kernel that reads the logits
+twice and writes once, in place.
 
-With a quarter of a million words the logits are the largest thing in a step, so what counts is how often they are read. A
-program goes along one row: first it sums the exponentials, beside the largest number so far (online softmax, Milakov and
-Gimelshein 2018, arXiv:1805.02867) or without it where scores are capped and cannot overflow; then it turns each logit into its
-slope where it stands. `loss.cross_entropy_with_grad` is the plain path, which tests compare with.
+With a quarter of a million words the logits are the largest thing in a step, so what counts is how
+often they are read. A program goes along one row: first it sums the exponentials, beside the
+largest number so far (online softmax, Milakov and Gimelshein 2018, arXiv:1805.02867) or without it
+where scores are capped and cannot overflow; then it turns each logit into its slope where it
+stands. `loss.cross_entropy_with_grad` is the plain path, which tests compare with.
 """
 
 from __future__ import annotations
@@ -24,7 +26,8 @@ LOG2E = tl.constexpr(1.4426950408889634)
 def cross_entropy_with_grad(
     logits: torch.Tensor, labels: torch.Tensor, softcap: float | None, _sloped: bool = True
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """As `loss.cross_entropy_with_grad`, for contiguous logits (N, V) in 16 bits, N > 0, whose memory is used for their gradient."""
+    """As `loss.cross_entropy_with_grad`, for contiguous logits (N, V) in 16 bits, N > 0, whose
+    memory is used for their gradient."""
     losses = torch.empty(len(labels), dtype=torch.float32, device=logits.device)
     _rows[(len(labels),)](
         logits,
@@ -40,7 +43,8 @@ def cross_entropy_with_grad(
 
 
 def is_supported(logits: torch.Tensor, softcap: float | None) -> bool:
-    """Whether the kernel is for these logits: in 16 bits, as its tanh is made for them, and with a cap that cannot overflow."""
+    """Whether the kernel is for these logits: in 16 bits, as its tanh is made for them, and with a
+    cap that cannot overflow."""
     capped = (
         not softcap
         or softcap <= MOST_CAPPED

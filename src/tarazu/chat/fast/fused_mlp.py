@@ -1,9 +1,11 @@
-"""A gated MLP whose three layers carry LoRA, as one piece: down(act(gate x) * up x) with the adapters inside the products.
+"""A gated MLP with LoRA on its three layers as one function: down(act(gate x) * up x).
 
-`wide.py` makes two large products of it. What lies between them is done here: forward, act(gate) * up is made beside its product
-with the down layer's A; backward, one reading of the matrices gives the slopes of gate and up and all five thin products that
-need them (three above rank 32), and act(gate) * up is made again, so it is not kept: a seventh less memory for Gemma2-2B. On a GPU that is
-`gated_kernel.py`; what is here computes the same, and tests compare both with the model's own code.
+`fused_lora.py` makes two large products of it, each with the adapters inside. This file computes
+what lies between them. Forward: act(gate) * up, together with its product with A of the down
+layer. Backward: one pass over the matrices gives the gradients of gate and up and all five
+low-rank products that need them (three above rank 32); act(gate) * up is recomputed instead of
+kept, which saves a seventh of Gemma-2-2B's memory. On a GPU `fused_mlp_triton.py` does this; the
+code here computes the same in plain PyTorch. Tests compare both with the model's own MLP.
 """
 
 from __future__ import annotations
@@ -16,266 +18,303 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from tarazu.chat.fast.fused_lora_ops import extended
+from tarazu.chat.fast.fused_lora_ops import append_low_rank
 
-MAX_RANK = 64  # the kernel holds so many columns at a time
-GENERATIONS = (
-    9,
-    10,
-)  # of data centres' GPUs, Hopper and Blackwell: the kernel's tiles take 96 to 164 KiB of a processor's own memory, which others have not
-
-
-def is_supported(weight: torch.Tensor) -> bool:
-    """Whether there is a kernel for such weights: in 16 bits, on an NVIDIA GPU with room for it (tried on an H100)."""
-    if not weight.is_cuda or torch.version.cuda is None or find_spec("triton") is None:
-        return False
-    return (
-        weight.dtype in (torch.bfloat16, torch.float16)
-        and torch.cuda.get_device_capability(weight.device)[0] in GENERATIONS
-    )
+MAX_RANK = 64  # columns that the kernel holds at a time
+# Compute capabilities (major) with a kernel: Hopper and Blackwell for data centres. Its tiles take
+# 96 to # 164 KiB of shared memory, which other GPUs do not have.
+GPU_GENERATIONS = (9, 10)
+PROJECTIONS = ("gate_proj", "up_proj", "down_proj")
 
 
-def fuse_mlp(mlp: nn.Module) -> bool:
-    """Makes `mlp`, whose layers `wide.py` has joined, one piece if it is one of those that are known; tells whether."""
-    groups = [
-        getattr(getattr(mlp, name, None), "group", None)
-        for name in ("gate_proj", "up_proj", "down_proj")
-    ]
-    if (
-        None in groups
-        or groups[0] is not groups[1]
-        or any(group.squares is not None for group in groups)
-    ):
-        return False
-    layers = [*groups[0].modules, *groups[2].modules]
-    known = all(
-        layer.base_layer.bias is None and layer.r[layer.active_adapters[0]] <= MAX_RANK
-        for layer in layers
-    )
-    kind = _activation(getattr(mlp, "act_fn", None))
-    if not known or kind is None or not is_supported(groups[0].matrix) or not _is_plain(mlp):
-        return False
-    mlp.gelu, mlp.__class__ = kind == "gelu", _gated(type(mlp))
-    return True
+class FusedMLP(nn.Module):
+    """An MLP of one gate, one up and one down layer, which hold LoRA and are fused with each other.
+
+    It takes the place of the model's own MLP and keeps the names of its children.
+
+    Args:
+        mlp: the model's MLP; its children are used, not copied.
+        gelu: the activation is GELU (tanh approximation), else SiLU.
+    """
+
+    def __init__(self, mlp: nn.Module, gelu: bool):
+        super().__init__()
+        for name, child in mlp.named_children():
+            self.add_module(name, child)
+        self.act_fn = mlp.act_fn  # a plain function in some models
+        self.gelu = gelu
+        self.training = mlp.training
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(..., width) -> (..., width). Fused in compiled training, else layer by layer."""
+        layers = (self.gate_proj, self.up_proj, self.down_proj)
+        alone = any(layer.falls_back(x) for layer in layers)
+        # The kernel sums in no fixed order.
+        if alone or torch.are_deterministic_algorithms_enabled():
+            return self.down_proj(self.act_fn(self.gate_proj(x)) * self.up_proj(x))
+        gate_up, down = self.gate_proj.group, self.down_proj.group
+        return FusedGatedMLPFunction.apply(
+            x,
+            gate_up.matrix,
+            down.matrix,
+            gate_up.scales,
+            down.scales,
+            self.gelu,
+            *gate_up.factors(),
+            *down.factors(),
+        )
+
+
+def fuse_mlps(model: nn.Module) -> None:
+    """Replace each MLP of `model` that `FusedMLP` can compute; the model is changed in place.
+
+    Args:
+        model: a model whose LoRA layers were fused by `fused_lora.fuse_lora_layers`.
+    """
+    for parent in list(model.modules()):
+        for name, child in list(parent.named_children()):
+            kind = _fusible_activation(child)
+            if kind is not None:
+                setattr(parent, name, FusedMLP(child, gelu=kind == "gelu"))
 
 
 def has_fused_mlp(model: nn.Module) -> bool:
-    """Whether `gate` was here and found something."""
-    return any(isinstance(module, _Gated) for module in model.modules())
+    """Whether some MLP of `model` was replaced."""
+    return any(isinstance(module, FusedMLP) for module in model.modules())
 
 
-def _activation(function: Any) -> str | None:
-    """Which of those that the kernel knows it is, by what it does."""
+def is_supported(weight: torch.Tensor) -> bool:
+    """Whether the kernel runs with such weights: 16 bits on an NVIDIA GPU (tried on an H100)."""
+    if not weight.is_cuda or torch.version.cuda is None or find_spec("triton") is None:
+        return False
+    major, _ = torch.cuda.get_device_capability(weight.device)
+    return weight.dtype in (torch.bfloat16, torch.float16) and major in GPU_GENERATIONS
+
+
+def _fusible_activation(mlp: nn.Module) -> str | None:
+    """ "gelu" or "silu" if `mlp` is an MLP that can be fused, else None."""
+    groups = [getattr(getattr(mlp, name, None), "group", None) for name in PROJECTIONS]
+    if None in groups or groups[0] is not groups[1]:
+        return None
+    if any(group.squares is not None for group in groups):  # DoRA
+        return None
+    for layer in [*groups[0].layers, *groups[2].layers]:
+        if layer.base_layer.bias is not None or layer.r[layer.active_adapters[0]] > MAX_RANK:
+            return None
+    kind = _activation_kind(getattr(mlp, "act_fn", None))
+    if kind is None or not is_supported(groups[0].matrix) or not _is_plain(mlp):
+        return None
+    return kind
+
+
+def _activation_kind(function: Any) -> str | None:
+    """Which activation of the kernel a function is, by its values."""
     if not callable(function) or (isinstance(function, nn.Module) and function.state_dict()):
-        return None  # one that learns, or lies on the GPU
-    probe = torch.linspace(-6, 6, 98)
-    known, found = (
-        {"silu": F.silu(probe), "gelu": F.gelu(probe, approximate="tanh")},
-        function(probe),
-    )
-    return next(
-        (
-            name
-            for name, wanted in known.items()
-            if found.shape == probe.shape and torch.allclose(found, wanted, atol=1e-6)
-        ),
-        None,
-    )
+        return None  # it has parameters
+    x = torch.linspace(-6, 6, 98)
+    values = function(x)
+    expected = {"silu": F.silu(x), "gelu": F.gelu(x, approximate="tanh")}
+    for kind, wanted in expected.items():
+        if values.shape == x.shape and torch.allclose(values, wanted, atol=1e-6):
+            return kind
+    return None
 
 
 @torch.no_grad()
 def _is_plain(mlp: nn.Module) -> bool:
-    """Whether it computes what the first line of this file says: no factor, norm or dropout besides."""
+    """Whether `mlp` computes down(act(gate x) * up x) and nothing else, such as a norm or
+    dropout."""
+    children = {name for name, _ in mlp.named_children()}
+    if not children <= {*PROJECTIONS, "act_fn"}:
+        return False
     weight = mlp.gate_proj.base_layer.weight
     x = torch.linspace(-1, 1, weight.shape[1], device=weight.device, dtype=weight.dtype)[None, None]
     return torch.equal(mlp(x), mlp.down_proj(mlp.act_fn(mlp.gate_proj(x)) * mlp.up_proj(x)))
 
 
-@cache
-def _gated(kind: type) -> type:
-    """The class of such MLPs, one for each of the model's, so that layers stay alike for the compiler."""
-    return type(f"Gated{kind.__name__}", (_Gated, kind), {})
-
-
-class _Gated:
-    """In a compiled layer that learns; everywhere else, and where results must not differ in the last place, the model's own."""
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        layers = (self.gate_proj, self.up_proj, self.down_proj)
-        if (
-            any(layer.falls_back(x) for layer in layers)
-            or torch.are_deterministic_algorithms_enabled()
-        ):
-            return super().forward(x)
-        first, last = self.gate_proj.group, self.down_proj.group
-        return FusedGatedMLPFunction.apply(
-            x,
-            first.matrix,
-            last.matrix,
-            first.scales,
-            last.scales,
-            self.gelu,
-            *first.factors(),
-            *last.factors(),
-        )
-
-
 class FusedGatedMLPFunction(torch.autograd.Function):
-    """(x (..., in), matrices and scales of gate with up and of down as in `wide.py`, gelu, their A and B) -> (..., in)."""
+    """The fused MLP: (x (..., in), matrices, scales, gelu, factors) -> (..., out).
+
+    Matrices and scales are those of `fused_lora.FusedGroup`, of gate with up and of down. The
+    factors are A and B of gate, up and down; they are arguments because they get the gradients.
+    """
 
     @staticmethod
     def forward(
         ctx: Any,
         x: torch.Tensor,
-        matrix: torch.Tensor,
-        last: torch.Tensor,
-        scales: torch.Tensor,
-        last_scales: torch.Tensor,
+        gate_up_matrix: torch.Tensor,
+        down_matrix: torch.Tensor,
+        gate_up_scales: torch.Tensor,
+        down_scales: torch.Tensor,
         gelu: bool,
         *factors: torch.Tensor,
     ) -> torch.Tensor:
-        width, hidden, out = x.shape[-1], factors[4].shape[1], factors[5].shape[0]
-        inputs = extended([x.reshape(-1, width)], matrix[2 * hidden :, :width])
-        both = inputs @ matrix[: 2 * hidden].T
-        made, thin = torch.ops.tarazu.gated(both, last[out:, :hidden], gelu, factors[4].shape[0])
-        ctx.save_for_backward(inputs, both, thin, matrix, last, scales, last_scales, *factors)
+        width, hidden_size, out_size = x.shape[-1], factors[4].shape[1], factors[5].shape[0]
+        # [x, x A'] of gate and up, then both layers' outputs side by side.
+        inputs = append_low_rank([x.reshape(-1, width)], gate_up_matrix[2 * hidden_size :, :width])
+        gate_up = inputs @ gate_up_matrix[: 2 * hidden_size].T
+        # [h, h A'] for h = act(gate) * up; h itself is not saved.
+        down_a = down_matrix[out_size:, :hidden_size]
+        hidden, hidden_a = torch.ops.tarazu.gated_activation(
+            gate_up, down_a, gelu, factors[4].shape[0]
+        )
+        ctx.save_for_backward(
+            inputs,
+            gate_up,
+            hidden_a,
+            gate_up_matrix,
+            down_matrix,
+            gate_up_scales,
+            down_scales,
+            *factors,
+        )
         ctx.gelu = gelu
-        return (made @ last[:out].T).view(*x.shape[:-1], out)
+        return (hidden @ down_matrix[:out_size].T).view(*x.shape[:-1], out_size)
 
     @staticmethod
-    def backward(ctx: Any, slope: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        inputs, both, thin, matrix, last, scales, last_scales, *factors = ctx.saved_tensors
-        ranks, width, (hidden, out) = (
-            [down.shape[0] for down in factors[::2]],
-            factors[0].shape[1],
-            (factors[4].shape[1], slope.shape[-1]),
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        inputs, gate_up, hidden_a, gate_up_matrix, down_matrix, *rest = ctx.saved_tensors
+        gate_up_scales, down_scales, *factors = rest
+        gate_rank, up_rank, down_rank = ranks = [lora_a.shape[0] for lora_a in factors[::2]]
+        width, hidden_size, out_size = factors[0].shape[1], factors[4].shape[1], grad.shape[-1]
+        # Through the down layer: [g, s g B], then the gradient of h.
+        grad_out = append_low_rank(
+            [grad.reshape(-1, out_size)], down_matrix[:out_size, hidden_size:].T
         )
-        above = extended([slope.reshape(-1, out)], last[:out, hidden:].T)
-        into = above @ last[:, :hidden]
-        slopes, gates, ups, downs = torch.ops.tarazu.gated_slopes(
-            into,
-            both,
-            above[:, out:],
-            inputs[:, width:],
-            matrix[: 2 * hidden, width:],
-            ctx.gelu,
-            ranks,
+        grad_hidden = grad_out @ down_matrix[:, :hidden_size]
+        # Through the activation: [d, s d B] for d, the gradients of gate and up side by side.
+        grad_gate_up, grad_gate_b, grad_up_b, grad_down_a = (
+            torch.ops.tarazu.gated_activation_backward(
+                grad_hidden,
+                gate_up,
+                grad_out[:, out_size:],
+                inputs[:, width:],
+                gate_up_matrix[: 2 * hidden_size, width:],
+                ctx.gelu,
+                ranks,
+            )
         )
-        first = slopes[:, 2 * hidden :].T @ inputs[:, :width]
-        last_up = above[:, :out].T @ thin
-        found = [
-            first[: ranks[0]], gates * scales[0], first[ranks[0] : ranks[0] + ranks[1]], ups * scales[1],
-            downs, last_up[:, : ranks[2]] * last_scales[0],
-        ]  # fmt: skip
+        # The remaining factors' gradients need no activation.
+        grad_a = grad_gate_up[:, 2 * hidden_size :].T @ inputs[:, :width]
+        grad_down_b = grad_out[:, :out_size].T @ hidden_a
+        grad_factors = [
+            grad_a[:gate_rank],
+            grad_gate_b * gate_up_scales[0],
+            grad_a[gate_rank : gate_rank + up_rank],
+            grad_up_b * gate_up_scales[1],
+            grad_down_a,
+            grad_down_b[:, :down_rank] * down_scales[0],
+        ]
         return (
-            (slopes @ matrix[:, :width]).view(*slope.shape[:-1], width),
+            (grad_gate_up @ gate_up_matrix[:, :width]).view(*grad.shape[:-1], width),
             *[None] * 5,
-            *(one.to(factor.dtype) for one, factor in zip(found, factors, strict=True)),
+            *(g.to(factor.dtype) for g, factor in zip(grad_factors, factors, strict=True)),
         )
 
 
-@torch.library.custom_op("tarazu::gated", mutates_args=())
+@torch.library.custom_op("tarazu::gated_activation", mutates_args=())
 def _forward(
-    both: torch.Tensor, down: torch.Tensor, gelu: bool, rank: int
+    gate_up: torch.Tensor, lora_a: torch.Tensor, gelu: bool, rank: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """[h, h A'] (T, width + spare) and h A' alone, for h = act(gate) * up.
+    """h = act(gate) * up and its product with A of the down layer.
 
     Args:
-        both: (T, 2 width), gate beside up.
-        down: (spare, width), A and below it zeros.
-        gelu: the activation is GELU by tanh, else SiLU.
+        gate_up: (T, 2 hidden), gate beside up.
+        lora_a: (spare, hidden), A and zeros below it.
+        gelu: the activation is GELU (tanh approximation), else SiLU.
         rank: rows of A.
+
+    Returns:
+        [h, h A'] (T, hidden + spare), and h A' (T, spare) alone.
     """
-    if both.is_cuda:
-        return _kernel().forward(both, down, gelu, rank)
-    gate, up = both.float().chunk(2, 1)
-    hidden = (_activated(gate, gelu) * up).to(both.dtype)  # rounded once
-    thin = hidden @ down.T
-    return torch.cat([hidden, thin], 1), thin
+    if gate_up.is_cuda:
+        return _kernel_module().forward(gate_up, lora_a, gelu, rank)
+    gate, up = gate_up.float().chunk(2, 1)
+    hidden = (_activation(gate, gelu) * up).to(gate_up.dtype)  # rounded once
+    hidden_a = hidden @ lora_a.T
+    return torch.cat([hidden, hidden_a], 1), hidden_a
 
 
 @_forward.register_fake
 def _(
-    both: torch.Tensor, down: torch.Tensor, gelu: bool, rank: int
+    gate_up: torch.Tensor, lora_a: torch.Tensor, gelu: bool, rank: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    spare, width = down.shape
-    return both.new_empty(both.shape[0], width + spare), both.new_empty(both.shape[0], spare)
+    rows, (spare, hidden_size) = gate_up.shape[0], lora_a.shape
+    return gate_up.new_empty(rows, hidden_size + spare), gate_up.new_empty(rows, spare)
 
 
-@torch.library.custom_op("tarazu::gated_slopes", mutates_args=())
+@torch.library.custom_op("tarazu::gated_activation_backward", mutates_args=())
 def _backward(
-    slope: torch.Tensor,
-    both: torch.Tensor,
-    thin_slope: torch.Tensor,
-    thin_input: torch.Tensor,
-    ups: torch.Tensor,
+    grad: torch.Tensor,
+    gate_up: torch.Tensor,
+    grad_a: torch.Tensor,
+    input_a: torch.Tensor,
+    lora_b: torch.Tensor,
     gelu: bool,
     ranks: list[int],
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """The way back through act(gate) * up = h.
+    """The backward pass through h = act(gate) * up, with the low-rank products that need it.
 
     Args:
-        slope: (T, width), of h.
-        both: as above.
-        thin_slope: (T, spare), what reaches A h' of the down layer, in its first columns.
-        thin_input: (T, spare), x A' of gate, and beside it that of up.
-        ups: (2 width, spare), s B of gate, and below it and to the right that of up.
-        gelu: as above.
+        grad: (T, hidden), the gradient of h.
+        gate_up: (T, 2 hidden), as in the forward pass.
+        grad_a: (T, spare), the gradient of h A' of the down layer, in its first columns.
+        input_a: (T, spare), x A' of gate, and beside it that of up.
+        lora_b: (2 hidden, spare), s B of gate, and below it and to the right that of up.
+        gelu: as in the forward pass.
         ranks: of gate, up and down.
 
     Returns:
-        [d, d ups] (T, 2 width + spare) for the slope d of `both`; and in float32 the gradients of B of gate (width, r) and of up,
-        without s, and of A of down (r, width).
+        [d, d lora_b] (T, 2 hidden + spare) for d, the gradient of `gate_up`; and in float32,
+        without
+        s: the gradients of B of gate (hidden, r), of B of up, and of A of down (r, hidden).
     """
-    if both.is_cuda:
-        return _kernel().backward(slope, both, thin_slope, thin_input, ups, gelu, ranks)
-    gate, up = both.float().chunk(2, 1)
-    above, value = slope.float() * up, _activated(gate, gelu)
-    steep = (
-        torch.ops.aten.gelu_backward(above, gate, approximate="tanh")
-        if gelu
-        else torch.ops.aten.silu_backward(above, gate)
-    )
-    into = torch.cat([steep, slope.float() * value], 1).to(slope.dtype)
-    (width, cut, end), thin = (slope.shape[1], ranks[0], ranks[0] + ranks[1]), thin_input.float()
-    gates, others = (
-        into[:, :width].T.float() @ thin[:, :cut],
-        into[:, width:].T.float() @ thin[:, cut:end],
-    )
-    return (
-        torch.cat([into, into @ ups], 1),
-        gates,
-        others,
-        thin_slope[:, : ranks[2]].T.float() @ (value * up).to(slope.dtype).float(),
-    )
+    if grad.is_cuda:
+        return _kernel_module().backward(grad, gate_up, grad_a, input_a, lora_b, gelu, ranks)
+    gate, up = gate_up.float().chunk(2, 1)
+    grad_activation, activation = grad.float() * up, _activation(gate, gelu)
+    if gelu:
+        grad_gate = torch.ops.aten.gelu_backward(grad_activation, gate, approximate="tanh")
+    else:
+        grad_gate = torch.ops.aten.silu_backward(grad_activation, gate)
+    grad_gate_up = torch.cat([grad_gate, grad.float() * activation], 1).to(grad.dtype)
+    hidden_size, gate_rank, up_end = grad.shape[1], ranks[0], ranks[0] + ranks[1]
+    input_a = input_a.float()
+    grad_gate_b = grad_gate_up[:, :hidden_size].T.float() @ input_a[:, :gate_rank]
+    grad_up_b = grad_gate_up[:, hidden_size:].T.float() @ input_a[:, gate_rank:up_end]
+    hidden = (activation * up).to(grad.dtype).float()
+    grad_down_a = grad_a[:, : ranks[2]].T.float() @ hidden
+    with_low_rank = torch.cat([grad_gate_up, grad_gate_up @ lora_b], 1)
+    return with_low_rank, grad_gate_b, grad_up_b, grad_down_a
 
 
 @_backward.register_fake
 def _(
-    slope: torch.Tensor,
-    both: torch.Tensor,
-    thin_slope: torch.Tensor,
-    thin_input: torch.Tensor,
-    ups: torch.Tensor,
+    grad: torch.Tensor,
+    gate_up: torch.Tensor,
+    grad_a: torch.Tensor,
+    input_a: torch.Tensor,
+    lora_b: torch.Tensor,
     gelu: bool,
     ranks: list[int],
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    (places, width), spare = slope.shape, ups.shape[1]
-    sums = partial(slope.new_empty, dtype=torch.float32)
+    (rows, hidden_size), spare = grad.shape, lora_b.shape[1]
+    new_float32 = partial(grad.new_empty, dtype=torch.float32)
     return (
-        slope.new_empty(places, 2 * width + spare),
-        sums(width, ranks[0]),
-        sums(width, ranks[1]),
-        sums(ranks[2], width),
+        grad.new_empty(rows, 2 * hidden_size + spare),
+        new_float32(hidden_size, ranks[0]),
+        new_float32(hidden_size, ranks[1]),
+        new_float32(ranks[2], hidden_size),
     )
 
 
-def _activated(gate: torch.Tensor, gelu: bool) -> torch.Tensor:
+def _activation(gate: torch.Tensor, gelu: bool) -> torch.Tensor:
     return F.gelu(gate, approximate="tanh") if gelu else F.silu(gate)
 
 
 @cache
-def _kernel() -> Any:
+def _kernel_module() -> Any:
     from tarazu.chat.fast import fused_mlp_triton
 
     return fused_mlp_triton

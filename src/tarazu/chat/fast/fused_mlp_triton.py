@@ -1,12 +1,15 @@
-"""A gated MLP's activation and its slopes on a GPU, with the thin products of the adapters around it done on the way.
+"""A gated MLP's activation and its slopes on a GPU, with the thin products of the adapters around
+it done on the way.
 
-Activations and slopes of an MLP are the largest matrices of a layer. Each thin product that stands beside one, (places, width)
-with a few columns, costs a reading of it, and storing act(gate) up for an adapter's gradient costs as much memory as attention
-does. Here the kernel that makes such a matrix multiplies its tiles while it holds them, and makes act(gate) up once more
-from what is kept anyhow. Above rank 32 the slopes' products with B are made beside it after all. `gated.py` has the plain
-path, which tests compare with.
+Activations and slopes of an MLP are the largest matrices of a layer. Each thin product that stands
+beside one, (places, width) with a few columns, costs a reading of it, and storing act(gate) up for
+an adapter's gradient costs as much memory as attention does. Here the kernel that makes such a
+matrix multiplies its tiles while it holds them, and makes act(gate) up once more from what is kept
+anyhow. Above rank 32 the slopes' products with B are made beside it after all. `gated.py` has the
+plain path, which tests compare with.
 
-Sums over a row go through additions of many programs to one place: their order, and so the last place of a number, changes.
+Sums over a row go through additions of many programs to one place: their order, and so the last
+place of a number, changes.
 """
 
 from __future__ import annotations
@@ -15,7 +18,8 @@ import torch
 import triton
 import triton.language as tl
 
-# The fastest of a dozen on an H100 between the products that they stand between: there the clock is lower than where a kernel runs alone.
+# The fastest of a dozen on an H100 between the products that they stand between: there the clock
+# is lower than where a kernel runs alone.
 ROWS, COLUMNS, WARPS, STAGES = 32, 128, 4, 3  # of `_forward`
 BWD_ROWS, BWD_COLUMNS, BWD_WARPS, BWD_STAGES, BWD_PART = (
     (64, 32),
@@ -78,7 +82,8 @@ def backward(
 
 @triton.jit
 def _share(x):
-    """1 / (1 + 2^x), to two units in the last place of float32: a division costs as much as the rest of an activation."""
+    """1 / (1 + 2^x), to two units in the last place of float32: a division costs as much as the
+    rest of an activation."""
     return tl.inline_asm_elementwise(
         "ex2.approx.ftz.f32 $0, $1; add.f32 $0, $0, 0f3F800000; rcp.approx.ftz.f32 $0, $0;",
         "=f,f",
@@ -107,7 +112,8 @@ def _activation(x, GELU: tl.constexpr):
 
 @triton.jit
 def _materialize(x):
-    """x (16 bits), as it is: Triton would make anew, in the threads' order for each product, all that x came from."""
+    """x (16 bits), as it is: Triton would make anew, in the threads' order for each product, all
+    that x came from."""
     return tl.inline_asm_elementwise(
         "mov.b32 $0, $1;", "=r,r", [x], dtype=x.dtype, is_pure=False, pack=2
     )
@@ -129,7 +135,8 @@ def _forward(
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
-    """A program: some rows, from one end to the other. Long addresses are single numbers, those within a tile are short."""
+    """A program: some rows, from one end to the other. Long addresses are single numbers, those
+    within a tile are short."""
     first, row, place, factor = (
         tl.program_id(0) * ROWS,
         tl.arange(0, ROWS)[:, None],
@@ -172,7 +179,8 @@ def _backward(
     slope, both, thin_slope, thin_input, ups, made, thin, gates, others, downs, places, width, thin_slope_stride, thin_input_stride, ups_stride, gate_rank, up_rank, down_rank,
     GELU: tl.constexpr, SPARE: tl.constexpr, RANK: tl.constexpr, DOWN: tl.constexpr, ADDS_UPS: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, PART: tl.constexpr,
 ):  # fmt: skip
-    """A program: some columns, along some of the rows; sums over rows stay with it, those over columns (`ADDS_UPS`) are added to others'."""
+    """A program: some columns, along some of the rows; sums over rows stay with it, those over
+    columns (`ADDS_UPS`) are added to others'."""
     left, first = tl.program_id(0) * COLUMNS, tl.program_id(1) * PART
     row, column, place = (
         tl.arange(0, ROWS)[:, None],

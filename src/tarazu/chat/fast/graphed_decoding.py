@@ -1,7 +1,9 @@
-"""Greedy decoding with everything in place: fixed buffers, no word to the host, and on a GPU one captured step replayed.
+"""Greedy decoding with everything in place: fixed buffers, no word to the host, and on a GPU one
+captured step replayed.
 
-A decoding step of a small model is some hundreds of kernel launches of which the launching is the cost. CUDA graphs
-(Gray 2019, "Getting started with CUDA graphs") pay it once. Same tokens as `generation`'s plain path, which tests compare.
+A decoding step of a small model is some hundreds of kernel launches of which the launching is the
+cost. CUDA graphs (Gray 2019, "Getting started with CUDA graphs") pay it once. Same tokens as
+`generation`'s plain path, which tests compare.
 """
 
 from __future__ import annotations
@@ -19,7 +21,8 @@ WARM = 3  # real steps before the capture
 
 
 class DecodeState:
-    """The state of a batch of answers: keys and values with room for `most` more tokens, and the tokens written.
+    """The state of a batch of answers: keys and values with room for `most` more tokens, and the
+    tokens written.
 
     It is also the cache that the model's layers write to (`update`), as far as they use one.
     """
@@ -74,7 +77,8 @@ class DecodeState:
     def update(
         self, keys: torch.Tensor, values: torch.Tensor, layer: int, *_, **__
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """What a layer calls with the new place's keys and values, (B, heads, 1, size): all of them come back."""
+        """What a layer calls with the new place's keys and values, (B, heads, 1, size): all of
+        them come back."""
         for kept, new in zip(self.layers[layer], (keys, values), strict=True):
             kept.index_copy_(2, self.slot, new.to(kept.dtype))
         return tuple(self.layers[layer])
@@ -91,7 +95,8 @@ class DecodeState:
 
 @torch.no_grad()
 def decode(steps: DecodeState, stop: set[int], most: int) -> list[list[int]]:
-    """`most` tokens a line, or fewer once every line holds one of `stop`; the stop token is included."""
+    """`most` tokens a line, or fewer once every line holds one of `stop`; the stop token is
+    included."""
     device = steps.ids.device
     advance = steps.step
     torch.set_autocast_cache_enabled(

@@ -1,7 +1,9 @@
-"""The decoder's training pass over a packed batch as recordings: a pass costs the host one launch each way.
+"""The decoder's training pass over a packed batch as recordings: a pass costs the host one launch
+each way.
 
-See `engine.recording`. Packed widths are few on a GPU, and each has a recording of its own; the mask is made inside it. The
-loss stays outside, since the number of answer tokens differs from batch to batch.
+See `engine.recording`. Packed widths are few on a GPU, and each has a recording of its own; the
+mask is made inside it. The loss stays outside, since the number of answer tokens differs from
+batch to batch.
 """
 
 from __future__ import annotations
@@ -19,7 +21,8 @@ from tarazu.engine.counts import TokenCounts
 
 
 def make_graphed_forward(model: TrainableChatModel) -> GraphedFunction:
-    """For the passes of `model`, one recording for each packed width (and number of row edges), made when it first comes.
+    """For the passes of `model`, one recording for each packed width (and number of row edges),
+    made when it first comes.
 
     A rare one would be launched as fast, but beside the memory that the recordings hold and share.
     """
@@ -47,13 +50,15 @@ def make_graphed_forward(model: TrainableChatModel) -> GraphedFunction:
 
 
 def hidden_states(model: TrainableChatModel, batch: ChatBatch) -> torch.Tensor:
-    """As `forward.hidden_states` without a past: from a recording where one is to be had, in training."""
+    """As `forward.hidden_states` without a past: from a recording where one is to be had, in
+    training."""
     learns = model.module.training and torch.is_grad_enabled()
     if model.graphed_forward is None or not learns or not has_recurring_shape(model, batch):
         return forward.hidden_states(model, batch)
     recorder = model.graphed_forward
     if batch.max_line_width > recorder.capacity() and not recorder.failure_reason:
-        # a narrower recording fits into a wider one's memory; a wider one would lie beside all narrower ones, so they are made anew
+        # a narrower recording fits into a wider one's memory; a wider one would lie beside all
+        # narrower ones, so they are made anew
         recorder.clear()
         stretched = _stretched(batch)
         recorder.prepare(*_inputs(stretched), static_args=_static_args(model, stretched))
@@ -95,7 +100,8 @@ def _stretched(batch: ChatBatch) -> ChatBatch:
 
 
 def has_recurring_shape(model: TrainableChatModel, batch: ChatBatch) -> bool:
-    """Whether batches of this shape come again: packed lines, whose widths are rounded; padded rows have any shape."""
+    """Whether batches of this shape come again: packed lines, whose widths are rounded; padded
+    rows have any shape."""
     lines, width = batch.ids.shape
     return lines == 1 and (
         flex_attention.is_block_aligned(width, batch.ids.device)
@@ -105,7 +111,8 @@ def has_recurring_shape(model: TrainableChatModel, batch: ChatBatch) -> bool:
 
 
 def exceeds_window(model: TrainableChatModel, batch: ChatBatch) -> bool:
-    """All that a pass needs to know of `longest`: whether the sliding window hides anything. A plain mask is made without it."""
+    """All that a pass needs to know of `longest`: whether the sliding window hides anything. A
+    plain mask is made without it."""
     window = getattr(model.base.config, "sliding_window", None)
     prefix = model.prefix_length
     return (

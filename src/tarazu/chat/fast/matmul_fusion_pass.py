@@ -1,8 +1,9 @@
-"""A step of the compiler: thin products that read the same wide matrix, or add into the same one, become one product.
+"""A step of the compiler: thin products that read the same wide matrix, or add into the same one,
+become one product.
 
-Low-rank adapters make many products of which one side is a few dozen wide. Their cost is reading the other side, (tokens,
-width), so q, k and v, or gate and up, should read it once. Works on the graph of a compiled layer (torch.fx), forward and
-backward, whatever the model's code looks like:
+Low-rank adapters make many products of which one side is a few dozen wide. Their cost is reading
+the other side, (tokens, width), so q, k and v, or gate and up, should read it once. Works on the
+graph of a compiled layer (torch.fx), forward and backward, whatever the model's code looks like:
 
     x A1', x A2'      -> x [A1' A2']          thin on the right
     D1' x, D2' x      -> [D1' ; D2'] x        thin on the left
@@ -60,7 +61,8 @@ def _groups(graph: Graph) -> list[tuple[list[Node], int]]:
 
 
 def _side_by_side(graph: Graph, products: list[Node], side: int) -> int:
-    """One product for several that share an operand, and its parts in their places; products that need each other stay."""
+    """One product for several that share an operand, and its parts in their places; products that
+    need each other stay."""
     products = [one for one in products if not _depends_on(one, set(products) - {one})]
     if len(products) < 2:
         return 0
@@ -144,7 +146,8 @@ def _is_thin_inside(node: Node) -> bool:
 
 
 def _thin(size: Any, wide: Node) -> bool:
-    """Whether a side is thin beside a matrix; sizes that are only known when it runs count as wide."""
+    """Whether a side is thin beside a matrix; sizes that are only known when it runs count as
+    wide."""
     if not isinstance(size, int) or size > THIN:
         return False
     return all(not isinstance(side, int) or side >= WIDE * size for side in wide.meta["val"].shape)
