@@ -1,4 +1,4 @@
-"""The judge against a real HTTP server on this machine: orders, ties, failures, retries, resuming, and what is kept."""
+"""The judge against a real local HTTP server: orders, ties, failures, retries, resuming."""
 
 from __future__ import annotations
 
@@ -22,7 +22,10 @@ from tarazu.storage.atomic_io import read_json, read_jsonl, write_json, write_js
 
 
 class Server(ThreadingHTTPServer):
-    """Answers by `policy(answer_1, answer_2) -> text`; `script` holds what to do for the first requests instead."""
+    """Answers by `policy(answer_1, answer_2) -> text`;
+
+    the first requests follow `script` instead.
+    """
 
     def __init__(self, policy, script=()):
         super().__init__(("127.0.0.1", 0), Handler)
@@ -56,9 +59,8 @@ class Handler(BaseHTTPRequestHandler):
                     ]
                 }
             )
-        with contextlib.suppress(
-            BrokenPipeError, ConnectionResetError
-        ):  # the client gave up on a slow reply
+        # The client may have given up on a slow reply.
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
             self.send_response(status)
             if status == 302:
                 self.send_header("Location", self.server.url)
@@ -72,7 +74,7 @@ class Handler(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def serve(monkeypatch):
-    """Starts servers, and ends them."""
+    """Start servers, and stop them after the test."""
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     with contextlib.ExitStack() as stack:
 
@@ -124,13 +126,19 @@ def test_positions_are_swapped_and_verdicts_counted(tmp_path, serve):
     server = serve(longer)
     folder = study(tmp_path, base=["aa", "aaa", "aa", "a"], lora=["bbb", "b", "bb", "a"])
     row = llm_judge.judge(str(folder), endpoint(server, key="secret"))["methods"]["lora"]
-    assert {k: row[k] for k in ("questions", "win", "tie", "loss", "no_verdict", "inconsistent", "identical")} == {
-        "questions": 4, "win": 1, "tie": 2, "loss": 1, "no_verdict": 0, "inconsistent": 0, "identical": 1,
-    }  # fmt: skip
+    expected = {
+        "questions": 4,
+        "win": 1,
+        "tie": 2,
+        "loss": 1,
+        "no_verdict": 0,
+        "inconsistent": 0,
+        "identical": 1,
+    }
+    assert {key: row[key] for key in expected} == expected
     assert row["win_rate"] == 0.5 and row["first_position_rate"] == 0.5
-    assert len(server.asked) == 6 and set(server.keys) == {
-        "Bearer secret"
-    }  # the same text twice is not asked about
+    assert len(server.asked) == 6  # the pair of identical answers is not asked about
+    assert set(server.keys) == {"Bearer secret"}
     lines = read_jsonl(folder / "judge/lora.jsonl")
     assert [line["verdict"] for line in lines] == ["win", "loss", "tie", "tie"]
     assert [[order["first"] for order in line["orders"]] for line in lines[:1]] == [
@@ -142,12 +150,17 @@ def test_positions_are_swapped_and_verdicts_counted(tmp_path, serve):
     assert read_json(folder / "judge.json")["methods"]["lora"] == row
 
 
-def test_a_judge_of_places_decides_nothing(tmp_path, serve):
+def test_a_judge_that_prefers_a_position_decides_nothing(tmp_path, serve):
     folder = study(tmp_path, base=["aa", "bb"], lora=["cc", "dd"])
     row = llm_judge.judge(
         str(folder), endpoint(serve(lambda first, second: '```json\n{"better": "1"}\n```'))
     )["methods"]["lora"]
-    assert (row["tie"], row["inconsistent"], row["win_rate"], row["first_position_rate"]) == (2, 2, 0.5, 1.0)
+    assert (row["tie"], row["inconsistent"], row["win_rate"], row["first_position_rate"]) == (
+        2,
+        2,
+        0.5,
+        1.0,
+    )
 
 
 @pytest.mark.parametrize(
@@ -158,9 +171,8 @@ def test_a_reply_that_cannot_be_read_is_no_verdict(tmp_path, serve, reply):
     folder = study(tmp_path, base=["x", "aa"], lora=["bb", "bbb"])
     row = llm_judge.judge(str(folder), endpoint(server))["methods"]["lora"]
     assert (row["no_verdict"], row["win"], row["questions"], row["win_rate"]) == (1, 1, 2, 1.0)
-    assert (
-        llm_judge.judge(str(folder), endpoint(server)) and len(server.asked) == 4
-    )  # it is kept, and not asked again
+    assert llm_judge.judge(str(folder), endpoint(server))
+    assert len(server.asked) == 4  # the reply is kept and not asked for again
 
 
 @pytest.mark.parametrize(
@@ -183,7 +195,7 @@ def test_a_body_that_is_no_completion_is_no_verdict(tmp_path, serve, body):
 @pytest.mark.parametrize(
     "script", [[(500, "down")], [(429, "slow down"), (503, "")], ["hang up"], [1.2]]
 )
-def test_passing_trouble_is_waited_out(tmp_path, serve, script):
+def test_temporary_failures_are_retried(tmp_path, serve, script):
     server = serve(longer, script)
     folder = study(tmp_path, base=["a"], lora=["bb"])
     assert (
@@ -192,7 +204,7 @@ def test_passing_trouble_is_waited_out(tmp_path, serve, script):
     assert len(server.asked) == 2 + len(script)
 
 
-def test_lasting_trouble_is_named_and_what_is_judged_is_kept(tmp_path, serve):
+def test_permanent_failures_are_reported_and_verdicts_are_kept(tmp_path, serve):
     server = serve(longer, [0, 0, *[(500, "down")] * 3])
     folder = study(tmp_path, base=["a", "a", "a"], lora=["bb", "bb", "bb"])
     with pytest.raises(TarazuError, match="500, 3 times"):
@@ -209,21 +221,21 @@ def test_lasting_trouble_is_named_and_what_is_judged_is_kept(tmp_path, serve):
 
 
 @pytest.mark.parametrize(
-    ("step", "words"),
+    ("step", "message"),
     [
         ((401, "no such key"), "401.*no such key"),
         ((404, "no model"), "--model"),
         ((302, ""), "redirects"),
     ],
 )
-def test_refusals_are_not_tried_again(tmp_path, serve, step, words):
+def test_refusals_are_not_retried(tmp_path, serve, step, message):
     server = serve(longer, [step] * 9)
-    with pytest.raises(TarazuError, match=f"(?s){words}"):
+    with pytest.raises(TarazuError, match=f"(?s){message}"):
         llm_judge.judge(str(study(tmp_path, base=["a"], lora=["bb"])), endpoint(server, key="k"))
     assert len(server.asked) == 1
 
 
-def test_nobody_there(tmp_path):
+def test_no_server(tmp_path):
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as gone:
         port = gone.server_port
     with pytest.raises(TarazuError, match="no reply.*2 times"):
@@ -233,7 +245,7 @@ def test_nobody_there(tmp_path):
         )
 
 
-def test_only_what_changed_is_asked_again(tmp_path, serve):
+def test_only_changed_pairs_are_asked_again(tmp_path, serve):
     server = serve(longer)
     folder = study(tmp_path, base=["a", "a"], lora=["bb", "bb"], dora=["c", "c"])
     llm_judge.judge(str(folder), endpoint(server), limit=1)
@@ -241,8 +253,8 @@ def test_only_what_changed_is_asked_again(tmp_path, serve):
     llm_judge.judge(str(folder), endpoint(server))
     assert len(server.asked) == 8
     study(folder, lora=["bbb", "bb"])
-    found = llm_judge.judge(str(folder), endpoint(server), methods=["lora"])
-    assert len(server.asked) == 10 and set(found["methods"]) == {"lora", "dora"}
+    results = llm_judge.judge(str(folder), endpoint(server), methods=["lora"])
+    assert len(server.asked) == 10 and set(results["methods"]) == {"lora", "dora"}
     llm_judge.judge(str(folder), endpoint(server), against="dora", methods=["lora"])
     assert len(server.asked) == 14 and set(read_json(folder / "judge.json")["methods"]) == {"lora"}
 
@@ -259,7 +271,10 @@ def test_answers_cannot_close_their_tags_or_format_the_prompt(tmp_path, serve):
 
 
 def test_wilson_interval():
-    """The values of Newcombe 1998 (Statistics in Medicine 17), table I: 81/263, 15/148, 0/20, 1/29."""
+    """The values of Newcombe 1998 (Statistics in Medicine 17), table I:
+
+    81/263, 15/148, 0/20, 1/29.
+    """
     for count, n, low, high in (
         (81, 263, 0.2553, 0.3662),
         (15, 148, 0.0624, 0.1605),
@@ -270,15 +285,15 @@ def test_wilson_interval():
 
 
 @pytest.mark.parametrize(
-    ("changes", "words"),
+    ("changes", "message"),
     [
         ({"against": "nobody"}, "nobody"),
         ({"methods": ["lorra"]}, "lorra"),
         ({"methods": ["base"]}, "nothing to compare"),
     ],
 )
-def test_wrong_names(tmp_path, changes, words):
-    with pytest.raises(UserError, match=words):
+def test_wrong_names(tmp_path, changes, message):
+    with pytest.raises(UserError, match=message):
         llm_judge.judge(
             str(study(tmp_path, base=["a"], lora=["b"])),
             Endpoint("http://127.0.0.1:1", "m"),
