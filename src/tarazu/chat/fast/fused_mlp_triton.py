@@ -1,15 +1,15 @@
-"""A gated MLP's activation and its slopes on a GPU, with the thin products of the adapters around
-it done on the way.
+"""The kernels of `fused_mlp.py`: a gated activation forward and backward, with its low-rank
+products.
 
-Activations and slopes of an MLP are the largest matrices of a layer. Each thin product that stands
-beside one, (places, width) with a few columns, costs a reading of it, and storing act(gate) up for
-an adapter's gradient costs as much memory as attention does. Here the kernel that makes such a
-matrix multiplies its tiles while it holds them, and makes act(gate) up once more from what is kept
-anyhow. Above rank 32 the slopes' products with B are made beside it after all. `gated.py` has the
-plain path, which tests compare with.
+The activations of an MLP and their gradients are the largest matrices of a layer. Each low-rank
+product beside one, (rows, hidden) with a few columns, costs a reading of it, and keeping act(gate)
+* up for an adapter's gradient costs as much memory as attention does. Here the kernel that makes
+such a matrix multiplies its tiles while it holds them, and the backward pass recomputes act(gate)
+* up from gate and up, which are kept anyway. Above rank 32 the product with B is a matrix product
+of its own after all. `fused_mlp.py` has the plain path, with which tests compare.
 
-Sums over a row go through additions of many programs to one place: their order, and so the last
-place of a number, changes.
+Sums over rows are atomic additions of many program instances: their order varies, and so may the
+last bit.
 """
 
 from __future__ import annotations
@@ -18,72 +18,78 @@ import torch
 import triton
 import triton.language as tl
 
-# The fastest of a dozen on an H100 between the products that they stand between: there the clock
-# is lower than where a kernel runs alone.
+# Tile sizes: the fastest of a dozen on an H100, timed between the matrix products that they stand
+# between # (there the clock is lower than for a kernel alone).
 ROWS, COLUMNS, WARPS, STAGES = 32, 128, 4, 3  # of `_forward`
-BWD_ROWS, BWD_COLUMNS, BWD_WARPS, BWD_STAGES, BWD_PART = (
-    (64, 32),
-    64,
-    4,
-    3,
-    512,
-)  # of `_backward`: rows up to `NARROWEST` columns and beyond; the last: places that a program goes along
-MOST_ADDED = 32  # columns up to which `_backward` makes d ups as well: with more, what each of the programs adds to them costs more than another reading
-NARROWEST = 16  # columns that the GPU multiplies with at least
+BWD_ROWS = (64, 32)  # of `_backward`: up to `MIN_DOT_COLUMNS` columns of factors, and beyond
+BWD_COLUMNS, BWD_WARPS, BWD_STAGES = 64, 4, 3
+BWD_PART = 512  # rows that a program instance of `_backward` walks along
+# Columns up to which `_backward` computes d B as well. With more, the atomic additions of all
+# instances # cost more than another reading.
+MAX_ADDED_COLUMNS = 32
+MIN_DOT_COLUMNS = 16  # the smallest side of a product on tensor cores
 
 
-def columns(rank: int) -> int:
-    """What `rank` columns are filled up to."""
-    return max(NARROWEST, triton.next_power_of_2(rank))
+def padded_rank(rank: int) -> int:
+    """Columns that `rank` columns are padded to: a power of two, at least `MIN_DOT_COLUMNS`."""
+    return max(MIN_DOT_COLUMNS, triton.next_power_of_2(rank))
 
 
 def forward(
-    both: torch.Tensor, down: torch.Tensor, gelu: bool, rank: int
+    gate_up: torch.Tensor, lora_a: torch.Tensor, gelu: bool, rank: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """As `gated.forward`."""
-    (places, width), spare = (both.shape[0], both.shape[1] // 2), down.shape[0]
-    made, thin = both.new_empty(places, width + spare), both.new_empty(places, spare)
-    _forward[(triton.cdiv(places, ROWS),)](
-        both, down, made, thin, places, width, down.stride(0), rank, GELU=gelu, SPARE=spare, RANK=columns(rank), ROWS=ROWS, COLUMNS=COLUMNS, num_warps=WARPS, num_stages=STAGES
+    """`fused_mlp._forward` on a GPU: gate_up (T, 2 hidden) and lora_a (spare, hidden)."""
+    (num_rows, hidden_size), spare = (gate_up.shape[0], gate_up.shape[1] // 2), lora_a.shape[0]
+    out = gate_up.new_empty(num_rows, hidden_size + spare)
+    out_a = gate_up.new_empty(num_rows, spare)
+    _forward[(triton.cdiv(num_rows, ROWS),)](
+        gate_up, lora_a, out, out_a, num_rows, hidden_size, lora_a.stride(0), rank,
+        GELU=gelu, SPARE=spare, RANK=padded_rank(rank), ROWS=ROWS, COLUMNS=COLUMNS,
+        num_warps=WARPS, num_stages=STAGES,
     )  # fmt: skip
-    return made, thin
+    return out, out_a
 
 
 def backward(
-    slope: torch.Tensor,
-    both: torch.Tensor,
-    thin_slope: torch.Tensor,
-    thin_input: torch.Tensor,
-    ups: torch.Tensor,
+    grad: torch.Tensor,
+    gate_up: torch.Tensor,
+    grad_a: torch.Tensor,
+    input_a: torch.Tensor,
+    lora_b: torch.Tensor,
     gelu: bool,
     ranks: list[int],
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """As `gated.backward`."""
-    (places, width), spare = slope.shape, ups.shape[1]
-    made, thin = (
-        slope.new_empty(places, 2 * width + spare),
-        slope.new_empty(places, spare, dtype=torch.float32),
+    """`fused_mlp._backward` on a GPU; shapes as there."""
+    (num_rows, hidden_size), spare = grad.shape, lora_b.shape[1]
+    out = grad.new_empty(num_rows, 2 * hidden_size + spare)
+    out_b = grad.new_empty(num_rows, spare, dtype=torch.float32)
+    grad_gate_b, grad_up_b = (
+        grad.new_empty(hidden_size, rank, dtype=torch.float32) for rank in ranks[:2]
     )
-    gates, others = (slope.new_empty(width, rank, dtype=torch.float32) for rank in ranks[:2])
-    downs = slope.new_empty(ranks[2], width, dtype=torch.float32)
-    rank = columns(max(ranks[:2]))
-    torch._foreach_zero_([thin, gates, others, downs])
-    _backward[(triton.cdiv(width, BWD_COLUMNS), triton.cdiv(places, BWD_PART))](
-        slope, both, thin_slope, thin_input, ups, made, thin, gates, others, downs, places, width, thin_slope.stride(0), thin_input.stride(0), ups.stride(0), *ranks,
-        GELU=gelu, SPARE=spare, RANK=rank, DOWN=columns(ranks[2]), ADDS_UPS=rank <= MOST_ADDED, ROWS=BWD_ROWS[rank > NARROWEST], COLUMNS=BWD_COLUMNS, PART=BWD_PART,
-        num_warps=BWD_WARPS, num_stages=BWD_STAGES,
+    grad_down_a = grad.new_empty(ranks[2], hidden_size, dtype=torch.float32)
+    rank = padded_rank(max(ranks[:2]))
+    torch._foreach_zero_([out_b, grad_gate_b, grad_up_b, grad_down_a])  # instances add to them
+    grid = (triton.cdiv(hidden_size, BWD_COLUMNS), triton.cdiv(num_rows, BWD_PART))
+    _backward[grid](
+        grad, gate_up, grad_a, input_a, lora_b, out, out_b, grad_gate_b, grad_up_b, grad_down_a,
+        num_rows, hidden_size, grad_a.stride(0), input_a.stride(0), lora_b.stride(0), *ranks,
+        GELU=gelu, SPARE=spare, RANK=rank, DOWN_RANK=padded_rank(ranks[2]),
+        ADD_B=rank <= MAX_ADDED_COLUMNS, ROWS=BWD_ROWS[rank > MIN_DOT_COLUMNS],
+        COLUMNS=BWD_COLUMNS, PART=BWD_PART, num_warps=BWD_WARPS, num_stages=BWD_STAGES,
     )  # fmt: skip
-    if rank <= MOST_ADDED:
-        made[:, 2 * width :].copy_(thin)
+    if rank <= MAX_ADDED_COLUMNS:
+        out[:, 2 * hidden_size :].copy_(out_b)
     else:
-        torch.mm(made[:, : 2 * width], ups, out=made[:, 2 * width :])
-    return made, gates, others, downs
+        torch.mm(out[:, : 2 * hidden_size], lora_b, out=out[:, 2 * hidden_size :])
+    return out, grad_gate_b, grad_up_b, grad_down_a
 
 
 @triton.jit
-def _share(x):
-    """1 / (1 + 2^x), to two units in the last place of float32: a division costs as much as the
-    rest of an activation."""
+def _sigmoid_exp2(x):
+    """1 / (1 + 2^x), to two units in the last place of float32.
+
+    An exact division would cost as much as the rest of an activation.
+    """
     return tl.inline_asm_elementwise(
         "ex2.approx.ftz.f32 $0, $1; add.f32 $0, $0, 0f3F800000; rcp.approx.ftz.f32 $0, $0;",
         "=f,f",
@@ -96,24 +102,26 @@ def _share(x):
 
 @triton.jit
 def _activation(x, GELU: tl.constexpr):
-    """Both are x sigmoid(m(x)): the number, and its derivative."""
-    if GELU:  # 0.5 x (1 + tanh z) = x sigmoid(2 z)
+    """The activation and its derivative. Both SiLU and GELU are x sigmoid(m(x))."""
+    if GELU:  # 0.5 x (1 + tanh z) = x sigmoid(2 z) with z = sqrt(2 / pi) (x + 0.044715 x^3)
         square = x * x
-        inner, inner_slope = (
+        inner, inner_grad = (
             x * (1.5957691216057308 + 0.07135481282553926 * square),
             1.5957691216057308 + 0.21406443847661778 * square,
         )
     else:
-        inner, inner_slope = x, 1.0
-    share = _share(inner * -1.4426950408889634)
-    value = x * share
-    return value, share + value * (1.0 - share) * inner_slope
+        inner, inner_grad = x, 1.0
+    sigmoid = _sigmoid_exp2(inner * -1.4426950408889634)  # -log2(e): sigmoid(m) = 1 / (1 + e^-m)
+    value = x * sigmoid
+    return value, sigmoid + value * (1.0 - sigmoid) * inner_grad
 
 
 @triton.jit
 def _materialize(x):
-    """x (16 bits), as it is: Triton would make anew, in the threads' order for each product, all
-    that x came from."""
+    """x (16 bits), unchanged, as a barrier.
+
+    Without it Triton recomputes all that x came from, in each product's own layout of threads.
+    """
     return tl.inline_asm_elementwise(
         "mov.b32 $0, $1;", "=r,r", [x], dtype=x.dtype, is_pure=False, pack=2
     )
@@ -121,13 +129,13 @@ def _materialize(x):
 
 @triton.jit
 def _forward(
-    both,
-    down,
-    made,
-    thin,
-    places,
-    width,
-    down_stride,
+    gate_up,
+    lora_a,
+    out,
+    out_a,
+    num_rows,
+    hidden_size,
+    lora_a_stride,
     rank,
     GELU: tl.constexpr,
     SPARE: tl.constexpr,
@@ -135,134 +143,195 @@ def _forward(
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
-    """A program: some rows, from one end to the other. Long addresses are single numbers, those
-    within a tile are short."""
-    first, row, place, factor = (
+    """h = act(gate) * up into `out`, and h A' into `out` beside it and into `out_a`.
+
+    A program instance owns ROWS rows and walks along them in tiles of (ROWS, COLUMNS).
+    """
+    first, row, column, factor = (
         tl.program_id(0) * ROWS,
         tl.arange(0, ROWS)[:, None],
         tl.arange(0, COLUMNS),
         tl.arange(0, RANK),
     )
-    here = row < places - first
-    dtype = made.dtype.element_ty
-    both += first.to(tl.int64) * (2 * width)
-    made += first.to(tl.int64) * (width + SPARE)
-    thin += first.to(tl.int64) * SPARE
-    total = tl.zeros([ROWS, RANK], tl.float32)
-    for start in range(0, width, COLUMNS):
-        inside, within = place[None, :] < width - start, place[:, None] < width - start
+    row_inside = row < num_rows - first
+    dtype = out.dtype.element_ty
+    # Move the pointers to the first row. Only this offset is 64-bit: within a tile 32 bits are
+    # enough.
+    gate_up += first.to(tl.int64) * (2 * hidden_size)
+    out += first.to(tl.int64) * (hidden_size + SPARE)
+    out_a += first.to(tl.int64) * SPARE
+    total = tl.zeros([ROWS, RANK], tl.float32)  # h A' of these rows
+    for start in range(0, hidden_size, COLUMNS):
+        # Masks of the last tile, along rows of gate and up, and along columns of A transposed.
+        inside, a_inside = (
+            column[None, :] < hidden_size - start,
+            column[:, None] < hidden_size - start,
+        )
         gate = tl.load(
-            both + start + row * (2 * width) + place[None, :], mask=here & inside, other=0.0
+            gate_up + start + row * (2 * hidden_size) + column[None, :],
+            mask=row_inside & inside,
+            other=0.0,
         ).to(tl.float32)
         up = tl.load(
-            both + width + start + row * (2 * width) + place[None, :], mask=here & inside, other=0.0
+            gate_up + hidden_size + start + row * (2 * hidden_size) + column[None, :],
+            mask=row_inside & inside,
+            other=0.0,
         ).to(tl.float32)
         value, _ = _activation(gate, GELU)
         hidden = _materialize((value * up).to(dtype))
-        tl.store(made + start + row * (width + SPARE) + place[None, :], hidden, mask=here & inside)
+        tl.store(
+            out + start + row * (hidden_size + SPARE) + column[None, :],
+            hidden,
+            mask=row_inside & inside,
+        )
+        # The tile of h is still in registers: multiply it with A' at once.
         factors = tl.load(
-            down + start + factor[None, :] * down_stride + place[:, None],
-            mask=(factor < rank)[None, :] & within,
+            lora_a + start + factor[None, :] * lora_a_stride + column[:, None],
+            mask=(factor < rank)[None, :] & a_inside,
             other=0.0,
         )
         total = tl.dot(hidden, factors, total)
-    tl.store(made + width + row * (width + SPARE) + factor[None, :], total.to(dtype), mask=here)
-    tl.store(thin + row * SPARE + factor[None, :], total.to(dtype), mask=here)
-    rest, nothing = tl.arange(0, 16)[None, :], tl.zeros([ROWS, 16], dtype)
+    tl.store(
+        out + hidden_size + row * (hidden_size + SPARE) + factor[None, :],
+        total.to(dtype),
+        mask=row_inside,
+    )
+    tl.store(out_a + row * SPARE + factor[None, :], total.to(dtype), mask=row_inside)
+    # The columns beyond the padded rank are zeros, 16 at a time.
+    rest, zeros = tl.arange(0, 16)[None, :], tl.zeros([ROWS, 16], dtype)
     for start in tl.static_range(RANK, SPARE, 16):
-        tl.store(made + width + start + row * (width + SPARE) + rest, nothing, mask=here)
-        tl.store(thin + start + row * SPARE + rest, nothing, mask=here)
+        tl.store(
+            out + hidden_size + start + row * (hidden_size + SPARE) + rest, zeros, mask=row_inside
+        )
+        tl.store(out_a + start + row * SPARE + rest, zeros, mask=row_inside)
 
 
 @triton.jit
 def _backward(
-    slope, both, thin_slope, thin_input, ups, made, thin, gates, others, downs, places, width, thin_slope_stride, thin_input_stride, ups_stride, gate_rank, up_rank, down_rank,
-    GELU: tl.constexpr, SPARE: tl.constexpr, RANK: tl.constexpr, DOWN: tl.constexpr, ADDS_UPS: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, PART: tl.constexpr,
+    grad, gate_up, grad_a, input_a, lora_b, out, out_b, grad_gate_b, grad_up_b, grad_down_a,
+    num_rows, hidden_size, grad_a_stride, input_a_stride, lora_b_stride,
+    gate_rank, up_rank, down_rank,
+    GELU: tl.constexpr, SPARE: tl.constexpr, RANK: tl.constexpr, DOWN_RANK: tl.constexpr,
+    ADD_B: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, PART: tl.constexpr,
 ):  # fmt: skip
-    """A program: some columns, along some of the rows; sums over rows stay with it, those over
-    columns (`ADDS_UPS`) are added to others'."""
+    """d = [d gate, d up] into `out`, and the low-rank products with d and with h.
+
+    A program instance owns COLUMNS columns of the hidden size and PART rows, which it walks along
+    in tiles of (ROWS, COLUMNS). Sums over its rows stay in registers and are added to those of
+    other instances at the end; d B, a sum over columns, is added for each tile (`ADD_B`).
+    """
     left, first = tl.program_id(0) * COLUMNS, tl.program_id(1) * PART
-    row, column, place = (
+    row, column, column_down = (
         tl.arange(0, ROWS)[:, None],
         tl.arange(0, COLUMNS)[None, :],
         tl.arange(0, COLUMNS)[:, None],
     )
-    factor, down_factor = tl.arange(0, RANK)[None, :], tl.arange(0, DOWN)[None, :]
-    here, within = column < width - left, place < width - left
+    factor, down_factor = tl.arange(0, RANK)[None, :], tl.arange(0, DOWN_RANK)[None, :]
+    column_inside, column_down_inside = (
+        column < hidden_size - left,
+        column_down < hidden_size - left,
+    )
     is_gate, is_up, is_down = factor < gate_rank, factor < up_rank, down_factor < down_rank
-    dtype = made.dtype.element_ty
-    if ADDS_UPS:
-        ups += left.to(tl.int64) * ups_stride
-        of_gate = tl.load(ups + place * ups_stride + factor, mask=within & is_gate, other=0.0)
-        of_up = tl.load(
-            ups + width.to(tl.int64) * ups_stride + gate_rank + place * ups_stride + factor,
-            mask=within & is_up,
+    dtype = out.dtype.element_ty
+    if ADD_B:  # this instance's rows of B of gate and of up stay in registers
+        lora_b += left.to(tl.int64) * lora_b_stride
+        gate_b = tl.load(
+            lora_b + column_down * lora_b_stride + factor,
+            mask=column_down_inside & is_gate,
             other=0.0,
         )
-    slope += first.to(tl.int64) * width + left
-    both += first.to(tl.int64) * (2 * width) + left
-    made += first.to(tl.int64) * (2 * width + SPARE) + left
-    thin_slope += first.to(tl.int64) * thin_slope_stride
-    thin_input += first.to(tl.int64) * thin_input_stride
-    thin += first.to(tl.int64) * SPARE
+        up_b = tl.load(
+            lora_b
+            + hidden_size.to(tl.int64) * lora_b_stride
+            + gate_rank
+            + column_down * lora_b_stride
+            + factor,
+            mask=column_down_inside & is_up,
+            other=0.0,
+        )
+    # Move the pointers to the first tile; only these offsets are 64-bit.
+    grad += first.to(tl.int64) * hidden_size + left
+    gate_up += first.to(tl.int64) * (2 * hidden_size) + left
+    out += first.to(tl.int64) * (2 * hidden_size + SPARE) + left
+    grad_a += first.to(tl.int64) * grad_a_stride
+    input_a += first.to(tl.int64) * input_a_stride
+    out_b += first.to(tl.int64) * SPARE
     sum_gate, sum_up, sum_down = (
         tl.zeros([COLUMNS, RANK], tl.float32),
         tl.zeros([COLUMNS, RANK], tl.float32),
-        tl.zeros([COLUMNS, DOWN], tl.float32),
+        tl.zeros([COLUMNS, DOWN_RANK], tl.float32),
     )
     for start in range(0, PART, ROWS):
-        there = row < places - first - start
-        inside = there & here
-        above = tl.load(slope + row * width + column, mask=inside, other=0.0).to(tl.float32)
-        gate = tl.load(both + row * (2 * width) + column, mask=inside, other=0.0).to(tl.float32)
-        up = tl.load(both + width + row * (2 * width) + column, mask=inside, other=0.0).to(
+        row_inside = row < num_rows - first - start
+        inside = row_inside & column_inside
+        # Load one tile: the gradient of h, gate, up, and the low-rank rows.
+        grad_hidden = tl.load(grad + row * hidden_size + column, mask=inside, other=0.0).to(
             tl.float32
         )
-        inputs_gate = tl.load(
-            thin_input + row * thin_input_stride + factor, mask=there & is_gate, other=0.0
+        gate = tl.load(gate_up + row * (2 * hidden_size) + column, mask=inside, other=0.0).to(
+            tl.float32
         )
-        inputs_up = tl.load(
-            thin_input + gate_rank + row * thin_input_stride + factor, mask=there & is_up, other=0.0
+        up = tl.load(
+            gate_up + hidden_size + row * (2 * hidden_size) + column, mask=inside, other=0.0
+        ).to(tl.float32)
+        gate_input_a = tl.load(
+            input_a + row * input_a_stride + factor, mask=row_inside & is_gate, other=0.0
         )
-        slopes_down = tl.load(
-            thin_slope + row * thin_slope_stride + down_factor, mask=there & is_down, other=0.0
+        up_input_a = tl.load(
+            input_a + gate_rank + row * input_a_stride + factor, mask=row_inside & is_up, other=0.0
         )
-        value, steep = _activation(gate, GELU)
-        into_gate, into_up, hidden = (
-            _materialize((above * up * steep).to(dtype)),
-            _materialize((above * value).to(dtype)),
+        down_grad_a = tl.load(
+            grad_a + row * grad_a_stride + down_factor, mask=row_inside & is_down, other=0.0
+        )
+        # Recompute the activation, and with it h, which was not kept.
+        value, derivative = _activation(gate, GELU)
+        d_gate, d_up, hidden = (
+            _materialize((grad_hidden * up * derivative).to(dtype)),
+            _materialize((grad_hidden * value).to(dtype)),
             _materialize((value * up).to(dtype)),
         )
-        tl.store(made + row * (2 * width + SPARE) + column, into_gate, mask=inside)
-        tl.store(made + width + row * (2 * width + SPARE) + column, into_up, mask=inside)
-        sum_gate = tl.dot(tl.trans(into_gate), inputs_gate, sum_gate)
-        sum_up = tl.dot(tl.trans(into_up), inputs_up, sum_up)
-        sum_down = tl.dot(tl.trans(hidden), slopes_down, sum_down)
-        if ADDS_UPS:
+        tl.store(out + row * (2 * hidden_size + SPARE) + column, d_gate, mask=inside)
+        tl.store(out + hidden_size + row * (2 * hidden_size + SPARE) + column, d_up, mask=inside)
+        # Gradients of B of gate, of B of up and of A of down (transposed), while the tiles are
+        # held.
+        sum_gate = tl.dot(tl.trans(d_gate), gate_input_a, sum_gate)
+        sum_up = tl.dot(tl.trans(d_up), up_input_a, sum_up)
+        sum_down = tl.dot(tl.trans(hidden), down_grad_a, sum_down)
+        if ADD_B:
             tl.atomic_add(
-                thin + row * SPARE + factor,
-                tl.dot(into_gate, of_gate),
-                mask=there & is_gate,
+                out_b + row * SPARE + factor,
+                tl.dot(d_gate, gate_b),
+                mask=row_inside & is_gate,
                 sem="relaxed",
             )
             tl.atomic_add(
-                thin + gate_rank + row * SPARE + factor,
-                tl.dot(into_up, of_up),
-                mask=there & is_up,
+                out_b + gate_rank + row * SPARE + factor,
+                tl.dot(d_up, up_b),
+                mask=row_inside & is_up,
                 sem="relaxed",
             )
-        slope += ROWS * width
-        both += ROWS * 2 * width
-        made += ROWS * (2 * width + SPARE)
-        thin_slope += ROWS * thin_slope_stride
-        thin_input += ROWS * thin_input_stride
-        thin += ROWS * SPARE
+        # Move to the next rows.
+        grad += ROWS * hidden_size
+        gate_up += ROWS * 2 * hidden_size
+        out += ROWS * (2 * hidden_size + SPARE)
+        grad_a += ROWS * grad_a_stride
+        input_a += ROWS * input_a_stride
+        out_b += ROWS * SPARE
     tl.atomic_add(
-        gates + (left + place) * gate_rank + factor, sum_gate, mask=within & is_gate, sem="relaxed"
+        grad_gate_b + (left + column_down) * gate_rank + factor,
+        sum_gate,
+        mask=column_down_inside & is_gate,
+        sem="relaxed",
     )
     tl.atomic_add(
-        others + (left + place) * up_rank + factor, sum_up, mask=within & is_up, sem="relaxed"
+        grad_up_b + (left + column_down) * up_rank + factor,
+        sum_up,
+        mask=column_down_inside & is_up,
+        sem="relaxed",
     )
     tl.atomic_add(
-        downs + down_factor * width + left + place, sum_down, mask=within & is_down, sem="relaxed"
+        grad_down_a + down_factor * hidden_size + left + column_down,
+        sum_down,
+        mask=column_down_inside & is_down,
+        sem="relaxed",
     )
