@@ -14,7 +14,7 @@ from tarazu.report.analysis.study_view import read_study
 from tarazu.report.build import build
 from tarazu.report.render.figures import FigureWriter
 from tarazu.report.sections.captions import REPORT
-from tarazu.report.sections.captions.ablation import ablation_view, groups, what_differs
+from tarazu.report.sections.captions.ablation import ablation_view, groups, changed_settings
 from tarazu.report.sections.common.base import Context
 
 ARMS = {
@@ -78,9 +78,9 @@ def test_only_kinds_with_several_arms_have_one(tmp_path):
 
 def test_what_differs_is_told_as_a_recipe_would(tmp_path):
     plain, dropout, tuned, _, both = groups(study_of(tmp_path, ensemble=True).methods)[0]
-    assert what_differs(plain, dropout) == ["dropout: 0.5"]
-    assert what_differs(plain, tuned) == ["dropout: 0.5", "fine_tune: {blocks: 4}"]
-    assert what_differs(plain, both) == ["ensemble: dropout, plain"]
+    assert changed_settings(plain, dropout) == ["dropout: 0.5"]
+    assert changed_settings(plain, tuned) == ["dropout: 0.5", "fine_tune: {blocks: 4}"]
+    assert changed_settings(plain, both) == ["ensemble: dropout, plain"]
 
 
 def test_the_table_holds_what_the_files_hold(tmp_path, undrawn):

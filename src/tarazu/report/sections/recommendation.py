@@ -1,117 +1,93 @@
-"""Section 7: the rule, what it picks under each preference, and pros and cons as sentences with their numbers."""
+"""The recommendation: the rule, what it picks under each preference, pros and cons, and what would change it."""
 
 from __future__ import annotations
 
-from functools import partial
-
-from tarazu.report.analysis.metrics import COSTS, Metric, mean_over_seeds
-from tarazu.report.analysis.recommendation import KEEP, TIE_BREAKER, Choice
-from tarazu.report.analysis.study_view import MethodView
-from tarazu.report.render.bilingual import Bilingual, code, joined, number, translate
+from tarazu.report.analysis.metrics import Metric
+from tarazu.report.analysis.recommendation import KEEP, PREFERENCES, TIE_BREAKER, Choice
+from tarazu.report.render.bilingual import Bilingual, code, number, translate
 from tarazu.report.render.explanations import explain
 from tarazu.report.render.tables import Cell, Table, text_cell
 from tarazu.report.sections.common.base import Context, Section
-from tarazu.report.sections.common.method_names import metric_name
-
-ORDER = ("quality", "memory", "speed", "size")
+from tarazu.report.sections.common.cells import first_files, translate_all
+from tarazu.report.sections.common.method_names import joined_code, metric_name
+from tarazu.report.sections.common.pros_and_cons import pros_and_cons
 
 
 def recommendation_section(context: Context) -> Section:
-    verdict, prefer = context.verdict, context.study.prefer
+    """The section that recommends a method."""
+    verdict, preference = context.verdict, context.study.prefer
+    methods = []
+    for method in context.study.methods:
+        sentences = pros_and_cons(context, method)
+        name = {"name": code(method.name), "anchor": f"method-{method.name}"}
+        methods.append({**name, "pros": sentences.pros, "cons": sentences.cons})
     view = {
         "none": verdict.best is None,
-        "rule": translate(
-            f"rule.{prefer}",
-            keep=number(KEEP, "percent"),
-            quality=metric_name(verdict.metric.key),
-        ),
-        "reason": choice_sentences(context, verdict.choices[prefer]),
+        "rule": _rule(context, preference),
+        "reason": choice_sentences(context, verdict.choices[preference]),
         "choices": choices_table(context),
         "fronts": pareto_sentences(context),
-        "methods": [
-            {
-                "name": code(method.name),
-                "anchor": f"method-{method.name}",
-                **dict(zip(("pros", "cons"), pros_and_cons(context, method), strict=True)),
-            }
-            for method in context.study.methods
-        ],
-        "changes": sensitivity(context),
-        "files": files_of(context),
+        "methods": methods,
+        "sensitivity": sensitivity(context),
+        "files": recommendation_files(context),
     }
-    return Section(
-        "recommendation",
-        translate("section.recommendation"),
-        "recommendation.html",
-        view,
-        explain("pareto"),
-    )
+    title = translate("section.recommendation")
+    return Section("recommendation", title, "recommendation.html", view, explain("pareto"))
 
 
-def files_of(context: Context) -> list[str]:
-    """What the sentences were read from: figures and costs of every method's first run."""
-    methods = ([context.study.base] if context.study.base else []) + context.study.methods
-    return [
-        method.first.file(name)
-        for method in methods
-        for name in (
-            ("metrics.json",) if method is context.study.base else ("metrics.json", "ledger.json")
-        )
-    ]
+def _rule(context: Context, preference: str) -> Bilingual:
+    """The rule of one preference."""
+    quality = metric_name(context.verdict.metric.key)
+    return translate(f"rule.{preference}", keep=number(KEEP, "percent"), quality=quality)
+
+
+def recommendation_files(context: Context) -> list[str]:
+    """The files that the sentences come from: metrics and costs of every method's first run."""
+    study = context.study
+    base_files = first_files([study.base], "metrics.json") if study.base else []
+    return base_files + first_files(study.methods, "metrics.json", "ledger.json")
 
 
 def choice_sentences(context: Context, choice: Choice) -> list[Bilingual]:
-    """What one preference picks, why, and how sure that is."""
-    verdict = context.verdict
+    """What one preference picks, why, and how certain that is."""
+    verdict, metric = context.verdict, context.verdict.metric
     if choice.name is None:
         return [translate("recommendation.none")]
-    one, metric = verdict.candidate(choice.name), verdict.metric
+    candidate = verdict.candidate(choice.name)
     source = context.study.method(choice.name).first.file("metrics.json")
-    shown = {
-        "method": code(choice.name),
-        "figure": metric_name(metric.key),
-        "value": number(one.quality, metric.format, source),
-    }
-    found = [translate("recommendation.pick", **shown)]
-    if one.gain is not None:
-        key = "recommendation.gain" if one.gain > 0 else "recommendation.no_gain"
-        found.append(
-            translate(
-                f"{key}{'' if context.study.base else '_constant'}",
-                gain=number(abs(one.gain), metric.format),
-                base=number(verdict.baseline, metric.format),
-            )
+    suffix = "" if context.study.base else "_constant"
+    sentences = [
+        translate(
+            "recommendation.pick",
+            method=code(choice.name),
+            metric=metric_name(metric.key),
+            value=number(candidate.quality, metric.format, source),
         )
+    ]
+    if candidate.gain is not None:
+        key = "recommendation.gain" if candidate.gain > 0 else "recommendation.no_gain"
+        gain = number(abs(candidate.gain), metric.format)
+        base = number(verdict.baseline, metric.format)
+        sentences.append(translate(f"{key}{suffix}", gain=gain, base=base))
     if choice.by:
-        found.append(_on_choice(context, choice))
+        sentences.append(_cost_sentence(context, choice))
     if choice.ties:
-        found.append(
-            translate(
-                "recommendation.ties",
-                best=code(verdict.best.name),
-                others=joined([code(n) for n in choice.ties]),
-            )
-        )
-    if choice.name in verdict.not_better and (
-        one.gain is None or one.gain > 0
-    ):  # no gain at all was said above
-        found.append(
-            translate(f"recommendation.not_better{'' if context.study.base else '_constant'}")
-        )
-    return found
+        names = {"best": code(verdict.best.name), "others": joined_code(choice.ties)}
+        sentences.append(translate("recommendation.ties", **names))
+    # Without any gain, a sentence above says so already.
+    if choice.name in verdict.not_better and (candidate.gain is None or candidate.gain > 0):
+        sentences.append(translate(f"recommendation.not_better{suffix}"))
+    return sentences
 
 
-def _on_choice(context: Context, choice: Choice) -> Bilingual:
-    """Which cost decided; where the seeds cannot tell it apart, that the weights did."""
-    known = context.metrics.by_key
-    cost, size = known[choice.by], known[TIE_BREAKER]
+def _cost_sentence(context: Context, choice: Choice) -> Bilingual:
+    """The cost that decided, or that the size of the weights did where the seeds leave the cost open."""
+    metrics = context.metrics.by_key
+    cost, size = metrics[choice.by], metrics[TIE_BREAKER]
 
     def shown(name: str, metric: Metric) -> Bilingual:
-        return number(
-            context.verdict.candidate(name).costs[metric.key],
-            metric.format,
-            context.study.method(name).first.file("ledger.json"),
-        )
+        value = context.verdict.candidate(name).costs[metric.key]
+        return number(value, metric.format, context.study.method(name).first.file("ledger.json"))
 
     values = {
         "cost": metric_name(cost.key),
@@ -120,191 +96,68 @@ def _on_choice(context: Context, choice: Choice) -> Bilingual:
     }
     if choice.runner_up is None:
         return translate("recommendation.by_cost", **values)
-    other = {
-        "other": code(choice.runner_up),
-        "least": shown(choice.runner_up, cost),
-        "size": shown(choice.name, size),
-        "more": shown(choice.runner_up, size),
-    }
-    return translate("recommendation.by_size", method=code(choice.name), **values, **other)
+    return translate(
+        "recommendation.by_size",
+        method=code(choice.name),
+        size=shown(choice.name, size),
+        other=code(choice.runner_up),
+        min=shown(choice.runner_up, cost),
+        other_size=shown(choice.runner_up, size),
+        **values,
+    )
 
 
 def choices_table(context: Context) -> Table:
-    """All four preferences at once: the verdict does not hide what another wish would pick."""
+    """What each preference picks; the preference of the recipe is marked."""
     rows = []
-    for name in ORDER:
-        choice = context.verdict.choices[name]
-        mark = name == context.study.prefer
-        picked = Cell(
-            code(choice.name) if choice.name else translate("recommendation.none"),
-            choice.name,
-            best=mark,
-        )
+    for preference in PREFERENCES:
+        choice = context.verdict.choices[preference]
+        picked = code(choice.name) if choice.name else translate("recommendation.none")
         rows.append(
             [
-                text_cell(translate(f"preference.{name}")),
-                picked,
-                Cell(joined([code(n) for n in choice.allowed])),
-                text_cell(
-                    translate(
-                        f"rule.{name}",
-                        keep=number(KEEP, "percent"),
-                        quality=metric_name(context.verdict.metric.key),
-                    )
-                ),
+                text_cell(translate(f"preference.{preference}")),
+                Cell(picked, choice.name, best=preference == context.study.prefer),
+                Cell(joined_code(choice.allowed)),
+                text_cell(_rule(context, preference)),
             ]
         )
-    return Table(
-        translate("recommendation.table"),
-        [
-            translate("recommendation.preference"),
-            translate("recommendation.picked"),
-            translate("recommendation.among"),
-            translate("recommendation.rule"),
-        ],
-        rows,
+    columns = translate_all(
+        "recommendation.preference",
+        "recommendation.picked",
+        "recommendation.among",
+        "recommendation.rule",
     )
+    return Table(translate("recommendation.table"), columns, rows)
 
 
 def pareto_sentences(context: Context) -> list[Bilingual]:
-    """Who stands on each Pareto front."""
-    found = []
-    for cost in context.metrics.pareto_costs:
-        names = context.verdict.fronts[cost.key]
-        if names:
-            found.append(
-                translate(
-                    "pareto.names",
-                    cost=metric_name(cost.key),
-                    names=joined([code(n) for n in names]),
-                )
-            )
-    return found
-
-
-def pros_and_cons(context: Context, method: MethodView) -> tuple[list[Bilingual], list[Bilingual]]:
-    """Sentences from the numbers: best and worst in each cost, the gain, rates that rose or fell, failures."""
-    pros: list[Bilingual] = []
-    cons: list[Bilingual] = []
-    _on_quality(context, method, pros, cons)
-    for cost in COSTS:
-        _on_cost(context, method, cost, pros, cons)
-    side_effects = context.task.side_effects(context, method)
-    pros += side_effects.pros
-    cons += side_effects.cons
-    if any(run.status != "done" for run in method.runs):
-        cons.append(
-            translate(
-                "con.unfinished_run",
-                n=number(sum(run.status != "done" for run in method.runs), "count"),
-            )
-        )
-    return pros, cons
-
-
-def _on_quality(context: Context, method: MethodView, pros: list, cons: list) -> None:
-    verdict = context.verdict
-    one, metric = verdict.candidate(method.name), verdict.metric
-    if one is None:
-        cons.append(translate("con.no_quality"))
-        return
-    shape = partial(number, format=metric.format, source=method.first.file("metrics.json"))
-    figure = metric_name(metric.key)
-    if verdict.best and one.name == verdict.best.name and len(verdict.candidates) > 1:
-        pros.append(translate("pro.best", figure=figure, value=shape(one.quality)))
-    elif (
-        verdict.best
-        and context.comparison.is_significant(metric.key, one.name, verdict.best.name) is False
-    ):
-        pros.append(
-            translate(
-                "pro.tied", figure=figure, value=shape(one.quality), best=code(verdict.best.name)
-            )
-        )
-    elif verdict.best and one.name != verdict.best.name:
-        cons.append(
-            translate(
-                "con.behind",
-                figure=figure,
-                value=shape(one.quality),
-                best=code(verdict.best.name),
-                top=shape(verdict.best.quality),
-            )
-        )
-    if method.name in verdict.not_better:
-        cons.append(
-            translate(f"con.not_better{'' if context.study.base else '_constant'}", figure=figure)
-        )
-    elif one.gain is not None and one.gain > 0 and verdict.baseline:
-        pros.append(
-            translate(
-                "pro.gain" if context.study.base else "pro.gain_constant",
-                figure=figure,
-                share=number(one.gain / abs(verdict.baseline), "percent"),
-                before=shape(verdict.baseline),
-                after=shape(one.quality),
-            )
-        )
-
-
-def _on_cost(context: Context, method: MethodView, cost: Metric, pros: list, cons: list) -> None:
-    values = {
-        a.name: v for a in context.study.methods if (v := mean_over_seeds(a, cost)) is not None
-    }
-    if method.name not in values or len(values) < 2 or len(set(values.values())) == 1:
-        return
-    mine, shape = (
-        values[method.name],
-        partial(number, format=cost.format, source=method.first.file("ledger.json")),
-    )
-    least, most = min(values.values()), max(values.values())
-    if mine == least:
-        pros.append(
-            translate(
-                "pro.least",
-                cost=metric_name(cost.key),
-                value=shape(mine),
-                most=shape(most),
-            )
-        )
-    elif mine == most:
-        times = (
-            number(mine / least, "two" if mine < 10 * least else "count") if least else number(None)
-        )
-        cons.append(
-            translate("con.most", cost=metric_name(cost.key), value=shape(mine), times=times)
-        )
+    """The methods on each Pareto front."""
+    fronts = context.verdict.fronts
+    return [
+        translate("pareto.names", cost=metric_name(cost.key), names=joined_code(fronts[cost.key]))
+        for cost in context.metrics.pareto_costs
+        if fronts[cost.key]
+    ]
 
 
 def sensitivity(context: Context) -> list[Bilingual]:
-    """What another wish, or more data, would change."""
-    chosen, found = context.verdict.choices[context.study.prefer], []
-    for name in ORDER:
-        other = context.verdict.choices[name]
-        if other.name and chosen.name and other.name != chosen.name:
-            found.append(
-                translate(
-                    "sensitivity.prefer",
-                    preference=translate(f"preference.{name}"),
-                    method=code(other.name),
-                )
-            )
-    best, key = context.verdict.best, context.verdict.metric.key
-    for tie in context.verdict.choices["quality"].ties:
-        pair = context.comparison.pair(key, best.name, tie)
+    """What another preference, more test rows or more seeds could change."""
+    verdict, sentences = context.verdict, []
+    chosen = verdict.choices[context.study.prefer].name
+    for preference in PREFERENCES:
+        other = verdict.choices[preference].name
+        if other and chosen and other != chosen:
+            names = {"preference": translate(f"preference.{preference}"), "method": code(other)}
+            sentences.append(translate("sensitivity.prefer", **names))
+    for tied in verdict.choices["quality"].ties:
+        pair = context.comparison.pair(verdict.metric.key, verdict.best.name, tied)
         if pair:
-            found.append(
-                translate(
-                    "sensitivity.tie",
-                    a=code(best.name),
-                    b=code(tie),
-                    detectable=number(
-                        pair.difference.min_detectable, context.verdict.metric.format
-                    ),
-                    rows=number(pair.difference.rows, "count"),
-                )
+            detectable = number(pair.difference.min_detectable, verdict.metric.format)
+            rows = number(pair.difference.rows, "count")
+            names = {"a": code(verdict.best.name), "b": code(tied)}
+            sentences.append(
+                translate("sensitivity.tie", detectable=detectable, rows=rows, **names)
             )
-    seeds = {len(method.measured) for method in context.study.methods}
-    if seeds == {1}:
-        found.append(translate("sensitivity.seeds"))
-    return found or [translate("sensitivity.nothing")]
+    if {len(method.measured) for method in context.study.methods} == {1}:
+        sentences.append(translate("sensitivity.seeds"))
+    return sentences or [translate("sensitivity.nothing")]

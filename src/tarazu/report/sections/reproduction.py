@@ -1,20 +1,37 @@
-"""Section 8: the machine, where the time went, seeds, hashes, caveats, and what repeats it all."""
+"""How to reproduce the study: commands, machine, time by phase, tokens, estimates, caveats and invariants."""
 
 from __future__ import annotations
 
 from functools import partial
 
-from tarazu.report.analysis.study_view import StudyView, as_number, dicts_in, get_path, seeds_of
+from tarazu.report.analysis.study_view import (
+    MethodView,
+    RunView,
+    StudyView,
+    as_number,
+    dicts_in,
+    get_path,
+)
 from tarazu.report.render import charts
-from tarazu.report.render.bilingual import Bilingual, code, joined, number, translate
-from tarazu.report.render.known_messages import code_paths_text, translate_known, translate_note
-from tarazu.report.render.tables import Table, code_cell, number_cell, pairs_table, text_cell
+from tarazu.report.render.bilingual import code, joined, number, translate
+from tarazu.report.render.figures import Figure
+from tarazu.report.render.known_messages import code_paths_text
+from tarazu.report.render.tables import Cell, Table, code_cell, number_cell, text_cell
 from tarazu.report.sections.common.base import Context, Section
+from tarazu.report.sections.common.caveats import caveats
+from tarazu.report.sections.common.cells import (
+    code_or_none,
+    facts_table,
+    first_files,
+    number_cells,
+    translate_all,
+)
 from tarazu.report.sections.common.estimates import estimates_view
-from tarazu.report.sections.common.hyperparameter_search import search_costs, search_tokens
+from tarazu.report.sections.common.hyperparameter_search import search_costs
 from tarazu.report.sections.common.invariants import invariants_view
 from tarazu.report.sections.common.method_names import all_methods, method_name
 
+FILE = "environment.json"
 PHASES = (
     "load",
     "tokenise",
@@ -27,289 +44,126 @@ PHASES = (
     "fingerprint",
 )
 TOKENS = ("rows", "tokens", "supervised", "padding", "virtual")
-SMALL_TEST = 100
 
 
 def reproduction_section(context: Context) -> Section:
+    """The last section: all that another person needs to repeat the study."""
     study = context.study
-    commands, parts = _commands(study), len(dicts_in(study.environment.get("parts")))
+    seeds = dict.fromkeys(run.seed for method in study.methods for run in method.runs)
     view = {
-        "environment": _environment(study),
-        "packages": _packages(study),
+        **_commands_view(study),
+        "environment": _environment_table(study),
+        "packages": _packages_table(study),
         "ledger": ledger_table(study),
         "tokens": token_table(study),
         "searches": search_costs(study),
-        "expected": estimates_view(study),
-        "figure": _figure(context),
-        "seeds": joined(
-            [
-                number(s, "count")
-                for s in dict.fromkeys(run.seed for method in study.methods for run in method.runs)
-            ]
-        ),
+        "estimates": estimates_view(study),
+        "figure": _phase_figure(context),
+        "seeds": joined([number(seed, "count") for seed in seeds]),
         "caveats": caveats(context),
-        "commands": [code(command) for command in commands],
-        "repeat": translate(
-            "reproduction.repeat_parts_title"
-            if parts > 1
-            else "reproduction.repeat_more"
-            if len(commands) > 1
-            else "reproduction.repeat"
-        ),
-        "repeat_how": [
-            translate(f"reproduction.repeat_{key}")
-            for key, true in (("parts", parts > 1), ("extended", _extensions(study)))
-            if true
-        ],
-        "verify": invariants_view(study),
+        "invariants": invariants_view(study),
     }
     return Section("reproduction", translate("section.reproduction"), "reproduction.html", view)
 
 
-def _commands(study: StudyView) -> list[str]:
-    """What makes the study again: its command, or those of all its parts, each with those that extended it."""
-    found = [
-        one.get("command")
-        for part in _stamps(study)
-        for one in (part, *dicts_in(part.get("extended")))
-    ]
-    return list(dict.fromkeys(str(command) for command in found if command))
+def _commands_view(study: StudyView) -> dict:
+    """The commands that repeat the study: one for each part, and those that extended a part."""
+    parts = dicts_in(study.environment.get("parts"))
+    stamps = parts or [study.environment]
+    extensions = [extension for stamp in stamps for extension in dicts_in(stamp.get("extended"))]
+    commands = []
+    for stamp in stamps:
+        commands += [stamp.get("command")]
+        commands += [extension.get("command") for extension in dicts_in(stamp.get("extended"))]
+    commands = list(dict.fromkeys(str(command) for command in commands if command))
+    if len(parts) > 1:
+        title = "reproduction.repeat_parts_title"
+    else:
+        title = "reproduction.repeat_more" if len(commands) > 1 else "reproduction.repeat"
+    notes = ["reproduction.repeat_parts"] if len(parts) > 1 else []
+    notes += ["reproduction.repeat_extended"] if extensions else []
+    return {
+        "title": translate(title),
+        "command_notes": translate_all(*notes),
+        "commands": [code(command) for command in commands],
+    }
 
 
-def _stamps(study: StudyView) -> list[dict]:
-    return dicts_in(study.environment.get("parts")) or [study.environment]
-
-
-def _extensions(study: StudyView) -> bool:
-    return any(dicts_in(part.get("extended")) for part in _stamps(study))
-
-
-def _environment(study: StudyView) -> Table:
-    env, file = study.environment, "environment.json"
+def _environment_table(study: StudyView) -> Table:
+    """Versions, machine and hashes."""
+    env = study.environment
     device = get_path(env, "device", default={})
-    pairs = [
-        (translate(f"reproduction.{key}"), code_cell(env[key]) if env.get(key) else None)
-        for key in ("tarazu", "commit", "started", "python", "platform", "recipe_sha256")
+    versions = ("tarazu", "commit", "started", "python", "platform", "recipe_sha256")
+    facts = [(f"reproduction.{key}", code_or_none(env.get(key))) for key in versions]
+    facts += [
+        ("reproduction.device", code_cell(device.get("name") or device.get("type") or "?")),
+        ("reproduction.memory", number_cell(device.get("memory"), "bytes", FILE)),
+        ("reproduction.cores", number_cell(device.get("cores"), "count", FILE)),
+        ("reproduction.threads", number_cell(env.get("threads"), "count", FILE)),
+        ("reproduction.data_sha256", code_or_none(study.data.get("sha256"))),
     ]
-    pairs += [
-        (
-            translate("reproduction.device"),
-            code_cell(get_path(device, "name") or get_path(device, "type") or "?"),
-        ),
-        (translate("reproduction.memory"), number_cell(get_path(device, "memory"), "bytes", file)),
-        (translate("reproduction.cores"), number_cell(get_path(device, "cores"), "count", file)),
-        (translate("reproduction.threads"), number_cell(env.get("threads"), "count", file)),
-        (
-            translate("reproduction.data_sha256"),
-            code_cell(study.data["sha256"]) if study.data.get("sha256") else None,
-        ),
-    ]
-    return pairs_table(
-        translate("reproduction.environment"),
-        pairs,
-        [translate("common.what"), translate("common.value")],
-        [file, "data.json"],
-    )
+    return facts_table("reproduction.environment", facts, FILE, "data.json")
 
 
-def _packages(study: StudyView) -> Table:
-    found = get_path(study.environment, "packages", default={})
-    rows = [
-        [code_cell(name), code_cell(version)]
-        for name, version in (found.items() if isinstance(found, dict) else ())
-    ]
-    return Table(
-        translate("reproduction.packages"),
-        [translate("reproduction.package"), translate("reproduction.version")],
-        rows,
-        ["environment.json"],
-    )
+def _packages_table(study: StudyView) -> Table:
+    """The version of every package that matters."""
+    packages = get_path(study.environment, "packages", default={})
+    rows = [[code_cell(name), code_cell(version)] for name, version in packages.items()]
+    columns = translate_all("reproduction.package", "reproduction.version")
+    return Table(translate("reproduction.packages"), columns, rows, [FILE])
+
+
+def _run_cells(method: MethodView, run: RunView) -> list[Cell]:
+    """The first two cells of a row for one run."""
+    return [text_cell(method_name(method)), number_cell(run.seed, "count")]
 
 
 def ledger_table(study: StudyView) -> Table:
-    """Seconds by phase for every run: training time is training alone."""
+    """The seconds that each run spent in each phase; training time is training alone."""
     runs = [(method, run) for method in all_methods(study) for run in method.runs if run.ledger]
+    seconds = {run.folder: get_path(run.ledger, "seconds", default={}) for _, run in runs}
     phases = [
-        p
-        for p in PHASES
-        if any(as_number(get_path(run.ledger, "seconds", p)) is not None for _, run in runs)
+        phase
+        for phase in PHASES
+        if any(as_number(values.get(phase)) is not None for values in seconds.values())
     ]
-    rows = [
-        [
-            text_cell(method_name(method)),
-            number_cell(run.seed, "count"),
-            *[
-                number_cell(get_path(run.ledger, "seconds", p), "seconds", run.file("ledger.json"))
-                for p in phases
-            ],
-        ]
-        for method, run in runs
-    ]
-    return Table(
-        translate("reproduction.ledger"),
-        [
-            translate("compare.method"),
-            translate("reproduction.seed"),
-            *[translate(f"phase.{p}") for p in phases],
-        ],
-        rows,
-        [run.file("ledger.json") for _, run in runs],
-        sortable=True,
-    )
+    rows = []
+    for method, run in runs:
+        values = [seconds[run.folder].get(phase) for phase in phases]
+        cells = number_cells(values, "seconds", run.file("ledger.json"))
+        rows.append([*_run_cells(method, run), *cells])
+    titles = [f"phase.{phase}" for phase in phases]
+    columns = translate_all("compare.method", "reproduction.seed", *titles)
+    files = [run.file("ledger.json") for _, run in runs]
+    return Table(translate("reproduction.ledger"), columns, rows, files, sortable=True)
 
 
 def token_table(study: StudyView) -> Table:
-    """Tokens with and without padding and virtual tokens: the budget counts the real ones."""
-    runs = [
-        (method, run)
-        for method in study.methods
-        for run in method.runs
-        if get_path(run.ledger, "tokens")
-    ]
-    rows = [
-        [
-            text_cell(method_name(method)),
-            number_cell(run.seed, "count"),
-            *[
-                number_cell(get_path(run.ledger, "tokens", t), "count", run.file("ledger.json"))
-                for t in TOKENS
-            ],
-            text_cell(code_paths_text(get_path(run.ledger, "code_paths"))),
-        ]
-        for method, run in runs
-    ]
-    return Table(
-        translate("reproduction.tokens"),
-        [
-            translate("compare.method"),
-            translate("reproduction.seed"),
-            *[translate(f"tokens.{t}") for t in TOKENS],
-            translate("reproduction.paths"),
-        ],
-        rows,
-        [run.file("ledger.json") for _, run in runs],
-        sortable=True,
-    )
+    """Real, supervised, padding and virtual tokens of each run, and the code paths that it took."""
+    rows, files = [], []
+    for method in study.methods:
+        for run in (run for run in method.runs if get_path(run.ledger, "tokens")):
+            counts = [get_path(run.ledger, "tokens", name) for name in TOKENS]
+            cells = number_cells(counts, "count", run.file("ledger.json"))
+            paths = text_cell(code_paths_text(get_path(run.ledger, "code_paths")))
+            rows.append([*_run_cells(method, run), *cells, paths])
+            files.append(run.file("ledger.json"))
+    counts = [f"tokens.{name}" for name in TOKENS]
+    titles = ("compare.method", "reproduction.seed", *counts, "reproduction.code_paths")
+    table = translate("reproduction.tokens")
+    return Table(table, translate_all(*titles), rows, files, sortable=True)
 
 
-def _figure(context: Context):
-    rows = []
-    for method in all_methods(context.study):
+def _phase_figure(context: Context) -> Figure | None:
+    """The time of each phase in the first run of every method."""
+    methods, bars = all_methods(context.study), []
+    for method in methods:
         for phase in PHASES:
             seconds = as_number(get_path(method.first.ledger, "seconds", phase))
             if seconds:
-                rows.append((method.name, translate(f"phase.{phase}"), seconds))
-    if not rows:
+                bars.append((method.name, translate(f"phase.{phase}"), seconds))
+    if not bars:
         return None
-    make = partial(charts.stacked, rows, translate("axis.seconds"))
-    return context.figures.add(
-        "time-by-phase",
-        translate("reproduction.figure"),
-        lambda language: make(language=language),
-        [method.first.file("ledger.json") for method in all_methods(context.study)],
-    )
-
-
-def caveats(context: Context) -> list[Bilingual]:
-    """What a careful reader should hold against these numbers, found from the folder itself."""
-    study, found = context.study, []
-    if study.data.get("note"):
-        found.append(translate("caveat.note", note=translate_note(study.data["note"])))
-    if get_path(study.model, "encoder", "weights_note"):
-        found.append(
-            translate(
-                "caveat.note",
-                note=translate_known(get_path(study.model, "encoder", "weights_note")),
-            )
-        )
-    if all(len(method.runs) == 1 for method in study.methods):
-        found.append(translate("caveat.one_seed"))
-    elif len({len(method.measured) for method in study.methods}) > 1:
-        found.append(translate("caveat.uneven_seeds"))
-    missing = missing_seeds(study)
-    if missing:
-        found.append(
-            translate(
-                "caveat.missing_seeds",
-                n=number(len(missing), "count"),
-                seeds=joined([number(s, "count") for s in missing]),
-            )
-        )
-    size = next((i.rows for i in context.comparison.intervals.values()), None)
-    if size is not None and size < SMALL_TEST:
-        found.append(translate("caveat.small_test", rows=number(size, "count")))
-    spent = search_tokens(study)
-    if spent and spent[0] < spent[-1]:
-        found.append(
-            translate(
-                "caveat.search_uneven",
-                least=number(spent[0], "count"),
-                most=number(spent[-1], "count"),
-            )
-        )
-    edges = [method.name for method in study.methods if method.search.get("edges")]
-    if edges:
-        found.append(translate("caveat.edges", methods=joined([code(n) for n in edges])))
-    if context.comparison.rows_differ:
-        found.append(
-            translate(
-                "caveat.rows_differ",
-                methods=joined([code(n) for n in context.comparison.rows_differ]),
-            )
-        )
-    if not any(method.search for method in study.methods):
-        found.append(translate("caveat.no_search"))
-    if get_path(study.environment, "device", "type") == "cpu":
-        found.append(translate("caveat.cpu"))
-    found += _parts(study)
-    if any(run.status != "done" for method in study.methods for run in method.runs):
-        found.append(translate("caveat.unfinished"))
-    if study.problems:
-        found.append(translate("caveat.broken", files=joined([code(p) for p in study.problems])))
-    return found
-
-
-def missing_seeds(study: StudyView) -> list[int]:
-    """Seeds that the recipe asks for and of which no method has come to its end."""
-    asked = study.settings.get("seeds")
-    there = {run.seed for method in study.methods for run in method.measured}
-    return (
-        [seed for seed in asked if isinstance(seed, int) and seed not in there]
-        if isinstance(asked, list) and there
-        else []
-    )
-
-
-def _parts(study: StudyView) -> list[Bilingual]:
-    """Of a study that `tarazu merge` put together: what ran where, and whether seconds compare."""
-    parts = dicts_in(study.environment.get("parts"))
-    if len(parts) < 2:
-        return []
-    devices = [get_path(part, "device", "name") or "?" for part in parts]
-    told = [
-        translate("caveat.part", device=code(device), methods=joined(_named(part, parts)))
-        for device, part in zip(devices, parts, strict=True)
-    ]
-    found = [translate("caveat.parts", n=number(len(parts), "count"), parts=joined(told))]
-    return found + ([translate("caveat.parts_differ")] if len(set(devices)) > 1 else [])
-
-
-def _named(part: dict, parts: list[dict]) -> list:
-    """A part's methods; with its seeds, those of which another part has seeds too."""
-    on_other_device = {
-        str(name)
-        for other in parts
-        if other is not part
-        for name in get_path(other, "methods", default=[])
-    }
-    found = []
-    for name in map(str, get_path(part, "methods", default=[])):
-        seeds = (
-            joined([number(seed, "count") for seed in seeds_of(part, name)])
-            if name in on_other_device and seeds_of(part, name)
-            else None
-        )
-        found.append(
-            translate("caveat.part_seeds", method=code(name), seeds=seeds) if seeds else code(name)
-        )
-    return found
+    make = partial(charts.stacked, bars, translate("axis.seconds"))
+    files, caption = first_files(methods, "ledger.json"), translate("reproduction.figure")
+    return context.figures.add("time-by-phase", caption, make, files)

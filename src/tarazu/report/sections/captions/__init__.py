@@ -2,11 +2,12 @@
 
 from tarazu.report.analysis.study_view import get_path
 from tarazu.report.sections.captions.assignment import ASSIGNMENT
+from tarazu.report.sections.captions.baselines import baselines_section
 from tarazu.report.sections.captions.comparison import comparison_parts
 from tarazu.report.sections.captions.data import data_section
 from tarazu.report.sections.captions.methods import methods_section
 from tarazu.report.sections.captions.metrics import METRICS
-from tarazu.report.sections.captions.model import baselines_section, model_section
+from tarazu.report.sections.captions.model import model_section
 from tarazu.report.sections.captions.overview import compared
 from tarazu.report.sections.common.base import EPOCHS, TaskReport
 

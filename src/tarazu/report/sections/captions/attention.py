@@ -1,8 +1,9 @@
-"""Heat maps of attention, word by word, with an analysis that is computed from the weights."""
+"""Attention maps of a captioning model, word by word, and an analysis that is computed from the weights."""
 
 from __future__ import annotations
 
 import math
+from typing import Any
 
 from tarazu.report.analysis.study_view import MethodView, as_number, get_path
 from tarazu.report.render.bilingual import (
@@ -17,159 +18,139 @@ from tarazu.report.render.bilingual import (
 from tarazu.report.render.images import contact_sheet, overlay, scale
 from tarazu.report.sections.common.base import Context
 
-IMAGES, WORDS = 2, 16
-NEAR_EQUAL = 0.1  # total variation below this: the maps of a sentence hardly differ
+MAX_IMAGES, MAX_WORDS = 2, 16
+MAX_FOCUSED = 3  # words named as the most focused
+MAX_WORD_CHARS = 30
+SIMILAR_MAPS = 0.1  # with a total variation below this, the maps of a caption hardly differ
 
 
 def heat_maps(context: Context, method: MethodView) -> list[dict]:
-    """The first images that have attention: one small map a word, and what they say."""
-    found = []
+    """The first images with attention: one map for each word, and what the maps show."""
+    views: list[dict] = []
     for sample in method.first.samples:
-        words, rows = sample.get("words"), sample.get("attention")
-        if len(found) == IMAGES or not _sound(words, rows) or not sample.get("image"):
-            continue
-        view = _view(
-            context,
-            method,
-            sample,
-            [str(w) for w in words][:WORDS],
-            rows[:WORDS],
-            f"heatmap-{method.name}-{len(found) + 1}",
-        )
-        if view:
-            found.append(view)
-    return found
+        if len(views) == MAX_IMAGES:
+            break
+        if sample.get("image") and _is_valid(sample.get("words"), sample.get("attention")):
+            view = _view(context, method, sample, f"heatmap-{method.name}-{len(views) + 1}")
+            views += [view] if view else []
+    return views
 
 
-def _sound(words, rows) -> bool:
-    """Whether there is a row of finite weights for each word."""
-    return (
-        isinstance(words, list)
-        and isinstance(rows, list)
-        and bool(words)
-        and len(rows) >= len(words)
-        and all(
-            isinstance(row, list)
-            and len(row) == len(rows[0]) > 0
-            and all(as_number(v) is not None for v in row)
-            for row in rows
-        )
+def _is_valid(words: Any, maps: Any) -> bool:
+    """Whether there is a map of finite weights for each word, all of one size."""
+    if not isinstance(words, list) or not isinstance(maps, list) or not words:
+        return False
+    if len(maps) < len(words) or not all(isinstance(weights, list) for weights in maps):
+        return False
+    size = len(maps[0])
+    return size > 0 and all(
+        len(weights) == size and all(as_number(weight) is not None for weight in weights)
+        for weights in maps
     )
 
 
-def _view(
-    context: Context,
-    method: MethodView,
-    sample: dict,
-    words: list[str],
-    rows: list[list[float]],
-    name: str,
-) -> dict | None:
-    top = scale(rows)
-    maps = [
-        (data_text(word, 30), overlay(context.study.path, sample["image"], row, top, f"{word}"))
-        for word, row in zip(words, rows, strict=False)
+def _view(context: Context, method: MethodView, sample: dict, name: str) -> dict | None:
+    """The maps of one image; None where the image cannot be read."""
+    words = [str(word) for word in sample["words"]][:MAX_WORDS]
+    maps = sample["attention"][: len(words)]
+    folder, image, top = context.study.path, sample["image"], scale(maps)
+    overlays = [
+        (data_text(word, MAX_WORD_CHARS), overlay(folder, image, weights, top, word))
+        for word, weights in zip(words, maps, strict=True)
     ]
-    if not maps or any(image is None for _, image in maps):
+    if any(drawn is None for _, drawn in overlays):
         return None
-    drawn = contact_sheet(
-        context.study.path,
-        sample["image"],
-        words,
-        rows,
-        context.study.path / "figures" / f"{name}.png",
-    )
+    file = f"figures/{name}.png"
     return {
-        "maps": maps,
+        "maps": overlays,
         "id": code(sample.get("id", "?")),
-        "analysis": analysis(method, words, rows),
-        "file": f"figures/{name}.png" if drawn else None,
+        "analysis": analysis(method, words, maps),
+        "file": file if contact_sheet(folder, image, words, maps, folder / file) else None,
         "source": method.first.file("samples.jsonl"),
     }
 
 
-def entropy(row: list[float]) -> float:
-    """How widely a map is spread, in nats: 0 is one cell, log(cells) all alike."""
-    total = sum(row)
-    return -sum(v / total * math.log(v / total) for v in row if v > 0) if total > 0 else 0.0
+def entropy(weights: list[float]) -> float:
+    """The Shannon entropy of an attention map in nats: 0 for one cell, log(cells) for a uniform map."""
+    total = sum(weights)
+    if total <= 0:
+        return 0.0
+    return -sum(w / total * math.log(w / total) for w in weights if w > 0)
 
 
-def place(row: list[float]) -> tuple[str, str]:
-    """(vertical, horizontal) third of the image in which the largest weight lies."""
-    side = int(round(len(row) ** 0.5))
-    index = row.index(max(row))
-    thirds = [min(2, (index // side) * 3 // side), min(2, (index % side) * 3 // side)]
-    return ("top", "middle", "bottom")[thirds[0]], ("left", "centre", "right")[thirds[1]]
+def image_region(weights: list[float]) -> tuple[str, str]:
+    """The (vertical, horizontal) third of the image with the largest weight of a square map."""
+    side = int(round(len(weights) ** 0.5))
+    row, column = divmod(weights.index(max(weights)), side)
+    vertical, horizontal = min(2, row * 3 // side), min(2, column * 3 // side)
+    return ("top", "middle", "bottom")[vertical], ("left", "centre", "right")[horizontal]
 
 
-def analysis(method: MethodView, words: list[str], rows: list[list[float]]) -> list[Bilingual]:
-    """Which words are looked for most sharply, where, and whether the maps differ at all."""
-    source = method.first.file("samples.jsonl")
-    spread = [(entropy(row), word, row) for word, row in zip(words, rows, strict=False)]
-    sharp = sorted(spread, key=lambda item: item[0])[:3]
-    most = math.log(len(rows[0]))
-    found = [
-        translate(
-            "attention.sharp",
-            words=joined([_where(word, row) for _, word, row in sharp]),
-            most=number(most, "two"),
-        ),
-        translate(
-            "attention.wide",
-            word=data_text(max(spread, key=lambda item: item[0])[1], 30),
-            nats=number(max(spread, key=lambda item: item[0])[0], "two", source),
-            most=number(most, "two"),
-        ),
+def mean_total_variation(maps: list[list[float]]) -> float:
+    """The mean over maps of the total variation distance from their mean map: 0 where all are alike."""
+    mean = [sum(column) / len(maps) for column in zip(*maps, strict=True)]
+    distances = [
+        sum(abs(weight - centre) for weight, centre in zip(weights, mean, strict=True)) / 2
+        for weights in maps
     ]
-    mean = [sum(column) / len(rows) for column in zip(*rows, strict=True)]
-    differ = sum(sum(abs(v - m) for v, m in zip(row, mean, strict=True)) / 2 for row in rows) / len(
-        rows
-    )
-    found.append(
-        translate(
-            "attention.same" if differ < NEAR_EQUAL else "attention.differ",
-            share=number(differ, "percent", source),
-        )
-    )
-    return found
+    return sum(distances) / len(maps)
 
 
-def _where(word: str, row: list[float]) -> Bilingual:
-    vertical, horizontal = place(row)
-    return spaced(
-        translate("attention.word", word=data_text(word, 30)),
+def analysis(method: MethodView, words: list[str], maps: list[list[float]]) -> list[Bilingual]:
+    """The most focused words and where they look, the most diffuse word, and whether the maps differ.
+
+    Args:
+        words: one word for each map.
+        maps: attention weights, (words, cells).
+    """
+    source = method.first.file("samples.jsonl")
+    max_entropy = number(math.log(len(maps[0])), "two")
+    entropies = [entropy(weights) for weights in maps]
+    by_focus = sorted(range(len(maps)), key=entropies.__getitem__)
+    focused = [_focus_text(words[i], maps[i], entropies[i]) for i in by_focus[:MAX_FOCUSED]]
+    widest = max(range(len(maps)), key=entropies.__getitem__)
+    return [
+        translate("attention.most_focused", words=joined(focused), max=max_entropy),
         translate(
-            "attention.at",
-            vertical=translate(f"image_region.{vertical}"),
-            horizontal=translate(f"image_region.{horizontal}"),
-            nats=number(entropy(row), "two"),
+            "attention.most_diffuse",
+            word=data_text(words[widest], MAX_WORD_CHARS),
+            entropy=number(entropies[widest], "two", source),
+            max=max_entropy,
         ),
+        _variation_sentence(mean_total_variation(maps), source),
+    ]
+
+
+def _variation_sentence(variation: float, source: str) -> Bilingual:
+    """Whether attention moves from word to word."""
+    key = "attention.same" if variation < SIMILAR_MAPS else "attention.differ"
+    return translate(key, variation=number(variation, "percent", source))
+
+
+def _focus_text(word: str, weights: list[float], word_entropy: float) -> Bilingual:
+    """A word with the image region that it looks at and the entropy of its map."""
+    vertical, horizontal = image_region(weights)
+    region = translate(
+        "attention.region",
+        vertical=translate(f"image_region.{vertical}"),
+        horizontal=translate(f"image_region.{horizontal}"),
+        entropy=number(word_entropy, "two"),
     )
+    return spaced(translate("attention.word", word=data_text(word, MAX_WORD_CHARS)), region)
 
 
 def entropy_sentences(method: MethodView) -> list[Bilingual]:
-    """The whole test split: mean entropy, and how much the maps of one sentence differ."""
-    found, source = (
-        get_path(method.first.metrics, "entropy", default={}),
-        method.first.file("metrics.json"),
+    """Over the test split: the mean entropy, and how much the maps of one caption differ."""
+    statistics, source = method.first.metrics.get("entropy"), method.first.file("metrics.json")
+    mean, maximum, variation = (
+        as_number(get_path(statistics, key)) for key in ("mean", "max", "variation")
     )
-    mean, most = as_number(get_path(found, "mean")), as_number(get_path(found, "max"))
-    if mean is None or not most:
+    if mean is None or not maximum:
         return []
-    sentences = [
-        translate(
-            "attention.mean",
-            mean=number(mean, "two", source),
-            most=number(most, "two", source),
-            share=number(mean / most, "percent", source),
-        )
-    ]
-    variation = as_number(get_path(found, "variation"))
-    if variation is not None:
-        sentences.append(
-            translate(
-                "attention.same" if variation < NEAR_EQUAL else "attention.differ",
-                share=number(variation, "percent", source),
-            )
-        )
-    return sentences
+    sentence = translate(
+        "attention.mean",
+        mean=number(mean, "two", source),
+        max=number(maximum, "two", source),
+        fraction=number(mean / maximum, "percent", source),
+    )
+    return [sentence] + ([] if variation is None else [_variation_sentence(variation, source)])

@@ -1,9 +1,10 @@
-"""Section 2 for captions: images with their captions, the vocabulary, the split, and the figures of C1.7."""
+"""The data section of the captions task: images with captions, vocabulary, splits, duplicates and figures."""
 
 from __future__ import annotations
 
 from functools import partial
 from pathlib import PurePosixPath
+from typing import Any
 
 from tarazu.report.analysis.study_view import as_number, dicts_in, get_path
 from tarazu.report.render import charts
@@ -12,300 +13,202 @@ from tarazu.report.render.explanations import explain
 from tarazu.report.render.figures import Figure
 from tarazu.report.render.images import photo
 from tarazu.report.render.known_messages import translate_known
-from tarazu.report.render.tables import Cell, Table, code_cell, number_cell, pairs_table, text_cell
+from tarazu.report.render.tables import Table, code_cell, number_cell, text_cell
 from tarazu.report.sections.common.base import Context, Section
-from tarazu.report.sections.common.data_tables import FILE, problems_table, splits_table
+from tarazu.report.sections.common.cells import code_or_none, facts_table, translate_all
+from tarazu.report.sections.common.data_tables import (
+    FILE,
+    SPLITS,
+    lengths_table,
+    problems_table,
+    splits_table,
+)
 
-MOST_POINTS = 700
+MAX_EXAMPLES, MAX_CAPTIONS, MAX_IDS = 5, 5, 60
+MAX_CAPTION_CHARS, MAX_WORD_CHARS = 300, 40
+MAX_DUPLICATES, MAX_TOP_WORDS = 20, 20
+MAX_POINTS = 700  # of the scatter plot
 
 
 def data_section(context: Context) -> Section:
+    """The section on the data of a captions study."""
     data = context.study.data
+    lengths = get_path(data, "structure", "lengths_per_split", default={})
+    figures = (_scatter(context), _histogram(context), _top_words(context), _sizes(context))
     view = {
         "note": translate_known(data["note"]) if data.get("note") else None,
         "facts": _facts(data),
-        "examples": [_example(context, e) for e in dicts_in(data.get("examples"))[:5]],
+        "examples": [_example(context, e) for e in dicts_in(data.get("examples"))[:MAX_EXAMPLES]],
         "vocabulary": _vocabulary(data),
-        "specials": _specials(data),
+        "special_tokens": _special_tokens(data),
         "splits": splits_table(data, ["images", "captions"]),
-        "lengths": _lengths(data),
+        "lengths": lengths_table(
+            "caption_data.lengths",
+            "data.split",
+            [(f"split.{split}", lengths.get(split)) for split in SPLITS],
+        ),
         "duplicates": _duplicates(data),
         "problems": problems_table(data),
-        "figures": [
-            f
-            for f in (_scatter(context), _histogram(context), _top_words(context), _sizes(context))
-            if f is not None
-        ],
+        "figures": [figure for figure in figures if figure is not None],
         "file": FILE,
     }
-    return Section(
-        "data",
-        translate("section.data"),
-        "captions/data.html",
-        view,
-        explain("flickr8k", "special-tokens"),
-    )
+    title, explanations = translate("section.data"), explain("flickr8k", "special-tokens")
+    return Section("data", title, "captions/data.html", view, explanations)
 
 
 def _facts(data: dict) -> Table:
-    structure = data.get("structure") if isinstance(data.get("structure"), dict) else {}
-    pairs = [
-        (translate("data.source"), code_cell(data["source"]) if data.get("source") else None),
-        (translate("data.hash"), code_cell(data["sha256"]) if data.get("sha256") else None),
-        (
-            translate("caption_data.layout"),
-            Cell(translate_or(f"file_layout.{data.get('layout')}", data.get("layout")))
-            if data.get("layout")
-            else None,
-        ),
-        (
-            translate("caption_data.split_by"),
-            text_cell(translate_known(data["split_by"])) if data.get("split_by") else None,
-        ),
-        (translate("data.images"), number_cell(structure.get("images"), "count", FILE)),
-        (translate("data.captions"), number_cell(structure.get("captions"), "count", FILE)),
+    """Source, hash, file layout, splits and counts."""
+    structure = get_path(data, "structure", default={})
+    layout, split_by = data.get("layout"), data.get("split_by")
+    facts = [
+        ("data.source", code_or_none(data.get("source"))),
+        ("data.hash", code_or_none(data.get("sha256"))),
+        ("caption_data.layout", translate_or(f"file_layout.{layout}", layout) if layout else None),
+        ("caption_data.split_by", translate_known(split_by) if split_by else None),
+        ("data.images", number_cell(structure.get("images"), "count", FILE)),
+        ("data.captions", number_cell(structure.get("captions"), "count", FILE)),
     ]
-    return pairs_table(
-        translate("data.facts"),
-        pairs,
-        [translate("common.what"), translate("common.value")],
-        [FILE],
-    )
+    return facts_table("data.facts", facts, FILE)
 
 
 def _example(context: Context, example: dict) -> dict:
-    """One image with a raw caption, its words, and its numbers with the padding that follows."""
-    captions = example.get("captions") if isinstance(example.get("captions"), list) else []
-    processed = example.get("processed") if isinstance(example.get("processed"), list) else []
-    ids = example.get("ids") if isinstance(example.get("ids"), list) else []
-    first = ids[0] if ids and isinstance(ids[0], list) else ids
+    """One image with its captions as written and processed, and the ids of the first one with padding."""
+    captions, processed, ids = (
+        get_path(example, key, default=[]) for key in ("captions", "processed", "ids")
+    )
+    first_ids = ids[0] if ids and isinstance(ids[0], list) else ids
+    name = str(example.get("id") or example.get("image") or "?")
+    alt = str(captions[0]) if captions else ""
     return {
-        "photo": photo(
-            context.study.path, example.get("image"), str(captions[0]) if captions else ""
-        ),
-        "name": code(PurePosixPath(str(example.get("id") or example.get("image") or "?")).name),
-        "captions": [data_text(c, 300) for c in captions[:5]],
+        "photo": photo(context.study.path, example.get("image"), alt),
+        "name": code(PurePosixPath(name).name),
+        "captions": [data_text(text, MAX_CAPTION_CHARS) for text in captions[:MAX_CAPTIONS]],
         "processed": [
-            data_text(" ".join(map(str, words)), 300)
-            if isinstance(words, list)
-            else data_text(words, 300)
-            for words in processed[:5]
+            data_text(_processed_text(words), MAX_CAPTION_CHARS)
+            for words in processed[:MAX_CAPTIONS]
         ],
-        "ids": code(" ".join(str(i) for i in first[:60])) if first else None,
+        "ids": code(" ".join(map(str, first_ids[:MAX_IDS]))) if first_ids else None,
     }
 
 
+def _processed_text(words: Any) -> Any:
+    """The words of a processed caption as one text."""
+    return " ".join(map(str, words)) if isinstance(words, list) else words
+
+
 def _vocabulary(data: dict) -> Table:
-    structure = data.get("structure") if isinstance(data.get("structure"), dict) else {}
-    pairs = [
-        (translate(f"caption_data.{key}"), number_cell(structure.get(key), "count", FILE))
-        for key in ("vocabulary", "min_count", "max_length")
-    ]
+    """Size of the vocabulary, length of the captions, and what they leave out."""
+    structure = get_path(data, "structure", default={})
+    keys = ["vocabulary", "min_count", "max_length"]
     if structure.get("truncated_captions") is not None:
-        pairs.append(
-            (
-                translate("caption_data.truncated_captions"),
-                number_cell(structure["truncated_captions"], "count", FILE),
-            )
-        )
-    pairs.append(
-        (
-            translate("caption_data.unknown"),
-            number_cell(structure.get("unknown_test_fraction"), "percent", FILE),
-        )
-    )
-    return pairs_table(
-        translate("caption_data.vocabulary_title"),
-        pairs,
-        [translate("common.what"), translate("common.value")],
-        [FILE, "vocabulary.json"],
-    )
+        keys.append("truncated_captions")
+    facts = [
+        (f"caption_data.{key}", number_cell(structure.get(key), "count", FILE)) for key in keys
+    ]
+    unknown = number_cell(structure.get("unknown_test_fraction"), "percent", FILE)
+    facts.append(("caption_data.unknown", unknown))
+    return facts_table("caption_data.vocabulary_title", facts, FILE, "vocabulary.json")
 
 
-def _specials(data: dict) -> Table:
-    """The special tokens with their ids: they stand first in the vocabulary, in this order."""
-    names = (
-        data.get("vocabulary_specials") if isinstance(data.get("vocabulary_specials"), list) else []
-    )
+def _special_tokens(data: dict) -> Table:
+    """The special tokens: they are the first ones of the vocabulary, so their position is their id."""
     rows = [
         [
             code_cell(name),
             number_cell(i, "count"),
             text_cell(translate_or(f"special_token.{str(name).strip('<>')}", "")),
         ]
-        for i, name in enumerate(names)
+        for i, name in enumerate(get_path(data, "vocabulary_specials", default=[]))
     ]
-    return Table(
-        translate("caption_data.specials"),
-        [
-            translate("caption_data.token"),
-            translate("caption_data.id"),
-            translate("caption_data.use"),
-        ],
-        rows,
-        ["vocabulary.json"],
-    )
-
-
-def _lengths(data: dict) -> Table:
-    columns = ("mean", "p50", "p90", "p99", "max")
-    rows = []
-    for split in ("train", "validation", "test"):
-        values = get_path(data, "structure", "lengths_per_split", split, default={})
-        if values:
-            rows.append(
-                [
-                    text_cell(translate(f"split.{split}")),
-                    *[
-                        number_cell(get_path(values, c), "points" if c == "mean" else "count", FILE)
-                        for c in columns
-                    ],
-                ]
-            )
-    return Table(
-        translate("caption_data.lengths"),
-        [translate("data.split"), *[translate(f"length.{c}") for c in columns]],
-        rows,
-        [FILE],
-    )
+    columns = translate_all("caption_data.token", "caption_data.id", "caption_data.use")
+    return Table(translate("caption_data.special_tokens"), columns, rows, ["vocabulary.json"])
 
 
 def _duplicates(data: dict) -> Table:
+    """Pairs of equal or similar images."""
     rows = [
         [
-            code_cell(d.get("a", "")),
-            code_cell(d.get("b", "")),
-            text_cell(translate_or(f"duplicate.{d.get('kind')}", d.get("kind"))),
+            code_cell(pair.get("a", "")),
+            code_cell(pair.get("b", "")),
+            text_cell(translate_or(f"duplicate.{pair.get('kind')}", pair.get("kind"))),
         ]
-        for d in dicts_in(data.get("duplicates"))[:20]
+        for pair in dicts_in(data.get("duplicates"))[:MAX_DUPLICATES]
     ]
-    return Table(
-        translate("caption_data.duplicates"),
-        [
-            translate("caption_data.image"),
-            translate("caption_data.image"),
-            translate("caption_data.copy"),
-        ],
-        rows,
-        [FILE],
-    )
+    columns = translate_all("caption_data.image", "caption_data.image", "caption_data.copy")
+    return Table(translate("caption_data.duplicates"), columns, rows, [FILE])
 
 
 def _scatter(context: Context) -> Figure | None:
-    """The scatter plot of caption lengths: one point a caption where the data has points, else one point a length."""
-    points = [
-        p
-        for p in get_path(context.study.data, "structure", "length_points", default=[])
-        if isinstance(p, list) and len(p) == 2
-    ]
+    """Caption lengths: a point for each caption, else for each length and split."""
+    points = get_path(context.study.data, "structure", "length_points", default=[])
+    points = [point for point in points if isinstance(point, list) and len(point) == 2]
     if points:
-        points = points[:: -(-len(points) // MOST_POINTS)]
-        x, y = [p[0] for p in points], [p[1] for p in points]
-        make = partial(
-            charts.dots,
-            [charts.Series(translate("data.captions"), x, y)],
-            translate("axis.image"),
-            translate("length.words"),
-        )
+        points = points[:: -(-len(points) // MAX_POINTS)]
+        x, y = [point[0] for point in points], [point[1] for point in points]
+        series = [charts.Series(translate("data.captions"), x, y)]
+        titles = translate_all("axis.image", "length.words")
         caption = translate("caption_data.scatter", n=number(len(points), "count"))
-        return context.figures.add(
-            "caption-lengths-scatter",
-            caption,
-            lambda language: make(language=language, size=14),
-            [FILE],
-        )
+        make = partial(charts.dots, series, *titles, size=14)
+    else:
+        series = _length_series(context)
+        titles = translate_all("length.words", "data.captions")
+        caption = translate("caption_data.scatter_counts")
+        make = partial(charts.dots, series, *titles)
+    return context.figures.add("caption-lengths-scatter", caption, make, [FILE]) if series else None
+
+
+def _length_series(context: Context) -> list[charts.Series]:
+    """The number of captions of each length, one series for each split."""
+    lengths = get_path(context.study.data, "structure", "lengths_per_split", default={})
     series = []
-    for split in ("train", "validation", "test"):
-        edges = get_path(
-            context.study.data,
-            "structure",
-            "lengths_per_split",
-            split,
-            "histogram",
-            "edges",
-            default=[],
-        )
-        counts = get_path(
-            context.study.data,
-            "structure",
-            "lengths_per_split",
-            split,
-            "histogram",
-            "counts",
-            default=[],
-        )
+    for split in SPLITS:
+        edges = get_path(lengths, split, "histogram", "edges", default=[])
+        counts = get_path(lengths, split, "histogram", "counts", default=[])
         if counts:
             series.append(charts.Series(translate(f"split.{split}"), edges[: len(counts)], counts))
-    if not series:
-        return None
-    make = partial(charts.dots, series, translate("length.words"), translate("data.captions"))
-    return context.figures.add(
-        "caption-lengths-scatter",
-        translate("caption_data.scatter_counts"),
-        lambda language: make(language=language),
-        [FILE],
-    )
+    return series
 
 
 def _histogram(context: Context) -> Figure | None:
-    edges = get_path(context.study.data, "structure", "lengths", "histogram", "edges", default=[])
-    counts = get_path(context.study.data, "structure", "lengths", "histogram", "counts", default=[])
+    """The distribution of caption lengths."""
+    histogram = get_path(context.study.data, "structure", "lengths", "histogram", default={})
+    edges = get_path(histogram, "edges", default=[])
+    counts = get_path(histogram, "counts", default=[])
     if len(edges) < 2 or not counts:
         return None
-    make = partial(
-        charts.histogram, edges, counts, translate("length.words"), translate("data.captions")
-    )
-    return context.figures.add(
-        "caption-lengths",
-        translate("data.lengths_of", what=translate("length.words")),
-        lambda language: make(language=language, width=420),
-        [FILE],
-    )
+    titles = translate_all("length.words", "data.captions")
+    make = partial(charts.histogram, edges, counts, *titles, width=420)
+    caption = translate("data.lengths_of", what=titles[0])
+    return context.figures.add("caption-lengths", caption, make, [FILE])
 
 
 def _top_words(context: Context) -> Figure | None:
-    words = [
-        w
-        for w in get_path(context.study.data, "structure", "top_words", default=[])
-        if isinstance(w, list) and len(w) == 2 and as_number(w[1]) is not None
-    ][:20]
-    if not words:
-        return None
-    make = partial(
-        charts.bars,
-        [str(w)[:40] for w, _ in words],
-        [n for _, n in words],
-        translate("axis.occurrences"),
-        format=",d",
-    )
-    return context.figures.add(
-        "top-words",
-        translate("caption_data.top_words", n=number(len(words), "count")),
-        lambda language: make(language=language),
-        [FILE],
-    )
+    """The most frequent words."""
+    pairs = get_path(context.study.data, "structure", "top_words", default=[])
+    pairs = [
+        pair
+        for pair in pairs
+        if isinstance(pair, list) and len(pair) == 2 and as_number(pair[1]) is not None
+    ][:MAX_TOP_WORDS]
+    bars = [(str(word)[:MAX_WORD_CHARS], count) for word, count in pairs]
+    caption = translate("caption_data.top_words", n=number(len(bars), "count"))
+    return _bar_figure(context, "top-words", caption, bars, "axis.occurrences")
 
 
 def _sizes(context: Context) -> Figure | None:
-    """How the vocabulary shrinks with the minimum count: why this one was chosen."""
+    """The size of the vocabulary for several minimum counts: why the recipe's one was chosen."""
     sizes = get_path(context.study.data, "structure", "size_by_min_count", default={})
-    pairs = (
-        [(f"≥ {n}", size) for n, size in sizes.items() if as_number(size) is not None]
-        if isinstance(sizes, dict)
-        else []
-    )
-    if not pairs:
+    bars = [(f"≥ {count}", size) for count, size in sizes.items() if as_number(size) is not None]
+    caption = translate("caption_data.sizes")
+    return _bar_figure(context, "vocabulary-size", caption, bars, "axis.vocabulary")
+
+
+def _bar_figure(
+    context: Context, name: str, caption: Any, bars: list[tuple[str, float]], axis: str
+) -> Figure | None:
+    """A figure of counts as bars; None where there are none."""
+    if not bars:
         return None
-    make = partial(
-        charts.bars,
-        [p[0] for p in pairs],
-        [p[1] for p in pairs],
-        translate("axis.vocabulary"),
-        format=",d",
-    )
-    return context.figures.add(
-        "vocabulary-size",
-        translate("caption_data.sizes"),
-        lambda language: make(language=language),
-        [FILE],
-    )
+    labels, values = zip(*bars, strict=True)
+    make = partial(charts.bars, list(labels), list(values), translate(axis), format=",d")
+    return context.figures.add(name, caption, make, [FILE])

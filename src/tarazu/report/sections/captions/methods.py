@@ -1,4 +1,4 @@
-"""Section 5 for captions: each model's idea, settings, proof, curves, captions, errors and heat maps."""
+"""The methods section of the captions task: settings, proof, curves, captions, errors and attention of each model."""
 
 from __future__ import annotations
 
@@ -7,268 +7,212 @@ from tarazu.report.analysis.metrics import by_id
 from tarazu.report.analysis.study_view import MethodView, as_number, dicts_in, get_path
 from tarazu.report.render import charts
 from tarazu.report.render.bilingual import code, data_text, number, translate, translate_or
-from tarazu.report.render.explanations import explain, explain_kind
+from tarazu.report.render.explanations import explain
 from tarazu.report.render.figures import Figure
 from tarazu.report.render.images import photo
 from tarazu.report.render.tables import Table, code_cell, number_cell, text_cell
 from tarazu.report.sections.captions.attention import entropy_sentences, heat_maps
-from tarazu.report.sections.common.base import Context, Section
-from tarazu.report.sections.common.curves import curve_sentences, line_figure, loss_figure
-from tarazu.report.sections.common.hyperparameter_search import search_view
-from tarazu.report.sections.common.proof_of_change import (
-    proof_view,
-    settings_table,
-    targets_table,
-    training_issues,
-)
+from tarazu.report.sections.common.base import EPOCHS, Context, Section
+from tarazu.report.sections.common.cells import facts_table, number_cells, translate_all
+from tarazu.report.sections.common.curves import line_figure
+from tarazu.report.sections.common.method_view import is_first_of_kind, method_view
 
+# Explanations at the first method of a kind, after that of the kind itself.
 PAGES = {
     "show_and_tell": ("overfitting-measures",),
     "show_attend_tell": ("attention-maps",),
     "transformer": ("masking", "positions"),
 }
-FINAL, EXTREMES = 5, 3
+DIVERSITY = {
+    "vocabulary_used": "count",
+    "novel_fraction": "percent",
+    "distinct_fraction": "percent",
+    "words_mean": "points",
+    "repeated_phrase_fraction": "percent",
+}
+ERROR_KINDS = ("hallucinated", "missed")
+MAX_FINAL_IMAGES, MAX_EXTREMES, MAX_ERROR_WORDS, MAX_REFERENCES = 5, 3, 12, 2
+MAX_CAPTION_CHARS = 300
 
 
 def methods_section(context: Context) -> Section:
-    told: set[str] = set()
-    view = {"methods": [_method_view(context, method, told) for method in context.study.methods]}
-    return Section(
-        "methods",
-        translate("section.methods"),
-        "captions/methods.html",
-        view,
-        explain("fingerprints", "curves", "beam-search"),
-    )
+    """The section on all models."""
+    view = {"methods": [_caption_method_view(context, m) for m in context.study.methods]}
+    explanations = explain("fingerprints", "curves", "beam-search")
+    title = translate("section.methods")
+    return Section("methods", title, "captions/methods.html", view, explanations)
 
 
-def _method_view(context: Context, method: MethodView, told: set[str]) -> dict:
-    first = method.kind not in told
-    told.add(method.kind)
+def _caption_method_view(context: Context, method: MethodView) -> dict:
+    """What every method has, and the captions, errors and attention of a captioning model."""
+    view, is_first = method_view(context, method), is_first_of_kind(context.study.methods, method)
+    if is_first:
+        view["explanations"] = [*view["explanations"], *explain(*PAGES.get(method.kind, ()))]
     return {
-        "name": code(method.name),
-        "anchor": f"method-{method.name}",
-        "kind_anchor": f"method-kind-{method.kind}" if first else None,
-        "kind": translate_or(f"kind.{method.kind}", method.kind),
-        "explanations": [*explain_kind(method.kind), *explain(*PAGES.get(method.kind, ()))]
-        if first
-        else [],
-        "settings": settings_table(method),
-        "targets": targets_table(method),
-        "search": search_view(context, method),
-        "untrained": method.untrained,
-        "proofs": [
-            (run.seed, view) for run in method.runs if (view := proof_view(run, method.runs[0]))
-        ],
-        "figure": loss_figure(context, method),
+        **view,
+        "kind_anchor": f"method-kind-{method.kind}" if is_first else None,
         "scores_figure": _scores_figure(context, method),
-        "analysis": curve_sentences(context, method),
-        "issues": training_issues(method),
-        "epochs": _by_epoch(context, method),
-        "final": _final(context, method),
+        "epochs": _captions_by_epoch(context, method),
+        "final": _final_captions(context, method),
         "extremes": _extremes(context, method),
         "errors": errors_table(method),
         "error_words": error_words(method),
-        "diversity": _diversity(method),
+        "diversity": _diversity_table(method),
         "heat_maps": heat_maps(context, method),
         "entropy": entropy_sentences(method),
     }
 
 
 def _scores_figure(context: Context, method: MethodView) -> Figure | None:
-    """Validation BLEU-4 and CIDEr by epoch, from real generation."""
-    found = [(key, curve(method.first, "validation", "epoch", key)) for key in ("bleu4", "cider")]
+    """BLEU-4 and CIDEr of the validation images by epoch."""
+    curves = [(key, curve(method.first, "validation", EPOCHS, key)) for key in ("bleu4", "cider")]
     series = [
         charts.Series(translate(f"metric.{key}"), points.x, points.y, i, i)
-        for i, (key, points) in enumerate(found)
+        for i, (key, points) in enumerate(curves)
         if points
     ]
     if not series:
         return None
-    return line_figure(
-        context,
-        f"scores-{method.name}",
-        translate("caption_methods.scores", method=code(method.name)),
-        series,
-        translate("axis.epoch"),
-        translate("axis.score"),
-        [method.first.file("events.jsonl")],
-    )
+    caption = translate("caption_methods.scores", method=code(method.name))
+    x, y = translate_all("axis.epoch", "axis.score")
+    files = [method.first.file("events.jsonl")]
+    return line_figure(context, f"scores-{method.name}", caption, series, x, y, files)
 
 
-def _by_epoch(context: Context, method: MethodView) -> dict | None:
-    """The fixed image and what was written about it at the end of each epoch."""
-    found = [(e, dicts_in(e.get("samples"))) for e in method.first.of_kind("sample")]
-    found = [(e, samples[0]) for e, samples in found if samples]
-    if not found:
-        return None
+def _captions_by_epoch(context: Context, method: MethodView) -> dict | None:
+    """One fixed image and its caption at the end of each epoch."""
     source = method.first.file("events.jsonl")
+    samples = []
+    for event in method.first.of_kind("sample"):
+        samples += [(event.get("epoch"), sample) for sample in dicts_in(event.get("samples"))[:1]]
+    if not samples:
+        return None
     rows = [
         [
-            number_cell(e.get("epoch"), "two", source),
-            text_cell(data_text(sample.get("output", ""), 300)),
+            number_cell(epoch, "two", source),
+            text_cell(data_text(sample.get("output", ""), MAX_CAPTION_CHARS)),
         ]
-        for e, sample in found
+        for epoch, sample in samples
     ]
-    identity = str(found[-1][1].get("id", ""))
-    own = by_id(method.first).get(identity, {})
-    name = (
-        next((s.get("image") for _, s in found if s.get("image")), None)
-        or own.get("image")
-        or f"images/{identity}"
-    )
+    image_id = str(samples[-1][1].get("id", ""))
+    final = by_id(method.first).get(image_id, {})
+    images = [sample.get("image") for _, sample in samples] + [final.get("image")]
+    image = next((name for name in images if name), f"images/{image_id}")
+    columns = translate_all("axis.epoch", "caption_methods.caption")
     return {
-        "photo": photo(context.study.path, name, _alt(own)),
-        "id": code(identity),
-        "table": Table(
-            translate("caption_methods.by_epoch"),
-            [translate("axis.epoch"), translate("caption_methods.caption")],
-            rows,
-            [source],
-        ),
+        "photo": photo(context.study.path, image, alt_text(final)),
+        "id": code(image_id),
+        "table": Table(translate("caption_methods.by_epoch"), columns, rows, [source]),
     }
 
 
-def _alt(sample: dict) -> str:
+def alt_text(sample: dict) -> str:
+    """What a person wrote about the image."""
     return str(get_path(sample, "references", 0, default=""))
 
 
+def references_view(sample: dict) -> list:
+    """The first captions that people wrote."""
+    references = get_path(sample, "references", default=[])
+    return [data_text(text, MAX_CAPTION_CHARS) for text in references[:MAX_REFERENCES]]
+
+
 def image_view(context: Context, method: MethodView, sample: dict) -> dict:
-    """One image with this model's caption, its score, two people's captions and its errors."""
-    source = method.first.file("samples.jsonl")
+    """One image with the model's caption, its score, two people's captions and the errors."""
+    score = number(
+        get_path(sample, "scores", "cider"), "points", method.first.file("samples.jsonl")
+    )
+    errors = {}
+    for kind in ERROR_KINDS:
+        words = get_path(sample, "errors", kind, default=[])
+        errors[kind] = data_text(", ".join(map(str, words))) if words else None
     return {
-        "photo": photo(context.study.path, sample.get("image"), _alt(sample)),
+        "photo": photo(context.study.path, sample.get("image"), alt_text(sample)),
         "id": code(sample.get("id", "?")),
-        "caption": data_text(sample.get("beam3") or sample.get("greedy") or "", 300),
-        "score": translate(
-            "caption_methods.score",
-            cider=number(get_path(sample, "scores", "cider"), "points", source),
-        ),
-        "references": [data_text(r, 300) for r in get_path(sample, "references", default=[])[:2]],
-        "hallucinated": data_text(
-            ", ".join(map(str, get_path(sample, "errors", "hallucinated", default=[])))
-        )
-        if get_path(sample, "errors", "hallucinated")
-        else None,
-        "missed": data_text(", ".join(map(str, get_path(sample, "errors", "missed", default=[]))))
-        if get_path(sample, "errors", "missed")
-        else None,
+        "caption": data_text(sample.get("beam3") or sample.get("greedy") or "", MAX_CAPTION_CHARS),
+        "score": translate("caption_methods.score", cider=score),
+        "references": references_view(sample),
+        **errors,
     }
 
 
 def samples_with_image(method: MethodView) -> list[dict]:
-    return [s for s in method.first.samples if s.get("image")]
+    """The samples of the first run whose image is in the folder."""
+    return [sample for sample in method.first.samples if sample.get("image")]
 
 
-def _final(context: Context, method: MethodView) -> list[dict]:
-    """Five images, the same for every model: those that every model has a picture for, else the first ones."""
-    shared = [s for s in samples_with_image(method) if _in_all(context, str(s.get("id")))]
-    return [image_view(context, method, s) for s in (shared or samples_with_image(method))[:FINAL]]
-
-
-def _in_all(context: Context, identity: str) -> bool:
-    return all(
-        by_id(method.first).get(identity, {}).get("image")
-        for method in context.study.methods
-        if method.measured
-    )
+def _final_captions(context: Context, method: MethodView) -> list[dict]:
+    """Captions of images that every model has, so that models show the same ones; else of the first images."""
+    others = [by_id(m.first) for m in context.study.methods if m.measured]
+    samples = samples_with_image(method)
+    shared = [
+        sample
+        for sample in samples
+        if all(other.get(str(sample.get("id")), {}).get("image") for other in others)
+    ]
+    chosen = (shared or samples)[:MAX_FINAL_IMAGES]
+    return [image_view(context, method, sample) for sample in chosen]
 
 
 def _extremes(context: Context, method: MethodView) -> dict:
-    """The best and the worst of the images that are kept, by CIDEr."""
-    scored = sorted(
-        (
-            s
-            for s in samples_with_image(method)
-            if as_number(get_path(s, "scores", "cider")) is not None
-        ),
-        key=lambda s: s["scores"]["cider"],
-    )
-    if len(scored) < 2 * EXTREMES:
+    """The images with the highest and the lowest CIDEr."""
+    scored = [
+        (cider, sample)
+        for sample in samples_with_image(method)
+        if (cider := as_number(get_path(sample, "scores", "cider"))) is not None
+    ]
+    if len(scored) < 2 * MAX_EXTREMES:
         return {"best": [], "worst": []}
+    samples = [sample for _, sample in sorted(scored, key=lambda pair: pair[0])]
+    worst, best = samples[:MAX_EXTREMES], samples[: -MAX_EXTREMES - 1 : -1]
     return {
-        "best": [image_view(context, method, s) for s in reversed(scored[-EXTREMES:])],
-        "worst": [image_view(context, method, s) for s in scored[:EXTREMES]],
+        "best": [image_view(context, method, sample) for sample in best],
+        "worst": [image_view(context, method, sample) for sample in worst],
     }
 
 
 def categories(method: MethodView) -> dict[str, dict]:
-    """Precision and recall by category: objects, colours, counts, relations, actions."""
-    found = get_path(method.first.metrics, "errors", "categories", default={})
-    return (
-        {name: value for name, value in found.items() if isinstance(value, dict)}
-        if isinstance(found, dict)
-        else {}
-    )
+    """Precision and recall of each category: objects, colours, counts, relations, actions."""
+    by_name = get_path(method.first.metrics, "errors", "categories", default={})
+    return {name: value for name, value in by_name.items() if isinstance(value, dict)}
 
 
 def errors_table(method: MethodView) -> Table:
-    """Objects, colours, counts and relations against the five references."""
-    source = method.first.file("metrics.json")
-    rows = [
-        [
-            text_cell(translate_or(f"category.{name}", name)),
-            *[
-                number_cell(get_path(value, k), "percent", source)
-                for k in ("precision", "recall", "f1")
-            ],
-            *[number_cell(get_path(value, k), "count", source) for k in ("mentions", "expected")],
-        ]
-        for name, value in categories(method).items()
-    ]
-    columns = [
-        translate("errors.category"),
-        translate("errors.precision"),
-        translate("errors.recall"),
-        translate("errors.f1"),
-        translate("errors.mentions"),
-        translate("errors.expected"),
-    ]
-    return Table(translate("errors.table"), columns, rows, [source])
+    """What the captions mention in each category, against the five references."""
+    source, rows = method.first.file("metrics.json"), []
+    rates, counts = ("precision", "recall", "f1"), ("mentions", "expected")
+    for name, value in categories(method).items():
+        rate_cells = number_cells([value.get(key) for key in rates], "percent", source)
+        count_cells = number_cells([value.get(key) for key in counts], "count", source)
+        label = text_cell(translate_or(f"category.{name}", name))
+        rows.append([label, *rate_cells, *count_cells])
+    titles = [f"errors.{key}" for key in ("category", *rates, *counts)]
+    return Table(translate("errors.table"), translate_all(*titles), rows, [source])
 
 
 def error_words(method: MethodView) -> list[Table]:
-    """The words most often invented and missed."""
+    """The words that are most often hallucinated and most often missed, a table each."""
     tables, source = [], method.first.file("metrics.json")
-    for part in ("hallucinated", "missed"):
-        pairs = [
-            p
-            for p in get_path(method.first.metrics, "errors", part, default=[])
-            if isinstance(p, list) and len(p) == 2
-        ][:12]
-        if pairs:
-            rows = [[code_cell(word), number_cell(count, "count", source)] for word, count in pairs]
-            tables.append(
-                Table(
-                    translate(f"errors.{part}"),
-                    [translate("errors.word"), translate("data.images")],
-                    rows,
-                    [source],
-                )
-            )
+    for kind in ERROR_KINDS:
+        pairs = get_path(method.first.metrics, "errors", kind, default=[])
+        pairs = [pair for pair in pairs if isinstance(pair, list) and len(pair) == 2]
+        rows = [
+            [code_cell(word), number_cell(count, "count", source)]
+            for word, count in pairs[:MAX_ERROR_WORDS]
+        ]
+        columns = translate_all("errors.word", "data.images")
+        if rows:
+            tables.append(Table(translate(f"errors.{kind}"), columns, rows, [source]))
     return tables
 
 
-def _diversity(method: MethodView) -> Table:
+def _diversity_table(method: MethodView) -> Table:
+    """How varied the captions are."""
     source = method.first.file("metrics.json")
-    forms = {
-        "vocabulary_used": "count",
-        "novel_fraction": "percent",
-        "distinct_fraction": "percent",
-        "words_mean": "points",
-        "repeated_phrase_fraction": "percent",
-    }
-    rows = [
-        [
-            text_cell(translate(f"diversity.{key}")),
-            number_cell(get_path(method.first.metrics, "diversity", key), format, source),
-        ]
-        for key, format in forms.items()
-        if get_path(method.first.metrics, "diversity", key) is not None
+    diversity = get_path(method.first.metrics, "diversity", default={})
+    facts = [
+        (f"diversity.{key}", number_cell(diversity[key], format, source))
+        for key, format in DIVERSITY.items()
+        if diversity.get(key) is not None
     ]
-    return Table(
-        translate("diversity.table"),
-        [translate("common.what"), translate("common.value")],
-        rows,
-        [source],
-    )
+    return facts_table("diversity.table", facts, source)

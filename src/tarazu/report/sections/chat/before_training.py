@@ -1,4 +1,4 @@
-"""Section 4 for chat: the untouched model's first test, with strengths and weaknesses that follow from the numbers."""
+"""The base model's test before any training, with strengths and weaknesses that follow from the numbers."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from tarazu.report.render.bilingual import (
     translate_or,
 )
 from tarazu.report.render.explanations import explain
+from tarazu.report.render.figures import Figure
 from tarazu.report.render.tables import Table, number_cell, text_cell
 from tarazu.report.sections.chat.answers import (
     abilities,
@@ -25,140 +26,127 @@ from tarazu.report.sections.chat.answers import (
     question_view,
     shown_ids,
 )
-from tarazu.report.sections.chat.metrics import METRICS
+from tarazu.report.sections.chat.metrics import METRICS, RATES
 from tarazu.report.sections.common.base import Context, Section
+from tarazu.report.sections.common.cells import facts_table, translate_all
 
-RATES = ("repetition", "wrong_script", "unfinished", "prompt_copy")
 HIGH, LOW = 0.10, 0.02  # a rate above HIGH is a weakness, at or below LOW a strength
+MAX_ABILITIES = 3  # named as the strongest and as the weakest
 
 
 def before_training_section(context: Context) -> Section:
+    """The section on the base model."""
     base = context.study.base
-    view = {
-        "missing": base is None or not base.measured,
-        "strengths": [],
-        "weaknesses": [],
-        "answers": [],
-    }
-    if base and base.measured:
-        source = base.first.file("metrics.json")
-        strong, weak = strengths(base)
-        limit, shown = answer_length_limit(context), set(shown_ids(context))
-        answers = [
-            {**question_view(s, limit), "answers": [answer_view(base, s, limit)]}
-            for key, s in by_id(base.first).items()
-            if key in shown
-        ]
-        view |= {
-            "abilities": ability_table(base),
-            "figure": _figure(context, base),
-            "figures": figures_table(base),
-            "strengths": strong,
-            "weaknesses": weak,
-            "answers": answers,
-            "part": omission_note(context),
-            "file": base.first.file("samples.jsonl"),
-            "source": source,
-        }
+    measured = base is not None and bool(base.measured)
+    view = _base_view(context, base) if measured else {}
     return Section(
         "before-training",
         translate("section.before_training"),
         "chat/before_training.html",
-        view,
+        {"missing": not measured, **view},
         explain("perplexity-and-bits-per-byte", "chrf-and-rouge"),
     )
 
 
+def _base_view(context: Context, base: MethodView) -> dict:
+    """What the template shows of a base model that was tested."""
+    strong, weak = strengths(base)
+    limit, shown = answer_length_limit(context), set(shown_ids(context))
+    answers = [
+        {**question_view(sample, limit), "answers": [answer_view(base, sample, limit)]}
+        for key, sample in by_id(base.first).items()
+        if key in shown
+    ]
+    return {
+        "abilities": ability_table(base),
+        "figure": _ability_figure(context, base),
+        "metrics": metrics_table(base),
+        "strengths": strong,
+        "weaknesses": weak,
+        "answers": answers,
+        "omission": omission_note(context),
+        "file": base.first.file("samples.jsonl"),
+    }
+
+
 def ability_name(name: str) -> Bilingual:
+    """The name of an ability in both languages."""
     return translate_or(f"ability.{name}", name)
 
 
 def ability_table(method: MethodView) -> Table:
-    """The share of checks passed, ability by ability."""
+    """The fraction of rule checks passed in each ability."""
     source = method.first.file("metrics.json")
     rows = [
         [
-            text_cell(ability_name(a)),
-            number_cell(n, "count", source),
-            number_cell(share, "percent", source),
+            text_cell(ability_name(name)),
+            number_cell(questions, "count", source),
+            number_cell(fraction, "percent", source),
         ]
-        for a, share, n in abilities(method)
+        for name, fraction, questions in abilities(method)
     ]
-    return Table(
-        translate("before_training.abilities"),
-        [
-            translate("before_training.ability"),
-            translate("before_training.questions"),
-            translate("metric.checks_passed"),
-        ],
-        rows,
-        [source],
+    columns = translate_all(
+        "before_training.ability", "before_training.questions", "metric.checks_passed"
     )
+    return Table(translate("before_training.abilities"), columns, rows, [source])
 
 
-def figures_table(method: MethodView) -> Table:
-    """Every quality figure of one method."""
+def metrics_table(method: MethodView) -> Table:
+    """Every quality metric of one method that was measured."""
     source = method.first.file("metrics.json")
-    rows = [
-        [text_cell(translate(f"metric.{m.key}")), number_cell(value, m.format, source)]
-        for m in METRICS.quality
-        if (value := m.of(method.first)) is not None
+    values = [(metric, metric.of(method.first)) for metric in METRICS.quality]
+    facts = [
+        (f"metric.{metric.key}", number_cell(value, metric.format, source))
+        for metric, value in values
+        if value is not None
     ]
-    return Table(
-        translate("before_training.figures"),
-        [translate("common.what"), translate("common.value")],
-        rows,
-        [source],
-    )
+    return facts_table("before_training.metrics", facts, source)
 
 
-def _figure(context: Context, base: MethodView):
-    found = abilities(base)
-    if not found:
+def _ability_figure(context: Context, base: MethodView) -> Figure | None:
+    """The fraction of rule checks passed in each ability, as bars."""
+    rows = abilities(base)
+    if not rows:
         return None
-    labels, values = [ability_name(a) for a, _, _ in found], [share for _, share, _ in found]
-    make = partial(charts.bars, labels, values, translate("metric.checks_passed"), format=".0%")
-    return context.figures.add(
-        "base-abilities",
-        translate("before_training.figure"),
-        lambda language: make(language=language),
-        [base.first.file("metrics.json")],
-    )
+    labels, fractions = [ability_name(row[0]) for row in rows], [row[1] for row in rows]
+    title = translate("metric.checks_passed")
+    make = partial(charts.bars, labels, fractions, title, format=".0%")
+    caption, files = translate("before_training.figure"), [base.first.file("metrics.json")]
+    return context.figures.add("base-abilities", caption, make, files)
 
 
 def strengths(method: MethodView) -> tuple[list[Bilingual], list[Bilingual]]:
-    """Sentences: abilities at or above the mean are strengths, the others weaknesses, three of each; then rates."""
+    """Sentences for and against a method.
+
+    The best abilities at or above the mean are strengths, the worst ones below it weaknesses; so are
+    low and high rates of faulty answers.
+    """
     source = method.first.file("metrics.json")
-    found = sorted(abilities(method), key=lambda row: -row[1])
     strong, weak = [], []
-    if found:
-        mean = sum(share for _, share, _ in found) / len(found)
-        above = [row for row in found if row[1] >= mean and row[1] > 0][:3]
-        below = [row for row in reversed(found) if row[1] < mean or row[1] == 0][:3]
-        for rows, key, sentences in (
-            (above, "before_training.strong", strong),
-            (below, "before_training.weak", weak),
-        ):
-            if rows:
-                named = joined(
-                    [
-                        spaced(
-                            ability_name(a),
-                            translate("common.in_brackets", what=number(s, "percent", source)),
-                        )
-                        for a, s, _ in rows
-                    ]
-                )
-                sentences.append(
-                    translate(key, abilities=named, mean=number(mean, "percent", source))
-                )
-    for metric in METRICS.quality:
-        value = metric.of(method.first) if metric.key in RATES else None
-        if value is not None and (value > HIGH or value <= LOW):
-            side, key = (weak, "high") if value > HIGH else (strong, "low")
-            side.append(
-                translate(
-                    f"before_training.{metric.key}_{key}", rate=number(value, "percent", source)
-                )
-            )
+    ranked = sorted(abilities(method), key=lambda row: -row[1])
+    if ranked:
+        mean = sum(fraction for _, fraction, _ in ranked) / len(ranked)
+        above = [row for row in ranked if row[1] >= mean and row[1] > 0]
+        below = [row for row in reversed(ranked) if row[1] < mean or row[1] == 0]
+        strong += _ability_sentence("before_training.strong", above, mean, source)
+        weak += _ability_sentence("before_training.weak", below, mean, source)
+    for metric in (METRICS.by_key[key] for key in RATES):
+        rate = metric.of(method.first)
+        if rate is not None and (rate > HIGH or rate <= LOW):
+            sentences, level = (weak, "high") if rate > HIGH else (strong, "low")
+            key = f"before_training.{metric.key}_{level}"
+            sentences.append(translate(key, rate=number(rate, "percent", source)))
     return strong, weak
+
+
+def _ability_sentence(
+    key: str, rows: list[tuple[str, float, int]], mean: float, source: str
+) -> list[Bilingual]:
+    """One sentence that names the first abilities of `rows`; none where there are none."""
+    if not rows:
+        return []
+    named = []
+    for name, fraction, _ in rows[:MAX_ABILITIES]:
+        value = translate("common.in_brackets", what=number(fraction, "percent", source))
+        named.append(spaced(ability_name(name), value))
+    return [translate(key, abilities=joined(named), mean=number(mean, "percent", source))]

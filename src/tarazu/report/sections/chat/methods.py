@@ -1,216 +1,153 @@
-"""Section 5 for chat: each method's idea, settings, proof, curves, troubles, and answers beside the base's."""
+"""The methods section of the chat task: settings, proof, curves and issues of each method, and its gain over the base."""
 
 from __future__ import annotations
 
-from tarazu.report.analysis.metrics import (
-    Metric,
-    mean_over_seeds,
-    signed_format,
-    unsigned,
-)
+from tarazu.report.analysis.metrics import Metric, mean_over_seeds, signed_format, unsigned
 from tarazu.report.analysis.study_view import MethodView
-from tarazu.report.render.bilingual import (
-    Bilingual,
-    code,
-    joined,
-    number,
-    spaced,
-    translate,
-    translate_or,
-)
-from tarazu.report.render.explanations import explain, explain_kind
-from tarazu.report.render.tables import Cell, Table, number_cell, text_cell
-from tarazu.report.sections.chat.answers import changes
+from tarazu.report.render.bilingual import Bilingual, code, joined, number, spaced, translate
+from tarazu.report.render.explanations import explain
+from tarazu.report.render.tables import Table, number_cell, text_cell
+from tarazu.report.sections.chat.answers import answer_changes
+from tarazu.report.sections.chat.assignment import LAYERS, LOW_RANK, SOFT
 from tarazu.report.sections.chat.metrics import METRICS
 from tarazu.report.sections.common.base import Context, Section
-from tarazu.report.sections.common.curves import curve_sentences, loss_figure
-from tarazu.report.sections.common.hyperparameter_search import search_view
-from tarazu.report.sections.common.pairwise_tests import format_p
-from tarazu.report.sections.common.proof_of_change import (
-    proof_view,
-    settings_table,
-    targets_table,
-    training_issues,
-)
+from tarazu.report.sections.common.cells import files_of, translate_all
+from tarazu.report.sections.common.method_names import joined_code, metric_name
+from tarazu.report.sections.common.method_view import method_view
+from tarazu.report.sections.common.pairwise_tests import difference_of, format_p
 
+# The kinds of each family of methods, and the explanations that stand at its head.
 FAMILIES = {
-    "soft": (("prompt_tuning", "prefix_tuning", "p_tuning"), ("soft-prompts",)),
-    "low_rank": (("lora", "rslora", "dora", "loha"), ("which-layers-for-lora",)),
-    "layers": (("layers",), ()),
+    "soft": (SOFT, ("soft-prompts",)),
+    "low_rank": (LOW_RANK, ("which-layers-for-lora",)),
+    "layers": (LAYERS, ()),
     "other": ((), ()),
 }
 
 
 def family_of(kind: str) -> str:
+    """The family that a kind of method belongs to."""
     return next((name for name, (kinds, _) in FAMILIES.items() if kind in kinds), "other")
 
 
 def methods_section(context: Context) -> Section:
-    told: set[str] = set()
+    """The section on all methods, family by family."""
     families = []
     for name, (_, pages) in FAMILIES.items():
         methods = [method for method in context.study.methods if family_of(method.kind) == name]
         if methods:
-            view = {
+            family = {
                 "name": name,
                 "title": translate(f"family.{name}"),
                 "explanations": explain(*pages),
                 "choice": family_choice(context, methods),
-                "methods": [_method_view(context, method, told) for method in methods],
+                "methods": [_chat_method_view(context, method) for method in methods],
             }
-            families.append(view)
+            families.append(family)
     view = {"families": families, "missing": not families}
-    return Section(
-        "methods",
-        translate("section.methods"),
-        "chat/methods.html",
-        view,
-        explain("fingerprints", "curves"),
-    )
+    explanations = explain("fingerprints", "curves")
+    title = translate("section.methods")
+    return Section("methods", title, "chat/methods.html", view, explanations)
 
 
-def family_choice(context: Context, methods: list[MethodView]) -> Bilingual | None:
-    """Which of a family's methods these numbers speak for, and whether the next one is told apart from it."""
-    verdict, names = context.verdict, {method.name for method in methods}
-    ranked = [one for one in verdict.candidates if one.name in names]  # best first
-    if len(ranked) < 2:
-        return None
-    shown = [
-        spaced(
-            code(one.name),
-            number(
-                one.quality,
-                verdict.metric.format,
-                context.study.method(one.name).first.file("metrics.json"),
-            ),
-        )
-        for one in ranked
-    ]
-    tied = [
-        one.name
-        for one in ranked[1:]
-        if context.comparison.is_significant(verdict.metric.key, ranked[0].name, one.name) is False
-    ]
-    told = (
-        translate("family.tied", methods=joined([code(name) for name in tied]))
-        if tied
-        else translate("family.significant")
-    )
-    return spaced(
-        translate(
-            "family.choice",
-            figure=translate(f"metric.{verdict.metric.key}"),
-            best=shown[0],
-            others=joined(shown[1:]),
-        ),
-        told,
-    )
-
-
-def _method_view(context: Context, method: MethodView, told: set[str]) -> dict:
-    first = method.kind not in told
-    told.add(method.kind)
+def _chat_method_view(context: Context, method: MethodView) -> dict:
+    """What every method has, and what changed against the base model."""
     return {
-        "name": code(method.name),
-        "anchor": f"method-{method.name}",
-        "kind": translate_or(f"kind.{method.kind}", method.kind),
-        "explanations": explain_kind(method.kind) if first else [],
-        "settings": settings_table(method),
-        "targets": targets_table(method),
-        "search": search_view(context, method),
-        "untrained": method.untrained,
-        "proofs": [
-            (run.seed, view) for run in method.runs if (view := proof_view(run, method.runs[0]))
-        ],
-        "figure": loss_figure(context, method),
-        "analysis": curve_sentences(context, method),
-        "issues": training_issues(method),
+        **method_view(context, method),
         "versus_base": versus_base(context, method),
-        "figures": _against_base(context, method),
-        "changes": changes(context, method),
+        "metrics": _before_and_after_table(context, method),
+        "changes": answer_changes(context, method),
     }
 
 
+def family_choice(context: Context, methods: list[MethodView]) -> Bilingual | None:
+    """The best method of a family, and the ones that the tests cannot tell from it."""
+    verdict, names = context.verdict, {method.name for method in methods}
+    ranked = [candidate for candidate in verdict.candidates if candidate.name in names]
+    if len(ranked) < 2:
+        return None
+    key, format = verdict.metric.key, verdict.metric.format
+    shown = []
+    for candidate in ranked:
+        source = context.study.method(candidate.name).first.file("metrics.json")
+        shown.append(spaced(code(candidate.name), number(candidate.quality, format, source)))
+    best = ranked[0].name
+    tied = [
+        candidate.name
+        for candidate in ranked[1:]
+        if context.comparison.is_significant(key, best, candidate.name) is False
+    ]
+    values = {"metric": metric_name(key), "best": shown[0], "others": joined(shown[1:])}
+    if tied:
+        outcome = translate("family.tied", methods=joined_code(tied))
+    else:
+        outcome = translate("family.significant")
+    return spaced(translate("family.choice", **values), outcome)
+
+
 def versus_base(context: Context, method: MethodView) -> list[Bilingual]:
-    """What the tests say of this method against the untouched model, figure by figure."""
-    base, found = context.study.base, []
-    if base is None:
-        return []
-    for key in METRICS.tested:
+    """What the tests say of a method against the base model, one sentence for each tested metric."""
+    base, sentences = context.study.base, []
+    for key in METRICS.tested if base else ():
         pair = context.comparison.pair(key, base.name, method.name)
         if pair is None:
             continue
-        sign = 1 if pair.a == method.name else -1
-        ends = sorted((sign * pair.difference.low, sign * pair.difference.high))
+        mean, low, high = difference_of(pair, method.name)
         format = signed_format(pair.metric)
-        values = {
-            "figure": translate(f"metric.{key}"),
-            "mean": number(sign * pair.difference.mean, format),
-            "low": number(ends[0], format),
-            "high": number(ends[1], format),
-            "p": format_p(pair),
-        }
-        outcome = (
-            "none" if not pair.significant else "better" if pair.winner == method.name else "worse"
+        outcome = "none"
+        if pair.significant:
+            outcome = "better" if pair.winner == method.name else "worse"
+        sentence = translate(
+            f"versus_base.{outcome}",
+            metric=metric_name(key),
+            mean=number(mean, format),
+            low=number(low, format),
+            high=number(high, format),
+            p=format_p(pair),
+            detectable=number(pair.difference.min_detectable, unsigned(format)),
         )
-        found.append(
-            translate(
-                f"versus_base.{outcome}",
-                **values,
-                detectable=number(pair.difference.min_detectable, unsigned(format)),
-            )
-        )
-    return found
+        sentences.append(sentence)
+    return sentences
 
 
-def _against_base(context: Context, method: MethodView) -> Table:
-    """Every quality figure before and after, with the gain."""
+def _before_and_after_table(context: Context, method: MethodView) -> Table:
+    """Every quality metric of the base model and of the method, the change, and whether it is better."""
     base, rows = context.study.base, []
+    source = method.first.file("metrics.json")
+    base_source = base.first.file("metrics.json") if base else ""
     for metric in METRICS.quality:
         after = mean_over_seeds(method, metric)
-        before = mean_over_seeds(base, metric) if base else None
         if after is None:
             continue
+        before = mean_over_seeds(base, metric) if base else None
         change = None if before is None else after - before
         format = "percentage_points" if metric.format == "percent" else signed_format(metric)
-        source = method.first.file("metrics.json")
         rows.append(
             [
-                text_cell(translate(f"metric.{metric.key}")),
-                number_cell(before, metric.format, base.first.file("metrics.json") if base else ""),
+                text_cell(metric_name(metric.key)),
+                number_cell(before, metric.format, base_source),
                 number_cell(after, metric.format, source),
                 number_cell(change, format, source),
-                _direction(
-                    metric,
-                    change,
-                    context.comparison.is_significant(metric.key, base.name, method.name)
-                    if base
-                    else None,
-                ),
+                text_cell(_outcome(context, method, metric, change)),
             ]
         )
-    columns = [
-        translate("common.what"),
-        translate("method.before"),
-        translate("method.after"),
-        translate("method.change"),
-        translate("method.outcome"),
-    ]
-    return Table(
-        translate("method.figures"),
-        columns,
-        rows,
-        [run.file("metrics.json") for run in method.measured],
+    columns = translate_all(
+        "common.what", "method.before", "method.after", "method.change", "method.outcome"
     )
+    files = files_of([method], "metrics.json")
+    return Table(translate("method.metrics"), columns, rows, files)
 
 
-def _direction(metric: Metric, change: float | None, sure: bool | None) -> Cell:
-    """Better or worse where the test is `sure`; that this may be chance where it is not; by the means where there is no test."""
+def _outcome(
+    context: Context, method: MethodView, metric: Metric, change: float | None
+) -> Bilingual:
+    """Better or worse where the test found a difference; by the means alone where there was no test."""
     if change is None or abs(change) < 1e-9:
-        return text_cell(translate("method.same"))
-    if sure is False:
-        return text_cell(translate("method.unsure"))
-    way = "method.better" if (change < 0) == (metric.better == "low") else "method.worse"
-    return text_cell(
-        translate(way) if sure else spaced(translate(way), translate("method.untested"))
-    )
+        return translate("method.same")
+    base = context.study.base
+    significant = context.comparison.is_significant(metric.key, base.name, method.name)
+    if significant is False:
+        return translate("method.no_difference")
+    better = (change < 0) == (metric.better == "low")
+    outcome = translate("method.better" if better else "method.worse")
+    return outcome if significant else spaced(outcome, translate("method.untested"))

@@ -1,8 +1,7 @@
-"""What was expected of each method before it ran, beside what happened: time, speed, memory and disk."""
+"""The estimate made before each method ran, next to what the run took: time, speed, memory and disk."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 from tarazu.report.analysis.study_view import (
@@ -15,12 +14,14 @@ from tarazu.report.analysis.study_view import (
 )
 from tarazu.report.render.bilingual import Bilingual, number, translate
 from tarazu.report.render.tables import Cell, Table, text_cell
+from tarazu.report.sections.common.cells import translate_all
 from tarazu.report.sections.common.method_names import all_methods, method_name
 
-FILE, CLOSE = "estimate.json", 0.2
-FORMS = {
+FILE = "estimate.json"
+CLOSE = 0.2  # an estimate from measured steps is good within this fraction of the actual value
+FORMATS = {
     "train": "seconds",
-    "whole": "seconds",
+    "total": "seconds",
     "speed": "count",
     "memory": "bytes",
     "disk": "bytes",
@@ -28,147 +29,142 @@ FORMS = {
 
 
 @dataclass(frozen=True)
-class Expected:
-    """One figure of one method. `low` and `high` are the same where steps were measured; None: not told."""
+class EstimatedValue:
+    """One quantity of one method.
 
-    figure: str
+    Args:
+        quantity: a key of `FORMATS`.
+        low, high: the estimated range; equal for a single value, None where there is no estimate.
+        actual: the value in the run's ledger, or None.
+    """
+
+    quantity: str
     low: float | None
     high: float | None
-    happened: float | None
+    actual: float | None
 
     @property
     def ratio(self) -> float | None:
-        """What happened over what was expected; of a range, over its nearer end, and 1 inside it."""
-        if self.happened is None or not self.low or not self.high:
+        """Actual over estimated: 1 inside the range, else over the nearer end of it."""
+        if self.actual is None or not self.low or not self.high:
             return None
-        if self.happened < self.low:
-            return self.happened / self.low
-        return self.happened / self.high if self.happened > self.high else 1.0
+        if self.actual < self.low:
+            return self.actual / self.low
+        return self.actual / self.high if self.actual > self.high else 1.0
+
+
+@dataclass(frozen=True)
+class MethodEstimate:
+    """The estimate of one method. `measured`: it comes from real steps, not from the model's size alone."""
+
+    method: MethodView
+    measured: bool
+    values: list[EstimatedValue]
+
+    def is_good(self, value: EstimatedValue) -> bool:
+        """Whether the actual value is within `CLOSE` of a measured estimate, or inside a predicted range."""
+        return abs(value.ratio - 1) <= CLOSE if self.measured else value.ratio == 1.0
 
 
 def estimates_view(study: StudyView) -> dict | None:
-    """The table and the sentences; None where the folder has no estimate of a method that ran."""
+    """The table and the sentences; None where the study has no estimate of a method that ran."""
     entries = {
         str(entry.get("method")): entry
         for entry in dicts_in(study.extras["estimate"].get("methods"))
     }
-    methods = [
-        (method, entries[method.name])
-        for method in all_methods(study)
-        if method.name in entries and method.first.ledger
-    ]
-    found = [(method, entry, list(figures(entry, method.first))) for method, entry in methods]
-    found = [
-        (method, entry, told)
-        for method, entry, told in found
-        if any(one.ratio is not None for one in told)
-    ]
-    if not found:
+    estimates = []
+    for method in all_methods(study):
+        entry = entries.get(method.name)
+        if entry is None or not method.first.ledger:
+            continue
+        values = estimated_values(entry, method.first)
+        if any(value.ratio is not None for value in values):
+            estimates.append(MethodEstimate(method, entry.get("how") == "measured", values))
+    if not estimates:
         return None
-    return {"table": _table(found), "sentences": _sentences(found)}
+    return {"table": _table(estimates), "sentences": _sentences(estimates)}
 
 
-def figures(entry: dict, run: RunView) -> Iterator[Expected]:
-    """Every figure that the estimate has, beside the run's ledger."""
-    phases, ledger = get_path(entry, "seconds", default={}), run.ledger
-    of_run = {
-        phase: as_number(value) or 0.0
-        for phase, value in get_path(ledger, "seconds", default={}).items()
+def estimated_values(entry: dict, run: RunView) -> list[EstimatedValue]:
+    """Every quantity of one entry of estimate.json, with its actual value in the ledger."""
+    actual = _actual_values(entry, run.ledger)
+    train = as_number(get_path(entry, "seconds", "train"))
+    speed = as_number(entry.get("tokens_per_second"))
+    ranges = {
+        "train": (train, train),
+        "total": _range(entry, "seconds"),
+        "speed": (speed, speed),
+        "memory": _range(entry, "memory"),
+        "disk": _range(entry, "disk"),
     }
-    part_of_it = [phase for phase in of_run if (phase in phases if phases else phase != "search")]
-    memory = [
-        as_number(get_path(ledger, "train_memory", kind)) for kind in ("allocated", "resident")
+    return [EstimatedValue(name, *ranges[name], actual[name]) for name in FORMATS]
+
+
+def _range(entry: dict, key: str) -> tuple[float | None, float | None]:
+    low, high = (as_number(get_path(entry, "range", key, side)) for side in (0, 1))
+    return low, high
+
+
+def _actual_values(entry: dict, ledger: dict) -> dict[str, float | None]:
+    """What the run took. The total counts the phases that the estimate counts, else all but the search."""
+    estimated_phases = get_path(entry, "seconds", default={})
+    seconds = [
+        as_number(value) or 0.0
+        for phase, value in get_path(ledger, "seconds", default={}).items()
+        if (phase in estimated_phases if estimated_phases else phase != "search")
     ]
-    happened = {
+    allocated = as_number(get_path(ledger, "train_memory", "allocated"))
+    return {
         "train": as_number(get_path(ledger, "seconds", "train")),
-        "whole": sum(of_run[phase] for phase in part_of_it) if part_of_it else None,
+        "total": sum(seconds) if seconds else None,
         "speed": as_number(ledger.get("tokens_per_second")),
-        "memory": memory[0] or memory[1],
+        "memory": allocated or as_number(get_path(ledger, "train_memory", "resident")),
         "disk": as_number(ledger.get("disk_bytes")),
     }
-    ranges = {"whole": "seconds", "memory": "memory", "disk": "disk"}
-    for figure in FORMS:
-        if figure in ranges:
-            low, high = (
-                as_number(get_path(entry, "range", ranges[figure], side)) for side in (0, 1)
-            )
-        else:
-            low = high = as_number(
-                phases.get("train") if figure == "train" else entry.get("tokens_per_second")
-            )
-        yield Expected(figure, low, high, happened[figure])
 
 
-def _table(found: list[tuple[MethodView, dict, list[Expected]]]) -> Table:
-    shown = [
-        figure
-        for figure in FORMS
-        if any(one.ratio is not None for *_, told in found for one in told if one.figure == figure)
-    ]
-    rows = [
-        [
-            text_cell(method_name(method)),
-            text_cell(_how(entry)),
-            *[_cell(method, one) for one in told if one.figure in shown],
-        ]
-        for method, entry, told in found
-    ]
-    columns = [
-        translate("compare.method"),
-        translate("estimate.how"),
-        *[translate(f"estimate.{figure}") for figure in shown],
-    ]
-    sources = [FILE, *[method.first.file("ledger.json") for method, *_ in found]]
+def _table(estimates: list[MethodEstimate]) -> Table:
+    """One row for each method, with the quantities that are known of at least one."""
+    known = {v.quantity for e in estimates for v in e.values if v.ratio is not None}
+    rows = []
+    for estimate in estimates:
+        basis = translate("estimate.measured" if estimate.measured else "estimate.predicted")
+        cells = [_cell(estimate.method, v) for v in estimate.values if v.quantity in known]
+        rows.append([text_cell(method_name(estimate.method)), text_cell(basis), *cells])
+    quantities = [f"estimate.{name}" for name in FORMATS if name in known]
+    columns = translate_all("compare.method", "estimate.basis", *quantities)
+    sources = [FILE, *[estimate.method.first.file("ledger.json") for estimate in estimates]]
     return Table(translate("estimate.table"), columns, rows, sources, sortable=True)
 
 
-def _how(entry: dict) -> Bilingual:
-    return translate(
-        "estimate.measured" if entry.get("how") == "measured" else "estimate.predicted"
-    )
+def _cell(method: MethodView, value: EstimatedValue) -> Cell:
+    """Estimated value, actual value and their ratio; the ratio is the sort key."""
+    format = FORMATS[value.quantity]
+    actual = number(value.actual, format, method.first.file("ledger.json"))
+    if value.ratio is None:
+        return Cell(actual, None)
+    low, high = number(value.low, format, FILE), number(value.high, format, FILE)
+    estimated = low if low == high else translate("estimate.range", low=low, high=high)
+    if value.low != value.high and value.ratio == 1.0:
+        ratio = translate("estimate.inside")
+    else:
+        ratio = translate("estimate.ratio", ratio=number(value.ratio, "two"))
+    text = translate("estimate.cell", estimated=estimated, actual=actual, ratio=ratio)
+    return Cell(text, value.ratio)
 
 
-def _cell(method: MethodView, one: Expected) -> Cell:
-    """Expected, happened and their ratio; a sort goes by the ratio."""
-    format = FORMS[one.figure]
-    if one.ratio is None:
-        return Cell(number(one.happened, format, method.first.file("ledger.json")), None)
-    low, high = number(one.low, format, FILE), number(one.high, format, FILE)
-    told = low if low == high else translate("estimate.range", low=low, high=high)
-    inside = one.low != one.high and one.ratio == 1.0
-    ratio = (
-        translate("estimate.inside")
-        if inside
-        else translate("estimate.ratio", ratio=number(one.ratio, "two"))
-    )
-    happened = number(one.happened, format, method.first.file("ledger.json"))
-    return Cell(
-        translate("estimate.cell", expected=told, happened=happened, ratio=ratio), one.ratio
-    )
-
-
-def _sentences(found: list[tuple[MethodView, dict, list[Expected]]]) -> list[Bilingual]:
-    """How many figures came out as expected: within a fifth where steps were measured, else inside the range."""
-    told = []
-    for how in ("measured", "predicted"):
-        some = [
-            one
-            for _, entry, figures in found
-            if (entry.get("how") == "measured") == (how == "measured")
-            for one in figures
+def _sentences(estimates: list[MethodEstimate]) -> list[Bilingual]:
+    """How many quantities came out as estimated, for measured and for predicted estimates."""
+    sentences = []
+    for measured, key in ((True, "estimate.measured_good"), (False, "estimate.predicted_good")):
+        outcomes = [
+            estimate.is_good(value)
+            for estimate in estimates
+            if estimate.measured == measured
+            for value in estimate.values
+            if value.ratio is not None
         ]
-        some = [one for one in some if one.ratio is not None]
-        good = [
-            one
-            for one in some
-            if (abs(one.ratio - 1) <= CLOSE if how == "measured" else one.ratio == 1.0)
-        ]
-        if some:
-            told.append(
-                translate(
-                    f"estimate.{how}_good",
-                    good=number(len(good), "count"),
-                    all=number(len(some), "count"),
-                )
-            )
-    return told
+        if outcomes:
+            good, total = number(sum(outcomes), "count"), number(len(outcomes), "count")
+            sentences.append(translate(key, good=good, all=total))
+    return sentences

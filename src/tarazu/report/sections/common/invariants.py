@@ -1,4 +1,4 @@
-"""What `tarazu verify` found, where it was run: each invariant, what was compared, and by how much it differed."""
+"""What `tarazu verify` found: each invariant, what was compared, and by how much it differed."""
 
 from __future__ import annotations
 
@@ -8,52 +8,67 @@ from tarazu.report.analysis.study_view import StudyView, as_number, dicts_in, ge
 from tarazu.report.render.bilingual import (
     Bilingual,
     code,
+    has,
     in_language,
-    joined,
     number,
     spaced,
-    strings,
     translate,
     translate_or,
 )
 from tarazu.report.render.known_messages import recognised
-from tarazu.report.render.tables import Table, code_cell, number_cell, text_cell
+from tarazu.report.render.tables import Cell, Table, code_cell, number_cell, text_cell
+from tarazu.report.sections.common.cells import translate_all
+from tarazu.report.sections.common.method_names import joined_code
 
 FILE = "verify.json"
+NOT_APPLICABLE = "not applicable"
 
 
 def invariants_view(study: StudyView) -> dict:
-    """One table of all methods, how many hold, and which methods were not tried; how to try them where `verify` was not run."""
-    found = study.extras["verify"]
-    if not found:
+    """The result of `tarazu verify`, or how to run it where the study has none."""
+    verify = study.extras["verify"]
+    if not verify:
         return {"absent": translate("verify.none", command=code("tarazu verify DIR"))}
-    counts = {
-        key: number(get_path(found, "counts", key), "count", FILE)
-        for key in ("ok", "failed", "not applicable")
+    entries = dicts_in(verify.get("methods"))
+    checks = [(str(e.get("method")), check) for e in entries for check in dicts_in(e.get("checks"))]
+    checked = {str(entry.get("method")) for entry in entries}
+    unchecked = [m.name for m in study.methods if m.name not in checked and not m.untrained]
+    waiting = get_path(verify, "waiting", default=[])
+    return {
+        "absent": None,
+        "sentence": _counts_sentence(verify),
+        "not_yet_trained": translate("verify.not_yet_trained", methods=joined_code(waiting))
+        if waiting
+        else None,
+        "unchecked": translate("verify.unchecked", methods=joined_code(unchecked))
+        if unchecked
+        else None,
+        "summary": _summary_table(checks),
+        "table": _table(checks),
+        "good": verify.get("verdict") == "ok",
     }
-    device = get_path(found, "device", "name")
-    sentence = translate(
-        "verify.counts",
-        ok=counts["ok"],
-        failed=counts["failed"],
-        other=counts["not applicable"],
-        device=code(device) if device else translate("verify.this"),
-    )
-    untried = [
-        code(method.name)
-        for method in study.methods
-        if method.name not in {str(one.get("method")) for one in dicts_in(found.get("methods"))}
-        and not method.untrained
-    ]
-    waiting = (
-        [code(name) for name in found["waiting"]] if isinstance(found.get("waiting"), list) else []
-    )
-    checks = [
-        (str(one.get("method")), check)
-        for one in dicts_in(found.get("methods"))
-        for check in dicts_in(one.get("checks"))
-    ]
-    names = (
+
+
+def _counts_sentence(verify: dict) -> Bilingual:
+    """How many checks held, failed and did not apply, and on which device."""
+    device = get_path(verify, "device", "name")
+    counts = {
+        name: number(get_path(verify, "counts", verdict), "count", FILE)
+        for name, verdict in (("ok", "ok"), ("failed", "failed"), ("other", NOT_APPLICABLE))
+    }
+    place = code(device) if device else translate("verify.this_machine")
+    return translate("verify.counts", device=place, **counts)
+
+
+def _table(checks: list[tuple[str, dict]]) -> Table:
+    """One row for each method and check."""
+    rows = []
+    for method, check in checks:
+        verdict = str(check.get("verdict"))
+        outcome = translate_or(f"verify.{verdict.replace(' ', '_')}", verdict)
+        name = _invariant_name(str(check.get("name", "")))
+        rows.append([code_cell(method), text_cell(name), text_cell(outcome), *_measured(check)])
+    columns = translate_all(
         "compare.method",
         "reproduction.invariant",
         "reproduction.holds",
@@ -61,26 +76,21 @@ def invariants_view(study: StudyView) -> dict:
         "verify.tolerance",
         "verify.compared",
     )
-    return {
-        "absent": None,
-        "sentence": sentence,
-        "waiting": translate("verify.waiting", methods=joined(waiting)) if waiting else None,
-        "untried": translate("verify.untried", methods=joined(untried)) if untried else None,
-        "summary": _summary(checks),
-        "table": Table(
-            translate("reproduction.verify"),
-            [translate(name) for name in names],
-            [_row(*one) for one in checks],
-            [FILE],
-            sortable=True,
-        ),
-        "good": found.get("verdict") == "ok",
-    }
+    return Table(translate("reproduction.verify"), columns, rows, [FILE], sortable=True)
 
 
-def _summary(checks: list[tuple[str, dict]]) -> Table:
-    """One row an invariant: how many methods hold it, and the figures of the one that is closest to failing."""
-    names = (
+def _summary_table(checks: list[tuple[str, dict]]) -> Table:
+    """One row for each invariant: how many methods hold it, and the method that is closest to failing."""
+    rows = []
+    for name in dict.fromkeys(str(check.get("name")) for _, check in checks):
+        applicable = [
+            (method, check)
+            for method, check in checks
+            if str(check.get("name")) == name and check.get("verdict") != NOT_APPLICABLE
+        ]
+        if applicable:
+            rows.append(_summary_row(name, applicable))
+    columns = translate_all(
         "reproduction.invariant",
         "verify.held",
         "verify.closest",
@@ -88,70 +98,47 @@ def _summary(checks: list[tuple[str, dict]]) -> Table:
         "verify.tolerance",
         "verify.compared",
     )
-    rows = []
-    for name in dict.fromkeys(str(check.get("name")) for _, check in checks):
-        tried = [
-            (method, check)
-            for method, check in checks
-            if str(check.get("name")) == name and check.get("verdict") != "not applicable"
-        ]
-        if tried:
-            rows.append(_closest(name, tried))
-    return Table(translate("verify.summary"), [translate(key) for key in names], rows, [FILE])
+    return Table(translate("verify.summary"), columns, rows, [FILE])
 
 
-def _closest(name: str, tried: list[tuple[str, dict]]) -> list:
-    ok, failed = (
-        sum(check.get("verdict") == "ok" for _, check in tried),
-        [method for method, check in tried if check.get("verdict") != "ok"],
-    )
+def _summary_row(name: str, checks: list[tuple[str, dict]]) -> list[Cell]:
+    """The row of one invariant: methods that failed it are named."""
+    failed = [method for method, check in checks if check.get("verdict") != "ok"]
+    passed, total = len(checks) - len(failed), len(checks)
     held = translate(
-        "verify.held_of", ok=number(ok, "count", FILE), n=number(len(tried), "count", FILE)
+        "verify.held_of", ok=number(passed, "count", FILE), n=number(total, "count", FILE)
     )
-    method, check = max(tried, key=lambda one: _used(one[1]))
+    if failed:
+        held = spaced(held, joined_code(failed))
+    method, check = max(checks, key=lambda item: _closeness_to_failing(item[1]))
     return [
-        text_cell(_named(name)),
-        text_cell(spaced(held, joined([code(name) for name in failed])) if failed else held),
+        text_cell(_invariant_name(name)),
+        text_cell(held),
         code_cell(method),
-        number_cell(check.get("difference"), "rate", FILE),
-        number_cell(check.get("tolerance"), "rate", FILE),
-        text_cell(
-            _lines([recognised(check[key]) for key in ("compared", "reason") if check.get(key)])
-        ),
+        *_measured(check),
     ]
 
 
-def _used(check: dict) -> tuple[bool, float]:
-    """What fails first, then the share of what is allowed that is used up."""
-    difference, tolerance = (
-        as_number(check.get("difference")) or 0.0,
-        as_number(check.get("tolerance")) or 0.0,
-    )
+def _closeness_to_failing(check: dict) -> tuple[bool, float]:
+    """A sort key: failed checks last, then by the fraction of the tolerance that the difference takes."""
+    difference = as_number(check.get("difference")) or 0.0
+    tolerance = as_number(check.get("tolerance")) or 0.0
     return check.get("verdict") != "ok", difference / tolerance if tolerance else difference
 
 
-def _named(name: str) -> object:
-    return translate(f"invariant.{name}") if f"invariant.{name}" in strings() else name
-
-
-def _row(method: str, check: dict) -> list:
-    verdict = str(check.get("verdict"))
+def _measured(check: dict) -> list[Cell]:
+    """Difference, tolerance, and in words what was compared and why it may differ."""
+    texts = [recognised(check[key]) for key in ("compared", "reason") if check.get(key)]
+    lines = Bilingual(
+        *(Markup("<br>").join(in_language(t, language) for t in texts) for language in ("fa", "en"))
+    )
     return [
-        code_cell(method),
-        text_cell(_named(str(check.get("name", "")))),
-        text_cell(translate_or(f"verify.{verdict.replace(' ', '_')}", verdict)),
         number_cell(check.get("difference"), "rate", FILE),
         number_cell(check.get("tolerance"), "rate", FILE),
-        text_cell(
-            _lines([recognised(check[key]) for key in ("compared", "reason") if check.get(key)])
-        ),
+        text_cell(lines),
     ]
 
 
-def _lines(parts: list) -> Bilingual:
-    return Bilingual(
-        *(
-            Markup("<br>").join(in_language(part, language) for part in parts)
-            for language in ("fa", "en")
-        )
-    )
+def _invariant_name(name: str) -> Bilingual | str:
+    """The name of an invariant in both languages; as it is in the file where it is unknown."""
+    return translate(f"invariant.{name}") if has(f"invariant.{name}") else name

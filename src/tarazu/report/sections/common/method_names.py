@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 from tarazu.report.analysis.study_view import MethodView, StudyView
-from tarazu.report.render.bilingual import Bilingual, code, translate, translate_or
+from tarazu.report.render.bilingual import Bilingual, code, joined, translate, translate_or
 
 
 def method_name(method: MethodView) -> Bilingual:
-    return (
-        translate("method.base")
-        if method.kind == "base"
-        else Bilingual(code(method.name), code(method.name))
-    )
+    """The name of a method as the recipe has it; a description for the base model."""
+    return translate("method.base") if method.kind == "base" else code_text(method.name)
+
+
+def code_text(name: object) -> Bilingual:
+    """A name as code, the same in both languages."""
+    return Bilingual(code(name), code(name))
+
+
+def joined_code(names: list) -> Bilingual:
+    """`a, b and c` with each name as code."""
+    return joined([code(name) for name in names])
 
 
 def all_methods(study: StudyView) -> list[MethodView]:
-    return ([study.base] if study.base else []) + study.methods
+    """The base model, if the study has it, then the trained methods in the order of the recipe."""
+    return study.all_methods
 
 
 def metric_name(key: str) -> Bilingual:
