@@ -58,7 +58,7 @@ def test_nothing_is_said_asked_for_or_wider_than_the_screen(browser, reports, na
 def test_without_scripts_both_languages_and_all_figures_are_there(browser, reports):
     page, _ = opened(browser, reports["chat"], java_script_enabled=False)
     assert page.locator(".static svg:visible").count() >= 10
-    heading = page.locator("#verdict-title")
+    heading = page.locator("#overview-title")
     assert "نتیجه" in heading.inner_text()
     page.locator("label[for=show-en]").click()
     assert "Verdict" in heading.inner_text() and "نتیجه" not in heading.inner_text()

@@ -1,57 +1,74 @@
-// What the page can do with scripts: sort tables, filter answers, the file of a figure at a tap, a direction that follows the language.
+// What the page does with scripts: sort tables, filter answers, show the source of a tapped number,
+// and let the direction follow the language.
 (function () {
-  const root = document.documentElement, fa = document.getElementById("show-fa"), en = document.getElementById("show-en");
-  const follow = () => { root.lang = fa.checked ? "fa" : "en"; root.dir = fa.checked ? "rtl" : "ltr"; };
-  for (const input of [fa, en]) input.addEventListener("change", follow);
-
-  const compare = (a, b) => {
-    if (a === null || b === null) return (a === null) - (b === null);  // what was not measured stays last
-    const x = Number(a), y = Number(b);
-    return Number.isNaN(x) || Number.isNaN(y) ? a.localeCompare(b) : x - y;
+  const root = document.documentElement, main = document.getElementById("main");
+  const persian = document.getElementById("show-fa"), english = document.getElementById("show-en");
+  const setLanguage = () => {
+    root.lang = persian.checked ? "fa" : "en";
+    root.dir = persian.checked ? "rtl" : "ltr";
   };
+  for (const input of [persian, english]) input.addEventListener("change", setLanguage);
+
+  // Numbers by size, texts by alphabet; a missing value comes last in both directions.
+  const compare = (a, b, sign) => {
+    if (a === null || b === null) return (a === null) - (b === null);
+    const x = Number(a), y = Number(b);
+    return sign * (Number.isNaN(x) || Number.isNaN(y) ? a.localeCompare(b) : x - y);
+  };
+
+  function sortTable(table, head, column) {
+    const sign = head.getAttribute("aria-sort") === "ascending" ? -1 : 1;
+    for (const other of table.tHead.rows[0].cells) other.removeAttribute("aria-sort");
+    head.setAttribute("aria-sort", sign === 1 ? "ascending" : "descending");
+    const value = (row) => row.cells[column].getAttribute("data-sort");
+    const rows = [...table.tBodies[0].rows];
+    table.tBodies[0].append(...rows.sort((a, b) => compare(value(a), value(b), sign)));
+  }
+
   for (const table of document.querySelectorAll("table.sortable")) {
     [...table.tHead.rows[0].cells].forEach((head, column) => {
       const button = document.createElement("button");
       button.type = "button";
       button.append(...head.childNodes);
+      button.addEventListener("click", () => sortTable(table, head, column));
       head.append(button);
-      button.addEventListener("click", () => {
-        const down = head.getAttribute("aria-sort") === "ascending" ? -1 : 1;
-        for (const other of table.tHead.rows[0].cells) other.removeAttribute("aria-sort");
-        head.setAttribute("aria-sort", down === 1 ? "ascending" : "descending");
-        const value = (row) => row.cells[column].getAttribute("data-sort");
-        const known = (row) => value(row) !== null;
-        const rows = [...table.tBodies[0].rows].sort((a, b) => (known(a) && known(b) ? down : 1) * compare(value(a), value(b)));
-        table.tBodies[0].append(...rows);
-      });
     });
   }
 
   for (const group of document.querySelectorAll(".filters")) {
     group.hidden = false;
-    const samples = group.parentElement.querySelectorAll(".samples > .sample"), buttons = [...group.querySelectorAll("button")];
+    const samples = group.parentElement.querySelectorAll(".samples > .sample");
+    const buttons = [...group.querySelectorAll("button")];
     for (const button of buttons) button.addEventListener("click", () => {
       for (const other of buttons) other.setAttribute("aria-pressed", String(other === button));
-      for (const sample of samples) sample.hidden = button.dataset.filter !== "" && sample.dataset.ability !== button.dataset.filter;
+      const ability = button.dataset.filter;  // empty: all
+      for (const sample of samples) {
+        sample.hidden = ability !== "" && sample.dataset.ability !== ability;
+      }
     });
   }
 
-  const from = document.createElement("a");  // the file of a figure, where it was tapped: a screen without a pointer shows no title
-  from.className = "from";
-  from.dir = "ltr";
-  from.hidden = true;
-  document.getElementById("main").append(from);
+  // The source of a number below it where it was tapped: a touch screen shows no title.
+  const source = document.createElement("a");
+  source.className = "from";
+  source.dir = "ltr";
+  source.hidden = true;
+  main.append(source);
   document.addEventListener("click", (event) => {
-    const figure = event.target.closest(".n[title]");
-    if (event.target === from) return;
-    from.hidden = !figure || event.target.closest("a, button, summary, label") !== null;
-    if (from.hidden) return;
-    const box = figure.getBoundingClientRect();
-    from.textContent = figure.title;
-    from.href = "./" + figure.title.split("/").map(encodeURIComponent).join("/");
-    from.style.top = box.bottom + scrollY + 2 + "px";
-    from.style.left = Math.max(8, Math.min(box.left, document.documentElement.clientWidth - from.offsetWidth - 8)) + scrollX + "px";
+    if (event.target === source) return;
+    const number = event.target.closest(".n[title]");
+    source.hidden = !number || event.target.closest("a, button, summary, label") !== null;
+    if (source.hidden) return;
+    const box = number.getBoundingClientRect();
+    source.textContent = number.title;
+    source.href = "./" + number.title.split("/").map(encodeURIComponent).join("/");
+    const rightmost = root.clientWidth - source.offsetWidth - 8;
+    source.style.top = box.bottom + scrollY + 2 + "px";
+    source.style.left = Math.max(8, Math.min(box.left, rightmost)) + scrollX + "px";
   });
 
-  addEventListener("beforeprint", () => { for (const details of document.querySelectorAll("main .explain, main .fold:not(.long)")) details.open = true; });
+  addEventListener("beforeprint", () => {
+    const folded = document.querySelectorAll("main .explain, main .fold:not(.long)");
+    for (const details of folded) details.open = true;
+  });
 })();
