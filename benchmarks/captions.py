@@ -17,7 +17,6 @@ from benchmarks import common  # first: its clock starts at its import
 import argparse
 import os
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
@@ -89,37 +88,29 @@ def measure_features(bench: Bench) -> None:
     import torch
     from benchmarks.peers import plain_captions
 
-    from tarazu.captions.data import worker_pool
     from tarazu.captions.data.images import RESAMPLE
     from tarazu.captions.encoder import feature_cache
+    from tarazu.captions.encoder.feature_extraction import BATCH_SIZE
 
-    data, encoder, found, where = bench.data, bench.data.encoder, {}, []
+    data, encoder, found = bench.data, bench.data.encoder, {}
     names = data.all_names[: bench.args.images]
     items = [feature_cache.ImageView(name) for name in names]
     with torch.no_grad():  # the first use of a library is not its speed
         for half in (False, bench.device.type == "cuda"):
             with torch.autocast(bench.device.type, torch.float16, enabled=half):
-                count = feature_cache.AT_ONCE[bench.device.type]
+                count = BATCH_SIZE[bench.device.type]
                 encoder.module.to(bench.device)(
                     torch.zeros(count, encoder.size, encoder.size, 3, device=bench.device)
                 )
 
     def ours() -> None:
-        worker_pool.spent.clear()
-        began = time.perf_counter()
         with tempfile.TemporaryDirectory() as cache:
             before, os.environ["TARAZU_CACHE"] = os.environ["TARAZU_CACHE"], cache
             bank = feature_cache.load_features(
                 encoder, data.collection.images, items, data.hashes, data.precision, bench.device
             )
-            bank_there = time.perf_counter() - began
             found["ours"] = torch.from_numpy(bank.array[bank.rows[:64]]).float()
             os.environ["TARAZU_CACHE"] = before
-        where.append(
-            {what: round(seconds, 3) for what, seconds in worker_pool.spent.items()}
-            | {"in all": round(bank_there, 3)}
-        )
-        print(f"features, seconds: {where[-1]}", flush=True)
 
     def theirs() -> None:
         files = [data.collection.images.read(name) for name in names]
@@ -134,12 +125,11 @@ def measure_features(bench: Bench) -> None:
     rate = {who: common.spread([len(names) / s for s in times]) for who, times in seconds.items()}
     bench.tell(
         "tarazu",
-        f"forked processes, {data.precision}",
+        f"worker processes, {data.precision}",
         "features",
         images_per_second=rate["tarazu"],
         ratio=common.spread(ratios),
         apart=apart,
-        spent=where,
     )
     bench.tell(
         "plain loop", "DataLoader, float32", "features", images_per_second=rate["plain loop"]

@@ -146,7 +146,7 @@ def test_a_file_does_nothing_that_is_ruled_out(path: Path) -> None:
     assert "pickle" not in names and "trust_remote_code=True" not in text
     calls = re.findall(r"torch\.load\(([^)]*)\)", text)
     assert all("weights_only=True" in call for call in calls)
-    assert not calls or path.name == "torch_checkpoint.py", "one file reads .pth"
+    assert not calls or path.name == "weights_file.py", "one file reads .pth"
     assert "import_module(f" not in text
     assert text.count("\n") <= 350, "more than one idea?"
     assert ast.get_docstring(ast.parse(text)) or not text.strip(), "a file says what it is"

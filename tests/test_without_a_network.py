@@ -51,7 +51,7 @@ def test_pictures_and_their_encoder_too(no_network, tmp_path):
     with pytest.raises(UserError, match=r"(?s)nobody/no-such-set: .*does not answer.*FOLDER"):
         pictures.read("nobody/no-such-set", tmp_path)
     began = time.monotonic()
-    with pytest.raises(UserError, match="cannot be had"):
+    with pytest.raises(UserError, match="cannot be downloaded"):
         load(EncoderSettings(name="efficientnet-b0"))
     assert time.monotonic() - began < 5
 

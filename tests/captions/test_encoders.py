@@ -35,7 +35,7 @@ def test_b0_computes_what_transformers_computes(tmp_path):
         EncoderSettings(name="efficientnet-b0", file=str(tmp_path / "b0.safetensors"))
     )
     images = torch.rand(2, 64, 64, 3) * 255
-    normal = ((images - ours.module.normal[0]) / ours.module.normal[1]).permute(0, 3, 1, 2)
+    normal = ((images - ours.module.mean_std[0]) / ours.module.mean_std[1]).permute(0, 3, 1, 2)
     with torch.no_grad():
         torch.testing.assert_close(
             ours.module(images),
@@ -65,7 +65,7 @@ def test_b0_computes_what_others_compute(tmp_path, library):
     torch.save(theirs.state_dict(), tmp_path / "b0.pth")
     ours = pretrained.load(EncoderSettings(name="efficientnet-b0", file=str(tmp_path / "b0.pth")))
     images = torch.rand(2, 96, 96, 3) * 255
-    normal = ((images - ours.module.normal[0]) / ours.module.normal[1]).permute(0, 3, 1, 2)
+    normal = ((images - ours.module.mean_std[0]) / ours.module.mean_std[1]).permute(0, 3, 1, 2)
     with torch.no_grad():
         expected = (
             theirs.features(normal) if library == "torchvision" else theirs.forward_features(normal)
@@ -97,7 +97,7 @@ def test_lite0_says_what_it_is(lite):
 
 
 def test_training_mode_leaves_a_frozen_encoder_alone(lite):
-    module = EfficientNet(lite.module.shape, (127.0,) * 3, (128.0,) * 3)
+    module = EfficientNet(lite.module.config, (127.0,) * 3, (128.0,) * 3)
     module.load_state_dict(lite.module.state_dict())
     before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
     outer = torch.nn.ModuleDict({"encoder": module}).train()

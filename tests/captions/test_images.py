@@ -76,7 +76,7 @@ def test_a_wrong_name_does_not_matter(tmp_path):
 def test_cut_short(form, keep):
     noise = Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8))
     data = encoded(noise, form)
-    with pytest.raises(UserError, match="damaged or cut short|not an image"):
+    with pytest.raises(UserError, match="damaged or truncated|not an image"):
         open_image(data[: int(len(data) * keep)])
 
 

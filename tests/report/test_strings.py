@@ -130,7 +130,7 @@ def test_fixed_figures_of_a_sentence_follow_the_switch():
 
 
 def test_what_tarazu_notes_of_captions_is_said_in_both_languages():
-    from tarazu.captions import dataset
+    from tarazu.captions import prepare_data
     from tarazu.captions.encoder import pretrained
     from tarazu.captions.settings import DataSettings
 
@@ -138,7 +138,7 @@ def test_what_tarazu_notes_of_captions_is_said_in_both_languages():
         pretrained._stand_in_note(pretrained.ENCODER_CONFIGS[name]) + "; tensors named as in timm"
         for name in ("efficientnet-lite0",)
     ]
-    notes += [dataset._split_by(DataSettings()), dataset._split_by(DataSettings(split="karpathy"))]
+    notes += [prepare_data._split_by(DataSettings()), prepare_data._split_by(DataSettings(split="karpathy"))]
     for note in notes:
         found = recognised(note)
         assert isinstance(found, Bilingual) and found.plain("en") == note
@@ -193,7 +193,7 @@ def test_a_designed_question_is_shown_in_the_language_of_the_page():
         },
         {
             "attention": "own",
-            "teacher_forcing": "torch's LSTM, self-critical steps recorded",
+            "teacher_forcing": "torch's LSTM, self-critical steps as CUDA graphs",
             "layout": "padded",
             "images": "pixels, then features kept in float16",
         },

@@ -1,6 +1,7 @@
-"""What `tarazu check` shows of a captions recipe's data in a terminal: captions as words and numbers, sizes, problems.
+"""Show a captions recipe's data in a terminal: words and ids, sizes, problems.
 
-It reads a data.json alone: see docs/run_folder.md. Captions are never taken for rich's markup.
+Everything comes from data.json alone (see docs/run_folder.md). Captions are shown as plain text,
+never as rich's markup.
 """
 
 from __future__ import annotations
@@ -16,7 +17,13 @@ SPECIALS = ("<pad>", "<sos>", "<eos>", "<unk>")
 
 
 def show(data: dict, console: Console | None = None, rows: int = 3) -> None:
-    """Prints everything of a data.json (captions)."""
+    """Print a data.json.
+
+    Args:
+        data: its content.
+        console: where to; by default the terminal.
+        rows: how many examples.
+    """
     from rich.console import Console
     from rich.text import Text
 
@@ -35,7 +42,7 @@ def show(data: dict, console: Console | None = None, rows: int = 3) -> None:
 
 
 def caption(example: dict) -> Text:
-    """A picture's captions as written, and the first as words and as numbers; <pad> carries no loss."""
+    """Return an image's captions as written, and the first one as words and as ids."""
     from rich.text import Text
 
     text = Text(example["id"], style="bold")
@@ -43,60 +50,55 @@ def caption(example: dict) -> Text:
         text.append(f"\n  {raw}", style="not bold")
     text.append("\n  words   ", style="cyan not bold")
     text.append(" ".join(example["processed"][0]), style="not bold")
-    text.append("\n  numbers ", style="cyan not bold")
-    numbers = example["ids"][0]
-    named = (SPECIALS[number] if number < len(SPECIALS) else str(number) for number in numbers)
-    text.append(" ".join(named), style="not bold")
+    text.append("\n  ids     ", style="cyan not bold")
+    ids = example["ids"][0]
+    shown = (SPECIALS[number] if number < len(SPECIALS) else str(number) for number in ids)
+    text.append(" ".join(shown), style="not bold")
     return text
 
 
 def splits(data: dict) -> Table:
-    """Images, captions and their lengths by split."""
+    """Return images, captions and their lengths by split."""
     from rich.table import Table
 
     table = Table("split", "images", "captions", "words: mean", "90%", "99%", "longest")
     for split, sizes in data["splits"].items():
         lengths = data["structure"]["lengths_per_split"][split]
-        figures = [
+        percentiles = [f"{lengths[key]:g}" for key in ("p90", "p99", "max")]
+        table.add_row(
+            split,
+            f"{sizes['images']:,}",
+            f"{sizes['captions']:,}",
             f"{lengths['mean']:.1f}",
-            *(f"{lengths[key]:g}" for key in ("p90", "p99", "max")),
-        ]
-        table.add_row(split, f"{sizes['images']:,}", f"{sizes['captions']:,}", *figures)
+            *percentiles,
+        )
     return table
 
 
 def words(structure: dict) -> Table:
-    """The vocabulary and what it leaves out."""
+    """Return the vocabulary's size and what it leaves out."""
     from rich.table import Table
     from rich.text import Text
 
+    sizes = ", ".join(f"{n}: {size:,}" for n, size in structure["size_by_min_count"].items())
+    top_words = ", ".join(f"{word} {count:,}" for word, count in structure["top_words"][:10])
+    truncated = f"{structure['truncated_captions']:,} (longer than {structure['max_length']})"
     table = Table("vocabulary", "")
-    table.add_row("words in it, the four special tokens too", f"{structure['vocabulary']:,}")
-    table.add_row("a word must be in training so often", str(structure["min_count"]))
-    table.add_row(
-        "unknown among the test words", f"{100 * structure['unknown_test_fraction']:.1f}%"
-    )
-    table.add_row(
-        "captions cut at the fixed length",
-        f"{structure['truncated_captions']:,} (longer than {structure['max_length']})",
-    )
-    sizes = ", ".join(
-        f"{count}: {size:,}" for count, size in structure["size_by_min_count"].items()
-    )
-    table.add_row("its size by minimum count", sizes)
-    table.add_row(
-        "most frequent",
-        Text(", ".join(f"{word} {count:,}" for word, count in structure["top_words"][:10])),
-    )
+    table.add_row("words, with the four special tokens", f"{structure['vocabulary']:,}")
+    table.add_row("minimum count of a word in training", str(structure["min_count"]))
+    table.add_row("unknown words of test", f"{100 * structure['unknown_test_fraction']:.1f}%")
+    table.add_row("captions truncated to max_length", truncated)
+    table.add_row("vocabulary size by minimum count", sizes)
+    table.add_row("most frequent words", Text(top_words))
     return table
 
 
 def problems(data: dict) -> Table:
-    """What was dropped or repaired, with the first names, and the copies that were found."""
+    """Return what was dropped or repaired, with the first names, and the duplicates."""
     from rich.table import Table
     from rich.text import Text
 
-    table = Table("odd things", "count", "which")
+    table = Table("problem", "count", "examples")
     for problem in data["problems"]:
         table.add_row(
             Text(problem["reason"]),
@@ -106,9 +108,6 @@ def problems(data: dict) -> Table:
     for kind in ("exact", "near"):
         pairs = [pair for pair in data["duplicates"] if pair["kind"] == kind]
         if pairs:
-            table.add_row(
-                f"{kind} copies",
-                f"{len(pairs):,} pairs",
-                Text(f"{pairs[0]['a']} = {pairs[0]['b']}"),
-            )
+            example = f"{pairs[0]['a']} = {pairs[0]['b']}"
+            table.add_row(f"{kind} duplicates", f"{len(pairs):,} pairs", Text(example))
     return table

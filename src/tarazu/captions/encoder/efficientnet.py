@@ -1,8 +1,9 @@
-"""EfficientNet in plain PyTorch: B0 (Tan and Le 2019, arXiv:1905.11946), and Lite, without squeeze-and-excite.
+"""EfficientNet in plain PyTorch: B0 (Tan and Le 2019, arXiv:1905.11946), and the Lite variants.
 
-    image (B, 3, S, S) ─▶ stem ─▶ blocks ─▶ head ─▶ map (B, P, 1280), P = (S/32)² places from top left, row by row
+    images (B, S, S, 3) ─▶ normalise ─▶ stem ─▶ blocks ─▶ head ─▶ features (B, P, 1280)
 
-The classifier and the last pooling are not built: the mean over P is exactly what the classifier would have seen.
+P = (S/32)² positions, from the top left, row by row. The last pooling and the classifier are not
+built: the mean over P is what the classifier would read.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 # repeats, kernel, stride, expansion, output channels (table 1 of the paper)
 STAGES = (
@@ -28,13 +29,19 @@ STAGES = (
 
 @dataclass(frozen=True)
 class EncoderConfig:
-    """What tells one EfficientNet from another.
+    """The differences between the EfficientNets.
 
     Args:
-        size: side of the input that it was trained on.
-        lite: ReLU6, no squeeze-and-excite, stem and head not widened, first and last stage not deepened.
+        name: as people write it.
+        width: factor of the channels.
+        depth: factor of the blocks per stage.
+        size: side of the input that the network was trained on, in pixels.
+        lite: ReLU6, no squeeze-and-excite; stem and head keep their width, the first and last stage
+            their depth.
         padding: "same" (TensorFlow's, asymmetric) or "symmetric" (PyTorch's).
-        expand_epsilon: of the expansion's BatchNorm, which transformers gives PyTorch's default.
+        epsilon: of BatchNorm.
+        expand_epsilon: of the expansions' BatchNorm, where transformers has PyTorch's default.
+        stages: rows as in `STAGES`.
     """
 
     name: str
@@ -57,139 +64,156 @@ ENCODER_CONFIGS = {
 
 
 class Conv(nn.Module):
-    """Convolution without bias, BatchNorm, and an activation unless `act` is None."""
+    """A convolution without bias, BatchNorm, and an activation (unless `act` is False)."""
 
     def __init__(
         self,
-        inside: int,
-        outside: int,
+        in_channels: int,
+        out_channels: int,
         kernel: int,
-        shape: EncoderConfig,
+        config: EncoderConfig,
         stride: int = 1,
         groups: int = 1,
         act: bool = True,
         epsilon: float | None = None,
     ):
         super().__init__()
-        self.kernel, self.stride, self.same = kernel, stride, shape.padding == "same"
+        self.kernel, self.stride = kernel, stride
+        self.same = config.padding == "same"
+        padding = 0 if self.same else kernel // 2
         self.conv = nn.Conv2d(
-            inside,
-            outside,
-            kernel,
-            stride,
-            0 if self.same else kernel // 2,
-            groups=groups,
-            bias=False,
+            in_channels, out_channels, kernel, stride, padding, groups=groups, bias=False
         )
-        self.bn = nn.BatchNorm2d(outside, eps=epsilon or shape.epsilon)
-        self.act = (nn.ReLU6() if shape.lite else nn.SiLU()) if act else nn.Identity()
+        self.bn = nn.BatchNorm2d(out_channels, eps=epsilon or config.epsilon)
+        self.act = (nn.ReLU6() if config.lite else nn.SiLU()) if act else nn.Identity()
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (B, C, H, W) to (B, out_channels, H / stride, W / stride)."""
         if self.same and self.kernel > 1:
-            x = F.pad(x, (*self._sides(x.shape[-1]), *self._sides(x.shape[-2])))
+            x = F.pad(x, (*self._padding(x.shape[-1]), *self._padding(x.shape[-2])))
         return self.act(self.bn(self.conv(x)))
 
-    def _sides(self, size: int) -> tuple[int, int]:
-        """TensorFlow's SAME: the odd pixel goes to the right and the bottom."""
+    def _padding(self, size: int) -> tuple[int, int]:
+        """TensorFlow's SAME padding of one axis: an odd pixel goes to the right or the bottom."""
         total = max((-(-int(size) // self.stride) - 1) * self.stride + self.kernel - int(size), 0)
         return total // 2, total - total // 2
 
 
 class SqueezeExcite(nn.Module):
-    """Squeeze-and-excite (Hu et al. 2018): every channel is scaled by what the whole picture says of it."""
+    """Squeeze-and-excite (Hu et al. 2018): scale each channel by a gate from the whole image."""
 
     def __init__(self, channels: int, squeezed: int):
         super().__init__()
-        self.reduce, self.expand = (
-            nn.Conv2d(channels, squeezed, 1),
-            nn.Conv2d(squeezed, channels, 1),
-        )
+        self.reduce = nn.Conv2d(channels, squeezed, 1)
+        self.expand = nn.Conv2d(squeezed, channels, 1)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return x * torch.sigmoid(self.expand(F.silu(self.reduce(x.mean((2, 3), keepdim=True)))))
+    def forward(self, x: Tensor) -> Tensor:
+        """Scale (B, C, H, W) by gates (B, C, 1, 1)."""
+        pooled = x.mean((2, 3), keepdim=True)
+        return x * torch.sigmoid(self.expand(F.silu(self.reduce(pooled))))
 
 
 class Block(nn.Module):
-    """An inverted residual: widen, look around per channel, weigh, narrow; added to its input where the shapes
-    agree."""
+    """An inverted residual block (Sandler et al. 2018).
+
+    Expand the channels, convolve each one by itself, gate them, project to fewer; add the input
+    where the shapes agree.
+    """
 
     def __init__(
         self,
-        inside: int,
-        outside: int,
+        in_channels: int,
+        out_channels: int,
         kernel: int,
         stride: int,
         expansion: int,
-        shape: EncoderConfig,
+        config: EncoderConfig,
     ):
         super().__init__()
-        wide = inside * expansion
-        self.expand = (
-            Conv(inside, wide, 1, shape, epsilon=shape.expand_epsilon)
-            if expansion > 1
-            else nn.Identity()
-        )
-        self.depthwise = Conv(wide, wide, kernel, shape, stride, groups=wide)
-        self.squeeze = nn.Identity() if shape.lite else SqueezeExcite(wide, max(1, inside // 4))
-        self.project = Conv(wide, outside, 1, shape, act=False)
-        self.residual = stride == 1 and inside == outside
+        hidden = in_channels * expansion
+        self.expand: nn.Module = nn.Identity()
+        if expansion > 1:
+            self.expand = Conv(in_channels, hidden, 1, config, epsilon=config.expand_epsilon)
+        self.depthwise = Conv(hidden, hidden, kernel, config, stride, groups=hidden)
+        self.squeeze: nn.Module = nn.Identity()
+        if not config.lite:
+            self.squeeze = SqueezeExcite(hidden, max(1, in_channels // 4))
+        self.project = Conv(hidden, out_channels, 1, config, act=False)
+        self.residual = stride == 1 and in_channels == out_channels
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (B, in_channels, H, W) to (B, out_channels, H / stride, W / stride)."""
         y = self.project(self.squeeze(self.depthwise(self.expand(x))))
         return x + y if self.residual else y
 
 
 class EfficientNet(nn.Module):
-    """The encoder. Frozen parts stay in eval mode whatever `.train()` says: training never moves their BatchNorm.
+    """The encoder. It is always in eval mode, so training never changes BatchNorm's statistics.
 
-    `normal` holds the mean and standard deviation per colour, on the scale 0..255, with which `forward` normalises.
+    Args:
+        config: which network.
+        mean: per channel, of values 0..255; `forward` subtracts it.
+        std: per channel, of values 0..255; `forward` divides by it.
     """
 
-    def __init__(self, shape: EncoderConfig, mean: tuple[float, ...], std: tuple[float, ...]):
+    def __init__(self, config: EncoderConfig, mean: tuple[float, ...], std: tuple[float, ...]):
         super().__init__()
-        self.shape = shape
-        self.register_buffer("normal", torch.tensor([mean, std]), persistent=False)
-        stem = 32 if shape.lite else _channels(32, shape.width)
-        self.stem = Conv(3, stem, 3, shape, stride=2)
-        blocks, inside = [], stem
-        for number, (repeats, kernel, stride, expansion, channels) in enumerate(shape.stages):
-            fixed = shape.lite and number in (0, len(shape.stages) - 1)
-            for i in range(repeats if fixed else math.ceil(repeats * shape.depth)):
-                outside = _channels(channels, shape.width)
+        self.config = config
+        self.register_buffer("mean_std", torch.tensor([mean, std]), persistent=False)  # (2, 3)
+        channels = 32 if config.lite else _scaled_channels(32, config.width)
+        self.stem = Conv(3, channels, 3, config, stride=2)
+        blocks = []
+        last_stage = len(config.stages) - 1
+        for number, (repeats, kernel, stride, expansion, width) in enumerate(config.stages):
+            keeps_depth = config.lite and number in (0, last_stage)
+            out_channels = _scaled_channels(width, config.width)
+            for i in range(repeats if keeps_depth else math.ceil(repeats * config.depth)):
+                block_stride = stride if i == 0 else 1
                 blocks.append(
-                    Block(inside, outside, kernel, stride if i == 0 else 1, expansion, shape)
+                    Block(channels, out_channels, kernel, block_stride, expansion, config)
                 )
-                inside = outside
+                channels = out_channels
         self.blocks = nn.ModuleList(blocks)
-        self.head = Conv(inside, 1280 if shape.lite else _channels(1280, shape.width), 1, shape)
-        self.width = self.head.bn.num_features
+        self.width = 1280 if config.lite else _scaled_channels(1280, config.width)
+        self.head = Conv(channels, self.width, 1, config)
 
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """images: (B, S, S, 3), values 0..255 -> features (B, P, width)."""
-        x = (images.to(self.normal.dtype) - self.normal[0]) / self.normal[1]
+    def forward(self, images: Tensor) -> Tensor:
+        """Encode images.
+
+        Args:
+            images: (B, S, S, 3), values 0..255.
+
+        Returns:
+            (B, P, width), P = (S/32)² positions.
+        """
+        mean, std = self.mean_std
+        x = (images.to(self.mean_std.dtype) - mean) / std
         x = self.stem(x.permute(0, 3, 1, 2))
         for block in self.blocks:
             x = block(x)
         return self.head(x).flatten(2).transpose(1, 2)
 
     def train(self, mode: bool = True) -> EfficientNet:
-        """Only dropout could tell the difference, and there is none: BatchNorm keeps its pretrained statistics."""
+        """Stay in eval mode: without dropout, only BatchNorm's statistics depend on it."""
         return super().train(False)
 
     def last_blocks(self, count: int) -> frozenset[str]:
-        """Names of the parameters of the last `count` blocks and the head. Raises `ValueError` when there are fewer."""
+        """Return the names of the parameters of the last `count` blocks and of the head.
+
+        Raises:
+            ValueError: there are fewer blocks.
+        """
         if count > len(self.blocks):
             raise ValueError(f"the encoder has {len(self.blocks)} blocks")
-        wanted = tuple(
-            f"blocks.{i}." for i in range(len(self.blocks) - count, len(self.blocks))
-        ) + ("head.",)
-        return frozenset(name for name, _ in self.named_parameters() if name.startswith(wanted))
+        numbers = range(len(self.blocks) - count, len(self.blocks))
+        prefixes = (*(f"blocks.{i}." for i in numbers), "head.")
+        return frozenset(name for name, _ in self.named_parameters() if name.startswith(prefixes))
 
 
-def _channels(channels: int, width: float) -> int:
-    """Widened and rounded to a multiple of 8, never down by more than a tenth (the paper's rule)."""
-    if width == 1.0:
+def _scaled_channels(channels: int, factor: float) -> int:
+    """Scale and round to a multiple of 8, never down by more than a tenth (the paper's rule)."""
+    if factor == 1.0:
         return channels
-    wide = channels * width
-    rounded = max(8, int(wide + 4) // 8 * 8)
-    return rounded + 8 if rounded < 0.9 * wide else rounded
+    scaled = channels * factor
+    rounded = max(8, int(scaled + 4) // 8 * 8)
+    return rounded + 8 if rounded < 0.9 * scaled else rounded

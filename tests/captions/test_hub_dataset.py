@@ -34,7 +34,7 @@ def test_images_and_captions_of_both_usual_forms(tmp_path, monkeypatch, form):
         columns |= {f"caption_{i}": [f"red, {i}", f"blue, {i}"] for i in range(2)}
     else:
         columns |= {"captions": [["red, 0", "red, 1"], ["blue, 0", "blue, 1"]]}
-    hub_dataset._fetch(parquet(tmp_path / "set", columns), tmp_path / "home")
+    hub_dataset._download(parquet(tmp_path / "set", columns), tmp_path / "home")
     found = flickr8k.read(tmp_path / "home")
     assert (
         found.captions == {"a.jpg": ["red, 0", "red, 1"], "b.jpg": ["blue, 0", "blue, 1"]}
@@ -49,7 +49,7 @@ def test_a_set_without_captions_is_refused(tmp_path, monkeypatch):
         tmp_path / "set", {"image": [{"bytes": png("red"), "path": "a.jpg"}], "label": [1]}
     )
     with pytest.raises(UserError, match="no columns image and caption"):
-        hub_dataset._fetch(name, tmp_path / "home")
+        hub_dataset._download(name, tmp_path / "home")
 
 
 def test_names_of_the_hub_and_paths():
