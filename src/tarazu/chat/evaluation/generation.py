@@ -1,11 +1,15 @@
-"""Writing answers: batched, left-padded, cached, greedy by default; the same code for every method.
+"""Generate answers:
 
-Equal to transformers' `generate` token by token (tests/chat/test_generation.py); a soft prompt or prefix is laid before
-each row's own tokens, after its padding, which peft's own generation gets wrong.
+batched, left-padded, with a KV cache, greedy by default; the same for every method.
+
+Tokens are equal to those of transformers' `generate` (tests/chat/test_study.py). A soft prompt or
+prefix is put before each row's own tokens, after its padding. peft's own generation puts it before
+the padding, which changes the positions.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -17,12 +21,18 @@ from tarazu.chat.model.forward import KVState, hidden_states
 from tarazu.chat.model.loss import logits_of
 from tarazu.chat.model.trainable import TrainableChatModel
 
-MAX_LENGTH_RATIO = 1.5  # prompts that are read together on a CPU: the longest over the shortest
+MAX_LENGTH_RATIO = 1.5  # of the longest to the shortest prompt of one prefill pass on a CPU
+_PER_POSITION = ("ids", "virtual_indices", "positions", "segments")  # (B, T) fields of a batch
 
 
 @dataclass(frozen=True)
 class Answer:
-    """Token ids of an answer, without its end-of-turn; `finished` says whether it ended by itself."""
+    """One generated answer.
+
+    Args:
+        ids: its token ids, without the end-of-turn token.
+        finished: whether it ended in an end-of-turn token, not at `max_new_tokens`.
+    """
 
     ids: list[int]
     finished: bool
@@ -46,37 +56,49 @@ def generate(
     sampling: Sampling = Sampling(),
     use_cuda_graph: bool | None = None,
 ) -> list[Answer]:
-    """Answers to `prompts` (token ids), in their order, of at most `max_new_tokens` tokens. Prompts of like length run together.
+    """Generate an answer to each prompt. Prompts of similar length share a batch.
 
-    `use_cuda_graph` chooses the fast path of `replay.py` (greedy only); by default on a GPU.
+    Args:
+        model: the model.
+        prompts: token ids of each prompt.
+        stop: token ids that end an answer.
+        max_new_tokens: maximum length of an answer.
+        batch_rows: prompts in a batch.
+        sampling: how tokens are picked.
+        use_cuda_graph: use `graphed_decoding` for greedy decoding; None: on a GPU.
+
+    Returns:
+        Answers in the order of `prompts`.
     """
-    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
-    fast = (
-        model.base.device.type == "cuda" if use_cuda_graph is None else use_cuda_graph
-    ) and sampling.temperature <= 0
+    if use_cuda_graph is None:
+        use_cuda_graph = model.base.device.type == "cuda"
+    graphed = use_cuda_graph and sampling.temperature <= 0
+    by_length = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     answers: dict[int, Answer] = {}
-    for start in range(0, len(order), batch_rows):
-        chosen = order[start : start + batch_rows]
-        asked = [prompts[i] for i in chosen]
-        written = (
-            _replay_batch(model, asked, stop, max_new_tokens)
-            if fast
-            else _generate_batch(model, asked, stop, max_new_tokens, sampling)
-        )
-        answers.update(zip(chosen, written, strict=True))
+    for start in range(0, len(by_length), batch_rows):
+        chosen = by_length[start : start + batch_rows]
+        batch_prompts = [prompts[i] for i in chosen]
+        if graphed:
+            batch_answers = _generate_graphed(model, batch_prompts, stop, max_new_tokens)
+        else:
+            batch_answers = _generate_batch(model, batch_prompts, stop, max_new_tokens, sampling)
+        answers.update(zip(chosen, batch_answers, strict=True))
     return [answers[i] for i in range(len(prompts))]
 
 
 def stream(
-    model: TrainableChatModel, prompt: list[int], stop: set[int], max_new_tokens: int, sampling: Sampling
-):
-    """Yields one prompt's answer token by token, for a chat."""
-    batch, past = left_pad(model, [prompt])
+    model: TrainableChatModel,
+    prompt: list[int],
+    stop: set[int],
+    max_new_tokens: int,
+    sampling: Sampling,
+) -> Iterator[int]:
+    """Yield the token ids of one answer as they are generated, for a chat."""
+    batch, state = left_pad(model, [prompt])
     with torch.no_grad():
         for _ in range(max_new_tokens):
-            token = _sample_token(
-                logits_of(model.base, hidden_states(model, batch, past)[:, -1]), sampling
-            )
+            hidden = hidden_states(model, batch, state)[:, -1]
+            token = _sample_token(logits_of(model.base, hidden), sampling)
             if int(token) in stop:
                 return
             yield int(token)
@@ -90,69 +112,81 @@ def _generate_batch(
     max_new_tokens: int,
     sampling: Sampling,
 ) -> list[Answer]:
-    hidden, batch, past = prefill(model, prompts)
-    written: list[list[int]] = [[] for _ in prompts]
+    """Answers to one batch of prompts. Finished lines leave the batch."""
+    hidden, batch, state = prefill(model, prompts)
+    ids: list[list[int]] = [[] for _ in prompts]
     finished = [False] * len(prompts)
-    live = list(range(len(prompts)))
+    live = list(range(len(prompts)))  # the prompt of each line that is not finished
     for step in range(max_new_tokens):
         if step:
-            hidden = hidden_states(model, batch, past)[:, -1]
+            hidden = hidden_states(model, batch, state)[:, -1]
         tokens = _sample_token(logits_of(model.base, hidden), sampling)
-        keep = []
-        for place, (row, token) in enumerate(zip(live, tokens.tolist(), strict=True)):
+
+        unfinished = []  # lines that go on
+        for line, (row, token) in enumerate(zip(live, tokens.tolist(), strict=True)):
             if token in stop:
                 finished[row] = True
             else:
-                written[row].append(token)
-                keep.append(place)
-        if not keep:
+                ids[row].append(token)
+                unfinished.append(line)
+        if not unfinished:
             break
+
         batch = next_position(batch, tokens)
-        if len(keep) < len(live):
-            lines = torch.tensor(keep, device=tokens.device)
-            past.select(lines)
-            batch, live = _select(batch, lines), [live[place] for place in keep]
-    return [Answer(ids, done) for ids, done in zip(written, finished, strict=True)]
+        if len(unfinished) < len(live):
+            lines = torch.tensor(unfinished, device=tokens.device)
+            state.select(lines)
+            batch = replace(batch, **{name: getattr(batch, name)[lines] for name in _PER_POSITION})
+            live = [live[line] for line in unfinished]
+    return [Answer(*answer) for answer in zip(ids, finished, strict=True)]
 
 
-def _replay_batch(
+def _generate_graphed(
     model: TrainableChatModel, prompts: list[list[int]], stop: set[int], max_new_tokens: int
 ) -> list[Answer]:
-    hidden, batch, past = prefill(model, prompts)
-    first = logits_of(model.base, hidden).argmax(-1)
-    lines = graphed_decoding.decode(
-        graphed_decoding.DecodeState(model, batch, past, first, max_new_tokens), stop, max_new_tokens
-    )
-    ends = [next((i for i, token in enumerate(line) if token in stop), None) for line in lines]
-    return [Answer(line[:end], end is not None) for line, end in zip(lines, ends, strict=True)]
+    """As `_generate_batch`, greedily, with one captured CUDA graph for a decoding step."""
+    hidden, batch, state = prefill(model, prompts)
+    first_tokens = logits_of(model.base, hidden).argmax(-1)
+    steps = graphed_decoding.DecodeState(model, batch, state, first_tokens, max_new_tokens)
+    answers = []
+    for line in graphed_decoding.decode(steps, stop, max_new_tokens):
+        end = next((i for i, token in enumerate(line) if token in stop), None)
+        answers.append(Answer(line[:end], finished=end is not None))
+    return answers
 
 
 def prefill(
     model: TrainableChatModel, prompts: list[list[int]]
 ) -> tuple[torch.Tensor, ChatBatch, KVState]:
-    """The prompts' last hidden states (B, width), the last place of each, and what stands before it.
+    """Run the prompts through the model and keep their keys and values.
 
-    On a CPU, where padding costs what words cost, prompts of unlike length are read apart.
+    On a CPU a padding token costs as much as any other, so prompts of similar length are run
+    together and their states are joined.
+
+    Args:
+        model: the model.
+        prompts: token ids of each prompt, the shortest first.
+
+    Returns:
+        The last hidden states (B, width), the last position of each prompt as a batch (B, 1), and
+        the KV cache of all prompts.
     """
-    parts = (
-        [left_pad(model, some) for some in _alike(prompts)]
-        if model.base.device.type == "cpu"
-        else [left_pad(model, prompts)]
-    )
-    hidden = torch.cat([hidden_states(model, batch, past)[:, -1] for batch, past in parts])
-    (first, past), others = parts[0], parts[1:]
+    groups = _similar_lengths(prompts) if model.base.device.type == "cpu" else [prompts]
+    padded = [left_pad(model, group) for group in groups]
+    hidden = torch.cat([hidden_states(model, batch, state)[:, -1] for batch, state in padded])
+    (batch, state), others = padded[0], padded[1:]
     if not others:
-        return hidden, first, past
-    past.concat([other for _, other in others])
-    last = {
-        name: torch.cat([getattr(batch, name)[:, -1:] for batch, _ in parts])
-        for name in ("ids", "virtual_indices", "positions", "segments")
+        return hidden, batch, state
+    state.concat([other for _, other in others])
+    last_positions = {
+        name: torch.cat([getattr(batch, name)[:, -1:] for batch, _ in padded])
+        for name in _PER_POSITION
     }
-    return hidden, replace(first, **last), past
+    return hidden, replace(batch, **last_positions), state
 
 
-def _alike(prompts: list[list[int]]) -> list[list[list[int]]]:
-    """The prompts, which come shortest first, in groups whose longest is at most `MAX_LENGTH_RATIO` times their shortest."""
+def _similar_lengths(prompts: list[list[int]]) -> list[list[list[int]]]:
+    """Group prompts, sorted by length, so that `MAX_LENGTH_RATIO` bounds each group."""
     groups: list[list[list[int]]] = []
     for prompt in prompts:
         if groups and len(prompt) <= MAX_LENGTH_RATIO * len(groups[-1][0]):
@@ -163,17 +197,18 @@ def _alike(prompts: list[list[int]]) -> list[list[list[int]]]:
 
 
 def left_pad(model: TrainableChatModel, prompts: list[list[int]]) -> tuple[ChatBatch, KVState]:
-    """The prompts, left-padded, and what stands before them."""
-    rows = [[TokenizedRow(np.array(p), np.zeros(len(p), bool), i)] for i, p in enumerate(prompts)]
-    prefix = model.prefix_length
-    batch = make_batch(rows, model.prompt_length, prefix, pad_left=True).to(
-        model.base.device
-    )
+    """The prompts as a batch (B, T), padded on the left, and an empty KV cache with the prefix."""
+    rows = [
+        [TokenizedRow(np.array(prompt), np.zeros(len(prompt), bool), i)]
+        for i, prompt in enumerate(prompts)
+    ]
+    batch = make_batch(rows, model.prompt_length, model.prefix_length, pad_left=True)
+    batch = batch.to(model.base.device)
     return batch, KVState(model, batch)
 
 
 def next_position(batch: ChatBatch, tokens: torch.Tensor) -> ChatBatch:
-    """One new place a line, after the last one."""
+    """A batch (B, 1) of the tokens (B,) that follow each line of a batch."""
     return replace(
         batch,
         ids=tokens[:, None],
@@ -183,20 +218,15 @@ def next_position(batch: ChatBatch, tokens: torch.Tensor) -> ChatBatch:
     )
 
 
-def _select(batch: ChatBatch, lines: torch.Tensor) -> ChatBatch:
-    return replace(
-        batch,
-        **{
-            name: getattr(batch, name)[lines]
-            for name in ("ids", "virtual_indices", "positions", "segments")
-        },
-    )
-
-
 def _sample_token(logits: torch.Tensor, sampling: Sampling) -> torch.Tensor:
-    """(B,) next tokens from (B, V) logits; nucleus sampling as in Holtzman et al. 2019 (arXiv:1904.09751)."""
+    """Pick the next tokens (B,) from logits (B, V).
+
+    Nucleus sampling (Holtzman et al. 2019, arXiv:1904.09751): draw from the most probable tokens
+    that together have the probability `top_p`.
+    """
     if sampling.temperature <= 0:
         return logits.argmax(-1)
-    shares, words = torch.softmax(logits / sampling.temperature, -1).sort(descending=True)
-    shares[shares.cumsum(-1) - shares > sampling.top_p] = 0
-    return words.gather(1, torch.multinomial(shares, 1))[:, 0]
+    probabilities, ids = torch.softmax(logits / sampling.temperature, -1).sort(descending=True)
+    more_probable = probabilities.cumsum(-1) - probabilities  # mass before each token
+    probabilities[more_probable > sampling.top_p] = 0
+    return ids.gather(1, torch.multinomial(probabilities, 1))[:, 0]
