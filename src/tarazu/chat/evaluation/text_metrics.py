@@ -1,73 +1,97 @@
-"""Scores of written answers: likeness to a reference, and the faults that need none.
+"""Scores of generated answers: similarity to a reference, and faults that need no reference.
 
-chrF from sacrebleu (Popović 2015); ROUGE-L (Lin 2004) over Persian words, because rouge-score's tokenizer drops every
-letter that is not Latin.
+chrF is sacrebleu's (Popović 2015, aclanthology.org/W15-3049). ROUGE-L (Lin 2004,
+aclanthology.org/W04-1013) is computed here over normalized Persian words. It equals the package
+rouge-score with this word splitting; that package's own tokenizer drops every non-Latin letter.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 from sacrebleu.metrics import CHRF
 
 from tarazu.chat.data import persian
 
 CHRF_SCORER = CHRF()
-NGRAM = 4
+NGRAM = 4  # words in an n-gram of `repetition`; shortest copy that `prompt_copy_ratio` counts
+
+# An answer counts as faulty from here on; each threshold is a fraction of the answer.
+REPETITION_THRESHOLD = 0.2
+WRONG_SCRIPT_THRESHOLD = 0.5
+PROMPT_COPY_THRESHOLD = 0.5
 
 
 def chrf(output: str, reference: str) -> float:
     """Sentence chrF2, 0..100."""
-    return CHRF_SCORER.sentence_score(
-        persian.normalize(output)[0], [persian.normalize(reference)[0]]
-    ).score
+    hypothesis, references = persian.normalize(output)[0], [persian.normalize(reference)[0]]
+    return CHRF_SCORER.sentence_score(hypothesis, references).score
 
 
 def rouge_l(output: str, reference: str) -> float:
     """F1 of the longest common subsequence of words, 0..100."""
-    ours, theirs = (persian.normalize_for_matching(text).split() for text in (output, reference))
-    common = _common(ours, theirs)
+    output_words, reference_words = _words(output), _words(reference)
+    common = longest_common_subsequence(output_words, reference_words)
     if not common:
         return 0.0
-    precision, recall = common / len(ours), common / len(theirs)
+    precision, recall = common / len(output_words), common / len(reference_words)
     return 200 * precision * recall / (precision + recall)
 
 
+def longest_common_subsequence(a: Sequence[str], b: Sequence[str]) -> int:
+    """Length of the longest common subsequence, by dynamic programming over its table."""
+    lengths = [0] * (len(b) + 1)  # [j]: for the words of `a` so far and the first j words of `b`
+    for word in a:
+        diagonal = 0  # lengths[j - 1] before this word
+        for j, other in enumerate(b, 1):
+            above = lengths[j]
+            lengths[j] = diagonal + 1 if word == other else max(above, lengths[j - 1])
+            diagonal = above
+    return lengths[-1]
+
+
 def repetition(output: str) -> float:
-    """Share of the answer's word 4-grams that stand in it a second time; a short loop of words counts too."""
-    words = persian.normalize_for_matching(output).split()
-    grams = [tuple(words[i : i + NGRAM]) for i in range(len(words) - NGRAM + 1)]
-    return 1 - len(set(grams)) / len(grams) if grams else 0.0
+    """Fraction of the answer's word 4-grams that occurred in it before, 0..1."""
+    words = _words(output)
+    ngrams = [tuple(words[i : i + NGRAM]) for i in range(len(words) - NGRAM + 1)]
+    return 1 - len(set(ngrams)) / len(ngrams) if ngrams else 0.0
 
 
 def wrong_script(output: str, expected: str = "fa") -> float:
-    """Share of letters that are not of the expected script ("fa": Arabic letters, "en": Latin); 0 without letters."""
-    shares = persian.letter_counts(output)
-    right = shares.arabic if expected == "fa" else shares.latin
-    return 1 - right / shares.letters if shares.letters else 0.0
+    """Fraction of letters outside the expected script ("fa" or "en"), 0..1; 0 without letters."""
+    counts = persian.letter_counts(output)
+    right = counts.arabic if expected == "fa" else counts.latin
+    return 1 - right / counts.letters if counts.letters else 0.0
 
 
 def prompt_copy_ratio(output: str, question: str) -> float:
-    """How much of the answer is the question said again: the longest run of the answer's words that stands in it, as a share."""
-    ours, theirs = (
-        persian.normalize_for_matching(output).split(),
-        persian.normalize_for_matching(question).split(),
-    )
-    if not ours:
-        return 0.0
-    best, row = 0, [0] * (len(theirs) + 1)
-    for word in ours:
-        previous = 0
-        for j, other in enumerate(theirs, 1):
-            previous, row[j] = row[j], previous + 1 if word == other else 0
-            best = max(best, row[j])
-    return best / len(ours) if best >= NGRAM else 0.0  # a few words in common are no echo
+    """Fraction of the answer that its longest run of words copied from the question makes up, 0..1.
+
+    Runs below `NGRAM` words count as 0: a few common words are no copy.
+    """
+    output_words, question_words = _words(output), _words(question)
+    longest = 0
+    run_lengths = [0] * (len(question_words) + 1)  # [j]: common run that ends at question word j
+    for word in output_words:
+        diagonal = 0  # run_lengths[j - 1] before this word
+        for j, other in enumerate(question_words, 1):
+            diagonal, run_lengths[j] = run_lengths[j], diagonal + 1 if word == other else 0
+            longest = max(longest, run_lengths[j])
+    return longest / len(output_words) if longest >= NGRAM else 0.0
 
 
 def score(
     output: str, question: str, reference: str | None, expected: str = "fa"
 ) -> dict[str, float | None]:
-    """All scores of one answer."""
+    """All scores of one answer; those that need a reference are None without one.
+
+    Args:
+        output: the answer.
+        question: the last question.
+        reference: a right answer, if there is one.
+        expected: the script that the answer should be in, "fa" or "en".
+    """
     return {
         "chrf": None if reference is None else chrf(output, reference),
         "rouge_l": None if reference is None else rouge_l(output, reference),
@@ -77,41 +101,41 @@ def score(
     }
 
 
-def aggregate(samples: Sequence[dict]) -> dict:
-    """Means over answers, as `metrics.json` holds them. Rates are 0..1: an answer repeats when a fifth of it does."""
+def aggregate(samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Means over answers, as `metrics.json` holds them.
 
-    def mean(values: list) -> float | None:
-        known = [float(v) for v in values if v is not None]
-        return sum(known) / len(known) if known else None
-
+    chrF and ROUGE-L are means of the scores. The faults are rates, 0..1: the fraction of answers
+    whose score exceeds the threshold above.
+    """
     scores = [sample["scores"] for sample in samples]
-    checks = [mean(list(sample["checks"].values())) for sample in samples if sample["checks"]]
+    checks = [_mean(sample["checks"].values()) for sample in samples if sample["checks"]]
     return {
         "n": len(samples),
-        "chrf": mean([s["chrf"] for s in scores]),
-        "rouge_l": mean([s["rouge_l"] for s in scores]),
-        "repetition": mean([s["repetition"] > 0.2 for s in scores]),
-        "wrong_script": mean([s["wrong_script"] > 0.5 for s in scores]),
-        "unfinished": mean([not sample["finished"] for sample in samples]),
-        "prompt_copy": mean([s["prompt_copy"] > 0.5 for s in scores]),
-        "answer_words": mean([len(persian.words(sample["output"])) for sample in samples]),
-        "checks_passed": mean(checks),
+        "chrf": _mean([s["chrf"] for s in scores]),
+        "rouge_l": _mean([s["rouge_l"] for s in scores]),
+        "repetition": _mean([s["repetition"] > REPETITION_THRESHOLD for s in scores]),
+        "wrong_script": _mean([s["wrong_script"] > WRONG_SCRIPT_THRESHOLD for s in scores]),
+        "unfinished": _mean([not sample["finished"] for sample in samples]),
+        "prompt_copy": _mean([s["prompt_copy"] > PROMPT_COPY_THRESHOLD for s in scores]),
+        "answer_words": _mean([len(persian.words(sample["output"])) for sample in samples]),
+        "checks_passed": _mean(checks),
     }
 
 
-def weighted_mean(parts: Sequence[dict], name: str) -> float | None:
-    """A mean of `aggregate` over several groups together, each weighing as many answers as it has."""
-    known = [(part["n"], part[name]) for part in parts if part[name] is not None]
-    return sum(n * value for n, value in known) / sum(n for n, _ in known) if known else None
+def weighted_mean(groups: Sequence[dict[str, Any]], name: str) -> float | None:
+    """The mean of one entry of `aggregate` over groups of answers, weighted by their sizes."""
+    present = [(group["n"], group[name]) for group in groups if group[name] is not None]
+    if not present:
+        return None
+    return sum(n * value for n, value in present) / sum(n for n, _ in present)
 
 
-def _common(a: list[str], b: list[str]) -> int:
-    """Length of the longest common subsequence, a word of `b` at a time and all of `a` in one number's bits (Hyyrö 2004)."""
-    places: dict[str, int] = {}
-    for i, word in enumerate(a):
-        places[word] = places.get(word, 0) | 1 << i
-    everything = row = (1 << len(a)) - 1
-    for word in b:
-        hit = row & places.get(word, 0)
-        row = (row + hit | row - hit) & everything
-    return len(a) - row.bit_count()
+def _mean(values: Iterable[float | None]) -> float | None:
+    """The mean of the values that are not None; None without any."""
+    present = [float(value) for value in values if value is not None]
+    return sum(present) / len(present) if present else None
+
+
+def _words(text: str) -> list[str]:
+    """Words for comparison: normalized, split at spaces."""
+    return persian.normalize_for_matching(text).split()
