@@ -25,9 +25,7 @@ class Recurrent(Toy):
     def build(self, **options):
         model = super().build(**options)
         embedding, _, linear = model.module
-        model.module = torch.nn.Sequential(
-            embedding, torch.nn.LSTM(8, 8), FirstOfPair(), linear
-        )
+        model.module = torch.nn.Sequential(embedding, torch.nn.LSTM(8, 8), FirstOfPair(), linear)
         return model
 
 

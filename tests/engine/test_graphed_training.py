@@ -1,4 +1,4 @@
-"""The whole training loop over passes that are played back ends where it ends without: on a CPU, with stand-ins for recordings."""
+"""Training with captured passes ends where eager training ends. Graphs are emulated on the CPU."""
 
 from __future__ import annotations
 
@@ -14,120 +14,115 @@ from tarazu.engine.cuda_graphs import recorder
 from tarazu.engine.cuda_graphs.recorder import GraphedFunction
 
 
-class Played:
-    """A module whose calls are played back."""
+class GraphedModule:
+    """A module in train mode whose calls are captured and replayed."""
 
     training = True
 
-    def __init__(self, module):
-        self.module, self.recorder = module, GraphedFunction(lambda x: (module(x),), module)
+    def __init__(self, module: torch.nn.Module):
+        self.module = module
+        self.graphed = GraphedFunction(lambda x: (module(x),), module)
 
     def __call__(self, x):
-        return self.recorder(x)[0]
+        return self.graphed(x)[0]
 
-    def __getitem__(self, place):
-        return self.module[place]
+    def __getitem__(self, index):
+        return self.module[index]
 
 
-class Recorded(Toy):
-    """A poisoned step's gradient reaches a weight past the recording as well."""
+class GraphedToy(Toy):
+    """A poisoned step adds a gradient outside the graph too."""
 
-    played = None
+    graphed_module: GraphedModule | None = None
 
     def loss(self, model, batch):
         if not model.module.training:
             return super().loss(model, batch)
-        if self.played is None or self.played.module is not model.module:
-            self.played = Played(model.module)
-        return super().loss(SimpleNamespace(module=self.played), batch)
+        if self.graphed_module is None or self.graphed_module.module is not model.module:
+            self.graphed_module = GraphedModule(model.module)
+        return super().loss(SimpleNamespace(module=self.graphed_module), batch)
+
+    def captured_widths(self) -> list[int]:
+        graphs = self.graphed_module.graphed.graphs.values()
+        return [len(captured.inputs[0]) for captured in graphs]
 
 
 CASES = {
-    "many passes a step": ({}, {"micro_batch_tokens": 12}),
-    "a batch that does not fit": ({"memory": 20}, {"micro_batch_tokens": 64}),
-    "a step without a finite gradient": ({"poison": (4,)}, {"micro_batch_tokens": 12}),
-    "the mean of the weights": ({}, {"ema_decay": 0.9, "micro_batch_tokens": 12}),
+    "many micro-batches": ({}, {"micro_batch_tokens": 12}),
+    "out of memory": ({"memory": 20}, {"micro_batch_tokens": 64}),
+    "a gradient that is not finite": ({"poison": (4,)}, {"micro_batch_tokens": 12}),
+    "averaged weights": ({}, {"ema_decay": 0.9, "micro_batch_tokens": 12}),
     "sgd": ({}, {"optimizer": "sgd", "micro_batch_tokens": 12}),
 }
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_the_loop_ends_where_it_ends_without_recordings(case, tmp_path, emulated_graphs):
+def test_graphed_training_equals_eager_training(case, tmp_path, emulated_graphs):
     toy, settings = CASES[case]
-    ends, task = [], Recorded(**toy)
-    for name, one in (("played", task), ("plain", Toy(**toy))):
-        model, events, _ = train(tmp_path / name, one, **settings)
-        ends.append(
-            [
-                *model.trainable().values(),
-                torch.tensor([e["loss"] for e in events if e["event"] == "step"]),
-            ]
-        )
-    assert task.played.recorder.graphs and not task.played.recorder.failure_reason
-    for mine, wanted in zip(*ends, strict=True):
-        torch.testing.assert_close(mine.detach(), wanted.detach(), atol=2e-5, rtol=1e-4)
+    results, graphed_toy = [], GraphedToy(**toy)
+    for name, task in (("graphed", graphed_toy), ("eager", Toy(**toy))):
+        model, events, _ = train(tmp_path / name, task, **settings)
+        losses = torch.tensor([event["loss"] for event in events if event["event"] == "step"])
+        results.append([*model.trainable().values(), losses])
+    graphed = graphed_toy.graphed_module.graphed
+    assert graphed.graphs and not graphed.failure_reason
+    for actual, expected in zip(*results, strict=True):
+        torch.testing.assert_close(actual.detach(), expected.detach(), atol=2e-5, rtol=1e-4)
 
 
-@pytest.mark.parametrize("at", range(1, 14, 3))
-def test_a_recording_that_finds_no_memory_halves_the_batch_and_keeps_the_step(
-    at,
-    tmp_path,
-    emulated_graphs,
-    monkeypatch,
+@pytest.mark.parametrize("failing_capture", range(1, 14, 3))
+def test_capture_without_memory_halves_micro_batches_and_keeps_the_step(
+    failing_capture, tmp_path, emulated_graphs, monkeypatch
 ):
-    tries = []
+    captures = []
 
-    def once_full(work, space):
-        tries.append(work)
-        if len(tries) == at:
-            work()  # the gradients of this try are in their places already
+    def capture_out_of_memory_once(work, pool):
+        captures.append(work)
+        if len(captures) == failing_capture:
+            work()  # its gradients are in the buffers by now
             raise RuntimeError("CUDA out of memory")
-        return by_running(work, space)
+        return by_running(work, pool)
 
-    monkeypatch.setattr(recorder, "capture", once_full)
-    mine, events, _ = train(tmp_path / "played", Recorded(), micro_batch_tokens=16)
-    wanted, _, _ = train(tmp_path / "plain", micro_batch_tokens=8)
-    assert [e["kind"] for e in events if e["event"] == "warning"].count("out_of_memory") == 1
-    for a, b in zip(mine.trainable().values(), wanted.trainable().values(), strict=True):
+    monkeypatch.setattr(recorder, "capture", capture_out_of_memory_once)
+    graphed, events, _ = train(tmp_path / "graphed", GraphedToy(), micro_batch_tokens=16)
+    eager, _, _ = train(tmp_path / "eager", micro_batch_tokens=8)
+    warnings = [event["kind"] for event in events if event["event"] == "warning"]
+    assert warnings.count("out_of_memory") == 1
+    for a, b in zip(graphed.trainable().values(), eager.trainable().values(), strict=True):
         torch.testing.assert_close(a, b, atol=2e-5, rtol=1e-4)
 
 
-def test_recordings_of_passes_that_proved_too_large_are_given_up(tmp_path, emulated_graphs):
-    class Full(Recorded):
-        """Out of memory after the third pass was played."""
+def test_out_of_memory_discards_graphs_of_larger_passes(tmp_path, emulated_graphs):
+    class OutOfMemoryLater(GraphedToy):
+        """Runs out of memory after the third replay."""
 
         def loss(self, model, batch):
-            found = super().loss(model, batch)
+            loss = super().loss(model, batch)
             if model.module.training and self.steps == 3:
-                self.widths = [len(one.inputs[0]) for one in self.played.recorder.graphs.values()]
+                self.widths_before = self.captured_widths()
                 raise RuntimeError("CUDA out of memory")
-            return found
+            return loss
 
-    task = Full()
+    task = OutOfMemoryLater()
     train(tmp_path, task, micro_batch_tokens=24)
-    widths = [len(one.inputs[0]) for one in task.played.recorder.graphs.values()]
-    assert max(task.widths) > 12 >= max(widths)
+    assert max(task.widths_before) > 12 >= max(task.captured_widths())
 
 
-def test_a_run_that_is_cut_and_resumed_with_new_recordings_ends_the_same(
-    tmp_path,
-    emulated_graphs,
-    monkeypatch,
-):
+def test_resume_with_new_graphs_is_exact(tmp_path, emulated_graphs, monkeypatch):
     monkeypatch.setattr(trainer, "SAVE_SECONDS", 0.0)
-    whole, _, _ = train(tmp_path / "whole", Recorded(), micro_batch_tokens=12)
+    expected, _, _ = train(tmp_path / "expected", GraphedToy(), micro_batch_tokens=12)
 
-    class Cut(Exception):
+    class Crash(Exception):
         pass
 
-    class Cutting(Recorded):
+    class Crashing(GraphedToy):
         def loss(self, model, batch):
             if self.steps == 20:
-                raise Cut
+                raise Crash
             return super().loss(model, batch)
 
-    with pytest.raises(Cut):
-        train(tmp_path / "cut", Cutting(), micro_batch_tokens=12)
-    resumed, _, _ = train(tmp_path / "cut", Recorded(), micro_batch_tokens=12)
-    for a, b in zip(resumed.trainable().values(), whole.trainable().values(), strict=True):
+    with pytest.raises(Crash):
+        train(tmp_path / "crashed", Crashing(), micro_batch_tokens=12)
+    resumed, _, _ = train(tmp_path / "crashed", GraphedToy(), micro_batch_tokens=12)
+    for a, b in zip(resumed.trainable().values(), expected.trainable().values(), strict=True):
         assert torch.equal(a, b)

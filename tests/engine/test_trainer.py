@@ -82,7 +82,7 @@ def test_run_without_finite_gradients_fails(tmp_path):
     ("optimizer", "ema_decay"), [("adamw", 0.0), ("adamw", 0.9), ("sgd", 0.0), ("rmsprop", 0.0)]
 )
 def test_run_that_crashes_often_resumes_exactly(tmp_path, monkeypatch, optimizer, ema_decay):
-    """It crashes after 1, 2 or 3 steps, also between validations. The bytes of the end are equal."""
+    """It crashes after 1, 2 or 3 steps, also between validations, and ends with equal bytes."""
     monkeypatch.setattr(trainer, "SAVE_SECONDS", 0.0)
     settings = {"optimizer": optimizer, "ema_decay": ema_decay}
     _, events, _ = train(tmp_path / "expected", Toy(dropout=0.3), **settings)
