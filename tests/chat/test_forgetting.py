@@ -128,7 +128,7 @@ def test_the_shipped_texts_are_read_whole():
     template = select_template(spelling.llama3(), "llama")
     for language, found in forgetting.prepare(Forgetting(max_length=4096), template).items():
         shares = [
-            forgetting.raw.local_path(
+            forgetting.sources.local_path(
                 f"samples:forgetting_{language[:2] if language == 'english' else 'fa'}.txt"
             ).read_text(encoding="utf-8")
         ]

@@ -103,7 +103,7 @@ GOOD = {"id": "q1", "ability": "facts", "system": None, "prompt": "؟", "good_fa
             "no letter or digit",
         ),
         ({"checks": GOOD["checks"] * 2}, "same text_en"),
-        ({"id": "q0"}, "there twice"),
+        ({"id": "q0"}, "occurs twice"),
         ("{not json", "JSON"),
     ],
 )

@@ -1,27 +1,30 @@
-"""How much of what the model knew is left: its loss on plain text of either language that no method was trained on.
+"""Forgetting: the loss on plain text in English and Persian that no method trains on.
 
-The text stands as it would in use: the beginning-of-text token, then the passage; a soft prompt or prefix stands before
-both. The same tokens are scored for every method: without a beginning token the first one is not, not even behind a prompt.
+A passage is scored as the model would read it: the beginning-of-text token, then the text, both
+after a soft prompt or prefix. The same tokens are scored for every method. Without a
+beginning-of-text token the first token of a passage is not scored, not even after a soft prompt.
 """
 
 from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tarazu.chat.data import sources as raw
+from tarazu.chat.data import sources
 from tarazu.chat.data.conversation import clean
 from tarazu.chat.model.batching import TokenizedRow
 from tarazu.errors import UserError
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
     from tarazu.chat.data.chat_template import Template
     from tarazu.chat.settings import Forgetting
 
@@ -30,67 +33,86 @@ LANGUAGES = ("english", "persian")
 
 @dataclass(frozen=True)
 class Passages:
-    """The passages of one language: their tokens, and the UTF-8 bytes that the scored tokens of each stand for."""
+    """The passages of one language.
+
+    Args:
+        source: the name of the source.
+        sha256: a hash of the texts.
+        rows: the tokenized passages.
+        num_bytes: for each passage, the UTF-8 bytes that its scored tokens stand for.
+    """
 
     source: str
     sha256: str
     rows: list[TokenizedRow]
     num_bytes: list[int]
 
-    def describe(self) -> dict:
-        """For data.json."""
-        tokens = sum(int(row.supervised.sum()) for row in self.rows)
+    def describe(self) -> dict[str, Any]:
+        """For `data.json`."""
         return {
             "source": self.source,
             "sha256": self.sha256,
             "rows": len(self.rows),
-            "tokens": tokens,
+            "tokens": sum(int(row.supervised.sum()) for row in self.rows),
             "bytes": sum(self.num_bytes),
         }
 
 
 def prepare(settings: Forgetting, template: Template) -> dict[str, Passages]:
-    """The passages of each language that the recipe gives. Raises `UserError` for a source without text."""
-    sources = {language: getattr(settings, language) for language in LANGUAGES}
+    """Tokenize the passages of each language that the recipe names.
+
+    Raises:
+        UserError: a source cannot be read, or holds no text.
+    """
+    source_of = {language: getattr(settings, language) for language in LANGUAGES}
     return {
         language: _passages(source, settings, template)
-        for language, source in sources.items()
+        for language, source in source_of.items()
         if source
     }
 
 
 def measure(
-    passages: dict[str, Passages], nats_of: Callable[[list[TokenizedRow]], list[float]]
-) -> dict[str, dict]:
-    """For each language its `loss` (nats per token), `bits_per_byte`, and [nats, tokens, bytes] of every passage.
+    passages: dict[str, Passages], loss_sums: Callable[[list[TokenizedRow]], list[float]]
+) -> dict[str, dict[str, Any]]:
+    """Measure the loss of each language.
 
     Args:
-        nats_of: the summed loss of each row's supervised tokens, in the rows' order.
+        passages: by language.
+        loss_sums: gives the summed loss (nats) over the scored tokens of each row.
+
+    Returns:
+        For each language `loss` (nats per token), `bits_per_byte`, and in `row_losses` [nats,
+        tokens, bytes] of each passage.
     """
-    out = {}
-    for language, found in passages.items():
-        tokens = [int(row.supervised.sum()) for row in found.rows]
-        items = [list(item) for item in zip(nats_of(found.rows), tokens, found.num_bytes, strict=True)]
-        nats, count, size = (sum(column) for column in zip(*items, strict=True))
-        out[language] = {
-            "loss": nats / count,
-            "bits_per_byte": nats / math.log(2) / size,
-            "rows": len(items),
-            "row_losses": items,
+    results = {}
+    for language, texts in passages.items():
+        tokens = [int(row.supervised.sum()) for row in texts.rows]
+        nats = loss_sums(texts.rows)
+        total_nats = sum(nats)
+        results[language] = {
+            "loss": total_nats / sum(tokens),
+            "bits_per_byte": total_nats / math.log(2) / sum(texts.num_bytes),
+            "rows": len(tokens),
+            "row_losses": [list(row) for row in zip(nats, tokens, texts.num_bytes, strict=True)],
         }
-    return out
+    return results
 
 
-def read(source: str) -> Iterable[str]:
-    """The passages of a source: paragraphs of a .txt file (blank lines part them), or the `text` of every row."""
-    path = raw.local_path(source)
+def read_passages(source: str) -> Iterator[str]:
+    """Yield the paragraphs of a .txt file, which blank lines separate, or the `text` of every row.
+
+    Raises:
+        UserError: the source cannot be read, or a row has no `text`.
+    """
+    path = sources.local_path(source)
     if path.suffix.lower() != ".txt":
-        for place, row in raw.iter_rows(source):
+        for location, row in sources.iter_rows(source):
             if not isinstance(row, dict) or not isinstance(row.get("text"), str):
                 raise UserError(
                     "a row without `text`",
-                    location=f"{source}:{place}",
-                    hint='forgetting wants plain text: rows of {"text": ...}, or a .txt file',
+                    location=f"{source}:{location}",
+                    hint='forgetting needs plain text: rows of {"text": ...}, or a .txt file',
                 )
             yield row["text"]
         return
@@ -105,8 +127,8 @@ def read(source: str) -> Iterable[str]:
     yield from _paragraphs(lines)
 
 
-def _paragraphs(lines: list[str]) -> Iterable[str]:
-    """Lines up to a blank one, joined."""
+def _paragraphs(lines: Iterable[str]) -> Iterator[str]:
+    """Runs of non-blank lines, each joined by spaces."""
     paragraph: list[str] = []
     for line in [*lines, ""]:
         if line.strip():
@@ -118,8 +140,8 @@ def _paragraphs(lines: list[str]) -> Iterable[str]:
 
 def _passages(source: str, settings: Forgetting, template: Template) -> Passages:
     rows, num_bytes, digest = [], [], hashlib.sha256()
-    for text in islice(read(source), settings.rows):
-        text = clean(text, template.markers)[0]
+    for raw_text in islice(read_passages(source), settings.rows):
+        text = clean(raw_text, template.markers)[0]
         row, size = _encode(text, template.tokenizer, settings.max_length, len(rows))
         if row.supervised.any():
             rows.append(row)
@@ -131,19 +153,22 @@ def _passages(source: str, settings: Forgetting, template: Template) -> Passages
             location=source,
             hint="give a file with text, or null: forgetting",
         )
-    name = Path(source).name if raw.local_path(source).exists() else source
+    name = Path(source).name if sources.local_path(source).exists() else source
     return Passages(name, digest.hexdigest(), rows, num_bytes)
 
 
-def _encode(text: str, tokenizer, max_length: int, index: int) -> tuple[TokenizedRow, int]:
-    """The passage's tokens up to `max_length`, and the bytes of the text that the scored ones cover."""
+def _encode(
+    text: str, tokenizer: PreTrainedTokenizerBase, max_length: int, index: int
+) -> tuple[TokenizedRow, int]:
+    """The first `max_length` tokens of a passage, and the UTF-8 bytes of the scored ones."""
     encoding = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-    begin = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
-    kept = encoding["input_ids"][: max_length - len(begin)]
-    ids = np.array(begin + kept, dtype=np.int64)
-    supervised = np.arange(len(ids)) > 0
+    bos = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
+    text_ids = encoding["input_ids"][: max_length - len(bos)]
+    ids = np.array(bos + text_ids, dtype=np.int64)
+    supervised = np.arange(len(ids)) > 0  # nothing predicts the first token
+    row = TokenizedRow(ids, supervised, index)
     if len(ids) < 2:
-        return TokenizedRow(ids, supervised, index), 0
-    spans = encoding["offset_mapping"][: len(kept)]
-    start = 0 if begin else spans[0][1]
-    return TokenizedRow(ids, supervised, index), len(text[start : spans[-1][1]].encode())
+        return row, 0
+    offsets = encoding["offset_mapping"][: len(text_ids)]
+    start = 0 if bos else offsets[0][1]
+    return row, len(text[start : offsets[-1][1]].encode())

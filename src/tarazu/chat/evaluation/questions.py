@@ -1,7 +1,7 @@
-"""The designed questions: what is asked, what a good answer has, and the checks that a program can make of it.
+"""Designed questions: the prompt, what a good answer has, and checks that a program can make.
 
-A check sees the answer normalised, with digits as 0-9 and without half-spaces, so that ways of writing do not decide;
-an empty answer passes none, not even "says nothing wrong".
+A check reads the answer with digits as 0-9 and without half-spaces, so that spelling variants do
+not decide. An empty answer passes no check, not even `none_of`.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import (
     Field,
@@ -28,31 +28,40 @@ _DIGITS = str.maketrans("۰۱۲۳۴۵۶۷۸۹", "0123456789", ZWNJ)
 
 
 class _Check(StrictModel):
+    """A check, with its text in both languages. `text_en` is the key of its result."""
+
     text_fa: str = Field(min_length=1)
     text_en: str = Field(min_length=1)
 
 
 class Values(_Check):
-    """Any, all or none of the values stand in the answer; a value that ends in a digit or a space ends a word there."""
+    """Any, all or none of the values occur in the answer.
+
+    A value that begins or ends in a digit does not match inside a longer number, and one that
+    begins or ends in a space does not match inside a longer word.
+    """
 
     kind: Literal["any_of", "all_of", "none_of"]
     values: list[str] = Field(min_length=1)
 
     @field_validator("values")
     @classmethod
-    def _something(cls, values: list[str]) -> list[str]:
+    def _not_empty(cls, values: list[str]) -> list[str]:
         if not all(normalize_for_matching(value) for value in values):
             raise ValueError("a value has no letter or digit")
         return values
 
     def passed(self, answer: str) -> bool:
+        """Whether the answer passes."""
         text = normalize_for_matching(answer)
-        found = [_pattern(value).search(text) is not None for value in self.values]
-        return {"any_of": any(found), "all_of": all(found), "none_of": not any(found)}[self.kind]
+        matches = [_pattern(value).search(text) is not None for value in self.values]
+        if self.kind == "all_of":
+            return all(matches)
+        return any(matches) if self.kind == "any_of" else not any(matches)
 
 
 class Pattern(_Check):
-    """A regular expression is found in the answer."""
+    """A regular expression matches somewhere in the answer."""
 
     kind: Literal["regex"]
     pattern: str = Field(min_length=1)
@@ -67,29 +76,32 @@ class Pattern(_Check):
         return pattern
 
     def passed(self, answer: str) -> bool:
+        """Whether the answer passes."""
         return re.search(self.pattern, normalize(answer)[0].translate(_DIGITS)) is not None
 
 
 class Length(_Check):
-    """At most or at least so many words, or exactly so many lines that are not empty."""
+    """At most or at least `value` words, or exactly `value` non-empty lines."""
 
     kind: Literal["max_words", "min_words", "lines"]
     value: PositiveInt
 
     def passed(self, answer: str) -> bool:
+        """Whether the answer passes."""
         if self.kind == "lines":
             return sum(bool(line.strip()) for line in answer.splitlines()) == self.value
-        count = len(words(answer))
-        return count <= self.value if self.kind == "max_words" else count >= self.value
+        num_words = len(words(answer))
+        return num_words <= self.value if self.kind == "max_words" else num_words >= self.value
 
 
 class Json(_Check):
-    """The answer is one JSON object with these keys; a code fence around it is allowed."""
+    """The answer is one JSON object with these keys. A code fence around it is allowed."""
 
     kind: Literal["json"]
     keys: list[str] = []
 
     def passed(self, answer: str) -> bool:
+        """Whether the answer passes."""
         fenced = re.fullmatch(r"\s*```(?:json)?\s*(.*?)\s*```\s*", answer, re.DOTALL)
         try:
             value = json.loads(fenced[1] if fenced else answer)
@@ -105,15 +117,19 @@ class Script(_Check):
     value: Literal["fa", "en"]
 
     def passed(self, answer: str) -> bool:
-        shares = letter_counts(answer)
-        return (shares.arabic if self.value == "fa" else shares.latin) * 2 > shares.letters
+        """Whether the answer passes."""
+        counts = letter_counts(answer)
+        return (counts.arabic if self.value == "fa" else counts.latin) * 2 > counts.letters
 
 
 Check = Annotated[Values | Pattern | Length | Json | Script, Field(discriminator="kind")]
 
 
 class Question(StrictModel):
-    """One designed question of one ability (facts, reasoning, summary, ...)."""
+    """One designed question of one ability (facts, reasoning, summary, ...).
+
+    `good_fa` and `good_en` say what a good answer has, for readers of the report and for the judge.
+    """
 
     id: str = Field(min_length=1)
     ability: str = Field(min_length=1)
@@ -126,24 +142,34 @@ class Question(StrictModel):
     @model_validator(mode="after")
     def _texts_differ(self) -> Question:
         if len({check.text_en for check in self.checks}) < len(self.checks):
-            raise ValueError(
-                "two checks have the same text_en: it is the name that results are kept under"
-            )
+            raise ValueError("two checks have the same text_en, which is the key of their results")
         return self
 
-    def sample(self) -> dict:
-        """As samples.jsonl (chat) has it, before it is answered."""
+    def sample(self) -> dict[str, Any]:
+        """The question as a line of samples.jsonl, before it is answered."""
         turns = [{"role": "system", "text": self.system}] if self.system else []
         turns.append({"role": "user", "text": self.prompt})
-        return {"id": self.id, "from": "questions", "ability": self.ability, "turns": turns, "reference": None,
-                "good": self.good_fa, "good_en": self.good_en, "checks_fa": {c.text_en: c.text_fa for c in self.checks}}  # fmt: skip
+        return {
+            "id": self.id,
+            "from": "questions",
+            "ability": self.ability,
+            "turns": turns,
+            "reference": None,
+            "good": self.good_fa,
+            "good_en": self.good_en,
+            "checks_fa": {check.text_en: check.text_fa for check in self.checks},
+        }
 
 
 _QUESTION = TypeAdapter(Question)
 
 
 def load(path: str | Path) -> list[Question]:
-    """The questions of a JSON-lines file. Raises `UserError` with file:line for what cannot be used."""
+    """Read the questions of a JSON-lines file.
+
+    Raises:
+        UserError: the file cannot be read, or a line is not a valid question.
+    """
     try:
         lines = Path(path).read_text(encoding="utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
@@ -158,7 +184,7 @@ def load(path: str | Path) -> list[Question]:
             continue
         question = _parse(line, f"{path}:{number}")
         if question.id in questions:
-            raise UserError(f"the id {question.id!r} is there twice", location=f"{path}:{number}")
+            raise UserError(f"the id {question.id!r} occurs twice", location=f"{path}:{number}")
         questions[question.id] = question
     if not questions:
         raise UserError("there is no question in this file", location=str(path))
@@ -166,28 +192,36 @@ def load(path: str | Path) -> list[Question]:
 
 
 def check(question: Question, answer: str) -> dict[str, bool]:
-    """Which checks an answer passes, by their English text."""
-    said = bool(normalize_for_matching(answer))
-    return {c.text_en: said and c.passed(answer.strip()) for c in question.checks}
+    """Whether an answer passes each check, by the check's English text."""
+    empty = not normalize_for_matching(answer)
+    return {check.text_en: not empty and check.passed(answer.strip()) for check in question.checks}
 
 
 def expected_script(question: Question) -> Literal["fa", "en"]:
-    """The script that the answer should be in: what a script check asks for, else Persian."""
-    return next((c.value for c in question.checks if isinstance(c, Script)), "fa")
+    """The script that the answer should be in: that of a script check, else Persian."""
+    return next((check.value for check in question.checks if isinstance(check, Script)), "fa")
 
 
-def _parse(line: str, where: str) -> Question:
+def _parse(line: str, location: str) -> Question:
     try:
         return _QUESTION.validate_json(line)
     except ValidationError as error:
-        problem = error.errors()[0]
-        place = ".".join(str(part) for part in problem["loc"])
-        message = problem["msg"].removeprefix("Value error, ")
-        raise UserError(f"{place}: {message}" if place else message, location=where) from None
+        first = error.errors()[0]
+        field = ".".join(str(part) for part in first["loc"])
+        message = first["msg"].removeprefix("Value error, ")
+        raise UserError(f"{field}: {message}" if field else message, location=location) from None
 
 
-def _pattern(value: str) -> re.Pattern:
-    folded = normalize_for_matching(value)
-    before = r"(?<!\d)" if folded[0].isdigit() else r"(?<!\w)" if value[0].isspace() else ""
-    after = r"(?!\d)" if folded[-1].isdigit() else r"(?!\w)" if value[-1].isspace() else ""
-    return re.compile(before + re.escape(folded) + after)
+def _pattern(value: str) -> re.Pattern[str]:
+    """A pattern for a value of `Values` in a normalized answer."""
+    normalized = normalize_for_matching(value)
+    before = after = ""
+    if normalized[0].isdigit():
+        before = r"(?<!\d)"
+    elif value[0].isspace():
+        before = r"(?<!\w)"
+    if normalized[-1].isdigit():
+        after = r"(?!\d)"
+    elif value[-1].isspace():
+        after = r"(?!\w)"
+    return re.compile(before + re.escape(normalized) + after)
