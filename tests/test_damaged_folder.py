@@ -67,7 +67,9 @@ def finished(tmp_path_factory):
     recipe = small.recipe(
         root / "recipe.yaml", small.save_model(root / "model"), methods=methods, search=search
     )
-    return study_commands.run(str(recipe), str(root / "study"), overrides=["budget.tokens=3000"]).path
+    return study_commands.run(
+        str(recipe), str(root / "study"), overrides=["budget.tokens=3000"]
+    ).path
 
 
 @pytest.fixture
@@ -126,7 +128,10 @@ def test_a_damaged_search_is_not_taken_for_a_winner(copied, content):
 )
 def test_a_damaged_recipe_of_a_study(copied, content):
     (copied / "resolved.yaml").write_text(content)
-    for command in (lambda: study_commands.resume(str(copied)), lambda: verify(str(copied), [], False, "")):
+    for command in (
+        lambda: study_commands.resume(str(copied)),
+        lambda: verify(str(copied), [], False, ""),
+    ):
         with pytest.raises(UserError, match="resolved.yaml"):
             command()
 
@@ -143,8 +148,8 @@ def test_damaged_results(copied, tmp_path, content):
             export(str(copied / "lora"), str(tmp_path / "out"), "")
 
 
-def test_an_unknown_form_of_export_names_the_known_ones(copied, tmp_path):
-    with pytest.raises(UserError, match="(?s)no form.*--format merged or --format peft"):
+def test_an_unknown_export_format_names_the_known_ones(copied, tmp_path):
+    with pytest.raises(UserError, match="(?s)no such format.*--format merged or --format peft"):
         export(str(copied / "lora"), str(tmp_path / "out"), "gguf")
 
 

@@ -14,7 +14,7 @@ from tarazu.errors import UserError
 from tarazu.estimate import estimator
 from tarazu.report.analysis.study_view import read_study
 from tarazu.report.build import build
-from tarazu.report.sections.common.estimates import expected_view
+from tarazu.report.sections.common.estimates import estimates_view
 from tarazu.storage.atomic_io import read_json, write_json
 
 METHODS = {"base": {}, "lora": {"rank": 2}}
@@ -72,7 +72,7 @@ def test_a_measured_estimate_is_kept_as_it_is(home):
 
 def test_the_report_puts_it_beside_what_happened(home, undrawn):
     (measured, predicted) = (
-        expected_view(read_study(home / name)) for name in ("told", "predicted")
+        estimates_view(read_study(home / name)) for name in ("told", "predicted")
     )
     for view, how in ((measured, "a few real steps"), (predicted, "a table of devices")):
         rows = {row[0].html.plain("en"): row for row in view["table"].rows}
@@ -166,5 +166,5 @@ def test_inside_below_and_above_a_range(home, tmp_path):
     ):
         whole["methods"][1]["range"]["seconds"] = [low, high]
         write_json(folder / "estimate.json", whole)
-        table = expected_view(read_study(folder))["table"]
+        table = estimates_view(read_study(folder))["table"]
         assert table.rows[1][2].sort == pytest.approx(ratio), json.dumps([low, high])

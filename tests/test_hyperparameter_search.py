@@ -1,4 +1,4 @@
-"""A method's trials: the model is loaded once, and that changes nothing."""
+"""Searches within a study: one model serves all trials, and runs have the settings that won."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ from tarazu.engine.signals import StopSignals
 from tarazu.recipe.schema import Search, load
 from tarazu.storage.atomic_io import read_json
 from tarazu.storage.run_folder import RunDir, StudyDir
-from tarazu.study import hyperparameter_search, runner
+from tarazu.study import runner
+from tarazu.study.hyperparameter_search import TrialRunner
 
 CPU = torch.device("cpu")
 TRAINED = [name for name in small.METHODS if name != "base"]
@@ -24,7 +25,7 @@ TRAINED = [name for name in small.METHODS if name != "base"]
 
 @pytest.fixture(scope="module")
 def recipe(tmp_path_factory):
-    home = tmp_path_factory.mktemp("searching")
+    home = tmp_path_factory.mktemp("search")
     budget = {
         "tokens": 2_000,
         "batch_rows": 4,
@@ -44,92 +45,76 @@ def data(recipe, tmp_path_factory):
     return Chat().prepare(recipe, StudyDir(tmp_path_factory.mktemp("data")), CPU)
 
 
-def losses(recipe, data, name, folder, rates) -> list[float]:
+def trial_losses(recipe, data, name, folder, rates) -> list[float]:
     """The losses of one method's trials, one after the other."""
-    trials, method = (
-        hyperparameter_search.TrialRunner(Chat(), recipe, name, data, CPU, StopSignals("")),
-        recipe.methods[name],
-    )
-    settings = [method.model_copy(update={"learning_rate": rate}) for rate in rates]
-    return [
-        trials.train(one, recipe.budget, RunDir(folder / str(i) / "seed-0"))
-        for i, one in enumerate(settings)
-    ]
+    trials = TrialRunner(Chat(), recipe, name, data, CPU, StopSignals(""))
+    losses = []
+    for number, rate in enumerate(rates):
+        settings = recipe.methods[name].model_copy(update={"learning_rate": rate})
+        trial_dir = RunDir(folder / str(number) / "seed-0")
+        losses.append(trials.train(settings, recipe.budget, trial_dir))
+    return losses
 
 
 @pytest.mark.parametrize("name", TRAINED)
-def test_a_model_that_is_used_again_gives_what_a_new_one_gives(
-    recipe, data, name, tmp_path, monkeypatch
-):
-    built = []
-    monkeypatch.setattr(
-        Chat, "load", lambda self, *args, whole=Chat.load: built.append(1) or whole(self, *args)
-    )
-    again = losses(recipe, data, name, tmp_path / "again", [3e-2, 1e-3, 3e-2])
-    assert len(built) == 1 and again[0] == again[2] != again[1]
+def test_a_model_that_is_reset_trains_as_a_new_one_does(recipe, data, name, tmp_path, monkeypatch):
+    builds = []
+
+    def counting_build(self, *args, original=Chat.build):
+        builds.append(1)
+        return original(self, *args)
+
+    monkeypatch.setattr(Chat, "build", counting_build)
+    rates = [3e-2, 1e-3, 3e-2]
+    reset = trial_losses(recipe, data, name, tmp_path / "reset", rates)
+    assert len(builds) == 1
+    assert reset[0] == reset[2] != reset[1]
     monkeypatch.setattr(Chat, "reuses_models", False)
-    assert (
-        losses(recipe, data, name, tmp_path / "anew", [3e-2, 1e-3, 3e-2]) == again
-        and len(built) == 4
-    )
+    assert trial_losses(recipe, data, name, tmp_path / "new", rates) == reset
+    assert len(builds) == 4
 
 
-def test_what_the_trials_held_is_gone_before_the_run_is_built(recipe, data, tmp_path, monkeypatch):
-    asked, held, alive = (
-        recipe.model_copy(
-            update={"search": Search(tokens=400, learning_rate=[1e-3, 1e-2], extend_range=False)}
-        ),
-        [],
-        [],
-    )
-    monkeypatch.setattr(
-        hyperparameter_search.TrialRunner,
-        "reset_model",
-        lambda self, *args, whole=hyperparameter_search.TrialRunner.reset_model: keep(
-            held, whole(self, *args)
-        ),
-    )
-    monkeypatch.setattr(
-        Chat,
-        "build",
-        lambda self, *args, whole=Chat.build: (
-            alive.append([one() is not None for one in held]),
-            whole(self, *args),
-        )[1],
-    )
+def test_models_of_trials_are_freed_before_the_run_builds_its_own(
+    recipe, data, tmp_path, monkeypatch
+):
+    search = Search(tokens=400, learning_rate=[1e-3, 1e-2], extend_range=False)
+    recipe = recipe.model_copy(update={"search": search})
+    trial_modules, alive_at_build = [], []
+
+    def recording_reset(self, *args, original=TrialRunner.reset_model):
+        model = original(self, *args)
+        trial_modules.append(weakref.ref(model.module))
+        return model
+
+    def recording_build(self, *args, original=Chat.build):
+        alive_at_build.append([module() is not None for module in trial_modules])
+        return original(self, *args)
+
+    monkeypatch.setattr(TrialRunner, "reset_model", recording_reset)
+    monkeypatch.setattr(Chat, "build", recording_build)
     folder = StudyDir(tmp_path / "study")
-    runner.run_method(
-        Chat(), asked, "lora", data, folder.run("lora", 0), CPU, StopSignals(""), folder
-    )
-    assert len(held) == 2 and len(alive) == 2 and not any(alive[-1])
+    study = runner.Study(recipe, folder, Chat(), data, CPU, StopSignals(""))
+    runner.run_method(study, "lora", folder.run("lora", 0))
+    assert len(trial_modules) == 2 and len(alive_at_build) == 2
+    assert not any(alive_at_build[-1])
 
 
-def keep(held: list, model):
-    held.append(weakref.ref(model.module))
-    return model
-
-
-def test_another_rank_is_another_module(recipe, data, tmp_path):
-    trials = hyperparameter_search.TrialRunner(Chat(), recipe, "lora", data, CPU, StopSignals(""))
+def test_another_rank_needs_another_model(recipe, data):
+    trials = TrialRunner(Chat(), recipe, "lora", data, CPU, StopSignals(""))
     lora = recipe.methods["lora"]
     first = trials.reset_model(recipe, lora, 0)
-    assert (
-        trials.reset_model(recipe, lora.model_copy(update={"learning_rate": 1.0}), 0) is first
-        and first.learning_rate == 1.0
-    )
-    wide = lora.model_copy(update={"rank": 4})
-    other = trials.reset_model(
-        recipe.model_copy(update={"methods": {**recipe.methods, "lora": wide}}), wide, 0
-    )
-    assert (
-        other is not first
-        and max(p.shape[0] for n, p in other.trainable().items() if "lora_A" in n) == 4
-    )
+    faster = lora.model_copy(update={"learning_rate": 1.0})
+    assert trials.reset_model(recipe, faster, 0) is first
+    assert first.learning_rate == 1.0
+    higher_rank = lora.model_copy(update={"rank": 4})
+    other = trials.reset_model(recipe.replace_method("lora", higher_rank), higher_rank, 0)
+    assert other is not first
+    assert max(p.shape[0] for n, p in other.trainable().items() if "lora_A" in n) == 4
 
 
 @pytest.fixture(scope="module")
-def of_other_sizes(tmp_path_factory):
-    """A study whose recipe says rank 2 and 4 virtual tokens, where its search could only choose 8 and 6."""
+def study_with_other_sizes(tmp_path_factory):
+    """A study with rank 2 and 4 virtual tokens in its recipe; the search can only choose 8 and 6."""
     home = tmp_path_factory.mktemp("sizes")
     budget = {
         "tokens": 800,
@@ -152,36 +137,30 @@ def of_other_sizes(tmp_path_factory):
     return home / "out"
 
 
-def test_a_run_with_a_searched_rank_is_loaded_as_it_was_trained(of_other_sizes):
-    """Talking to the run and exporting it need the searched 8."""
-    model, *_, known = trained_model.load(str(of_other_sizes / "lora"))
-    assert (
-        known.methods["lora"].rank == 8
-        and max(p.shape[0] for n, p in model.module.named_parameters() if "lora_A" in n) == 8
-    )
+def test_a_run_is_loaded_with_the_rank_that_its_search_chose(study_with_other_sizes):
+    model, *_, recipe = trained_model.load(str(study_with_other_sizes / "lora"))
+    assert recipe.methods["lora"].rank == 8
+    assert max(p.shape[0] for n, p in model.module.named_parameters() if "lora_A" in n) == 8
 
 
-def test_a_study_is_verified_with_what_its_search_chose(of_other_sizes, monkeypatch):
-    built, kept = {}, (of_other_sizes / "resolved.yaml").read_text()
-    monkeypatch.setattr(
-        Chat,
-        "build",
-        lambda self, recipe, name, *args, whole=Chat.build: (
-            built.setdefault(name, []).append(size(made := whole(self, recipe, name, *args)))
-            or made
-        ),
-    )
-    verify(str(of_other_sizes), [], True, "")
-    assert (
-        set(built) == {"lora", "prompt_tuning"}
-        and set(built["lora"]) == {8}
-        and set(built["prompt_tuning"]) == {6}
-    )
-    assert (of_other_sizes / "resolved.yaml").read_text() == kept and read_json(
-        of_other_sizes / "verify.json"
-    )["verdict"] == "ok"
+def test_a_study_is_verified_with_the_settings_that_its_search_chose(
+    study_with_other_sizes, monkeypatch
+):
+    sizes, before = {}, (study_with_other_sizes / "resolved.yaml").read_text()
+
+    def recording_build(self, recipe, name, *args, original=Chat.build):
+        model = original(self, recipe, name, *args)
+        sizes.setdefault(name, set()).add(adapter_size(model))
+        return model
+
+    monkeypatch.setattr(Chat, "build", recording_build)
+    verify(str(study_with_other_sizes), [], True, "")
+    assert sizes == {"lora": {8}, "prompt_tuning": {6}}
+    assert (study_with_other_sizes / "resolved.yaml").read_text() == before
+    assert read_json(study_with_other_sizes / "verify.json")["verdict"] == "ok"
 
 
-def size(model) -> int:
-    """The rank of a LoRA, or how many virtual tokens a soft prompt has."""
-    return next(p.shape[0] for n, p in model.trainable().items() if "lora_A" in n or "prompt" in n)
+def adapter_size(model) -> int:
+    """The rank of a LoRA, or the number of virtual tokens of a soft prompt."""
+    tensors = model.trainable().items()
+    return next(p.shape[0] for n, p in tensors if "lora_A" in n or "prompt" in n)

@@ -234,58 +234,88 @@ def _run_or_record_failure(study: Study, name: str, run_dir: RunDir) -> list[str
 
 
 def run_method(study: Study, name: str, run_dir: RunDir) -> None:
-    """One method with one seed, from loading to metrics.
+    """Run one method with one seed, from loading to metrics.
+
+    Args:
+        study: the open study.
+        name: the method.
+        run_dir: the run's folder, which has the seed.
 
     Raises:
         TarazuError: training diverged, or a tensor changed that should not have.
+        Stopped: a signal stopped the run after a step.
     """
     recipe, task, data, device = study.recipe, study.task, study.data, study.device
+    # 1. The search chooses settings. Its result serves all seeds.
     search = run_or_load_search(task, recipe, name, data, device, study.stop, study.folder)
-    free_memory(device)  # the memory of the search's trials is not this run's
+    free_memory(device)  # before the run needs the memory of the search's trials
     if search:
         winner = recipe.methods[name].model_copy(update=search["winner"])
         recipe = recipe.replace_method(name, winner)
     method, ledger = recipe.methods[name], Ledger(device)
-    settings = method.model_dump(mode="json")
     run_dir.update(
         name=name,
         kind=method.kind,
         seed=run_dir.seed,
-        settings=settings,
+        settings=method.model_dump(mode="json"),
         status="running",
         error=None,
     )
+    # 2. Build the model, train it, and prove which tensors changed.
     with ledger.phase("load"):
         model = task.build(recipe, name, data, run_dir.seed, device, study.folder)
     trained = sum(parameter.numel() for parameter in model.trainable().values())
     sizes = {"trained_parameters": trained, "total_parameters": model.total_parameters()}
-    run_dir.update(**sizes, targets=task.trained_tensors(model))
+    run_dir.update(**sizes, trained_tensors=task.trained_tensors(model))
     log(
-        f"{name}: {trained:,} of {sizes['total_parameters']:,} parameters may change "
+        f"{name}: {trained:,} of {sizes['total_parameters']:,} parameters are trainable "
         f"({describe_trainable(model.trainable_names)})"
     )
     if model.trainable_names:
         _train_and_prove(study, recipe, method, model, run_dir, ledger)
+    # 3. Evaluate on the test split.
     model.module.eval()
     log(f"{name}: evaluating on the test split")
     with torch.no_grad(), autocast(recipe.budget, device):
         metrics = task.evaluate(model, data, recipe, run_dir.path, ledger)
-    ledger.paths = task.code_paths(model, data)
-    disk = {"weights_bytes": _size(run_dir.weights), "disk_bytes": run_dir.disk_bytes()}
-    if search:
-        ledger.seconds["search"] = search["seconds"]
-    with autocast(recipe.budget, device):
-        arithmetic = flops.flops_metrics(task, model, data, recipe, ledger)
-    search_cost = {"search_tokens": search["tokens"]} if search else {}
-    write_json(
-        run_dir.path / "ledger.json",
-        {**ledger.as_json(), **arithmetic, **search_cost, **sizes, **disk},
-    )
+    # 4. Write the results. Once the status is `done`, nothing needs the checkpoints.
+    ledger.code_paths = task.code_paths(model, data)
+    _write_ledger(study, recipe, model, run_dir, ledger, sizes, search)
     write_json(run_dir.path / "metrics.json", metrics)
     run_dir.update(status="done")
-    # The weights are saved and proven: nothing needs the checkpoints any more.
     shutil.rmtree(run_dir.path / "checkpoint", ignore_errors=True)
     (run_dir.path / "best.safetensors").unlink(missing_ok=True)
+
+
+def _write_ledger(
+    study: Study,
+    recipe: Recipe,
+    model: TrainableModel,
+    run_dir: RunDir,
+    ledger: Ledger,
+    sizes: dict[str, int],
+    search: dict[str, Any] | None,
+) -> None:
+    """Write ledger.json: time, memory, FLOPs, numbers of parameters, and bytes on disk.
+
+    Args:
+        study: the open study.
+        recipe: the recipe with the settings that the search chose.
+        model: the trained model.
+        run_dir: the run's folder.
+        ledger: times and memory so far.
+        sizes: numbers of parameters.
+        search: the content of search.json, if there was a search.
+    """
+    disk = {"weights_bytes": _size(run_dir.weights), "disk_bytes": run_dir.disk_bytes()}
+    search_cost = {}
+    if search:
+        ledger.seconds["search"] = search["seconds"]
+        search_cost["search_tokens"] = search["tokens"]
+    with autocast(recipe.budget, study.device):
+        arithmetic = flops.flops_metrics(study.task, model, study.data, recipe, ledger)
+    content = {**ledger.as_json(), **arithmetic, **search_cost, **sizes, **disk}
+    write_json(run_dir.path / "ledger.json", content)
 
 
 def _train_and_prove(
