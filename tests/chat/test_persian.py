@@ -1,4 +1,4 @@
-"""Persian text: what normalising changes and what it must leave alone."""
+"""Persian text: what normalization changes and what it must leave as it is."""
 
 from __future__ import annotations
 
@@ -44,11 +44,11 @@ def test_repairs(before: str, after: str, repair: str) -> None:
     [
         "می‌روم؛ کتاب‌های «نو» را ۱۲٫۵ درصد ارزان‌تر خریدم.",
         "مسئله‌ای تأثیرگذار، مؤمن و خانهٔ ما",  # hamza on its seats stays
-        "def f(x):\n    if x:\n\treturn 1\n\n\nprint(f(2))",  # indentation and blank lines are meaning
+        "def f(x):\n    if x:\n\treturn 1\n\n\nprint(f(2))",  # indentation and blank lines matter
         "😀 👨‍👩‍👧 é 中文",
     ],
 )
-def test_good_text_is_left_alone(text: str) -> None:
+def test_correct_text_does_not_change(text: str) -> None:
     assert normalize(text) == (text, set())
 
 
@@ -56,7 +56,7 @@ def test_arabic_ye_with_hamza_composes_before_it_is_replaced() -> None:
     assert normalize("مس\u064a\u0654ول")[0] == "مسئول"
 
 
-def test_normalising_twice_changes_nothing() -> None:
+def test_normalizing_twice_changes_nothing() -> None:
     pieces = [
         *"يىكةۀأ٤۴اب \n\t\r\u200c\u200d\u00a0\u202e\ufeff\x00\x85",
         "\ud800",
@@ -67,9 +67,9 @@ def test_normalising_twice_changes_nothing() -> None:
         "A",
         "́",
     ]
-    draw = random.Random(0)
+    rng = random.Random(0)
     for _ in range(3000):
-        text = "".join(draw.choice(pieces) for _ in range(draw.randint(0, 12)))
+        text = "".join(rng.choice(pieces) for _ in range(rng.randint(0, 12)))
         once, _ = normalize(text)
         assert normalize(once) == (once, set())
         once.encode("utf-8")
@@ -89,16 +89,16 @@ def test_words_are_joined_by_half_spaces() -> None:
     assert words("مُهَندِس آمد") == ["مُهَندِس", "آمد"]
 
 
-def test_folding_makes_equal_answers_equal() -> None:
-    same = ["مي‌روم به خانۀ ۱۲", "میروم به خانه 12!", "«میروم»، بهِ خانه   ۱۲."]
-    assert {normalize_for_matching(text) for text in same} == {"میروم به خانه 12"}
+def test_equal_answers_match() -> None:
+    variants = ["مي‌روم به خانۀ ۱۲", "میروم به خانه 12!", "«میروم»، بهِ خانه   ۱۲."]
+    assert {normalize_for_matching(text) for text in variants} == {"میروم به خانه 12"}
     assert normalize_for_matching("Tehran") == normalize_for_matching("TEHRAN")
-    assert normalize_for_matching("12") != normalize_for_matching("21") and normalize_for_matching(
-        "علی"
-    ) != normalize_for_matching("علیه")
+    assert normalize_for_matching("12") != normalize_for_matching("21")
+    assert normalize_for_matching("علی") != normalize_for_matching("علیه")
 
 
-def test_shares_of_scripts() -> None:
-    shares = letter_counts("سلام ABC ёё ۱۲۳ ...!")
-    assert (shares.arabic, shares.latin, shares.other) == (4, 3, 2)
-    assert english_fraction("سلام abcd") == 0.5 and english_fraction("۱۲۳") == 0.0 == english_fraction("")
+def test_letters_by_script() -> None:
+    counts = letter_counts("سلام ABC ёё ۱۲۳ ...!")
+    assert (counts.arabic, counts.latin, counts.other) == (4, 3, 2)
+    assert english_fraction("سلام abcd") == 0.5
+    assert english_fraction("۱۲۳") == english_fraction("") == 0.0

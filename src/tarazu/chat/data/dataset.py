@@ -47,7 +47,7 @@ class ChatDataset:
     def __init__(self, folder: Path, template: Template, meta: dict):
         import pyarrow
 
-        self.template, self.meta, self._folder = template, meta, folder
+        self.template, self.meta = template, meta
         self._file = pyarrow.memory_map(str(folder / "rows.arrow"))
         reader = pyarrow.ipc.open_file(self._file)
         self._batches = [reader.get_batch(i) for i in range(reader.num_record_batches)]
@@ -89,9 +89,6 @@ class ChatDataset:
         """Line (or row) number in the source; "file:line" where there are several files."""
         batch, at = self._at(split, i)
         return json.loads(batch.column("location")[at].as_py())
-
-    def iterate(self, split: str) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        return (self.row(split, i) for i in range(self.size(split)))
 
     def summary(self, examples: int = 5) -> dict:
         """What docs/run_folder.md calls data.json (chat)."""

@@ -1,4 +1,4 @@
-"""The structure numbers, against counts made by hand."""
+"""Row statistics and their summary, against counts made by hand."""
 
 from __future__ import annotations
 
@@ -68,11 +68,12 @@ def test_tokens_per_word_counts_the_tokens_of_answers_alone() -> None:
     assert described()[0]["tokens_per_word"] == pytest.approx(tokens / (3 + 1 + 2 + 5))
 
 
-def test_truncation_is_measured_before_it_cuts() -> None:
-    whole, (*_, last) = described()
-    cut, _ = described(max_length=len(last.ids) - 4)
-    assert cut["lengths"]["tokens"] == whole["lengths"]["tokens"]
-    assert cut["truncated_rows"] >= 1 and 0 < cut["truncated_token_fraction"] < 0.2
+def test_lengths_are_measured_before_truncation() -> None:
+    complete, (*_, last) = described()
+    truncated, _ = described(max_length=len(last.ids) - 4)
+    assert truncated["lengths"]["tokens"] == complete["lengths"]["tokens"]
+    assert truncated["truncated_rows"] >= 1
+    assert 0 < truncated["truncated_token_fraction"] < 0.2
 
 
 @pytest.mark.parametrize(
@@ -88,14 +89,12 @@ def test_truncation_is_measured_before_it_cuts() -> None:
 )
 def test_histograms_hold_every_row_once(values) -> None:
     values = np.array(values, dtype=np.int64)
-    found = statistics.length_summary(values)
-    histogram = found["histogram"]
-    assert (
-        sum(histogram["counts"]) == len(values)
-        and len(histogram["edges"]) == len(histogram["counts"]) + 1
-    )
+    summary = statistics.length_summary(values)
+    histogram = summary["histogram"]
+    assert sum(histogram["counts"]) == len(values)
+    assert len(histogram["edges"]) == len(histogram["counts"]) + 1
     assert histogram["edges"] == sorted(set(histogram["edges"]))
-    assert found["max"] == values.max() and found["p50"] == np.percentile(values, 50)
+    assert summary["max"] == values.max() and summary["p50"] == np.percentile(values, 50)
     assert all(isinstance(n, int) for n in histogram["counts"])
 
 
@@ -103,8 +102,5 @@ def test_no_rows_have_no_numbers() -> None:
     empty = statistics.describe(
         {name: np.array([], dtype=np.int32) for name in statistics.COLUMNS}, 0
     )
-    assert (
-        empty["rows"] == 0
-        and empty["tokens_per_word"] is None
-        and empty["lengths"]["words"]["mean"] is None
-    )
+    assert empty["rows"] == 0 and empty["tokens_per_word"] is None
+    assert empty["lengths"]["words"]["mean"] is None

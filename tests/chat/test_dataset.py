@@ -1,4 +1,4 @@
-"""Prepared rows: what was tokenised, how it is split, what was counted, and that the cache is only used when it fits."""
+"""The tokenized dataset: its rows, splits and counts, and when its cache is used."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from chat import spelling
 
-from tarazu.chat.data import dataset as stores
+from tarazu.chat.data import dataset
 from tarazu.chat.data.chat_template import select_template
 from tarazu.chat.data.conversation import NO_ANSWER, Conversation
 from tarazu.chat.data.dataset import ChatDataset, prepare
@@ -40,8 +40,8 @@ def write(path: Path, rows: list) -> Path:
     return path
 
 
-def made(
-    source, tmp_path: Path, max_length: int = 64, split: dict | None = SPLIT, **more
+def build(
+    source, tmp_path: Path, max_length: int = 64, split: dict | None = SPLIT, **options
 ) -> ChatDataset:
     return prepare(
         source,
@@ -50,11 +50,12 @@ def made(
         max_length=max_length,
         split=split,
         cache=tmp_path / "cache",
-        **more,
+        **options,
     )
 
 
-def said(store: ChatDataset, split: str) -> list[str]:
+def answers(store: ChatDataset, split: str) -> list[str]:
+    """The last answer of every row of a split."""
     return [store.conversation(split, i)[-1].text for i in range(store.size(split))]
 
 
@@ -64,108 +65,97 @@ def source(tmp_path: Path) -> Path:
 
 
 def test_a_row_is_what_the_template_encodes(source: Path, tmp_path: Path) -> None:
-    store = made(source, tmp_path)
-    for split in stores.SPLITS:
-        for i, (ids, supervised) in enumerate(store.iterate(split)):
+    store = build(source, tmp_path)
+    for split in dataset.SPLITS:
+        for i in range(store.size(split)):
+            ids, supervised = store.row(split, i)
             turns = store.conversation(split, i)
             expected = TEMPLATE.encode(Conversation(tuple(turns)))
             assert ids.dtype == np.int32 and supervised.dtype == bool
-            assert (
-                ids.tolist() == expected.ids.tolist()
-                and supervised.tolist() == expected.supervised.tolist()
-            )
+            assert ids.tolist() == expected.ids.tolist()
+            assert supervised.tolist() == expected.supervised.tolist()
             assert store.lengths(split)[i] == len(ids)
-            assert (
-                store.answer_bytes(split, i)
-                == expected.answer_bytes
-                == len(turns[-1].text.encode())
-            )
+            answer_bytes = len(turns[-1].text.encode())
+            assert store.answer_bytes(split, i) == expected.answer_bytes == answer_bytes
             assert turns[-1].text == f"پاسخ {store.location(split, i) - 1}"
 
 
 def test_splits_are_exact_disjoint_and_seeded(source: Path, tmp_path: Path) -> None:
-    store = made(source, tmp_path)
-    assert [store.size(split) for split in stores.SPLITS] == [40, 5, 5]
-    parts = [set(said(store, split)) for split in stores.SPLITS]
+    store = build(source, tmp_path)
+    assert [store.size(split) for split in dataset.SPLITS] == [40, 5, 5]
+    parts = [set(answers(store, split)) for split in dataset.SPLITS]
     assert len(set.union(*parts)) == 50 == sum(map(len, parts))
-    again, other = made(source, tmp_path), made(source, tmp_path, seed=1)
-    assert said(again, "test") == said(store, "test") != said(other, "test")
-    assert len(list((tmp_path / "cache").iterdir())) == 1  # another seed tokenises nothing
+    again, other = build(source, tmp_path), build(source, tmp_path, seed=1)
+    assert answers(again, "test") == answers(store, "test") != answers(other, "test")
+    assert len(list((tmp_path / "cache").iterdir())) == 1  # another seed tokenizes nothing
 
 
 def test_the_order_of_the_file_does_not_decide_the_split(source: Path, tmp_path: Path) -> None:
-    turned = write(tmp_path / "turned.jsonl", [row(i) for i in reversed(range(50))])
-    assert set(said(made(source, tmp_path), "test")) == set(said(made(turned, tmp_path), "test"))
+    reversed_source = write(tmp_path / "reversed.jsonl", [row(i) for i in reversed(range(50))])
+    original, changed = build(source, tmp_path), build(reversed_source, tmp_path)
+    assert set(answers(original, "test")) == set(answers(changed, "test"))
 
 
 def test_duplicates_are_dropped_or_kept_together(tmp_path: Path) -> None:
     rows = [row(i % 20) for i in range(60)]
     source = write(tmp_path / "rows.jsonl", [*rows, {"instruction": "پرسش 3", "output": "پاسخ  3"}])
-    dropped = made(source, tmp_path)
-    assert sum(dropped.size(split) for split in stores.SPLITS) == 20 and dropped.duplicates == 41
-    problem = next(p for p in dropped.issues.as_list() if p["reason"] == stores.DUPLICATE)
-    assert (
-        problem["count"] == 41
-        and problem["lines"] == list(range(21, 41))
-        and problem["kind"] == "dropped"
-    )
-    kept = made(source, tmp_path, duplicates="keep")
-    parts = [set(said(kept, split)) for split in stores.SPLITS]
-    assert sum(kept.size(split) for split in stores.SPLITS) == 61
+    dropped = build(source, tmp_path)
+    assert sum(dropped.size(split) for split in dataset.SPLITS) == 20 and dropped.duplicates == 41
+    problem = next(p for p in dropped.issues.as_list() if p["reason"] == dataset.DUPLICATE)
+    assert problem["count"] == 41 and problem["kind"] == "dropped"
+    assert problem["lines"] == list(range(21, 41))
+    kept = build(source, tmp_path, duplicates="keep")
+    parts = [set(answers(kept, split)) for split in dataset.SPLITS]
+    assert sum(kept.size(split) for split in dataset.SPLITS) == 61
     assert len(set.union(*parts)) == 20 == sum(map(len, parts))
 
 
-def test_three_sources_and_a_row_of_the_test_in_training(tmp_path: Path) -> None:
+def test_three_sources_drop_test_rows_from_training(tmp_path: Path) -> None:
     names = {"train": range(20), "validation": range(19, 25), "test": range(24, 30)}
     sources = {
         name: str(write(tmp_path / f"{name}.jsonl", [row(i) for i in r]))
         for name, r in names.items()
     }
     for duplicates in ("drop", "keep"):
-        store = made(sources, tmp_path, split=None, duplicates=duplicates)
-        assert [store.size(split) for split in stores.SPLITS] == [
-            19,
-            5,
-            6,
-        ]  # 19 and 24 stay where they test
-        assert {p["reason"]: p["count"] for p in store.issues.as_list()} == {
-            stores.IN_ANOTHER_SPLIT: 2
-        }
+        store = build(sources, tmp_path, split=None, duplicates=duplicates)
+        # Rows 19 and 24 stay in validation and test.
+        assert [store.size(split) for split in dataset.SPLITS] == [19, 5, 6]
+        counts = {p["reason"]: p["count"] for p in store.issues.as_list()}
+        assert counts == {dataset.IN_ANOTHER_SPLIT: 2}
     data = store.summary()
     assert data["source"].count(".jsonl") == 3 and len(data["sha256"]) == 64
 
 
 def test_a_list_of_sources_and_the_first_rows_only(source: Path, tmp_path: Path) -> None:
     other = write(tmp_path / "more.jsonl", [row(i) for i in range(100, 120)])
-    store = made([str(source), str(other)], tmp_path)
-    assert sum(store.size(split) for split in stores.SPLITS) == 70
+    store = build([str(source), str(other)], tmp_path)
+    assert sum(store.size(split) for split in dataset.SPLITS) == 70
     assert {store.location("train", i).split(":")[0] for i in range(store.size("train"))} == {
         "rows.jsonl",
         "more.jsonl",
     }
-    few = made(source, tmp_path, rows=10)
-    assert sorted(
-        few.location(split, i) for split in stores.SPLITS for i in range(few.size(split))
-    ) == list(range(1, 11))
+    subset = build(source, tmp_path, rows=10)
+    locations = [
+        subset.location(split, i) for split in dataset.SPLITS for i in range(subset.size(split))
+    ]
+    assert sorted(locations) == list(range(1, 11))
 
 
 def test_truncation_is_counted_and_a_row_without_an_answer_left_is_dropped(tmp_path: Path) -> None:
     rows = [row(i) for i in range(20)]
     rows[4] = row(4, "پاسخ بلند " * 40)
     rows[7] = {"instruction": "پرسش بلند " * 100, "output": "پاسخ"}
-    store = made(write(tmp_path / "rows.jsonl", rows), tmp_path)
+    store = build(write(tmp_path / "rows.jsonl", rows), tmp_path)
     problems = {p["reason"]: p for p in store.issues.as_list()}
-    assert problems[stores.CUT]["lines"] == [5] and problems[stores.CUT]["kind"] == "repaired"
-    assert (
-        problems[stores.NOTHING_LEFT]["lines"] == [8]
-        and problems[stores.NOTHING_LEFT]["kind"] == "dropped"
-    )
+    assert problems[dataset.CUT]["lines"] == [5] and problems[dataset.CUT]["kind"] == "repaired"
+    dropped = problems[dataset.NOTHING_LEFT]
+    assert dropped["lines"] == [8] and dropped["kind"] == "dropped"
     structure = store.summary()["structure"]
     assert structure["truncated_rows"] == 1 and structure["rows"] == 19
-    assert max(int(store.lengths(split).max()) for split in stores.SPLITS) == 64
-    lost = structure["lengths"]["tokens"]["max"] - 64
-    whole = sum(int(store.lengths(split).sum()) for split in stores.SPLITS) + lost
-    assert structure["truncated_token_fraction"] == pytest.approx(lost / whole)
+    assert max(int(store.lengths(split).max()) for split in dataset.SPLITS) == 64
+    truncated = structure["lengths"]["tokens"]["max"] - 64
+    total = sum(int(store.lengths(split).sum()) for split in dataset.SPLITS) + truncated
+    assert structure["truncated_token_fraction"] == pytest.approx(truncated / total)
 
 
 def test_problems_have_their_line_numbers(tmp_path: Path) -> None:
@@ -175,11 +165,11 @@ def test_problems_have_their_line_numbers(tmp_path: Path) -> None:
         json.dumps({"conversations": [{"from": "human", "value": "بی‌پاسخ"}]}),
         json.dumps(row(99)).replace("99", "٩\\u0000"),
     ]
-    store = made(write(tmp_path / "rows.jsonl", rows), tmp_path)
-    found = {(p["kind"], p["reason"]): p["lines"] for p in store.issues.as_list()}
-    assert found["dropped", "malformed JSON"] == [3] and found["dropped", NO_ANSWER] == [4]
-    assert found["repaired", "control characters removed"] == [5]
-    cached = made(tmp_path / "rows.jsonl", tmp_path)
+    store = build(write(tmp_path / "rows.jsonl", rows), tmp_path)
+    lines = {(p["kind"], p["reason"]): p["lines"] for p in store.issues.as_list()}
+    assert lines["dropped", "malformed JSON"] == [3] and lines["dropped", NO_ANSWER] == [4]
+    assert lines["repaired", "control characters removed"] == [5]
+    cached = build(tmp_path / "rows.jsonl", tmp_path)
     assert cached.issues.as_list() == store.issues.as_list()
 
 
@@ -191,25 +181,24 @@ def test_problems_have_their_line_numbers(tmp_path: Path) -> None:
             ["1 x malformed JSON (line 1)", "2 x no known schema (line 2, 3)"],
         ),
         (["", "  "], ["no row in it"]),
-        ([{"instruction": "x " * 500, "output": "y"}], [stores.NOTHING_LEFT]),
+        ([{"instruction": "x " * 500, "output": "y"}], [dataset.NOTHING_LEFT]),
     ],
 )
-def test_a_source_without_a_usable_row_says_why_and_leaves_nothing(
+def test_a_source_without_a_usable_row_lists_the_reasons_and_caches_nothing(
     rows: list, reasons: list, tmp_path: Path
 ) -> None:
     source = write(tmp_path / "rows.jsonl", rows)
     with pytest.raises(UserError) as error:
-        made(source, tmp_path)
-    assert all(reason in str(error.value) for reason in reasons) and error.value.location == str(
-        source
-    )
+        build(source, tmp_path)
+    assert all(reason in str(error.value) for reason in reasons)
+    assert error.value.location == str(source)
     assert list((tmp_path / "cache").iterdir()) == []
 
 
 def test_too_few_rows_for_three_splits(tmp_path: Path) -> None:
     source = write(tmp_path / "rows.jsonl", [row(1), row(2)])
     with pytest.raises(UserError, match="no row for the train split"):
-        made(source, tmp_path)
+        build(source, tmp_path)
 
 
 def test_the_cache_is_used_only_for_the_same_rows_tokens_and_length(
@@ -217,26 +206,26 @@ def test_the_cache_is_used_only_for_the_same_rows_tokens_and_length(
 ) -> None:
     written = []
     monkeypatch.setattr(
-        stores, "_write", lambda *a, original=stores._write: written.append(1) or original(*a)
+        dataset, "_write", lambda *a, original=dataset._write: written.append(1) or original(*a)
     )
-    made(source, tmp_path)
-    made(source, tmp_path)
+    build(source, tmp_path)
+    build(source, tmp_path)
     assert len(written) == 1
-    made(source, tmp_path, max_length=32)
+    build(source, tmp_path, max_length=32)
     other = spelling.llama3()
     prepare(
         source, other, select_template(other), max_length=64, split=SPLIT, cache=tmp_path / "cache"
     )
     write(source, [row(i) for i in range(51)])
-    store = made(source, tmp_path)
-    assert len(written) == 4 and sum(store.size(split) for split in stores.SPLITS) == 51
+    store = build(source, tmp_path)
+    assert len(written) == 4 and sum(store.size(split) for split in dataset.SPLITS) == 51
     arrow = max((tmp_path / "cache").glob("*/rows.arrow"), key=lambda p: p.stat().st_mtime)
-    arrow.write_bytes(arrow.read_bytes()[:-100])  # a disk that was full
-    assert made(source, tmp_path).size("train") == store.size("train") and len(written) == 5
+    arrow.write_bytes(arrow.read_bytes()[:-100])  # as on a full disk
+    assert build(source, tmp_path).size("train") == store.size("train") and len(written) == 5
 
 
-def test_data_json_says_what_the_contract_wants(source: Path, tmp_path: Path) -> None:
-    data = made(source, tmp_path, note="stands in for SlimOrca").summary()
+def test_data_json_has_the_documented_keys(source: Path, tmp_path: Path) -> None:
+    data = build(source, tmp_path, note="stands in for SlimOrca").summary()
     assert json.loads(json.dumps(data, allow_nan=False)) == data
     assert set(data) == {
         "source",
@@ -250,11 +239,8 @@ def test_data_json_says_what_the_contract_wants(source: Path, tmp_path: Path) ->
         "problems",
         "examples",
     }
-    assert (
-        data["template"]["name"] == "gemma"
-        and data["note"] == "stands in for SlimOrca"
-        and data["max_length"] == 64
-    )
+    assert data["template"]["name"] == "gemma" and data["max_length"] == 64
+    assert data["note"] == "stands in for SlimOrca"
     assert data["splits"]["train"]["rows"] == 40
     assert data["splits"]["train"]["tokens"] > data["splits"]["train"]["supervised"] > 40
     assert len(data["examples"]) == 5
@@ -264,14 +250,14 @@ def test_data_json_says_what_the_contract_wants(source: Path, tmp_path: Path) ->
     assert all("tokens" not in example for example in data["examples"][1:])
 
 
-def test_hostile_rows_are_all_accounted_for_and_none_gets_through(tmp_path: Path) -> None:
-    """Every line of the shipped hostile file is used or dropped with a reason; what is used is clean text, whole turns."""
+def test_hostile_rows_are_all_cleaned_or_dropped(tmp_path: Path) -> None:
+    """Every line of the hostile sample is used or dropped with a reason; used text is clean."""
     source = local_path("samples:hostile.jsonl")
     lines = [n for n, line in enumerate(source.read_bytes().split(b"\n"), 1) if line.strip()]
-    store = made("samples:hostile.jsonl", tmp_path, max_length=128)
+    store = build("samples:hostile.jsonl", tmp_path, max_length=128)
     used = {
         store.location(split, i): (split, i)
-        for split in stores.SPLITS
+        for split in dataset.SPLITS
         for i in range(store.size(split))
     }
     dropped = [
@@ -281,14 +267,11 @@ def test_hostile_rows_are_all_accounted_for_and_none_gets_through(tmp_path: Path
     end = TOKENIZER.convert_tokens_to_ids("<end_of_turn>")
     for line, (split, i) in used.items():
         turns, (ids, supervised) = store.conversation(split, i), store.row(split, i)
-        assert [t.role for t in turns if t.role != "system"] == ["user", "assistant"] * (
-            len(turns) // 2
-        ), line
+        roles = [turn.role for turn in turns if turn.role != "system"]
+        assert roles == ["user", "assistant"] * (len(turns) // 2), line
         for turn in turns:
-            assert turn.text == turn.text.strip() != "" and normalize(turn.text) == (
-                turn.text,
-                set(),
-            ), line
+            assert turn.text == turn.text.strip() != "", line
+            assert normalize(turn.text) == (turn.text, set()), line
             assert not TEMPLATE.markers.search(turn.text), line
         assert supervised.any() and (ids == TOKENIZER.bos_token_id).sum() == 1
         assert (ids == end).sum() <= sum(t.role != "system" for t in turns), line
@@ -298,19 +281,20 @@ def test_hostile_rows_are_all_accounted_for_and_none_gets_through(tmp_path: Path
 def test_memory_does_not_grow_with_the_rows(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Five times the rows cost Python at most 100 bytes for each more (one row is 400 bytes of text and 60 tokens)."""
-    monkeypatch.setattr(stores, "_BATCH", 64)
+    """A further row takes at most 100 bytes of memory; it has 400 bytes of text and 60 tokens."""
+    monkeypatch.setattr(dataset, "_BATCH", 64)
 
     def peak(count: int) -> int:
         source = write(
             tmp_path / f"{count}.jsonl", [row(i, "پاسخ بلند " * 20) for i in range(count)]
         )
         tracemalloc.start()
-        store = made(source, tmp_path)
-        assert sum(len(ids) for ids, _ in store.iterate("train")) == store.lengths("train").sum()
-        most = tracemalloc.get_traced_memory()[1]
+        store = build(source, tmp_path)
+        num_tokens = sum(len(store.row("train", i)[0]) for i in range(store.size("train")))
+        assert num_tokens == store.lengths("train").sum()
+        peak_bytes = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
-        return most
+        return peak_bytes
 
-    peak(70)  # imports
+    peak(70)  # the first call also imports
     assert peak(1000) - peak(200) < 800 * 100 + 50_000
