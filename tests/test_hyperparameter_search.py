@@ -114,7 +114,7 @@ def test_another_rank_needs_another_model(recipe, data):
 
 @pytest.fixture(scope="module")
 def study_with_other_sizes(tmp_path_factory):
-    """A study with rank 2 and 4 virtual tokens in its recipe; the search can only choose 8 and 6."""
+    """A study with rank 2 and 4 virtual tokens; its search can only choose 8 and 6."""
     home = tmp_path_factory.mktemp("sizes")
     budget = {
         "tokens": 800,
