@@ -311,5 +311,5 @@ def test_switched_off_or_merged_they_are_as_plain_ones(dora):
 @pytest.mark.parametrize("shape", ["gemma2", "llama"])
 @pytest.mark.parametrize("name", ["lora", "rslora", "dora"])
 def test_recorded_on_a_gpu_they_give_the_plain_paths_gradients(name, shape, monkeypatch):
-    monkeypatch.setattr(compiled, "WIDE", 0)
+    monkeypatch.setattr(compiled, "MIN_FUSED_WIDTH", 0)
     test_graphed_forward.test_recorded_passes_give_the_plain_paths_losses_and_gradients(name, shape)

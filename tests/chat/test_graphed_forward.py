@@ -255,7 +255,7 @@ def test_the_widest_lines_edges_end_where_it_does():
         with_cu_seqlens=True,
         max_line_width=384,
     )
-    stretched = graphed_forward._stretched(batch)
+    stretched = graphed_forward._padded_to_widest(batch)
     assert stretched.ids.shape == stretched.segments.shape == (1, 384)
     assert (
         stretched.cu_seqlens[:4].tolist() == [0, 70, 120, 384]
