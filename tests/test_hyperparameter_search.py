@@ -16,8 +16,9 @@ from tarazu.engine.signals import StopSignals
 from tarazu.recipe.schema import Search, load
 from tarazu.storage.atomic_io import read_json
 from tarazu.storage.run_folder import RunDir, StudyDir
-from tarazu.study import runner
 from tarazu.study.hyperparameter_search import TrialRunner
+from tarazu.study.method_run import run_method
+from tarazu.study.open_study import Study
 
 CPU = torch.device("cpu")
 TRAINED = [name for name in small.METHODS if name != "base"]
@@ -93,8 +94,8 @@ def test_models_of_trials_are_freed_before_the_run_builds_its_own(
     monkeypatch.setattr(TrialRunner, "reset_model", recording_reset)
     monkeypatch.setattr(Chat, "build", recording_build)
     folder = StudyDir(tmp_path / "study")
-    study = runner.Study(recipe, folder, Chat(), data, CPU, StopSignals(""))
-    runner.run_method(study, "lora", folder.run("lora", 0))
+    study = Study(recipe, folder, Chat(), data, CPU, StopSignals(""))
+    run_method(study, "lora", folder.run("lora", 0))
     assert len(trial_modules) == 2 and len(alive_at_build) == 2
     assert not any(alive_at_build[-1])
 

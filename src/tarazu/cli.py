@@ -6,7 +6,6 @@ Results go to stdout, everything else to stderr. Exit codes: 0, 1 (failed), 2 (w
 
 from __future__ import annotations
 
-import errno
 import logging
 import sys
 import warnings
@@ -16,7 +15,7 @@ from typing import Annotated
 import typer
 
 from tarazu import __version__
-from tarazu.errors import TarazuError
+from tarazu.errors import SYSTEM_HINTS, TarazuError
 
 app = typer.Typer(
     name="tarazu",
@@ -25,21 +24,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-
-FREE_SPACE = "free some space on that disk; `tarazu resume DIR` continues a study"
-# By the number of a system error: what the user can do about it.
-HINTS = {
-    errno.EACCES: "give a path that you may read and write",
-    errno.EPERM: "give a path that you may read and write",
-    errno.EROFS: "give a path that can be written",
-    errno.ENOSPC: FREE_SPACE,
-    errno.EDQUOT: FREE_SPACE,
-    errno.EFBIG: "give a path for larger files; `tarazu resume DIR` continues a study",
-    errno.ENOENT: "check the path: a folder in it does not exist",
-    errno.ENOTDIR: "check the path: a part of it is not a folder",
-    errno.EISDIR: "give a file: this is a folder",
-    errno.ENAMETOOLONG: "give a shorter name",
-}
 
 
 def _print_version(requested: bool) -> None:
@@ -342,9 +326,9 @@ def main() -> None:
     except BrokenPipeError:
         sys.exit(1)
     except OSError as error:
-        if error.errno not in HINTS:
+        if error.errno not in SYSTEM_HINTS:
             raise
-        path, hint = error.filename or "a file", HINTS[error.errno]
+        path, hint = error.filename or "a file", SYSTEM_HINTS[error.errno]
         print(f"tarazu: {path}: {error.strerror}\n  what to do: {hint}", file=sys.stderr)
         sys.exit(1)
     except Exception as error:

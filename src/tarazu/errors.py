@@ -2,6 +2,23 @@
 
 from __future__ import annotations
 
+import errno
+
+FREE_SPACE = "free some space on that disk; `tarazu resume DIR` continues a study"
+# By the number of a system error: what the user can do about it.
+SYSTEM_HINTS = {
+    errno.EACCES: "give a path that you may read and write",
+    errno.EPERM: "give a path that you may read and write",
+    errno.EROFS: "give a path that can be written",
+    errno.ENOSPC: FREE_SPACE,
+    errno.EDQUOT: FREE_SPACE,
+    errno.EFBIG: "give a path for larger files; `tarazu resume DIR` continues a study",
+    errno.ENOENT: "check the path: a folder in it does not exist",
+    errno.ENOTDIR: "check the path: a part of it is not a folder",
+    errno.EISDIR: "give a file: this is a folder",
+    errno.ENAMETOOLONG: "give a shorter name",
+}
+
 
 class TarazuError(Exception):
     """A failure of the work itself, such as a diverged training (exit code 1).

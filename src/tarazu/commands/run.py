@@ -12,6 +12,7 @@ from tarazu.recipe.select import select_methods
 from tarazu.storage.atomic_io import write_json
 from tarazu.storage.run_folder import StudyDir
 from tarazu.study import runner
+from tarazu.study.open_study import Study
 
 
 def run(
@@ -62,7 +63,7 @@ def resume(out: str) -> StudyDir:
     return runner.resume(out, partial(_record, None))
 
 
-def _record(given: dict[str, Any] | None, study: runner.Study) -> None:
+def _record(given: dict[str, Any] | None, study: Study) -> None:
     """Write estimate.json: what `check` measured, and a prediction for every other method."""
     if given:
         write_json(study.folder.path / ESTIMATE_FILE, given)

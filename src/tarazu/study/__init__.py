@@ -1,1 +1,1 @@
-"""A study: every run of a recipe, its searches, its results, and the merging of studies."""
+"""Studies: the runs of a recipe, their searches and results, and the merging of studies."""
