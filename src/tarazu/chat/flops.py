@@ -1,37 +1,42 @@
-"""Model FLOPs of a chat method, from the loaded model and from what autograd says it must go back through.
+"""FLOPs of a chat method, from the loaded model and from what autograd must go back through.
 
-Each linear layer costs 2 in out per position forward, as much again for the gradient of its input if something below is
-trained, and as much again for its weight if that is. Which of these a method needs is not guessed from its name: one small
-forward pass shows which inputs require a gradient. Attention costs 4 heads size per position and visible key forward, and
-twice that backward. The head runs at supervised tokens only.
+A linear layer costs 2 in out for each position in the forward pass; in the backward pass as much
+again for the gradient of its input, if something before it is trained, and as much again for its
+weight, if that is trained. Which of these a method needs is not guessed from its name: one small
+forward pass shows which tensors require a gradient. Attention costs 4 heads head_dim for each pair
+of a position and a visible key, and twice that backward. The head runs at supervised tokens only.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, fields, replace
+from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
-from tarazu.chat.fast import lightweight_adapters
+from tarazu.chat.fast.lightweight_adapters import LIGHTWEIGHT_ADAPTERS, LightweightDoRA
 from tarazu.chat.model.batching import ChatBatch, TokenizedRow, make_batch
 from tarazu.chat.model.forward import hidden_states
 from tarazu.chat.model.trainable import TrainableChatModel
 from tarazu.engine.flops import linear_flops
 
-LENGTH = 5  # tokens of the small pass: few, so that no layer of a model is so narrow
+PASS_LENGTH = 5  # tokens of the small pass: fewer than any layer is wide
 
 
 @dataclass
 class FlopCount:
-    """FLOPs of training.
+    """FLOPs of a forward pass, and of the backward pass where there is one.
 
     Args:
-        per_position: for each place of a row, virtual or not.
-        per_visible_key: for each layer, FLOPs per position and visible key, and its window (None: sees everything before it).
+        per_position: for each position of a row, virtual or not.
+        per_visible_key: for each layer, FLOPs for each pair of a position and a visible key, and
+            the layer's window (None: every position sees all before it).
         per_supervised_token: for each token under the loss.
-        per_pass: for each forward pass, however long: products of weights with weights (DoRA, LoHa).
+        per_pass: for each pass, however long: products of weights with weights (DoRA, LoHa).
+        backward: whether the backward pass is counted.
     """
 
     per_position: float = 0.0
@@ -40,206 +45,230 @@ class FlopCount:
     per_pass: float = 0.0
     backward: bool = True
 
-    def num_products(self, into: bool, weight: bool) -> int:
-        """How often a product is computed: forward, and backward for its input and its weight where they need a gradient."""
-        return 1 + (into + weight) * self.backward
+    def num_products(self, input_grad: bool, weight_grad: bool) -> int:
+        """How often a product runs: forward, and backward for each gradient that is needed."""
+        return 1 + (input_grad + weight_grad) * self.backward
 
     def total(
         self,
         lengths: np.ndarray,
         supervised: float,
-        batches: float,
-        virtual: int = 0,
-        prefix: int = 0,
+        passes: float,
+        prompt_length: int = 0,
+        prefix_length: int = 0,
     ) -> float:
-        """FLOPs of rows of these lengths, each behind `virtual` prompt places or `prefix` keys, in so many passes."""
-        places = lengths + virtual
+        """FLOPs of some rows.
+
+        Args:
+            lengths: (rows,) tokens of each row.
+            supervised: tokens under the loss, of all rows.
+            passes: forward passes that they take.
+            prompt_length: soft-prompt tokens before each row.
+            prefix_length: prefix positions before each row.
+        """
+        positions = lengths + prompt_length
         attention = sum(
-            each * visible_pairs(places, prefix, window).sum()
-            for each, window in self.per_visible_key
+            flops * visible_pairs(positions, prefix_length, window).sum()
+            for flops, window in self.per_visible_key
         )
         return float(
-            self.per_position * places.sum()
+            self.per_position * positions.sum()
             + attention
             + self.per_supervised_token * supervised
-            + self.per_pass * batches
+            + self.per_pass * passes
         )
 
 
-def visible_pairs(places: np.ndarray, prefix: int, window: int | None) -> np.ndarray:
-    """For rows of `places` positions, how many pairs of a query and a key that it sees (causal, within the window)."""
+def visible_pairs(positions: np.ndarray, prefix_length: int, window: int | None) -> np.ndarray:
+    """Pairs of a query and a key that it sees, causal and within the window.
 
-    def upto(n):
-        m = np.minimum(n, window) if window else n
-        return m * (m + 1) / 2 + (n - m) * m
+    Args:
+        positions: (rows,) length of each row.
+        prefix_length: keys before each row.
+        window: keys this many positions back or more are hidden; None: no limit.
 
-    return upto(places + prefix) - upto(np.full_like(places, prefix))
+    Returns:
+        (rows,) numbers of pairs.
+    """
+
+    def pairs_of_first(n: np.ndarray) -> np.ndarray:
+        """Pairs whose query is among the first n positions: 1 + 2 + ... + w + w + w."""
+        w = np.minimum(n, window) if window else n
+        return w * (w + 1) / 2 + (n - w) * w
+
+    before = np.full_like(positions, prefix_length)
+    return pairs_of_first(positions + prefix_length) - pairs_of_first(before)
 
 
 def count_flops(model: TrainableChatModel, backward: bool = True) -> FlopCount:
-    """Counts one small forward pass, in train mode; works on the meta device too. Without `backward`: evaluation's work."""
-    work, base = FlopCount(backward=backward), model.base
-    prefix = model.prefix_length
-    handles = _watch(model, work, LENGTH + model.prompt_length)
-    training = model.module.training
+    """Count the FLOPs of one small forward pass in train mode, and of what goes back through it.
+
+    Args:
+        model: the model, on any device, "meta" too.
+        backward: count the backward pass; False for the work of an evaluation.
+    """
+    count, base = FlopCount(backward=backward), model.base
+    num_positions = PASS_LENGTH + model.prompt_length
+    row = TokenizedRow(np.full(PASS_LENGTH, 1), np.zeros(PASS_LENGTH, bool))
+    batch = make_batch([[row]], model.prompt_length, model.prefix_length)
+    handles = _register_hooks(model, count, num_positions)
+    was_training = model.module.training
     model.module.train()
-    row = TokenizedRow(np.full(LENGTH, 1), np.zeros(LENGTH, bool))
-    batch = _on(make_batch([[row]], model.prompt_length, prefix), base.device)
     try:
         with torch.random.fork_rng(), torch.set_grad_enabled(backward):
-            hidden = hidden_states(model, batch)
+            hidden = hidden_states(model, _to_device(batch, base.device))
     finally:
         for handle in handles:
             handle.remove()
-        model.module.train(training)
+        model.module.train(was_training)
     head = base.get_output_embeddings().weight
-    forward = linear_flops(1, head.shape[1], head.shape[0])
-    work.per_supervised_token = forward * work.num_products(
-        hidden.requires_grad, head.requires_grad
-    )
-    return work
+    flops = linear_flops(1, head.shape[1], head.shape[0])
+    products = count.num_products(hidden.requires_grad, head.requires_grad)
+    count.per_supervised_token = flops * products
+    return count
 
 
 def flops_per_token(
-    work: FlopCount,
+    count: FlopCount,
     model: TrainableChatModel,
     lengths: np.ndarray,
-    supervised_share: float,
+    supervised_fraction: float,
     tokens_per_pass: float,
 ) -> float:
-    """FLOPs per real token of rows like these, virtual tokens' work included.
+    """FLOPs for each real token of such rows; the work of virtual tokens is included.
 
     Args:
-        lengths: tokens of a sample of rows.
-        supervised_share: of the tokens.
+        count: FLOPs of the model.
+        model: the model, for its virtual tokens.
+        lengths: (rows,) tokens of a sample of rows.
+        supervised_fraction: fraction of the tokens under the loss.
         tokens_per_pass: real tokens in one forward pass, on average.
     """
-    prefix = model.prefix_length
     tokens = int(lengths.sum())
-    return (
-        work.total(
-            lengths,
-            supervised_share * tokens,
-            tokens / tokens_per_pass,
-            model.prompt_length,
-            prefix,
-        )
-        / tokens
+    total = count.total(
+        lengths,
+        supervised_fraction * tokens,
+        tokens / tokens_per_pass,
+        model.prompt_length,
+        model.prefix_length,
     )
+    return total / tokens
 
 
-def _on(batch: ChatBatch, device: torch.device) -> ChatBatch:
-    """`batch.to`, for the meta device too, which no pinned memory reaches."""
+def _to_device(batch: ChatBatch, device: torch.device) -> ChatBatch:
+    """`batch.to`, for the meta device, too, to which pinned memory cannot be copied."""
     if device.type != "meta":
         return batch.to(device)
     tensors = {
-        f.name: value
+        f.name: getattr(batch, f.name).to(device)
         for f in fields(batch)
-        if isinstance(value := getattr(batch, f.name), torch.Tensor)
+        if isinstance(getattr(batch, f.name), torch.Tensor)
     }
-    return replace(
-        batch, **{name: value.to(device) for name, value in tensors.items() if name != "counts"}
-    )
+    return replace(batch, **tensors)
 
 
-def _watch(model: TrainableChatModel, work: FlopCount, places: int) -> list:
-    """Hooks that add up what each module needs."""
+def _register_hooks(
+    model: TrainableChatModel, count: FlopCount, num_positions: int
+) -> list[torch.utils.hooks.RemovableHandle]:
+    """Hooks that add to `count` what each module computes in the small pass."""
+    handles = []
+
+    def before(module: nn.Module, add: Callable[..., None], *args: Any) -> None:
+        """Call add(count, module, input, *args) before the module's forward pass."""
+        handles.append(
+            module.register_forward_pre_hook(lambda m, inputs: add(count, m, inputs[0], *args))
+        )
+
+    # A network that computes the soft prompt runs once in a pass, whatever the rows.
+    for module in getattr(model.module, "prompt_encoder", nn.Module()).modules():
+        if isinstance(module, nn.Linear):
+            before(module, _add_prompt_network)
     head = model.base.get_output_embeddings()
-    encoders = getattr(model.module, "prompt_encoder", nn.Module())
-    written = [
-        m for m in encoders.modules() if isinstance(m, nn.Linear)
-    ]  # a network that writes the prompt, once a pass
-    handles = [
-        m.register_forward_pre_hook(lambda m, args: _encoder(work, m, args[0])) for m in written
-    ]
     for module in model.base.modules():
         if isinstance(module, nn.Linear) and module is not head:
-            handles.append(
-                module.register_forward_pre_hook(lambda m, args: _linear(work, m, args[0], places))
-            )
-        if isinstance(module, lightweight_adapters.LIGHTWEIGHT_ADAPTERS):
-            handles.append(
-                module.register_forward_pre_hook(lambda m, args: _lean(work, m, args[0]))
-            )
+            before(module, _add_linear, num_positions)
+        if isinstance(module, LIGHTWEIGHT_ADAPTERS):
+            before(module, _add_lightweight_adapter)
         elif hasattr(module, "hada_w1_a"):
-            handles.append(
-                module.register_forward_pre_hook(lambda m, args: _hadamard(work, m, args[0]))
-            )
+            before(module, _add_loha)
         if type(module).__name__ == "DoraLinearLayer":
-            handles.append(
-                module.register_forward_pre_hook(
-                    lambda m, args, kwargs: _again(work, args[0], kwargs), with_kwargs=True
-                )
+            hook = module.register_forward_pre_hook(
+                lambda _m, inputs, kwargs: _add_dora_base(count, inputs[0], kwargs),
+                with_kwargs=True,
             )
+            handles.append(hook)
         if hasattr(module, "layer_idx") and hasattr(module, "head_dim"):
-            handles.append(
-                module.register_forward_hook(lambda m, args, out: _attention(work, model, m, out))
+            hook = module.register_forward_hook(
+                lambda m, _inputs, out: _add_attention(count, model, m, out)
             )
+            handles.append(hook)
     return handles
 
 
-def _encoder(work: FlopCount, module: nn.Linear, x: torch.Tensor) -> None:
+def _add_prompt_network(count: FlopCount, module: nn.Linear, x: torch.Tensor) -> None:
     rows = x.numel() // module.in_features
-    work.per_pass += linear_flops(
-        rows, module.in_features, module.out_features
-    ) * work.num_products(x.requires_grad, module.weight.requires_grad)
+    flops = linear_flops(rows, module.in_features, module.out_features)
+    count.per_pass += flops * count.num_products(x.requires_grad, module.weight.requires_grad)
 
 
-def _linear(work: FlopCount, module: nn.Linear, x: torch.Tensor, places: int) -> None:
+def _add_linear(count: FlopCount, module: nn.Linear, x: torch.Tensor, num_positions: int) -> None:
     rows = x.numel() // module.in_features
-    once = linear_flops(1, module.in_features, module.out_features)
-    if rows == places:
-        work.per_position += once * work.num_products(x.requires_grad, module.weight.requires_grad)
-    else:  # DoRA sends an identity matrix through its adapter to learn the product; nothing goes back through that
-        work.per_pass += once * rows
+    flops = linear_flops(1, module.in_features, module.out_features)
+    if rows == num_positions:
+        products = count.num_products(x.requires_grad, module.weight.requires_grad)
+        count.per_position += flops * products
+    else:
+        # peft's DoRA sends an identity matrix through its adapter to get B A; it has no gradient.
+        count.per_pass += flops * rows
 
 
-def _lean(work: FlopCount, module: nn.Module, x: torch.Tensor) -> None:
-    """Adapters with the arithmetic of `adapters.py`: two thin products, and for DoRA the base's product and the norms."""
+def _add_lightweight_adapter(count: FlopCount, module: nn.Module, x: torch.Tensor) -> None:
+    """Adapters of `lightweight_adapters.py`: two low-rank products; for DoRA the base layer and
+    norms."""
     base = module.get_base_layer()
-    into, out = base.in_features, base.out_features
+    in_size, out_size = base.in_features, base.out_features
     rank = module.factors(module.active_adapters[0])[0].shape[0]
-    work.per_position += linear_flops(1, into, rank) * work.num_products(x.requires_grad, True)
-    work.per_position += linear_flops(1, rank, out) * work.num_products(True, True)
-    if isinstance(module, lightweight_adapters.LightweightDoRA):
-        work.per_position += linear_flops(1, into, out) * work.num_products(x.requires_grad, False)
-        work.per_pass += (
-            linear_flops(out, into, rank)
-            + linear_flops(rank, into, rank)
-            + linear_flops(out, rank, rank)
+    down, up = linear_flops(1, in_size, rank), linear_flops(1, rank, out_size)
+    count.per_position += down * count.num_products(x.requires_grad, True)
+    count.per_position += up * count.num_products(True, True)
+    if isinstance(module, LightweightDoRA):
+        base_flops = linear_flops(1, in_size, out_size)
+        count.per_position += base_flops * count.num_products(x.requires_grad, False)
+        count.per_pass += (
+            linear_flops(out_size, in_size, rank)
+            + linear_flops(rank, in_size, rank)
+            + linear_flops(out_size, rank, rank)
         )
 
 
-def _hadamard(work: FlopCount, module: nn.Module, x: torch.Tensor) -> None:
-    """LoHa writes out the whole update, (B1 A1) * (B2 A2), and multiplies by it: as dear as a second dense layer."""
-    for first in module.hada_w1_a.values():
-        rank, base = first.shape[1], module.get_base_layer()
-        size = linear_flops(1, base.in_features, base.out_features)
-        work.per_position += size * work.num_products(x.requires_grad, True)
-        work.per_pass += (
-            size * rank * (8 if work.backward else 2)
-        )  # two products forward; those again and four more backward
+def _add_loha(count: FlopCount, module: nn.Module, x: torch.Tensor) -> None:
+    """peft's LoHa computes the whole update, (B1 A1) * (B2 A2), and multiplies by it."""
+    for w1_a in module.hada_w1_a.values():
+        rank, base = w1_a.shape[1], module.get_base_layer()
+        flops = linear_flops(1, base.in_features, base.out_features)
+        count.per_position += flops * count.num_products(x.requires_grad, True)
+        # Two products forward; in the backward pass these again and four more.
+        count.per_pass += flops * rank * (8 if count.backward else 2)
 
 
-def _again(work: FlopCount, x: torch.Tensor, kwargs: dict) -> None:
-    """DoRA with dropout runs the base layer a second time, on what dropout left."""
+def _add_dora_base(count: FlopCount, x: torch.Tensor, kwargs: dict[str, Any]) -> None:
+    """peft's DoRA with dropout runs the base layer a second time, on the input after dropout."""
     if kwargs.get("base_result") is None:
         base = kwargs["base_layer"]
-        work.per_position += linear_flops(
-            1, base.in_features, base.out_features
-        ) * work.num_products(x.requires_grad, False)
+        flops = linear_flops(1, base.in_features, base.out_features)
+        count.per_position += flops * count.num_products(x.requires_grad, False)
 
 
-def _attention(
-    work: FlopCount, model: TrainableChatModel, module: nn.Module, out: tuple | torch.Tensor
+def _add_attention(
+    count: FlopCount, model: TrainableChatModel, module: nn.Module, out: tuple | torch.Tensor
 ) -> None:
-    config, value = model.base.config, out[0] if isinstance(out, tuple) else out
-    forward = 4 * config.num_attention_heads * module.head_dim
+    config = model.base.config
+    hidden = out[0] if isinstance(out, tuple) else out
+    flops = 4 * config.num_attention_heads * module.head_dim
     types = getattr(config, "layer_types", None)
-    slides = (
-        types[module.layer_idx] == "sliding_attention"
-        if types
-        else bool(getattr(config, "use_sliding_window", True))
-    )
+    if types:
+        slides = types[module.layer_idx] == "sliding_attention"
+    else:
+        slides = bool(getattr(config, "use_sliding_window", True))
     window = getattr(config, "sliding_window", None) if slides else None
-    work.per_visible_key.append((forward * (3 if value.requires_grad else 1), window))
+    count.per_visible_key.append((flops * (3 if hidden.requires_grad else 1), window))
