@@ -5,7 +5,7 @@ import torch
 from scenes import CHANNELS, KINDS, PLACES, WORDS, decoder
 
 from tarazu.captions.data.vocabulary import EOS, PAD, SOS
-from tarazu.captions.model.decoders.transformer import masks, padding_mask, sinusoids
+from tarazu.captions.model.decoders.transformer import causal_mask, padding_mask, sinusoids
 
 every = pytest.mark.parametrize("kind", KINDS)
 
@@ -98,11 +98,11 @@ def test_it_can_learn_by_heart(kind):
     assert loss < 0.1
 
 
-def test_masks_are_true_where_one_may_not_look():
+def test_masks_are_true_where_attention_is_not_allowed():
     tokens = torch.tensor([[SOS, 5, EOS, PAD]])
     assert padding_mask(tokens).tolist() == [[False, False, False, True]]
     expected = [[0, 1, 1, 1], [0, 0, 1, 1], [0, 0, 0, 1], [0, 0, 0, 1]]
-    assert masks(tokens)[0, 0].int().tolist() == expected
+    assert causal_mask(tokens)[0, 0].int().tolist() == expected
 
 
 def test_sinusoids_are_the_papers():

@@ -1,4 +1,4 @@
-"""The whole model, from pixels to words: an encoder and a decoder in one module."""
+"""The full model, from pixels to logits: an encoder and a decoder in one module."""
 
 from __future__ import annotations
 
@@ -8,15 +8,21 @@ from torch import Tensor, nn
 from tarazu.captions.encoder.efficientnet import EfficientNet
 from tarazu.captions.model.decoders import Decoder, State
 
-MAX_IMAGES_PER_PASS = 128  # pictures, where no gradient is wanted: the first layers' maps are large
+MAX_IMAGES_PER_PASS = 128  # without gradients: the feature maps of the first layers are large
 
 
 class ImageCaptioningModel(nn.Module):
-    """Encoder and decoder, end to end.
+    """An encoder and a decoder.
 
-    Pictures may come as pixels (B, S, S, 3), 0..255, or, where the encoder is frozen, as the features (B, P, D) that
-    it gave them once: the two lead to the same words. In training, `feature_dropout` hides whole channels of the
-    features, so that no single one can give a training picture away. With `half` a GPU looks in bfloat16.
+    Images come as pixels (B, S, S, 3), 0..255, or, for a frozen encoder, as its cached features
+    (B, P, D). Both give the same captions.
+
+    Args:
+        encoder: pixels to features.
+        decoder: features to logits.
+        feature_dropout: probability that training zeroes a full channel of an image's features, so
+            that no single channel identifies a training image.
+        bfloat16: run the encoder in bfloat16 on a GPU.
     """
 
     def __init__(
@@ -24,59 +30,78 @@ class ImageCaptioningModel(nn.Module):
         encoder: EfficientNet,
         decoder: Decoder,
         feature_dropout: float = 0.0,
-        half: bool = False,
+        bfloat16: bool = False,
     ):
         super().__init__()
-        self.encoder, self.decoder, self.hide, self.half = (
-            encoder,
-            decoder,
-            nn.Dropout(feature_dropout),
-            half,
-        )
+        self.encoder, self.decoder, self.bfloat16 = encoder, decoder, bfloat16
+        self.feature_dropout = nn.Dropout(feature_dropout)
 
-    def encode_images(self, pictures: Tensor) -> Tensor:
-        """Pixels or features -> features (B, P, D)."""
-        features = self.encode_pixels(pictures) if pictures.ndim == 4 else pictures
-        if self.hide.training and self.hide.p:
-            features = features * self.hide(features.new_ones(len(features), 1, features.shape[2]))
+    def encode_images(self, images: Tensor) -> Tensor:
+        """Return the decoder's input.
+
+        Args:
+            images: pixels (B, S, S, 3) or features (B, P, D).
+
+        Returns:
+            Features (B, P, D), after feature dropout.
+        """
+        features = self.encode_pixels(images) if images.ndim == 4 else images
+        if self.feature_dropout.training and self.feature_dropout.p:
+            # One draw per image and channel, the same at every position.
+            ones = features.new_ones(len(features), 1, features.shape[2])
+            features = features * self.feature_dropout(ones)
         return features
 
     def encode_pixels(self, pixels: Tensor) -> Tensor:
-        """Pixels -> features, nothing hidden."""
+        """Return features (B, P, D) of pixels (B, S, S, 3), without dropout."""
         if len(pixels) > MAX_IMAGES_PER_PASS and not torch.is_grad_enabled():
             return torch.cat(
-                [self.encode_pixels(some) for some in pixels.split(MAX_IMAGES_PER_PASS)]
+                [self.encode_pixels(part) for part in pixels.split(MAX_IMAGES_PER_PASS)]
             )
-        if not (self.half and pixels.is_cuda):
+        if not (self.bfloat16 and pixels.is_cuda):
             return self.encoder(pixels)
         with torch.autocast("cuda", torch.bfloat16):
             return self.encoder(pixels).float()
 
-    def forward(self, pictures: Tensor, tokens: Tensor) -> Tensor:
-        """tokens (B, T), from <sos> on -> logits (B, T, V)."""
-        return self.decoder(self.encode_images(pictures), tokens)
+    def forward(self, images: Tensor, tokens: Tensor) -> Tensor:
+        """Return logits (B, T, V) of images and tokens (B, T), from `<sos>` on."""
+        return self.decoder(self.encode_images(images), tokens)
 
     def forward_teacher_forced(
         self,
-        pictures: Tensor,
+        images: Tensor,
         tokens: Tensor,
-        attention: bool = True,
-        at: Tensor | None = None,
-        rows: Tensor | None = None,
+        need_weights: bool = True,
+        positions: Tensor | None = None,
+        image_index: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None]:
-        """As `Decoder.forward_teacher_forced`, from pictures. `rows` (B,) names the picture of each row of tokens, where several share one:
-        it is looked at once."""
-        features = self.encode_images(pictures)
-        return self.decoder.forward_teacher_forced(
-            features if rows is None else features.index_select(0, rows), tokens, attention, at
-        )
+        """Compute the logits of every position, given the tokens before it.
+
+        Args:
+            images: pixels (B, S, S, 3) or features (B, P, D).
+            tokens: (B, T), from `<sos>` on.
+            need_weights: return attention weights.
+            positions: (n,) indices into the flattened (B * T,); only their logits are computed.
+            image_index: (B,), the image of each row of tokens, where rows share an image. There may
+                be fewer images than rows then; each is encoded once.
+
+        Returns:
+            Logits (B, T, V), or (n, V) with `positions`, and attention weights (B, T, P) or None.
+        """
+        features = self.encode_images(images)
+        if image_index is not None:
+            features = features.index_select(0, image_index)
+        return self.decoder.forward_teacher_forced(features, tokens, need_weights, positions)
 
     @property
     def image_state_indices(self) -> tuple[int, ...]:
+        """Indices of the state's tensors that depend on the image alone."""
         return self.decoder.image_state_indices
 
-    def start(self, pictures: Tensor) -> State:
-        return self.decoder.start(self.encode_images(pictures))
+    def start(self, images: Tensor) -> State:
+        """Return the state before the first token of images: pixels or features."""
+        return self.decoder.start(self.encode_images(images))
 
     def step(self, state: State, token: Tensor) -> tuple[Tensor, State, Tensor | None]:
+        """Decode one token (B,): logits (B, V), new state, attention weights (B, P) or None."""
         return self.decoder.step(state, token)

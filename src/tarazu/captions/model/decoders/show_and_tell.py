@@ -1,8 +1,9 @@
-"""Show and Tell (Vinyals et al. 2015, arXiv:1411.4555): the picture is one vector, and an LSTM tells it.
+"""Show and Tell (Vinyals et al. 2015, arXiv:1411.4555): an LSTM decodes one image vector.
 
-    v = mean of the map    h0, c0 = tanh(W v)    h_t, c_t = LSTM(E y_{t-1}, h_{t-1}, c_{t-1})    p(y_t) = softmax(W_o h_t)
+    v = mean of the feature map       h_0, c_0 = tanh(W v)
+    h_t, c_t = LSTM(E y_{t-1}, h_{t-1}, c_{t-1})        p(y_t) = softmax(W_o h_t)     eq. 11, 12
 
-The paper feeds v as the first input instead (`image_as: word`); "both" does the two.
+The paper feeds v as the first input instead, x_{-1} in eq. 10 (`image_as: word`); `both` does both.
 """
 
 from __future__ import annotations
@@ -10,10 +11,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from tarazu.captions.model.decoders import (
+from tarazu.captions.model.decoders.base import (
     Decoder,
     State,
-    full_precision,
+    autocast_disabled,
     output_head,
     select_positions,
 )
@@ -21,17 +22,22 @@ from tarazu.captions.settings import ShowAndTell
 
 
 class ShowAndTellDecoder(Decoder):
-    input_kind = "pooled"
-    fast_path = "torch's LSTM"
+    """An LSTM over the tokens. The state is (h, c), each (B, num_layers, hidden_size).
 
-    def __init__(self, settings: ShowAndTell, words: int, channels: int, places: int):
+    Args:
+        settings: the method's settings.
+        vocab_size: number of tokens.
+        channels: channels of the feature map.
+    """
+
+    input_kind = "pooled"
+    fast_path = "torch's LSTM"  # cuDNN's is fast, so `fast` changes nothing here
+
+    def __init__(self, settings: ShowAndTell, vocab_size: int, channels: int):
         super().__init__()
-        self.layers, self.hidden, self.image_as = (
-            settings.num_layers,
-            settings.hidden_size,
-            settings.image_as,
-        )
-        self.embedding = nn.Embedding(words, settings.embedding)
+        self.num_layers, self.hidden_size = settings.num_layers, settings.hidden_size
+        self.image_as, self.fast = settings.image_as, settings.fast
+        self.embedding = nn.Embedding(vocab_size, settings.embedding)
         self.lstm = nn.LSTM(
             settings.embedding,
             settings.hidden_size,
@@ -40,47 +46,54 @@ class ShowAndTellDecoder(Decoder):
             dropout=settings.dropout if settings.num_layers > 1 else 0.0,
         )
         if self.image_as != "word":
-            self.first = nn.Linear(channels, 2 * settings.num_layers * settings.hidden_size)
+            self.init_state = nn.Linear(channels, 2 * settings.num_layers * settings.hidden_size)
         if self.image_as != "state":
-            self.image = nn.Linear(channels, settings.embedding)
-        self.dropout, self.fast = (
-            nn.Dropout(settings.dropout),
-            settings.fast,
-        )  # cuDNN's LSTM is fast already
-        self.narrow, self.output = output_head(
+            self.image_embedding = nn.Linear(channels, settings.embedding)
+        self.dropout = nn.Dropout(settings.dropout)
+        self.to_output, self.output = output_head(
             settings.hidden_size, self.embedding, settings.tie_embeddings
         )
 
     def forward_teacher_forced(
-        self, features: Tensor, tokens: Tensor, attention: bool = True, at: Tensor | None = None
+        self,
+        features: Tensor,
+        tokens: Tensor,
+        need_weights: bool = True,
+        positions: Tensor | None = None,
     ) -> tuple[Tensor, None]:
+        """See `Decoder.forward_teacher_forced`."""
         h, c = self.start(features)
-        words = self.dropout(self.embedding(tokens))
-        with full_precision(words):
-            out, _ = self.lstm(words, _layers_first(h, c))
-        return self.output(self.dropout(self.narrow(select_positions(out, at)))), None
+        inputs = self.dropout(self.embedding(tokens))  # (B, T, E)
+        with autocast_disabled(inputs):
+            hidden, _ = self.lstm(inputs, _layers_first(h, c))  # (B, T, H)
+        selected = self.to_output(select_positions(hidden, positions))
+        return self.output(self.dropout(selected)), None
 
     def start(self, features: Tensor) -> State:
-        """The state is (h, c), each (B, layers, hidden)."""
-        vector = self.dropout(features.to(self.embedding.weight.dtype).mean(1))
+        """See `Decoder.start`."""
+        image: Tensor = self.dropout(features.to(self.embedding.weight.dtype).mean(1))  # (B, D)
         if self.image_as == "word":
-            h = c = vector.new_zeros(len(vector), self.layers, self.hidden)
+            h = c = image.new_zeros(len(image), self.num_layers, self.hidden_size)
         else:
-            h, c = torch.tanh(self.first(vector)).view(-1, 2, self.layers, self.hidden).unbind(1)
+            state = torch.tanh(self.init_state(image))  # (B, 2 * L * H)
+            h, c = state.view(-1, 2, self.num_layers, self.hidden_size).unbind(1)
         if self.image_as == "state":
             return h, c
-        return self._advance((h, c), self.image(vector))[1]
+        return self._advance((h, c), self.image_embedding(image))[1]  # x_{-1}, eq. 10
 
     def step(self, state: State, token: Tensor) -> tuple[Tensor, State, None]:
-        out, state = self._advance(state, self.embedding(token))
-        return self.output(self.narrow(out)), state, None
+        """See `Decoder.step`."""
+        hidden, state = self._advance(state, self.embedding(token))
+        return self.output(self.to_output(hidden)), state, None
 
     def _advance(self, state: State, x: Tensor) -> tuple[Tensor, State]:
-        with full_precision(x):
-            out, (h, c) = self.lstm(x.float().unsqueeze(1), _layers_first(*state))
+        """One step of the LSTM: state and input (B, E) -> output (B, H) and the new state."""
+        h, c = state
+        with autocast_disabled(x):
+            out, (h, c) = self.lstm(x.float().unsqueeze(1), _layers_first(h, c))  # out (B, 1, H)
         return out[:, 0], (h.transpose(0, 1), c.transpose(0, 1))
 
 
-def _layers_first(h: Tensor, c: Tensor) -> State:
-    """nn.LSTM wants (layers, B, hidden)."""
+def _layers_first(h: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
+    """The state as `nn.LSTM` takes it: (B, L, H) -> (L, B, H), float32."""
     return h.transpose(0, 1).contiguous().float(), c.transpose(0, 1).contiguous().float()
