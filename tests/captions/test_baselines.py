@@ -1,4 +1,4 @@
-"""The yardsticks: a person stays above a constant, and a caption of another image is never the image's own."""
+"""The baselines: human scores exceed the constant caption's, and no image keeps its own caption."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from captions.written_captions import REFERENCES
 
 from tarazu.captions.data import flickr8k
 from tarazu.captions.evaluation.baselines import compute_baselines, human, medoid_caption, shuffled
-from tarazu.captions.evaluation.human_correlation import find, read_tokens
+from tarazu.captions.evaluation.flickr8k_text import group_by_image, read_captions
 from tarazu.captions.metrics.scorer import score
 from tarazu.errors import UserError
 
@@ -18,23 +18,23 @@ FLICKR8K = os.environ.get("TARAZU_FLICKR8K", "")  # the folder with Flickr8k's t
 CONSTANT = "a man in a blue shirt is standing in front of a crowd"
 
 
-def test_one_caption_against_exactly_the_others():
-    one, others = human(REFERENCES)
+def test_human_scores_one_caption_against_the_others():
+    drawn, others = human(REFERENCES)
     for image, captions in REFERENCES.items():
-        assert sorted([one[image], *others[image]]) == sorted(captions)
+        assert sorted([drawn[image], *others[image]]) == sorted(captions)
     assert human({**REFERENCES, "single.jpg": ["a dog"]})[0].keys() == REFERENCES.keys()
     with pytest.raises(UserError, match="two captions"):
         human({"single.jpg": ["a dog"]})
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_nobody_keeps_the_own_caption(seed):
+def test_shuffled_captions_are_of_other_images(seed):
     captions = shuffled(REFERENCES, seed)
     assert captions.keys() == REFERENCES.keys()
     assert all(caption not in REFERENCES[image] for image, caption in captions.items())
 
 
-def test_the_central_caption_is_the_one_most_like_the_rest():
+def test_the_medoid_is_nearest_to_the_other_captions():
     captions = [
         "a dog runs on the beach",
         "a dog runs on the grass",
@@ -45,15 +45,17 @@ def test_the_central_caption_is_the_one_most_like_the_rest():
     assert medoid_caption(["", "a dog"]) in ("", "a dog")
 
 
-def test_order_of_the_three_and_their_form():
+def test_ranking_and_form_of_the_baselines():
     training = ["a man sits on a bench", "a man in a hat sits on a bench", "two cows"]
-    found = compute_baselines(REFERENCES, training, with_meteor=False)
-    assert found["human"]["cider"] > found["constant"]["cider"] > 0
-    assert found["human"]["bleu"][0] > found["shuffled"]["bleu"][0]
-    assert found["constant"]["caption"] in training
-    assert compute_baselines(REFERENCES, training, with_meteor=False) == found
+    baselines = compute_baselines(REFERENCES, training, with_meteor=False)
+    assert baselines["human"]["cider"] > baselines["constant"]["cider"] > 0
+    assert baselines["human"]["bleu"][0] > baselines["shuffled"]["bleu"][0]
+    assert baselines["constant"]["caption"] in training
+    assert compute_baselines(REFERENCES, training, with_meteor=False) == baselines
     assert (
-        compute_baselines(REFERENCES, training, "two cows", with_meteor=False)["constant"]["caption"]
+        compute_baselines(REFERENCES, training, "two cows", with_meteor=False)["constant"][
+            "caption"
+        ]
         == "two cows"
     )
 
@@ -61,11 +63,9 @@ def test_order_of_the_three_and_their_form():
 @pytest.mark.skipif(
     not FLICKR8K, reason="set TARAZU_FLICKR8K to the folder with Flickr8k's text files"
 )
-def test_known_figures_on_flickr8k():
+def test_known_scores_on_flickr8k():
     folder = Path(FLICKR8K)
-    references: dict[str, list[str]] = {}
-    for name, caption in read_tokens(find(folder, "Flickr8k.token.txt")).items():
-        references.setdefault(name.rpartition("#")[0], []).append(caption)
+    references = group_by_image(read_captions(folder))
     test = {
         image: references[image]
         for image in flickr8k.read_text(folder / "Flickr_8k.testImages.txt").split()

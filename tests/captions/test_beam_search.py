@@ -7,8 +7,9 @@ import torch
 from scenes import CHANNELS, KINDS, PLACES, WORDS, Table, decoder
 
 from tarazu.captions.data.vocabulary import EOS, PAD, SOS
-from tarazu.captions.decoding.beam_search import Ensemble, beam_search, greedy, sample
-from tarazu.captions.decoding.mirrored_view import HorizontalFlip
+from tarazu.captions.decoding.beam_search import beam_search, greedy, sample
+from tarazu.captions.decoding.ensemble import Ensemble
+from tarazu.captions.decoding.horizontal_flip import HorizontalFlip
 from tarazu.captions.model.captioning_model import ImageCaptioningModel
 from tarazu.captions.model.decoders import make_decoder
 
@@ -101,7 +102,8 @@ def test_no_three_words_twice():
     loop = Table(7, 3)
     loop.logits[:, :, EOS] = -20.0
     assert any(
-        len({tuple(s.token_ids[i : i + 3]) for i in range(8)}) < 8 for s in greedy(loop, PICTURES, 10)
+        len({tuple(s.token_ids[i : i + 3]) for i in range(8)}) < 8
+        for s in greedy(loop, PICTURES, 10)
     )
     for hypotheses in beam_search(loop, PICTURES, 3, 30, block_trigrams=True):
         for h in hypotheses:
@@ -129,7 +131,9 @@ def test_an_ensemble_averages_log_probabilities():
     ]
     torch.testing.assert_close(logp, torch.stack(alone).mean(0))
     torch.testing.assert_close(alpha.sum(1), torch.ones(2))
-    torch.testing.assert_close(whole.forward_teacher_forced(features, torch.full((2, 1), SOS))[0][:, 0], logp)
+    torch.testing.assert_close(
+        whole.forward_teacher_forced(features, torch.full((2, 1), SOS))[0][:, 0], logp
+    )
 
 
 def test_samples_follow_the_model():
@@ -148,7 +152,8 @@ def test_samples_follow_the_model():
 @pytest.mark.parametrize("seed", range(6))
 def test_a_search_that_stops_later_never_ends_worse(seed):
     full, ahead = (
-        beam_search(Table(9, seed), PICTURES[:1], 2, 12, stop=stop)[0] for stop in ("full", "ahead")
+        beam_search(Table(9, seed), PICTURES[:1], 2, 12, early_stopping=stop)[0]
+        for stop in ("full", "ahead")
     )
     assert ahead[0].score >= full[0].score and len(ahead) == len(full) == 2
 
@@ -161,7 +166,8 @@ def test_a_model_that_ends_too_soon_is_outwaited():
     table = Table(8, 0)
     table.logits = soon.expand(8, 8, 8).clone()
     short, long = (
-        beam_search(table, PICTURES[:1], 2, 8, stop=stop)[0][0] for stop in ("full", "ahead")
+        beam_search(table, PICTURES[:1], 2, 8, early_stopping=stop)[0][0]
+        for stop in ("full", "ahead")
     )
     assert len(long.token_ids) > len(short.token_ids) and long.score > short.score
 
@@ -187,7 +193,9 @@ class Grid(torch.nn.Conv2d):
 def test_who_also_looks_into_the_mirror_says_the_same_of_a_mirrored_picture(kind):
     """And looks at the mirrored places; without the mirror it does neither."""
     torch.manual_seed(0)
-    model = ImageCaptioningModel(Grid(3, CHANNELS, 1), make_decoder(KINDS[kind], WORDS, CHANNELS, 9)).eval()
+    model = ImageCaptioningModel(
+        Grid(3, CHANNELS, 1), make_decoder(KINDS[kind], WORDS, CHANNELS, 9)
+    ).eval()
     pixels, tokens = torch.rand(4, 3, 3, 3) * 9, torch.tensor([[SOS, 5, 6, 7]] * 4)
     both = Ensemble([model, HorizontalFlip(model)])
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""BLEU is the COCO scorer's and sacrebleu's on the same tokens; the papers' figure has no brevity penalty."""
+"""BLEU is the COCO scorer's and sacrebleu's on the same tokens; the papers' score has no brevity penalty."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from captions.written_captions import SETS, tokenised, tokenised_references
 
-from tarazu.captions.metrics.bleu import COLUMNS, References, bleu, brevity_penalty, precisions_mean
+from tarazu.captions.metrics.bleu import References, bleu, brevity_penalty, mean_precisions
 from tarazu.captions.metrics.ptb_tokenizer import ptb_like
 
 # pycocoevalcap 1.2, Bleu(4).compute_score(references, candidates)[0] on the tokens of `ptb_like`, x1, Python 3.11.
@@ -32,7 +32,7 @@ def counts_of(name: str) -> np.ndarray:
 
 
 @pytest.mark.parametrize("name", COCO)
-def test_stored_figures_of_the_coco_scorer(name):
+def test_equals_stored_scores_of_the_coco_scorer(name):
     assert bleu(counts_of(name).sum(0)) == pytest.approx(COCO[name], abs=1e-4)
 
 
@@ -54,7 +54,7 @@ def test_equals_sacrebleu_on_the_same_tokens(name):
     candidates, references = SETS[name]
     lines = [line for (line,) in tokenised(candidates).values()]
     theirs = list(tokenised_references(references).values())
-    by_place = [
+    by_position = [
         [captions[i] if i < len(captions) else None for captions in theirs] for i in range(5)
     ]
     total = counts_of(name).sum(0)
@@ -62,12 +62,12 @@ def test_equals_sacrebleu_on_the_same_tokens(name):
         metric = sacrebleu.BLEU(
             tokenize="none", force=True, smooth_method="none", max_ngram_order=order
         )
-        theirs = metric.corpus_score(lines, by_place).score / 100
+        theirs = metric.corpus_score(lines, by_position).score / 100
         # Without any match of an order sacrebleu gives 0, the COCO scorer's constant 1e-15 leaves up to 1e-5.
         assert bleu(total)[order - 1] == pytest.approx(theirs, abs=1e-6 if theirs else 1e-5)
 
 
-def test_the_papers_figure_is_the_one_without_penalty():
+def test_the_papers_score_has_no_penalty():
     nltk = pytest.importorskip("nltk.translate.bleu_score")
     candidates, references = SETS["written"]
     short = {image: " ".join(text.split()[:5]) for image, text in candidates.items()}
@@ -80,25 +80,14 @@ def test_the_papers_figure_is_the_one_without_penalty():
     assert brevity_penalty(total) < 0.9
     theirs = nltk.corpus_bleu(list(tokens.values()), [ptb_like(text) for text in short.values()])
     assert bleu(total)[3] == pytest.approx(theirs, abs=1e-4)
-    assert precisions_mean(total)[3] == pytest.approx(theirs / brevity_penalty(total), abs=1e-4)
+    assert mean_precisions(total)[3] == pytest.approx(theirs / brevity_penalty(total), abs=1e-4)
 
 
 def test_clipping_and_closest_length():
     image = References([["the", "cat"], ["a", "cat", "sat", "down"]])
     counts = image.counts(["the", "the", "the"])
-    assert counts == [
-        3,
-        2,
-        1,
-        0,
-        0,
-        0,
-        3,
-        2,
-        1,
-        0,
-    ]  # "the" counts once; of 2 and 4, equally near to 3, the shorter
-    assert len(counts) == COLUMNS
+    # "the" counts once. Of the lengths 2 and 4, equally near to 3, the shorter is taken.
+    assert counts == [3, 2, *(1, 0, 0, 0), *(3, 2, 1, 0)]
 
 
 def test_an_empty_caption_scores_nothing():

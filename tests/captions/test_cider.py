@@ -1,4 +1,4 @@
-"""CIDEr is pycocoevalcap's `Cider`, image by image, and answers in any order and number."""
+"""CIDEr is pycocoevalcap's `Cider`, image by image and for any list of pairs."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ COCO_IMAGES = [
 COCO_MEAN = {"written": 1.0641434525829838, "salad-0": 0.310703083116934}
 
 
-def test_stored_figures_of_the_coco_scorer():
+def test_equals_stored_scores_of_the_coco_scorer():
     assert Cider(REFERENCES).scores(CANDIDATES) == pytest.approx(COCO_IMAGES, abs=1e-4)
     for name, mean in COCO_MEAN.items():
         candidates, references = SETS[name]
@@ -38,19 +38,19 @@ def test_equals_the_coco_scorer(name):
     assert ours.mean() == pytest.approx(mean, abs=1e-9)
 
 
-def test_rewards_of_several_samples_of_an_image_use_the_same_frequencies():
+def test_several_captions_of_an_image_use_the_same_frequencies():
     cider = Cider(REFERENCES)
     alone = dict(zip(CANDIDATES, cider.scores(CANDIDATES), strict=True))
-    rewards = cider.rewards(
+    scores = cider.scores_of_pairs(
         ["pool.jpg", "beach.jpg", "pool.jpg"],
         [CANDIDATES["pool.jpg"], CANDIDATES["beach.jpg"], "x"],
     )
-    assert rewards == pytest.approx([alone["pool.jpg"], alone["beach.jpg"], 0.0])
+    assert scores == pytest.approx([alone["pool.jpg"], alone["beach.jpg"], 0.0])
 
 
 def test_a_reference_beats_another_images_caption():
     cider = Cider(REFERENCES)
-    own, other = cider.rewards(
+    own, other = cider.scores_of_pairs(
         ["cafe.jpg"] * 2, [REFERENCES["cafe.jpg"][2], REFERENCES["snow.jpg"][2]]
     )
     assert own > 10 * other
@@ -58,6 +58,6 @@ def test_a_reference_beats_another_images_caption():
 
 def test_empty_captions_and_unknown_images():
     cider = Cider(REFERENCES)
-    assert np.array_equal(cider.rewards(["cafe.jpg", "cafe.jpg"], ["", " . "]), [0, 0])
+    assert np.array_equal(cider.scores_of_pairs(["cafe.jpg", "cafe.jpg"], ["", " . "]), [0, 0])
     with pytest.raises(UserError, match="moon.jpg"):
         cider.scores({"moon.jpg": "a moon"})

@@ -37,7 +37,9 @@ def test_rewards_are_the_scorers_cider(world):
     said = [[w for w in sentence(dice) if w in words.ids] for _ in images]
     for place in range(0, 200, 4):  # near ones too
         said[place] = [w for w in references[images[place]][0] if w in words.ids]
-    wanted = cider.rewards([str(i) for i in images], [" ".join([*line, END]) for line in said])
+    wanted = cider.scores_of_pairs(
+        [str(i) for i in images], [" ".join([*line, END]) for line in said]
+    )
     found = rewards(torch.tensor(images), torch.tensor([words.encode(line) for line in said]))
     assert wanted.max() > 3 and (wanted == 0).any()
     torch.testing.assert_close(found, torch.tensor(wanted).float(), atol=1e-4, rtol=1e-4)

@@ -7,13 +7,13 @@ import pytest
 import torch
 from scenes import CHANNELS, KINDS, PLACES, WORDS
 
-from tarazu.captions import trainable
+from tarazu.captions.build import MIN_CALLS
 from tarazu.captions.data.vocabulary import SPECIALS, Vocabulary
 from tarazu.captions.model.captioning_model import ImageCaptioningModel
 from tarazu.captions.model.decoders import make_decoder
 from tarazu.captions.model.decoders.attention_lstm import AttentionLSTMFunction
 from tarazu.captions.settings import SelfCritical, ShowAttendTell
-from tarazu.captions.trainable import OFTEN
+from tarazu.captions.trainable import cross_entropy_tensors
 from tarazu.captions.training.cider_reward import CiderReward
 from tarazu.captions.training.objective import self_critical_loss
 from tarazu.engine.cuda_graphs import recorder
@@ -27,7 +27,9 @@ DEVICES = [
     ),
 ]
 EVERY = KINDS | {
-    "all": ShowAttendTell(embedding=12, hidden_size=16, attention=10, project=14, mix=9, tie_embeddings=True)
+    "all": ShowAttendTell(
+        embedding=12, hidden_size=16, attention=10, project=14, mix=9, tie_embeddings=True
+    )
 }
 
 
@@ -53,9 +55,11 @@ def test_fast_and_plain_teaching_agree_in_losses_and_gradients(kind):
     for model in pair(kind):
         torch.manual_seed(2)
         features = torch.randn(5, PLACES, CHANNELS, requires_grad=True)
-        at = (tokens != 0).flatten().nonzero().squeeze(1) if model.fast else None
-        logits, alphas = model.forward_teacher_forced(features, tokens, attention=False, at=at)
-        wanted = tokens.flatten() if at is None else tokens.flatten()[at]
+        positions = (tokens != 0).flatten().nonzero().squeeze(1) if model.fast else None
+        logits, alphas = model.forward_teacher_forced(
+            features, tokens, need_weights=False, positions=positions
+        )
+        wanted = tokens.flatten() if positions is None else tokens.flatten()[positions]
         loss = torch.nn.functional.cross_entropy(logits.flatten(0, -2), wanted, ignore_index=0)
         if model.input_kind == "map" and hasattr(model, "cell"):
             loss = loss + (1 - alphas.sum(1)).square().mean()
@@ -97,7 +101,7 @@ def by_running(work, space):
 
 def without_a_gpu(monkeypatch):
     monkeypatch.setattr(recorder, "warm_up", lambda work, space: work())
-    monkeypatch.setattr(recorder, "recorded", by_running)
+    monkeypatch.setattr(recorder, "capture", by_running)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
 
 
@@ -107,13 +111,13 @@ def test_a_recording_gives_the_losses_and_gradients_of_its_work(kind, monkeypatc
     without_a_gpu(monkeypatch)
     settings, decoder = EVERY[kind].model_copy(update={"label_smoothing": 0.1}), pair(kind)[0]
     model = ImageCaptioningModel(torch.nn.Linear(1, 1), decoder)
-    played = GraphedFunction(partial(trainable._losses, model, settings), model, OFTEN)
+    played = GraphedFunction(partial(cross_entropy_tensors, model, settings), model, MIN_CALLS)
     late = list(model.parameters())[2]
     for step in range(6):
         late.requires_grad_(step >= 4)
         batches = [batch(step * 10 + i, length) for i, length in enumerate((6, 6, 9))]
         grads = []
-        for work in (played, partial(trainable._losses, model, settings)):
+        for work in (played, partial(cross_entropy_tensors, model, settings)):
             for one in batches:
                 sum(work(*one)).backward()
             grads.append([p.grad for p in model.decoder.parameters()])
@@ -155,7 +159,7 @@ def test_a_recorded_self_critical_step_draws_and_learns_as_the_unrecorded(
         return found.total, found.penalty
 
     played, inputs = (
-        GraphedFunction(work, model, OFTEN),
+        GraphedFunction(work, model, MIN_CALLS),
         (*(x.to(device) for x in batch(0, 7)), torch.arange(3, device=device)),
     )
     for step in range(6):
@@ -174,7 +178,7 @@ def test_a_recorded_self_critical_step_draws_and_learns_as_the_unrecorded(
             del losses  # a graph that is alive while a recording is made spoils it
             model.zero_grad(set_to_none=True)
         for mine, wanted in (
-            zip(*found, strict=True) if step != OFTEN - 1 or device == "cuda" else ()
+            zip(*found, strict=True) if step != MIN_CALLS - 1 or device == "cuda" else ()
         ):
             torch.testing.assert_close(
                 mine, wanted, atol=1e-4, rtol=1e-3
@@ -204,8 +208,8 @@ def test_a_real_recording_gives_the_losses_and_gradients_of_its_work(kind, dtype
     """With an encoder that is tuned, and with bfloat16 around it."""
     settings, decoder = EVERY[kind].model_copy(update={"label_smoothing": 0.1}), pair(kind)[0]
     model = ImageCaptioningModel(Eye(8, CHANNELS, 1), decoder).cuda()
-    work = partial(trainable._losses, model, settings)
-    played = GraphedFunction(work, model, OFTEN)
+    work = partial(cross_entropy_tensors, model, settings)
+    played = GraphedFunction(work, model, MIN_CALLS)
     for step in range(6):
         torch.manual_seed(step)
         tokens = batch(step, 7)[1].cuda()

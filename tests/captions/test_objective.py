@@ -120,7 +120,10 @@ def test_self_critical_training_raises_the_reward():
     rewards = CiderReward(
         [[text.split() for text in texts] for texts in wanted.values()], words, torch.device("cpu")
     )
-    whole, settings = model("show_and_tell"), SelfCritical(from_epoch=0, samples=8, sample_fraction=1.0)
+    whole, settings = (
+        model("show_and_tell"),
+        SelfCritical(from_epoch=0, samples=8, sample_fraction=1.0),
+    )
     optimizer = torch.optim.Adam(whole.decoder.parameters(), 0.01)
     captions = torch.tensor([words.encode(wanted[name][0].split()) for name in "xyz"])
 
@@ -140,7 +143,9 @@ def test_self_critical_training_raises_the_reward():
 
 def test_the_reward_weighs_as_much_beside_the_likelihood_when_captions_share_a_picture():
     words = Vocabulary(SPECIALS + tuple("abcdefg"), 1, 6)
-    rewards = CiderReward([[list("abcd")], [list("efg")], [list("ggb")]], words, torch.device("cpu"))
+    rewards = CiderReward(
+        [[list("abcd")], [list("efg")], [list("ggb")]], words, torch.device("cpu")
+    )
     captions = torch.tensor([words.encode(list(text)) for text in ("abcd", "efg", "ggb")])
     whole, found = model("transformer"), []
     for tokens, rows in ((captions, ()), (captions.repeat(2, 1), (torch.arange(3).repeat(2),))):
@@ -165,7 +170,7 @@ def test_what_is_learnt_from_is_what_was_drawn_from():
     said = torch.tensor(
         [[5, 6, 7, EOS], [8, EOS, PAD, PAD]]
     )  # three words at most: the first one's end was forced
-    found = objective._log_chances(logits, said, 3)
+    found = objective._sample_log_probs(logits, said, 3)
     for line in range(2):
         for place, word in enumerate(said[line].tolist()):
             allowed = torch.softmax(
@@ -210,7 +215,9 @@ def test_tied_words_are_one_matrix(kind):
 def test_what_is_drawn_without_dropout_may_be_learnt_from_with_it(share):
     """The same sentences, and so the same loss, where there is none; another gradient each time where there is."""
     words = Vocabulary(SPECIALS + tuple("abcdefg"), 1, 6)
-    rewards = CiderReward([[list("abcd")], [list("efg")], [list("ggb")]], words, torch.device("cpu"))
+    rewards = CiderReward(
+        [[list("abcd")], [list("efg")], [list("ggb")]], words, torch.device("cpu")
+    )
     captions = torch.tensor([words.encode(list(text)) for text in ("abcd", "efg", "ggb")])
     whole = ImageCaptioningModel(
         ENCODER, decoder("show_attend_tell"), feature_dropout=share
@@ -220,9 +227,12 @@ def test_what_is_drawn_without_dropout_may_be_learnt_from_with_it(share):
             part.p = 0.0
     found = []
     for settings in (
-        SelfCritical(samples=3, sample_fraction=1.0, likelihood=0.3, dropout=on) for on in (False, True)
+        SelfCritical(samples=3, sample_fraction=1.0, likelihood=0.3, dropout=on)
+        for on in (False, True)
     ):
         torch.manual_seed(0)
-        losses = self_critical_loss(whole, FEATURES, captions, torch.arange(3), rewards, settings, 6)
+        losses = self_critical_loss(
+            whole, FEATURES, captions, torch.arange(3), rewards, settings, 6
+        )
         found.append(losses.total + losses.penalty)
     assert torch.allclose(*found) is (share == 0.0)

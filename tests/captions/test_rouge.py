@@ -1,4 +1,4 @@
-"""ROUGE-L is the COCO scorer's."""
+"""ROUGE-L equals the COCO scorer's."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def ours(candidates: dict[str, str], references: dict[str, list[str]]) -> list[f
     ]
 
 
-def test_stored_figures_of_the_coco_scorer():
+def test_equals_stored_scores_of_the_coco_scorer():
     assert ours(CANDIDATES, REFERENCES) == pytest.approx(COCO_IMAGES, abs=1e-6)
 
 

@@ -97,7 +97,7 @@ def test_empty_captions_are_scored_as_zero():
     json.dumps(sheet, allow_nan=False)
 
 
-@pytest.mark.skipif(meteor.jar() is None, reason="METEOR needs Java and pycocoevalcap")
+@pytest.mark.skipif(not meteor.is_available(), reason="METEOR needs Java and pycocoevalcap")
 def test_meteor_equals_the_coco_scorers():
     lines = list(tokenised(CANDIDATES).values())
     theirs = list(tokenised_references(REFERENCES).values())

@@ -1,14 +1,13 @@
-"""`tarazu verify` on small captioning models: everything holds, and each check fails when just that is broken."""
+"""`tarazu verify` on small captioning models: all checks pass, and each fails when its property is broken."""
 
 from __future__ import annotations
 
 import pytest
 import torch
-from invariants.persian import unknown_to_the_report
+from invariants.translations import unknown_to_the_report
 
-from tarazu.captions import invariants
 from tarazu.captions.decoding import beam_search
-from tarazu.captions.evaluation import evaluate
+from tarazu.captions.evaluation import generation
 from tarazu.captions.model.decoders import transformer
 from tarazu.captions.task import Captions
 from tarazu.engine.invariants.fixture import CheckFixture
@@ -19,7 +18,7 @@ from tarazu.storage.run_folder import StudyDir
 PADDED, FUTURE, STEPS, BEAMS = (
     "padded = alone",
     "no token sees a later one",
-    "word by word = all at once",
+    "token by token = all at once",
     "beams together = alone",
 )
 CPU = torch.device("cpu")
@@ -30,7 +29,12 @@ RECIPE = {
     "data": {"source": "synthetic", "scenes": 24, "min_count": 1, "max_length": 16},
     "budget": {"epochs": 2, "batch_rows": 40, "micro_batch_tokens": 300},
     "methods": {
-        "show_attend_tell": {"embedding": 16, "hidden_size": 24, "attention": 16, "word_dropout": 0.3},
+        "show_attend_tell": {
+            "embedding": 16,
+            "hidden_size": 24,
+            "attention": 16,
+            "word_dropout": 0.3,
+        },
         "transformer": {"hidden_size": 16, "num_layers": 1, "heads": 2, "feed_forward": 32},
         "two": {"kind": "ensemble", "members": ["show_attend_tell", "transformer"]},
     },
@@ -63,67 +67,66 @@ def fixtures(tmp_path_factory):
 
 
 def failing(fixture: CheckFixture) -> set[str]:
-    return {found.name for found in invariants.checks(fixture) if found.verdict != "ok"}
+    """Names of the checks that fail."""
+    results = Captions.invariants.checks(fixture)
+    return {result.name for result in results if result.verdict != "ok"}
 
 
 @pytest.mark.parametrize("name", ["show_attend_tell", "transformer"])
 def test_everything_holds(name, fixtures):
     assert failing(fixtures[name]) == set()
-    assert (
-        unknown_to_the_report([found.as_json() for found in invariants.checks(fixtures[name])]) == []
-    )
+    results = [result.as_json() for result in Captions.invariants.checks(fixtures[name])]
+    assert unknown_to_the_report(results) == []
 
 
 def test_a_mask_that_shows_later_words_is_noticed(fixtures, monkeypatch):
-    monkeypatch.setattr(
-        transformer, "masks", lambda tokens: transformer.padding_mask(tokens)[:, None, None, :]
-    )
+    def padding_only(tokens):
+        return transformer.padding_mask(tokens)[:, None, None, :]
+
+    monkeypatch.setattr(transformer, "causal_mask", padding_only)
     assert {FUTURE, STEPS} <= failing(fixtures["transformer"])
 
 
 def test_a_mask_that_shows_padding_is_noticed(fixtures, monkeypatch):
-    monkeypatch.setattr(
-        transformer, "masks", lambda tokens: torch.zeros(1, 1, 1, tokens.shape[1], dtype=torch.bool)
-    )
+    def no_mask(tokens):
+        return torch.zeros(1, 1, 1, tokens.shape[1], dtype=torch.bool)
+
+    monkeypatch.setattr(transformer, "causal_mask", no_mask)
     assert PADDED in failing(fixtures["transformer"])
 
 
-def test_a_word_in_the_wrong_place_is_noticed(fixtures, monkeypatch):
-    right = transformer.TransformerDecoder.step
+def test_a_wrong_position_embedding_is_noticed(fixtures, monkeypatch):
+    step = transformer.TransformerDecoder.step
 
-    def late(self, state, token):
-        keep, self.positions = self.positions, torch.nn.Parameter(self.positions.roll(1, 0))
+    def shifted(self, state, token):
+        positions, self.positions = self.positions, torch.nn.Parameter(self.positions.roll(1, 0))
         try:
-            return right(self, state, token)
+            return step(self, state, token)
         finally:
-            self.positions = keep
+            self.positions = positions
 
-    monkeypatch.setattr(transformer.TransformerDecoder, "step", late)
+    monkeypatch.setattr(transformer.TransformerDecoder, "step", shifted)
     assert STEPS in failing(fixtures["transformer"])
 
 
-def test_beams_that_mix_pictures_are_noticed(fixtures, monkeypatch):
-    right = beam_search.beam_search
-    monkeypatch.setattr(
-        evaluate.decoding,
-        "beam_search",
-        lambda writer, pictures, *rest: right(
-            writer, pictures.mean(0, keepdim=True).expand_as(pictures), *rest
-        ),
-    )
+def test_beams_that_mix_images_are_noticed(fixtures, monkeypatch):
+    search = beam_search.beam_search
+
+    def of_the_mean(model, images, *rest):
+        return search(model, images.mean(0, keepdim=True).expand_as(images), *rest)
+
+    monkeypatch.setattr(generation.beam_search, "beam_search", of_the_mean)
     assert failing(fixtures["show_attend_tell"]) == {BEAMS}
 
 
-def test_an_ensemble_is_put_off(fixtures):
+def test_an_ensemble_is_skipped(fixtures):
     recipe = fixtures["transformer"].recipe
-    assert (
-        "ensemble" in Captions.invariants.skip_reason(recipe, "two")
-        and Captions.invariants.skip_reason(recipe, "transformer") is None
-    )
+    assert "ensemble" in Captions.invariants.skip_reason(recipe, "two")
+    assert Captions.invariants.skip_reason(recipe, "transformer") is None
 
 
-def test_chance_is_off_while_gradients_are_compared(fixtures):
+def test_the_objective_is_deterministic_while_gradients_are_compared(fixtures):
     model = fixtures["show_attend_tell"].model
-    with invariants.steady(model):
+    with Captions.invariants.deterministic(model):
         assert model.method.word_dropout == 0
     assert model.method.word_dropout == 0.3

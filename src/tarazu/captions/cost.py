@@ -1,4 +1,4 @@
-"""What a captioning method takes: timed on a few real rows and pictures and multiplied out."""
+"""Estimated cost of a captioning method, from timing a few real rows and images."""
 
 from __future__ import annotations
 
@@ -9,89 +9,89 @@ import torch
 
 from tarazu.captions.data.vocabulary import clean
 from tarazu.captions.dataset import CaptionData
-from tarazu.captions.evaluation import error_analysis, evaluate
+from tarazu.captions.evaluation import error_analysis
+from tarazu.captions.evaluation.evaluate import mean_loss, split_scorer, training_captions
+from tarazu.captions.evaluation.generation import (
+    IMAGES_PER_BATCH,
+    generate_captions,
+    sample_captions,
+)
 from tarazu.captions.settings import CaptionsRecipe
-from tarazu.captions.task import Captions
 from tarazu.captions.trainable import TrainableCaptioner
+from tarazu.engine.cost import TaskCost
 
-ROWS = 64
-
-
-def put_off(recipe: CaptionsRecipe, name: str) -> str | None:
-    """Why a method cannot be built before the study has run; None where it can."""
-    return (
-        "an ensemble: it takes no training, and is not estimated"
-        if recipe.methods[name].kind == "ensemble"
-        else None
-    )
+TIMED_ROWS = 64
 
 
-def heaviest(data: CaptionData, rows: list[int]) -> list[int]:
-    """Captions are of one size, more or less: the rows themselves."""
-    return rows
+class CaptionCost(TaskCost):
+    """Cost of the captioning methods.
+
+    There is no outline from the model's shape: the decoders are small, so their speed depends on
+    the number of steps and not on their FLOPs.
+    """
+
+    def skip_reason(self, recipe: CaptionsRecipe, name: str) -> str | None:
+        """Return why the method is not estimated, or None."""
+        if recipe.methods[name].kind == "ensemble":
+            return "an ensemble: it takes no training, and is not estimated"
+        return None
+
+    def phase_seconds(
+        self, model: TrainableCaptioner, data: CaptionData, recipe: CaptionsRecipe
+    ) -> dict[str, float]:
+        """Return seconds of a validation, its sample, the final evaluation and generation."""
+        beam_widths = list(dict.fromkeys([1, 3, *recipe.extra_beams]))
+        generation = {
+            beams: _generation_seconds(model, data, recipe, beams) for beams in beam_widths
+        }
+        validation_fraction = len(data.names["validation"]) / len(data.names["test"])
+        validation_captions, test_captions = (
+            {name: " ".join(clean(data.captions[name][0])) for name in data.names[split]}
+            for split in ("validation", "test")
+        )
+        test_scorer, validation_scorer = (
+            split_scorer(data, "test"),
+            split_scorer(data, "validation"),
+        )
+        scoring = _seconds(lambda: test_scorer.score(test_captions)) * len(beam_widths)
+        scoring += _seconds(
+            lambda: error_analysis.analyse(
+                test_captions, data.references("test"), training_captions(data)
+            )
+        )
+        return {
+            "validate": _loss_seconds(model, data, recipe, "validation")
+            + generation[1] * validation_fraction
+            + _seconds(lambda: validation_scorer.validation_scores(validation_captions)),
+            "sample": _seconds(lambda: sample_captions(model, data, recipe, final=False)),
+            "evaluate": _loss_seconds(model, data, recipe, "test") + scoring,
+            "generate": sum(generation.values()),
+        }
 
 
-def outline(
-    task: Captions, recipe: CaptionsRecipe, name: str, data: CaptionData, device: torch.device
-) -> None:
-    """Nothing is told from the shape alone: the decoders are small, and their speed is their steps'."""
-
-
-def parts(
-    task: Captions, model: TrainableCaptioner, data: CaptionData, recipe: CaptionsRecipe
-) -> dict[str, float]:
-    """Seconds of one validation, of its sampled caption, and of the final evaluation and generation."""
-    widths = list(dict.fromkeys([1, 3, *recipe.extra_beams]))
-    written = {beams: writing(model, data, recipe, beams) for beams in widths}
-    share = len(data.names["validation"]) / len(data.names["test"])
-    lines = {
-        split: {name: " ".join(clean(data.captions[name][0])) for name in data.names[split]}
-        for split in ("validation", "test")
-    }
-    references = [text for texts in data.references("train").values() for text in texts]
-    judge, quick = evaluate.scorer(data, "test"), evaluate.scorer(data, "validation")
-    scored = timed(lambda: judge.score(lines["test"])) * len(widths)
-    scored += timed(
-        lambda: error_analysis.analyse(lines["test"], data.references("test"), references)
-    )
-    return {
-        "validate": losses(task, model, data, recipe, "validation")
-        + written[1] * share
-        + timed(lambda: quick.validation_scores(lines["validation"])),
-        "sample": timed(lambda: task.sample(model, data, recipe, final=False)),
-        "evaluate": losses(task, model, data, recipe, "test") + scored,
-        "generate": sum(written.values()),
-    }
-
-
-def losses(
-    task: Captions, model: TrainableCaptioner, data: CaptionData, recipe: CaptionsRecipe, split: str
+def _loss_seconds(
+    model: TrainableCaptioner, data: CaptionData, recipe: CaptionsRecipe, split: str
 ) -> float:
-    """Seconds of the loss over a split."""
-    rows = list(range(min(ROWS, data.size(split))))
-
-    def work() -> None:
-        for batch in task.collate(model, data, split, rows, recipe.budget.micro_batch_tokens):
-            float(task.loss(model, batch.to(data.device)).total)
-
-    return timed(work) * data.size(split) / len(rows)
+    """Seconds of the loss over a split, from some of its rows."""
+    rows = min(TIMED_ROWS, data.size(split))
+    limit = recipe.budget.micro_batch_tokens
+    seconds = _seconds(lambda: mean_loss(model, data, split, limit, rows))
+    return seconds * data.size(split) / rows
 
 
-def writing(
+def _generation_seconds(
     model: TrainableCaptioner, data: CaptionData, recipe: CaptionsRecipe, beams: int
 ) -> float:
-    """Seconds of describing every test picture: as many as go together are timed."""
-    names = data.names["test"][: evaluate.IMAGES_PER_BATCH[data.device.type]]
-    return (
-        timed(lambda: evaluate.generate_captions(model, data, "test", recipe, beams, names))
-        * len(data.names["test"])
-        / len(names)
-    )
+    """Seconds of captioning every test image, from one batch of images."""
+    names = data.names["test"][: IMAGES_PER_BATCH[data.device.type]]
+    seconds = _seconds(lambda: generate_captions(model, data, "test", recipe, beams, names))
+    return seconds * len(data.names["test"]) / len(names)
 
 
-def timed(work: Callable[[], object]) -> float:
-    began = time.perf_counter()
+def _seconds(work: Callable[[], object]) -> float:
+    """Seconds of `work`, including what it started on a GPU."""
+    started = time.perf_counter()
     work()
     if torch.cuda.is_available():
         torch.cuda.synchronize()
-    return time.perf_counter() - began
+    return time.perf_counter() - started

@@ -1,4 +1,9 @@
-"""What must hold for a captioning model: what a row shares a batch with, and how its words are computed, must not matter."""
+"""The invariants of a captioning model.
+
+The losses of a caption depend neither on the other rows of its batch nor on later tokens, and
+decoding token by token computes the same as teacher forcing. A caption does not depend on the
+images that are captioned with it.
+"""
 
 from __future__ import annotations
 
@@ -7,172 +12,189 @@ from collections.abc import Iterator
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from tarazu.captions.data.vocabulary import PAD, UNK
 from tarazu.captions.dataset import CaptionData
-from tarazu.captions.evaluation import evaluate
-from tarazu.captions.settings import CaptionMethod, CaptionsRecipe
-from tarazu.captions.trainable import CaptionBatch, TrainableCaptioner
+from tarazu.captions.evaluation.generation import generate_captions
+from tarazu.captions.settings import AnyMethod, CaptionsRecipe
+from tarazu.captions.trainable import TrainableCaptioner
+from tarazu.captions.training.batching import CaptionBatch, make_batches
 from tarazu.engine.invariants.fixture import (
     CheckFixture,
     CheckResult,
+    TaskInvariants,
     compare_to_tolerance,
     max_abs_difference,
 )
 from tarazu.engine.invariants.perturbations import embeddings_perturbed
 
-IMAGES = 60  # pictures that are read: enough for a vocabulary
+MAX_IMAGES = 60  # images that are read: enough for a vocabulary
 BEAMS = 3
+NO_LIMIT = 10**9  # tokens of a batch
 
 
-def lighter(recipe: CaptionsRecipe) -> CaptionsRecipe:
-    """Few pictures, each in one view; fine-tuning from the first step, so that it is seen; no late change of objective."""
+class CaptionInvariants(TaskInvariants):
+    """The checks that the captions task adds to the shared ones."""
 
-    def plain(method: CaptionMethod) -> CaptionMethod:
-        if method.kind == "ensemble":
-            return method
-        tune = (
-            method.fine_tune.model_copy(update={"from_epoch": 0, "until_epoch": None})
-            if method.fine_tune
-            else None
+    def lighter(self, recipe: CaptionsRecipe) -> CaptionsRecipe:
+        """Return the recipe with few images, one view each, and one objective from step 0 on."""
+        data = recipe.data.model_copy(
+            update={
+                "images": min(MAX_IMAGES, recipe.data.images or MAX_IMAGES),
+                "num_augmentations": 1,
+                "captions_per_group": 1,
+            }
         )
-        return method.model_copy(update={"fine_tune": tune, "self_critical": None})
+        methods = {name: _one_phase(method) for name, method in recipe.methods.items()}
+        return recipe.model_copy(update={"data": data, "methods": methods})
 
-    data = recipe.data.model_copy(
-        update={
-            "images": min(IMAGES, recipe.data.images or IMAGES),
-            "num_augmentations": 1,
-            "captions_per_group": 1,
-        }
-    )
-    return recipe.model_copy(
-        update={
-            "data": data,
-            "methods": {name: plain(method) for name, method in recipe.methods.items()},
-        }
-    )
+    def skip_reason(self, recipe: CaptionsRecipe, name: str) -> str | None:
+        """Return why the method cannot be checked, or None."""
+        if recipe.methods[name].kind == "ensemble":
+            return "an ensemble of methods that are checked by themselves"
+        return None
 
+    def subset_rows(self, data: CaptionData, count: int) -> list[int]:
+        """Return rows of different images, spread evenly over the training split."""
+        last = data.size("train") - 1
+        return sorted({i * last // max(1, count - 1) for i in range(count)})
 
-def put_off(recipe: CaptionsRecipe, name: str) -> str | None:
-    """Why a method cannot be built before the study has run; None where it can."""
-    return (
-        "an ensemble of methods that are checked by themselves"
-        if recipe.methods[name].kind == "ensemble"
-        else None
-    )
+    @contextlib.contextmanager
+    def deterministic(self, model: TrainableCaptioner) -> Iterator[None]:
+        """Switch off word dropout and scheduled sampling inside the context."""
+        method = model.method
+        model.method = method.model_copy(update={"word_dropout": 0.0, "scheduled_sampling": 0.0})
+        try:
+            yield
+        finally:
+            model.method = method
 
+    @torch.no_grad()
+    def checks(self, fixture: CheckFixture) -> Iterator[CheckResult]:
+        """Check one method's forward pass and beam search, in eval mode.
 
-def few_rows(data: CaptionData, count: int) -> list[int]:
-    """Rows of different pictures, evenly over the training split."""
-    size = data.size("train")
-    return sorted({place * (size - 1) // max(1, count - 1) for place in range(count)})
-
-
-@contextlib.contextmanager
-def steady(model: TrainableCaptioner) -> Iterator[None]:
-    """No word is hidden or drawn inside: the objective without chance."""
-    method = model.method
-    model.method = method.model_copy(update={"word_dropout": 0.0, "scheduled_sampling": 0.0})
-    try:
-        yield
-    finally:
-        model.method = method
-
-
-@torch.no_grad()
-def checks(fixture: CheckFixture) -> Iterator[CheckResult]:
-    """One by one, the checks of one method's forward pass and of its beam search, in eval mode."""
-    model, rows = fixture.model, fixture.subset.rows
-    alone = {i: nats(model, batch_of(fixture, [row]))[0] for i, row in enumerate(rows)}
-    with embeddings_perturbed(model.module, fixture.unit):
-        noise = max_abs_difference(
-            alone, {i: nats(model, batch_of(fixture, [row]))[0] for i, row in enumerate(rows)}
+        The losses of each caption alone are the reference. Perturbing the embeddings measures how
+        far rounding moves them, which gives the tolerance.
+        """
+        model = fixture.model
+        alone = _losses_alone(fixture)
+        with embeddings_perturbed(model.module, fixture.unit):
+            noise = max_abs_difference(alone, _losses_alone(fixture))
+        tolerance, reason = fixture.allowed(noise)
+        num_tokens = sum(map(len, alone.values()))
+        compared = f"losses (nats) of {num_tokens} tokens of {len(fixture.rows)} captions"
+        padded = loss_per_token(model, _batch(fixture, fixture.rows))
+        yield compare_to_tolerance(
+            "padded = alone",
+            f"{compared}: padded in one batch, and each alone",
+            max_abs_difference(alone, dict(enumerate(padded))),
+            tolerance,
+            reason,
         )
-    tolerance, reason = fixture.allowed(noise)
-    text = f"nats of {sum(map(len, alone.values()))} words of {len(rows)} captions"
-    yield compare_to_tolerance(
-        "padded = alone",
-        f"{text}, side by side, padded, and each alone",
-        max_abs_difference(alone, dict(enumerate(nats(model, batch_of(fixture, rows))))),
-        tolerance,
-        reason,
-    )
-    yield future_check(fixture, tolerance, reason)
-    yield step_check(fixture, text, tolerance, reason)
-    yield beam_check(fixture, tolerance, reason)
+        yield _check_causality(fixture, tolerance, reason)
+        yield _check_stepwise(fixture, compared, tolerance, reason)
+        yield _check_beams(fixture, tolerance, reason)
 
 
-def batch_of(fixture: CheckFixture, rows: list[int]) -> CaptionBatch:
-    return fixture.subset.task.collate(fixture.model, fixture.subset.data, "train", rows, 10**9)[
-        0
-    ].to(fixture.device)
+def loss_per_token(
+    model: TrainableCaptioner, batch: CaptionBatch, logits: Tensor | None = None
+) -> list[Tensor]:
+    """Return the loss of every real token, in nats, as one tensor (tokens,) for each row.
 
-
-def nats(
-    model: TrainableCaptioner, batch: CaptionBatch, logits: torch.Tensor | None = None
-) -> list[torch.Tensor]:
-    """Of every word of each row, `<eos>` included."""
+    Args:
+        model: the model, in eval mode.
+        batch: the rows.
+        logits: (B, T, V) to use instead of the model's own teacher-forced ones.
+    """
     if logits is None:
         logits = model.module.forward_teacher_forced(
             model.inputs_for(batch.image_ids), batch.tokens[:, :-1], image_index=batch.image_index
         )[0]
     targets = batch.tokens[:, 1:]
-    losses = (
-        F.cross_entropy(logits.float().transpose(1, 2), targets, reduction="none").double().cpu()
-    )
-    return [line[: int(real)] for line, real in zip(losses, (targets != PAD).sum(1), strict=True)]
+    losses = F.cross_entropy(logits.float().transpose(1, 2), targets, reduction="none")
+    lengths = (targets != PAD).sum(1)
+    return [row[: int(length)] for row, length in zip(losses.double().cpu(), lengths, strict=True)]
 
 
-def future_check(fixture: CheckFixture, tolerance: float, reason: str) -> CheckResult:
-    """Other words in the second half of a caption must not change what is said of the first half."""
+def _one_phase(method: AnyMethod) -> AnyMethod:
+    """The method with fine-tuning from step 0 on and without self-critical training."""
+    if method.kind == "ensemble":
+        return method
+    fine_tune = method.fine_tune
+    if fine_tune:
+        fine_tune = fine_tune.model_copy(update={"from_epoch": 0, "until_epoch": None})
+    return method.model_copy(update={"fine_tune": fine_tune, "self_critical": None})
+
+
+def _batch(fixture: CheckFixture, rows: list[int]) -> CaptionBatch:
+    """Training rows as one batch on the fixture's device."""
+    grouped = fixture.model.groups_captions()
+    batches = make_batches(fixture.data, "train", rows, NO_LIMIT, grouped)
+    return batches[0].to(fixture.device)
+
+
+def _losses_alone(fixture: CheckFixture) -> dict[int, Tensor]:
+    """The losses (tokens,) of each row in a batch of its own."""
+    return {
+        i: loss_per_token(fixture.model, _batch(fixture, [row]))[0]
+        for i, row in enumerate(fixture.rows)
+    }
+
+
+def _check_causality(fixture: CheckFixture, tolerance: float, reason: str) -> CheckResult:
+    """Other tokens in the second half of a caption must not change the losses of the first half."""
     before, after = {}, {}
-    for i, row in enumerate(fixture.subset.rows):
-        batch = batch_of(fixture, [row])
+    for i, row in enumerate(fixture.rows):
+        batch = _batch(fixture, [row])
         half = batch.tokens.shape[1] // 2
         changed = batch.tokens.clone()
         changed[:, half:] = torch.where(changed[:, half:] == UNK, UNK + 1, UNK)
-        before[i] = nats(fixture.model, batch)[0][: half - 1]
-        after[i] = nats(fixture.model, CaptionBatch(changed, batch.image_ids, batch.counts))[0][
-            : half - 1
-        ]
-    text = f"nats of the first halves of {len(before)} captions, before and after every later word was replaced"
+        changed_batch = CaptionBatch(changed, batch.image_ids, batch.counts)
+        before[i] = loss_per_token(fixture.model, batch)[0][: half - 1]
+        after[i] = loss_per_token(fixture.model, changed_batch)[0][: half - 1]
+    compared = (
+        f"losses (nats) of the first halves of {len(before)} captions, before and after replacing "
+        "every later token"
+    )
     return compare_to_tolerance(
-        "no token sees a later one", text, max_abs_difference(before, after), tolerance, reason
+        "no token sees a later one", compared, max_abs_difference(before, after), tolerance, reason
     )
 
 
-def step_check(fixture: CheckFixture, text: str, tolerance: float, reason: str) -> CheckResult:
-    """The decoder that writes, one word at a time with a state, says what the decoder that is taught says."""
-    model, batch = fixture.model, batch_of(fixture, fixture.subset.rows)
-    state, steps = model.module.start(model.inputs_for(batch.image_ids)), []
-    for place in range(batch.tokens.shape[1] - 1):
-        logits, state, _ = model.module.step(state, batch.tokens[:, place])
-        steps.append(logits)
-    taught, written = nats(model, batch), nats(model, batch, torch.stack(steps, 1))
-    text = f"{text}, one at a time with a state and all at once"
+def _check_stepwise(
+    fixture: CheckFixture, compared: str, tolerance: float, reason: str
+) -> CheckResult:
+    """Decoding token by token with a state must compute the logits of teacher forcing."""
+    model, batch = fixture.model, _batch(fixture, fixture.rows)
+    state, step_logits = model.module.start(model.inputs_for(batch.image_ids)), []
+    for position in range(batch.tokens.shape[1] - 1):
+        logits, state, _ = model.module.step(state, batch.tokens[:, position])
+        step_logits.append(logits)
+    teacher_forced = loss_per_token(model, batch)
+    stepwise = loss_per_token(model, batch, torch.stack(step_logits, 1))
     return compare_to_tolerance(
-        "word by word = all at once",
-        text,
-        max_abs_difference(dict(enumerate(taught)), dict(enumerate(written))),
+        "token by token = all at once",
+        f"{compared}: token by token with a state, and all at once",
+        max_abs_difference(dict(enumerate(teacher_forced)), dict(enumerate(stepwise))),
         tolerance,
         reason,
     )
 
 
-def beam_check(fixture: CheckFixture, tolerance: float, reason: str) -> CheckResult:
-    """A picture's sentence does not depend on the pictures that are described with it."""
-    data, recipe = fixture.subset.data, fixture.recipe
-    names = list(
-        dict.fromkeys(
-            data.all_names[data.image_indices["train"][row]] for row in fixture.subset.rows
-        )
-    )
-    together = evaluate.generate_captions(fixture.model, data, "train", recipe, BEAMS, names)
+def _check_beams(fixture: CheckFixture, tolerance: float, reason: str) -> CheckResult:
+    """The caption of an image must not depend on the images that are captioned with it."""
+    model, data, recipe = fixture.model, fixture.data, fixture.recipe
+    image_ids = data.image_indices["train"][fixture.rows]
+    names = list(dict.fromkeys(data.all_names[i] for i in image_ids))
+    together = generate_captions(model, data, "train", recipe, BEAMS, names)
     alone = {
-        name: evaluate.generate_captions(fixture.model, data, "train", recipe, BEAMS, [name])[name]
-        for name in names
+        name: generate_captions(model, data, "train", recipe, BEAMS, [name])[name] for name in names
     }
     same = sum(together[name].token_ids == alone[name].token_ids for name in names)
     difference = max(abs(together[name].score - alone[name].score) for name in names)
-    text = f"scores of the best of {BEAMS} beams for {len(names)} pictures described together and alone ({same} sentences are the same)"
-    return compare_to_tolerance("beams together = alone", text, difference, tolerance, reason)
+    compared = (
+        f"scores of the best of {BEAMS} beams for {len(names)} images: decoded together, and each "
+        f"alone ({same} captions are equal)"
+    )
+    return compare_to_tolerance("beams together = alone", compared, difference, tolerance, reason)

@@ -1,60 +1,42 @@
-"""One captioning method with all that it needs while it trains: the model, its settings and the pictures' rows."""
+"""A captioning method in training: its model, its settings and the inputs of its images."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
-from typing import TYPE_CHECKING
 
 import torch
+import torch.nn.functional as F
+from torch import Tensor
 
 from tarazu.captions.data.augmentation import random_view
-from tarazu.captions.data.vocabulary import PAD, Vocabulary
-from tarazu.captions.decoding.beam_search import Ensemble
-from tarazu.captions.decoding.mirrored_view import HorizontalFlip
-from tarazu.captions.encoder.pretrained import Pretrained
-from tarazu.captions.model import decoders
+from tarazu.captions.data.vocabulary import PAD
+from tarazu.captions.dataset import CaptionData
 from tarazu.captions.model.captioning_model import ImageCaptioningModel
 from tarazu.captions.model.refrozen_features import FeatureTable, encode_all
-from tarazu.captions.settings import CaptionMethod, CaptionsRecipe
+from tarazu.captions.settings import CaptionMethod
+from tarazu.captions.training.batching import CaptionBatch
 from tarazu.captions.training.objective import cross_entropy_loss, self_critical_loss
 from tarazu.engine.cuda_graphs.recorder import GraphedFunction
-from tarazu.engine.counts import TokenCounts
-from tarazu.engine.trainable import LossSum, ParameterGroup, TrainableModel, TrainingPhase
-from tarazu.errors import UserError
-
-if TYPE_CHECKING:
-    from tarazu.captions.dataset import CaptionData
-
-OFTEN = 3  # a shape is recorded when it comes so often: the last batch of an epoch may be the only one of its size
-
-
-@dataclass
-class CaptionBatch:
-    """Rows (image, caption): tokens (B, T + 1) from `<sos>` to the longest row's end, pictures (B,) as places in the
-    data; or, with `rows` (B,), every picture once, and the picture of each row."""
-
-    tokens: torch.Tensor
-    image_ids: torch.Tensor
-    counts: TokenCounts
-    image_index: torch.Tensor | None = None
-
-    def to(self, device: torch.device) -> CaptionBatch:
-        tokens, pictures = (x.to(device, non_blocking=True) for x in (self.tokens, self.image_ids))
-        rows = None if self.image_index is None else self.image_index.to(device, non_blocking=True)
-        return CaptionBatch(tokens, pictures, self.counts, rows)
+from tarazu.engine.trainable import LossSum, TrainableModel
 
 
 @dataclass
 class TrainableCaptioner(TrainableModel):
-    """Args:
-    method: its settings; None for an ensemble, which is not trained.
-    data: where its pictures' rows come from; None for a model that is only used.
-    encoder_tuned: whether the encoder's own weights may differ from the pretrained ones: then only pixels will do.
-    seen: features of pictures by their names, while weights stand still (in the final evaluation); else None.
-    kept: what an encoder that stands still again sees of all pictures; made when it is first asked for.
-    replay, critic: what plays the loss of a batch, and the loss with the reward, on a GPU; only one of them holds recordings
-        at a time, as each has a place of its own for every gradient.
+    """A captioning model with what it needs to be trained and evaluated.
+
+    Args:
+        method: the method's settings; None for an ensemble, which is not trained.
+        data: the prepared data; None for a model that is only used.
+        encoder_tuned: whether the encoder may differ from the pretrained one, so that cached
+            features of the frozen encoder do not apply.
+        pooled: whether the decoder uses only the mean over the positions.
+        graphed_loss: CUDA graphs of the cross-entropy.
+        graphed_scst: CUDA graphs of the self-critical loss. Only one of the two holds graphs at a
+            time, because each has its own buffer for every gradient.
+        encoded_images: encoder outputs by image names while weights do not change (in the final
+            evaluation), else None.
+        refrozen_features: features of all images from a fine-tuned encoder that is frozen again;
+            made when first needed.
     """
 
     method: CaptionMethod | None = None
@@ -63,208 +45,155 @@ class TrainableCaptioner(TrainableModel):
     pooled: bool = False
     graphed_loss: GraphedFunction | None = None
     graphed_scst: GraphedFunction | None = None
-    encoded_images: dict[tuple[str, ...], torch.Tensor] | None = None
+    encoded_images: dict[tuple[str, ...], Tensor] | None = None
     refrozen_features: FeatureTable | None = None
 
-    def inputs_for(self, pictures: torch.Tensor, sided: torch.Tensor | None = None) -> torch.Tensor:
-        """Places in the data (B,) -> what the model is given: pixels, maps, or means of maps.
+    def inputs_for(self, image_ids: Tensor, keep_sides: Tensor | None = None) -> Tensor:
+        """Return the model's input for some images.
 
-        With `sided` (B,), True where a caption says left or right, a random view of each picture is given.
+        Args:
+            image_ids: (B,), indices into `CaptionData.all_names`.
+            keep_sides: (B,) bool; if given, a random view of each image is used, not mirrored where
+                True.
+
+        Returns:
+            Pixels (B, S, S, 3), feature maps (B, P, D) or pooled features (B, 1, D).
         """
         if self.uses_pixels():
-            seen = self.data.pixels.lookup(pictures)
-            return seen if sided is None else random_view(seen, sided, self.data.min_crop_area)
-        rows = pictures if sided is None else self.data.random_view_rows(pictures, sided)
+            pixels = self.data.pixels.lookup(image_ids)
+            if keep_sides is None:
+                return pixels
+            return random_view(pixels, keep_sides, self.data.min_crop_area)
+        rows = image_ids
+        if keep_sides is not None:
+            rows = self.data.random_view_rows(image_ids, keep_sides)
         if self.encoder_refrozen():
-            self.refrozen_features = self.refrozen_features or encode_all(
-                self.module, self.data, self.pooled
-            )
+            if self.refrozen_features is None:
+                self.refrozen_features = encode_all(self.module, self.data, self.pooled)
             return self.refrozen_features.lookup(rows)
         return (self.data.pooled_features if self.pooled else self.data.feature_maps).lookup(rows)
 
-    def batch_inputs(self, batch: CaptionBatch) -> torch.Tensor:
-        """What the model is given of a batch's pictures: in training, random views of them."""
+    def batch_inputs(self, batch: CaptionBatch) -> Tensor:
+        """Return the model's input for a batch's images; in training, random views of them."""
         if not self.module.training or self.data.num_augmentations == 1:
             return self.inputs_for(batch.image_ids)
-        sided = self.data.mentions_left_right(batch.tokens)
-        if batch.image_index is not None:  # of each picture, if one of its captions does
-            sided = (
-                torch.zeros(len(batch.image_ids), device=sided.device).index_add_(
-                    0, batch.image_index, sided.float()
-                )
-                > 0
-            )
-        return self.inputs_for(batch.image_ids, sided)
+        keep_sides = self.data.mentions_left_right(batch.tokens)  # (B,)
+        if (
+            batch.image_index is not None
+        ):  # an image keeps its sides if any of its captions needs it
+            mentions = torch.zeros(len(batch.image_ids), device=keep_sides.device)
+            keep_sides = mentions.index_add_(0, batch.image_index, keep_sides.float()) > 0
+        return self.inputs_for(batch.image_ids, keep_sides)
 
-    def cross_entropy_loss(self, batch: CaptionBatch) -> LossSum:
-        """`objective.likelihood` of a batch; on a GPU, in training, played back from a recording of it."""
-        pictures, rows = (
-            self.batch_inputs(batch),
-            () if batch.image_index is None else (batch.image_index,),
-        )
-        if self.graphed_loss is None or not self.module.training or not pictures.is_cuda:
+    def loss(self, batch: CaptionBatch) -> LossSum:
+        """Return the summed loss of a batch, in the module's current mode.
+
+        In training, epochs from `self_critical.from_epoch` on use the self-critical loss.
+        """
+        scst = self.method.self_critical if self.method and self.module.training else None
+        use_scst = scst is not None and self.epoch >= scst.from_epoch
+        loss = self._self_critical_loss(batch) if use_scst else self._cross_entropy_loss(batch)
+        return LossSum(loss.total, batch.counts.supervised, loss.penalty)
+
+    def _cross_entropy_loss(self, batch: CaptionBatch) -> LossSum:
+        """`objective.cross_entropy_loss`; on a GPU in training, replayed from a CUDA graph."""
+        images = self.batch_inputs(batch)
+        image_index = () if batch.image_index is None else (batch.image_index,)
+        if self.graphed_loss is None or not self.module.training or not images.is_cuda:
             return cross_entropy_loss(
-                self.module, pictures, batch.tokens, self.method, self.fraction, *rows
+                self.module, images, batch.tokens, self.method, self.fraction, *image_index
             )
-        total, *extra = self.graphed_loss(pictures, batch.tokens, *rows)
-        return LossSum(total, 0, extra[0] if extra else None)
+        total, *penalty = self.graphed_loss(images, batch.tokens, *image_index)
+        return LossSum(total, 0, penalty[0] if penalty else None)
 
-    def self_critical_loss(self, batch: CaptionBatch) -> LossSum:
-        """`objective.self_critical_loss` of a batch, the same way: with tokens of one width, for one recording is large."""
+    def _self_critical_loss(self, batch: CaptionBatch) -> LossSum:
+        """`objective.self_critical_loss`; on a GPU replayed from a CUDA graph."""
         if self.graphed_loss is not None:
-            self.graphed_loss.clear()
+            self.graphed_loss.clear()  # frees its gradient buffers
+        # Tokens of one width: a graph of this loss is large, so there should be only one.
         missing = self.data.vocabulary.max_length + 2 - batch.tokens.shape[1]
-        tokens = torch.nn.functional.pad(batch.tokens, (0, missing), value=PAD)
-        inputs = (
-            self.batch_inputs(batch),
-            tokens,
-            batch.image_ids,
-            *(() if batch.image_index is None else (batch.image_index,)),
-        )
-        total, extra = (
-            self.graphed_scst(*inputs)
-            if self.graphed_scst is not None and tokens.is_cuda
-            else _rewarded(self, *inputs)
-        )
-        return LossSum(total, 0, extra)
-
-    def code_path(self) -> str:
-        """For the ledger."""
-        if self.method is None or not self.method.fast:
-            return "plain"
-        told = [self.module.decoder.fast_path]
-        for what, replay in (("", self.graphed_loss), ("self-critical steps ", self.graphed_scst)):
-            if replay is not None and (replay.failure_reason or replay.num_captured):
-                told.append(what + (replay.failure_reason or "CUDA graphs"))
-        return ", ".join(filter(None, told))
+        tokens = F.pad(batch.tokens, (0, missing), value=PAD)
+        inputs = [self.batch_inputs(batch), tokens, batch.image_ids]
+        if batch.image_index is not None:
+            inputs.append(batch.image_index)
+        if self.graphed_scst is not None and tokens.is_cuda:
+            total, penalty = self.graphed_scst(*inputs)
+        else:
+            total, penalty = self_critical_tensors(self, *inputs)
+        return LossSum(total, 0, penalty)
 
     def uses_pixels(self) -> bool:
-        """Until its blocks thaw, a fine-tuned encoder sees what the frozen one saw; once they stand still, what it saw then."""
-        waiting = (
+        """Return whether the model's input is pixels: while the encoder may change.
+
+        Before `fine_tune.from_epoch` it equals the frozen encoder, whose features are cached. Once
+        it is frozen again, `refrozen_features` has its features.
+        """
+        not_yet_tuned = (
             self.module.training
             and self.method is not None
             and self.method.fine_tune
             and self.epoch < self.method.fine_tune.from_epoch
         )
-        return self.encoder_tuned and not waiting and not self.encoder_refrozen()
+        return self.encoder_tuned and not not_yet_tuned and not self.encoder_refrozen()
+
+    def encoder_refrozen(self) -> bool:
+        """Return whether a fine-tuned encoder is frozen again."""
+        fine_tune = self.method.fine_tune if self.method else None
+        return bool(fine_tune and fine_tune.until_epoch and self.epoch >= fine_tune.until_epoch)
 
     def groups_captions(self) -> bool:
-        """Whether an image's captions come in one step of training, so that it is looked at once."""
+        """Return whether a training step encodes an image once for all of its captions."""
         own = self.method.captions_per_group if self.method else None
         return (own or self.data.captions_per_group) > 1
 
-    def encoder_refrozen(self) -> bool:
-        """Whether a fine-tuned encoder changes no more."""
-        tune = self.method.fine_tune if self.method else None
-        return bool(tune and tune.until_epoch and self.epoch >= tune.until_epoch)
+    def code_path(self) -> str:
+        """Describe which implementation of teacher forcing ran, for the ledger."""
+        if self.method is None or not self.method.fast:
+            return "plain"
+        parts = [self.module.decoder.fast_path]
+        for name, graphed in (("", self.graphed_loss), ("self-critical steps ", self.graphed_scst)):
+            if graphed is not None and graphed.failure_reason:
+                parts.append(name + graphed.failure_reason)
+            elif graphed is not None and graphed.num_captured:
+                parts.append(name + ("as CUDA graphs" if name else "CUDA graphs"))
+        return ", ".join(filter(None, parts))
 
 
-def make_model(method: CaptionMethod, encoder: Pretrained, words: int) -> ImageCaptioningModel:
-    """The whole model of a method's settings; the decoder is freshly initialised from torch's current seed."""
-    decoder = decoders.make_decoder(method, words, encoder.module.width, encoder.grid_size**2)
-    half = method.fine_tune is not None and method.fine_tune.precision == "bfloat16"
-    return ImageCaptioningModel(encoder.module, decoder, method.feature_dropout, half)
-
-
-def make_trainable(
-    recipe: CaptionsRecipe,
-    name: str,
-    encoder: Pretrained,
-    vocabulary: Vocabulary,
-    seed: int,
-    data: CaptionData | None = None,
-) -> TrainableCaptioner:
-    """A method of the recipe, ready to be trained, or to be given its weights."""
-    method = recipe.methods[name]
-    torch.manual_seed(seed)
-    model = make_model(method, encoder, len(vocabulary))
-    names = {f"decoder.{n}" for n, _ in model.decoder.named_parameters()}
-    groups = []
-    if method.fine_tune:
-        groups = [
-            ParameterGroup(
-                frozenset(f"encoder.{n}" for n in _thawed(method, encoder)),
-                method.fine_tune.learning_rate,
-                method.fine_tune.from_epoch,
-                method.fine_tune.until_epoch,
-            )
-        ]
-        names |= groups[0].names
-    for parameter_name, parameter in model.named_parameters():
-        parameter.requires_grad_(parameter_name in names)
-    pooled, late = model.decoder.input_kind == "pooled", method.self_critical
-    trainable = TrainableCaptioner(
-        model,
-        frozenset(names),
-        method.learning_rate,
-        groups,
-        _phases(method),
-        method=method,
-        data=data,
-        tuned=bool(groups),
-        pooled=pooled,
-    )
-    if method.fast and not method.scheduled_sampling:  # whose share changes with every step
-        trainable.graphed_loss = GraphedFunction(partial(_losses, model, method), model, OFTEN)
-    if method.fast and late and data is not None:
-        trainable.graphed_scst = GraphedFunction(partial(_rewarded, trainable), model, OFTEN)
-    return trainable
-
-
-def _phases(method: CaptionMethod) -> list[TrainingPhase]:
-    """Where the encoder stands still again, and where the reward begins: with rates of their own, from the best weights."""
-    tune, late, rates = method.fine_tune, method.self_critical, {}
-    if tune and tune.until_epoch:
-        rates[tune.until_epoch] = tune.decoder_rate
-    if late and late.learning_rate:
-        rates[late.from_epoch] = late.learning_rate
-    return [
-        TrainingPhase(epoch, rate / method.learning_rate, from_best=True)
-        for epoch, rate in sorted(rates.items())
-    ]
-
-
-def _losses(
+def cross_entropy_tensors(
     model: ImageCaptioningModel,
     method: CaptionMethod,
-    pictures: torch.Tensor,
-    tokens: torch.Tensor,
-    rows: torch.Tensor | None = None,
-) -> tuple[torch.Tensor, ...]:
-    found = cross_entropy_loss(model, pictures, tokens, method, 0.0, rows)
-    return (found.total,) if found.penalty is None else (found.total, found.penalty)
+    images: Tensor,
+    tokens: Tensor,
+    image_index: Tensor | None = None,
+) -> tuple[Tensor, ...]:
+    """Return loss and penalty (if any) as tensors, which a CUDA graph needs.
+
+    The arguments are those of `cross_entropy_loss`.
+    """
+    loss = cross_entropy_loss(model, images, tokens, method, 0.0, image_index)
+    return (loss.total,) if loss.penalty is None else (loss.total, loss.penalty)
 
 
-def _rewarded(
+def self_critical_tensors(
     trainable: TrainableCaptioner,
-    pictures: torch.Tensor,
-    tokens: torch.Tensor,
-    images: torch.Tensor,
-    rows: torch.Tensor | None = None,
-) -> tuple[torch.Tensor, ...]:
-    data, late = trainable.data, trainable.method.self_critical
-    most = data.vocabulary.max_length
-    found = self_critical_loss(
-        trainable.module, pictures, tokens, images, data.cider_reward, late, most, rows
+    images: Tensor,
+    tokens: Tensor,
+    image_ids: Tensor,
+    image_index: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Return loss and penalty as tensors, which a CUDA graph needs.
+
+    The arguments are those of `self_critical_loss`.
+    """
+    data = trainable.data
+    loss = self_critical_loss(
+        trainable.module,
+        images,
+        tokens,
+        image_ids,
+        data.cider_reward,
+        trainable.method.self_critical,
+        data.vocabulary.max_length,
+        image_index,
     )
-    return found.total, found.penalty
-
-
-def make_ensemble(
-    members: list[TrainableCaptioner], data: CaptionData | None, mirrored: bool = False
-) -> TrainableCaptioner:
-    """Trained members as one that is not trained itself; `mirrored` ones look twice, and then only pixels will do."""
-    modules = [member.module for member in members]
-    module = Ensemble([*modules, *(HorizontalFlip(one) for one in modules if mirrored)])
-    module.requires_grad_(False)
-    tuned = mirrored or any(m.encoder_tuned for m in members)
-    return TrainableCaptioner(
-        module, frozenset(), data=data, tuned=tuned, pooled=all(m.pooled for m in members)
-    )
-
-
-def _thawed(method: CaptionMethod, encoder: Pretrained) -> frozenset[str]:
-    try:
-        return encoder.module.last_blocks(method.fine_tune.blocks)
-    except ValueError as error:
-        raise UserError(str(error), location="fine_tune.blocks", hint="fewer blocks") from None
+    return loss.total, loss.penalty

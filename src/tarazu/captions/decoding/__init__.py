@@ -1,1 +1,1 @@
-"""Captions from a model: beam search, ensembles, mirrored images."""
+"""Decoding captions: beam search, ensembles, flipped images."""

@@ -1,7 +1,9 @@
-"""From a picture to words: greedy is a beam of one; a beam keeps several sentences alive, for many pictures at once.
+"""Greedy decoding, beam search and sampling, for many images at once.
 
-What is written can never hold `<pad>`, `<sos>` or `<unk>`, is never empty, and always ends. Nothing here knows what a
-decoder is made of: it needs `start` and `step`, and a state that is a tuple of tensors with the batch first.
+A caption never contains `<pad>`, `<sos>` or `<unk>`, is never empty, and always ends. The search
+needs of a model only `start`, `step`, and a state that is a tuple of tensors with the batch first.
+
+Shapes: B images, K beams, V vocabulary size, L = max_words + 2 (with `<sos>` and `<eos>`).
 """
 
 from __future__ import annotations
@@ -10,255 +12,272 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from tarazu.captions.data.vocabulary import EOS, PAD, SOS, UNK
 from tarazu.captions.model.decoders import State
 
 FORBIDDEN_TOKENS = (PAD, SOS, UNK)
 NEG_INF = float("-inf")
+STOP_CHECK_INTERVAL = 4  # steps; asking the device whether all beams are done waits for it
 
 
 class DecodableModel(Protocol):
-    """A model, or several that write together. `fixed` are the places in its state of what no word changes."""
+    """A model, or an ensemble of models, that a caption can be decoded from."""
 
-    image_state_indices: tuple[int, ...]
+    @property
+    def image_state_indices(self) -> tuple[int, ...]:
+        """Indices of the state's tensors that depend on the image alone, known after `start`."""
+        ...
 
-    def start(self, pictures: Tensor) -> State: ...
+    def start(self, images: Tensor) -> State:
+        """Return the state before the first token."""
+        ...
 
-    def step(self, state: State, token: Tensor) -> tuple[Tensor, State, Tensor | None]: ...
+    def step(self, state: State, token: Tensor) -> tuple[Tensor, State, Tensor | None]:
+        """Decode one token (B,): logits (B, V), new state, attention weights (B, P) or None."""
+        ...
 
 
 @dataclass(frozen=True)
 class Hypothesis:
-    """A finished hypothesis: token ids without `<sos>` and `<eos>`, and its length-normalised log-probability."""
+    """A finished caption: token ids without `<sos>` and `<eos>`, and a normalised log-probability."""
 
     token_ids: list[int]
     score: float
 
 
-class Ensemble(nn.Module):
-    """Several models that write together: at every word their log-probabilities are averaged."""
-
-    def __init__(self, members: list[nn.Module]):
-        super().__init__()
-        self.members = nn.ModuleList(members)
-        self.sizes: list[int] = []
-
-    @property
-    def image_state_indices(self) -> tuple[int, ...]:
-        """Known once it has started."""
-        before = [sum(self.sizes[:i]) for i in range(len(self.sizes))]
-        return tuple(
-            at + i
-            for at, member in zip(before, self.members, strict=True)
-            for i in member.image_state_indices
-        )
-
-    def start(self, pictures: Tensor) -> State:
-        states = [member.start(pictures) for member in self.members]
-        self.sizes = [len(state) for state in states]
-        return tuple(tensor for state in states for tensor in state)
-
-    def step(self, state: State, token: Tensor) -> tuple[Tensor, State, Tensor | None]:
-        total, after, looks, place = 0.0, [], [], 0
-        for member, size in zip(self.members, self.sizes, strict=True):
-            logits, own, alpha = member.step(state[place : place + size], token)
-            total = total + torch.log_softmax(logits.float(), -1)
-            after += own
-            looks += [] if alpha is None else [alpha.float()]
-            place += size
-        return (
-            total / len(self.members),
-            tuple(after),
-            torch.stack(looks).mean(0) if looks else None,
-        )
-
-    def forward_teacher_forced(
-        self,
-        pictures: Tensor,
-        tokens: Tensor,
-        attention: bool = True,
-        at: Tensor | None = None,
-        rows: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor | None]:
-        """As `ImageCaptioningModel.forward_teacher_forced`: averaged log-probabilities for logits, and averaged attention."""
-        shared = {} if rows is None else {"rows": rows}
-        both = [
-            member.forward_teacher_forced(pictures, tokens, attention, at, **shared)
-            for member in self.members
-        ]
-        looks = [alpha.float() for _, alpha in both if alpha is not None]
-        return torch.stack([torch.log_softmax(logits.float(), -1) for logits, _ in both]).mean(
-            0
-        ), torch.stack(looks).mean(0) if looks else None
-
-
 @torch.no_grad()
-def greedy(writer: DecodableModel, pictures: Tensor, max_words: int) -> list[Hypothesis]:
-    """The likeliest next word, again and again: one sentence for each picture (B, ...)."""
-    return [best[0] for best in beam_search(writer, pictures, 1, max_words)]
+def greedy(model: DecodableModel, images: Tensor, max_words: int) -> list[Hypothesis]:
+    """Return one caption for each image (B, ...): always the most probable next token."""
+    return [best[0] for best in beam_search(model, images, 1, max_words)]
 
 
 @torch.no_grad()
 def beam_search(
-    writer: DecodableModel,
-    pictures: Tensor,
+    model: DecodableModel,
+    images: Tensor,
     beams: int,
     max_words: int,
     length_penalty: float = 1.0,
     block_trigrams: bool = False,
-    stop: str = "full",
+    early_stopping: str = "full",
 ) -> list[list[Hypothesis]]:
-    """For each picture up to `beams` different finished sentences, best first; there is always at least one.
+    """Return up to `beams` different captions for each image, best first, at least one.
 
-    A picture is done when `beams` of its sentences have ended (`stop` "full"), or only when, besides, none that lives
-    scores better than the worst of them ("ahead"). A sentence of n words scores log p / (n + 1)^length_penalty: at 1 the
-    mean over its words and its end. A beam that is dead (no continuation is left for it) is never copied from a living
-    one.
+    Args:
+        model: what decodes.
+        images: (B, ...), as `model.start` takes them.
+        beams: K, the width of the search.
+        max_words: words of the longest caption.
+        length_penalty: a caption of n words scores log p / (n + 1)^length_penalty; 1 gives the
+            mean over the words and the end.
+        block_trigrams: never repeat three words in a row within a caption.
+        early_stopping: "full" finishes an image when K captions have ended; "ahead" also waits
+            until no unfinished beam scores better than the worst of them.
     """
-    hunt = BeamState(len(pictures), beams, max_words, length_penalty, stop, pictures.device)
-    state = tuple(tensor.repeat_interleave(beams, 0) for tensor in writer.start(pictures))
-    fixed = writer.image_state_indices  # a beam is only ever replaced by one of the same picture
-    for place in range(max_words + 1):
-        logits, state, _ = writer.step(state, hunt.last())
-        rows = hunt.advance(place, _allowed(logits, hunt, place, block_trigrams))
+    search = BeamState(len(images), beams, max_words, length_penalty, early_stopping, images.device)
+    # Every image's state K times: row b * K + k belongs to beam k of image b.
+    state = tuple(tensor.repeat_interleave(beams, 0) for tensor in model.start(images))
+    image_state = set(model.image_state_indices)
+    for position in range(max_words + 1):
+        logits, state, _ = model.step(state, search.last_tokens())
+        log_probs = _allowed_log_probs(logits, search, position, block_trigrams)
+        parent_rows = search.advance(log_probs)
+        # Follow the surviving beams. A beam's parent belongs to the same image, so the tensors that
+        # depend on the image alone stay where they are.
         state = tuple(
-            part if i in fixed else part.index_select(0, rows) for i, part in enumerate(state)
+            tensor if i in image_state else tensor.index_select(0, parent_rows)
+            for i, tensor in enumerate(state)
         )
-        if place % 4 == 3 and hunt.over():  # asking the device costs a wait
+        if position % STOP_CHECK_INTERVAL == STOP_CHECK_INTERVAL - 1 and search.is_finished():
             break
-    return hunt.sentences()
+    return search.hypotheses()
+
+
+class BeamState:
+    """The beams that can still grow and the best K finished captions of each image.
+
+    Args:
+        batch: B, number of images.
+        beams: K.
+        max_words: words of the longest caption.
+        length_penalty: exponent of the length in a score.
+        early_stopping: "full" or "ahead", see `beam_search`.
+        device: of the tensors.
+    """
+
+    def __init__(
+        self,
+        batch: int,
+        beams: int,
+        max_words: int,
+        length_penalty: float,
+        early_stopping: str,
+        device: torch.device,
+    ):
+        self.beams, self.max_words = beams, max_words
+        self.length_penalty, self.early_stopping = length_penalty, early_stopping
+        # Growing beams: tokens (B, K, L) and summed log-probabilities (B, K); -inf is a dead beam.
+        self.tokens = torch.full((batch, beams, max_words + 2), PAD, device=device)
+        self.tokens[:, :, 0] = SOS
+        self.log_probs = torch.full((batch, beams), NEG_INF, device=device)
+        self.log_probs[:, 0] = 0.0  # all beams start equal, so only one of them is alive
+        # Finished captions, best first: tokens (B, K, L) and normalised scores (B, K).
+        self.finished_tokens = torch.full_like(self.tokens, PAD)
+        self.finished_scores = torch.full_like(self.log_probs, NEG_INF)
+        self.length = 0  # tokens after `<sos>`
+        self.batch_index = torch.arange(batch, device=device).unsqueeze(1)  # (B, 1)
+
+    def last_tokens(self) -> Tensor:
+        """Return the last token of every beam, (B * K,)."""
+        return self.tokens[:, :, self.length].flatten()
+
+    def advance(self, log_probs: Tensor) -> Tensor:
+        """Extend the beams by one token.
+
+        Args:
+            log_probs: of the next token, (B, K, V); -inf for what is not allowed.
+
+        Returns:
+            (B * K,): the row of each new beam's parent.
+        """
+        vocab_size = log_probs.shape[2]
+        # 1. Rank all K * V extensions of an image. Up to K of the best 2K can be ends, so K others
+        #    remain to grow.
+        totals = (self.log_probs.unsqueeze(2) + log_probs).flatten(1)  # (B, K * V)
+        scores, picks = totals.topk(min(2 * self.beams, totals.shape[1]), 1)  # (B, 2K)
+        parents, next_tokens = picks // vocab_size, picks % vocab_size
+        candidates = self.tokens[self.batch_index, parents]  # (B, 2K, L)
+        candidates[:, :, self.length + 1] = next_tokens
+        self.length += 1
+
+        # 2. Move ends among the best K to the finished captions.
+        is_end = next_tokens == EOS
+        in_best = torch.arange(scores.shape[1], device=scores.device) < self.beams
+        ended_scores = torch.where(is_end & in_best, scores, NEG_INF)
+        self._add_finished(candidates, ended_scores / self.length**self.length_penalty)
+
+        # 3. The best K extensions that do not end are the new beams.
+        growing_scores, order = torch.where(is_end, NEG_INF, scores).topk(self.beams, 1)
+
+        # 4. Kill all beams of an image that is done. -inf never reaches the best K again, and no
+        #    dead beam is replaced by a copy of a living one.
+        done = torch.isfinite(self.finished_scores).all(1, keepdim=True)
+        if self.early_stopping == "ahead":
+            best_growing = growing_scores[:, :1] / (self.length + 1) ** self.length_penalty
+            done &= best_growing <= self.finished_scores[:, -1:]
+        self.log_probs = growing_scores.masked_fill(done, NEG_INF)
+        self.tokens = candidates[self.batch_index, order]
+        return (parents.gather(1, order) + self.batch_index * self.beams).flatten()
+
+    def _add_finished(self, tokens: Tensor, scores: Tensor) -> None:
+        """Keep the best K of the finished captions and of tokens (B, n, L) with scores (B, n)."""
+        all_scores = torch.cat([self.finished_scores, scores], 1)
+        self.finished_scores, order = all_scores.topk(self.beams, 1)
+        self.finished_tokens = torch.cat([self.finished_tokens, tokens], 1)[self.batch_index, order]
+
+    def is_finished(self) -> bool:
+        """Return whether no beam can grow. Waits for the device."""
+        return not bool(torch.isfinite(self.log_probs).any())
+
+    def hypotheses(self) -> list[list[Hypothesis]]:
+        """Return the finished captions of each image, best first."""
+        scores, tokens = self.finished_scores.tolist(), self.finished_tokens.tolist()
+        return [
+            [
+                Hypothesis(ids[1 : ids.index(EOS)], score)
+                for ids, score in zip(image_tokens, image_scores, strict=True)
+                if score > NEG_INF
+            ]
+            for image_tokens, image_scores in zip(tokens, scores, strict=True)
+        ]
 
 
 @torch.no_grad()
-def sample(writer: DecodableModel, pictures: Tensor, max_words: int) -> Tensor:
-    """One sentence for each picture, drawn from the model: (B, at most max_words + 2), `<sos>` words `<eos>`
-    `<pad>`... Nothing in it waits for a GPU, so it can be recorded."""
-    state, count = writer.start(pictures), len(pictures)
-    token = torch.full((count,), SOS, device=pictures.device)
-    tokens, ended = [token], torch.zeros(count, dtype=torch.bool, device=pictures.device)
-    for place in range(max_words + 1):
-        logits, state, _ = writer.step(state, token)
-        chances = torch.softmax(_mask_forbidden(logits.float(), place, max_words), 1)
-        # the first to arrive of waiting times at these rates: a draw that the program need not wait for
-        token = (
-            (chances / torch.empty_like(chances).exponential_()).argmax(1).masked_fill(ended, PAD)
-        )
+def sample(model: DecodableModel, images: Tensor, max_words: int) -> Tensor:
+    """Draw one caption for each image from the model.
+
+    Nothing waits for a GPU, so the function can be captured in a CUDA graph.
+
+    Args:
+        model: what decodes.
+        images: (B, ...), as `model.start` takes them.
+        max_words: words of the longest caption.
+
+    Returns:
+        (B, at most max_words + 2): `<sos>`, words, `<eos>`, then `<pad>`.
+    """
+    state, batch = model.start(images), len(images)
+    token = torch.full((batch,), SOS, device=images.device)
+    tokens, ended = [token], torch.zeros(batch, dtype=torch.bool, device=images.device)
+    for position in range(max_words + 1):
+        logits, state, _ = model.step(state, token)
+        probabilities = torch.softmax(_mask_forbidden(logits.float(), position, max_words), 1)
+        # The first arrival of exponential waiting times with these rates is a draw from the
+        # distribution; `torch.multinomial` would wait for the GPU.
+        arrival_order = probabilities / torch.empty_like(probabilities).exponential_()
+        token = arrival_order.argmax(1).masked_fill(ended, PAD)
         ended = ended | (token == EOS)
         tokens.append(token)
-        if not ended.is_cuda and bool(ended.all()):  # a GPU would have to be waited for
+        if not ended.is_cuda and bool(ended.all()):  # on a GPU this would wait
             break
     return torch.stack(tokens, 1)
 
 
-class BeamState:
-    """The sentences of a beam search: those alive, (B, K), and the best K that have ended."""
+def _allowed_log_probs(
+    logits: Tensor, search: BeamState, position: int, block_trigrams: bool
+) -> Tensor:
+    """Log-probabilities (B, K, V) of the next token, -inf where it is not allowed.
 
-    def __init__(
-        self,
-        count: int,
-        beams: int,
-        max_words: int,
-        length_penalty: float,
-        stop: str,
-        device: torch.device,
-    ):
-        self.count, self.beams, self.power, self.stop = count, beams, length_penalty, stop
-        self.words = torch.full((count, beams, max_words + 2), PAD, device=device)
-        self.words[:, :, 0] = SOS
-        self.scores = torch.full((count, beams), NEG_INF, device=device)
-        self.scores[:, 0] = 0.0  # all beams are alike at first: one of them is enough
-        self.ended = torch.full_like(self.words, PAD)
-        self.marks = torch.full_like(self.scores, NEG_INF)
-        self.place, self.rows = 0, torch.arange(count, device=device).unsqueeze(1)
-
-    def last(self) -> Tensor:
-        return self.words[:, :, self.place].flatten()
-
-    def advance(self, place: int, logp: Tensor) -> Tensor:
-        """Takes the log-probabilities (B, K, V) of the next word; returns which rows of the state live on."""
-        vocabulary = logp.shape[2]
-        totals = (self.scores.unsqueeze(2) + logp).flatten(1)
-        scores, picks = totals.topk(min(2 * self.beams, totals.shape[1]), 1)
-        parents, words = picks // vocabulary, picks % vocabulary
-        grown = self.words[self.rows, parents]
-        grown[:, :, place + 1] = words
-        among_best = torch.arange(scores.shape[1], device=scores.device) < self.beams
-        self._end(
-            grown,
-            torch.where((words == EOS) & among_best, scores, NEG_INF) / (place + 1) ** self.power,
-        )
-        alive, order = torch.where(words == EOS, NEG_INF, scores).topk(self.beams, 1)
-        done = torch.isfinite(self.marks).all(1, keepdim=True)
-        if self.stop == "ahead":
-            done &= alive[:, :1] / (place + 2) ** self.power <= self.marks[:, -1:]
-        self.scores = alive.masked_fill(done, NEG_INF)
-        self.words, self.place = grown[self.rows, order], place + 1
-        return (parents.gather(1, order) + self.rows * self.beams).flatten()
-
-    def _end(self, sentences: Tensor, marks: Tensor) -> None:
-        marks = torch.cat([self.marks, marks], 1)
-        self.marks, order = marks.topk(self.beams, 1)
-        self.ended = torch.cat([self.ended, sentences], 1)[self.rows, order]
-
-    def over(self) -> bool:
-        return not bool(torch.isfinite(self.scores).any())
-
-    def sentences(self) -> list[list[Hypothesis]]:
-        found = []
-        for marks, words in zip(self.marks.tolist(), self.ended.tolist(), strict=True):
-            found.append(
-                [
-                    Hypothesis(_between(line), mark)
-                    for mark, line in zip(marks, words, strict=True)
-                    if mark > NEG_INF
-                ]
-            )
-        return found
+    Args:
+        logits: (B * K, V).
+        search: the beams so far.
+        position: of the next token, 0 for the first.
+        block_trigrams: forbid tokens that would repeat a trigram.
+    """
+    masked = _mask_forbidden(logits.float(), position, search.max_words)
+    log_probs = masked.view(-1, search.beams, logits.shape[1])
+    if block_trigrams and position >= 3:
+        repeats = _repeated_trigrams(search.tokens[:, :, : position + 1], log_probs.shape[2])
+        log_probs = log_probs.masked_fill(repeats, NEG_INF)
+        # A beam without any allowed token ends, at no cost.
+        stuck = torch.isinf(log_probs).all(2, keepdim=True)
+        is_eos = torch.arange(log_probs.shape[2], device=log_probs.device) == EOS
+        log_probs = torch.where(stuck & is_eos, 0.0, log_probs)
+    return log_probs
 
 
-def _between(line: list[int]) -> list[int]:
-    return line[1 : line.index(EOS)]
-
-
-def _allowed(logits: Tensor, hunt: BeamState, place: int, block_trigrams: bool) -> Tensor:
-    """Log-probabilities (B, K, V) of what may follow."""
-    logp = _mask_forbidden(logits.float(), place, hunt.words.shape[2] - 2).view(
-        hunt.count, hunt.beams, -1
-    )
-    if block_trigrams and place >= 3:
-        logp = logp.masked_fill(_third_words(hunt.words[:, :, : place + 1], logp.shape[2]), NEG_INF)
-        stuck = torch.isinf(logp).all(
-            2, keepdim=True
-        )  # nothing is left to say: then the sentence ends
-        logp = torch.where(
-            stuck & (torch.arange(logp.shape[2], device=logp.device) == EOS), 0.0, logp
-        )
-    return logp
-
-
-def _mask_forbidden(logits: Tensor, place: int, max_words: int) -> Tensor:
-    """Log-probabilities of the words that may stand at a place, the others dead."""
-    banned = forbidden_tokens(place, 1, logits.shape[1], max_words, logits.device)
-    # softmax over what may be said would hide how unsure the model is; only the banned words are taken out afterwards
-    return torch.log_softmax(logits, 1).masked_fill(banned, NEG_INF)
+def _mask_forbidden(logits: Tensor, position: int, max_words: int) -> Tensor:
+    """Logits (N, V) -> log-probabilities (N, V), -inf for tokens forbidden at the position."""
+    forbidden = forbidden_tokens(position, 1, logits.shape[1], max_words, logits.device)
+    # Normalise over all tokens first: over the allowed ones only, a model that wants a forbidden
+    # token would look confident.
+    return torch.log_softmax(logits, 1).masked_fill(forbidden, NEG_INF)
 
 
 def forbidden_tokens(
-    place: int, count: int, vocabulary: int, max_words: int, device: torch.device
+    first: int, count: int, vocab_size: int, max_words: int, device: torch.device
 ) -> Tensor:
-    """(count, V), True for what cannot be said at each of `count` places from `place` on: special tokens, `<eos>` before
-    the first word, anything but `<eos>` after the last. Made on the device: no recording may copy from the host."""
-    words = torch.arange(vocabulary, device=device)
-    places = torch.arange(place, place + count, device=device).unsqueeze(1)
-    never = torch.stack([words == word for word in FORBIDDEN_TOKENS]).any(0)
-    return never | ((places == 0) & (words == EOS)) | ((places == max_words) & (words != EOS))
+    """Return which tokens are forbidden at `count` positions from `first` on.
+
+    Forbidden are special tokens, `<eos>` at position 0, and all but `<eos>` at position
+    `max_words`. The mask is made on the device, because a CUDA graph cannot copy from the host.
+
+    Returns:
+        (count, vocab_size) bool.
+    """
+    tokens = torch.arange(vocab_size, device=device)
+    positions = torch.arange(first, first + count, device=device).unsqueeze(1)
+    never = torch.stack([tokens == token for token in FORBIDDEN_TOKENS]).any(0)
+    empty_caption = (positions == 0) & (tokens == EOS)
+    too_long = (positions == max_words) & (tokens != EOS)
+    return never | empty_caption | too_long
 
 
-def _third_words(words: Tensor, vocabulary: int) -> Tensor:
-    """words (B, K, t) -> (B, K, V), True for a word that would make three in a row that stand there already."""
-    triples = words.unfold(2, 3, 1)
-    repeated = (triples[..., :2] == words[:, :, None, -2:]).all(3)
-    mask = torch.zeros(*words.shape[:2], vocabulary, dtype=torch.bool, device=words.device)
-    return mask.scatter(2, triples[..., 2] * repeated, repeated) if triples.shape[2] else mask
+def _repeated_trigrams(tokens: Tensor, vocab_size: int) -> Tensor:
+    """tokens (B, K, t) -> (B, K, V), True for a token that would repeat a trigram of its beam."""
+    trigrams = tokens.unfold(2, 3, 1)  # (B, K, t - 2, 3)
+    same_prefix = (trigrams[..., :2] == tokens[:, :, None, -2:]).all(3)
+    mask = torch.zeros(*tokens.shape[:2], vocab_size, dtype=torch.bool, device=tokens.device)
+    return mask.scatter(2, trigrams[..., 2] * same_prefix, same_prefix)

@@ -1,1 +1,1 @@
-"""Trained captioners in use: loading, captioning, heat maps, ONNX."""
+"""Using a trained captioning model: captions, heat maps, ONNX export."""

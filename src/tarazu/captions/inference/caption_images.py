@@ -1,18 +1,20 @@
-"""`tarazu caption`: what a trained model says of pictures, and where it looked."""
+"""`tarazu caption`: captions of image files by a trained model, and heat maps of its attention."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
 from tarazu.captions.data.images import open_image
 from tarazu.captions.data.vocabulary import SOS
-from tarazu.captions.decoding import beam_search
+from tarazu.captions.decoding.beam_search import beam_search
 from tarazu.captions.inference import attention_heatmap, trained_model
 from tarazu.captions.inference.trained_model import LoadedCaptioner
+from tarazu.captions.metrics.attention_entropy import attention_entropy
 from tarazu.engine.progress import log
 from tarazu.errors import UserError
 from tarazu.storage.atomic_io import replace_nonfinite
@@ -25,79 +27,99 @@ def caption(
     heatmap: str | None = None,
     as_json: bool = False,
 ) -> None:
-    """Prints a caption for each image on stdout. What cannot be read is refused by name, and the others are still
-    described.
+    """Print a caption of each image. An unreadable image does not stop the others.
 
-    heatmap: write where the model looked here; with several images the image's name is added. Raises `UserError`.
+    Args:
+        run_path: DIR/METHOD.
+        images: image files.
+        beam: width of the search.
+        heatmap: file for a heat map of the attention; with several images, each image's name is
+            added to it.
+        as_json: print a JSON list with captions, scores and attention.
+
+    Raises:
+        UserError: there is no finished run, an image cannot be read, or no heat map can be drawn.
     """
     model = trained_model.load(run_path)
     if heatmap:
         _check_heatmap(model, heatmap)
-    found, refused = [], []
+    answers, unreadable = [], []
     for image in images:
         try:
             answer = caption_image(model, image, beam)
         except UserError as error:
-            refused.append(image)
-            found.append({"image": image, "error": error.message, "hint": error.hint})
+            unreadable.append(image)
+            answers.append({"image": image, "error": error.message, "hint": error.hint})
             log(str(error))
             continue
         if heatmap:
             answer["heatmap"] = _draw(model, image, answer, heatmap, several=len(images) > 1)
-            log(f"where it looked: {answer['heatmap']}")
-        found.append(answer)
+            log(f"heat map: {answer['heatmap']}")
+        answers.append(answer)
         if not as_json:
             print(answer["caption"] if len(images) == 1 else f"{image}: {answer['caption']}")
     if as_json:
-        print(json.dumps(replace_nonfinite(found), ensure_ascii=False, indent=1))
-    if refused:
+        print(json.dumps(replace_nonfinite(answers), ensure_ascii=False, indent=1))
+    if unreadable:
         raise UserError(
-            f"{len(refused)} of {len(images)} images could not be described",
-            location=", ".join(refused),
+            f"{len(unreadable)} of {len(images)} images could not be captioned",
+            location=", ".join(unreadable),
         )
 
 
-def caption_image(model: LoadedCaptioner, image: str | bytes | Path, beam: int = 3) -> dict:
-    """The caption of one image, the beam's other sentences, and the attention of each word with its entropy in nats.
+def caption_image(
+    model: LoadedCaptioner, image: str | bytes | Path, beam: int = 3
+) -> dict[str, Any]:
+    """Caption one image.
 
-    Raises `UserError` when the image cannot be used.
+    Args:
+        model: the model.
+        image: a file, or its bytes.
+        beam: width of the search.
+
+    Returns:
+        "image", "caption", "words", "score", "beams" (all captions of the beam) and, for a model
+        with attention, "attention" (weights of each word over the positions) and "entropy" (nats).
+
+    Raises:
+        UserError: the image cannot be read.
     """
-    seen = model.tensor([model.pixels(open_image(image))])
+    inputs = model.tensor([model.pixels(open_image(image))])
     with torch.no_grad():
-        hypotheses = beam_search.beam_search(
+        hypotheses = beam_search(
             model.model,
-            seen,
+            inputs,
             beam,
             model.vocabulary.max_length,
             model.recipe.length_penalty,
             model.recipe.block_trigrams,
             model.recipe.early_stopping,
         )[0]
-        best = hypotheses[0].token_ids
-        alphas = model.model.forward_teacher_forced(
-            seen, torch.tensor([[SOS, *best[:-1]]], device=model.device)
-        )[1]
-    lines = [model.vocabulary.decode(sentence.token_ids) for sentence in hypotheses]
+        best = hypotheses[0]
+        tokens = torch.tensor([[SOS, *best.token_ids[:-1]]], device=model.device)
+        alphas = model.model.forward_teacher_forced(inputs, tokens)[1]
+    lines = [model.vocabulary.decode(hypothesis.token_ids) for hypothesis in hypotheses]
     answer = {
         "image": image if isinstance(image, str) else None,
         "caption": " ".join(lines[0]),
         "words": lines[0],
-        "score": hypotheses[0].score,
+        "score": best.score,
+        "beams": [
+            {"caption": " ".join(line), "score": hypothesis.score}
+            for line, hypothesis in zip(lines, hypotheses, strict=True)
+        ],
     }
-    answer["beams"] = [
-        {"caption": " ".join(line), "score": sentence.score}
-        for line, sentence in zip(lines, hypotheses, strict=True)
-    ]
     if alphas is not None:
-        alpha = alphas[0].float().cpu().numpy()
-        answer |= {
-            "attention": np.round(alpha, 6).tolist(),
-            "entropy": attention_heatmap.entropy(alpha).tolist(),
-        }
+        alpha = alphas[0].float().cpu().numpy()  # (words, P)
+        answer["attention"] = np.round(alpha, 6).tolist()
+        answer["entropy"] = attention_entropy(alpha).tolist()
     return answer
 
 
-def _draw(model: LoadedCaptioner, image: str, answer: dict, out: str, several: bool) -> str:
+def _draw(
+    model: LoadedCaptioner, image: str, answer: dict[str, Any], out: str, several: bool
+) -> str:
+    """Draw the heat map of an answer and return its path."""
     path = Path(out)
     if several:
         path = path.with_name(f"{path.stem}-{Path(image).stem}{path.suffix}")
@@ -108,12 +130,12 @@ def _draw(model: LoadedCaptioner, image: str, answer: dict, out: str, several: b
 
 
 def _check_heatmap(model: LoadedCaptioner, out: str) -> None:
-    decoders = [
-        getattr(part, "decoder", None) for part in getattr(model.model, "members", [model.model])
-    ]
-    if all(decoder.input_kind == "pooled" for decoder in decoders):
+    """Raise `UserError` if the model has no attention or the path cannot be written."""
+    members = getattr(model.model, "members", [model.model])
+    members = [getattr(member, "model", member) for member in members]  # inside a HorizontalFlip
+    if all(member.decoder.input_kind == "pooled" for member in members):
         raise UserError(
-            "this model has no attention: it sees the picture as one vector",
+            "this model has no attention: its input is one vector",
             location="--heatmap",
             hint="use show_attend_tell or transformer",
         )

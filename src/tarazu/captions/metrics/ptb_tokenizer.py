@@ -1,11 +1,11 @@
-"""The scorers' tokenizer: a plain regular expression that follows the Penn Treebank rules where captions need them.
+"""The scorers' tokenizer: one regular expression for the Penn Treebank rules that captions need.
 
-The COCO scorers run Stanford's PTBTokenizer (Java), lower-case, and throw punctuation away. `ptb_like` does the same in
-one expression: clitics are cut off ("man's" -> man 's, "don't" -> do n't), words joined by a hyphen stay whole, and
-quotes, brackets, full stops, commas, colons, semicolons and dashes vanish. Anything else (&, $, %) is a token.
-On Flickr8k's 40,460 captions it differs from PTBTokenizer in 16: brackets, which the Java tokenizer's lower-casing lets
-slip through as "-lrb-", a few abbreviations ("jr."), and two web addresses.
-Every score depends on its tokenizer: reports name this one by `NAME`.
+The COCO scorers run Stanford's PTBTokenizer (Java), lower-case the text and remove punctuation.
+`ptb_like` does the same: it splits clitics ("man's" -> man 's, "don't" -> do n't), keeps hyphenated
+words, and removes quotes, brackets, full stops, commas, colons, semicolons and dashes. Any other
+character (&, $, %) is a token. On Flickr8k's 40,460 captions it differs from PTBTokenizer in 16:
+brackets, which the Java tokenizer's lower-casing turns into "-lrb-", a few abbreviations ("jr."),
+and two web addresses. Every score depends on its tokenizer, so reports name this one by `NAME`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import re
 
 NAME = "ptb_like"
 
-# Order matters: "don" of "don't" first, so that the clitic is left to the next match.
+# Order matters: "do" of "don't" comes first, which leaves the clitic to the next match.
 PATTERN = re.compile(
     r"""[a-z]+(?=n't\b)                     # do|n't
       | n't\b | '(?:s|m|d|re|ve|ll)\b       # clitics
@@ -36,6 +36,9 @@ SPLIT_WORDS = {
 
 
 def ptb_like(text: str) -> list[str]:
-    """Tokens of one caption, lower-case, without punctuation. "A man's well-known dog ." -> a man 's well-known dog."""
+    """Tokenise a caption: lower-case, without punctuation.
+
+    "A man's well-known dog ." gives a, man, 's, well-known, dog.
+    """
     tokens = PATTERN.findall(text.lower().translate(APOSTROPHES))
     return [part for token in tokens for part in SPLIT_WORDS.get(token, (token,))]

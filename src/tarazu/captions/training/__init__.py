@@ -1,1 +1,1 @@
-"""Training objectives: cross-entropy and the CIDEr reward."""
+"""Training a captioning model: batches, losses, the CIDEr reward."""

@@ -1,12 +1,14 @@
-"""CIDEr, and BLEU, of sampled sentences as tensors, on the device: self-critical training asks for it hundreds of times a step.
+"""CIDEr, and BLEU, of sampled captions as tensors on the device, for self-critical training.
 
-`captions.cider` takes a tenth of a millisecond a sentence in Python, and the device would wait for it. Here an n-gram is
-one number, a hash of its words', and all sentences are compared with all references of their images at once; nothing is
-read back, so a step can be recorded. The score is the same (a test holds both together) but for its words: these are the
-vocabulary's own ("man's" is one, the scorers' tokenizer makes two of it), and the sentence's end is one more, or sentences
-would learn to break off ("... in front of a").
+`metrics.cider` takes 0.1 ms a caption in Python, and a step scores hundreds of them while the
+device waits. Here an n-gram is one number, a hash of its tokens, and all captions are compared with
+all references of their images at once. Nothing is read back, so a CUDA graph can hold the step.
 
-N sentences, L words with their ends, R references of an image, M words of the longest.
+The score equals `metrics.cider` (tested) but for two differences. Its tokens are the vocabulary's
+own: "man's" is one, where the scorers' tokenizer makes two. And `<eos>` counts as a token;
+otherwise training would teach captions to break off ("... in front of a").
+
+Shapes: n captions, L tokens with `<eos>`, R references of an image, M tokens of the longest one.
 """
 
 from __future__ import annotations
@@ -22,15 +24,17 @@ from tarazu.captions.data.vocabulary import EOS, PAD, Vocabulary
 from tarazu.captions.metrics.bleu import ORDERS
 from tarazu.captions.metrics.cider import SIGMA
 
-FACTOR = 6364136223846793005  # Knuth's; products of 64 bits wrap around alike everywhere
-NOTHING = 0  # the hash of no n-gram
+HASH_FACTOR = 6364136223846793005  # Knuth's; 64-bit products wrap around alike on every device
+NO_NGRAM = 0  # hash of a position at which no n-gram begins
 
 
 class CiderReward:
-    """References counted and weighed once, as tensors.
+    """The references of all images, counted and weighted once.
 
     Args:
-        references: cleaned words of each image's captions; an image is known by its place in this list.
+        references: cleaned words of each image's captions; an image's id is its index here.
+        vocabulary: the model's vocabulary.
+        device: where captions are scored.
     """
 
     def __init__(
@@ -39,104 +43,132 @@ class CiderReward:
         vocabulary: Vocabulary,
         device: torch.device,
     ):
-        numbers = _numbers(references, vocabulary)
-        hashes = torch.stack(
-            [_hashes(numbers, order) for order in range(ORDERS)], 2
-        )  # (images, R, ORDERS, M)
-        table, frequency = np.unique(_once_an_image(hashes.numpy()), return_counts=True)
-        real = table != NOTHING
-        self.table = torch.from_numpy(table[real]).to(device)
-        self.idf = (
-            torch.from_numpy(math.log(len(references)) - np.log(frequency[real])).float().to(device)
-        )
-        self.max_idf = torch.tensor(math.log(len(references)), device=device)
-        self.lengths = (numbers != PAD).sum(2).to(device)
-        self.hashes = hashes.to(device)
-        self.weights = torch.cat([self._weights(some) for some in self.hashes.split(256)])
+        token_ids = _reference_ids(references, vocabulary)  # (images, R, M)
+        hashes = torch.stack([_hashes(token_ids, order) for order in range(ORDERS)], 2)
+        # Document frequency: images whose references have the n-gram.
+        distinct = np.concatenate([np.unique(image) for image in hashes.numpy()])
+        table, frequency = np.unique(distinct, return_counts=True)
+        real = table != NO_NGRAM
+        self.table = torch.from_numpy(table[real]).to(device)  # sorted hashes
+        idf = math.log(len(references)) - np.log(frequency[real])
+        self.idf = torch.from_numpy(idf).float().to(device)
+        self.max_idf = torch.tensor(math.log(len(references)), device=device)  # unknown n-grams
+        self.lengths = (token_ids != PAD).sum(2).to(device)  # (images, R), 0 where there is none
+        self.hashes = hashes.to(device)  # (images, R, ORDERS, M)
+        self.weights = torch.cat([self._weights(part) for part in self.hashes.split(256)])
         self.norms = self.weights.square().sum(3).sqrt()  # (images, R, ORDERS)
-        self.written = (self.lengths > 0).sum(1)
+        self.num_references = (self.lengths > 0).sum(1)
 
-    def __call__(self, images: Tensor, drawn: Tensor, bleu: float = 0.0) -> Tensor:
-        """images (N,), drawn (N, 1 + L), `<sos>` words `<eos>` `<pad>`... -> CIDEr (N,), 0..10, plus `bleu` times BLEU-4."""
-        words, likeness, precision = drawn[:, 1:], 0.0, 0.0
-        lengths, theirs = (words != PAD).sum(1, keepdim=True), self.lengths[images]
+    def __call__(self, image_ids: Tensor, captions: Tensor, bleu: float = 0.0) -> Tensor:
+        """Score sampled captions.
+
+        Args:
+            image_ids: (n,).
+            captions: (n, 1 + L): `<sos>`, words, `<eos>`, `<pad>`.
+            bleu: weight of BLEU-4 (0..1) in the score.
+
+        Returns:
+            (n,): CIDEr, 0..10, plus `bleu` times BLEU-4.
+        """
+        tokens, similarity, log_precision = captions[:, 1:], 0.0, 0.0
+        lengths = (tokens != PAD).sum(1, keepdim=True)  # (n, 1)
+        reference_lengths = self.lengths[image_ids]  # (n, R)
         for order in range(ORDERS):
-            own, rows = _hashes(words, order), self.hashes[images, :, order]
-            same = own[:, None, :, None] == rows[:, :, None]  # (N, R, L, M)
-            likeness = likeness + self._cosines(own, same, images, order)
+            hashes = _hashes(tokens, order)  # (n, L)
+            reference_hashes = self.hashes[image_ids, :, order]  # (n, R, M)
+            equal = hashes[:, None, :, None] == reference_hashes[:, :, None]  # (n, R, L, M)
+            similarity = similarity + self._cosines(hashes, equal, image_ids, order)
             if bleu:
-                precision = (
-                    precision
-                    + _precision(own, same, lengths[:, 0] - order, 1.0 * (order > 0)).log()
-                )
-        apart = torch.exp(-((lengths - theirs).float() ** 2) / (2 * SIGMA**2))
-        cider = 10 / ORDERS * (likeness * apart * (theirs > 0)).sum(1) / self.written[images]
-        return (
-            cider + bleu * (precision / ORDERS).exp() * _brevity(lengths, theirs) if bleu else cider
-        )
+                smoothing = 1.0 if order > 0 else 0.0
+                precision = _precision(hashes, equal, lengths[:, 0] - order, smoothing)
+                log_precision = log_precision + precision.log()
+        distance = (lengths - reference_lengths).float()
+        gaussian = torch.exp(-(distance**2) / (2 * SIGMA**2))
+        total = (similarity * gaussian * (reference_lengths > 0)).sum(1)
+        cider = 10 / ORDERS * total / self.num_references[image_ids]
+        if not bleu:
+            return cider
+        penalty = _brevity_penalty(lengths, reference_lengths)
+        return cider + bleu * (log_precision / ORDERS).exp() * penalty
 
-    def _cosines(self, own: Tensor, same: Tensor, images: Tensor, order: int) -> Tensor:
-        """Of each sentence's n-grams own (N, L) with every reference's, clipped: (N, R)."""
-        weights, of_rows = self._weights(own), self.weights[images, :, order]
-        clipped = (
-            torch.minimum(weights[:, None, :, None], of_rows[:, :, None]) * of_rows[:, :, None]
-        )
-        dots = (clipped * same).sum((2, 3))
-        norms = weights.square().sum(1).sqrt()[:, None] * self.norms[images, :, order]
+    def _cosines(self, hashes: Tensor, equal: Tensor, image_ids: Tensor, order: int) -> Tensor:
+        """Clipped cosine of each caption with each reference, (n, R).
+
+        Args:
+            hashes: of the captions' n-grams, (n, L).
+            equal: which reference n-grams each equals, (n, R, L, M).
+            image_ids: (n,).
+            order: 0 for single tokens.
+        """
+        weights, reference_weights = self._weights(hashes), self.weights[image_ids, :, order]
+        clipped = torch.minimum(weights[:, None, :, None], reference_weights[:, :, None])
+        dots = (clipped * reference_weights[:, :, None] * equal).sum((2, 3))
+        norms = weights.square().sum(1).sqrt()[:, None] * self.norms[image_ids, :, order]
         return (dots / norms.clamp(min=1e-12)).masked_fill(norms == 0, 0.0)
 
     def _weights(self, hashes: Tensor) -> Tensor:
-        """(..., M) -> count times idf of each n-gram where it stands first in its sentence, 0 elsewhere."""
-        at = torch.searchsorted(self.table, hashes).clamp(max=len(self.table) - 1)
-        idf = torch.where(self.table[at] == hashes, self.idf[at], self.max_idf)
+        """Hashes (..., M) -> count times idf where an n-gram first occurs, 0 elsewhere."""
+        index = torch.searchsorted(self.table, hashes).clamp(max=len(self.table) - 1)
+        idf = torch.where(self.table[index] == hashes, self.idf[index], self.max_idf)
         return _counts(hashes) * idf
 
 
 def _counts(hashes: Tensor) -> Tensor:
-    """(..., M) -> how often each n-gram is in its sentence, where it stands first; 0 elsewhere."""
-    same = hashes[..., :, None] == hashes[..., None, :]
-    return same.sum(-1) * (~same.tril(-1).any(-1) & (hashes != NOTHING))
+    """Hashes (..., M) -> the count of each n-gram where it first occurs, 0 elsewhere."""
+    equal = hashes[..., :, None] == hashes[..., None, :]
+    is_first = ~equal.tril(-1).any(-1) & (hashes != NO_NGRAM)
+    return equal.sum(-1) * is_first
 
 
-def _precision(own: Tensor, same: Tensor, total: Tensor, more: float) -> Tensor:
-    """BLEU's clipped precision of one order, `more` added to both counts (Lin and Och 2004, for orders above one): (N,)."""
-    matches = torch.minimum(_counts(own), same.sum(3).amax(1)).sum(1)
-    return ((matches + more) / (total.clamp(min=0) + more).clamp(min=1)).clamp(min=1e-9)
+def _precision(hashes: Tensor, equal: Tensor, total: Tensor, smoothing: float) -> Tensor:
+    """BLEU's clipped precision of one order, (n,).
+
+    Args:
+        hashes: of the captions' n-grams, (n, L).
+        equal: which reference n-grams each equals, (n, R, L, M).
+        total: number of n-grams, (n,).
+        smoothing: added to both counts (Lin and Och 2004, for orders above one).
+    """
+    matches = torch.minimum(_counts(hashes), equal.sum(3).amax(1)).sum(1)
+    totals = (total.clamp(min=0) + smoothing).clamp(min=1)
+    return ((matches + smoothing) / totals).clamp(min=1e-9)
 
 
-def _brevity(lengths: Tensor, theirs: Tensor) -> Tensor:
-    """BLEU's penalty, (N,), from the sentences' lengths (N, 1) and their references', (N, R): 0 where there is none."""
-    apart = (theirs - lengths).abs() * 1000 + theirs  # the shorter of two equally near ones
-    nearest = apart.masked_fill(theirs == 0, 10**6).argmin(1, keepdim=True)
-    return (1 - theirs.gather(1, nearest) / lengths).clamp(max=0).exp().squeeze(1)
+def _brevity_penalty(lengths: Tensor, reference_lengths: Tensor) -> Tensor:
+    """BLEU's brevity penalty, (n,).
+
+    Args:
+        lengths: of the captions, (n, 1).
+        reference_lengths: (n, R), 0 where there is no reference.
+    """
+    # The nearest length, of two equally near ones the shorter.
+    distance = (reference_lengths - lengths).abs() * 1000 + reference_lengths
+    nearest = distance.masked_fill(reference_lengths == 0, 10**6).argmin(1, keepdim=True)
+    return (1 - reference_lengths.gather(1, nearest) / lengths).clamp(max=0).exp().squeeze(1)
 
 
-def _numbers(references: Sequence[Sequence[Sequence[str]]], vocabulary: Vocabulary) -> Tensor:
-    """(images, R, M) of word numbers, each caption with `<eos>`; words outside the vocabulary get numbers of their own."""
-    known = dict(vocabulary.ids)
+def _reference_ids(references: Sequence[Sequence[Sequence[str]]], vocabulary: Vocabulary) -> Tensor:
+    """Token ids (images, R, M) with `<eos>`; words outside the vocabulary get new ids."""
+    ids = dict(vocabulary.ids)
     lines = [
-        [[known.setdefault(word, len(known)) for word in line] + [EOS] for line in lines]
-        for lines in references
+        [[ids.setdefault(word, len(ids)) for word in caption] + [EOS] for caption in captions]
+        for captions in references
     ]
-    most = max(len(line) for image in lines for line in image)
-    numbers = np.full((len(lines), max(map(len, lines)), most), PAD)
+    max_length = max(len(line) for captions in lines for line in captions)
+    padded = np.full((len(lines), max(map(len, lines)), max_length), PAD)
     for image, captions in enumerate(lines):
-        for place, line in enumerate(captions):
-            numbers[image, place, : len(line)] = line
-    return torch.from_numpy(numbers)
+        for i, line in enumerate(captions):
+            padded[image, i, : len(line)] = line
+    return torch.from_numpy(padded)
 
 
-def _hashes(words: Tensor, order: int) -> Tensor:
-    """words (..., M) -> the hash of the n-gram of `order` + 1 words that begins at each place, NOTHING where none does."""
-    count = words.shape[-1]
-    found = words.new_full(words.shape, order + 1)
+def _hashes(tokens: Tensor, order: int) -> Tensor:
+    """Tokens (..., M) -> the hash of the n-gram of `order` + 1 tokens at each position."""
+    length = tokens.shape[-1]
+    hashes = tokens.new_full(tokens.shape, order + 1)
     for i in range(order + 1):
-        later = torch.nn.functional.pad(words[..., min(i, count) :], (0, min(i, count)), value=PAD)
-        found = (found * FACTOR + later) * FACTOR
-        found = found ^ (found >> 29)
-    return found.masked_fill(later == PAD, NOTHING)
-
-
-def _once_an_image(hashes: np.ndarray) -> np.ndarray:
-    """The n-grams of all images in one row, each as often as there are images that have it."""
-    return np.concatenate([np.unique(image) for image in hashes])
+        shift = min(i, length)
+        later = torch.nn.functional.pad(tokens[..., shift:], (0, shift), value=PAD)
+        hashes = (hashes * HASH_FACTOR + later) * HASH_FACTOR
+        hashes = hashes ^ (hashes >> 29)
+    return hashes.masked_fill(later == PAD, NO_NGRAM)  # the n-gram would pass the end

@@ -1,7 +1,11 @@
-"""What a decoder is trained on: a person's next word, and what keeps it from learning the captions by heart.
+"""The training losses of a captioning model: cross-entropy and self-critical training.
 
-Label smoothing, hidden words, scheduled sampling and the doubly stochastic penalty are options, and so are late epochs
-on the CIDEr of the model's own sentences. The loss that is reported stays the plain likelihood throughout.
+Cross-entropy can be regularised by label smoothing, word dropout, scheduled sampling and the doubly
+stochastic penalty. Self-critical training maximises the CIDEr of the model's own captions. The
+reported loss is the plain cross-entropy of the reference captions in both.
+
+Shapes: B captions, B_img images (fewer than B where captions share an image), T tokens, V
+vocabulary size.
 """
 
 from __future__ import annotations
@@ -23,152 +27,206 @@ from tarazu.engine.trainable import LossSum
 
 def cross_entropy_loss(
     model: ImageCaptioningModel,
-    pictures: Tensor,
+    images: Tensor,
     tokens: Tensor,
     method: CaptionMethod,
     fraction: float,
-    rows: Tensor | None = None,
+    image_index: Tensor | None = None,
 ) -> LossSum:
-    """tokens (B, T + 1), `<sos>` words `<eos>` `<pad>`: every word given those before it; padding counts for nothing.
+    """Return the summed cross-entropy of every token given those before it, without padding.
 
-    fraction: share of the budget used, 0..1; scheduled sampling grows with it. rows (B,): the picture of each row of tokens,
-    where several share one.
+    Args:
+        model: in training mode its regularisers apply.
+        images: pixels (B_img, S, S, 3) or features (B_img, P, D).
+        tokens: (B, T + 1): `<sos>`, words, `<eos>`, `<pad>`.
+        method: the method's settings.
+        fraction: part of the budget that is used, 0..1; scheduled sampling grows with it.
+        image_index: (B,), the image of each caption, where captions share one.
+
+    Returns:
+        The loss, in training with the penalty of the regularisers; the count is 0.
     """
     inputs, targets = tokens[:, :-1], tokens[:, 1:]
     if model.training:
-        inputs = _corrupt_inputs(model, pictures, inputs, method, fraction, rows)
-    logits, alphas, wanted = _taught(model, pictures, inputs, targets, rows)
-    total = F.cross_entropy(logits, wanted, ignore_index=PAD, reduction="sum")
-    extra = _extras(logits, alphas, targets, wanted, method, total) if model.training else None
-    return LossSum(total, 0, extra)
+        inputs = _corrupt_inputs(model, images, inputs, method, fraction, image_index)
+    logits, alphas, labels = _logits_and_labels(model, images, inputs, targets, image_index)
+    total = F.cross_entropy(logits, labels, ignore_index=PAD, reduction="sum")
+    penalty = None
+    if model.training:
+        penalty = _penalty(logits, alphas, targets, labels, method, total)
+    return LossSum(total, 0, penalty)
 
 
-def _taught(
+def _logits_and_labels(
     model: ImageCaptioningModel,
-    pictures: Tensor,
+    images: Tensor,
     inputs: Tensor,
     targets: Tensor,
-    rows: Tensor | None,
+    image_index: Tensor | None,
 ) -> tuple[Tensor, Tensor | None, Tensor]:
-    """Logits (n, V) in float32, attention if it costs nothing, and the words (n,) that they should give.
+    """The teacher-forced logits and the tokens that they should predict.
 
-    On a CPU only of real words. A GPU does the padding as well: to find the words, the program would wait for it.
+    A CPU computes the logits of real tokens only. A GPU computes those of padding as well, because
+    finding the real tokens would wait for it.
+
+    Returns:
+        Logits (n, V) in float32, attention weights if they cost nothing, labels (n,).
     """
-    at = None if targets.is_cuda else (targets != PAD).flatten().nonzero().squeeze(1)
-    logits, alphas = model.forward_teacher_forced(pictures, inputs, False, at, rows)
-    if at is None:
+    positions = None
+    if not targets.is_cuda:
+        positions = (targets != PAD).flatten().nonzero().squeeze(1)
+    logits, alphas = model.forward_teacher_forced(
+        images, inputs, need_weights=False, positions=positions, image_index=image_index
+    )
+    if positions is None:
         return logits.flatten(0, 1).float(), alphas, targets.flatten()
-    return logits.float(), alphas, targets.flatten()[at]
+    return logits.float(), alphas, targets.flatten()[positions]
 
 
-def _extras(
+def _penalty(
     logits: Tensor,
     alphas: Tensor | None,
     targets: Tensor,
-    wanted: Tensor,
+    labels: Tensor,
     method: CaptionMethod,
     total: Tensor,
 ) -> Tensor | None:
-    """What is trained on besides the likelihood: logits (n, V) that should give `wanted` (n,); targets (B, T)."""
-    extra = None
-    if (
-        method.label_smoothing
-    ):  # (1 - s) nll + s * mean over words; `total` already has the nll once
-        uniform = -(torch.log_softmax(logits, 1).mean(1) * (wanted != PAD)).sum()
-        extra = method.label_smoothing * (uniform - total)
+    """What is trained on besides the cross-entropy.
+
+    Args:
+        logits: (n, V).
+        alphas: attention weights (B, T, P) or None.
+        targets: (B, T).
+        labels: what the logits should predict, (n,).
+        method: the method's settings.
+        total: the summed cross-entropy.
+    """
+    penalty = None
+    if method.label_smoothing:
+        # (1 - s) nll + s * (mean over the vocabulary); `total` has the nll already.
+        uniform = -(torch.log_softmax(logits, 1).mean(1) * (labels != PAD)).sum()
+        penalty = method.label_smoothing * (uniform - total)
     weight = getattr(method, "doubly_stochastic", 0.0)
-    if weight and alphas is not None:  # every place should be looked at once in all
-        looked = (alphas.float() * (targets != PAD).unsqueeze(2)).sum(1)
-        penalty = weight * (1 - looked).square().sum()
-        extra = penalty if extra is None else extra + penalty
-    return extra
+    if weight and alphas is not None:
+        # Attention should visit every position about once: Xu et al. 2015, eq. 14.
+        visited = (alphas.float() * (targets != PAD).unsqueeze(2)).sum(1)  # (B, P)
+        stochastic = weight * (1 - visited).square().sum()
+        penalty = stochastic if penalty is None else penalty + stochastic
+    return penalty
 
 
 def _corrupt_inputs(
     model: ImageCaptioningModel,
-    pictures: Tensor,
+    images: Tensor,
     inputs: Tensor,
     method: CaptionMethod,
     fraction: float,
-    rows: Tensor | None = None,
+    image_index: Tensor | None = None,
 ) -> Tensor:
-    """Some input words replaced by the model's own (scheduled sampling) or hidden (word dropout)."""
-    keep = (inputs == SOS) | (inputs == PAD)
-    share = method.scheduled_sampling * min(1.0, fraction)
-    if share > 0:
-        with (
-            torch.no_grad()
-        ):  # two passes instead of one word at a time (Mihaylova and Martins 2019)
-            own = model.forward_teacher_forced(pictures, inputs, attention=False, rows=rows)[
-                0
-            ].float()
-            for word in beam_search.FORBIDDEN_TOKENS:
-                own[:, :, word] = float("-inf")
-            drawn = torch.distributions.Categorical(logits=own[:, :-1]).sample()
-        chosen = (torch.rand(inputs.shape, device=inputs.device) < share) & ~keep
-        chosen[:, 1:] &= drawn != EOS  # a sentence that has ended could not go on
-        inputs = torch.where(chosen, torch.cat([inputs[:, :1], drawn], 1), inputs)
+    """Replace input tokens (B, T) by the model's own or by `<unk>`.
+
+    Scheduled sampling draws all tokens in one extra pass, as for Transformers (Mihaylova and
+    Martins 2019), instead of token by token.
+    """
+    protected = (inputs == SOS) | (inputs == PAD)
+    sampled_fraction = method.scheduled_sampling * min(1.0, fraction)
+    if sampled_fraction > 0:
+        with torch.no_grad():
+            logits = model.forward_teacher_forced(
+                images, inputs, need_weights=False, image_index=image_index
+            )[0].float()
+            for token in beam_search.FORBIDDEN_TOKENS:
+                logits[:, :, token] = float("-inf")
+            samples = torch.distributions.Categorical(logits=logits[:, :-1]).sample()
+        replace = torch.rand(inputs.shape, device=inputs.device) < sampled_fraction
+        replace &= ~protected
+        replace[:, 1:] &= samples != EOS  # nothing could follow an end
+        inputs = torch.where(replace, torch.cat([inputs[:, :1], samples], 1), inputs)
     if method.word_dropout:
-        hidden = torch.rand(inputs.shape, device=inputs.device) < method.word_dropout
-        inputs = inputs.masked_fill(hidden & ~keep, UNK)
+        dropped = torch.rand(inputs.shape, device=inputs.device) < method.word_dropout
+        inputs = inputs.masked_fill(dropped & ~protected, UNK)
     return inputs
 
 
 def self_critical_loss(
     model: ImageCaptioningModel,
-    pictures: Tensor,
-    tokens: Tensor,
     images: Tensor,
-    rewards: CiderReward,
+    tokens: Tensor,
+    image_ids: Tensor,
+    reward: CiderReward,
     settings: SelfCritical,
     max_words: int,
-    rows: Tensor | None = None,
+    image_index: Tensor | None = None,
 ) -> LossSum:
-    """The gradient of the expected reward: each sampled sentence against the mean of the image's other samples.
+    """Return a loss whose gradient is that of the expected reward (Rennie et al. 2017).
 
-    images (B,): the place of each picture among the references. Sentences are drawn without dropout; it may be on in what is
-    learnt from them (`settings.dropout`). The loss that is reported stays the likelihood of the person's caption.
+    The baseline of a sampled caption is the mean reward of the image's other samples (Luo 2020).
+    Captions are sampled without dropout; the gradient passes through dropout if
+    `settings.dropout` says so.
+
+    Args:
+        model: the model, in training mode.
+        images: pixels (B_img, S, S, 3) or features (B_img, P, D).
+        tokens: reference captions, (B, T + 1).
+        image_ids: (B_img,), each image's index among the reward's references.
+        reward: the reward.
+        settings: the settings.
+        max_words: words of the longest sampled caption.
+        image_index: (B,), the image of each reference caption, where captions share one.
+
+    Returns:
+        The cross-entropy of the reference captions as the loss; the penalty replaces it by the
+        policy gradient's loss, plus `settings.likelihood` times the cross-entropy.
     """
-    used, samples = max(1, round(settings.sample_fraction * len(pictures))), settings.samples
+    num_used, num_samples = max(1, round(settings.sample_fraction * len(images))), settings.samples
     with without_dropout(model):
-        if settings.likelihood or settings.dropout:  # then all are looked at once, for everything
-            pictures = model.encode_images(pictures)
-        features = model.encode_images(pictures[:used]).repeat_interleave(
-            samples, 0
-        )  # once for all samples
-        drawn = beam_search.sample(model, features.detach(), max_words)
-        advantage = _advantage(
-            rewards(images[:used].repeat_interleave(samples), drawn, settings.bleu), samples
-        )
+        # Encode once what several passes use: all images where the cross-entropy needs gradients
+        # or other dropout, else the sampled ones.
+        if settings.likelihood or settings.dropout:
+            images = model.encode_images(images)
+        features = model.encode_images(images[:num_used]).repeat_interleave(num_samples, 0)
+        samples = beam_search.sample(model, features.detach(), max_words)  # (n, <= max_words + 2)
+        sample_ids = image_ids[:num_used].repeat_interleave(num_samples)
+        advantage = _advantage(reward(sample_ids, samples, settings.bleu), num_samples)
     with nullcontext() if settings.dropout else without_dropout(model):
-        logits = model.forward_teacher_forced(features, drawn[:, :-1], attention=False)[0].float()
-        logp = _log_chances(logits, drawn[:, 1:], max_words)
-        policy = (
-            -(advantage * logp).sum() / samples * (len(tokens) / used)
-        )  # rows, not pictures, that may have several: as `total`
+        logits = model.forward_teacher_forced(features, samples[:, :-1], need_weights=False)[0]
+        log_probs = _sample_log_probs(logits.float(), samples[:, 1:], max_words)
+        # Scaled to all captions of the step, as the cross-entropy is summed over them.
+        scale = len(tokens) / num_used
+        policy = -(advantage * log_probs).sum() / num_samples * scale
         with torch.set_grad_enabled(settings.likelihood > 0):
-            plain, _, wanted = _taught(model, pictures, tokens[:, :-1], tokens[:, 1:], rows)
-            total = F.cross_entropy(plain, wanted, ignore_index=PAD, reduction="sum")
+            reference_logits, _, labels = _logits_and_labels(
+                model, images, tokens[:, :-1], tokens[:, 1:], image_index
+            )
+            total = F.cross_entropy(reference_logits, labels, ignore_index=PAD, reduction="sum")
     return LossSum(total, 0, policy + (settings.likelihood - 1) * total)
 
 
-def _log_chances(logits: Tensor, said: Tensor, max_words: int) -> Tensor:
-    """logits (B, T, V), said (B, T) -> log-probabilities (B, T) of the words as `decoding.sample` drew them, 0 on padding.
+def _sample_log_probs(logits: Tensor, samples: Tensor, max_words: int) -> Tensor:
+    """Log-probabilities of sampled tokens under the distribution that they were drawn from.
 
-    Over what could be drawn only: else an end that was forced upon a sentence of full length, and made it worse than others,
-    would be pushed down without limit, until no sentence ends any more.
+    Only allowed tokens count. Otherwise an `<eos>` that was forced at full length, with an
+    advantage below zero, would be pushed down without limit, until no caption ends.
+
+    Args:
+        logits: (n, T, V).
+        samples: (n, T).
+        max_words: words of the longest sampled caption.
+
+    Returns:
+        (n, T), 0 on padding.
     """
-    count, vocabulary = logits.shape[1:]
-    logits = logits.masked_fill(
-        beam_search.forbidden_tokens(0, count, vocabulary, max_words, logits.device), float("-inf")
+    steps, vocab_size = logits.shape[1:]
+    forbidden = beam_search.forbidden_tokens(0, steps, vocab_size, max_words, logits.device)
+    logits = logits.masked_fill(forbidden, float("-inf"))
+    losses = F.cross_entropy(
+        logits.flatten(0, 1), samples.flatten(), ignore_index=PAD, reduction="none"
     )
-    return -F.cross_entropy(
-        logits.flatten(0, 1), said.flatten(), ignore_index=PAD, reduction="none"
-    ).view(len(said), -1)
+    return -losses.view(len(samples), -1)
 
 
-def _advantage(found: Tensor, samples: int) -> Tensor:
-    """Rewards (B * samples,) -> how much better each sentence is than the mean of its image's others, (B * samples, 1)."""
-    found = found.view(-1, samples)
-    others = (found.sum(1, keepdim=True) - found) / (samples - 1)
-    return (found - others).view(-1, 1)
+def _advantage(rewards: Tensor, num_samples: int) -> Tensor:
+    """Rewards (images * num_samples,) minus the mean of the image's other samples, as a column."""
+    rewards = rewards.view(-1, num_samples)
+    others = (rewards.sum(1, keepdim=True) - rewards) / (num_samples - 1)
+    return (rewards - others).view(-1, 1)
