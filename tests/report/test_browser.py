@@ -61,7 +61,7 @@ def test_without_scripts_both_languages_and_all_figures_are_there(browser, repor
     heading = page.locator("#overview-title")
     assert "نتیجه" in heading.inner_text()
     page.locator("label[for=show-en]").click()
-    assert "Verdict" in heading.inner_text() and "نتیجه" not in heading.inner_text()
+    assert "Overview" in heading.inner_text() and "نتیجه" not in heading.inner_text()
 
 
 def test_a_table_sorts_with_what_is_not_measured_last(browser, reports):

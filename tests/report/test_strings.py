@@ -1,4 +1,4 @@
-"""Both languages say the same things: every key, every placeholder, every explanation."""
+"""Every string and explanation exists in both languages, with the same placeholders and references."""
 
 from __future__ import annotations
 
@@ -25,21 +25,21 @@ def fields(text: str) -> set[str]:
 
 
 @pytest.mark.parametrize("key", sorted(strings()))
-def test_both_languages_have_the_same_places_to_fill(key):
+def test_both_languages_have_the_same_placeholders(key):
     fa, en = strings()[key]
     assert fields(fa) == fields(en) and fa.strip() and en.strip()
 
 
-def test_every_string_that_the_code_names_is_there():
-    named = {
+def test_every_string_key_in_the_code_exists():
+    keys = {
         key
         for path in [*ROOT.rglob("*.py"), *ROOT.rglob("*.html")]
         for key in LITERAL.findall(path.read_text(encoding="utf-8"))
     }
-    assert len(named) > 150 and named <= set(strings())
+    assert len(keys) > 150 and keys <= set(strings())
 
 
-def test_every_item_of_the_assignment_has_a_title():
+def test_every_assignment_item_has_a_title():
     assert {f"item.{number}" for number in [*CHAT.assignment, *CAPTIONS.assignment]} <= set(
         strings()
     )
@@ -54,7 +54,7 @@ def test_persian_uses_persian_letters():
 
 
 @pytest.mark.parametrize("name", sorted(p.stem for p in (FOLDER / "en").glob("*.md")))
-def test_an_explanation_is_short_and_in_both_languages(name):
+def test_explanation_is_short_and_in_both_languages(name):
     (page,) = explain(name)
     for language in ("fa", "en"):
         words = len(page.body.plain(language).split())
@@ -66,13 +66,13 @@ def test_an_explanation_is_short_and_in_both_languages(name):
     assert arxiv[0] == arxiv[1]
 
 
-def test_data_is_never_markup_and_never_turns_what_is_around_it():
-    shown = data_text("<b>\u202ex\u0000\ud800</b>")
-    assert shown == '<bdi dir="auto">&lt;b&gt;⟨U+202E⟩x⟨U+0000⟩⟨U+D800⟩&lt;/b&gt;</bdi>'
+def test_data_text_is_escaped_and_cannot_change_text_direction():
+    text = data_text("<b>\u202ex\u0000\ud800</b>")
+    assert text == '<bdi dir="auto">&lt;b&gt;⟨U+202E⟩x⟨U+0000⟩⟨U+D800⟩&lt;/b&gt;</bdi>'
     assert "‌" in data_text("می‌شود")  # the half-space stays
 
 
-def test_numbers_carry_their_unit_and_their_source():
+def test_numbers_have_unit_and_source():
     assert number(0.1234, "percent", "a/metrics.json").plain("fa") == "12.3٪"
     assert 'title="a/metrics.json"' in number(1, "count", "a/metrics.json").en
     assert (
@@ -85,51 +85,35 @@ def test_numbers_carry_their_unit_and_their_source():
     assert number(0.0, "percentage_points").plain("en") == "0.0 points"
     assert number(-0.5, "signed").plain("en") == "−0.500"
     assert number(-0.00001, "signed").plain("en") == "0.000"  # no "−0.000"
-    for nothing in (None, float("nan"), "7", True, [1]):
-        assert "—" in number(nothing).en
+    for value in (None, float("nan"), "7", True, [1]):
+        assert "—" in number(value).en
 
 
 def test_values_are_escaped_inside_sentences():
     assert "<i>" not in translate("common.in_brackets", what="<i>").en
 
 
-def test_what_was_done_to_rows_is_said_in_both_languages():
-    """Every constant of the modules that read rows: a new reason needs its Persian."""
-    from tarazu.chat.data import conversation, dataset, persian, sources
+def test_reasons_for_repairs_and_drops_are_in_both_languages():
+    """Every text constant of the modules that read rows needs a string of its own."""
+    from tarazu.chat.data import conversation, dataset, persian, row_readers
 
-    places = [
-        (persian, ("LETTERS", "CONTROLS", "BIDI", "SURROGATES", "FORM", "SPACES", "HALF_SPACES")),
-        (sources, ("TOO_LONG", "CUT_OFF")),
-    ]
-    places += [
-        (dataset, ("CUT", "NOTHING_LEFT", "DUPLICATE", "IN_ANOTHER_SPLIT")),
-        (conversation, ("MALFORMED", "NOT_TEXT", "WRONG_TYPE", "UNKNOWN_SCHEMA", "UNKNOWN_ROLE")),
-    ]
-    places += [
-        (
-            conversation,
-            (
-                "NO_ANSWER",
-                "NO_QUESTION",
-                "EMPTY_TURN",
-                "MERGED",
-                "LATE_SYSTEM",
-                "EARLY_ANSWER",
-                "OPEN_QUESTION",
-                "MARKERS",
-            ),
-        )
-    ]
-    known = {key.removeprefix("reason.") for key in strings() if key.startswith("reason.")}
-    assert {getattr(module, name) for module, names in places for name in names} <= known
+    names = {
+        persian: "LETTERS CONTROLS BIDI SURROGATES FORM SPACES HALF_SPACES",
+        row_readers: "TOO_LONG TRUNCATED_FILE WRONG_CELLS MALFORMED_CSV",
+        dataset: "CUT NOTHING_LEFT DUPLICATE IN_ANOTHER_SPLIT",
+        conversation: "MALFORMED NOT_TEXT WRONG_TYPE UNKNOWN_SCHEMA UNKNOWN_ROLE NO_ANSWER NO_QUESTION "
+        "EMPTY_TURN MERGED LATE_SYSTEM EARLY_ANSWER OPEN_QUESTION MARKERS",
+    }
+    reasons = {getattr(module, name) for module in names for name in names[module].split()}
+    assert {f"reason.{reason}" for reason in reasons} <= set(strings())
 
 
-def test_fixed_figures_of_a_sentence_follow_the_switch():
+def test_fixed_numbers_of_a_sentence_follow_the_digit_switch():
     text = translate("answers.checks_passed", score=number(25, "points"))
     assert '<span class="fd">۱۰۰</span>' in text.fa and text.plain("fa") == "وارسی‌ها 25.0 از 100"
 
 
-def test_what_tarazu_notes_of_captions_is_said_in_both_languages():
+def test_notes_on_caption_data_are_in_both_languages():
     from tarazu.captions import prepare_data
     from tarazu.captions.encoder import pretrained
     from tarazu.captions.settings import DataSettings
@@ -138,14 +122,17 @@ def test_what_tarazu_notes_of_captions_is_said_in_both_languages():
         pretrained._stand_in_note(pretrained.ENCODER_CONFIGS[name]) + "; tensors named as in timm"
         for name in ("efficientnet-lite0",)
     ]
-    notes += [prepare_data._split_by(DataSettings()), prepare_data._split_by(DataSettings(split="karpathy"))]
+    notes += [
+        prepare_data._split_by(DataSettings()),
+        prepare_data._split_by(DataSettings(split="karpathy")),
+    ]
     for note in notes:
         found = recognised(note)
         assert isinstance(found, Bilingual) and found.plain("en") == note
     assert recognised("anything else") == "anything else"
 
 
-def test_a_recipes_note_is_shown_in_the_language_of_the_page():
+def test_note_of_a_recipe_is_shown_in_the_language_of_the_page():
     both = translate_note({"fa": "به جای <داده>", "en": "stands in for <data>"})
     assert (both.plain("fa"), both.plain("en")) == ("به جای <داده>", "stands in for <data>")
     assert (
@@ -157,7 +144,7 @@ def test_a_recipes_note_is_shown_in_the_language_of_the_page():
     )  # a damaged note is shown, not lost
 
 
-def test_a_designed_question_is_shown_in_the_language_of_the_page():
+def test_designed_question_is_shown_in_the_language_of_the_page():
     sample = {
         "good": "یکی",
         "good_en": "one",
@@ -201,14 +188,16 @@ def test_a_designed_question_is_shown_in_the_language_of_the_page():
 )
 def test_code_paths_are_shown_in_persian(code_paths):
     both = code_paths_text(code_paths)
-    assert both.plain("en") == "; ".join(f"{what}: {how}" for what, how in code_paths.items())
+    assert both.plain("en") == "; ".join(
+        f"{part.replace('_', ' ')}: {path}" for part, path in code_paths.items()
+    )
     persian = both.plain("fa")
     for name in ("FlashAttention 4", "NF4", "LSTM", "torch.compile", "torch", "float16"):
         persian = persian.replace(name, "")
     assert not re.search("[a-z]{2}", persian), persian
 
 
-def test_a_reason_against_recording_is_shown_as_it_was():
+def test_unknown_code_path_is_shown_as_it_is():
     assert "no such op, alas (x.py:3)" in code_paths_text(
         {"layers": "plain, no such op, alas (x.py:3)"}
     ).plain("fa").replace("،", ",")
