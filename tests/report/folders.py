@@ -45,6 +45,11 @@ def write(path: Path, value) -> None:
     path.write_text(text, encoding="utf-8")
 
 
+def update(path: Path, **values) -> None:
+    """Change values of a JSON file."""
+    write(path, json.loads(path.read_text(encoding="utf-8")) | values)
+
+
 METHODS = {
     "prompt_tuning": ("prompt_tuning", 2.95, 20_480, 80.0),
     "lora": ("lora", 2.40, 1_900_000, 100.0),

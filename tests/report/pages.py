@@ -7,6 +7,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 from tarazu.report.build import build
+from tarazu.report.render.bilingual import strings
 
 VOID = {"meta", "input", "br", "wbr", "img", "link", "hr"}
 
@@ -58,3 +59,26 @@ def built_text(folder: Path) -> str:
     """The text of a study's report in one line, both languages one after the other."""
     text = " ".join(Page(build(folder).read_text(encoding="utf-8")).text)
     return re.sub(r"\s+", " ", text)
+
+
+def says(text: str, key: str, **values: object) -> bool:
+    """Whether a page's text has the string `key` in both languages, however it is worded.
+
+    Args:
+        text: as `built_text` gives it.
+        values: the text of placeholders; one that is not given may hold anything.
+    """
+    squeezed = "".join(text.split())
+    return all(re.search(_pattern(template, values), squeezed) for template in strings()[key])
+
+
+def _pattern(template: str, values: dict[str, object]) -> str:
+    """A regular expression for a string without white space, with Latin digits."""
+    pieces = re.split(r"\{(\w+)\}", template.translate(str.maketrans("۰۱۲۳۴۵۶۷۸۹", "0123456789")))
+    pattern = ""
+    for i, piece in enumerate(pieces):  # texts and names of placeholders take turns
+        if i % 2 and piece not in values:
+            pattern += ".{0,300}?"
+        else:
+            pattern += re.escape("".join(str(values[piece] if i % 2 else piece).split()))
+    return pattern
