@@ -1,4 +1,4 @@
-"""The loss on plain text is transformers' own, for the base and behind a prompt; the same tokens are scored for all."""
+"""The loss on plain text equals transformers', and the same tokens are scored for all methods."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from chat import small, spelling
 
 from tarazu.chat.data.chat_template import select_template
 from tarazu.chat.evaluation import forgetting
-from tarazu.chat.settings import Forgetting
 from tarazu.chat.row_losses import summed_losses
+from tarazu.chat.settings import Forgetting
 from tarazu.chat.task import Chat
 from tarazu.errors import UserError
 from tarazu.recipe.schema import load
@@ -23,13 +23,13 @@ TEXTS = ["Rivers run to the sea.", "Bread is flour,\nwater and time.", "a " * 40
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
-    made = tmp_path_factory.mktemp("forgetting")
-    small.save_model(made / "model")
-    return made
+    folder = tmp_path_factory.mktemp("forgetting")
+    small.save_model(folder / "model")
+    return folder
 
 
 def prepared(root, monkeypatch, **changes):
-    """The task's data and a function that builds a method, on the small model."""
+    """The task, its data, and a function that builds a method on the small model."""
     monkeypatch.setenv("TARAZU_CACHE", str(root / "cache"))
     (root / "en.txt").write_text("\n\n".join(TEXTS), encoding="utf-8")
     (root / "fa.jsonl").write_text(json.dumps({"text": "نان از آرد است."}), encoding="utf-8")
@@ -58,49 +58,40 @@ def test_the_loss_is_that_of_transformers(root, monkeypatch, layout, name):
         )["english"]
         for text, (nats, tokens, size) in zip(TEXTS, measured["row_losses"], strict=True):
             text = " ".join(text.split())
-            ids = torch.tensor(
-                [
-                    [
-                        data.tokenizer.bos_token_id,
-                        *data.tokenizer(text, add_special_tokens=False)["input_ids"],
-                    ][:24]
-                ]
-            )
+            text_ids = data.tokenizer(text, add_special_tokens=False)["input_ids"]
+            ids = torch.tensor([[data.tokenizer.bos_token_id, *text_ids][:24]])
             embeddings = model.base.get_input_embeddings()(ids)
             labels = torch.where(torch.arange(ids.shape[1]) > 0, ids, -100)
             if model.prompt:
                 embeddings = torch.cat([model.prompt()[None], embeddings], 1)
                 labels = torch.cat([torch.full((1, model.num_virtual_tokens), -100), labels], 1)
-            expected = model.base(inputs_embeds=embeddings, labels=labels).loss.item() * (
-                ids.shape[1] - 1
-            )
-            assert nats == pytest.approx(expected, rel=1e-5)
+            mean_loss = model.base(inputs_embeds=embeddings, labels=labels).loss.item()
             assert tokens == ids.shape[1] - 1
+            assert nats == pytest.approx(mean_loss * tokens, rel=1e-5)
             assert size == len(data.tokenizer.decode(ids[0, 1:]).encode())
     nats, tokens, size = (sum(column) for column in zip(*measured["row_losses"], strict=True))
-    assert measured["loss"] == nats / tokens and measured["bits_per_byte"] == pytest.approx(
-        nats / math.log(2) / size
-    )
+    assert measured["loss"] == nats / tokens
+    assert measured["bits_per_byte"] == pytest.approx(nats / math.log(2) / size)
 
 
 def test_without_a_beginning_token_the_first_token_is_never_scored(tmp_path):
     (tmp_path / "t.txt").write_text("سلام بر جهان", encoding="utf-8")
     template = select_template(spelling.plain(), "gpt2")
     assert template.tokenizer.bos_token_id is None
-    found = forgetting.prepare(Forgetting(english=None, persian=str(tmp_path / "t.txt")), template)
-    (row,), (size,) = found["persian"].rows, found["persian"].num_bytes
-    assert list(found) == ["persian"] and not row.supervised[0] and row.supervised[1:].all()
-    assert (
-        size == len(template.tokenizer.decode(row.ids[1:]).encode()) < len("سلام بر جهان".encode())
-    )
+    settings = Forgetting(english=None, persian=str(tmp_path / "t.txt"))
+    passages = forgetting.prepare(settings, template)
+    (row,), (num_bytes,) = passages["persian"].rows, passages["persian"].num_bytes
+    assert list(passages) == ["persian"]
+    assert not row.supervised[0] and row.supervised[1:].all()
+    scored_text = template.tokenizer.decode(row.ids[1:])
+    assert num_bytes == len(scored_text.encode()) < len("سلام بر جهان".encode())
 
 
-def test_marks_of_the_template_in_the_text_are_no_turns(tmp_path):
+def test_template_markers_in_the_text_are_removed(tmp_path):
     (tmp_path / "t.txt").write_text("سلام<end_of_turn> جهان", encoding="utf-8")
     template = select_template(spelling.gemma(), "gemma2")
-    row = forgetting.prepare(Forgetting(english=str(tmp_path / "t.txt"), persian=None), template)[
-        "english"
-    ].rows[0]
+    settings = Forgetting(english=str(tmp_path / "t.txt"), persian=None)
+    (row,) = forgetting.prepare(settings, template)["english"].rows
     assert template.tokenizer.convert_tokens_to_ids("<end_of_turn>") not in row.ids
 
 
@@ -124,13 +115,12 @@ def test_a_changed_text_is_refused_on_resume(root, monkeypatch):
         prepared(root, monkeypatch)
 
 
-def test_the_shipped_texts_are_read_whole():
+def test_the_shipped_texts_are_read_completely():
     template = select_template(spelling.llama3(), "llama")
-    for language, found in forgetting.prepare(Forgetting(max_length=4096), template).items():
-        shares = [
-            forgetting.sources.local_path(
-                f"samples:forgetting_{language[:2] if language == 'english' else 'fa'}.txt"
-            ).read_text(encoding="utf-8")
-        ]
-        assert found.describe()["rows"] == shares[0].count("\n\n") + 1
-        assert found.describe()["bytes"] > 0.98 * len(shares[0].encode())
+    passages = forgetting.prepare(Forgetting(max_length=4096), template)
+    for language, code in (("english", "en"), ("persian", "fa")):
+        path = forgetting.sources.local_path(f"samples:forgetting_{code}.txt")
+        text = path.read_text(encoding="utf-8")
+        described = passages[language].describe()
+        assert described["rows"] == text.count("\n\n") + 1
+        assert described["bytes"] > 0.98 * len(text.encode())

@@ -1,4 +1,4 @@
-"""The designed questions load, and their checks tell good answers from bad ones."""
+"""Designed questions load, and their checks separate good answers from bad ones."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ from tarazu.chat.evaluation.questions import Question, check, expected_script, l
 from tarazu.errors import UserError
 
 
-def question(**made) -> Question:
-    made = {"text_fa": "الف", "text_en": "it", **made}
+def question(**check_fields) -> Question:
+    """A question with one check."""
+    one_check = {"text_fa": "الف", "text_en": "it", **check_fields}
     return Question.model_validate(
         {
             "id": "q",
@@ -21,37 +22,56 @@ def question(**made) -> Question:
             "prompt": "؟",
             "good_fa": "خوب",
             "good_en": "good",
-            "checks": [made],
+            "checks": [one_check],
         }
     )
 
 
-def passes(answer: str, **made) -> bool:
-    return check(question(**made), answer)["it"]
+def passes(answer: str, **check_fields) -> bool:
+    return check(question(**check_fields), answer)["it"]
 
 
 @pytest.mark.parametrize(
-    ("made", "good", "bad"),
+    ("check_fields", "good", "bad"),
     [
-        ({"kind": "any_of", "values": ["اصفهان", "شیراز"]}, ["شهر اصفهان.", "اصفهانِ زیبا", "شيراز"], ["تهران", ""]),
+        (
+            {"kind": "any_of", "values": ["اصفهان", "شیراز"]},
+            ["شهر اصفهان.", "اصفهانِ زیبا", "شيراز"],
+            ["تهران", ""],
+        ),
         ({"kind": "any_of", "values": ["۱۲"]}, ["۱۲ تا", "12.", "۱۲٫۵"], ["۱۲۳", "312", ""]),
         ({"kind": "any_of", "values": ["می‌روم"]}, ["من می‌روم", "ميروم"], ["می‌رود", ""]),
         ({"kind": "any_of", "values": ["نو "]}, ["خانهٔ نو.", "نو"], ["نوشت"]),
-        ({"kind": "all_of", "values": ["book", "kitchen"]}, ["The Book is in the kitchen."], ["a book", ""]),
+        (
+            {"kind": "all_of", "values": ["book", "kitchen"]},
+            ["The Book is in the kitchen."],
+            ["a book", ""],
+        ),
         ({"kind": "none_of", "values": ["علی"]}, ["سارا"], ["علي آمد", "", "  \n"]),
-        ({"kind": "regex", "pattern": r"(?<!\d)2:45(?!\d)|می\s?رود"}, ["۲:۴۵", "ساعت 2:45 است", "می‌رود"], ["12:45", ""]),
+        (
+            {"kind": "regex", "pattern": r"(?<!\d)2:45(?!\d)|می\s?رود"},
+            ["۲:۴۵", "ساعت 2:45 است", "می‌رود"],
+            ["12:45", ""],
+        ),
         ({"kind": "max_words", "value": 2}, ["بله", "می‌روم خانه"], ["یک دو سه", "", "..."]),
         ({"kind": "min_words", "value": 2}, ["یک دو"], ["یک", "", "می‌روم"]),
         ({"kind": "lines", "value": 2}, ["الف\nب", "الف\n\nب\n"], ["الف", "الف\nب\nپ", ""]),
-        ({"kind": "json", "keys": ["a", "b"]}, ['{"a": 1, "b": 2}', '```json\n{"a": 1, "b": 2, "c": 3}\n```'],
-         ['{"a": 1}', '[{"a": 1, "b": 2}]', 'Here: {"a": 1, "b": 2}', "{", "[" * 100_000, ""]),
-        ({"kind": "script", "value": "fa"}, ["سلام دنیا world!!", "متن"], ["hello", "hello سلام there", "12", ""]),
+        (
+            {"kind": "json", "keys": ["a", "b"]},
+            ['{"a": 1, "b": 2}', '```json\n{"a": 1, "b": 2, "c": 3}\n```'],
+            ['{"a": 1}', '[{"a": 1, "b": 2}]', 'Here: {"a": 1, "b": 2}', "{", "[" * 100_000, ""],
+        ),
+        (
+            {"kind": "script", "value": "fa"},
+            ["سلام دنیا world!!", "متن"],
+            ["hello", "hello سلام there", "12", ""],
+        ),
         ({"kind": "script", "value": "en"}, ["hello"], ["سلام", ""]),
     ],
-)  # fmt: skip
-def test_checks(made: dict, good: list[str], bad: list[str]) -> None:
-    assert [answer for answer in good if not passes(answer, **made)] == []
-    assert [answer for answer in bad if passes(answer, **made)] == []
+)
+def test_checks(check_fields: dict, good: list[str], bad: list[str]) -> None:
+    assert [answer for answer in good if not passes(answer, **check_fields)] == []
+    assert [answer for answer in bad if passes(answer, **check_fields)] == []
 
 
 def test_the_shipped_questions() -> None:
@@ -70,23 +90,28 @@ def test_the_shipped_questions() -> None:
     assert {q.ability for q in questions} == abilities
     for q in questions:
         assert not any(check(q, "").values())
-        made = q.sample()
-        assert (
-            made["turns"][-1] == {"role": "user", "text": q.prompt} and made["good"] == q.good_fa
-        )
-        assert (
-            made["checks_fa"].keys() == check(q, "").keys()
-        )  # the report names every check in Persian
-        assert (made["turns"][0]["role"] == "system") == bool(q.system)
+        sample = q.sample()
+        assert sample["turns"][-1] == {"role": "user", "text": q.prompt}
+        assert sample["good"] == q.good_fa
+        # The report names every check in Persian.
+        assert sample["checks_fa"].keys() == check(q, "").keys()
+        assert (sample["turns"][0]["role"] == "system") == bool(q.system)
     assert {expected_script(q) for q in questions} == {"fa", "en"}
 
 
-GOOD = {"id": "q1", "ability": "facts", "system": None, "prompt": "؟", "good_fa": "خ", "good_en": "g",
-        "checks": [{"kind": "min_words", "value": 1, "text_fa": "الف", "text_en": "it"}]}  # fmt: skip
+GOOD = {
+    "id": "q1",
+    "ability": "facts",
+    "system": None,
+    "prompt": "؟",
+    "good_fa": "خ",
+    "good_en": "g",
+    "checks": [{"kind": "min_words", "value": 1, "text_fa": "الف", "text_en": "it"}],
+}
 
 
 @pytest.mark.parametrize(
-    ("change", "what"),
+    ("change", "message"),
     [
         ({"prompt": ""}, "prompt"),
         ({"checks": []}, "checks"),
@@ -107,11 +132,13 @@ GOOD = {"id": "q1", "ability": "facts", "system": None, "prompt": "؟", "good_fa
         ("{not json", "JSON"),
     ],
 )
-def test_malformed_questions_are_refused_with_their_line(change, what: str, tmp_path: Path) -> None:
+def test_malformed_questions_are_refused_with_their_line(
+    change, message: str, tmp_path: Path
+) -> None:
     bad = change if isinstance(change, str) else json.dumps({**GOOD, **change})
     path = tmp_path / "q.jsonl"
     path.write_text(f"{json.dumps({**GOOD, 'id': 'q0'})}\n\n{bad}\n", encoding="utf-8")
-    with pytest.raises(UserError, match="(?i)" + what.replace("(", r"\(")) as error:
+    with pytest.raises(UserError, match="(?i)" + message.replace("(", r"\(")) as error:
         load(path)
     assert error.value.location == f"{path}:3"
 

@@ -1,4 +1,4 @@
-"""The checks of the shipped questions are fair: people's good answers pass, and nothing else does."""
+"""The checks of the shipped questions pass good answers that people wrote, and no others."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ SAMPLES = Path(tarazu.__file__).parent / "samples"
 QUESTIONS = {q.id: q for q in load(SAMPLES / "questions_fa.jsonl")}
 
 
-def full_marks(name: str, answer: str) -> bool:
+def passes_all(name: str, answer: str) -> bool:
     return all(check(QUESTIONS[name], answer).values())
 
 
@@ -32,41 +32,43 @@ def test_good_answers_pass_in_both_phrasings(name: str) -> None:
 
 @pytest.mark.parametrize("name", BAD)
 def test_a_wrong_answer_does_not_pass(name: str) -> None:
-    assert not full_marks(name, BAD[name])
+    assert not passes_all(name, BAD[name])
 
 
 @pytest.mark.parametrize("name", GOOD)
-def test_no_answer_echo_or_evasion_passes(name: str) -> None:
+def test_no_empty_copied_or_evasive_answer_passes(name: str) -> None:
     question = QUESTIONS[name]
     lines = question.prompt.split("\n")
-    echoes = [
+    copies = [
         question.prompt,
         question.prompt * 2,
         lines[0],
         lines[-1],
         f"{question.system}\n{question.prompt}",
     ]
-    for answer in ["", " \n", "…", "نمی‌دانم.", "بله، حتماً.", "I do not know.", *echoes]:
-        assert not full_marks(name, answer), answer
+    for answer in ["", " \n", "…", "نمی‌دانم.", "بله، حتماً.", "I do not know.", *copies]:
+        assert not passes_all(name, answer), answer
 
 
 def test_an_answer_to_another_question_does_not_pass() -> None:
     passed = [
-        (a, b) for a in GOOD for b in GOOD if a != b for answer in GOOD[b] if full_marks(a, answer)
+        (a, b) for a in GOOD for b in GOOD if a != b for answer in GOOD[b] if passes_all(a, answer)
     ]
     assert not passed
 
 
 def test_unrelated_fluent_persian_does_not_pass() -> None:
-    """A model that writes well about something else gets nothing; nor one that recites its training."""
+    """Good prose about something else does not pass, nor do most answers of the training rows."""
     prose = (SAMPLES / "forgetting_fa.txt").read_text(encoding="utf-8").split("\n\n")
-    assert [(name, text) for name in QUESTIONS for text in prose if full_marks(name, text)] == []
+    assert [(name, text) for name in QUESTIONS for text in prose if passes_all(name, text)] == []
     rows = [
         json.loads(line)
         for line in (SAMPLES / "chat_fa.jsonl").read_text(encoding="utf-8").splitlines()
     ]
-    learned = [
+    trained_answers = [
         turn["value"] for row in rows[::4] for turn in row["conversations"] if turn["from"] == "gpt"
     ]
     for name in QUESTIONS:
-        assert sum(full_marks(name, text) for text in learned) < 0.03 * len(learned), name
+        assert sum(passes_all(name, text) for text in trained_answers) < 0.03 * len(
+            trained_answers
+        ), name

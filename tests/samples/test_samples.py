@@ -1,4 +1,4 @@
-"""The shipped data is what its README says: schemas, counts, shares, no copies, correct Persian letters."""
+"""The shipped data is as its README says: schemas, counts, no copies, correct Persian letters."""
 
 from __future__ import annotations
 
@@ -26,13 +26,19 @@ ABILITIES = {
     "chat",
 }
 KINDS = {
-    "any_of": "values", "all_of": "values", "none_of": "values", "regex": "pattern", "max_words": "value",
-    "min_words": "value", "lines": "value", "json": "keys", "script": "value",
-}  # fmt: skip
+    "any_of": "values",
+    "all_of": "values",
+    "none_of": "values",
+    "regex": "pattern",
+    "max_words": "value",
+    "min_words": "value",
+    "lines": "value",
+    "json": "keys",
+    "script": "value",
+}
 WEIGHTS = {"system": None, "human": 0.0, "gpt": 1.0}
-REPAIRED = re.compile(
-    r"[\u0643\u064a\u0000-\u0008\u000b-\u001f]|(?<=\S)  +(?=\S)"
-)  # what the cleaner mends
+# What normalization repairs: Arabic letters, control characters, runs of spaces.
+REPAIRED = re.compile(r"[\u0643\u064a\u0000-\u0008\u000b-\u001f]|(?<=\S)  +(?=\S)")
 
 
 def jsonl(name: str) -> list[dict]:
@@ -55,12 +61,13 @@ def turns(row: dict) -> list[tuple[str, str]]:
 
 
 def words(text: str) -> list[str]:
-    """Words as far as copies are concerned: punctuation, half-spaces and Arabic letters do not tell two texts apart."""
+    """Words for finding copies: without punctuation, half-spaces and Arabic letters."""
     text = text.replace(ZWNJ, "").replace("ي", "ی").replace("ك", "ک")
     return re.findall(r"\w+", text)
 
 
 def spoken(row: dict) -> list[str]:
+    """The words of a row's questions and answers."""
     return [word for role, text in turns(row) if role != "system" for word in words(text)]
 
 
@@ -97,31 +104,23 @@ def test_rows_are_short_enough_for_a_slow_machine_yet_varied() -> None:
 
 
 def test_no_row_is_a_copy_or_near_copy_of_another() -> None:
-    held = [grams(spoken(row)) for row in CHAT]
-    for (i, a), (j, b) in combinations(enumerate(held), 2):
+    row_grams = [grams(spoken(row)) for row in CHAT]
+    for (i, a), (j, b) in combinations(enumerate(row_grams), 2):
         assert not a & b, f"lines {i + 1} and {j + 1} share {next(iter(a & b))}"
-    for part in (
-        "human",
-        "gpt",
-    ):  # rows under eight words have no 8-gram: whole turns must differ too
-        said = Counter(
-            tuple(words(text)) for row in CHAT for role, text in turns(row) if role == part
-        )
-        copies = [
-            text for text, n in said.items() if n > 1 and text != tuple(words("در متن نیامده است"))
-        ]
-        assert not copies
+    # Rows under eight words have no 8-gram: complete turns must differ too.
+    abstention = tuple(words("در متن نیامده است"))
+    for part in ("human", "gpt"):
+        texts = [text for row in CHAT for role, text in turns(row) if role == part]
+        counts = Counter(tuple(words(text)) for text in texts)
+        assert not [text for text, n in counts.items() if n > 1 and text != abstention]
 
 
 def test_the_persian_is_written_with_half_spaces_and_persian_letters() -> None:
-    text = "\n".join(
-        text for row in CHAT for role, text in turns(row) if role == "gpt"
-    )  # questions may err on purpose
+    # Answers only: questions may have errors on purpose.
+    text = "\n".join(text for row in CHAT for role, text in turns(row) if role == "gpt")
     assert text.count(ZWNJ) / len(text.split()) > 0.05
-    unfinished = re.findall(
-        r"(?<!\w)ن?می(?:شود|کند|کنند|رود|دهد|گوید|خواهم|توان|توانم)(?!\w)", text
-    )
-    assert not unfinished, "a verb is written without its half-space"
+    separated = re.findall(r"(?<!\w)ن?می(?:شود|کند|کنند|رود|دهد|گوید|خواهم|توان|توانم)(?!\w)", text)
+    assert not separated, "a verb is written without its half-space"
     assert not re.search(rf"{ZWNJ}[\s.،؛؟!]|\s{ZWNJ}|{ZWNJ}{ZWNJ}", text), (
         "a half-space joins nothing"
     )
@@ -156,13 +155,13 @@ def test_no_question_is_in_the_training_rows() -> None:
     asked = {
         tuple(spoken(row)[: len(words(q["prompt"]))]) for row in CHAT + READING for q in QUESTIONS
     }
-    learned = set().union(*(grams(spoken(row)) for row in CHAT + READING))
+    trained_grams = set().union(*(grams(spoken(row)) for row in CHAT + READING))
     for q in QUESTIONS:
         assert tuple(words(q["prompt"])) not in asked, q["id"]
-        assert not grams(words(q["prompt"])) & learned, q["id"]
+        assert not grams(words(q["prompt"])) & trained_grams, q["id"]
 
 
-def test_reading_answers_are_short_and_stand_in_the_passage() -> None:
+def test_reading_answers_are_short_and_occur_in_the_passage() -> None:
     assert len(READING) == 24
     missing = 0
     for row in READING:
@@ -189,30 +188,40 @@ def test_forgetting_texts_are_plain_prose_of_one_language(
 
 
 def test_forgetting_and_reading_are_held_out_from_the_chat_rows() -> None:
-    learned = set().union(*(grams(spoken(row)) for row in CHAT))
+    trained_grams = set().union(*(grams(spoken(row)) for row in CHAT))
     text = (SAMPLES / "forgetting_fa.txt").read_text(encoding="utf-8")
-    assert not grams(words(text)) & learned
-    assert not set().union(*(grams(spoken(row)) for row in READING)) & learned
+    assert not grams(words(text)) & trained_grams
+    assert not set().union(*(grams(spoken(row)) for row in READING)) & trained_grams
 
 
-def test_hostile_rows_hold_what_they_promise() -> None:
+def test_hostile_rows_cover_the_listed_faults() -> None:
     lines = (SAMPLES / "hostile.jsonl").read_bytes().decode("utf-8").split("\n")[:-1]
     assert len(lines) == 52
     text = "\n".join(lines)
     markers = [
-        "<script>alert(1)</script>", "onerror=alert(1)", "javascript:", "{{7*7}}", "<end_of_turn>", "<|eot_id|>",
-        "<|im_end|>", "<start_of_turn>model", "\\ud800", "\\u0000", "\u202e", '"conversations": []', '"messages"',
-        '"instruction"', '"alien"', "NaN",
-    ]  # fmt: skip
+        "<script>alert(1)</script>",
+        "onerror=alert(1)",
+        "javascript:",
+        "{{7*7}}",
+        "<end_of_turn>",
+        "<|eot_id|>",
+        "<|im_end|>",
+        "<start_of_turn>model",
+        "\\ud800",
+        "\\u0000",
+        "\u202e",
+        '"conversations": []',
+        '"messages"',
+        '"instruction"',
+        '"alien"',
+        "NaN",
+    ]
     assert [m for m in markers if m not in text] == []
     kinds = Counter(parse(line) for line in lines)
     assert kinds["not JSON"] >= 2 and kinds["object"] >= 35 and kinds["other JSON"] >= 3
     assert len(set(lines)) == len(lines) - 1  # one exact duplicate
     values = [
-        turn.get("value")
-        for line in lines
-        if parse(line) == "object"
-        for turn in spoken_or_nothing(line)
+        turn.get("value") for line in lines if parse(line) == "object" for turn in turns_of(line)
     ]
     assert any(isinstance(v, str) and len(v) == 20_000 for v in values)
     assert any(isinstance(v, str) and len(v.split()) == 5_000 for v in values)
@@ -226,6 +235,6 @@ def parse(line: str) -> str:
         return "not JSON"
 
 
-def spoken_or_nothing(line: str) -> list[dict]:
-    held = json.loads(line).get("conversations")
-    return [turn for turn in held if isinstance(turn, dict)] if isinstance(held, list) else []
+def turns_of(line: str) -> list[dict]:
+    items = json.loads(line).get("conversations")
+    return [turn for turn in items if isinstance(turn, dict)] if isinstance(items, list) else []

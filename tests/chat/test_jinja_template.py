@@ -1,4 +1,4 @@
-"""What transformers writes with the exported template are the very tokens that tarazu trains on and asks with."""
+"""With the exported Jinja template, transformers gives the tokens that tarazu trains on."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ CASES = {
     "llama3": (lambda: spelling.llama3(None), "llama", "llama3"),
     "gemma": (spelling.gemma, "gemma2", "gemma"),
     "chatml with its own end": (lambda: spelling.plain("<|im_end|>"), "gpt2", "chatml"),
-    "chatml behind a beginning token": (spelling.gemma, "mistral", "chatml"),
+    "chatml after a beginning-of-text token": (spelling.gemma, "mistral", "chatml"),
 }
 
 
@@ -36,10 +36,13 @@ def test_the_same_tokens(case, system):
     messages = [{"role": turn.role, "content": f" {turn.text} "} for turn in turns]
     jinja = jinja_template.chat_template(template)
 
-    def theirs(messages, prompt):
+    def tokenize(messages, add_generation_prompt):
         return tokenizer.apply_chat_template(
-            messages, chat_template=jinja, add_generation_prompt=prompt, return_dict=True
+            messages,
+            chat_template=jinja,
+            add_generation_prompt=add_generation_prompt,
+            return_dict=True,
         )["input_ids"]
 
-    assert theirs(messages, False) == template.encode(Conversation(turns)).ids.tolist()
-    assert theirs(messages[:-1], True) == template.encode_prompt(turns[:-1])
+    assert tokenize(messages, False) == template.encode(Conversation(turns)).ids.tolist()
+    assert tokenize(messages[:-1], True) == template.encode_prompt(turns[:-1])

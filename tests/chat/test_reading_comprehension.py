@@ -1,4 +1,4 @@
-"""Exact match and F1 beside SQuAD's own definition and hand-made values; unanswerable questions; the draw of questions."""
+"""Exact match and F1 against SQuAD's definition; unanswerable questions; which are drawn."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from tarazu.commands import run as study_commands
 from tarazu.errors import UserError
 from tarazu.storage.atomic_io import read_json, read_jsonl
 
-WAYS = Reading(source="x").unanswerable
+PHRASES = Reading(source="x").unanswerable
 
 
-def squad_f1(a_gold: str, a_pred: str, normalised) -> float:
-    """`compute_f1` of SQuAD 2.0's official evaluate-v2.0.py, its normalisation given from outside."""
-    gold_toks, pred_toks = normalised(a_gold).split(), normalised(a_pred).split()
+def squad_f1(a_gold: str, a_pred: str, normalize) -> float:
+    """`compute_f1` of SQuAD 2.0's official evaluate-v2.0.py; `normalize` is an argument."""
+    gold_toks, pred_toks = normalize(a_gold).split(), normalize(a_pred).split()
     common = collections.Counter(gold_toks) & collections.Counter(pred_toks)
     num_same = sum(common.values())
     if len(gold_toks) == 0 or len(pred_toks) == 0:
@@ -34,16 +34,15 @@ def squad_f1(a_gold: str, a_pred: str, normalised) -> float:
     return (2 * precision * recall) / (precision + recall)
 
 
-def test_f1_is_that_of_squad():
+def test_f1_equals_squads():
     words = ["کتاب", "می‌رود،", "«تهران»", "1395", "۱۳۹۵", "و", "و", "علي", "علی."]
-    draw = random.Random(0)
+    rng = random.Random(0)
     values = set()
     for _ in range(300):
-        a, b = (" ".join(draw.choices(words, k=draw.randint(0, 6))) for _ in range(2))
-        assert reading_comprehension.token_f1(a, b) == pytest.approx(
-            squad_f1(b, a, normalize_for_matching)
-        )
-        values.add(round(reading_comprehension.token_f1(a, b), 3))
+        a, b = (" ".join(rng.choices(words, k=rng.randint(0, 6))) for _ in range(2))
+        f1 = reading_comprehension.token_f1(a, b)
+        assert f1 == pytest.approx(squad_f1(b, a, normalize_for_matching))
+        values.add(round(f1, 3))
     assert len(values) > 10
 
 
@@ -56,12 +55,13 @@ def test_f1_is_that_of_squad():
         ("تهران تهران", "تهران", 0, 2 * 0.5 * 1 / 1.5),  # a word counts as often as both have it
         ("اصفهان", "تهران", 0, 0),
         ("", "تهران", 0, 0),
-        ("پاسخ در متن نیست", "متن نیست", 0, 0),  # it abstained: shared words earn nothing
+        ("پاسخ در متن نیست", "متن نیست", 0, 0),  # it abstained: shared words do not count
     ],
 )
 def test_answerable(output, reference, exact, f1):
-    made = reading_comprehension.score(output, reference, WAYS)
-    assert made["answerable"] and made["exact_match"] == exact and made["f1"] == pytest.approx(f1)
+    scores = reading_comprehension.score(output, reference, PHRASES)
+    assert scores["answerable"] and scores["exact_match"] == exact
+    assert scores["f1"] == pytest.approx(f1)
 
 
 @pytest.mark.parametrize("reference", ["پاسخ این پرسش در متن نیامده است.", "پاسخ در متن نیست"])
@@ -70,29 +70,26 @@ def test_answerable(output, reference, exact, f1):
     [("پاسخ در متن نيست!", 1), ("«پاسخ این پرسش در متن نیامده است.»", 1), ("تهران", 0), ("", 0)],
 )
 def test_unanswerable(reference, output, right):
-    made = reading_comprehension.score(output, reference, WAYS)
-    assert not made["answerable"] and made["exact_match"] == made["f1"] == right
+    scores = reading_comprehension.score(output, reference, PHRASES)
+    assert not scores["answerable"] and scores["exact_match"] == scores["f1"] == right
 
 
-def test_gather_keeps_both_kinds_apart():
+def test_aggregate_separates_unanswerable_questions():
     scores = [
-        reading_comprehension.score(o, r, WAYS)
+        reading_comprehension.score(o, r, PHRASES)
         for o, r in [("تهران", "تهران"), ("شهر تهران", "تهران"), ("ری", "پاسخ در متن نیست")]
     ]
-    made = reading_comprehension.aggregate(scores)
-    assert (
-        made["n"] == 3
-        and made["exact_match"] == pytest.approx(1 / 3)
-        and made["f1"] == pytest.approx((1 + 2 / 3) / 3)
-    )
-    assert made["answerable"] == {
+    means = reading_comprehension.aggregate(scores)
+    assert means["n"] == 3 and means["exact_match"] == pytest.approx(1 / 3)
+    assert means["f1"] == pytest.approx((1 + 2 / 3) / 3)
+    assert means["answerable"] == {
         "n": 2,
         "exact_match": 0.5,
         "f1": pytest.approx(5 / 6),
         "abstained": 0,
     }
-    assert made["unanswerable"] == {"n": 1, "exact_match": 0, "f1": 0, "abstained": 0}
-    assert made["items"] == [[1, 1, 1], [0, pytest.approx(2 / 3), 1], [0, 0, 0]]
+    assert means["unanswerable"] == {"n": 1, "exact_match": 0, "f1": 0, "abstained": 0}
+    assert means["items"] == [[1, 1, 1], [0, pytest.approx(2 / 3), 1], [0, 0, 0]]
     assert reading_comprehension.aggregate(scores[:1])["unanswerable"]["f1"] is None
 
 
@@ -106,7 +103,7 @@ def rows(path, texts: list[str]):
     return str(path)
 
 
-def test_the_same_questions_whatever_their_order(tmp_path):
+def test_order_and_repetition_do_not_change_the_draw(tmp_path):
     texts = [f"پرسش {i}" for i in range(200)]
     template = select_template(spelling.llama3(), "llama")
 
@@ -117,11 +114,9 @@ def test_the_same_questions_whatever_their_order(tmp_path):
         return [sample["turns"][-1]["text"] for sample in asked]
 
     first = drawn(texts)
-    assert (
-        len(set(first)) == 10
-        and drawn(texts[::-1] + texts) == first
-        and drawn(texts, seed=1) != first
-    )
+    assert len(set(first)) == 10
+    assert drawn(texts[::-1] + texts) == first
+    assert drawn(texts, seed=1) != first
 
 
 def test_no_usable_row_is_an_error(tmp_path):
@@ -133,7 +128,7 @@ def test_no_usable_row_is_an_error(tmp_path):
 
 
 def test_a_study_measures_reading_and_forgetting(tmp_path, monkeypatch):
-    """References that are what the base itself writes are met by the base to the letter, in the run's own files."""
+    """If the references are the base model's own answers, its exact match is 1."""
     monkeypatch.setenv("TARAZU_CACHE", str(tmp_path / "cache"))
     model, source = small.save_model(tmp_path / "model"), tmp_path / "rows.jsonl"
 
@@ -143,9 +138,13 @@ def test_a_study_measures_reading_and_forgetting(tmp_path, monkeypatch):
         ]
         source.write_text("\n".join(lines), encoding="utf-8")
         recipe = small.recipe(
-            tmp_path / "recipe.yaml", model, questions=None, methods={"base": {}},
-            reading={"source": str(source), "rows": 4, "max_new_tokens": 8}, forgetting={"rows": 2, "persian": None},
-        )  # fmt: skip
+            tmp_path / "recipe.yaml",
+            model,
+            questions=None,
+            methods={"base": {}},
+            reading={"source": str(source), "rows": 4, "max_new_tokens": 8},
+            forgetting={"rows": 2, "persian": None},
+        )
         folder = study_commands.run(str(recipe), str(tmp_path / name))
         samples = [
             s
@@ -159,9 +158,8 @@ def test_a_study_measures_reading_and_forgetting(tmp_path, monkeypatch):
         )
 
     _, before, written = run({f"چند {i}؟": "هیچ" for i in range(4)}, "first")
-    assert before["reading"]["exact_match"] == 0 and all(
-        normalize_for_matching(text) for text in written.values()
-    )
+    assert before["reading"]["exact_match"] == 0
+    assert all(normalize_for_matching(text) for text in written.values())
     folder, after, again = run(
         {
             asked: text if i else "پاسخ در متن نیست"
@@ -170,13 +168,11 @@ def test_a_study_measures_reading_and_forgetting(tmp_path, monkeypatch):
         "second",
     )
     assert again == written
-    assert (
-        after["reading"]["answerable"] == {"n": 3, "exact_match": 1, "f1": 1, "abstained": 0}
-        and after["reading"]["unanswerable"]["f1"] == 0
-    )
+    reading = after["reading"]
+    assert reading["answerable"] == {"n": 3, "exact_match": 1, "f1": 1, "abstained": 0}
+    assert reading["unanswerable"]["f1"] == 0
     assert list(after["forgetting"]) == ["english"] and after["forgetting"]["english"]["rows"] == 2
     row = read_json(folder.path / "results.json")["rows"][0]
-    assert (
-        row["reading_f1"] == 0.75
-        and row["english_bits_per_byte"] == after["forgetting"]["english"]["bits_per_byte"]
-    )
+    assert row["reading_f1"] == 0.75
+    english = after["forgetting"]["english"]
+    assert row["english_bits_per_byte"] == english["bits_per_byte"]
