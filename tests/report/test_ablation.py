@@ -1,4 +1,4 @@
-"""The ablation table: there only where methods share a kind, and true to the run folder's numbers."""
+"""The ablation table: shown where methods share a kind, with the run folder's numbers."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tarazu.report.analysis.study_view import read_study
 from tarazu.report.build import build
 from tarazu.report.render.figures import FigureWriter
 from tarazu.report.sections.captions import REPORT
-from tarazu.report.sections.captions.ablation import ablation_view, groups, changed_settings
+from tarazu.report.sections.captions.ablation import ablation_view, changed_settings, groups
 from tarazu.report.sections.common.base import Context
 
 ARMS = {

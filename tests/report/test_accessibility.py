@@ -1,4 +1,4 @@
-"""axe-core in a real Chromium finds nothing serious: both languages, light and dark, phone and desktop; and names stay whole."""
+"""axe-core finds no violation in Chromium, in both languages and themes; names stay whole."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ axe = pytest.importorskip(
 )
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
 WIDTHS = {"phone": 390, "desktop": 1200}
-# The language and the theme turn without a script only if their inputs stand before the page, outside its landmarks.
+# Switches that work without a script must come before the page, outside its landmarks.
 SWITCHES = {"region": {"#show-fa", "#show-en", "#theme", "#digits"}}
 
 
@@ -87,6 +87,7 @@ def test_a_name_is_broken_after_an_underscore_or_not_at_all(tested, language):
     page.evaluate(f"document.getElementById('show-{language}').click()")
     assert page.evaluate(BROKEN) == []
     page.add_style_tag(
-        content="code { display: inline-block; inline-size: 1.5em; overflow-wrap: anywhere; white-space: normal !important; }"
+        content="code { display: inline-block; inline-size: 1.5em; overflow-wrap: anywhere; "
+        "white-space: normal !important; }"
     )
     assert "prompt_tuning" in page.evaluate(BROKEN)  # so it would be seen

@@ -1,4 +1,4 @@
-"""The page in a real Chromium, where there is one: nothing of the data runs, and it works with scripts and without."""
+"""The page in Chromium: data is never executed, and it works with and without scripts."""
 
 from __future__ import annotations
 
@@ -67,7 +67,10 @@ def test_without_scripts_both_languages_and_all_figures_are_there(browser, repor
 def test_a_table_sorts_with_what_is_not_measured_last(browser, reports):
     page, _ = opened(browser, reports["chat"])
     head = page.locator("#comparison table.sortable").first.locator("th button").nth(2)
-    cells = "[...document.querySelector('#comparison table.sortable').tBodies[0].rows].map(r => Number(r.cells[2].dataset.sort))"
+    cells = (
+        "[...document.querySelector('#comparison table.sortable').tBodies[0].rows]"
+        ".map(r => Number(r.cells[2].dataset.sort))"
+    )
     head.click()
     up = page.evaluate(cells)
     head.click()
@@ -151,7 +154,7 @@ def test_a_tapped_figure_shows_the_file_it_came_from(browser, reports):
 
 
 def test_the_loss_with_its_intervals_has_room_in_print(browser, reports):
-    """Else each row is five lines high, and the table of many methods longer than its page on its side."""
+    """A row of five lines would make the table of many methods taller than a landscape page."""
     page, _ = opened(browser, reports["chat"])
     page.emulate_media(media="print")
     page.set_viewport_size({"width": 1010, "height": 700})  # A4 on its side, between margins

@@ -1,4 +1,4 @@
-"""Every string and explanation exists in both languages, with the same placeholders and references."""
+"""Strings and explanations exist in both languages, with equal placeholders and references."""
 
 from __future__ import annotations
 
@@ -101,8 +101,8 @@ def test_reasons_for_repairs_and_drops_are_in_both_languages():
         persian: "LETTERS CONTROLS BIDI SURROGATES FORM SPACES HALF_SPACES",
         row_readers: "TOO_LONG TRUNCATED_FILE WRONG_CELLS MALFORMED_CSV",
         dataset: "CUT NOTHING_LEFT DUPLICATE IN_ANOTHER_SPLIT",
-        conversation: "MALFORMED NOT_TEXT WRONG_TYPE UNKNOWN_SCHEMA UNKNOWN_ROLE NO_ANSWER NO_QUESTION "
-        "EMPTY_TURN MERGED LATE_SYSTEM EARLY_ANSWER OPEN_QUESTION MARKERS",
+        conversation: "MALFORMED NOT_TEXT WRONG_TYPE UNKNOWN_SCHEMA UNKNOWN_ROLE NO_ANSWER "
+        "NO_QUESTION EMPTY_TURN MERGED LATE_SYSTEM EARLY_ANSWER OPEN_QUESTION MARKERS",
     }
     reasons = {getattr(module, name) for module in names for name in names[module].split()}
     assert {f"reason.{reason}" for reason in reasons} <= set(strings())

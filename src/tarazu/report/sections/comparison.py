@@ -1,4 +1,4 @@
-"""The comparison of all methods: quality, costs, validation curves, Pareto charts and pairwise tests."""
+"""The comparison of all methods: quality, costs, curves, Pareto charts, pairwise tests."""
 
 from __future__ import annotations
 
@@ -138,7 +138,7 @@ def _quality_cell(context: Context, method: MethodView, metric: Metric, best: bo
 
 
 def cost_table(study: StudyView) -> Table:
-    """What every method cost, mean over seeds, and the fraction of the parameters that it trained."""
+    """The cost of every method, mean over seeds, and its fraction of trained parameters."""
     methods = study.methods
     metrics = _measured((*COSTS, *THROUGHPUT), methods)
     best, rows = _best_rows(metrics, methods), []
@@ -165,7 +165,7 @@ def _trained_fraction(method: MethodView) -> float | None:
 
 
 def compute_sentences(study: StudyView) -> list[Bilingual]:
-    """How FLOPs per token relate to trained parameters, and the matmul rate behind the utilisation."""
+    """FLOPs per token against trained parameters, and the matmul rate of the utilisation."""
     sentences = []
     flops = {m.name: value for m in study.methods if (value := mean_over_seeds(m, FLOPS))}
     trained = {

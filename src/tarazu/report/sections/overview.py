@@ -50,7 +50,7 @@ def _first_pareto_figure(context: Context) -> Figure | None:
 
 
 def _unfinished(context: Context) -> list[Bilingual]:
-    """One sentence for each run that did not end, so that a partial study is not read as a full one."""
+    """One sentence for each run that did not finish, so that a partial study is recognised."""
     sentences = []
     for method in context.study.methods:
         for run in (run for run in method.runs if run.status != "done"):

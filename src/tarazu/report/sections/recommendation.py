@@ -1,4 +1,4 @@
-"""The recommendation: the rule, what it picks under each preference, pros and cons, and what would change it."""
+"""The recommendation: rule, choice under each preference, pros and cons, sensitivity."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def choice_sentences(context: Context, choice: Choice) -> list[Bilingual]:
 
 
 def _cost_sentence(context: Context, choice: Choice) -> Bilingual:
-    """The cost that decided, or that the size of the weights did where the seeds leave the cost open."""
+    """The cost that decided; or the size of the weights, where the seeds leave the cost open."""
     metrics = context.metrics.by_key
     cost, size = metrics[choice.by], metrics[TIE_BREAKER]
 

@@ -1,4 +1,4 @@
-"""How to reproduce the study: commands, machine, time by phase, tokens, estimates, caveats and invariants."""
+"""How to reproduce the study: commands, machine, time, tokens, caveats and invariants."""
 
 from __future__ import annotations
 

@@ -65,7 +65,7 @@ def ablation_view(context: Context) -> list[dict]:
 
 
 def groups(methods: list[MethodView]) -> list[list[MethodView]]:
-    """The methods of each kind, in the order of the recipe, with the ensembles that consist of them."""
+    """The methods of each kind in the recipe's order, with the ensembles that consist of them."""
     by_kind: dict[str, list[MethodView]] = {}
     for method in methods:
         if method.kind != ENSEMBLE:
@@ -115,7 +115,7 @@ def difference_from(
 
 
 def table(context: Context, group: list[MethodView]) -> Table:
-    """One row for each method: changed settings, losses, scores, and the differences from the first."""
+    """One row for each method: changed settings, losses, scores, differences from the first."""
     first = group[0]
     columns = translate_all(
         "compare.method",
@@ -153,7 +153,7 @@ def _settings_cell(first: MethodView, method: MethodView) -> Cell:
 
 
 def _curve_cells(method: MethodView) -> list[Cell]:
-    """Best epoch, training loss, best and last validation loss, and the gap between the last losses."""
+    """Best epoch, training loss, best and last validation loss, and the final gap."""
     facts, source = analyse(method.first, EPOCHS), method.first.file("events.jsonl")
     if facts.best_at is None:  # an ensemble has no training of its own
         return [number_cell(None, "loss")] * 4
@@ -210,7 +210,7 @@ def figure(
 
 
 def sentences(group: list[MethodView], differences: list[AblationDifference]) -> list[Bilingual]:
-    """Methods that are significantly better or worse than the first, those that are not, and over-fitting."""
+    """Which methods are significantly better or worse than the first, and which overfit."""
     first, found = code(group[0].name), []
     significant = [d for d in differences if d.pair.significant]
     for key, sign in (("ablation.better", 1), ("ablation.worse", -1)):

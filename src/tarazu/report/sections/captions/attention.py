@@ -1,4 +1,4 @@
-"""Attention maps of a captioning model, word by word, and an analysis that is computed from the weights."""
+"""Attention maps of a captioning model, word by word, and an analysis of the weights."""
 
 from __future__ import annotations
 
@@ -71,7 +71,11 @@ def _view(context: Context, method: MethodView, sample: dict, name: str) -> dict
 
 
 def entropy(weights: list[float]) -> float:
-    """The Shannon entropy of an attention map in nats: 0 for one cell, log(cells) for a uniform map."""
+    """Shannon entropy of an attention map in nats: 0 for one cell, log(cells) if uniform.
+
+    Args:
+        weights: attention weights, (cells,); they need not sum to 1.
+    """
     total = sum(weights)
     if total <= 0:
         return 0.0
@@ -79,7 +83,11 @@ def entropy(weights: list[float]) -> float:
 
 
 def image_region(weights: list[float]) -> tuple[str, str]:
-    """The (vertical, horizontal) third of the image with the largest weight of a square map."""
+    """The (vertical, horizontal) third of the image with the largest weight.
+
+    Args:
+        weights: attention weights of a square grid, row by row, (cells,).
+    """
     side = int(round(len(weights) ** 0.5))
     row, column = divmod(weights.index(max(weights)), side)
     vertical, horizontal = min(2, row * 3 // side), min(2, column * 3 // side)
@@ -87,7 +95,11 @@ def image_region(weights: list[float]) -> tuple[str, str]:
 
 
 def mean_total_variation(maps: list[list[float]]) -> float:
-    """The mean over maps of the total variation distance from their mean map: 0 where all are alike."""
+    """Mean total variation distance of the maps from their mean map: 0 where all are equal.
+
+    Args:
+        maps: attention weights, (words, cells).
+    """
     mean = [sum(column) / len(maps) for column in zip(*maps, strict=True)]
     distances = [
         sum(abs(weight - centre) for weight, centre in zip(weights, mean, strict=True)) / 2
@@ -97,7 +109,7 @@ def mean_total_variation(maps: list[list[float]]) -> float:
 
 
 def analysis(method: MethodView, words: list[str], maps: list[list[float]]) -> list[Bilingual]:
-    """The most focused words and where they look, the most diffuse word, and whether the maps differ.
+    """The most focused words and their regions, the most diffuse word, and the maps' variation.
 
     Args:
         words: one word for each map.

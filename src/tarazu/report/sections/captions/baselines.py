@@ -1,4 +1,4 @@
-"""The baselines section of the captions task: what a human caption, a constant one and a shuffled one score."""
+"""The baselines of the captions task: scores of a human, a constant and a shuffled caption."""
 
 from __future__ import annotations
 

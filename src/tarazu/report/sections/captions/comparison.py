@@ -1,4 +1,4 @@
-"""What the captions task adds to the comparison: BLEU, ablations, errors, and the same images for all models."""
+"""What the captions task adds to the comparison: BLEU, ablations, errors, shared images."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ BEAM = "beam"
 
 
 def comparison_parts(context: Context) -> list[ComparisonPart]:
-    """BLEU and the ablations below the quality table; errors and the same images below the tests."""
+    """BLEU and ablations below the quality table; errors and shared images below the tests."""
     scores = {
         "bleu": bleu_table(context),
         "tokenizer": tokenizer_sentence(context),
@@ -101,7 +101,7 @@ def _all_score_cells(scores: object, source: str) -> list[Cell]:
 
 
 def tokenizer_sentence(context: Context) -> Bilingual:
-    """The tokenizers that the scores were computed with; scores are comparable only with the same one."""
+    """The tokenizer of the scores: only scores of one tokenizer are comparable."""
     names = [
         get_path(scores, "tokenizer")
         for method in context.study.methods

@@ -1,4 +1,4 @@
-"""The data section of the captions task: images with captions, vocabulary, splits, duplicates and figures."""
+"""The data section of the captions task: examples, vocabulary, splits, duplicates, charts."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def _facts(data: dict) -> Table:
 
 
 def _example(context: Context, example: dict) -> dict:
-    """One image with its captions as written and processed, and the ids of the first one with padding."""
+    """One image with its raw and processed captions, and the padded ids of the first one."""
     captions, processed, ids = (
         get_path(example, key, default=[]) for key in ("captions", "processed", "ids")
     )
@@ -111,7 +111,7 @@ def _vocabulary(data: dict) -> Table:
 
 
 def _special_tokens(data: dict) -> Table:
-    """The special tokens: they are the first ones of the vocabulary, so their position is their id."""
+    """The special tokens, the first ones of the vocabulary: their position is their id."""
     rows = [
         [
             code_cell(name),

@@ -1,4 +1,4 @@
-"""The methods section of the captions task: settings, proof, curves, captions, errors and attention of each model."""
+"""The methods section of the captions task: training, captions, errors, attention."""
 
 from __future__ import annotations
 
@@ -142,7 +142,7 @@ def samples_with_image(method: MethodView) -> list[dict]:
 
 
 def _final_captions(context: Context, method: MethodView) -> list[dict]:
-    """Captions of images that every model has, so that models show the same ones; else of the first images."""
+    """Captions of the first images that every model has; else of the model's first images."""
     others = [by_id(m.first) for m in context.study.methods if m.measured]
     samples = samples_with_image(method)
     shared = [

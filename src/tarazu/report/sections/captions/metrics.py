@@ -1,4 +1,4 @@
-"""Metrics of the captions task: corpus scores of the captions that beam search (else greedy decoding) wrote, and loss."""
+"""Metrics of the captions task: corpus scores of beam search (else greedy decoding), and loss."""
 
 from __future__ import annotations
 

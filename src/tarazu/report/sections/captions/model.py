@@ -1,4 +1,4 @@
-"""The model section of the captions task: the image encoder and the shapes of its input and output."""
+"""The model section of the captions task: the image encoder and its shapes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Answers as the page shows them: the question, what a good answer has, each method's answer and its score."""
+"""Answers as the page shows them: question, good answer, each method's answer and score."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def answer_length_limit(context: Context) -> int:
 
 
 def shown_ids(context: Context) -> list[str]:
-    """The designed questions that the page shows: all, or as many of each ability as the budget allows."""
+    """The designed questions on the page: all, or equally many of each ability."""
     questions = designed_questions(context.study)
     columns = len(all_methods(context.study)) + 1
     limit = max(MIN_QUESTIONS, context.max_answer_chars // MIN_CHARS_PER_ANSWER // columns)
@@ -111,14 +111,14 @@ def answer_view(method: MethodView, sample: dict, limit: int) -> Answer:
 
 
 def checks_view(sample: dict) -> list[tuple[Bilingual | Markup, bool]]:
-    """Each rule check, in both languages where the file has both, and whether the answer passed it."""
+    """Each rule check, in both languages where known, and whether the answer passed it."""
     checks = get_path(sample, "checks", default={})
     persian = get_path(sample, "checks_fa", default={})
     return [(_question_text(persian.get(text), text), bool(ok)) for text, ok in checks.items()]
 
 
 def _question_text(fa: object, en: object, limit: int | None = None) -> Bilingual | Markup:
-    """The text of a question in both languages; where it has one language only, or is too long, that one."""
+    """A question's text in both languages, or in one where it has only one or is too long."""
     sides = {"fa": fa, "en": en}
     texts = [side for side in sides.values() if isinstance(side, str) and side]
     if len(texts) == 2 and (limit is None or max(map(len, texts)) <= limit):
@@ -150,7 +150,7 @@ def question_view(sample: dict, limit: int = MAX_QUESTION_CHARS) -> dict:
 
 
 def side_by_side(context: Context) -> list[dict]:
-    """The designed questions, some test rows and some of reading comprehension, with all answers."""
+    """Designed questions, some test rows and some reading comprehension, with all answers."""
     methods, limit = all_methods(context.study), answer_length_limit(context)
     answers = {method.name: by_id(method.first) for method in methods}
     samples: dict[str, dict] = {}
@@ -200,7 +200,7 @@ def answer_changes(context: Context, method: MethodView) -> dict:
 
 
 def _score_changes(before: dict[str, dict], after: dict[str, dict]) -> list[tuple[float, str]]:
-    """(change of score, id) of every answer that has a score before and after, the largest gain first."""
+    """(change of score, id) of every answer that was scored twice, the largest gain first."""
     changes = []
     for key, sample in after.items():
         score = score_key(sample)

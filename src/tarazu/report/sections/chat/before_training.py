@@ -1,4 +1,4 @@
-"""The base model's test before any training, with strengths and weaknesses that follow from the numbers."""
+"""The base model's test before training, with its strengths and weaknesses."""
 
 from __future__ import annotations
 
@@ -118,8 +118,8 @@ def _ability_figure(context: Context, base: MethodView) -> Figure | None:
 def strengths(method: MethodView) -> tuple[list[Bilingual], list[Bilingual]]:
     """Sentences for and against a method.
 
-    The best abilities at or above the mean are strengths, the worst ones below it weaknesses; so are
-    low and high rates of faulty answers.
+    The best abilities at or above the mean are strengths, the worst ones below it weaknesses. So
+    are low and high rates of faulty answers.
     """
     source = method.first.file("metrics.json")
     strong, weak = [], []

@@ -1,4 +1,4 @@
-"""What the chat task adds to the comparison: forgetting, reading comprehension, the judge, and the answers."""
+"""What the chat task adds to the comparison: forgetting, reading, the judge, the answers."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ VERDICTS = ("win", "tie", "loss", "inconsistent", "no_verdict")
 
 
 def comparison_parts(context: Context) -> list[ComparisonPart]:
-    """Forgetting, reading comprehension, the judge's preferences and the answers, below the tests."""
+    """Forgetting, reading comprehension, the judge and the answers, below the tests."""
     study, samples = context.study, side_by_side(context)
     judge, methods = study.extras["judge"], all_methods(study)
     answered = [method for method in methods if method.first.samples]

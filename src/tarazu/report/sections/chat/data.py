@@ -1,4 +1,4 @@
-"""The data section of the chat task: rows, their structure, what was repaired, and which tokens carry loss."""
+"""The data section of the chat task: rows, structure, repairs, and the loss mask."""
 
 from __future__ import annotations
 
@@ -123,7 +123,7 @@ def _location(line: Any) -> Bilingual:
 
 
 def _tokens(data: dict) -> list[dict]:
-    """The first example that has tokens, token by token, with line breaks and spaces made visible."""
+    """The tokens of the first example that has them, with visible line breaks and spaces."""
     example = next((e for e in dicts_in(data.get("examples")) if e.get("tokens")), None)
     pairs = [
         pair

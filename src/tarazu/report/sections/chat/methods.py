@@ -1,4 +1,4 @@
-"""The methods section of the chat task: settings, proof, curves and issues of each method, and its gain over the base."""
+"""The methods section of the chat task: training of each method, and its gain over the base."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def family_choice(context: Context, methods: list[MethodView]) -> Bilingual | No
 
 
 def versus_base(context: Context, method: MethodView) -> list[Bilingual]:
-    """What the tests say of a method against the base model, one sentence for each tested metric."""
+    """The tests of a method against the base model, one sentence for each tested metric."""
     base, sentences = context.study.base, []
     for key in METRICS.tested if base else ():
         pair = context.comparison.pair(key, base.name, method.name)
@@ -111,7 +111,7 @@ def versus_base(context: Context, method: MethodView) -> list[Bilingual]:
 
 
 def _before_and_after_table(context: Context, method: MethodView) -> Table:
-    """Every quality metric of the base model and of the method, the change, and whether it is better."""
+    """Every quality metric of the base model and of the method, the change, and its direction."""
     base, rows = context.study.base, []
     source = method.first.file("metrics.json")
     base_source = base.first.file("metrics.json") if base else ""
@@ -141,7 +141,7 @@ def _before_and_after_table(context: Context, method: MethodView) -> Table:
 def _outcome(
     context: Context, method: MethodView, metric: Metric, change: float | None
 ) -> Bilingual:
-    """Better or worse where the test found a difference; by the means alone where there was no test."""
+    """Better or worse where the test is significant; by the means where there was no test."""
     if change is None or abs(change) < 1e-9:
         return translate("method.same")
     base = context.study.base

@@ -1,4 +1,4 @@
-"""Metrics of the chat task: loss on answers, text overlap, rule checks, rates, reading comprehension and forgetting."""
+"""Metrics of the chat task: loss, text overlap, rule checks, rates, reading, forgetting."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The model section of the chat task: the model's structure, its parameters by part, and Base or Instruct."""
+"""The model section of the chat task: structure, parameters by part, Base or Instruct."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def _part_figure(context: Context, model: dict) -> Figure | None:
 
 
 def part_name(name: object) -> Bilingual:
-    """`layer 3` and the other known parts in both languages; an unknown part as it is in the file."""
+    """`layer 3` and other known parts in both languages; an unknown part as the file has it."""
     kind, _, index = str(name).partition(" ")
     if kind == "layer" and index.isdigit():
         return translate("model.layer", n=number(int(index), "count"))

@@ -1,4 +1,4 @@
-"""Side effects of tuning: forgetting of plain text, longer or shorter answers, reading comprehension, faulty answers."""
+"""Side effects of tuning: forgetting, answer length, reading comprehension, faulty answers."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def _language(key: str) -> Bilingual:
 
 
 def forgetting_sentences(context: Context) -> list[Bilingual]:
-    """For each method: whether its loss on plain text changed in the paired test, and its answers' length."""
+    """For each method: whether its loss on plain text changed, and its answers' length."""
     base, sentences = context.study.base, []
     for method in context.study.methods if base else []:
         for key in reversed(FORGETTING):
@@ -88,7 +88,8 @@ def _mean_of(runs: list[RunView], *path: str) -> float | None:
 def reading_table(context: Context) -> Table | None:
     """Exact match and F1, mean over seeds.
 
-    Unanswerable questions have a column of their own: a method that always abstains would get them right.
+    Unanswerable questions have a column of their own, because a method that always abstains
+    answers them all correctly.
     """
     rows, files = [], []
     for method in all_methods(context.study):
@@ -109,7 +110,7 @@ def reading_table(context: Context) -> Table | None:
 
 
 def side_effects(context: Context, method: MethodView) -> ProsAndCons:
-    """Rates of faulty answers that rose or fell, and plain text that became harder or easier to read."""
+    """Rates of faulty answers that rose or fell, and the loss on plain text if it changed."""
     sentences, base = ProsAndCons(), context.study.base
     if base is not None:
         _compare_rates(context, base, method, sentences)

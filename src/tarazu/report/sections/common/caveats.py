@@ -62,7 +62,7 @@ def _seed_caveats(study: StudyView) -> list[Bilingual]:
 
 
 def missing_seeds(study: StudyView) -> list[int]:
-    """Seeds of the recipe that no method has finished; none where no method has finished any seed."""
+    """Seeds of the recipe that no method has finished; none where nothing has finished."""
     finished = {run.seed for method in study.methods for run in method.measured}
     asked = get_path(study.settings, "seeds", default=[])
     return [seed for seed in asked if isinstance(seed, int) and finished and seed not in finished]

@@ -15,7 +15,7 @@ MAX_SPIKES = 8  # steps named in the sentence on spikes
 
 
 def axis_of(context: Context) -> tuple[str, Bilingual, str]:
-    """The field of events.jsonl along which the task's losses are drawn, its title and its number format."""
+    """The x axis of the task's curves: field of events.jsonl, title and number format."""
     field = context.task.curve_axis
     return field, translate(f"axis.{field}"), "two" if field == EPOCHS else "count"
 
@@ -91,7 +91,7 @@ def _in_both_languages(text: Bilingual | str) -> dict[str, str]:
 
 
 def curve_sentences(context: Context, method: MethodView) -> list[Bilingual]:
-    """What the curves of the first run show: fall, best value, plateau, gap, over-fitting, spikes, gradient norm."""
+    """What the curves of the first run show, from the decrease of the loss to its spikes."""
     field, _, position_format = axis_of(context)
     facts, source = analyse(method.first, field), method.first.file("events.jsonl")
     loss = partial(number, format="loss", source=source)

@@ -1,4 +1,4 @@
-"""Tables and figures of data.json that several tasks show: sources, splits, lengths, repaired and dropped rows."""
+"""Tables and figures of data.json that several tasks show: splits, lengths, problems."""
 
 from __future__ import annotations
 

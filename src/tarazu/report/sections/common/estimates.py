@@ -1,4 +1,4 @@
-"""The estimate made before each method ran, next to what the run took: time, speed, memory and disk."""
+"""Estimated and actual costs of each method: time, speed, memory and disk."""
 
 from __future__ import annotations
 
@@ -55,14 +55,18 @@ class EstimatedValue:
 
 @dataclass(frozen=True)
 class MethodEstimate:
-    """The estimate of one method. `measured`: it comes from real steps, not from the model's size alone."""
+    """The estimate of one method.
+
+    Args:
+        measured: whether it comes from measured steps, not from model size alone.
+    """
 
     method: MethodView
     measured: bool
     values: list[EstimatedValue]
 
     def is_good(self, value: EstimatedValue) -> bool:
-        """Whether the actual value is within `CLOSE` of a measured estimate, or inside a predicted range."""
+        """Whether the actual value is within `CLOSE` of the estimate or inside its range."""
         return abs(value.ratio - 1) <= CLOSE if self.measured else value.ratio == 1.0
 
 
@@ -106,7 +110,7 @@ def _range(entry: dict, key: str) -> tuple[float | None, float | None]:
 
 
 def _actual_values(entry: dict, ledger: dict) -> dict[str, float | None]:
-    """What the run took. The total counts the phases that the estimate counts, else all but the search."""
+    """What the run took. The total covers the estimated phases, else all but the search."""
     estimated_phases = get_path(entry, "seconds", default={})
     seconds = [
         as_number(value) or 0.0

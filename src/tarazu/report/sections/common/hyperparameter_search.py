@@ -1,4 +1,4 @@
-"""The search for a method's learning rate and other settings: what was tried, what it cost, and what it chose."""
+"""The hyperparameter search of a method: what was tried, what it cost, what it chose."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def settings_text(settings: Any) -> str:
 
 
 def search_costs(study: StudyView) -> Table:
-    """Tokens and time of every method's search: the rule is the same for all, the cost may differ."""
+    """Tokens and time of every method's search: one rule for all, different costs."""
     searched, rows = [method for method in study.methods if method.search], []
     for method in searched:
         search, source = method.search, _file(method)

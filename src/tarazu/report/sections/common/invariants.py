@@ -80,7 +80,7 @@ def _table(checks: list[tuple[str, dict]]) -> Table:
 
 
 def _summary_table(checks: list[tuple[str, dict]]) -> Table:
-    """One row for each invariant: how many methods hold it, and the method that is closest to failing."""
+    """One row for each invariant: how many methods hold it, and the one closest to failing."""
     rows = []
     for name in dict.fromkeys(str(check.get("name")) for _, check in checks):
         applicable = [
@@ -120,7 +120,7 @@ def _summary_row(name: str, checks: list[tuple[str, dict]]) -> list[Cell]:
 
 
 def _closeness_to_failing(check: dict) -> tuple[bool, float]:
-    """A sort key: failed checks last, then by the fraction of the tolerance that the difference takes."""
+    """A sort key: failed checks last, then by the fraction of the tolerance that is used."""
     difference = as_number(check.get("difference")) or 0.0
     tolerance = as_number(check.get("tolerance")) or 0.0
     return check.get("verdict") != "ok", difference / tolerance if tolerance else difference

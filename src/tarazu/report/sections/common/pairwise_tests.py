@@ -1,4 +1,4 @@
-"""The test of every pair of methods on the same rows: a figure, a table for each metric, and one sentence for each."""
+"""Tests of every pair of methods on the same rows: a figure, tables and sentences."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def difference_of(pair: Pair, name: str) -> tuple[float, float, float]:
 
 
 def forest_rows(pairs: list[tuple[str, Pair]]) -> list[dict]:
-    """Rows of a forest plot: for each (method, pair), the difference of that method from the other."""
+    """Rows of a forest plot: for each (method, pair), the difference from the other method."""
     rows = []
     for name, pair in pairs:
         mean, low, high = difference_of(pair, name)
@@ -59,7 +59,7 @@ def forest_plot_figure(context: Context) -> Figure | None:
 
 
 def pair_table(context: Context, key: str) -> Table:
-    """Every pair on one metric: difference, interval, corrected p, effect size, and the conclusion."""
+    """Every pair on one metric: difference, interval, corrected p, effect size, conclusion."""
     pairs, methods = context.comparison.pairs[key], all_methods(context.study)
     names = {method.name: method_name(method) for method in methods}
     rows = [_pair_row(pair, names) for pair in pairs]

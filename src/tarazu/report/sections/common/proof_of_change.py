@@ -127,7 +127,7 @@ def _parameters_sentence(run: RunView) -> Bilingual | None:
 
 
 def training_issues(method: MethodView) -> list[Bilingual]:
-    """What went wrong in each run: its status, warnings and padding; one sentence where nothing did."""
+    """Status, warnings and padding of each run; one sentence where there are no issues."""
     issues: list[Bilingual] = []
     for run in method.runs:
         if run.status != "done":

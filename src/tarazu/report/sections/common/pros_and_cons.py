@@ -12,7 +12,7 @@ from tarazu.report.sections.common.method_names import metric_name
 
 
 def pros_and_cons(context: Context, method: MethodView) -> ProsAndCons:
-    """Sentences on quality, on each cost, on the task's side effects, and on runs that did not end."""
+    """Sentences on quality, costs, the task's side effects, and runs that did not finish."""
     sentences = ProsAndCons()
     _add_rank(context, method, sentences)
     _add_gain(context, method, sentences)
@@ -47,7 +47,7 @@ def _add_rank(context: Context, method: MethodView, sentences: ProsAndCons) -> N
 
 
 def _add_gain(context: Context, method: MethodView, sentences: ProsAndCons) -> None:
-    """Whether the method is better than the base model, or than the baseline where there is no base."""
+    """Whether the method is better than the base model, or the baseline without one."""
     verdict, metric = context.verdict, context.verdict.metric
     candidate, baseline = verdict.candidate(method.name), verdict.baseline
     suffix = "" if context.study.base else "_constant"
