@@ -1,4 +1,4 @@
-"""The architecture's rules that a test can hold: who may import whom, no import circle, and what no file may do."""
+"""Rules of the architecture: allowed imports, no import circle, and what no file may do."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ MODULES = {name_of(path): path for path in FILES}
 
 @cache
 def imports(path: Path, top_only: bool = False) -> frozenset[str]:
-    """Dotted names that a file imports: anywhere, or only at its top level outside of TYPE_CHECKING."""
+    """Dotted names that a file imports: anywhere, or only at its top level."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
     names: set[str] = set()
     for node in tree.body if top_only else ast.walk(tree):
@@ -94,7 +94,7 @@ def test_a_file_imports_only_what_it_may(path: Path) -> None:
 
 
 def test_there_is_no_import_circle() -> None:
-    """Strongly connected components of the import graph (Tarjan 1972), packages counted by their own file."""
+    """Strongly connected components of the import graph (Tarjan 1972) have one module each."""
     graph = {name: imported_modules(path) for name, path in MODULES.items()}
     index, low, stack, circles = {}, {}, [], []
     counter = itertools.count()

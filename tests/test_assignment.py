@@ -1,4 +1,4 @@
-"""`docs/assignment.md` names every item of the assignment, and code that is there."""
+"""`docs/assignment.md` lists every item of the assignment with paths that exist."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def rows() -> list[list[str]]:
 
 
 def missing(cell: str) -> list[str]:
-    """Paths in backticks that lead nowhere, from the package, from the root, or beside the path before them."""
+    """Paths in backticks that do not exist: from the package, the root, or the previous path."""
     lost, beside = [], SOURCE
     for name in re.findall(r"`([\w./*-]+(?:\.py|\.md|\.yaml|/))`", cell):
         found = next(
@@ -39,16 +39,16 @@ def missing(cell: str) -> list[str]:
     return lost
 
 
-def test_every_item_is_there():
+def test_every_item_is_listed():
     named = {re.match(r"\w+(\.\d)?", row[0])[0] for row in rows()}
     assert {*CHAT, *CAPTIONS, *(f"B{number}" for number in range(1, 7))} <= named
 
 
 @pytest.mark.parametrize("row", rows(), ids=lambda row: row[0][:6])
-def test_what_an_item_names_is_there(row):
+def test_paths_of_an_item_exist(row):
     assert missing(row[-1]) == []
     assert missing(row[1]) == []
 
 
-def test_a_path_that_leads_nowhere_is_found():
-    assert missing("`chat/rows.py`, `no_such.py`") == ["no_such.py"]
+def test_a_missing_path_is_detected():
+    assert missing("`engine/trainer.py`, `no_such.py`") == ["no_such.py"]

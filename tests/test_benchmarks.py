@@ -1,4 +1,4 @@
-"""The benchmarks, for real, on shapes small enough for a test: rows, peers, records and the table."""
+"""The benchmarks on small shapes: rows, peers, records and the table."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What `tarazu check` foresees: what cannot work and why, from shape alone, and from real steps beside a real run."""
+"""The estimate of `tarazu check`: predicted, measured, and compared with runs."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def by_name(found: dict) -> dict[str, dict]:
     return {method["method"]: method for method in found["methods"]}
 
 
-def test_what_cannot_work_is_said_without_loading_anything(recipe, data, monkeypatch):
+def test_impossible_methods_are_found_without_loading_a_model(recipe, data, monkeypatch):
     monkeypatch.setattr("tarazu.chat.model.loading.load_model", None)
     found = by_name(estimator.estimate_study(load(recipe), data, CPU, measure=False))
     assert [name for name, method in found.items() if not method["works"]] == [
@@ -129,7 +129,7 @@ def test_a_model_too_large_for_the_memory_is_refused_and_never_built(recipe, dat
     assert not found["lora"]["works"] and "GiB of memory" in found["lora"]["reasons"][0]
 
 
-def test_a_device_of_the_table(recipe, data):
+def test_predictions_for_devices_of_the_table(recipe, data):
     slow, fast = (
         by_name(estimator.estimate_study(load(recipe), data, CPU, False, on))["lora"]["range"][
             "seconds"
@@ -141,7 +141,7 @@ def test_a_device_of_the_table(recipe, data):
         estimator.estimate_study(load(recipe), data, CPU, False, "abacus")
 
 
-def test_a_method_that_breaks_says_how(recipe, data, monkeypatch):
+def test_a_method_that_fails_gives_the_reason(recipe, data, monkeypatch):
     def broken(self, trainable, batch):
         raise RuntimeError("no such kernel\nstack")
 
@@ -157,7 +157,7 @@ def test_a_method_that_breaks_says_how(recipe, data, monkeypatch):
     )
 
 
-def test_the_number_of_validations_is_that_of_a_run():
+def test_validations_are_counted_as_in_a_run():
     assert estimator.count_validations(Budget(tokens=12_000, evaluate_every=4_000)) == 4
     assert estimator.count_validations(Budget(tokens=12_000)) == 11
     assert estimator.count_validations(Budget(epochs=3)) == 4
@@ -177,10 +177,10 @@ def test_the_heaviest_step_is_the_one_with_the_most_tokens_of_the_run(data):
     assert int(lengths[dry_run.heaviest_step(data, order, Chat.cost)].sum()) == most
     assert list(dry_run.heaviest_step(data, order, TaskCost())) == list(
         order.rows_of_step(0)
-    )  # a task whose rows are alike
+    )  # rows do not differ in size
 
 
-def test_a_full_pass_is_what_is_timed_on_a_gpu():
+def test_a_gpu_is_timed_with_full_passes():
     lengths = np.array([3, 4, 5, 6])
     assert [chat_cost.rows_of_a_full_pass(lengths, limit) for limit in (1, 7, 11, 12, 99)] == [
         1,
@@ -191,17 +191,17 @@ def test_a_full_pass_is_what_is_timed_on_a_gpu():
     ]
 
 
-def test_a_gpus_pace_is_not_that_of_a_step_that_compiled(tmp_path):
+def test_steps_that_compiled_are_left_out_on_a_gpu(tmp_path):
     seconds = [9.0, 0.2, 0.2, 5.0, 0.2, 0.2, 0.2, 0.3, 0.2]
     run = RunDir(tmp_path / "lora" / "seed-0")
     run.path.mkdir(parents=True)
     lines = [{"event": "step", "seconds": one, "tokens_per_second": 100 / one} for one in seconds]
     (run.path / "events.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     each = dry_run.seconds_per_step(run, SimpleNamespace(device=torch.device("cuda")))
-    assert each == pytest.approx(0.22)  # one that was a little slower counts
+    assert each == pytest.approx(0.22)  # a slightly slower step counts
 
 
-def test_first_passes_cost_what_they_take_beyond_the_last_ones():
+def test_warmup_is_the_extra_time_of_the_first_rounds():
     assert dry_run.warmup_seconds([3.0]) == 0.0
     assert dry_run.warmup_seconds([3.0, 2.0, 0.5]) == 4.0
     assert dry_run.warmup_seconds([0.4, 2.0, 0.5]) == 1.5
@@ -222,19 +222,19 @@ def test_the_steps_that_bring_a_new_shape_are_found(recipe, data):
         2,
         4,
         6,
-    )  # the last one, of two rows, would mix the others
+    )  # the last step is short
     loaded = load(recipe)
     trainable = chat.build(loaded, "lora", data, 0, CPU)
     packed = dataclasses.replace(data, packed=True)
-    places = int(data.store.lengths("train")[:3].sum())
-    assert chat.cost.pass_shapes(trainable, packed, loaded, [0, 1, 2]) == {places} and places <= 400
+    tokens = int(data.store.lengths("train")[:3].sum())
+    assert chat.cost.pass_shapes(trainable, packed, loaded, [0, 1, 2]) == {tokens} and tokens <= 400
     assert (
         chat.cost.pass_shapes(trainable, dataclasses.replace(data, packed=False), loaded, [0, 1, 2])
         == set()
     )
 
 
-def test_all_steps_of_a_short_run_are_laid_out():
+def test_all_steps_of_a_short_run_are_inspected():
     order = RowSampler(100, 4, 0)
     assert dry_run.steps_to_inspect(order, Budget(tokens=95), lambda rows: 10) == (10, True)
     assert dry_run.steps_to_inspect(order, Budget(tokens=95_000), lambda rows: 10) == (25, False)
@@ -242,13 +242,13 @@ def test_all_steps_of_a_short_run_are_laid_out():
     assert dry_run.steps_to_inspect(order, Budget(epochs=2), lambda rows: 10) == (25, False)
 
 
-def test_each_seeds_new_shapes_are_met_in_its_own_order(recipe, data, tmp_path, monkeypatch):
+def test_each_seed_takes_its_own_steps_with_new_shapes(recipe, data, tmp_path, monkeypatch):
     class Seen(Chat):
         def collate(self, trainable, data, split, rows, limit):
             seen.append(rows)
             return super().collate(trainable, data, split, rows, limit)
 
-    def widths(rows):  # few, so that they come again, as a GPU's do
+    def widths(rows):  # few, so that they recur as on a GPU
         return {
             batch.ids.shape[1] // 40
             for batch in Chat().collate(
@@ -272,7 +272,7 @@ def test_each_seeds_new_shapes_are_met_in_its_own_order(recipe, data, tmp_path, 
         seed: make_row_sampler(task, packed, loaded.methods["lora"], loaded.budget, seed)
         for seed in (3, 5)
     }
-    seen.remove(orders[3].rows_of_step(0))  # not counted: a process pays there what it pays once
+    seen.remove(orders[3].rows_of_step(0))  # not counted: one-time costs of the process
     assert (
         list(timing.warmups) == [3, 5]
         and timing.warmups[3].new_shape_steps != timing.warmups[5].new_shape_steps
@@ -286,7 +286,7 @@ def test_each_seeds_new_shapes_are_met_in_its_own_order(recipe, data, tmp_path, 
         assert warmup.peak_memory > 0 and warmup.extra_seconds >= 0
 
 
-def test_a_seeds_estimate_is_beside_its_own_run(tmp_path):
+def test_each_seed_has_its_own_estimate(tmp_path):
     timing = dry_run.TrainingTiming(
         {0: dry_run.Warmup(2.0, 100, (0, 1, 9, 40)), 1: dry_run.Warmup(5.0, 130, (0, 3))},
         num_steps=100,
@@ -299,9 +299,9 @@ def test_a_seeds_estimate_is_beside_its_own_run(tmp_path):
         0.5,
         1.5,
         2.0,
-    ]  # a search's short trials do not meet them all
-    told = estimator.training_summary(timing)
-    assert told["memory"] == 100 and told["by_seed"]["1"] == {
+    ]  # short trials do not have all new shapes
+    summary = estimator.training_summary(timing)
+    assert summary["memory"] == 100 and summary["by_seed"]["1"] == {
         "train": 15.0,
         "tokens_per_second": 5000 / 15,
         "memory": 130,
@@ -313,15 +313,15 @@ def test_a_seeds_estimate_is_beside_its_own_run(tmp_path):
         "works": True,
         "how": "measured",
         "seconds": seconds,
-        **told,
+        **summary,
         "range": estimator.measured_ranges(timing, 33.0, 4.0, 7),
     }
     assert entry["range"] == {"seconds": [33.0, 37.0], "disk": [7, 7], "memory": [100, 130]}
-    whole = estimator.study_total(SimpleNamespace(seeds=[0, 1, 2]), [entry])
-    assert whole["seconds"] == [
+    total = estimator.study_total(SimpleNamespace(seeds=[0, 1, 2]), [entry])
+    assert total["seconds"] == [
         33 + (13 + 3) + 13,
         37 + (13 + 3) + 13,
-    ]  # the search is the first seed's, and serves all
+    ]  # the search runs once
     for seed in (0, 1):
         run = RunDir(tmp_path / "lora" / f"seed-{seed}")
         run.path.mkdir(parents=True)
@@ -341,7 +341,7 @@ def test_a_seeds_estimate_is_beside_its_own_run(tmp_path):
         assert rows["total (s)"]["estimated"] == (33.0 if seed == 0 else 36.0)
 
 
-def test_the_measured_steps_are_those_that_a_run_begins_with(recipe, data, tmp_path):
+def test_the_dry_run_takes_the_first_steps_of_a_run(recipe, data, tmp_path):
     class Seen(Chat):
         def collate(self, trainable, data, split, rows, limit):
             seen.append(rows)
@@ -365,7 +365,7 @@ def test_the_measured_steps_are_those_that_a_run_begins_with(recipe, data, tmp_p
     ]
 
 
-def test_a_search_costs_its_steps_its_trials_and_one_model(recipe):
+def test_a_search_costs_its_steps_its_trials_and_one_build(recipe):
     changed = load(recipe).model_copy(
         update={"search": Search(tokens=1000, learning_rate=[1e-4, 1e-3])}
     )
@@ -404,10 +404,10 @@ def test_a_search_costs_its_steps_its_trials_and_one_model(recipe):
     )
     assert met == {
         "search": pytest.approx(2 + 5 / 10 + 2 * (5 * 0.5 + 1))
-    }  # the first passes of its longest trial, once
+    }  # the warm-up of its longest trial, once
 
 
-def test_measured_beside_what_happened(recipe, home, capsys, monkeypatch, tmp_path):
+def test_measured_estimate_compared_with_a_run(recipe, home, capsys, monkeypatch, tmp_path):
     out, overrides = home / "run", ["--set", "methods={base: {}, lora: {rank: 2}}"]
     for command in (
         ["run", str(recipe), "--out", str(out), *overrides],
@@ -442,14 +442,14 @@ def test_measured_beside_what_happened(recipe, home, capsys, monkeypatch, tmp_pa
     )
     for name, method in by_name(
         found["estimate"]
-    ).items():  # answers weigh more than these small weights, and all that the base has
+    ).items():  # answers are larger than these small weights
         assert method["disk"] == pytest.approx(
             read_json(out / name / "seed-0" / "ledger.json")["disk_bytes"], rel=0.1
         )
     assert found["estimate"]["total"]["methods"] == 2
 
 
-def test_json_of_the_whole(recipe, monkeypatch, capsys):
+def test_json_output(recipe, monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", ["tarazu", "check", str(recipe), "--json", "--no-measure"])
     cli.main()
     found = json.loads(capsys.readouterr().out)

@@ -1,4 +1,4 @@
-"""The estimate that a study keeps: before its runs, for its own recipe, never in the way."""
+"""estimate.json: written before the runs, only for the same recipe, and no obstacle to a run."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ BUDGET = {
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory):
-    """A recipe, what `check` measured of it, and two studies: one that kept that, and one that foresaw for itself."""
-    home = tmp_path_factory.mktemp("foretold")
+    """A recipe, a measured estimate, and a study with it and one with a prediction."""
+    home = tmp_path_factory.mktemp("estimates")
     recipe = small.recipe(
         home / "recipe.yaml", small.save_model(home / "model"), methods=METHODS, budget=BUDGET
     )
@@ -38,12 +38,12 @@ def home(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("sys.argv", ["tarazu", *arguments])
         cli.main()
-    study_commands.run(str(recipe), str(home / "told"), estimate=str(home / "estimate.json"))
+    study_commands.run(str(recipe), str(home / "measured"), estimate=str(home / "estimate.json"))
     study_commands.run(str(recipe), str(home / "predicted"))
     return home
 
 
-def test_a_study_foresees_for_itself(home):
+def test_a_study_records_a_prediction(home):
     kept = read_json(home / "predicted" / "estimate.json")
     assert [m["method"] for m in kept["methods"]] == ["base", "lora"] and kept["total"][
         "methods"
@@ -56,12 +56,12 @@ def test_a_study_foresees_for_itself(home):
     weights = (home / "predicted" / "lora" / "seed-0" / "weights.safetensors").stat().st_size
     assert (
         ledger["disk_bytes"] > 3 * weights
-    )  # the weights, and two checkpoints with the optimizer's state
+    )  # the weights, and two checkpoints with optimizer state
 
 
-def test_a_measured_estimate_is_kept_as_it_is(home):
+def test_a_measured_estimate_is_copied_unchanged(home):
     kept, given = (
-        read_json(home / "told" / "estimate.json"),
+        read_json(home / "measured" / "estimate.json"),
         read_json(home / "estimate.json")["estimate"],
     )
     assert [{k: v for k, v in m.items() if k != "created"} for m in kept["methods"]] == given[
@@ -70,16 +70,16 @@ def test_a_measured_estimate_is_kept_as_it_is(home):
     assert kept["methods"][1]["how"] == "measured" and kept["methods"][1]["seconds"]["train"] > 0
 
 
-def test_the_report_puts_it_beside_what_happened(home, undrawn):
+def test_the_report_compares_the_estimate_with_the_run(home, undrawn):
     (measured, predicted) = (
-        estimates_view(read_study(home / name)) for name in ("told", "predicted")
+        estimates_view(read_study(home / name)) for name in ("measured", "predicted")
     )
-    for view, how in ((measured, "a few real steps"), (predicted, "a table of devices")):
+    for view, how in ((measured, "measured steps"), (predicted, "a table of devices")):
         rows = {row[0].html.plain("en"): row for row in view["table"].rows}
         assert how in rows["lora"][1].html.plain("en")
     ledger, guess = (
-        read_json(home / "told/lora/seed-0/ledger.json"),
-        read_json(home / "told/estimate.json")["methods"][1],
+        read_json(home / "measured/lora/seed-0/ledger.json"),
+        read_json(home / "measured/estimate.json")["methods"][1],
     )
     columns = [column.plain("en") for column in measured["table"].columns]
     lora = dict(zip(columns, measured["table"].rows[1], strict=True))
@@ -89,11 +89,11 @@ def test_the_report_puts_it_beside_what_happened(home, undrawn):
     assert lora["tokens per second"].sort == pytest.approx(
         ledger["tokens_per_second"] / guess["tokens_per_second"]
     )
-    assert lora["disk while training"].sort == pytest.approx(ledger["disk_bytes"] / guess["disk"])
-    page = build(home / "told").read_text(encoding="utf-8")
-    assert (
-        "The estimate before the run, and what happened" in page and "came out within 20%" in page
+    assert lora["disk space while training"].sort == pytest.approx(
+        ledger["disk_bytes"] / guess["disk"]
     )
+    page = build(home / "measured").read_text(encoding="utf-8")
+    assert "Estimated and actual costs" in page and "within 20% of the actual value" in page
 
 
 def test_an_estimate_of_another_recipe_is_refused(home, tmp_path):
@@ -123,7 +123,7 @@ def test_an_estimate_of_another_recipe_is_refused(home, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_a_method_that_has_run_is_not_estimated_afterwards_and_a_new_one_is(home, tmp_path):
+def test_only_methods_that_have_not_run_are_estimated(home, tmp_path):
     folder = shutil.copytree(home / "predicted", tmp_path / "study")
     (folder / "estimate.json").unlink()
     study_commands.resume(str(folder))
@@ -136,7 +136,7 @@ def test_a_method_that_has_run_is_not_estimated_afterwards_and_a_new_one_is(home
     assert [m["method"] for m in read_json(folder / "estimate.json")["methods"]] == ["layers"]
 
 
-def test_a_guess_that_fails_stops_nothing(home, tmp_path, monkeypatch):
+def test_a_failed_prediction_stops_nothing(home, tmp_path, monkeypatch):
     monkeypatch.setattr(estimator, "estimate_study", lambda *_, **__: 1 / 0)
     folder = study_commands.run(str(home / "recipe.yaml"), str(tmp_path / "out"), ["base"]).path
     assert (
@@ -154,9 +154,9 @@ def test_a_damaged_estimate_is_named(home, tmp_path, content, undrawn):
     build(folder)
 
 
-def test_inside_below_and_above_a_range(home, tmp_path):
+def test_the_ratio_is_taken_to_the_nearer_end_of_the_range(home, tmp_path):
     folder = shutil.copytree(home / "predicted", tmp_path / "study")
-    whole = read_json(folder / "estimate.json")
+    content = read_json(folder / "estimate.json")
     ledger = read_json(folder / "lora/seed-0/ledger.json")
     spent = sum(ledger["seconds"].values())
     for low, high, ratio in (
@@ -164,7 +164,7 @@ def test_inside_below_and_above_a_range(home, tmp_path):
         (spent * 2, spent * 4, 0.5),
         (spent / 4, spent / 2, 2.0),
     ):
-        whole["methods"][1]["range"]["seconds"] = [low, high]
-        write_json(folder / "estimate.json", whole)
+        content["methods"][1]["range"]["seconds"] = [low, high]
+        write_json(folder / "estimate.json", content)
         table = estimates_view(read_study(folder))["table"]
         assert table.rows[1][2].sort == pytest.approx(ratio), json.dumps([low, high])

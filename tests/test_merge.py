@@ -1,4 +1,4 @@
-"""Parts of a study put together: as if it had been run in one place, and nothing that does not belong."""
+"""Merged parts of a study equal a study on one device; incompatible parts are refused."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ TIMES = {"train_seconds", "train_memory", "tokens_per_second"}
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory):
-    """One study in one place, and in two parts: one with another seed, one with a method of its own."""
-    home = tmp_path_factory.mktemp("gather")
+    """A complete study, and the same study in two parts with different methods."""
+    home = tmp_path_factory.mktemp("merge")
     search = {"tokens": 1200, "learning_rate": [1e-3, 1e-2], "extend_range": False}
     recipe = str(
         small.recipe(
@@ -52,7 +52,7 @@ def home(tmp_path_factory):
     return home
 
 
-def test_what_extended_a_study_is_in_its_stamp_and_in_the_report(
+def test_environment_and_report_have_the_commands_that_extended_a_study(
     home, parts, tmp_path, monkeypatch, undrawn
 ):
     folder, recipe, commands = (
@@ -75,29 +75,29 @@ def test_what_extended_a_study_is_in_its_stamp_and_in_the_report(
         monkeypatch.setattr("sys.argv", ["tarazu", *words])
         commands.append(shlex.join(["tarazu", *words]))
         cli.main()
-    stamp = read_json(folder / "environment.json")
-    assert [one["command"] for one in stamp["extended"]] == commands and {
-        key: stamp[key] for key in began
+    environment = read_json(folder / "environment.json")
+    assert [entry["command"] for entry in environment["extended"]] == commands and {
+        key: environment[key] for key in began
     } == began
     assert all(
-        one["started"] >= began["started"] and one["device"] == began["device"]
-        for one in stamp["extended"]
+        entry["started"] >= began["started"] and entry["device"] == began["device"]
+        for entry in environment["extended"]
     )
     page = html.unescape(build(folder).read_text(encoding="utf-8"))
-    places = [page.index(command) for command in (began["command"], *commands)]
+    positions = [page.index(command) for command in (began["command"], *commands)]
     assert (
-        places == sorted(places)
-        and "after the one that made it" in page
-        and "tarazu merge put them together" not in page
+        positions == sorted(positions)
+        and "after the command that created it" in page
+        and "tarazu merge combined them" not in page
     )
     shutil.rmtree(folder / "base")
-    whole = merge.merge([str(folder), parts[1]], str(tmp_path / "out"))
+    merged = merge.merge([str(folder), parts[1]], str(tmp_path / "out"))
     assert [
         len(part.get("extended", []))
-        for part in read_json(whole.path / "environment.json")["parts"]
+        for part in read_json(merged.path / "environment.json")["parts"]
     ] == [2, 1]
-    page = html.unescape(build(whole.path).read_text(encoding="utf-8"))
-    assert all(command in page for command in commands) and "tarazu merge put them together" in page
+    page = html.unescape(build(merged.path).read_text(encoding="utf-8"))
+    assert all(command in page for command in commands) and "tarazu merge combined them" in page
 
 
 @pytest.fixture
@@ -105,16 +105,17 @@ def parts(home, tmp_path):
     return [str(shutil.copytree(home / name, tmp_path / name)) for name in ("a", "b")]
 
 
-def told(folder) -> list[dict]:
+def results(folder) -> list[dict]:
+    """The rows of results.json without times and memory."""
     return [
         {key: value for key, value in row.items() if key not in TIMES}
         for row in read_json(folder / "results.json")["rows"]
     ]
 
 
-def test_parts_together_are_the_whole(home, parts, tmp_path, undrawn):
+def test_merged_parts_equal_the_complete_study(home, parts, tmp_path, undrawn):
     folder = merge.merge(parts, str(tmp_path / "out"))
-    assert told(folder.path) == told(home / "whole") and folder.method_order() == [
+    assert results(folder.path) == results(home / "whole") and folder.method_order() == [
         "base",
         "lora",
         "layers",
@@ -138,38 +139,36 @@ def test_parts_together_are_the_whole(home, parts, tmp_path, undrawn):
         and (folder.path / "layers/seed-1/weights.safetensors").exists()
     )
     assert runner.read_recipe(folder) == runner.read_recipe(runner.find_study(home / "whole"))
-    assert "each run by itself on a device of its own" in build(folder.path).read_text(
-        encoding="utf-8"
-    )
+    assert "each run separately" in build(folder.path).read_text(encoding="utf-8")
     before = (folder.path / "lora/seed-0/metrics.json").stat().st_mtime_ns
     study_commands.resume(str(folder.path))
     assert (folder.path / "lora/seed-0/metrics.json").stat().st_mtime_ns == before
 
 
-def test_what_is_not_finished_stays_behind(parts, tmp_path, capsys):
+def test_unfinished_runs_are_skipped(parts, tmp_path, capsys):
     run = tmp_path / "a" / "layers" / "seed-1" / "run.json"
     write_json(run, {**read_json(run), "status": "stopped"})
     folder = merge.merge(parts, str(tmp_path / "out"))
-    assert not (folder.path / "layers/seed-1").exists() and len(told(folder.path)) == 4
+    assert not (folder.path / "layers/seed-1").exists() and len(results(folder.path)) == 4
     assert "skipped, because it is not finished" in capsys.readouterr().err
 
 
-def test_invariants_of_all_parts_are_there(parts, tmp_path):
+def test_verifications_of_all_parts_are_merged(parts, tmp_path):
     for part, name, verdict in zip(parts, ("layers", "lora"), ("ok", "failed"), strict=True):
         checks = [{"name": "n", "verdict": verdict}]
         write_json(
             tmp_path / part / "verify.json",
             {"methods": [{"method": name, "checks": checks}], "counts": {}, "verdict": verdict},
         )
-    found = read_json(merge.merge(parts, str(tmp_path / "out")).path / "verify.json")
+    merged = read_json(merge.merge(parts, str(tmp_path / "out")).path / "verify.json")
     assert (
-        found["counts"] == {"ok": 1, "failed": 1, "not applicable": 0}
-        and found["verdict"] == "failed"
+        merged["counts"] == {"ok": 1, "failed": 1, "not applicable": 0}
+        and merged["verdict"] == "failed"
     )
-    assert [m["method"] for m in found["methods"]] == ["lora", "layers"]
+    assert [m["method"] for m in merged["methods"]] == ["lora", "layers"]
 
 
-def test_a_method_that_was_cut_in_one_part_and_verified_in_another(parts, tmp_path):
+def test_the_more_complete_verification_of_a_method_counts(parts, tmp_path):
     for part, device, waiting, names in zip(
         parts, ("H200", "H100"), (["layers"], []), ("a", "ab"), strict=True
     ):
@@ -185,18 +184,18 @@ def test_a_method_that_was_cut_in_one_part_and_verified_in_another(parts, tmp_pa
             },
         )
     for order in (parts, parts[::-1]):
-        found = read_json(
+        merged = read_json(
             merge.merge(order, str(tmp_path / f"out{order[0][-1]}")).path / "verify.json"
         )
         assert (
-            found["waiting"] == []
-            and found["counts"]["ok"] == 2
-            and found["methods"][0]["device"] == {"name": "H100"}
+            merged["waiting"] == []
+            and merged["counts"]["ok"] == 2
+            and merged["methods"][0]["device"] == {"name": "H100"}
         )
 
 
 def test_seeds_of_a_method_from_two_parts(home, tmp_path, undrawn):
-    """The third seed elsewhere: its part tells which it is, and the first part's estimate stays."""
+    """Each part lists its seeds, and the first part's estimate counts."""
     first, second = (tmp_path / name for name in ("first", "second"))
     for path, gone in ((first, 1), (second, 0)):
         shutil.copytree(home / "a", path)
@@ -204,17 +203,17 @@ def test_seeds_of_a_method_from_two_parts(home, tmp_path, undrawn):
     expected = read_json(second / "estimate.json")
     write_json(
         second / "estimate.json",
-        {**expected, "methods": [{**one, "memory": 7} for one in expected["methods"]]},
+        {**expected, "methods": [{**entry, "memory": 7} for entry in expected["methods"]]},
     )
     folder = merge.merge([str(first), str(second)], str(tmp_path / "out"))
     assert [
         (part["methods"], part["seeds"])
         for part in read_json(folder.path / "environment.json")["parts"]
     ] == [(["layers"], {"layers": [0]}), (["layers"], {"layers": [1]})]
-    assert [one["memory"] for one in read_json(folder.path / "estimate.json")["methods"]] != [7]
-    stamp = read_json(folder.path / "environment.json")
-    stamp["parts"][1]["device"] = {"name": "another"}
-    write_json(folder.path / "environment.json", stamp)
+    assert [entry["memory"] for entry in read_json(folder.path / "estimate.json")["methods"]] != [7]
+    environment = read_json(folder.path / "environment.json")
+    environment["parts"][1]["device"] = {"name": "another"}
+    write_json(folder.path / "environment.json", environment)
     method, cost = read_study(folder.path).method("layers"), METRICS.by_key["train_seconds"]
     assert [run.on_other_device for run in method.runs] == [False, True]
     assert (
@@ -226,7 +225,7 @@ def test_seeds_of_a_method_from_two_parts(home, tmp_path, undrawn):
     )
 
 
-def test_what_was_gathered_is_gathered_again_with_all_its_parts(home, tmp_path):
+def test_a_merged_study_can_be_merged_again(home, tmp_path):
     parts = [shutil.copytree(home / "a", tmp_path / str(seed)) for seed in (0, 1)]
     for seed, part in enumerate(parts):
         shutil.rmtree(part / "layers" / f"seed-{1 - seed}")
@@ -239,19 +238,19 @@ def test_what_was_gathered_is_gathered_again_with_all_its_parts(home, tmp_path):
     ]
 
 
-def test_a_part_has_not_brought_every_seed_of_every_method(home, tmp_path, undrawn):
-    """One part has two seeds of LoRA and one of the layers, whose other seed is of the other part."""
+def test_the_report_knows_which_part_has_which_seed(home, tmp_path, undrawn):
+    """One part has both seeds of LoRA and one seed of `layers`; the other part has the other."""
     first, second = (shutil.copytree(home / name, tmp_path / name) for name in ("a", "whole"))
     shutil.rmtree(first / "layers" / "seed-0")
     shutil.rmtree(second / "layers" / "seed-1")
     folder = merge.merge([str(first), str(second)], str(tmp_path / "out"))
-    stamp = read_json(folder.path / "environment.json")
-    assert stamp["parts"][1]["seeds"] == {"base": [0], "layers": [0], "lora": [0, 1]}
-    stamp["parts"][0]["device"] = {"name": "another"}
-    write_json(folder.path / "environment.json", stamp)
-    found = read_study(folder.path)
+    environment = read_json(folder.path / "environment.json")
+    assert environment["parts"][1]["seeds"] == {"base": [0], "layers": [0], "lora": [0, 1]}
+    environment["parts"][0]["device"] = {"name": "another"}
+    write_json(folder.path / "environment.json", environment)
+    study = read_study(folder.path)
     assert [
-        [run.on_other_device for run in found.method(name).runs] for name in ("layers", "lora")
+        [run.on_other_device for run in study.method(name).runs] for name in ("layers", "lora")
     ] == [
         [False, True],
         [False, False],
@@ -263,7 +262,7 @@ def test_a_part_has_not_brought_every_seed_of_every_method(home, tmp_path, undra
     )
 
 
-def test_parts_that_do_not_belong_together_are_refused(home, parts, tmp_path):
+def test_incompatible_parts_are_refused(home, parts, tmp_path):
     out = str(tmp_path / "out")
     with pytest.raises(UserError, match="layers with seed 0 is in"):
         merge.merge([parts[0], parts[0]], out)

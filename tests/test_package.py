@@ -1,4 +1,4 @@
-"""The wheel: it installs into a fresh environment, holds all data files, and runs without the checkout."""
+"""The wheel holds all data files, installs into a fresh environment, and runs there."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A study whose recipe has relative paths works from any folder, and so do its finished models."""
+"""A study with relative paths in its recipe works from any folder, and so do its models."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tarazu.storage.run_folder import StudyDir
 
 
 def tarazu(folder: Path, *words: str) -> subprocess.CompletedProcess:
-    """The command in a process of its own, given in `folder`."""
+    """Run the command in a process of its own, in `folder`."""
     return subprocess.run(
         [sys.executable, "-m", "tarazu", *words],
         cwd=folder,
@@ -29,7 +29,7 @@ def tarazu(folder: Path, *words: str) -> subprocess.CompletedProcess:
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory):
-    """A folder with a model, rows, a recipe that names both by relative paths, and a study of it."""
+    """A folder with a model, rows, a recipe with relative paths to both, and its study."""
     root = tmp_path_factory.mktemp("project")
     small.save_model(root / "model")
     shutil.copyfile(small.SAMPLES / "chat_fa.jsonl", root / "rows.jsonl")
@@ -50,7 +50,7 @@ def project(tmp_path_factory):
     return root
 
 
-def test_resume_extends_the_work_from_another_folder(project, tmp_path):
+def test_resume_from_another_folder(project, tmp_path):
     state = project / "study" / "lora" / "seed-0" / "run.json"
     state.write_text(json.dumps({**json.loads(state.read_text()), "status": "stopped"}))
     done = tarazu(tmp_path, "resume", str(project / "study"))
@@ -68,7 +68,7 @@ def test_chat_and_export_from_another_folder(project, tmp_path):
     )
 
 
-def test_where_the_first_folder_is_gone_paths_count_from_here(project, tmp_path):
+def test_paths_count_from_the_current_folder_if_the_first_is_gone(project, tmp_path):
     moved = shutil.copytree(project, tmp_path / "moved")
     (moved / "study" / "working_dir.json").write_text('{"working_dir": "/no/such/folder"}')
     done = tarazu(moved, "chat", "study/lora", "--prompt", "سلام", "--max-new-tokens", "4")

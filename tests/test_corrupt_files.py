@@ -1,4 +1,4 @@
-"""A damaged file of a run folder: a named error that says what, where and what to do, never a traceback."""
+"""Damaged files of a run folder: an error with the file and a hint, never a traceback."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ TRUNCATED, WRONG = '{"methods": ["lo', ["[1, 2]", '"text"', "7", "true"]
 
 
 @pytest.mark.parametrize("content", [TRUNCATED, *WRONG, "", "\x00", "[" * 100_000])
-def test_a_file_that_holds_no_object_is_named_with_what_to_do(tmp_path, content):
+def test_a_file_without_a_json_object_is_named_with_a_hint(tmp_path, content):
     path = tmp_path / "lora" / "seed-0" / "ledger.json"
     path.parent.mkdir(parents=True)
     path.write_text(content)
@@ -36,12 +36,12 @@ def test_a_file_that_holds_no_object_is_named_with_what_to_do(tmp_path, content)
     )
 
 
-def test_no_file_and_null_are_nothing(tmp_path):
+def test_a_missing_file_and_null_give_the_default(tmp_path):
     (tmp_path / "x.json").write_text("null")
     assert read_json(tmp_path / "x.json", {}) == {} == read_json(tmp_path / "y.json", {})
 
 
-def test_lines_are_objects_and_bytes_that_are_no_text_are_told(tmp_path):
+def test_read_jsonl_skips_broken_lines_and_reports_binary_files(tmp_path):
     (tmp_path / "events.jsonl").write_text('{"a": 1}\n[2]\n3\n{"b"')
     assert read_jsonl(tmp_path / "events.jsonl") == [{"a": 1}]
     (tmp_path / "events.jsonl").write_bytes(b"\xff\xfe{}")
@@ -52,7 +52,7 @@ def test_lines_are_objects_and_bytes_that_are_no_text_are_told(tmp_path):
 @pytest.mark.parametrize(
     "content", [TRUNCATED, *WRONG, '{"methods": 3}', '{"methods": [["lora"]]}']
 )
-def test_a_damaged_order(tmp_path, content):
+def test_damaged_method_order(tmp_path, content):
     (tmp_path / "method_order.json").write_text(content)
     with pytest.raises(UserError, match="method_order.json"):
         StudyDir(tmp_path).runs()
@@ -77,35 +77,35 @@ def copied(finished, tmp_path):
     return shutil.copytree(finished, tmp_path / "study")
 
 
-READ = [
+FILES = [
     "method_order.json",
     "data.json",
     "lora/seed-0/run.json",
     "lora/seed-0/ledger.json",
     "lora/seed-0/metrics.json",
 ]
-HARMS = [(name, harm) for name in READ for harm in ("truncated", "list")]
-HARMS += [
+DAMAGES = [(name, damage) for name in FILES for damage in ("truncated", "list")]
+DAMAGES += [
     (name, "wrong values")
     for name in ("method_order.json", "lora/seed-0/ledger.json", "lora/seed-0/metrics.json")
 ]
 
 
-@pytest.mark.parametrize(("name", "harm"), HARMS)
-def test_resume_names_the_damaged_file(copied, name, harm):
-    whole = (copied / name).read_text()
-    bad = {
-        "truncated": whole[: len(whole) // 2],
+@pytest.mark.parametrize(("name", "damage"), DAMAGES)
+def test_resume_names_the_damaged_file(copied, name, damage):
+    original = (copied / name).read_text()
+    damaged = {
+        "truncated": original[: len(original) // 2],
         "list": "[1]",
-        "wrong values": json.dumps(dict.fromkeys(json.loads(whole), "?")),
+        "wrong values": json.dumps(dict.fromkeys(json.loads(original), "?")),
     }
-    (copied / name).write_text(bad[harm])
+    (copied / name).write_text(damaged[damage])
     with pytest.raises(UserError) as caught:
         study_commands.resume(str(copied))
     assert str(copied / name) in str(caught.value) and caught.value.hint
 
 
-def test_without_an_order_resume_writes_it_again(copied):
+def test_resume_writes_a_missing_method_order(copied):
     before = (copied / "method_order.json").read_text()
     (copied / "method_order.json").unlink()
     study_commands.resume(str(copied))
@@ -116,7 +116,7 @@ def test_without_an_order_resume_writes_it_again(copied):
     "content",
     [TRUNCATED, "[]", '{"winner": {}}', '{"winner": {"learning_rate": "fast"}, "seconds": 1}'],
 )
-def test_a_damaged_search_is_not_taken_for_a_winner(copied, content):
+def test_a_damaged_search_has_no_winner(copied, content):
     (copied / "lora" / "search.json").write_text(content)
     shutil.rmtree(copied / "lora" / "seed-0")
     with pytest.raises(UserError, match="search.json"):
@@ -168,7 +168,7 @@ def test_a_damaged_vocabulary(content):
 
 
 @pytest.mark.parametrize("content", ["[]", "7", "{", '{"state.json": 3}', '{"../run.json": ["x"]}'])
-def test_a_checkpoint_whose_manifest_is_damaged_is_passed_over(tmp_path, content):
+def test_a_checkpoint_with_a_damaged_manifest_is_skipped(tmp_path, content):
     from tarazu.engine import checkpoint
 
     checkpoint.save(tmp_path, 1, {}, {"a": 1})
@@ -181,7 +181,7 @@ def test_a_checkpoint_whose_manifest_is_damaged_is_passed_over(tmp_path, content
         checkpoint.load(tmp_path)
 
 
-def test_one_flipped_byte_of_the_weights_is_noticed(copied, tmp_path):
+def test_a_flipped_byte_of_the_weights_is_detected(copied, tmp_path):
     weights = copied / "lora" / "seed-0" / "weights.safetensors"
     data = bytearray(weights.read_bytes())
     data[-5] ^= 1  # inside the last tensor: still a valid file
@@ -199,16 +199,16 @@ def test_one_flipped_byte_of_the_weights_is_noticed(copied, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_weights_without_a_hash_are_those_of_an_earlier_version(copied):
+def test_weights_without_a_hash_are_loaded(copied):
     (copied / "lora" / "seed-0" / "weights.sha256").unlink()
     assert trained_model.load(str(copied / "lora"))[2].done()
 
 
-def test_the_hash_is_one_that_other_tools_check(copied):
+def test_the_hash_has_the_format_of_sha256sum(copied):
     folder = copied / "lora" / "seed-0"
-    told = hashlib.sha256((folder / "weights.safetensors").read_bytes()).hexdigest()
-    assert (folder / "weights.sha256").read_text() == f"{told}  weights.safetensors\n"
+    digest = hashlib.sha256((folder / "weights.safetensors").read_bytes()).hexdigest()
+    assert (folder / "weights.sha256").read_text() == f"{digest}  weights.safetensors\n"
 
 
-def test_a_run_is_found_by_its_folder(copied):
+def test_a_run_is_addressed_by_its_folder(copied):
     assert RunDir(copied / "lora" / "seed-0").done()
