@@ -280,7 +280,7 @@ def measure_beams(bench: Bench, name: str, model: Any) -> None:
     """Images per second of beam 3 over the test split; the peer writes for a few pictures."""
     from benchmarks.peers import plain_captions
 
-    from tarazu.captions.evaluation import evaluate
+    from tarazu.captions.evaluation.generation import generate_captions
 
     data, written = bench.data, {}
     names = data.names["test"]
@@ -288,7 +288,7 @@ def measure_beams(bench: Bench, name: str, model: Any) -> None:
     model.module.eval()
 
     def ours() -> None:
-        written["ours"] = evaluate.generate_captions(model, data, "test", bench.recipe, 3)
+        written["ours"] = generate_captions(model, data, "test", bench.recipe, 3)
 
     def theirs() -> None:
         import torch
@@ -302,7 +302,7 @@ def measure_beams(bench: Bench, name: str, model: Any) -> None:
             for i in range(len(few))
         ]
 
-    evaluate.generate_captions(model, data, "test", bench.recipe, 3, names[:8])
+    generate_captions(model, data, "test", bench.recipe, 3, names[:8])
     seconds = common.alternate({"tarazu": ours, "plain loop": theirs}, bench.args.repeats)
     same = sum(
         written["ours"][one].token_ids == words

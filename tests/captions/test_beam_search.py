@@ -7,9 +7,10 @@ import torch
 from scenes import CHANNELS, KINDS, PLACES, WORDS, Table, decoder
 
 from tarazu.captions.data.vocabulary import EOS, PAD, SOS
-from tarazu.captions.decoding.beam_search import beam_search, greedy, sample
+from tarazu.captions.decoding.beam_search import beam_search, greedy
 from tarazu.captions.decoding.ensemble import Ensemble
 from tarazu.captions.decoding.horizontal_flip import HorizontalFlip
+from tarazu.captions.decoding.sampling import sample
 from tarazu.captions.model.captioning_model import ImageCaptioningModel
 from tarazu.captions.model.decoders import make_decoder
 

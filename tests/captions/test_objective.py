@@ -6,7 +6,8 @@ from scenes import CHANNELS, KINDS, PLACES, WORDS, decoder
 from torch.nn import functional as F
 
 from tarazu.captions.data.vocabulary import EOS, PAD, SOS, SPECIALS, UNK, Vocabulary
-from tarazu.captions.decoding import beam_search
+from tarazu.captions.decoding.constraints import mask_forbidden
+from tarazu.captions.decoding.sampling import sample
 from tarazu.captions.encoder.efficientnet import ENCODER_CONFIGS, EfficientNet
 from tarazu.captions.model.captioning_model import ImageCaptioningModel
 from tarazu.captions.settings import SelfCritical, ShowAndTell, ShowAttendTell
@@ -128,7 +129,7 @@ def test_self_critical_training_raises_the_reward():
     captions = torch.tensor([words.encode(wanted[name][0].split()) for name in "xyz"])
 
     def reward():
-        drawn = objective.beam_search.sample(whole, FEATURES.repeat_interleave(40, 0), 6)
+        drawn = sample(whole, FEATURES.repeat_interleave(40, 0), 6)
         return rewards(torch.arange(3).repeat_interleave(40), drawn).mean()
 
     before = reward()
@@ -174,7 +175,7 @@ def test_what_is_learnt_from_is_what_was_drawn_from():
     for line in range(2):
         for place, word in enumerate(said[line].tolist()):
             allowed = torch.softmax(
-                beam_search._mask_forbidden(logits[line : line + 1, place], place, 3), 1
+                mask_forbidden(logits[line : line + 1, place], place, 3), 1
             )[0]
             wanted = allowed[word].log() if word != PAD else torch.zeros(())
             torch.testing.assert_close(found[line, place], wanted)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from invariants.translations import unknown_to_the_report
+from invariants.translations import untranslated
 
 from tarazu.captions.decoding import beam_search
 from tarazu.captions.evaluation import generation
@@ -76,7 +76,7 @@ def failing(fixture: CheckFixture) -> set[str]:
 def test_everything_holds(name, fixtures):
     assert failing(fixtures[name]) == set()
     results = [result.as_json() for result in Captions.invariants.checks(fixtures[name])]
-    assert unknown_to_the_report(results) == []
+    assert untranslated(results) == []
 
 
 def test_a_mask_that_shows_later_words_is_noticed(fixtures, monkeypatch):

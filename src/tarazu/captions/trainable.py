@@ -74,7 +74,11 @@ class TrainableCaptioner(TrainableModel):
         return (self.data.pooled_features if self.pooled else self.data.feature_maps).lookup(rows)
 
     def batch_inputs(self, batch: CaptionBatch) -> Tensor:
-        """Return the model's input for a batch's images; in training, random views of them."""
+        """Return the model's input for a batch's images; in training, random views of them.
+
+        Returns:
+            As `inputs_for`: pixels (B, S, S, 3), feature maps (B, P, D) or pooled (B, 1, D).
+        """
         if not self.module.training or self.data.num_augmentations == 1:
             return self.inputs_for(batch.image_ids)
         keep_sides = self.data.mentions_left_right(batch.tokens)  # (B,)
@@ -166,7 +170,7 @@ def cross_entropy_tensors(
     tokens: Tensor,
     image_index: Tensor | None = None,
 ) -> tuple[Tensor, ...]:
-    """Return loss and penalty (if any) as tensors, which a CUDA graph needs.
+    """Return loss and penalty (if any) as scalar tensors, which a CUDA graph needs.
 
     The arguments are those of `cross_entropy_loss`.
     """
@@ -181,7 +185,7 @@ def self_critical_tensors(
     image_ids: Tensor,
     image_index: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Return loss and penalty as tensors, which a CUDA graph needs.
+    """Return loss and penalty as scalar tensors, which a CUDA graph needs.
 
     The arguments are those of `self_critical_loss`.
     """

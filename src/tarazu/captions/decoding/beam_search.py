@@ -1,7 +1,7 @@
-"""Greedy decoding, beam search and sampling, for many images at once.
+"""Greedy decoding and beam search, for many images at once.
 
-A caption never contains `<pad>`, `<sos>` or `<unk>`, is never empty, and always ends. The search
-needs of a model only `start`, `step`, and a state that is a tuple of tensors with the batch first.
+The search needs of a model only `start`, `step`, and a state that is a tuple of tensors with the
+batch first.
 
 Shapes: B images, K beams, V vocabulary size, L = max_words + 2 (with `<sos>` and `<eos>`).
 """
@@ -14,11 +14,10 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from tarazu.captions.data.vocabulary import EOS, PAD, SOS, UNK
+from tarazu.captions.data.vocabulary import EOS, PAD, SOS
+from tarazu.captions.decoding.constraints import NEG_INF, mask_forbidden, repeated_trigrams
 from tarazu.captions.model.decoders import State
 
-FORBIDDEN_TOKENS = (PAD, SOS, UNK)
-NEG_INF = float("-inf")
 STOP_CHECK_INTERVAL = 4  # steps; asking the device whether all beams are done waits for it
 
 
@@ -31,7 +30,7 @@ class DecodableModel(Protocol):
         ...
 
     def start(self, images: Tensor) -> State:
-        """Return the state before the first token."""
+        """Return the state before the first token of images (B, ...)."""
         ...
 
     def step(self, state: State, token: Tensor) -> tuple[Tensor, State, Tensor | None]:
@@ -41,7 +40,7 @@ class DecodableModel(Protocol):
 
 @dataclass(frozen=True)
 class Hypothesis:
-    """A finished caption: token ids without `<sos>` and `<eos>`, and a normalised log-probability."""
+    """A finished caption: token ids without `<sos>` and `<eos>`, and a normalised score."""
 
     token_ids: list[int]
     score: float
@@ -194,37 +193,6 @@ class BeamState:
         ]
 
 
-@torch.no_grad()
-def sample(model: DecodableModel, images: Tensor, max_words: int) -> Tensor:
-    """Draw one caption for each image from the model.
-
-    Nothing waits for a GPU, so the function can be captured in a CUDA graph.
-
-    Args:
-        model: what decodes.
-        images: (B, ...), as `model.start` takes them.
-        max_words: words of the longest caption.
-
-    Returns:
-        (B, at most max_words + 2): `<sos>`, words, `<eos>`, then `<pad>`.
-    """
-    state, batch = model.start(images), len(images)
-    token = torch.full((batch,), SOS, device=images.device)
-    tokens, ended = [token], torch.zeros(batch, dtype=torch.bool, device=images.device)
-    for position in range(max_words + 1):
-        logits, state, _ = model.step(state, token)
-        probabilities = torch.softmax(_mask_forbidden(logits.float(), position, max_words), 1)
-        # The first arrival of exponential waiting times with these rates is a draw from the
-        # distribution; `torch.multinomial` would wait for the GPU.
-        arrival_order = probabilities / torch.empty_like(probabilities).exponential_()
-        token = arrival_order.argmax(1).masked_fill(ended, PAD)
-        ended = ended | (token == EOS)
-        tokens.append(token)
-        if not ended.is_cuda and bool(ended.all()):  # on a GPU this would wait
-            break
-    return torch.stack(tokens, 1)
-
-
 def _allowed_log_probs(
     logits: Tensor, search: BeamState, position: int, block_trigrams: bool
 ) -> Tensor:
@@ -236,48 +204,13 @@ def _allowed_log_probs(
         position: of the next token, 0 for the first.
         block_trigrams: forbid tokens that would repeat a trigram.
     """
-    masked = _mask_forbidden(logits.float(), position, search.max_words)
+    masked = mask_forbidden(logits.float(), position, search.max_words)
     log_probs = masked.view(-1, search.beams, logits.shape[1])
     if block_trigrams and position >= 3:
-        repeats = _repeated_trigrams(search.tokens[:, :, : position + 1], log_probs.shape[2])
+        repeats = repeated_trigrams(search.tokens[:, :, : position + 1], log_probs.shape[2])
         log_probs = log_probs.masked_fill(repeats, NEG_INF)
         # A beam without any allowed token ends, at no cost.
         stuck = torch.isinf(log_probs).all(2, keepdim=True)
         is_eos = torch.arange(log_probs.shape[2], device=log_probs.device) == EOS
         log_probs = torch.where(stuck & is_eos, 0.0, log_probs)
     return log_probs
-
-
-def _mask_forbidden(logits: Tensor, position: int, max_words: int) -> Tensor:
-    """Logits (N, V) -> log-probabilities (N, V), -inf for tokens forbidden at the position."""
-    forbidden = forbidden_tokens(position, 1, logits.shape[1], max_words, logits.device)
-    # Normalise over all tokens first: over the allowed ones only, a model that wants a forbidden
-    # token would look confident.
-    return torch.log_softmax(logits, 1).masked_fill(forbidden, NEG_INF)
-
-
-def forbidden_tokens(
-    first: int, count: int, vocab_size: int, max_words: int, device: torch.device
-) -> Tensor:
-    """Return which tokens are forbidden at `count` positions from `first` on.
-
-    Forbidden are special tokens, `<eos>` at position 0, and all but `<eos>` at position
-    `max_words`. The mask is made on the device, because a CUDA graph cannot copy from the host.
-
-    Returns:
-        (count, vocab_size) bool.
-    """
-    tokens = torch.arange(vocab_size, device=device)
-    positions = torch.arange(first, first + count, device=device).unsqueeze(1)
-    never = torch.stack([tokens == token for token in FORBIDDEN_TOKENS]).any(0)
-    empty_caption = (positions == 0) & (tokens == EOS)
-    too_long = (positions == max_words) & (tokens != EOS)
-    return never | empty_caption | too_long
-
-
-def _repeated_trigrams(tokens: Tensor, vocab_size: int) -> Tensor:
-    """tokens (B, K, t) -> (B, K, V), True for a token that would repeat a trigram of its beam."""
-    trigrams = tokens.unfold(2, 3, 1)  # (B, K, t - 2, 3)
-    same_prefix = (trigrams[..., :2] == tokens[:, :, None, -2:]).all(3)
-    mask = torch.zeros(*tokens.shape[:2], vocab_size, dtype=torch.bool, device=tokens.device)
-    return mask.scatter(2, trigrams[..., 2] * same_prefix, same_prefix)

@@ -31,7 +31,7 @@ class Ensemble(nn.Module):
         return tuple(indices)
 
     def start(self, images: Tensor) -> State:
-        """Return the state before the first token of images: pixels or features."""
+        """Return the state before the first token of images: pixels (B, S, S, 3) or (B, P, D)."""
         states = [member.start(images) for member in self.members]
         self.state_sizes = [len(state) for state in states]
         return tuple(tensor for state in states for tensor in state)
@@ -63,7 +63,7 @@ class Ensemble(nn.Module):
         """See `ImageCaptioningModel.forward_teacher_forced`.
 
         Returns:
-            Mean log-probabilities in place of logits, and mean attention weights or None.
+            Mean log-probabilities (B, T, V) in place of logits, mean weights (B, T, P) or None.
         """
         shared = {} if image_index is None else {"image_index": image_index}
         outputs = [

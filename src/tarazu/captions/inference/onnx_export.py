@@ -41,6 +41,7 @@ class _Start(nn.Module):
         self.decoder = decoder
 
     def forward(self, features: Tensor) -> State:
+        """Return the state of features (B, P, D)."""
         return self.decoder.start(features)
 
 
@@ -52,6 +53,7 @@ class _Step(nn.Module):
         self.decoder = decoder
 
     def forward(self, token: Tensor, *state: Tensor) -> tuple[Tensor, ...]:
+        """Return logits (B, V), the new state and the attention weights of token (B,)."""
         logits, state, alpha = self.decoder.step(state, token)
         return (logits, *state) if alpha is None else (logits, *state, alpha)
 

@@ -65,7 +65,7 @@ class Cider:
             candidates: one raw caption by image.
 
         Returns:
-            (len(candidates),), in their order.
+            (images,), in the candidates' order.
 
         Raises:
             UserError: an image has no references.

@@ -99,7 +99,7 @@ class ImageCaptioningModel(nn.Module):
         return self.decoder.image_state_indices
 
     def start(self, images: Tensor) -> State:
-        """Return the state before the first token of images: pixels or features."""
+        """Return the state before the first token of images: pixels (B, S, S, 3) or (B, P, D)."""
         return self.decoder.start(self.encode_images(images))
 
     def step(self, state: State, token: Tensor) -> tuple[Tensor, State, Tensor | None]:

@@ -17,7 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tarazu.captions.data.vocabulary import EOS, PAD, SOS, UNK
-from tarazu.captions.decoding import beam_search
+from tarazu.captions.decoding.constraints import FORBIDDEN_TOKENS, forbidden_tokens
+from tarazu.captions.decoding.sampling import sample
 from tarazu.captions.model.captioning_model import ImageCaptioningModel
 from tarazu.captions.settings import CaptionMethod, SelfCritical
 from tarazu.captions.training.cider_reward import CiderReward
@@ -135,7 +136,7 @@ def _corrupt_inputs(
             logits = model.forward_teacher_forced(
                 images, inputs, need_weights=False, image_index=image_index
             )[0].float()
-            for token in beam_search.FORBIDDEN_TOKENS:
+            for token in FORBIDDEN_TOKENS:
                 logits[:, :, token] = float("-inf")
             samples = torch.distributions.Categorical(logits=logits[:, :-1]).sample()
         replace = torch.rand(inputs.shape, device=inputs.device) < sampled_fraction
@@ -185,7 +186,7 @@ def self_critical_loss(
         if settings.likelihood or settings.dropout:
             images = model.encode_images(images)
         features = model.encode_images(images[:num_used]).repeat_interleave(num_samples, 0)
-        samples = beam_search.sample(model, features.detach(), max_words)  # (n, <= max_words + 2)
+        samples = sample(model, features.detach(), max_words)  # (n, <= max_words + 2)
         sample_ids = image_ids[:num_used].repeat_interleave(num_samples)
         advantage = _advantage(reward(sample_ids, samples, settings.bleu), num_samples)
     with nullcontext() if settings.dropout else without_dropout(model):
@@ -217,7 +218,7 @@ def _sample_log_probs(logits: Tensor, samples: Tensor, max_words: int) -> Tensor
         (n, T), 0 on padding.
     """
     steps, vocab_size = logits.shape[1:]
-    forbidden = beam_search.forbidden_tokens(0, steps, vocab_size, max_words, logits.device)
+    forbidden = forbidden_tokens(0, steps, vocab_size, max_words, logits.device)
     logits = logits.masked_fill(forbidden, float("-inf"))
     losses = F.cross_entropy(
         logits.flatten(0, 1), samples.flatten(), ignore_index=PAD, reduction="none"

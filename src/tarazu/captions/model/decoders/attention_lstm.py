@@ -76,7 +76,7 @@ class AttentionLSTMFunction(torch.autograd.Function):
         score: Tensor,
         context_weight: Tensor,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """See `attention_lstm`."""
+        """Return h (T, B, H), z (T, B, D) and alpha (T, B, P), see `attention_lstm`."""
         steps, batch = token_gates.shape[:2]
         num_positions, width = keys.shape[1:]
         hidden_size, channels = h_0.shape[1], features.shape[2]
@@ -125,7 +125,14 @@ class AttentionLSTMFunction(torch.autograd.Function):
     def backward(
         ctx: Any, grad_hs: Tensor, grad_zs: Tensor, grad_alphas: Tensor
     ) -> tuple[Tensor | None, ...]:
-        """Return the gradients of `attention_lstm`'s arguments, in their order."""
+        """Return the gradients of `attention_lstm`'s arguments, in their order.
+
+        Args:
+            ctx: what `forward` saved.
+            grad_hs: (T, B, H).
+            grad_zs: (T, B, D).
+            grad_alphas: (T, B, P).
+        """
         (features, hs, cs, tanhs, alphas, ungated_zs, zs, betas, gates, weight, score,
          context_weight) = ctx.saved_tensors  # fmt: skip
         steps, batch, width = len(grad_hs), grad_hs.shape[1], len(score)

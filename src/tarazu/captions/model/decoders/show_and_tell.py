@@ -61,7 +61,7 @@ class ShowAndTellDecoder(Decoder):
         need_weights: bool = True,
         positions: Tensor | None = None,
     ) -> tuple[Tensor, None]:
-        """See `Decoder.forward_teacher_forced`."""
+        """Return logits (B, T, V) and None, see `Decoder.forward_teacher_forced`."""
         h, c = self.start(features)
         inputs = self.dropout(self.embedding(tokens))  # (B, T, E)
         with autocast_disabled(inputs):
@@ -70,7 +70,7 @@ class ShowAndTellDecoder(Decoder):
         return self.output(self.dropout(selected)), None
 
     def start(self, features: Tensor) -> State:
-        """See `Decoder.start`."""
+        """Return the state of features (B, P, D): (h, c), each (B, num_layers, H)."""
         image: Tensor = self.dropout(features.to(self.embedding.weight.dtype).mean(1))  # (B, D)
         if self.image_as == "word":
             h = c = image.new_zeros(len(image), self.num_layers, self.hidden_size)
@@ -82,7 +82,7 @@ class ShowAndTellDecoder(Decoder):
         return self._advance((h, c), self.image_embedding(image))[1]  # x_{-1}, eq. 10
 
     def step(self, state: State, token: Tensor) -> tuple[Tensor, State, None]:
-        """See `Decoder.step`."""
+        """Return logits (B, V), the new state and None of token (B,)."""
         hidden, state = self._advance(state, self.embedding(token))
         return self.output(self.to_output(hidden)), state, None
 

@@ -73,7 +73,7 @@ class ShowAttendTellDecoder(Decoder):
         need_weights: bool = True,
         positions: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """See `Decoder.forward_teacher_forced`.
+        """Return logits (B, T, V) and weights (B, T, P), see `Decoder.forward_teacher_forced`.
 
         The recurrence is sequential, because h_{t-1} decides where to attend. The output layer
         runs once, over all positions.
@@ -90,7 +90,7 @@ class ShowAttendTellDecoder(Decoder):
         return logits, alphas
 
     def start(self, features: Tensor) -> State:
-        """See `Decoder.start`."""
+        """Return the state of features (B, P, D): h, c (B, H), a (B, P, D) and W_a a (B, P, A)."""
         features = features.to(self.embedding.weight.dtype)
         if self.project is not None:
             features = self.project(features)
@@ -99,7 +99,7 @@ class ShowAttendTellDecoder(Decoder):
         return h, c, features, self.keys(features)
 
     def step(self, state: State, token: Tensor) -> tuple[Tensor, State, Tensor]:
-        """See `Decoder.step`."""
+        """Return logits (B, V), the new state and attention weights (B, P) of token (B,)."""
         embedded = self.embedding(token)
         state, context, alpha = self._advance(state, embedded)
         return self._logits(embedded, state[0], context), state, alpha

@@ -173,7 +173,7 @@ class TransformerDecoder(Decoder):
         need_weights: bool = True,
         positions: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None]:
-        """See `Decoder.forward_teacher_forced`."""
+        """Return logits (B, T, V) and weights (B, T, P), see `Decoder.forward_teacher_forced`."""
         memory = self._memory(features)
         x = self._embed(tokens, self.positions[: tokens.shape[1]])  # (B, T, W)
         mask = causal_mask(tokens)
@@ -184,13 +184,13 @@ class TransformerDecoder(Decoder):
         return self.output(self.norm(select_positions(x, positions))), weights
 
     def start(self, features: Tensor) -> State:
-        """See `Decoder.start`."""
+        """Return the state of features (B, P, D): keys and values (B, num_layers, P or 0, W)."""
         keys, values = _stack_layers(self._memory(features))
         no_tokens = keys[:, :, :0]
         return keys, values, no_tokens, no_tokens
 
     def step(self, state: State, token: Tensor) -> tuple[Tensor, State, Tensor | None]:
-        """See `Decoder.step`."""
+        """Return logits (B, V), the new state and attention weights (B, P) of token (B,)."""
         map_keys, map_values, keys, values = state
         # An index and not a slice: an exported graph does not know the length of a slice here.
         x = self._embed(token.unsqueeze(1), self.positions[keys.shape[2]])  # (B, 1, W)
