@@ -1,14 +1,16 @@
-"""`tarazu verify` on a small chat model: everything holds, and each invariant fails when just that is broken."""
+"""`tarazu verify` on a small chat model: all checks pass, and each fails when its rule is broken."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 import torch
 from chat import small
-from invariants.persian import unknown_to_the_report
+from invariants.translations import untranslated
 
 from tarazu import cli
 from tarazu.chat import invariants
@@ -21,7 +23,7 @@ from tarazu.engine.invariants.perturbations import shake
 from tarazu.recipe.schema import load
 from tarazu.storage.run_folder import StudyDir
 
-PADDED, PACKED, FUTURE, LEFT, CACHED = (
+PADDED, PACKED, CAUSAL, LEFT_PADDED, CACHED = (
     "padded = alone",
     "packed = alone",
     "no token sees a later one",
@@ -33,7 +35,7 @@ CPU = torch.device("cpu")
 
 
 @pytest.fixture(scope="module")
-def recipe_path(tmp_path_factory):
+def recipe_path(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("verify")
     model = small.save_model(folder / "model")
     data = {
@@ -41,158 +43,137 @@ def recipe_path(tmp_path_factory):
         "split": {"train": 0.8, "validation": 0.1, "test": 0.1},
         "max_length": 90,
     }
-    return small.recipe(
-        folder / "recipe.yaml",
-        model,
-        data=data,
-        methods={name: small.METHODS[name] for name in METHODS},
-    )
+    methods = {name: small.METHODS[name] for name in METHODS}
+    return small.recipe(folder / "recipe.yaml", model, data=data, methods=methods)
 
 
 @pytest.fixture(scope="module")
-def fixtures(recipe_path, tmp_path_factory):
-    recipe, folder = load(recipe_path), tmp_path_factory.mktemp("fixture")
-    data, out = Chat().prepare(recipe, StudyDir(folder), CPU), {}
+def fixtures(recipe_path, tmp_path_factory) -> dict[str, CheckFixture]:
+    """A fixture for each method."""
+    recipe, folder, task = load(recipe_path), tmp_path_factory.mktemp("fixture"), Chat()
+    data = task.prepare(recipe, StudyDir(folder), CPU)
+    rows = task.invariants.subset_rows(data, 4)
+    fixtures = {}
     for name in METHODS:
-        trainable = Chat().build(recipe, name, data, 0, CPU)
-        shake(trainable)
-        trainable.module.eval()
-        out[name] = CheckFixture(
-            data,
-            Chat.invariants.subset_rows(data, 4),
-            recipe,
-            name,
-            trainable,
-            folder,
-            CPU,
-            0,
-        )
-    return out
+        model = task.build(recipe, name, data, 0, CPU)
+        shake(model)
+        model.module.eval()
+        fixtures[name] = CheckFixture(data, rows, recipe, name, model, folder, CPU, 0)
+    return fixtures
 
 
-def failing(fixture: CheckFixture) -> set[str]:
-    return {found.name for found in invariants.checks(fixture) if found.verdict != "ok"}
+def failed_checks(fixture: CheckFixture) -> set[str]:
+    results = Chat().invariants.checks(fixture)
+    return {result.name for result in results if result.verdict != "ok"}
 
 
-def visible(same=lambda q, k: (q == k) & (q != PAD), later=0):
-    """The rule of attention with one part of it broken."""
+def broken_visibility(
+    same_row: Callable = lambda q, k: (q == k) & (q != PAD), lookahead: int = 0
+) -> Callable:
+    """The rule of attention with one part of it broken.
 
-    def broken(q_segments, k_segments, q_positions, k_positions, window):
-        seen = same(q_segments[:, :, None], k_segments[:, None, :]) | (
-            k_segments[:, None, :] == attention_mask.SHARED
-        )
-        return (
-            seen & (k_positions[:, None, :] <= q_positions[:, :, None] + later)
-            | torch.eye(k_segments.shape[1], dtype=torch.bool)[-q_segments.shape[1] :]
-        )
+    Args:
+        same_row: (queries' segments, keys' segments) -> whether they may see each other.
+        lookahead: later positions that are visible.
+    """
 
-    return broken
+    def visibility_mask(q_segments, k_segments, q_positions, k_positions, window):
+        q_segments, k_segments = q_segments[:, :, None], k_segments[:, None, :]
+        visible = same_row(q_segments, k_segments) | (k_segments == attention_mask.SHARED)
+        visible &= k_positions[:, None, :] <= q_positions[:, :, None] + lookahead
+        queries, keys = visible.shape[1:]
+        return visible | torch.eye(keys, dtype=torch.bool)[-queries:]
+
+    return visibility_mask
 
 
-BREAKS = {
-    "rows of a packed line see each other": (
-        "visible",
-        visible(lambda q, k: (k != PAD) & (q != PAD)),
-        {PACKED},
+SEES_OTHER_ROWS = broken_visibility(lambda q, k: (k != PAD) & (q != PAD))
+BROKEN_MASKS = {
+    "rows of a packed line see each other": (SEES_OTHER_ROWS, {PACKED}),
+    "padding is seen": (
+        broken_visibility(lambda q, k: (q == k) | (k == PAD)),
+        {PADDED, LEFT_PADDED},
     ),
-    "padding is seen": ("visible", visible(lambda q, k: (q == k) | (k == PAD)), {PADDED, LEFT}),
-    "one word ahead is seen": ("visible", visible(later=1), {FUTURE, CACHED}),
-    "a cached word stands one place too far": ("next_position", None, {CACHED}),
-    "a finished answer's cache stays": ("select", None, {LEFT}),
+    "one later token is seen": (broken_visibility(lookahead=1), {CAUSAL, CACHED}),
 }
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_everything_holds(name, fixtures):
-    assert failing(fixtures[name]) == set()
+def test_all_checks_pass(name, fixtures):
+    assert failed_checks(fixtures[name]) == set()
 
 
-@pytest.mark.parametrize("what", BREAKS)
-def test_each_check_can_fail(what, fixtures, monkeypatch):
-    place, made, broken = BREAKS[what]
-    if place == "visible":
-        monkeypatch.setattr(attention_mask, "visibility_mask", made)
-    elif place == "next_position":
-        right = generation.next_position
-
-        def wrong(batch, tokens):
-            after = right(batch, tokens)
-            return dataclasses.replace(after, positions=after.positions + 1)
-
-        monkeypatch.setattr(generation, "next_position", wrong)
-        monkeypatch.setattr(invariants, "next_position", wrong)
-    else:
-        right = generation.KVState.select
-        monkeypatch.setattr(
-            generation.KVState, "select", lambda past, lines: right(past, torch.arange(len(lines)))
-        )
-    found = failing(fixtures["lora"])
-    assert broken <= found, f"not noticed: {broken - found}"
-    assert found == broken or place == "visible"
+@pytest.mark.parametrize("fault", BROKEN_MASKS)
+def test_broken_mask_fails(fault, fixtures, monkeypatch):
+    mask, expected = BROKEN_MASKS[fault]
+    monkeypatch.setattr(attention_mask, "visibility_mask", mask)
+    assert expected <= failed_checks(fixtures["lora"])
 
 
-def cli_words(recipe_path, methods: str) -> list[str]:
-    return ["tarazu", "verify", str(recipe_path), "--set", f"methods={methods}"]
+def test_wrong_position_of_a_cached_token_fails(fixtures, monkeypatch):
+    next_position = generation.next_position
+
+    def one_too_far(batch, tokens):
+        batch = next_position(batch, tokens)
+        return dataclasses.replace(batch, positions=batch.positions + 1)
+
+    monkeypatch.setattr(generation, "next_position", one_too_far)
+    monkeypatch.setattr(invariants, "next_position", one_too_far)
+    assert failed_checks(fixtures["lora"]) == {CACHED}
 
 
-def test_the_command_writes_what_it_found(recipe_path, tmp_path, capsys, monkeypatch):
-    out = tmp_path / "verify.json"
-    monkeypatch.setattr(
-        "sys.argv",
-        [
-            "tarazu",
-            "verify",
-            str(recipe_path),
-            "--set",
-            "methods={base: {}, lora: {rank: 2, dropout: 0.1}}",
-            "--out",
-            str(out),
-        ],
-    )
-    cli.main()
-    said = capsys.readouterr()
-    assert "packed = alone" in said.out
-    found = json.loads(out.read_text(encoding="utf-8"))
-    assert found["verdict"] == "ok" and found["counts"] == {
-        "ok": 14,
-        "failed": 0,
-        "not applicable": 4,
-    }
-    assert found["waiting"] == [] and all(
-        check["seconds"] >= 0 for method in found["methods"] for check in method["checks"]
-    )
-    assert (
-        unknown_to_the_report([check for method in found["methods"] for check in method["checks"]])
-        == []
-    )
-    told = said.err
-    assert (
-        told.index("quick checks, lora (2 of 2)") < told.index("checks that train, lora (2 of 2)")
-        and "left of this round" in told
-    )
-    with_base = [
-        *cli_words(recipe_path, "{base: {}, lora: {rank: 2}}"),
-        "--method",
-        "base",
-        "--out",
-        str(out),
-    ]
-    monkeypatch.setattr("sys.argv", with_base)
-    cli.main()  # tries base alone, and keeps what is known of lora
-    again = json.loads(out.read_text(encoding="utf-8"))
-    assert [m["method"] for m in again["methods"]] == ["lora", "base"] and again["methods"][
-        0
-    ] == found["methods"][1]
-    out.write_text(json.dumps({**found, "torch": "0.1"}), encoding="utf-8")
-    with pytest.raises(SystemExit) as left:
+def test_cache_of_a_finished_answer_that_stays_fails(fixtures, monkeypatch):
+    select = generation.KVState.select
+
+    def select_first(past, lines):
+        return select(past, torch.arange(len(lines)))
+
+    monkeypatch.setattr(generation.KVState, "select", select_first)
+    assert failed_checks(fixtures["lora"]) == {LEFT_PADDED}
+
+
+@pytest.fixture
+def verify(recipe_path, monkeypatch) -> Iterator[Callable]:
+    """Run the command on methods of the recipe, with further arguments."""
+
+    def run(methods: str, *arguments: str) -> None:
+        command = ["tarazu", "verify", str(recipe_path), "--set", f"methods={methods}"]
+        monkeypatch.setattr("sys.argv", [*command, *arguments])
         cli.main()
-    assert left.value.code == 2 and "tried under another torch" in capsys.readouterr().err
-    monkeypatch.setattr(
-        attention_mask, "visibility_mask", BREAKS["rows of a packed line see each other"][1]
+
+    return run
+
+
+def test_command_writes_its_results_and_keeps_those_of_other_methods(verify, tmp_path, capsys):
+    path = tmp_path / "verify.json"
+    verify("{base: {}, lora: {rank: 2, dropout: 0.1}}", "--out", str(path))
+    output = capsys.readouterr()
+    assert PACKED in output.out
+    forward, training = (
+        f"{stage}, lora (2 of 2)" for stage in ("quick checks", "checks that train")
     )
-    monkeypatch.setattr(
-        "sys.argv", ["tarazu", "verify", str(recipe_path), "--set", "methods={base: {}}"]
-    )
-    with pytest.raises(SystemExit) as left:
-        cli.main()
-    assert left.value.code == 1 and "base: packed = alone" in capsys.readouterr().err
+    assert output.err.index(forward) < output.err.index(training)
+    assert "left of this round" in output.err
+    content = json.loads(path.read_text(encoding="utf-8"))
+    assert content["verdict"] == "ok" and content["waiting"] == []
+    assert content["counts"] == {"ok": 14, "failed": 0, "not applicable": 4}
+    checks = [check for method in content["methods"] for check in method["checks"]]
+    assert all(check["seconds"] >= 0 for check in checks) and untranslated(checks) == []
+
+    base_only = ("{base: {}, lora: {rank: 2}}", "--method", "base", "--out", str(path))
+    verify(*base_only)
+    updated = json.loads(path.read_text(encoding="utf-8"))
+    assert [method["method"] for method in updated["methods"]] == ["lora", "base"]
+    assert updated["methods"][0] == content["methods"][1]
+
+    path.write_text(json.dumps({**content, "torch": "0.1"}), encoding="utf-8")
+    with pytest.raises(SystemExit) as exit_info:
+        verify(*base_only)
+    assert exit_info.value.code == 2 and "under another torch" in capsys.readouterr().err
+
+
+def test_command_fails_when_a_check_fails(verify, monkeypatch, capsys):
+    monkeypatch.setattr(attention_mask, "visibility_mask", SEES_OTHER_ROWS)
+    with pytest.raises(SystemExit) as exit_info:
+        verify("{base: {}}")
+    assert exit_info.value.code == 1 and f"base: {PACKED}" in capsys.readouterr().err

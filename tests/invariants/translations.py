@@ -1,4 +1,4 @@
-"""The report says the invariants in Persian too: it must know every text that they write."""
+"""The report shows invariants in Persian too, so it must know every text that the checks write."""
 
 from __future__ import annotations
 
@@ -8,19 +8,20 @@ from tarazu.report.render.bilingual import Bilingual, strings
 from tarazu.report.render.known_messages import recognised
 
 
-def unknown_to_the_report(checks: list[dict]) -> list[str]:
-    """Names and texts of the checks that have no Persian, or lose a figure in it."""
+def untranslated(checks: list[dict]) -> list[str]:
+    """Names and texts of the checks without a translation, or whose translation loses a number."""
     names = [check["name"] for check in checks if f"invariant.{check['name']}" not in strings()]
     texts = {check[key] for check in checks for key in ("compared", "reason") if check[key]}
-    return names + [text for text in texts if not _told(text)]
+    return names + [text for text in texts if not _is_translated(text)]
 
 
-def _told(text: str) -> bool:
-    found = recognised(text)
-    if not isinstance(found, Bilingual):
+def _is_translated(text: str) -> bool:
+    translation = recognised(text)
+    if not isinstance(translation, Bilingual):
         return False
-    figures = [
-        set(re.findall(r"(?<!sha)\d+", side.replace("SHA-256", "")))
-        for side in (text, found.plain("fa"))
-    ]
-    return found.plain("en") == text and figures[0] == figures[1]
+    persian_numbers = _numbers(translation.plain("fa"))
+    return translation.plain("en") == text and persian_numbers == _numbers(text)
+
+
+def _numbers(text: str) -> set[str]:
+    return set(re.findall(r"(?<!sha)\d+", text.replace("SHA-256", "")))

@@ -244,7 +244,8 @@ def resume_check(fixture: TrainingFixture, reference: RunDir, start: Tensors) ->
         noise = relative_to_movement(start, expected, weights.read(repeated))
         tolerance = max(MARGIN * noise, 1e-3)
         reason = (
-            f"{MARGIN} times the difference of two uninterrupted runs ({noise:.2g}), at least 0.001"
+            f"{MARGIN} times the difference of two uninterrupted runs ({noise:.2g}), "
+            "at least one thousandth"
         )
     compared = (
         f"{len(start)} trained tensors after {STEPS} steps, with a crash in step "
