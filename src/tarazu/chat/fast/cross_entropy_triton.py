@@ -50,7 +50,7 @@ def cross_entropy_with_grad(
 
 
 def is_supported(logits: torch.Tensor, softcap: float | None) -> bool:
-    """Whether the kernel takes these logits: in 16 bits, and with a cap that cannot overflow."""
+    """Whether the kernel takes these (N, V) logits: 16 bits, with a cap that cannot overflow."""
     capability = torch.cuda.get_device_capability(logits.device)
     cap_fits = not softcap or (softcap <= MAX_SOFTCAP and capability >= MIN_CAPABILITY)
     half = logits.dtype in (torch.bfloat16, torch.float16)

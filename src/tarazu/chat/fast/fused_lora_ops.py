@@ -27,6 +27,7 @@ class FusedLoRAMatmul(torch.autograd.Function):
         scales: torch.Tensor,
         *factors: torch.Tensor,
     ) -> tuple[torch.Tensor, ...]:
+        """(..., in) -> (..., out) of each layer."""
         out_sizes, width = [lora_b.shape[0] for lora_b in factors[1::2]], x.shape[-1]
         total = sum(out_sizes)
         # [x, x A'] [W, s B]' = x W' + s (x A') B'.
@@ -38,6 +39,7 @@ class FusedLoRAMatmul(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        """Gradients (..., in) of x, and of each A (r, in) and B (out, r)."""
         inputs, matrix, scales, *factors = ctx.saved_tensors
         total, width = sum(ctx.out_sizes), factors[0].shape[1]
         # [g, s g B] [W ; A] is the gradient of x.

@@ -150,6 +150,7 @@ class FusedGatedMLPFunction(torch.autograd.Function):
         gelu: bool,
         *factors: torch.Tensor,
     ) -> torch.Tensor:
+        """(..., width) -> (..., out)."""
         width, hidden_size, out_size = x.shape[-1], factors[4].shape[1], factors[5].shape[0]
         # [x, x A'] of gate and up, then both layers' outputs side by side.
         inputs = append_low_rank([x.reshape(-1, width)], gate_up_matrix[2 * hidden_size :, :width])
@@ -174,6 +175,7 @@ class FusedGatedMLPFunction(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        """Gradients (..., width) of x, and of each A (r, in) and B (out, r)."""
         inputs, gate_up, hidden_a, gate_up_matrix, down_matrix, *rest = ctx.saved_tensors
         gate_up_scales, down_scales, *factors = rest
         gate_rank, up_rank, down_rank = ranks = [lora_a.shape[0] for lora_a in factors[::2]]

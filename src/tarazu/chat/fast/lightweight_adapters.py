@@ -79,6 +79,7 @@ class _LowRankAdapter:
     """y = W x + s B A x: the forward pass of adapters whose update is a product of two factors."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(..., in) -> (..., out)."""
         base = self.base_layer(x)
         if self.disable_adapters or self.merged:
             return base
@@ -87,7 +88,7 @@ class _LowRankAdapter:
         return base + low_rank(x, *self.factors(name), self.scaling[name])
 
     def apply_dropout(self, name: str, x: torch.Tensor) -> torch.Tensor:
-        """The input of the adapter, which may have dropout of its own."""
+        """The adapter's input, (..., in); some adapters have dropout of their own for it."""
         return x
 
 
@@ -123,6 +124,7 @@ class LightweightLoRA(_LowRankAdapter, lora.Linear):
         return not torch.is_grad_enabled() or not torch.compiler.is_compiling()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(..., in) -> (..., out), from the group's product or by this layer alone."""
         if self.falls_back(x):
             return self.unfused(x)
         out = self.group.output(self.group_index, x)
@@ -133,6 +135,7 @@ class LightweightLoRA(_LowRankAdapter, lora.Linear):
         return super().forward(x)
 
     def apply_dropout(self, name: str, x: torch.Tensor) -> torch.Tensor:
+        """The adapter's input, (..., in), after peft's dropout for it."""
         return self.lora_dropout[name](x)
 
     def factors(self, name: str) -> tuple[torch.Tensor, torch.Tensor]:
@@ -147,6 +150,7 @@ class LightweightDoRA(LightweightLoRA):
     """
 
     def unfused(self, x: torch.Tensor) -> torch.Tensor:
+        """(..., in) -> (..., out), by this layer alone."""
         if self.disable_adapters or self.merged:
             return self.base_layer(x)
         name = self._active_adapter[0]

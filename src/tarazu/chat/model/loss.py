@@ -79,6 +79,7 @@ class ChunkedCrossEntropy(torch.autograd.Function):
         softcap: float | None,
         chunk: int,
     ) -> torch.Tensor:
+        """(N,) losses; the gradients of their sum are saved, and backward only scales them."""
         need_hidden, need_weight = ctx.needs_input_grad[:2]
         need_grad = need_hidden or need_weight
         grad_hidden = torch.empty_like(hidden) if need_hidden else None
@@ -101,6 +102,7 @@ class ChunkedCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        """The saved gradients, (N, width) and (V, width), times the gradient of the sum."""
         grad_hidden, grad_weight = ctx.saved_tensors
         # All entries are equal, as the losses are summed.
         scale = grad.flatten()[0] if grad.numel() else grad.sum()
@@ -146,7 +148,8 @@ def cross_entropy_in_place(
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """`cross_entropy_with_grad` for a CPU: in the logits' own memory, a few rows at a time.
 
-    So many rows that they stay in the processor's cache; else each operation would wait for memory.
+    So many rows that they stay in the processor's cache; else each operation would wait for
+    memory. Arguments and results have the shapes of `cross_entropy_with_grad`.
     """
     losses = torch.empty(len(labels), dtype=torch.float32, device=logits.device)
     rows = max(1, CACHE_BYTES // (4 * logits.shape[1]))

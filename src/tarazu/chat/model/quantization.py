@@ -61,7 +61,7 @@ def shape(parameter: torch.Tensor) -> torch.Size:
 
 
 def count(parameter: torch.Tensor) -> int:
-    """Number of weights that a parameter stands for; a quantized one holds two in a byte."""
+    """Number of weights of a parameter of any shape; a quantized one holds two in a byte."""
     return math.prod(shape(parameter))
 
 
