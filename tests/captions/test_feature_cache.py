@@ -188,6 +188,14 @@ def test_extraction_gives_every_batch_once_and_in_order(monkeypatch, place, batc
     assert [row for _, rows in batches for row in rows.tolist()] == list(map(float, range(53)))
 
 
+@pytest.mark.parametrize("place", ["worker processes"], indirect=True)
+def test_extraction_where_shared_memory_is_short(monkeypatch, place):
+    monkeypatch.setattr(feature_extraction, "MIN_SHARED_BYTES", 2**60)
+    keys = [str(i) for i in range(20)]
+    batches = feature_extraction.encode_images(keys, one_colour, mean_colour, CPU)
+    assert [row for _, rows in batches for row in rows.tolist()] == list(map(float, range(20)))
+
+
 def test_an_image_that_cannot_be_decoded_ends_the_extraction(place):
     def missing(key):
         raise UserError("missing", location=key)

@@ -28,14 +28,17 @@ def parallel_map(
     items: Sequence[Any],
     chunk_size: int = 8,
     collate: Callable[[list], Any] = list,
+    pin_memory: bool = False,
 ) -> Iterator[Any]:
     """Map a function over items, chunk by chunk.
 
     Args:
         function: called with one item, perhaps in a forked process: what it changes there is lost.
         items: its arguments, of any type.
-        chunk_size: items of one message between processes (8 images of 224 x 224 are 1.2 MB).
-        collate: makes one value of a chunk's results. A tensor travels in shared memory.
+        chunk_size: items of one message between processes.
+        collate: makes one value of a chunk's results, in the worker. A tensor comes back in shared
+            memory, anything else through a pipe.
+        pin_memory: copy tensors to pinned memory, for asynchronous transfers to a GPU.
 
     Yields:
         `collate([function(item), ...])` of every `chunk_size` items, in order.
@@ -51,6 +54,7 @@ def parallel_map(
         collate_fn=_unchanged,
         num_workers=num_workers,
         multiprocessing_context="fork" if num_workers else None,
+        pin_memory=pin_memory,
         worker_init_fn=_ignore_interrupts,
         generator=torch.Generator(),  # else the loader would draw from torch's global generator
     )
