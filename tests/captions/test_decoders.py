@@ -1,8 +1,8 @@
-"""What must hold of every decoder, whatever it is made of."""
+"""Properties of every decoder."""
 
 import pytest
 import torch
-from scenes import CHANNELS, KINDS, PLACES, WORDS, decoder
+from tiny_decoders import CHANNELS, KINDS, POSITIONS, VOCAB_SIZE, decoder
 
 from tarazu.captions.data.vocabulary import EOS, PAD, SOS
 from tarazu.captions.model.decoders.transformer import causal_mask, padding_mask, sinusoids
@@ -12,13 +12,13 @@ every = pytest.mark.parametrize("kind", KINDS)
 
 def inputs(seed=0, batch=3, length=7):
     torch.manual_seed(seed)
-    tokens = torch.randint(4, WORDS, (batch, length))
+    tokens = torch.randint(4, VOCAB_SIZE, (batch, length))
     tokens[:, 0] = SOS
-    return torch.randn(batch, PLACES, CHANNELS), tokens
+    return torch.randn(batch, POSITIONS, CHANNELS), tokens
 
 
 @every
-def test_teaching_at_once_equals_stepping_word_by_word(kind):
+def test_teacher_forcing_equals_decoding_token_by_token(kind):
     model, (features, tokens) = decoder(kind), inputs()
     logits, alphas = model.forward_teacher_forced(features, tokens)
     state = model.start(features)
@@ -28,21 +28,24 @@ def test_teaching_at_once_equals_stepping_word_by_word(kind):
         if alphas is not None:
             torch.testing.assert_close(alpha, alphas[:, t], atol=1e-5, rtol=1e-4)
         assert all(len(tensor) == len(tokens) for tensor in state)
-    assert torch.equal(model(features, tokens), logits) and logits.shape == (*tokens.shape, WORDS)
+    assert torch.equal(model(features, tokens), logits) and logits.shape == (
+        *tokens.shape,
+        VOCAB_SIZE,
+    )
 
 
 @every
-def test_a_later_word_changes_nothing_before_it(kind):
+def test_a_later_token_changes_nothing_before_it(kind):
     model, (features, tokens) = decoder(kind), inputs()
     changed = tokens.clone()
-    changed[:, 4:] = torch.randint(4, WORDS, changed[:, 4:].shape)
+    changed[:, 4:] = torch.randint(4, VOCAB_SIZE, changed[:, 4:].shape)
     assert not torch.equal(changed, tokens)
     a, b = model(features, tokens), model(features, changed)
     assert torch.equal(a[:, :4], b[:, :4]) and not torch.allclose(a[:, 4:], b[:, 4:])
 
 
 @every
-def test_a_row_does_not_see_its_neighbours_nor_the_padding_they_need(kind):
+def test_a_row_is_independent_of_its_batch_and_padding(kind):
     model, (features, tokens) = decoder(kind), inputs()
     padded = torch.cat([tokens[:1, :4], torch.full((1, 3), PAD)], 1)
     together = model(features, torch.cat([padded, tokens[1:]]))
@@ -52,25 +55,25 @@ def test_a_row_does_not_see_its_neighbours_nor_the_padding_they_need(kind):
 
 
 @every
-def test_the_picture_matters(kind):
+def test_the_logits_depend_on_the_image(kind):
     model, (features, tokens) = decoder(kind), inputs()
     assert (model(features, tokens) - model(features + 1, tokens)).abs().max() > 1e-3
 
 
 @every
-def test_attention_is_a_distribution_over_places(kind):
+def test_attention_is_a_distribution_over_positions(kind):
     model, (features, tokens) = decoder(kind), inputs()
     alphas = model.forward_teacher_forced(features, tokens)[1]
     if model.input_kind == "pooled":
         assert alphas is None
         return
-    assert alphas.shape == (*tokens.shape, PLACES) and alphas.min() >= 0
+    assert alphas.shape == (*tokens.shape, POSITIONS) and alphas.min() >= 0
     torch.testing.assert_close(alphas.sum(2), torch.ones(tokens.shape), atol=1e-5, rtol=0)
 
 
 @every
 def test_every_parameter_learns(kind):
-    """A parameter that the loss cannot reach (a bias before a softmax, say) would fail the proof of what changed."""
+    """An unused parameter (such as a bias before a softmax) would fail the proof of training."""
     model, (features, tokens) = decoder(kind).train(), inputs(batch=4)
     for part in model.modules():
         if isinstance(part, torch.nn.Dropout):
@@ -84,7 +87,7 @@ def test_every_parameter_learns(kind):
 
 
 @every
-def test_it_can_learn_by_heart(kind):
+def test_it_can_memorise_a_batch(kind):
     model, (features, tokens) = decoder(kind).train(), inputs(batch=4, length=6)
     for part in model.modules():
         if isinstance(part, torch.nn.Dropout):
@@ -105,7 +108,7 @@ def test_masks_are_true_where_attention_is_not_allowed():
     assert causal_mask(tokens)[0, 0].int().tolist() == expected
 
 
-def test_sinusoids_are_the_papers():
+def test_sinusoids_equal_the_papers_formula():
     table = sinusoids(10, 8)
     assert table.shape == (10, 8) and torch.equal(table[0], torch.tensor([0.0, 1.0] * 4))
     torch.testing.assert_close(table[3, 2], torch.sin(torch.tensor(3 / 10000 ** (2 / 8))))

@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from scenes import KINDS
+from tiny_decoders import KINDS
 
 from tarazu.captions.data.vocabulary import SPECIALS, Vocabulary
 from tarazu.captions.decoding.beam_search import greedy
