@@ -1,4 +1,4 @@
-"""`tarazu verify` on small captioning models: all checks pass, and each fails when its property is broken."""
+"""`tarazu verify` on small captioning models: all checks pass, and each fails when broken."""
 
 from __future__ import annotations
 

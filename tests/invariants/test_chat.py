@@ -1,4 +1,4 @@
-"""`tarazu verify` on a small chat model: all checks pass, and each fails when its rule is broken."""
+"""`tarazu verify` on a small chat model: all checks pass, and each fails when broken."""
 
 from __future__ import annotations
 

@@ -75,8 +75,8 @@ def load(folder: Path) -> tuple[TensorGroups, dict[str, Any], list[str]] | None:
         folder: where the checkpoints of the run are.
 
     Returns:
-        The tensor groups on the CPU, the state, and a message for each newer checkpoint that is
-        damaged. None if there is no checkpoint.
+        The tensor groups (any shapes, on the CPU), the state, and a message for each newer
+        checkpoint that is damaged. None if there is no checkpoint.
 
     Raises:
         TarazuError: there are checkpoints, and all are damaged.

@@ -96,8 +96,8 @@ def state_tensors(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
 def load_state(optimizer: torch.optim.Optimizer, tensors: Mapping[str, torch.Tensor]) -> None:
     """Load the tensors of `state_tensors` into a new optimizer.
 
-    The step count goes where the optimizer expects it: to the GPU if the optimizer is fused,
-    otherwise to the CPU.
+    Tensors have the shape of their parameter or (). The step count goes where the optimizer expects
+    it: to the GPU if the optimizer is fused, otherwise to the CPU.
     """
     parameters = _named_parameters(optimizer)
     is_fused = skips_nonfinite_on_device(optimizer)

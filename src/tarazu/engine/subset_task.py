@@ -69,6 +69,11 @@ class SubsetTask(Task):
         return self.task.collate(model, self.data, "train", [self.rows[i] for i in rows], limit)
 
     def loss(self, model: TrainableModel, batch: Batch) -> LossSum:
+        """The real task's loss.
+
+        Raises:
+            SimulatedCrash: `crash_after` batches were trained.
+        """
         if model.module.training and self.batches_left is not None:
             if self.batches_left == 0:
                 raise SimulatedCrash

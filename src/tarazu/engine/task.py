@@ -142,7 +142,7 @@ class Task(ABC):
         return {key: value for key, value in metrics.items() if isinstance(value, (int, float))}
 
     def weights(self, model: TrainableModel) -> dict[str, torch.Tensor]:
-        """The tensors that training changed, by name: what is saved and loaded back."""
+        """The tensors that training changed, of any shape, by name: what is saved and loaded."""
         return {name: parameter.data for name, parameter in model.trainable().items()}
 
     def trained_tensors(self, model: TrainableModel) -> list[dict[str, Any]]:

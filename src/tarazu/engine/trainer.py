@@ -143,7 +143,13 @@ class Trainer:
         state: dict[str, Any],
         damaged_checkpoints: list[str],
     ) -> None:
-        """Continue from a checkpoint, in the format that `save` writes."""
+        """Continue from a checkpoint.
+
+        Args:
+            tensors: `weights`, `optimizer`, `random` and `average`, each of any shapes by name.
+            state: the rest of the checkpoint, as `save` writes it.
+            damaged_checkpoints: a message for each newer checkpoint that is damaged.
+        """
         weights.restore(self.model, tensors["weights"])
         optim.load_state(self.optimizer, tensors.get("optimizer", {}))
         if self.average:
@@ -314,6 +320,9 @@ class Trainer:
         """`forward_backward` of the current step; halves the micro-batches when memory runs out.
 
         The rows of the step stay the same, and so does the gradient.
+
+        Returns:
+            Mean loss and gradient norm, (2,), on the device; and the sizes of the step's rows.
 
         Raises:
             TarazuError: one row alone does not fit into memory.

@@ -40,7 +40,7 @@ def write(run: RunDir, tensors: dict[str, torch.Tensor]) -> None:
 
 
 def read(run: RunDir) -> dict[str, torch.Tensor]:
-    """Read the tensors of a run by name, on the CPU.
+    """Read the tensors of a run, of any shape, by name, on the CPU.
 
     Folders of early versions have no hash file; their weights are read unchecked.
 

@@ -83,7 +83,11 @@ class GraphPool:
         return self._grad_buffers[key]
 
     def detach_gradients(self, parameters: Sequence[Tensor]) -> None:
-        """Move accumulated gradients out of the buffers, which a warm-up is about to overwrite."""
+        """Move accumulated gradients out of the buffers, which a warm-up is about to overwrite.
+
+        Args:
+            parameters: parameters of any shape; those without a gradient are left alone.
+        """
         for parameter in parameters:
             buffer = self._grad_buffers.get(id(parameter))
             if parameter.grad is not None and parameter.grad is buffer:

@@ -264,6 +264,7 @@ class _Replay(torch.autograd.Function):
     def forward(
         ctx: FunctionCtx, graphs: CapturedGraphs, num_inputs: int, *tensors: Tensor
     ) -> tuple[Tensor, ...]:
+        """Copy the inputs, of the captured shapes, and replay the forward graph."""
         for static_input, given in zip(graphs.inputs, tensors[:num_inputs], strict=True):
             static_input.copy_(given, non_blocking=True)
         graphs.replay_forward()
@@ -274,6 +275,11 @@ class _Replay(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: FunctionCtx, *output_grads: Tensor) -> tuple[Tensor | None, ...]:
+        """Copy the output gradients, of the outputs' shapes, and replay the backward graph.
+
+        Raises:
+            RuntimeError: another pass has overwritten the tensors of this one.
+        """
         graphs = ctx.graphs
         if graphs.replay_counter.number != ctx.pass_number:
             raise RuntimeError(

@@ -224,7 +224,7 @@ def resume_check(fixture: TrainingFixture, reference: RunDir, start: Tensors) ->
     Args:
         fixture: what is checked.
         reference: the uninterrupted run.
-        start: the weights before training.
+        start: the weights before training, tensors of any shape by name.
     """
     weights.restore(fixture.model, start)
     with contextlib.suppress(SimulatedCrash):

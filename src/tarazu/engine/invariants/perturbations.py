@@ -68,11 +68,14 @@ def embeddings_perturbed(module: nn.Module, unit: float) -> Iterator[None]:
 def capture_gradients(model: TrainableModel) -> Iterator[dict[str, torch.Tensor]]:
     """Record the gradients that the first optimizer step gets, then end the training.
 
-    The optimizer neither steps nor saves: the hook raises `SimulatedCrash`, which this context
-    catches.
+    The optimizer neither steps nor saves.
 
     Yields:
-        Gradients on the CPU by parameter name; filled when the context ends.
+        Gradients on the CPU by parameter name, in the parameters' shapes; filled when the context
+        ends.
+
+    Raises:
+        SimulatedCrash: ends the training inside. This context catches it.
     """
     gradients: dict[str, torch.Tensor] = {}
 
