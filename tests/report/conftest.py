@@ -1,4 +1,4 @@
-"""Reports that several tests look at, built once."""
+"""Reports that several tests read, built once."""
 
 from __future__ import annotations
 
@@ -10,20 +10,21 @@ from tarazu.report.build import build
 
 
 class Reports(dict):
-    """{name: (folder, report.html)} of made-up studies ("chat", "captions", "hostile ..."), each made when it is first asked for."""
+    """Reports of invented studies: name -> (folder, report.html), built when first asked for.
+
+    Names are "chat", "captions", "hostile chat" and "hostile captions".
+    """
 
     def __init__(self, folders):
         self.folders = folders
 
     def __missing__(self, name: str):
-        place = self.folders.mktemp(name)
-        make = captions_folder if "captions" in name else chat_folder
-        make(
-            place,
-            hostile=name.startswith("hostile"),
-            **({"seeds": (0, 1)} if name == "chat" else {}),
-        )
-        self[name] = place, build(place)
+        folder, hostile = self.folders.mktemp(name), name.startswith("hostile")
+        if "captions" in name:
+            captions_folder(folder, hostile=hostile)
+        else:
+            chat_folder(folder, seeds=(0,) if hostile else (0, 1), hostile=hostile)
+        self[name] = folder, build(folder)
         return self[name]
 
 

@@ -17,14 +17,14 @@ from tarazu.report.sections.captions import REPORT
 from tarazu.report.sections.captions.ablation import ablation_view, changed_settings, groups
 from tarazu.report.sections.common.base import Context
 
-ARMS = {
+METHODS = {
     "plain": {"dropout": 0.0},
     "dropout": {"dropout": 0.5},
     "tuned": {"dropout": 0.5, "fine_tune": {"blocks": 4}},
 }
 
 
-def study_of(folder, methods=ARMS, ensemble=False):
+def study_of(folder, methods=METHODS, ensemble=False):
     """A captions study whose methods are all Show and Tell."""
     captions_folder(folder)
     ids, say = (
@@ -64,7 +64,7 @@ def context_of(study) -> Context:
     return Context(study, REPORT, comparison, recommend(study, comparison), figures)
 
 
-def test_only_kinds_with_several_arms_have_one(tmp_path):
+def test_only_kinds_with_several_methods_have_an_ablation(tmp_path):
     assert groups(read_study(captions_folder(tmp_path / "three")).methods) == []
     (group,) = groups(study_of(tmp_path / "more", ensemble=True).methods)
     assert [method.name for method in group] == [
@@ -76,14 +76,14 @@ def test_only_kinds_with_several_arms_have_one(tmp_path):
     ]
 
 
-def test_what_differs_is_told_as_a_recipe_would(tmp_path):
+def test_changed_settings_are_written_as_in_a_recipe(tmp_path):
     plain, dropout, tuned, _, both = groups(study_of(tmp_path, ensemble=True).methods)[0]
     assert changed_settings(plain, dropout) == ["dropout: 0.5"]
     assert changed_settings(plain, tuned) == ["dropout: 0.5", "fine_tune: {blocks: 4}"]
     assert changed_settings(plain, both) == ["ensemble: dropout, plain"]
 
 
-def test_the_table_holds_what_the_files_hold(tmp_path, undrawn):
+def test_table_has_the_values_of_the_files(tmp_path, undrawn):
     context = context_of(study_of(tmp_path))
     (view,) = ablation_view(context)
     columns = [column.plain("en") for column in view["table"].columns]
@@ -116,7 +116,7 @@ def test_the_table_holds_what_the_files_hold(tmp_path, undrawn):
     assert rows["plain"]["CIDEr difference from the first"].sort == 0.0
 
 
-def test_sentences_name_what_was_found_and_who_overfitted(tmp_path, undrawn):
+def test_sentences_name_significant_differences_and_overfitting(tmp_path, undrawn):
     study_of(tmp_path)
     path, rng = tmp_path / "plain/seed-0/events.jsonl", random.Random(0)
     events = [json.loads(line) for line in path.read_text().splitlines()]
@@ -125,15 +125,15 @@ def test_sentences_name_what_was_found_and_who_overfitted(tmp_path, undrawn):
             event["loss"] += 1 + rng.random()
     write(path, events)
     (view,) = ablation_view(context_of(read_study(tmp_path)))
-    told = " ".join(sentence.plain("en") for sentence in view["sentences"])
+    text = " ".join(sentence.plain("en") for sentence in view["sentences"])
     assert (
-        "Better than plain in CIDEr: tuned (+" in told
-        and "(overfitting) for plain (+1." in told
-        and "after epoch 2.5" in told
+        "Better than plain in CIDEr: tuned (+" in text
+        and "(overfitting) for plain (+1." in text
+        and "after epoch 2.5" in text
     )
 
 
-def test_the_page_has_it_in_both_languages(tmp_path, undrawn):
+def test_page_has_the_ablation_in_both_languages(tmp_path, undrawn):
     study_of(tmp_path, ensemble=True)
     page = build(tmp_path).read_text(encoding="utf-8")
     assert 'id="comparison-ablation-show_and_tell"' in page

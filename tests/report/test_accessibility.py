@@ -16,31 +16,29 @@ WIDTHS = {"phone": 390, "desktop": 1200}
 SWITCHES = {"region": {"#show-fa", "#show-en", "#theme", "#digits"}}
 
 
-def findings(page, part: str = "html") -> list[str]:
-    """What axe-core finds in a part of the page as it is shown now."""
-    found = page.evaluate(
+def violations(page, part: str = "html") -> list[str]:
+    """The violations that axe-core finds in a part of the page."""
+    results = page.evaluate(
         "async part => (await axe.run(part, {resultTypes: ['violations']})).violations", part
     )
-    told = [
-        (one["id"], one["impact"], [node["target"][-1] for node in one["nodes"]]) for one in found
-    ]
+    located = [(v["id"], v["impact"], [node["target"][-1] for node in v["nodes"]]) for v in results]
     return [
-        f"{id} ({impact}): {places[:5]}"
-        for id, impact, places in told
-        if not set(places) <= SWITCHES.get(id, set())
+        f"{id} ({impact}): {targets[:5]}"
+        for id, impact, targets in located
+        if not set(targets) <= SWITCHES.get(id, set())
     ]
 
 
 @pytest.fixture
 def tested(browser, reports):  # noqa: F811
-    """Opens a report with axe-core in it."""
+    """Open a report with axe-core loaded."""
 
-    def open_one(name: str, **options):
+    def open_report(name: str, **options):
         page, _ = opened(browser, reports[name], bypass_csp=True, **options)
         page.evaluate((importlib.resources.files(axe) / "axe.min.js").read_text(encoding="utf-8"))
         return page
 
-    return open_one
+    return open_report
 
 
 WAYS = (
@@ -53,19 +51,19 @@ WAYS = (
 @pytest.mark.parametrize(
     ("name", "way"), [("chat", WAYS[0]), ("chat", WAYS[1]), ("captions", WAYS[2])]
 )
-def test_axe_finds_nothing(tested, name, way):
+def test_axe_finds_no_violation(tested, name, way):
     scheme, width, language = way
     page = tested(name, viewport={"width": WIDTHS[width], "height": 900}, color_scheme=scheme)
     page.evaluate(f"document.getElementById('show-{language}').click()")
-    assert findings(page) == []
+    assert violations(page) == []
 
 
-def test_axe_would_find_grey_on_grey(tested):
+def test_axe_detects_low_contrast(tested):
     page = tested("chat", viewport={"width": 1200, "height": 900}, color_scheme="light")
     page.evaluate("document.querySelector('#page .lead').style.color = '#ddd'")
     assert [
         line
-        for line in findings(page, "#page .lead")
+        for line in violations(page, "#page .lead")
         if line.startswith("color-contrast (serious)")
     ]
 
@@ -82,7 +80,7 @@ BROKEN = """() => [...document.querySelectorAll('code')].flatMap(code => {
 
 
 @pytest.mark.parametrize("language", ["fa", "en"])
-def test_a_name_is_broken_after_an_underscore_or_not_at_all(tested, language):
+def test_names_break_only_after_underscores(tested, language):
     page = tested("chat", viewport={"width": 390, "height": 900})
     page.evaluate(f"document.getElementById('show-{language}').click()")
     assert page.evaluate(BROKEN) == []
@@ -90,4 +88,4 @@ def test_a_name_is_broken_after_an_underscore_or_not_at_all(tested, language):
         content="code { display: inline-block; inline-size: 1.5em; overflow-wrap: anywhere; "
         "white-space: normal !important; }"
     )
-    assert "prompt_tuning" in page.evaluate(BROKEN)  # so it would be seen
+    assert "prompt_tuning" in page.evaluate(BROKEN)  # the check detects a broken name

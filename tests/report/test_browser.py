@@ -22,31 +22,34 @@ pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this ma
 @pytest.fixture(scope="module")
 def browser():
     with playwright.sync_playwright() as p:
-        found = p.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
-        yield found
-        found.close()
+        chromium = p.chromium.launch(
+            executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"]
+        )
+        yield chromium
+        chromium.close()
 
 
 def opened(browser, report, **options):
+    """The page, and a list of its console messages, errors and outside requests."""
     page = browser.new_context(**options).new_page()
-    said = []
-    page.on("console", lambda message: said.append(message.text))
-    page.on("pageerror", lambda error: said.append(str(error)))
+    messages = []
+    page.on("console", lambda message: messages.append(message.text))
+    page.on("pageerror", lambda error: messages.append(str(error)))
     page.on(
         "request",
         lambda request: (
-            said.append(request.url) if not request.url.startswith(("file:", "data:")) else None
+            messages.append(request.url) if not request.url.startswith(("file:", "data:")) else None
         ),
     )
     page.goto(report[1].as_uri())
-    return page, said
+    return page, messages
 
 
 @pytest.mark.parametrize("name", ["chat", "captions", "hostile chat", "hostile captions"])
 @pytest.mark.parametrize("width", [390, 1200])
-def test_nothing_is_said_asked_for_or_wider_than_the_screen(browser, reports, name, width):
-    page, said = opened(browser, reports[name], viewport={"width": width, "height": 900})
-    assert said == [] and page.title().startswith(("tarazu report", "گزارش ترازو"))
+def test_page_has_no_errors_or_requests_and_fits_the_screen(browser, reports, name, width):
+    page, messages = opened(browser, reports[name], viewport={"width": width, "height": 900})
+    assert messages == [] and page.title().startswith(("tarazu report", "گزارش ترازو"))
     for language in ("fa", "en"):
         page.evaluate(f"document.getElementById('show-{language}').click()")
         assert page.evaluate("document.documentElement.scrollWidth") <= width
@@ -55,7 +58,7 @@ def test_nothing_is_said_asked_for_or_wider_than_the_screen(browser, reports, na
         )
 
 
-def test_without_scripts_both_languages_and_all_figures_are_there(browser, reports):
+def test_languages_and_figures_work_without_scripts(browser, reports):
     page, _ = opened(browser, reports["chat"], java_script_enabled=False)
     assert page.locator(".static svg:visible").count() >= 10
     heading = page.locator("#overview-title")
@@ -64,7 +67,7 @@ def test_without_scripts_both_languages_and_all_figures_are_there(browser, repor
     assert "Overview" in heading.inner_text() and "نتیجه" not in heading.inner_text()
 
 
-def test_a_table_sorts_with_what_is_not_measured_last(browser, reports):
+def test_table_sorts_by_a_column_in_both_directions(browser, reports):
     page, _ = opened(browser, reports["chat"])
     head = page.locator("#comparison table.sortable").first.locator("th button").nth(2)
     cells = (
@@ -72,12 +75,12 @@ def test_a_table_sorts_with_what_is_not_measured_last(browser, reports):
         ".map(r => Number(r.cells[2].dataset.sort))"
     )
     head.click()
-    up = page.evaluate(cells)
+    ascending = page.evaluate(cells)
     head.click()
-    assert up == sorted(up) and page.evaluate(cells) == up[::-1]
+    assert ascending == sorted(ascending) and page.evaluate(cells) == ascending[::-1]
 
 
-def test_a_curve_tells_its_values_and_hides_its_lines(browser, reports):
+def test_curve_shows_values_hides_lines_and_zooms(browser, reports):
     page, _ = opened(browser, reports["chat"])
     figure = page.locator("#figure-curves-lora")
     figure.scroll_into_view_if_needed()
@@ -103,27 +106,25 @@ def test_answers_filter_by_ability(browser, reports):
 
 
 @pytest.mark.parametrize("scripts", [True, False])
-def test_digits_turn_persian_with_and_without_scripts(browser, reports, scripts):
+def test_digit_switch_works_with_and_without_scripts(browser, reports, scripts):
     page, _ = opened(browser, reports["chat"], java_script_enabled=scripts)
     latin, persian = set("0123456789"), set("۰۱۲۳۴۵۶۷۸۹")
-    figures, chart = (
-        page.locator("#comparison table .n:visible"),
-        page.locator("#figure-verdict .static tspan.fd:visible"),
-    )
-    before = "".join(figures.all_inner_texts())
+    numbers = page.locator("#comparison table .n:visible")
+    chart = page.locator("#figure-verdict .static tspan.fd:visible")
+    before = "".join(numbers.all_inner_texts())
     assert latin & set(before) and persian.isdisjoint(before) and chart.count() == 0
     page.locator("label[for=digits]").click()
-    turned = "".join(figures.all_inner_texts())
-    assert latin.isdisjoint(turned) and persian & set(turned) and chart.count() > 3
+    switched = "".join(numbers.all_inner_texts())
+    assert latin.isdisjoint(switched) and persian & set(switched) and chart.count() > 3
     if scripts:
         assert persian & set(
             "".join(page.locator("#figure-curves-lora .live text").all_text_contents())
         )
     page.locator("label[for=show-en]").click()  # Persian digits belong to the Persian text
-    assert "".join(figures.all_inner_texts()) == before and chart.count() == 0
+    assert "".join(numbers.all_inner_texts()) == before and chart.count() == 0
 
 
-def test_a_search_has_its_curve_with_values_at_what_was_tried(browser, reports):
+def test_search_curve_has_a_logarithmic_axis_and_values(browser, reports):
     page, _ = opened(browser, reports["chat"])
     figure = page.locator("#figure-search-lora")
     figure.scroll_into_view_if_needed()
@@ -136,7 +137,7 @@ def test_a_search_has_its_curve_with_values_at_what_was_tried(browser, reports):
     assert set("۰۱۲۳۴۵۶۷۸۹") & set(figure.locator(".legend").inner_text())
 
 
-def test_a_tapped_figure_shows_the_file_it_came_from(browser, reports):
+def test_tapped_number_shows_its_source_file(browser, reports):
     page, _ = opened(
         browser, reports["chat"], viewport={"width": 390, "height": 800}, has_touch=True
     )
@@ -153,7 +154,7 @@ def test_a_tapped_figure_shows_the_file_it_came_from(browser, reports):
     assert not link.is_visible()
 
 
-def test_the_loss_with_its_intervals_has_room_in_print(browser, reports):
+def test_quality_table_fits_a_printed_page(browser, reports):
     """A row of five lines would make the table of many methods taller than a landscape page."""
     page, _ = opened(browser, reports["chat"])
     page.emulate_media(media="print")
@@ -163,7 +164,7 @@ def test_the_loss_with_its_intervals_has_room_in_print(browser, reports):
     assert row["height"] < 45 and table.bounding_box()["width"] <= 1010
 
 
-def test_a_curve_is_zoomed_by_the_keyboard_too(browser, reports):
+def test_curve_zooms_by_keyboard(browser, reports):
     page, _ = opened(browser, reports["chat"])
     figure = page.locator("#figure-curves-lora")
     figure.locator(".live svg").focus()
@@ -173,6 +174,6 @@ def test_a_curve_is_zoomed_by_the_keyboard_too(browser, reports):
     assert figure.locator(".live text").all_text_contents() != before
     page.keyboard.press("Escape")
     assert figure.locator(".live text").all_text_contents() == before
-    page.keyboard.press("ArrowRight")  # the new drawing is where the keys go
+    page.keyboard.press("ArrowRight")  # the redrawn chart has the focus
     assert figure.locator(".tip").is_visible()
     assert page.locator(".chart-hint:visible").count() == 1
