@@ -12,8 +12,8 @@ torch.set_num_threads(1)
 
 
 @pytest.fixture(autouse=True, scope="module")
-def what_is_there_already():
-    """Modules above all: the collector need not look through them again, which takes it seconds, and recordings and runs call it often."""
+def freeze_garbage_collector():
+    """Exempt existing objects from garbage collection, which runs and graph captures call often."""
     gc.collect()
     gc.freeze()
 

@@ -185,8 +185,8 @@ def test_the_table_goes_between_its_marks(tmp_path):
         table.insert(page, "new\n")
 
 
-def test_the_readme_has_the_marks():
-    content = (ROOT / "README.md").read_text(encoding="utf-8")
+def test_the_page_of_speeds_has_the_marks_of_the_table():
+    content = (ROOT / "docs" / "performance.md").read_text(encoding="utf-8")
     assert content.count(table.BEGIN) == content.count(table.END) == 1
 
 

@@ -17,9 +17,8 @@ from tarazu.recipe.schema import load
 from tarazu.recipe.shipped import available
 
 SOURCE = str(Path(tarazu.__file__).parents[1])
-COMMANDS = (
-    "new check run resume merge report chat caption export judge verify doctor schema".split()
-)
+COMMANDS = ["new", "check", "run", "resume", "merge", "report", "chat", "caption"]
+COMMANDS += ["export", "judge", "verify", "doctor", "schema"]
 
 
 def run(*arguments: str, **options) -> subprocess.CompletedProcess:

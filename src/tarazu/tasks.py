@@ -1,6 +1,7 @@
 """The registry of tasks: the one file that names them.
 
-A task of another package registers itself by an entry point of the group `tarazu.tasks` whose value is a `TaskEntry`:
+A task of another package registers itself by an entry point of the group `tarazu.tasks`, whose value
+is a `TaskEntry`:
 
     [project.entry-points."tarazu.tasks"]
     digits = "digits:TASK"
@@ -24,10 +25,11 @@ class TaskEntry:
     """Where the parts of a task are, each as `package.module:attribute`.
 
     Args:
-        recipe: the recipe class, a subclass of `tarazu.recipe.schema.Recipe`. Must not import torch.
+        recipe: the recipe class, a subclass of `tarazu.recipe.schema.Recipe`. Must not import
+            torch.
         task: the subclass of `tarazu.engine.task.Task`.
-        report: the `TaskReport` of the task's report sections, or empty for the general report. Must
-            not import torch.
+        report: the `TaskReport` of the task's report sections, or empty for the general report.
+            Must not import torch.
         columns: columns of the terminal's results table: key in results.json, title, format.
     """
 

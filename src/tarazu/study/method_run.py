@@ -1,6 +1,7 @@
 """One run: one method with one seed.
 
-A run loads the model, hashes its tensors, trains, hashes again to prove what changed, and evaluates.
+A run loads the model, hashes its tensors, trains, hashes again to prove what changed, and
+evaluates.
 """
 
 from __future__ import annotations

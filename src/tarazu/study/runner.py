@@ -172,17 +172,22 @@ def run_pending(recipe: Recipe, folder: StudyDir, prepared: Hook | None = None) 
 
 
 def _prepare(task: Task, recipe: Recipe, folder: StudyDir, device: torch.device) -> Any:
-    """The task's data. Raises `UserError` if it is not the data that the study began with."""
+    """The task's data.
+
+    Raises:
+        UserError: it is not the data that the study began with.
+    """
     before = (folder.read_json("data.json") or {}).get("sha256")
     data = task.prepare(recipe, folder, device)
     after = (folder.read_json("data.json") or {}).get("sha256")
     if before is not None and not isinstance(before, str):
         raise corrupt_file_error(folder.path / "data.json", "`sha256` is not a text")
     if before and before != after:
+        hashes = f"sha256 {before[:12]} is now {str(after)[:12]}"
         raise UserError(
-            f"the data changed since this study began (sha256 {before[:12]} is now {str(after)[:12]})",
+            f"the data changed since this study began ({hashes})",
             location=str(folder.path),
-            hint="bring the old data back, or start a new study with --out",
+            hint="restore the old data, or start a new study with --out",
         )
     return data
 

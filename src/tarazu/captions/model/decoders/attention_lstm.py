@@ -54,7 +54,7 @@ def attention_lstm(
     Returns:
         h (T, B, H), z (T, B, D), alpha (T, B, P).
     """
-    hidden, context, alphas = AttentionLSTMFunction.apply(  # type: ignore[no-untyped-call]
+    hidden, context, alphas = AttentionLSTMFunction.apply(
         token_gates, keys, features, h_0, c_0, weight, bias, score, context_weight
     )
     return hidden, context, alphas
