@@ -1,4 +1,4 @@
-"""What a captions recipe may say: the data, the encoder and the methods, with their defaults. Imports no torch."""
+"""The keys of a captions recipe: data, encoder and methods. Imports no torch."""
 
 from __future__ import annotations
 
@@ -21,56 +21,62 @@ Probability = Annotated[float, Field(ge=0, lt=1)]
 
 
 class SplitFractions(StrictModel):
-    """A seeded split by image."""
+    """Fractions of the images by split."""
 
     train: PositiveFloat = 0.8
     validation: PositiveFloat = 0.1
     test: PositiveFloat = 0.1
 
     @model_validator(mode="after")
-    def _whole(self) -> SplitFractions:
+    def _add_up_to_one(self) -> SplitFractions:
         if abs(self.train + self.validation + self.test - 1) > 1e-6:
-            raise ValueError("the shares must add up to 1")
+            raise ValueError("the fractions must add up to 1")
         return self
 
 
 class DataSettings(StrictModel):
-    """Where the pictures and captions are and how they are read."""
+    """Where the images and captions are, and how they are prepared."""
 
     source: str = Field(
         "synthetic",
-        description="a folder or zip with Flickr8k, a hub name, or `synthetic` for the project's own scenes",
+        description="a folder or zip with Flickr8k, a name on the Hugging Face Hub, or "
+        "`synthetic` for scenes that the project draws",
     )
     captions: str | None = Field(
         None, description="the caption file, if it is not in `source` under its usual name"
     )
     split: Literal["official", "karpathy"] | SplitFractions = Field(
-        SplitFractions(), description="official lists, Karpathy's JSON, or shares by image"
+        SplitFractions(), description="official lists, Karpathy's JSON, or fractions by image"
     )
-    split_seed: int = Field(0, description="seed of a split by shares")
+    split_seed: int = Field(0, description="seed of a split by fractions")
     max_hash_distance: NonNegativeInt = Field(
-        24, description="bits of the 256 of a perceptual hash in which two near copies may differ"
+        24,
+        description="two images are near duplicates when at most so many bits of their 256-bit "
+        "perceptual hashes differ",
     )
     min_count: PositiveInt = Field(
-        3, description="a word enters the vocabulary when the training captions hold it so often"
+        3, description="how often the training captions must have a word of the vocabulary"
     )
     max_length: PositiveInt = Field(
-        24, description="words of a caption that are kept; shorter ones are filled with <pad>"
+        24, description="most words of a caption; a longer one is truncated, a shorter one padded"
     )
-    images: PositiveInt | None = Field(None, description="use only so many images (for trying out)")
+    images: PositiveInt | None = Field(
+        None, description="use only so many images, for a quick trial"
+    )
     num_augmentations: PositiveInt = Field(
         1,
-        description="views of each training picture: itself, and crops of which every second is mirrored",
+        description="views of each training image: the image itself, then random crops, every "
+        "second one mirrored",
     )
     captions_per_group: PositiveInt = Field(
         1,
-        description="captions that stay together in every order of the rows: 5 puts all of an image's into one step, and a "
-        "tuned encoder looks once for all of them",
+        description="consecutive captions that always share a step. 5 puts all captions of an "
+        "image into one step, and a fine-tuned encoder encodes the image once for them",
     )
     min_crop_area: float = Field(
-        0.7, gt=0.1, le=1, description="least share of a picture that a view keeps"
+        0.7, gt=0.1, le=1, description="smallest fraction of an image's area that a crop keeps"
     )
-    scenes: PositiveInt = Field(300, description="how many scenes `synthetic` draws")
+    scenes: PositiveInt = Field(300, description="how many scenes the source `synthetic` has")
 
     @field_validator("source")
     @classmethod
@@ -81,7 +87,7 @@ class DataSettings(StrictModel):
 
 
 class EncoderSettings(StrictModel):
-    """The network that looks at the picture."""
+    """The pretrained network that encodes the images."""
 
     name: str = Field(
         "efficientnet-lite0",
@@ -89,13 +95,15 @@ class EncoderSettings(StrictModel):
     )
     file: str | None = Field(
         None,
-        description="its weights: .safetensors or .pth, of transformers, torchvision, timm or lukemelas",
+        description="its weights: .safetensors or .pth, with the tensor names of transformers, "
+        "torchvision, timm or lukemelas",
     )
     padding: Literal["auto", "same", "symmetric"] = Field(
-        "auto", description="symmetric for torchvision's and timm's own B0; auto tells by the file"
+        "auto",
+        description="symmetric for weights of torchvision and timm; auto decides by the file",
     )
     size: PositiveInt | None = Field(
-        None, description="side of the input, if not the encoder's own"
+        None, description="side of the square input in pixels; null: as the encoder was trained"
     )
     precision: Literal["float16", "float32"] = Field(
         "float16", description="of the cached features"
@@ -103,22 +111,23 @@ class EncoderSettings(StrictModel):
 
 
 class FineTune(StrictModel):
-    """Chosen encoder blocks are trained as well, once the decoder has settled; for some epochs, or to the end."""
+    """Train the last encoder blocks as well, between two epochs or from one to the end."""
 
     blocks: PositiveInt = Field(
         4,
-        description="how many of the last blocks (the final convolution is one more, always included)",
+        description="how many of the last blocks; the final convolution is always trained too",
     )
-    learning_rate: PositiveFloat = 3e-5
-    from_epoch: NonNegativeInt = 5
+    learning_rate: PositiveFloat = Field(3e-5, description="highest rate of the encoder")
+    from_epoch: NonNegativeInt = Field(5, description="first epoch in which the encoder is trained")
     until_epoch: PositiveInt | None = Field(
         None,
-        description="from this epoch on the encoder stands still again, as the best weights so far have it; what it sees is "
-        "kept, and an epoch takes no longer than with a frozen one",
+        description="from this epoch on the encoder is frozen again, with the best weights so "
+        "far. Its features are computed once, so an epoch takes as long as with a frozen encoder",
     )
     decoder_rate: PositiveFloat = Field(
         5e-5,
-        description="highest rate of the decoder after `until_epoch`, where the schedule begins anew",
+        description="highest rate of the decoder from `until_epoch` on, where the schedule "
+        "restarts",
     )
     precision: Literal["float32", "bfloat16"] = Field(
         "float32", description="of the encoder on a GPU; the decoder follows budget.precision"
@@ -132,98 +141,109 @@ class FineTune(StrictModel):
 
 
 class SelfCritical(StrictModel):
-    """Late epochs trained on the CIDEr of the model's own samples (Rennie et al. 2017; baseline of Luo 2020).
+    """Self-critical training: late epochs maximize the CIDEr of the model's own samples.
 
-    With a rate of their own they begin from the best weights so far, where `budget.keep` is best."""
+    Rennie et al. 2017, with the baseline of Luo 2020. With a learning rate of their own these
+    epochs start from the best weights so far, where `budget.keep` is best.
+    """
 
-    from_epoch: NonNegativeInt = 15
+    from_epoch: NonNegativeInt = Field(15, description="first epoch of self-critical training")
     learning_rate: PositiveFloat | None = Field(
         None,
-        description="highest rate of these epochs, in which the schedule begins anew; null: it goes on as it was",
+        description="highest rate of these epochs, for which the schedule restarts; null: the "
+        "schedule continues",
     )
-    samples: Annotated[int, Field(ge=2)] = 5
+    samples: int = Field(5, ge=2, description="sampled captions per row")
     sample_fraction: float = Field(
         0.25,
         gt=0,
         le=1,
-        description="of a step's rows that are sampled for: an image comes five times in an epoch",
+        description="fraction of a step's rows that captions are sampled for; with five "
+        "captions an image occurs five times in an epoch",
     )
     likelihood: NonNegativeFloat = Field(
-        0.0, description="weight of the likelihood that stays beside the reward"
+        0.0, description="weight of the cross-entropy loss that is added to the reward's loss"
     )
     dropout: bool = Field(
         False,
-        description="sentences are drawn without dropout, and learnt from with it, like people's captions",
+        description="compute the loss of the samples with dropout; they are sampled without it",
     )
     bleu: NonNegativeFloat = Field(
         0.0,
-        description="weight of a sentence's BLEU-4 (0..1) beside its CIDEr (0..10, mostly below 1) in the reward",
+        description="weight of a caption's BLEU-4 (0..1) in the reward, next to its CIDEr "
+        "(0..10, mostly below 1)",
     )
 
 
 class CaptionMethod(Method):
-    """What every decoder's settings have: its size and the measures against overfitting."""
+    """Settings of every decoder: its size and the measures against overfitting."""
 
     learning_rate: PositiveFloat = 4e-4
     hidden_size: PositiveInt = 512
     dropout: Probability = 0.5
     word_dropout: Probability = Field(
-        0.0, description="chance that an input word is hidden as <unk>"
+        0.0, description="probability that an input word becomes <unk>"
     )
     feature_dropout: Probability = Field(
         0.0,
-        description="chance that a channel of the encoder's map is hidden, at all places and for all words",
+        description="probability that a channel of the feature map is zeroed, at all positions "
+        "and for all words",
     )
     label_smoothing: Probability = 0.0
     tie_embeddings: bool = Field(
         False,
-        description="the output layer shares the word embedding; the LSTMs' states are narrowed to its width",
+        description="share the word embedding with the output layer; an LSTM's state is "
+        "projected to its width",
     )
     scheduled_sampling: Probability = Field(
         0.0,
-        description="highest share of input words taken from the model itself; grows over the run",
+        description="fraction of input words that are the model's own at the end of the run; it "
+        "grows from 0",
     )
     fast: bool = Field(
         True,
-        description="the same sums in fewer and larger steps; false is the plain path that tests compare it with",
+        description="use the faster equivalent computation; false is the plain path that tests "
+        "compare it with",
     )
     captions_per_group: PositiveInt | None = Field(
         None,
-        description="this method's own `data.captions_per_group`: a frozen encoder gains nothing by it, and learns more from steps of many pictures",
+        description="this method's own `data.captions_per_group`. 1 suits a frozen encoder: a "
+        "step then has captions of many images",
     )
     fine_tune: FineTune | None = None
     self_critical: SelfCritical | None = None
 
 
 class ShowAndTell(CaptionMethod):
-    """Vinyals et al. 2015: one image vector, an LSTM that writes."""
+    """Show and Tell (Vinyals et al. 2015): an LSTM that starts from one image vector."""
 
     kind: Literal["show_and_tell"] = "show_and_tell"
     embedding: PositiveInt = 512
     image_as: Literal["state", "word", "both"] = Field(
         "state",
-        description="the image sets the LSTM's first state, is its first input (the paper), or both",
+        description="the image gives the LSTM's first state, its first input (as in the paper), "
+        "or both",
     )
     num_layers: PositiveInt = 1
 
 
 class ShowAttendTell(CaptionMethod):
-    """Xu et al. 2015: an LSTM that looks at the 7x7 map anew for every word."""
+    """Show, Attend and Tell (Xu et al. 2015): an LSTM with attention over the 7x7 feature map."""
 
     kind: Literal["show_attend_tell"] = "show_attend_tell"
     embedding: PositiveInt = 512
     attention: PositiveInt = Field(512, description="width of f(W_h h, W_a a)")
     project: PositiveInt | None = Field(
-        None, description="width of an optional Linear and ReLU on the map, before all else"
+        None, description="width of an optional Linear and ReLU on the feature map"
     )
-    gate: bool = Field(True, description="the beta gate on the context")
+    gate: bool = Field(True, description="use the gate beta on the context vector")
     mix: PositiveInt | None = Field(
         None, description="width of an optional Linear on [z; embedding]"
     )
     deep_output: bool = Field(
         True,
-        description="words from h, z and the previous word together, as in the paper; "
-        "with tie_embeddings without the previous word, which would vote for itself",
+        description="compute logits from h, z and the previous word, as in the paper; with "
+        "tie_embeddings without the previous word, whose own logit would rise",
     )
     doubly_stochastic: NonNegativeFloat = Field(
         0.25, description="weight of sum_i (1 - sum_t alpha_ti)^2"
@@ -231,7 +251,7 @@ class ShowAttendTell(CaptionMethod):
 
 
 class Transformer(CaptionMethod):
-    """A Transformer decoder over the map (Vaswani et al. 2017)."""
+    """A Transformer decoder (Vaswani et al. 2017) with cross-attention over the feature map."""
 
     kind: Literal["transformer"] = "transformer"
     dropout: Probability = 0.2
@@ -250,15 +270,14 @@ class Transformer(CaptionMethod):
 
 
 class Ensemble(Method):
-    """Several trained methods that write together: their log-probabilities are averaged at every word. Nothing is
-    trained."""
+    """Trained methods that decode together: each word's log-probabilities are averaged."""
 
     kind: Literal["ensemble"] = "ensemble"
     members: list[str] = Field(
         min_length=2, description="methods of this recipe, as NAME (the same seed) or NAME/seed-N"
     )
     flip_tta: bool = Field(
-        False, description="every member also looks at the mirrored picture, and has a second voice"
+        False, description="test-time augmentation: every member also votes on the mirrored image"
     )
 
 
@@ -274,30 +293,32 @@ class CaptionsRecipe(Recipe):
     data: DataSettings = DataSettings()
     encoder: EncoderSettings = EncoderSettings()
     extra_beams: list[PositiveInt] = Field(
-        [], description="beam widths that are scored besides greedy and beam 3"
+        [], description="beam widths to score in addition to greedy and beam 3"
     )
     length_penalty: NonNegativeFloat = Field(
-        1.0, description="beam scores are divided by length to this power"
+        1.0, description="a beam's score is divided by its length to this power"
     )
     early_stopping: Literal["full", "ahead"] = Field(
         "full",
-        description="a beam search ends when as many sentences have ended as it is wide, or when besides no living one is "
-        "ahead of them (longer captions)",
+        description="full: beam search stops when as many captions have ended as the beam is wide. "
+        "ahead: it continues while an unfinished one has a better score (longer captions)",
     )
-    block_trigrams: bool = Field(False, description="no three words twice in one caption")
+    block_trigrams: bool = Field(
+        False, description="allow no three-word sequence twice in a caption"
+    )
     methods: dict[str, AnyMethod]
 
     @field_validator("encoder", mode="before")
     @classmethod
-    def _short(cls, value: Any) -> Any:
+    def _name_alone(cls, value: Any) -> Any:
         return {"name": value} if isinstance(value, str) else value
 
     @model_validator(mode="after")
     def _members(self) -> CaptionsRecipe:
         names = list(self.methods)
-        for place, (name, method) in enumerate(self.methods.items()):
+        for position, (name, method) in enumerate(self.methods.items()):
             for member in getattr(method, "members", []):
-                if member.partition("/")[0] not in names[:place]:
+                if member.partition("/")[0] not in names[:position]:
                     raise ValueError(
                         f"the ensemble {name!r} needs {member!r}, which must be a method above it"
                     )
