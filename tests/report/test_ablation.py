@@ -27,30 +27,24 @@ METHODS = {
 def study_of(folder, methods=METHODS, ensemble=False):
     """A captions study whose methods are all Show and Tell."""
     captions_folder(folder)
-    ids, say = (
-        [f"drawn-{i:03d}.jpg" for i in range(12)],
-        lambda i: f"a red circle near square number {i}",
-    )
+    ids = [f"drawn-{i:03d}.jpg" for i in range(12)]
+
+    def caption(i: int) -> str:
+        return f"a red circle near square number {i}"
+
     for i, (name, settings) in enumerate(methods.items()):
         run = folder / name / "seed-0"
-        caption_run(run, name, 40.0 + 25 * i, ids, say)
-        facts = json.loads((run / "run.json").read_text())
-        write(
-            run / "run.json",
-            {**facts, "kind": "show_and_tell", "settings": {"learning_rate": 1e-3, **settings}},
-        )
+        caption_run(run, name, 40.0 + 25 * i, ids, caption)
+        run_info = json.loads((run / "run.json").read_text())
+        settings = {"learning_rate": 1e-3, **settings}
+        write(run / "run.json", {**run_info, "kind": "show_and_tell", "settings": settings})
     if ensemble:
         run = folder / "both" / "seed-0"
-        caption_run(run, "both", 70.0, ids, say)
+        caption_run(run, "both", 70.0, ids, caption)
         (run / "events.jsonl").unlink()
-        facts = {
-            "name": "both",
-            "kind": "ensemble",
-            "seed": 0,
-            "status": "done",
-            "trained_parameters": 0,
-        }
-        write(run / "run.json", {**facts, "settings": {"members": ["dropout/seed-0", "plain"]}})
+        run_info = {"name": "both", "kind": "ensemble", "seed": 0, "status": "done"}
+        settings = {"members": ["dropout/seed-0", "plain"]}
+        write(run / "run.json", {**run_info, "trained_parameters": 0, "settings": settings})
     write(
         folder / "method_order.json",
         {"methods": [*methods, "both", "show_and_tell", "show_attend_tell", "transformer"]},
