@@ -22,10 +22,7 @@ from tarazu.storage.atomic_io import read_json, read_jsonl, write_json, write_js
 
 
 class Server(ThreadingHTTPServer):
-    """Answers by `policy(answer_1, answer_2) -> text`;
-
-    the first requests follow `script` instead.
-    """
+    """Answers by `policy(answer_1, answer_2) -> text`; first requests follow `script` instead."""
 
     def __init__(self, policy, script=()):
         super().__init__(("127.0.0.1", 0), Handler)
@@ -271,10 +268,7 @@ def test_answers_cannot_close_their_tags_or_format_the_prompt(tmp_path, serve):
 
 
 def test_wilson_interval():
-    """The values of Newcombe 1998 (Statistics in Medicine 17), table I:
-
-    81/263, 15/148, 0/20, 1/29.
-    """
+    """Table I of Newcombe 1998 (Statistics in Medicine 17): 81/263, 15/148, 0/20, 1/29."""
     for count, n, low, high in (
         (81, 263, 0.2553, 0.3662),
         (15, 148, 0.0624, 0.1605),

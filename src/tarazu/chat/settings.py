@@ -65,10 +65,7 @@ class ChatData(StrictModel):
 
 
 class Generation(StrictModel):
-    """The answers that are generated for the report:
-
-    greedy, to the same prompts by every method.
-    """
+    """The answers in the report: greedy, to the same prompts for every method."""
 
     max_new_tokens: PositiveInt = 128
     num_test_answers: NonNegativeInt = Field(

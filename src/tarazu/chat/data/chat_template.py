@@ -25,7 +25,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from itertools import pairwise
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -119,7 +119,7 @@ class Template:
         self.markers = marker_pattern(token for token in markers if token.strip())
         self.split_at_answers = self._can_split()
 
-    def describe(self) -> dict:
+    def describe(self) -> dict[str, Any]:
         """Everything that decides the tokens of a row, for the cache key."""
         return {
             "name": self.name,
@@ -166,7 +166,7 @@ class Template:
         )
         encoded_pieces = zip(encoding["input_ids"], encoding["offset_mapping"], strict=True)
 
-        # 3. Join the tokens of each row; offsets become relative to the row's whole text.
+        # 3. Join the tokens of each row. Offsets become relative to the text of the row.
         rows = []
         for conversation, (text, spans), row_pieces in zip(
             conversations, rendered, pieces, strict=True
@@ -256,7 +256,8 @@ class Template:
         return [bos, *ids] if self.add_bos and ids[:1] != [bos] else ids
 
     def _ids(self, text: str) -> list[int]:
-        return self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        ids: list[int] = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        return ids
 
 
 def select_template(tokenizer: PreTrainedTokenizerFast, model_type: str | None = None) -> Template:

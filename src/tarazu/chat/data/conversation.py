@@ -1,6 +1,4 @@
-"""Rows of any known schema as `Conversation`:
-
-an optional system turn, then user and assistant turns.
+"""Read rows of several schemas as `Conversation`: [system] user assistant user assistant ...
 
 The keys of a row tell its schema:
 
@@ -190,9 +188,10 @@ def parse_row(
 
 
 def clean(text: str, markers: re.Pattern[str] = _DEFAULT_MARKERS) -> tuple[str, set[str]]:
-    """The text normalized, without template markers, stripped as templates strip it;
+    """Normalize a text, remove template markers and strip it, as templates do.
 
-    and its repairs.
+    Returns:
+        The text, and the names of the repairs that it needed.
     """
     text, repairs = normalize(text)
     while markers.search(text):  # removing a marker may join the halves of another

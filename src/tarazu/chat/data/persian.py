@@ -1,6 +1,4 @@
-"""Persian text:
-
-normalize it for training and for comparison, find its words, count letters by script.
+"""Normalize Persian text for training and for comparison; find its words; count its letters.
 
 `normalize` changes how a text is encoded, never what it says: Arabic ye and kaf become Persian,
 invisible control characters are removed, the half-space (ZWNJ, U+200C) stays.

@@ -1,6 +1,4 @@
-"""What `tarazu check` shows of the data in a terminal:
-
-rows as turns, statistics, issues, loss mask.
+"""What `tarazu check` prints of the data: rows as turns, statistics, issues, loss mask.
 
 It reads a `data.json` (see docs/run_folder.md) and nothing else. Right-to-left text is put between
 Unicode isolates (U+2067 ... U+2069): terminals with bidirectional text obey them, others ignore

@@ -15,7 +15,7 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 from tarazu.chat.data.conversation import LISTS, MALFORMED, NOT_TEXT
 from tarazu.errors import UserError
@@ -87,7 +87,9 @@ def read_file(path: Path) -> Rows:
 
 
 def _open(path: Path) -> BinaryIO:
-    return gzip.open(path, "rb") if path.name.lower().endswith(".gz") else path.open("rb")
+    if path.name.lower().endswith(".gz"):
+        return cast(BinaryIO, gzip.open(path, "rb"))
+    return path.open("rb")
 
 
 def _read_lines(file: BinaryIO) -> Rows:
@@ -151,10 +153,7 @@ def _read_json(file: BinaryIO) -> Rows:
 
 
 def _rows_in_object(value: dict[str, Any]) -> list[dict[str, Any]] | None:
-    """The rows of an object such as {"data":
-
-    [{...}, ...]}, or None if the object is itself a row.
-    """
+    """The rows in an object such as {"data": [{...}, ...]}; None if the object is itself a row."""
     if any(key in value for key in LISTS):
         return None
     for key, rows in value.items():
@@ -164,10 +163,7 @@ def _rows_in_object(value: dict[str, Any]) -> list[dict[str, Any]] | None:
 
 
 def _array_prefix(file: BinaryIO) -> str:
-    """ijson's prefix of the rows:
-
-    "item" in an array, "KEY.item" in an object, "" for a single row.
-    """
+    """ijson's prefix of rows: "item" in an array, "KEY.item" in an object, "" for one row."""
     import ijson
 
     events = ijson.parse(file)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tarazu.chat.data.conversation import Turn
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 # Llama 3.1 and later write today's date into the prompt. A row must give the same tokens every
 # day, so the date is fixed to the default of Llama's own template.
-_FIXED_DATE = {"date_string": "26 Jul 2024"}
+_FIXED_DATE: dict[str, Any] = {"date_string": "26 Jul 2024"}
 
 # Turns that no template contains, to find again in its output.
 _SYSTEM, _USER_1, _USER_2 = Turn("system", "SS1SS"), Turn("user", "QQ1QQ"), Turn("user", "QQ2QQ")
@@ -77,8 +77,8 @@ class TemplateParts:
         if turns and turns[0].role == "system":
             system = turns.pop(0)
             if self.system_open is not None:
-                start = self.start if self.start_system is None else self.start_system
-                text = start + self.system_open + system.text + self.system_close
+                opening = self.start if self.start_system is None else self.start_system
+                text = opening + self.system_open + system.text + self.system_close
             elif turns:
                 first = system.text + self.system_separator + turns[0].text
                 turns[0] = replace(turns[0], text=first)
@@ -96,10 +96,7 @@ class TemplateParts:
         return text, spans
 
     def render_prompt(self, turns: Sequence[Turn]) -> str:
-        """The text before an answer:
-
-        exactly the start of `render` of these turns with the answer.
-        """
+        """The text before an answer: a prefix of `render` of these turns with the answer."""
         return self.render(turns)[0] + self.assistant_open
 
 
@@ -152,7 +149,7 @@ def infer_parts(tokenizer: PreTrainedTokenizerFast) -> TemplateParts:
     question = render([_USER_1])
     prompt = render([_USER_1], True)
     if not prompt.startswith(question):
-        raise ValueError("its generation prompt changes what stands before it")
+        raise ValueError("its generation prompt changes the text before it")
     before_question, user_close = _around(question, _USER_1.text)
     assistant_open = prompt[len(question) :]
 
@@ -224,7 +221,7 @@ def _renderer(tokenizer: PreTrainedTokenizerFast) -> _Render:
     def render(turns: Sequence[Turn], add_generation_prompt: bool = False) -> str:
         messages = [{"role": turn.role, "content": turn.text} for turn in turns]
         try:
-            return tokenizer.apply_chat_template(
+            text = tokenizer.apply_chat_template(
                 messages,
                 tokenize=False,
                 add_generation_prompt=add_generation_prompt,
@@ -233,6 +230,7 @@ def _renderer(tokenizer: PreTrainedTokenizerFast) -> _Render:
         except Exception as error:
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise ValueError(f"it fails: {reason}") from None
+        return str(text)
 
     return render
 

@@ -139,7 +139,9 @@ def _paragraphs(lines: Iterable[str]) -> Iterator[str]:
 
 
 def _passages(source: str, settings: Forgetting, template: Template) -> Passages:
-    rows, num_bytes, digest = [], [], hashlib.sha256()
+    rows: list[TokenizedRow] = []
+    num_bytes: list[int] = []
+    digest = hashlib.sha256()
     for raw_text in islice(read_passages(source), settings.rows):
         text = clean(raw_text, template.markers)[0]
         row, size = _encode(text, template.tokenizer, settings.max_length, len(rows))

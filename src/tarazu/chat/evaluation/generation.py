@@ -1,6 +1,4 @@
-"""Generate answers:
-
-batched, left-padded, with a KV cache, greedy by default; the same for every method.
+"""Generate answers in left-padded batches with a KV cache; the same code for every method.
 
 Tokens are equal to those of transformers' `generate` (tests/chat/test_study.py). A soft prompt or
 prefix is put before each row's own tokens, after its padding. peft's own generation puts it before

@@ -61,7 +61,8 @@ def judge(
             verdicts = compare(runs[name], runs[against], endpoint, verdicts_path, limit)
             results[name] = {"seed": runs[name].seed, **aggregate(verdicts)}
             _write_results(study, endpoint, against, results)
-    return study.read_json("judge.json")
+    written: dict[str, Any] = study.read_json("judge.json")
+    return written
 
 
 def compare(

@@ -128,7 +128,8 @@ class Endpoint:
             self.address, json.dumps(body).encode(), headers, method="POST"
         )
         with urllib.request.build_opener(_NoRedirect).open(request, timeout=self.timeout) as reply:
-            return reply.read(MAX_REPLY_BYTES).decode("utf-8", "replace")
+            body_bytes: bytes = reply.read(MAX_REPLY_BYTES)
+        return body_bytes.decode("utf-8", "replace")
 
     def _respect_retry_after(self, error: urllib.error.HTTPError) -> None:
         """Wait as long as a busy server asks for."""

@@ -108,10 +108,7 @@ def write_prompt(sample: Sample, first: str, second: str) -> str:
 
 
 def read_choice(text: str | None) -> str | None:
-    """ "first", "second" or "tie", from the last JSON object with `better`;
-
-    None if there is none.
-    """
+    """Read "first", "second" or "tie" from the last JSON object with `better`; None without one."""
     for brace in reversed(list(re.finditer(r"\{", text or ""))[-_MAX_BRACES:]):
         try:
             value = json.JSONDecoder().raw_decode(text or "", brace.start())[0]

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from sacrebleu.metrics import CHRF
+from sacrebleu.metrics.chrf import CHRF
 
 from tarazu.chat.data import persian
 
@@ -26,7 +26,7 @@ PROMPT_COPY_THRESHOLD = 0.5
 def chrf(output: str, reference: str) -> float:
     """Sentence chrF2, 0..100."""
     hypothesis, references = persian.normalize(output)[0], [persian.normalize(reference)[0]]
-    return CHRF_SCORER.sentence_score(hypothesis, references).score
+    return float(CHRF_SCORER.sentence_score(hypothesis, references).score)
 
 
 def rouge_l(output: str, reference: str) -> float:
@@ -124,7 +124,7 @@ def aggregate(samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 def weighted_mean(groups: Sequence[dict[str, Any]], name: str) -> float | None:
     """The mean of one entry of `aggregate` over groups of answers, weighted by their sizes."""
-    present = [(group["n"], group[name]) for group in groups if group[name] is not None]
+    present = [(int(g["n"]), float(g[name])) for g in groups if g[name] is not None]
     if not present:
         return None
     return sum(n * value for n, value in present) / sum(n for n, _ in present)
