@@ -192,14 +192,18 @@ class Trainer:
             TarazuError: as `train`.
         """
         with ProgressBar(f"{self.run.name} seed {self.run.seed}") as bar:
+            # The untrained model is the first point of the curves.
             if self.state.validated_step < 0 and self.sampled:
                 self.validate()
             while not self.is_finished():
+                # Steps, and nothing else, count as training in the ledger.
                 with self.ledger.phase("train"):
                     self.run_until_due(bar)
                 if self.is_validation_due() or self.is_finished():
                     self.validate()
+                # Save after the validation, so that a resumed run does not repeat it.
                 self.save()
+                # Only here may a signal end the run: everything is on disk.
                 self.stop.check()
 
     def run_until_due(self, bar: ProgressBar) -> None:
@@ -250,8 +254,8 @@ class Trainer:
         """
         # A new phase may start from other weights.
         self.start_phase_if_due()
-        # 1. The device's time of this step starts where its last step ended: what is in between,
-        #    such as waiting for batches, belongs to this step.
+        # 1. On the device, this step starts where the last one ended. What is in between, such as
+        #    waiting for batches, belongs to this step.
         began, self.last_step_end = self.last_step_end or DeviceTimestamp(self.device), None
         # 2. Learning rates. Groups outside their epochs get no gradients.
         epoch = self.sampler.epoch(self.state.step)
