@@ -1,4 +1,4 @@
-"""Flex attention's rule is the plain mask's rule; its arithmetic without blocks is the model's own."""
+"""Block masks follow the dense mask's rule; without blocks the attention equals the model's own."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ LENGTHS = (300, 41, 9, 22, 130, 128, 260, 77)
     ("virtual", "prefix", "packed"),
     [(0, 0, True), (3, 0, True), (0, 4, True), (3, 0, False), (0, 130, False)],
 )
-def test_blocks_follow_the_same_rule(window, virtual, prefix, packed, left, block):
+def test_block_mask_equals_dense_mask(window, virtual, prefix, packed, left, block):
     for lines in bin_pack(rows(LENGTHS), 640, virtual, packed):
         batch = make_batch(lines, virtual, prefix, width=768, pad_left=left)
         shared = torch.full((len(lines), prefix), SHARED)
@@ -32,32 +32,34 @@ def test_blocks_follow_the_same_rule(window, virtual, prefix, packed, left, bloc
         k_positions = torch.cat([torch.arange(prefix).expand(shared.shape), batch.positions], 1)
         expected = visibility_mask(batch.segments, k_segments, batch.positions, k_positions, window)
         made = flex.block_mask(batch.segments, batch.positions, prefix, window, block)
-        places = flex.padded_prefix_length(prefix, block)
-        dense = create_mask(made.mask_mod, len(lines), 1, 768, 768 + places, device="cpu")[:, 0]
-        assert not dense[:, :, prefix:places].any(), "the places that fill the prefix up are seen"
+        num_positions = flex.padded_prefix_length(prefix, block)
+        dense = create_mask(made.mask_mod, len(lines), 1, 768, 768 + num_positions, device="cpu")[
+            :, 0
+        ]
+        assert not dense[:, :, prefix:num_positions].any(), "the padding of the prefix is visible"
         real = batch.segments >= 0
-        seen = torch.cat([dense[:, :, :prefix], dense[:, :, places:]], 2)
+        seen = torch.cat([dense[:, :, :prefix], dense[:, :, num_positions:]], 2)
         assert torch.equal(seen[real], expected[real])
-        assert seen.any(-1).all(), "a softmax over nothing is not a number"
+        assert seen.any(-1).all(), "a softmax over no key is NaN"
         check_blocks(made, dense, block)
 
 
 def check_blocks(made, dense: torch.Tensor, block: int) -> None:
-    """Blocks named whole are all seen, blocks not named are all hidden, and the backward pass has the same blocks."""
-    part, whole = (
-        listed(*pair)
+    """Full blocks are visible, unlisted ones hidden, and the backward pass has the same blocks."""
+    partial, full = (
+        as_grid(*pair)
         for pair in (
             (made.kv_num_blocks, made.kv_indices),
             (made.full_kv_num_blocks, made.full_kv_indices),
         )
     )
     tiles = dense.unflatten(1, (-1, block)).unflatten(3, (-1, block)).transpose(2, 3)
-    assert tiles[whole].all() and not tiles[~(whole | part)].any() and not (whole & part).any()
-    assert torch.equal(listed(made.q_num_blocks, made.q_indices), part.transpose(1, 2))
-    assert torch.equal(listed(made.full_q_num_blocks, made.full_q_indices), whole.transpose(1, 2))
+    assert tiles[full].all() and not tiles[~(full | partial)].any() and not (full & partial).any()
+    assert torch.equal(as_grid(made.q_num_blocks, made.q_indices), partial.transpose(1, 2))
+    assert torch.equal(as_grid(made.full_q_num_blocks, made.full_q_indices), full.transpose(1, 2))
 
 
-def listed(counts: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:
+def as_grid(counts: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:
     """(B, rows, columns) bool from a block mask's lists."""
     out = torch.zeros(indices[:, 0].shape, dtype=torch.bool)
     for b, row in torch.cartesian_prod(
@@ -69,7 +71,7 @@ def listed(counts: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("name", ["base", "lora", "prompt_tuning", "prefix_tuning"])
-def test_without_blocks_it_is_the_models_own_attention(name, family):
+def test_without_blocks_attention_equals_the_models_own(name, family):
     assert name in METHODS
     with torch.no_grad():
         expected = losses(build(name, family), rows(), 200, packed=True)
@@ -79,7 +81,7 @@ def test_without_blocks_it_is_the_models_own_attention(name, family):
 
 
 @pytest.mark.parametrize(
-    ("limit", "shorter", "full"),
+    ("limit", "shorter", "min_filled"),
     [
         (12288, False, 0.97),
         (12288, True, 0.993),
@@ -89,9 +91,9 @@ def test_without_blocks_it_is_the_models_own_attention(name, family):
         (2048, False, 0.98),
     ],
 )
-def test_packed_widths_are_few_and_lines_full(limit, shorter, full):
-    """Of steps of 32 rows; every row is there once, and what the widths add up to is what the rows need and few blocks more."""
-    widths, places, tokens = set(), 0, 0
+def test_packed_widths_are_few_and_lines_full(limit, shorter, min_filled):
+    """Steps of 32 rows: every row is there once, widths are few and little is padding."""
+    widths, num_positions, tokens = set(), 0, 0
     for seed in range(60):
         lengths = (
             (torch.randn(32, generator=torch.Generator().manual_seed(seed)) * 0.8 + 6.1)
@@ -106,15 +108,15 @@ def test_packed_widths_are_few_and_lines_full(limit, shorter, full):
             used = sum(len(row.ids) for row in lines[0])
             assert widest >= width >= used and width % 128 == 0 and widest in (width, limit)
             widths.add(width)
-            places, tokens = places + width, tokens + used
+            num_positions, tokens = num_positions + width, tokens + used
             assert used <= limit or len(lines[0]) == 1
         assert sum(width for _, width, _ in batches) <= sum(
             width for _, width, _ in pack_rows(rows(lengths), limit, 0)
         )
-    assert len(widths) <= 16 + 5 * shorter and tokens / places > full
+    assert len(widths) <= 16 + 5 * shorter and tokens / num_positions > min_filled
 
 
-def test_a_row_beyond_the_limit_is_a_line_of_its_own():
+def test_row_beyond_the_limit_has_its_own_line():
     (long, wide, _), (short, narrow, _) = pack_rows(rows((1100, 300)), 1000, 4)
     assert [len(row.ids) for row in long[0]] == [1100] and wide == 1152
     assert [len(row.ids) for row in short[0]] == [300] and narrow == 384
@@ -123,8 +125,8 @@ def test_a_row_beyond_the_limit_is_a_line_of_its_own():
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("name", METHODS)
-def test_attention_by_blocks_gives_the_same_losses(name, family, monkeypatch):
-    """The path of a GPU, prefixes handed to each layer included, with flex attention's own plain arithmetic on a CPU."""
+def test_block_masks_give_the_same_losses(name, family, monkeypatch):
+    """The path of a GPU, with a prefix for each layer; on a CPU flex attention runs eagerly."""
     given = rows((90, 41, 9, 22))
     with torch.no_grad():
         expected = losses(build(name, family), given, 200, packed=True)
@@ -154,12 +156,11 @@ def test_attention_by_blocks_gives_the_same_losses(name, family, monkeypatch):
 def test_compiled_layers_and_checkpointing_give_the_plain_paths_gradients(
     name, family, monkeypatch
 ):
-    """The compiler's own tracing, with plain arithmetic behind it; a prefix too is checkpointed, as it is no cache here."""
+    """Layers are traced as by the compiler and run eagerly. A prefix is checkpointed, too."""
     expected = gradients(build(name, family))
     monkeypatch.setattr(flex, "is_block_aligned", lambda queries, device: True)
-    monkeypatch.setattr(
-        "torch.nn.attention.flex_attention._validate_device", lambda *_: None
-    )  # it refuses a CPU, not for a reason of arithmetic
+    # It refuses a CPU, though the arithmetic works there.
+    monkeypatch.setattr("torch.nn.attention.flex_attention._validate_device", lambda *_: None)
     for checkpointing in (False, True):
         model = build(name, family, attention=flex.NAME)
         lightweight_adapters.use_lightweight_forward(model.base)
@@ -172,7 +173,7 @@ def test_compiled_layers_and_checkpointing_give_the_plain_paths_gradients(
 
 
 def gradients(model) -> dict[str, torch.Tensor]:
-    """Of the summed loss of two packed rows."""
+    """Gradients of the summed loss of two packed rows."""
     model.module.train()
     batch = make_batch([rows((90, 41))], prefix_length=model.prefix_length, width=256)
     hidden = hidden_states(model, batch).flatten(0, 1).index_select(0, batch.label_positions)
@@ -181,8 +182,8 @@ def gradients(model) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize("half", [False, True])
-def test_capped_scores_and_their_slopes(half):
-    """Both ways to write softcap * tanh(score / softcap); in 16 bits through an operator with a backward pass of its own."""
+def test_capped_scores_and_their_gradients(half):
+    """Both ways to compute softcap * tanh(score / softcap), exactly and approximately."""
     found = []
     for capped in (flex._capped(50.0, half), lambda score, *_: 50.0 * torch.tanh(score / 50.0)):
         score = torch.linspace(-200, 200, 41, requires_grad=True)

@@ -1,4 +1,4 @@
-"""FLOPs by method beside torch's own counter, which sees every product that really runs."""
+"""FLOPs of each method against torch's own counter, which sees every product that runs."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ MORE = {
 
 
 def counted(trainable) -> int:
-    """What the counter sees in one padded batch without padding, in train mode, forward and backward."""
+    """Torch's count for one padded batch without padding, in train mode, forward and backward."""
     random = np.random.default_rng(0)
     prefix = trainable.prefix_length
     rows = [
@@ -49,31 +49,32 @@ def counted(trainable) -> int:
 
 
 @pytest.mark.parametrize(
-    ("name", "family", "lean"),
+    ("name", "family", "lightweight"),
     [(n, "gemma3", False) for n in METHODS if n != "base"]
     + [(n, "llama", False) for n in MORE]
     + [(n, "llama", True) for n in ("lora", "dora", "loha", "lora_dropout", "lora_top")],
 )
-def test_as_torchs_counter_sees_it(name, family, lean):
+def test_count_equals_torchs_counter(name, family, lightweight):
     torch.manual_seed(0)
     trainable = {**METHODS, **MORE}[name].attach(model(family, attention="eager"), Words())
-    if lean:
+    if lightweight:
         lightweight_adapters.use_lightweight_forward(trainable.base)
-    work = count_flops(trainable)
+    count = count_flops(trainable)
     prefix = trainable.prefix_length
-    places = LENGTHS + trainable.prompt_length
-    attention = sum(each for each, _ in work.per_visible_key) * float(
-        (places * (places + prefix)).sum()
+    positions = LENGTHS + trainable.prompt_length
+    attention = sum(each for each, _ in count.per_visible_key) * float(
+        (positions * (positions + prefix)).sum()
     )  # eager attention computes every pair
-    ours = work.per_position * places.sum() + attention + work.per_supervised_token * 60 + work.per_pass
+    ours = count.per_position * positions.sum() + attention + count.per_pass
+    ours += count.per_supervised_token * 60
     assert ours == pytest.approx(counted(trainable), rel=0.03)
 
 
 def test_where_training_starts_decides_the_cost():
-    """Four times the parameters in the first layers alone, six in full, and less the later the first trained layer is."""
+    """Full training costs six FLOPs a weight; the later the first trained layer, the fewer."""
     position = {
-        name: count_flops(METHOD.attach(model("llama"), Words())).per_position
-        for name, METHOD in MORE.items()
+        name: count_flops(method.attach(model("llama"), Words())).per_position
+        for name, method in MORE.items()
         if name in ("full", "first", "last")
     }
     blocks = sum(p.numel() for n, p in model("llama").named_parameters() if "proj" in n)

@@ -1,4 +1,4 @@
-"""LoRA inside the large products gives what LoRA beside them gives, and leaves the model as it was."""
+"""LoRA fused into the base products equals LoRA beside them, and changes nothing of the model."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def build(
     dtype: torch.dtype = torch.float32,
     **settings,
 ):
-    """A model of two layers whose weights are large enough that mistakes show; `settings` are peft's."""
+    """A model of two layers with weights so large that mistakes show; `settings` are peft's."""
     torch.manual_seed(0)
     if family == "llama":
         model = LlamaForCausalLM(LlamaConfig(**TWO, attention_bias=biases, mlp_bias=biases))
@@ -58,19 +58,19 @@ def build(
 
 
 def compile_layers(trainable, checkpointing: bool = False) -> list:
-    """The compiler's own tracing, with plain arithmetic behind it; returns what it compiled."""
-    made = []
+    """Trace the layers as the compiler does, but run them eagerly; returns the traced graphs."""
+    graphs = []
 
     def backend(graph, inputs):
-        made.append(graph)
+        graphs.append(graph)
         return aot_eager(graph, inputs)
 
     for layer in trainable.base.get_decoder().layers:
-        layer.self_attn.sliding_window = None  # as `compiled.compile_layers` does
+        layer.self_attn.sliding_window = None  # as `compile_layers` does
     compiled.wrap_layers(
         trainable.base, checkpointing, lambda forward: torch.compile(forward, backend=backend)
     )
-    return made
+    return graphs
 
 
 def has_fused_lora(graph: torch.fx.GraphModule) -> bool:
@@ -88,7 +88,7 @@ def loss_of(trainable, lengths: tuple[int, ...], width: int) -> torch.Tensor:
 
 
 def gradients(trainable, *passes: tuple[int, ...], width: int = 256) -> dict[str, torch.Tensor]:
-    """Of passes that all stand before the first backward one."""
+    """Loss and gradients of several forward passes before one backward pass."""
     trainable.module.train().zero_grad()
     loss = sum([loss_of(trainable, lengths, width) for lengths in passes or [(90, 41)]])
     loss.backward()
@@ -98,16 +98,16 @@ def gradients(trainable, *passes: tuple[int, ...], width: int = 256) -> dict[str
     }
 
 
-def agree(found: dict, expected: dict) -> bool:
-    return found.keys() == expected.keys() and all(
-        torch.linalg.norm(found[key] - expected[key]) < 1e-4 * torch.linalg.norm(expected[key])
-        for key in found
+def agree(actual: dict, expected: dict) -> bool:
+    return actual.keys() == expected.keys() and all(
+        torch.linalg.norm(actual[key] - expected[key]) < 1e-4 * torch.linalg.norm(expected[key])
+        for key in actual
     )
 
 
 @pytest.fixture
 def blocks(monkeypatch):
-    """Attention by blocks, on a CPU."""
+    """Flex attention with block masks on a CPU."""
     torch._dynamo.reset()
     monkeypatch.setattr(flex_attention, "is_block_aligned", lambda queries, device: True)
     monkeypatch.setattr("torch.nn.attention.flex_attention._validate_device", lambda *_: None)
@@ -115,14 +115,14 @@ def blocks(monkeypatch):
 
 CASES = {
     "gemma2": {"family": "gemma2"},
-    "biases, unlike ranks": {
+    "biases, different ranks": {
         "biases": True,
         "rank_pattern": {"k_proj": 7, "up_proj": 1},
         "alpha_pattern": {"v_proj": 3, "gate_proj": 20},
     },
-    "rslora, two steps of columns": {"r": 40, "use_rslora": True},
+    "rslora, twice the aligned rank": {"r": 40, "use_rslora": True},
     "dora": {"family": "gemma2", "use_dora": True},
-    "dora, biases, unlike ranks": {
+    "dora, biases, different ranks": {
         "use_dora": True,
         "biases": True,
         "rank_pattern": {"k_proj": 7, "up_proj": 1},
@@ -134,88 +134,88 @@ CASES = {
 @pytest.mark.usefixtures("blocks")
 @pytest.mark.parametrize("case", CASES)
 def test_losses_and_gradients_are_the_plain_paths(case):
-    plain, joined = build(**CASES[case]), build(**CASES[case], attention=flex_attention.NAME)
-    assert fused_lora.fuse_lora_layers(joined.base) == 2 * len(fused_lora.GROUPS)
-    graphs = compile_layers(joined)
-    assert agree(gradients(joined), gradients(plain))
-    assert len(graphs) == 1 and has_fused_lora(graphs[0]), "one piece of code for all layers"
+    plain, fused = build(**CASES[case]), build(**CASES[case], attention=flex_attention.NAME)
+    assert fused_lora.fuse_lora_layers(fused.base) == 2 * len(fused_lora.GROUPS)
+    graphs = compile_layers(fused)
+    assert agree(gradients(fused), gradients(plain))
+    assert len(graphs) == 1 and has_fused_lora(graphs[0]), "one compiled code for all layers"
     with torch.no_grad():  # after a step of the optimizer
-        for trainable in (plain, joined):
+        for trainable in (plain, fused):
             for parameter in trainable.trainable().values():
                 parameter.mul_(1.5)
     for lengths, width in (((33, 150, 70), 256), ((33, 200, 70), 384))[
         : 1 + (case in ("gemma2", "dora"))
-    ]:  # another width is compiled anew
-        assert agree(
-            gradients(joined, lengths, width=width), gradients(plain, lengths, width=width)
-        )
+    ]:  # another width is compiled again
+        assert agree(gradients(fused, lengths, width=width), gradients(plain, lengths, width=width))
         assert len(graphs) == 1 + (width == 384)
 
 
 @pytest.mark.usefixtures("blocks")
 @pytest.mark.parametrize("stack", [fused_lora.MAX_STACK_BYTES, 1])
-def test_two_passes_before_the_first_goes_back_in_stacks_of_any_size(stack, monkeypatch):
-    """The matrices are filled again in between, with the same numbers."""
+def test_two_forward_passes_before_a_backward_pass_with_any_stack_size(stack, monkeypatch):
+    """The second pass fills the matrices again, with the same numbers."""
     monkeypatch.setattr(fused_lora, "MAX_STACK_BYTES", stack)
-    plain, joined = build(), build(attention=flex_attention.NAME)
-    assert fused_lora.fuse_lora_layers(joined.base) == 2 * len(fused_lora.GROUPS)
+    plain, fused = build(), build(attention=flex_attention.NAME)
+    assert fused_lora.fuse_lora_layers(fused.base) == 2 * len(fused_lora.GROUPS)
     stacks = {
         layer.mlp.down_proj.group.matrix.untyped_storage().data_ptr()
-        for layer in joined.base.model.layers
+        for layer in fused.base.model.layers
     }
     assert len(stacks) == (2 if stack == 1 else 1)
-    graphs = compile_layers(joined)
-    assert agree(gradients(joined, (90, 41), (60, 100)), gradients(plain, (90, 41), (60, 100)))
+    graphs = compile_layers(fused)
+    assert agree(gradients(fused, (90, 41), (60, 100)), gradients(plain, (90, 41), (60, 100)))
     assert has_fused_lora(graphs[0])
 
 
 @pytest.mark.usefixtures("blocks")
-def test_layers_that_differ_are_filled_apart():
-    """In rank and in scale; the second layer's key has another rank, so its group is of another kind."""
-    unlike = {
+def test_layers_of_different_rank_or_scale_have_stacks_of_their_own():
+    """The second layer's key has another rank, so its group has another signature."""
+    different = {
         "rank_pattern": {r"layers\.1\..*k_proj": 7},
         "alpha_pattern": {r"layers\.0\..*down_proj": 40},
     }
-    plain, joined = build(**unlike), build(**unlike, attention=flex_attention.NAME)
-    assert fused_lora.fuse_lora_layers(joined.base) == 2 * len(fused_lora.GROUPS)
-    apart = [len({getattr(part(layer), name).group.matrix.untyped_storage().data_ptr() for layer in joined.base.model.layers}) for part, name in (
-        (lambda layer: layer.self_attn, "k_proj"), (lambda layer: layer.mlp, "down_proj"), (lambda layer: layer.mlp, "up_proj"))]  # fmt: skip
-    assert apart == [2, 2, 1]
-    compile_layers(joined)
-    assert agree(gradients(joined), gradients(plain))
+    plain, fused = build(**different), build(**different, attention=flex_attention.NAME)
+    assert fused_lora.fuse_lora_layers(fused.base) == 2 * len(fused_lora.GROUPS)
+    num_stacks = {}
+    for name in ("self_attn.k_proj", "mlp.down_proj", "mlp.up_proj"):
+        layers = [layer.get_submodule(name) for layer in fused.base.model.layers]
+        storages = {layer.group.matrix.untyped_storage().data_ptr() for layer in layers}
+        num_stacks[name] = len(storages)
+    assert num_stacks == {"self_attn.k_proj": 2, "mlp.down_proj": 2, "mlp.up_proj": 1}
+    compile_layers(fused)
+    assert agree(gradients(fused), gradients(plain))
 
 
 @pytest.mark.usefixtures("blocks")
-def test_activations_that_are_made_again_give_the_same_gradients():
-    kept, forgotten = (build(use_dora=True, attention=flex_attention.NAME) for _ in range(2))
-    for trainable, checkpointing in ((kept, False), (forgotten, True)):
+def test_checkpointing_gives_the_same_gradients():
+    kept, recomputed = (build(use_dora=True, attention=flex_attention.NAME) for _ in range(2))
+    for trainable, checkpointing in ((kept, False), (recomputed, True)):
         fused_lora.fuse_lora_layers(trainable.base)
         assert all(map(has_fused_lora, compile_layers(trainable, checkpointing)))
-    assert agree(gradients(forgotten), gradients(kept))
+    assert agree(gradients(recomputed), gradients(kept))
 
 
 @pytest.mark.usefixtures("blocks")
-def test_in_bfloat16_dora_is_as_near_to_float32_as_the_plain_path():
-    exact, plain, joined = (
+def test_bfloat16_dora_is_as_close_to_float32_as_the_plain_path():
+    exact, plain, fused = (
         build(use_dora=True),
         build(use_dora=True, dtype=torch.bfloat16),
         build(use_dora=True, dtype=torch.bfloat16, attention=flex_attention.NAME),
     )
-    fused_lora.fuse_lora_layers(joined.base)
-    graphs = compile_layers(joined)
-    truth, *found = (gradients(trainable) for trainable in (exact, plain, joined))
-    away = [
+    fused_lora.fuse_lora_layers(fused.base)
+    graphs = compile_layers(fused)
+    expected, *actual = (gradients(trainable) for trainable in (exact, plain, fused))
+    norm = torch.linalg.norm
+    plain_errors, fused_errors = (
         {
-            key: float(
-                torch.linalg.norm(one[key].float() - truth[key]) / torch.linalg.norm(truth[key])
-            )
-            for key in truth
+            key: float(norm(grads[key].float() - value) / norm(value))
+            for key, value in expected.items()
         }
-        for one in found
-    ]
-    assert has_fused_lora(graphs[0]) and all(away[1][key] < 1.5 * away[0][key] + 0.005 for key in truth), (
-        away
+        for grads in actual
     )
+    assert has_fused_lora(graphs[0])
+    for key, error in fused_errors.items():
+        assert error < 1.5 * plain_errors[key] + 0.005, key
 
 
 @pytest.mark.parametrize(
@@ -236,7 +236,7 @@ def test_other_adapters_stay_as_they_are(settings):
 
 
 @pytest.mark.usefixtures("blocks")
-def test_nothing_of_the_model_changes_and_nothing_is_stored_twice():
+def test_fusing_changes_no_parameter_and_stores_nothing_twice():
     trainable = build(biases=True, attention=flex_attention.NAME)
     before = fingerprint(trainable.module)
     fused_lora.fuse_lora_layers(trainable.base)
@@ -254,15 +254,15 @@ def test_nothing_of_the_model_changes_and_nothing_is_stored_twice():
 
 
 @pytest.mark.usefixtures("blocks")
-def test_another_rank_in_the_same_process_makes_no_side_of_the_matrix_a_variable():
-    """torch 2.11 cannot compile that (`overwrite_tensor_vt_proxy`)."""
+def test_other_ranks_in_one_process_make_no_symbolic_sizes():
+    """torch 2.11 cannot compile a matrix with symbolic sizes (`overwrite_tensor_vt_proxy`)."""
     for rank in (4, 40, 64):
         trainable = build(r=rank, attention=flex_attention.NAME)
         fused_lora.fuse_lora_layers(trainable.base)
-        given = []
+        traced_inputs = []
 
-        def backend(graph, inputs, given=given):
-            given.extend(
+        def backend(graph, inputs, traced_inputs=traced_inputs):
+            traced_inputs.extend(
                 node.meta["example_value"] for node in graph.graph.nodes if node.op == "placeholder"
             )
             return aot_eager(graph, inputs)
@@ -273,33 +273,33 @@ def test_another_rank_in_the_same_process_makes_no_side_of_the_matrix_a_variable
             lambda forward, backend=backend: torch.compile(forward, backend=backend),
         )
         gradients(trainable)
-        assert given and all(
+        assert traced_inputs and all(
             isinstance(x, torch.Tensor) and all(isinstance(side, int) for side in x.shape)
-            for x in given
+            for x in traced_inputs
         )
 
 
 @pytest.mark.usefixtures("blocks")
 @pytest.mark.parametrize("dora", [False, True])
-def test_switched_off_or_merged_they_are_as_plain_ones(dora):
-    plain, joined = build(use_dora=dora), build(use_dora=dora, attention=flex_attention.NAME)
-    fused_lora.fuse_lora_layers(joined.base)
-    graphs = compile_layers(joined)
+def test_disabled_or_merged_adapters_equal_plain_ones(dora):
+    plain, fused = build(use_dora=dora), build(use_dora=dora, attention=flex_attention.NAME)
+    fused_lora.fuse_lora_layers(fused.base)
+    graphs = compile_layers(fused)
     batch = make_batch([rows((90, 41))], width=256)
     real = batch.segments[0] >= 0
-    for trainable in (plain, joined):
-        trainable.base.get_input_embeddings().requires_grad_()  # or nothing would ask for gradients
-    with plain.module.disable_adapter(), joined.module.disable_adapter():
+    for trainable in (plain, fused):
+        trainable.base.get_input_embeddings().requires_grad_()  # or nothing would need gradients
+    with plain.module.disable_adapter(), fused.module.disable_adapter():
         torch.testing.assert_close(
-            hidden_states(joined, batch)[0][real],
+            hidden_states(fused, batch)[0][real],
             hidden_states(plain, batch)[0][real],
             atol=1e-4,
             rtol=1e-4,
         )
-    for trainable in (plain, joined):
+    for trainable in (plain, fused):
         trainable.module.merge_adapter()
     torch.testing.assert_close(
-        hidden_states(joined, batch)[0][real],
+        hidden_states(fused, batch)[0][real],
         hidden_states(plain, batch)[0][real],
         atol=1e-4,
         rtol=1e-4,
@@ -310,6 +310,6 @@ def test_switched_off_or_merged_they_are_as_plain_ones(dora):
 @test_graphed_forward.GPU
 @pytest.mark.parametrize("shape", ["gemma2", "llama"])
 @pytest.mark.parametrize("name", ["lora", "rslora", "dora"])
-def test_recorded_on_a_gpu_they_give_the_plain_paths_gradients(name, shape, monkeypatch):
+def test_captured_on_a_gpu_gives_the_plain_paths_gradients(name, shape, monkeypatch):
     monkeypatch.setattr(compiled, "MIN_FUSED_WIDTH", 0)
-    test_graphed_forward.test_recorded_passes_give_the_plain_paths_losses_and_gradients(name, shape)
+    test_graphed_forward.test_fast_path_gives_the_plain_paths_losses_and_gradients(name, shape)

@@ -1,4 +1,4 @@
-"""A gated MLP in one piece gives what the model's own code gives, on a CPU by plain arithmetic and on a GPU by its kernel."""
+"""A fused MLP equals the model's own: in plain PyTorch on a CPU, and with its kernel on a GPU."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["blocks"]  # a fixture
 
 @pytest.fixture
 def anywhere(monkeypatch):
-    """As if there were a kernel for this machine."""
+    """Pretend that this machine has a kernel."""
     monkeypatch.setattr(fused_mlp, "is_supported", lambda weight: True)
 
 
@@ -27,7 +27,7 @@ def has_fused_mlp(graph: torch.fx.GraphModule) -> bool:
     )
 
 
-def joined(**case):
+def build_fused(**case):
     model = build(**case, attention=flex_attention.NAME)
     fused_lora.fuse_lora_layers(model.base)
     return model
@@ -35,11 +35,11 @@ def joined(**case):
 
 CASES = {
     "gemma2": {"family": "gemma2"},
-    "llama, unlike ranks and scales": {
+    "llama, different ranks and scales": {
         "rank_pattern": {"gate_proj": 9, "up_proj": 1, "down_proj": 7},
         "alpha_pattern": {"up_proj": 3, "gate_proj": 20},
     },
-    "rslora, two steps of columns": {"r": 40, "use_rslora": True},
+    "rslora, twice the aligned rank": {"r": 40, "use_rslora": True},
 }
 
 
@@ -47,30 +47,30 @@ CASES = {
 @pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize("case", CASES)
 def test_losses_and_gradients_are_the_plain_paths(case, checkpointing):
-    plain, one = build(**CASES[case]), joined(**CASES[case])
+    plain, fused = build(**CASES[case]), build_fused(**CASES[case])
     assert all(
-        isinstance(layer.mlp, fused_mlp.FusedMLP) for layer in one.base.model.layers
-    ) and fused_mlp.has_fused_mlp(one.base)
-    graphs = compile_layers(one, checkpointing)
-    assert agree(gradients(one), gradients(plain))
+        isinstance(layer.mlp, fused_mlp.FusedMLP) for layer in fused.base.model.layers
+    ) and fused_mlp.has_fused_mlp(fused.base)
+    graphs = compile_layers(fused, checkpointing)
+    assert agree(gradients(fused), gradients(plain))
     assert len(graphs) == 1 and has_fused_mlp(graphs[0])
-    assert agree(gradients(one, (90, 41), (60, 100)), gradients(plain, (90, 41), (60, 100))), (
-        "two passes before the first goes back"
+    assert agree(gradients(fused, (90, 41), (60, 100)), gradients(plain, (90, 41), (60, 100))), (
+        "two forward passes before a backward pass"
     )
 
 
 @pytest.mark.usefixtures("blocks", "anywhere")
-def test_where_the_last_place_counts_the_sums_keep_their_order():
-    one = joined()
+def test_deterministic_algorithms_turn_fusing_off():
+    fused = build_fused()
     torch.use_deterministic_algorithms(True)
     try:
-        graphs = compile_layers(one)
-        gradients(one)
+        graphs = compile_layers(fused)
+        gradients(fused)
     finally:
         torch.use_deterministic_algorithms(False)
     assert not has_fused_mlp(graphs[0])
-    gradients(one)
-    assert has_fused_mlp(graphs[1]), "and are free again afterwards"
+    gradients(fused)
+    assert has_fused_mlp(graphs[1]), "and on again afterwards"
 
 
 class Scaled(torch.nn.Module):
@@ -82,9 +82,9 @@ class Scaled(torch.nn.Module):
 @pytest.mark.parametrize(
     "case", [{"use_dora": True}, {"biases": True}, {"r": fused_mlp.MAX_RANK + 1}]
 )
-def test_other_adapters_stay_apart(case):
+def test_other_adapters_are_not_fused(case):
     assert not any(
-        isinstance(layer.mlp, fused_mlp.FusedMLP) for layer in joined(**case).base.model.layers
+        isinstance(layer.mlp, fused_mlp.FusedMLP) for layer in build_fused(**case).base.model.layers
     )
 
 
@@ -92,7 +92,7 @@ def test_other_adapters_stay_apart(case):
 @pytest.mark.parametrize(
     "act", [torch.nn.ReLU(), Scaled(), torch.nn.GELU(), torch.nn.PReLU(), torch.nn.GLU(0), None]
 )
-def test_an_mlp_that_computes_something_else_stays_as_it_is(act):
+def test_other_activations_and_mlps_are_not_fused(act):
     model = build()
     for layer in model.base.model.layers:
         if act is None:
@@ -103,44 +103,46 @@ def test_an_mlp_that_computes_something_else_stays_as_it_is(act):
     assert not fused_mlp.has_fused_mlp(model.base)
 
 
-def test_a_cpu_and_full_precision_have_no_kernel():
+def test_no_kernel_on_a_cpu():
     assert not fused_mlp.is_supported(torch.ones(2, dtype=torch.bfloat16))
-    assert not any(isinstance(layer.mlp, fused_mlp.FusedMLP) for layer in joined().base.model.layers)
+    assert not fused_mlp.has_fused_mlp(build_fused().base)
 
 
-def matrices(
-    places: int, width: int, ranks: tuple[int, ...], dtype: torch.dtype, device: str
+def kernel_arguments(
+    num_rows: int, width: int, ranks: tuple[int, ...], dtype: torch.dtype, device: str
 ) -> list[torch.Tensor]:
-    """Arguments of `gated_slopes`, lying within wider matrices as they do there, and A of the down layer."""
+    """Arguments of `gated_activation_backward`, as views of wider matrices, and A of down."""
     torch.manual_seed(0)
     gate, up, down = ranks
     spare = -(-(gate + up) // fused_lora.RANK_ALIGNMENT) * fused_lora.RANK_ALIGNMENT
-    ups = torch.zeros(2 * width, 8 + spare)
-    ups[:width, 8 : 8 + gate].normal_()
-    ups[width:, 8 + gate : 8 + gate + up].normal_()
-    factor = torch.zeros(fused_lora.RANK_ALIGNMENT, width + 8)
-    factor[:down].normal_()
-    thin_slope, thin_input = (
-        torch.randn(places, 8 + fused_lora.RANK_ALIGNMENT),
-        torch.randn(places, 8 + spare),
+    lora_b = torch.zeros(2 * width, 8 + spare)
+    lora_b[:width, 8 : 8 + gate].normal_()
+    lora_b[width:, 8 + gate : 8 + gate + up].normal_()
+    lora_a = torch.zeros(fused_lora.RANK_ALIGNMENT, width + 8)
+    lora_a[:down].normal_()
+    grad_a, input_a = (
+        torch.randn(num_rows, 8 + fused_lora.RANK_ALIGNMENT),
+        torch.randn(num_rows, 8 + spare),
     )
-    whole = [
-        torch.randn(places, width),
-        torch.randn(places, 2 * width),
-        thin_slope,
-        thin_input,
-        ups,
-        factor,
+    tensors = [
+        torch.randn(num_rows, width),
+        torch.randn(num_rows, 2 * width),
+        grad_a,
+        input_a,
+        lora_b,
+        lora_a,
     ]
-    slope, both, thin_slope, thin_input, ups, factor = (one.to(device, dtype) for one in whole)
-    return [slope, both, thin_slope[:, 8:], thin_input[:, 8:], ups[:, 8:], factor[:, :width]]
+    grad, gate_up, grad_a, input_a, lora_b, lora_a = (
+        tensor.to(device, dtype) for tensor in tensors
+    )
+    return [grad, gate_up, grad_a[:, 8:], input_a[:, 8:], lora_b[:, 8:], lora_a[:, :width]]
 
 
 @GPU
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("gelu", [True, False])
 @pytest.mark.parametrize(
-    ("places", "width", "ranks"),
+    ("num_rows", "width", "ranks"),
     [
         (512, 9216, (16, 16, 16)),
         (1100, 200, (4, 7, 16)),
@@ -149,22 +151,20 @@ def matrices(
         (4608, 512, (16, 16, 40)),
     ],
 )
-def test_the_kernel_computes_what_the_plain_arithmetic_does(places, width, ranks, gelu, dtype):
-    slope, both, thin_slope, thin_input, ups, factor = matrices(places, width, ranks, dtype, "cuda")
-    found = [
-        *torch.ops.tarazu.gated_activation(both, factor, gelu, ranks[2]),
-        *torch.ops.tarazu.gated_activation_backward(slope, both, thin_slope, thin_input, ups, gelu, list(ranks)),
-    ]
-    slope, both, thin_slope, thin_input, ups, factor = (
-        one.cpu().float() for one in (slope, both, thin_slope, thin_input, ups, factor)
-    )
-    wanted = [
-        *torch.ops.tarazu.gated_activation(both, factor, gelu, ranks[2]),
-        *torch.ops.tarazu.gated_activation_backward(slope, both, thin_slope, thin_input, ups, gelu, list(ranks)),
-    ]
-    for mine, plain in zip(found, wanted, strict=True):
+def test_kernel_equals_plain_pytorch(num_rows, width, ranks, gelu, dtype):
+    def run(grad, gate_up, grad_a, input_a, lora_b, lora_a) -> list[torch.Tensor]:
+        ops = torch.ops.tarazu
+        rest = (grad_a, input_a, lora_b, gelu, list(ranks))
+        return [
+            *ops.gated_activation(gate_up, lora_a, gelu, ranks[2]),
+            *ops.gated_activation_backward(grad, gate_up, *rest),
+        ]
+
+    on_gpu = kernel_arguments(num_rows, width, ranks, dtype, "cuda")
+    actual = run(*on_gpu)
+    expected = run(*(tensor.cpu().float() for tensor in on_gpu))
+    for mine, plain in zip(actual, expected, strict=True):
         assert mine.shape == plain.shape and torch.isfinite(mine).all()
-        for a, b in zip(
-            mine.cpu().float().split(width, 1), plain.split(width, 1), strict=True
-        ):  # the thin columns by themselves
-            assert (a - b).norm() <= 8e-3 * b.norm()
+        # Compare the low-rank columns by themselves.
+        parts = zip(mine.cpu().float().split(width, 1), plain.split(width, 1), strict=True)
+        assert all((a - b).norm() <= 8e-3 * b.norm() for a, b in parts)

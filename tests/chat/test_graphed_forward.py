@@ -1,4 +1,4 @@
-"""Recorded passes against launched ones: of plain layers, and of the whole fast path (compiled layers, blocks, lightweight adapters)."""
+"""Passes replayed from CUDA graphs equal eager passes, for plain layers and for the fast path."""
 
 from __future__ import annotations
 
@@ -14,11 +14,10 @@ from torch.utils._pytree import tree_leaves
 from transformers import AutoModelForCausalLM, Gemma2Config, Gemma3TextConfig, LlamaConfig
 
 from tarazu.chat import task
-from tarazu.chat.model import building
-from tarazu.chat.prepared_data import ChatData
 from tarazu.chat.fast import graphed_forward
-from tarazu.chat.model import flex_attention, forward
+from tarazu.chat.model import building, flex_attention, forward
 from tarazu.chat.model.batching import TokenizedRow, bin_pack, make_batch, pack_rows
+from tarazu.chat.prepared_data import ChatData
 from tarazu.chat.settings import ChatRecipe
 from tarazu.engine.cuda_graphs import recorder
 from tarazu.engine.invariants import perturbations
@@ -43,14 +42,12 @@ SHAPES = {
 }
 PLAIN = [("llama", "sdpa"), ("gemma2", "eager"), ("gemma3", "sdpa")]
 NAMES = ["prompt_tuning", "prefix_tuning", "p_tuning", "lora", "rslora", "dora", "loha", "layers"]
-LENGTHS = (
-    (280, 250, 170, 77, 60),
-    (200, 60),
-)  # packed: one line each, of two widths, virtual tokens or not
-FEW = ((150, 60), (90,))  # the same on a CPU
+# Packed, each is one line, and the two widths differ, with or without virtual tokens.
+LENGTHS = ((280, 250, 170, 77, 60), (200, 60))
+SHORT_LENGTHS = ((150, 60), (90,))  # the same on a CPU
 
 
-def made(
+def build_trainable(
     name: str,
     shape: str,
     attention: str,
@@ -59,7 +56,7 @@ def made(
     fast: bool = True,
     **settings,
 ):
-    """One method on a tiny model, its trained tensors off their start."""
+    """One method on a tiny model; its trained tensors are moved from their initial values."""
     budget = {"tokens": 1000, "precision": "float32", "gradient_checkpointing": checkpointing}
     recipe = ChatRecipe.model_validate(
         {
@@ -89,7 +86,10 @@ def made(
 def gradients(
     trainable, lengths: tuple[int, ...], packed: bool
 ) -> tuple[float, dict[str, torch.Tensor]]:
-    """Of rows of these lengths, in passes of at most 1,024 places; packed ones as wide as on a GPU."""
+    """Loss and gradients of rows of these lengths, in passes of at most 1,024 positions.
+
+    Packed lines get the widths that they would have on a GPU.
+    """
     rows = [
         TokenizedRow(np.random.default_rng(i).integers(3, 512, n), np.arange(n) > n // 3, i)
         for i, n in enumerate(lengths)
@@ -97,38 +97,36 @@ def gradients(
     device, prefix = trainable.base.device, trainable.prefix_length
     total = torch.zeros((), device=device)
     virtual = trainable.prompt_length
-    for some, width, _ in (
-        pack_rows(rows, 1024, virtual)
-        if packed
-        else [(lines, None, 0) for lines in bin_pack(rows, 1024, virtual, False)]
-    ):
-        loss = (
-            task.Chat()
-            .loss(trainable, make_batch(some, virtual, prefix, width=width).to(device))
-            .total
-        )
+    if packed:
+        layout = pack_rows(rows, 1024, virtual)
+    else:
+        layout = [(lines, None, 0) for lines in bin_pack(rows, 1024, virtual, False)]
+    for lines, width, _ in layout:
+        batch = make_batch(lines, virtual, prefix, width=width).to(device)
+        loss = task.Chat().loss(trainable, batch).total
         loss.backward()
         total += loss.detach()
-        del loss  # its graph would spoil a recording
-    found = {n: p.grad.clone() for n, p in trainable.trainable().items() if p.grad is not None}
+        del loss  # a live autograd graph would spoil a capture
+    named = trainable.trainable().items()
+    grads = {name: p.grad.clone() for name, p in named if p.grad is not None}
     trainable.module.zero_grad(set_to_none=True)
-    return float(total), found
+    return float(total), grads
 
 
-def compare(one: tuple, other: tuple, loss: float, relative: float, least: float) -> None:
-    assert abs(one[0] - other[0]) < loss * abs(one[0])
-    for key, value in one[1].items():
-        assert (
-            torch.linalg.norm(other[1][key] - value) < relative * torch.linalg.norm(value) + least
-        ), key
+def compare(expected: tuple, actual: tuple, loss: float, rtol: float, atol: float) -> None:
+    """Losses agree within `loss`, relatively; gradients by their norms."""
+    assert abs(expected[0] - actual[0]) < loss * abs(expected[0])
+    for key, value in expected[1].items():
+        error = torch.linalg.norm(actual[1][key] - value)
+        assert error < rtol * torch.linalg.norm(value) + atol, key
 
 
-class HostWatched(TorchDispatchMode):
-    """Notes every operation that touches the host's memory, while everything else lies on the meta device."""
+class HostOperations(TorchDispatchMode):
+    """Records every operation with a CPU tensor, while the model is on the meta device."""
 
     def __init__(self):
         super().__init__()
-        self.found: list[str] = []
+        self.operations: list[str] = []
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         out = function(*args, **(kwargs or {}))
@@ -136,80 +134,84 @@ class HostWatched(TorchDispatchMode):
             isinstance(x, torch.Tensor) and x.device.type == "cpu"
             for x in tree_leaves((args, kwargs, out))
         ):
-            self.found.append(str(function))
+            self.operations.append(str(function))
         return out
 
 
-def watched(name: str, shape: str, attention: str, **settings) -> list[str]:
-    """What a pass and its backward pass ask of the host, on a model without weights."""
+def host_operations(name: str, shape: str, attention: str, **settings) -> list[str]:
+    """CPU operations of a forward and a backward pass, on a model without weights."""
     with torch.device("meta"):
-        trainable = made(name, shape, attention, "meta", **settings)
+        trainable = build_trainable(name, shape, attention, "meta", **settings)
     trainable.module.to("meta")
     prefix = trainable.prefix_length
     rows = [TokenizedRow(np.full(n, 7), np.arange(n) > 3, i) for i, n in enumerate((100, 90, 60))]
     batch = make_batch([rows], trainable.prompt_length, prefix, width=384)
-    batch = [getattr(batch, key).to("meta") for key in ("ids", "virtual_indices", "positions", "segments")]
+    fields = ("ids", "virtual_indices", "positions", "segments")
+    inputs = [getattr(batch, key).to("meta") for key in fields]
     for first in filter(None, (trainable.prompt, trainable.prefix)):
-        first()  # moves its indices once, as the warm-up does
-    with HostWatched() as watch:
-        out = graphed_forward.make_graphed_forward(trainable).work(*batch, 0)[0]
+        first()  # moves its indices to the device once, as the warm-up does
+    with HostOperations() as watch:
+        out = graphed_forward.make_graphed_forward(trainable).work(*inputs, 0)[0]
         torch.autograd.grad(
             out, list(trainable.trainable().values()), torch.ones_like(out), allow_unused=True
         )
-    return watch.found
+    return watch.operations
 
 
 @pytest.mark.parametrize(("shape", "attention"), PLAIN)
 @pytest.mark.parametrize("name", NAMES)
-def test_a_plain_pass_asks_nothing_of_the_host(name, shape, attention):
-    assert not watched(name, shape, attention)
+def test_pass_runs_no_host_operation(name, shape, attention):
+    assert not host_operations(name, shape, attention)
 
 
 @pytest.mark.parametrize("name", ["lora", "dora"])
-def test_dropout_asks_nothing_of_the_host(name):
-    assert not watched(name, "gemma3", "sdpa", dropout=0.1)
+def test_dropout_runs_no_host_operation(name):
+    assert not host_operations(name, "gemma3", "sdpa", dropout=0.1)
 
 
-def test_the_watch_sees_a_draw_on_the_host():
-    assert "aten.rand.default" in watched("loha", "llama", "sdpa", dropout=0.1)
+def test_host_operations_sees_a_random_draw_on_the_host():
+    assert "aten.rand.default" in host_operations("loha", "llama", "sdpa", dropout=0.1)
 
 
 @pytest.fixture
 def no_gpu(monkeypatch):
     monkeypatch.setattr(recorder, "warm_up", lambda work, space: work())
     monkeypatch.setattr(recorder, "capture", by_running)
-    monkeypatch.setattr(
-        torch.cuda, "is_available", lambda: False
-    )  # where there is one, its memory must not be taken for nothing
+    # Where there is a GPU, its memory must not be used.
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
 
 
 @pytest.mark.parametrize(
     ("name", "shape", "attention"),
     [*((name, "gemma3", "sdpa") for name in NAMES), ("prefix_tuning", "gemma2", "eager")],
 )
-def test_a_plain_pass_that_is_played_gives_what_a_launched_one_gives(
-    name, shape, attention, no_gpu
-):
-    launched, played = made(name, shape, attention, "cpu"), made(name, shape, attention, "cpu")
-    played.graphed_forward = graphed_forward.make_graphed_forward(played)
-    for lengths in (*FEW, *FEW, *FEW):
+def test_replayed_pass_equals_eager_pass(name, shape, attention, no_gpu):
+    eager, graphed = (
+        build_trainable(name, shape, attention, "cpu"),
+        build_trainable(name, shape, attention, "cpu"),
+    )
+    graphed.graphed_forward = graphed_forward.make_graphed_forward(graphed)
+    for lengths in (*SHORT_LENGTHS, *SHORT_LENGTHS, *SHORT_LENGTHS):
         compare(
-            gradients(launched, lengths, True), gradients(played, lengths, True), 1e-5, 1e-4, 1e-5
+            gradients(eager, lengths, True), gradients(graphed, lengths, True), 1e-5, 1e-4, 1e-5
         )
-    assert len(played.graphed_forward.graphs) == 2 and not played.graphed_forward.failure_reason
-    gradients(played, (128, 128), False)
-    assert len(played.graphed_forward.graphs) == 2  # padded rows have any shape
+    assert len(graphed.graphed_forward.graphs) == 2 and not graphed.graphed_forward.failure_reason
+    gradients(graphed, (128, 128), False)
+    assert len(graphed.graphed_forward.graphs) == 2  # padded rows have any shape
 
 
 def widths(trainable) -> list[int]:
-    """Of its recordings, in the order in which they were made."""
-    return [recording.inputs[0].shape[1] for recording in trainable.graphed_forward.graphs.values()]
+    """Widths of the captured graphs, in the order of capture."""
+    return [graph.inputs[0].shape[1] for graph in trainable.graphed_forward.graphs.values()]
 
 
-def test_narrow_recordings_lie_where_a_wide_one_does(no_gpu):
-    """So the widest is made first where it is known to come, and else all begin anew with it."""
-    launched, played = made("lora", "gemma3", "sdpa", "cpu"), made("lora", "gemma3", "sdpa", "cpu")
-    played.graphed_forward = graphed_forward.make_graphed_forward(played)
+def test_widest_line_is_captured_first(no_gpu):
+    """A line wider than all captured ones discards their graphs: narrow graphs reuse its memory."""
+    eager, graphed = (
+        build_trainable("lora", "gemma3", "sdpa", "cpu"),
+        build_trainable("lora", "gemma3", "sdpa", "cpu"),
+    )
+    graphed.graphed_forward = graphed_forward.make_graphed_forward(graphed)
     for size, width, widest, expected in (
         (90, 128, 0, [128]),
         (200, 256, 0, [256]),
@@ -229,7 +231,7 @@ def test_narrow_recordings_lie_where_a_wide_one_does(no_gpu):
             max_line_width=widest,
         )
         found = []
-        for trainable in (launched, played):
+        for trainable in (eager, graphed):
             loss = task.Chat().loss(trainable, batch).total
             loss.backward()
             found.append(
@@ -240,10 +242,10 @@ def test_narrow_recordings_lie_where_a_wide_one_does(no_gpu):
             )
             trainable.module.zero_grad(set_to_none=True)
         compare(*found, 1e-5, 1e-4, 1e-5)
-        assert widths(played) == expected
+        assert widths(graphed) == expected
 
 
-def test_the_widest_lines_edges_end_where_it_does():
+def test_padding_to_the_widest_line_moves_the_last_boundary():
     batch = make_batch(
         [
             [
@@ -255,36 +257,39 @@ def test_the_widest_lines_edges_end_where_it_does():
         with_cu_seqlens=True,
         max_line_width=384,
     )
-    stretched = graphed_forward._padded_to_widest(batch)
-    assert stretched.ids.shape == stretched.segments.shape == (1, 384)
+    padded_batch = graphed_forward._padded_to_widest(batch)
+    assert padded_batch.ids.shape == padded_batch.segments.shape == (1, 384)
     assert (
-        stretched.cu_seqlens[:4].tolist() == [0, 70, 120, 384]
-        and stretched.cu_seqlens.dtype == batch.cu_seqlens.dtype
-        and len(stretched.cu_seqlens) == len(batch.cu_seqlens)
+        padded_batch.cu_seqlens[:4].tolist() == [0, 70, 120, 384]
+        and padded_batch.cu_seqlens.dtype == batch.cu_seqlens.dtype
+        and len(padded_batch.cu_seqlens) == len(batch.cu_seqlens)
     )
 
 
-def test_dropout_on_the_host_is_not_recorded(no_gpu):
-    played = made("loha", "llama", "sdpa", "cpu", dropout=0.1)
-    played.graphed_forward = graphed_forward.make_graphed_forward(played)
+def test_dropout_on_the_host_is_not_captured(no_gpu):
+    graphed = build_trainable("loha", "llama", "sdpa", "cpu", dropout=0.1)
+    graphed.graphed_forward = graphed_forward.make_graphed_forward(graphed)
     for _ in range(3):
         before = torch.get_rng_state()
-        gradients(played, FEW[1], True)
+        gradients(graphed, SHORT_LENGTHS[1], True)
         assert not torch.equal(before, torch.get_rng_state())
-    assert "drawn on the host" in played.graphed_forward.failure_reason and not played.graphed_forward.graphs
+    assert (
+        "drawn on the host" in graphed.graphed_forward.failure_reason
+        and not graphed.graphed_forward.graphs
+    )
     assert (
         "drawn on the host"
-        in task.Chat().code_paths(played, ChatData(None, None, None, [], True))["layers"]
+        in task.Chat().code_paths(graphed, ChatData(None, None, None, [], True))["layers"]
     )
 
 
-def test_a_nudge_is_felt_though_a_recording_was_made_without_it(no_gpu):
-    played = made("lora", "llama", "sdpa", "cpu")
-    played.graphed_forward = graphed_forward.make_graphed_forward(played)
-    before = [gradients(played, FEW[1], True)[0] for _ in range(3)]
-    with perturbations.embeddings_perturbed(played.module, 0.05):
-        moved = [gradients(played, FEW[1], True)[0] for _ in range(3)]
-    after = [gradients(played, FEW[1], True)[0] for _ in range(3)]
+def test_perturbed_embeddings_invalidate_captured_graphs(no_gpu):
+    graphed = build_trainable("lora", "llama", "sdpa", "cpu")
+    graphed.graphed_forward = graphed_forward.make_graphed_forward(graphed)
+    before = [gradients(graphed, SHORT_LENGTHS[1], True)[0] for _ in range(3)]
+    with perturbations.embeddings_perturbed(graphed.module, 0.05):
+        moved = [gradients(graphed, SHORT_LENGTHS[1], True)[0] for _ in range(3)]
+    after = [gradients(graphed, SHORT_LENGTHS[1], True)[0] for _ in range(3)]
     assert (
         np.allclose(before, after, rtol=1e-6)
         and min(abs(m - before[0]) for m in moved) > 1e-4 * before[0]
@@ -294,35 +299,40 @@ def test_a_nudge_is_felt_though_a_recording_was_made_without_it(no_gpu):
 @GPU
 @pytest.mark.parametrize(("shape", "attention"), PLAIN)
 @pytest.mark.parametrize("name", NAMES)
-def test_plain_layers_are_recorded_on_a_gpu(name, shape, attention):
+def test_plain_layers_are_captured_on_a_gpu(name, shape, attention):
     torch.backends.cuda.matmul.allow_tf32 = False
-    launched, played = made(name, shape, attention, "cuda"), made(name, shape, attention, "cuda")
-    launched.graphed_forward = None
+    eager, graphed = (
+        build_trainable(name, shape, attention, "cuda"),
+        build_trainable(name, shape, attention, "cuda"),
+    )
+    eager.graphed_forward = None
     for lengths in (*LENGTHS, *LENGTHS, *LENGTHS):
         compare(
-            gradients(launched, lengths, True), gradients(played, lengths, True), 1e-5, 1e-3, 1e-4
+            gradients(eager, lengths, True), gradients(graphed, lengths, True), 1e-5, 1e-3, 1e-4
         )
-    padded = gradients(launched, LENGTHS[1], False), gradients(played, LENGTHS[1], False)
-    compare(*padded, 1e-5, 1e-3, 1e-4)  # launched by both, beside what is recorded
-    assert not played.graphed_forward.failure_reason and len(played.graphed_forward.graphs) == 2
+    padded = gradients(eager, LENGTHS[1], False), gradients(graphed, LENGTHS[1], False)
+    compare(*padded, 1e-5, 1e-3, 1e-4)  # padded rows run eagerly in both
+    assert not graphed.graphed_forward.failure_reason and len(graphed.graphed_forward.graphs) == 2
 
 
 @GPU
-def test_an_lstm_before_the_model_is_recorded_or_launched_but_right():
+def test_lstm_prompt_encoder_is_captured_or_runs_eagerly():
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
-    launched, played = (
-        made("p_tuning", "gemma3", "sdpa", "cuda", encoder="LSTM") for _ in range(2)
+    eager, graphed = (
+        build_trainable("p_tuning", "gemma3", "sdpa", "cuda", encoder="LSTM") for _ in range(2)
     )
-    launched.graphed_forward = None
+    eager.graphed_forward = None
     for _ in range(4):
         compare(
-            gradients(launched, LENGTHS[1], True),
-            gradients(played, LENGTHS[1], True),
+            gradients(eager, LENGTHS[1], True),
+            gradients(graphed, LENGTHS[1], True),
             1e-5,
             1e-3,
             1e-4,
         )
-    assert bool(played.graphed_forward.graphs) != bool(played.graphed_forward.failure_reason), played.graphed_forward.failure_reason
+    assert bool(graphed.graphed_forward.graphs) != bool(graphed.graphed_forward.failure_reason), (
+        graphed.graphed_forward.failure_reason
+    )
 
 
 @GPU
@@ -331,28 +341,30 @@ def test_an_lstm_before_the_model_is_recorded_or_launched_but_right():
 )
 def test_dropout_and_checkpointing_of_plain_layers_on_a_gpu(settings):
     torch.backends.cuda.matmul.allow_tf32 = False
-    launched, played = (made("lora", "gemma3", "sdpa", "cuda", **settings) for _ in range(2))
-    launched.graphed_forward, losses = None, []
+    eager, graphed = (
+        build_trainable("lora", "gemma3", "sdpa", "cuda", **settings) for _ in range(2)
+    )
+    eager.graphed_forward, losses = None, []
     for seed in range(5):
         found = []
-        for trainable in (launched, played):
+        for trainable in (eager, graphed):
             torch.manual_seed(seed)
             found.append(gradients(trainable, LENGTHS[1], True))
-        compare(*found, 1e-5, 1e-3, 1e-4)  # the dice fall alike
+        compare(*found, 1e-5, 1e-3, 1e-4)  # both draw the same dropout masks
         losses.append(found[1][0])
     assert len(set(losses)) == 5 or "dropout" not in settings
-    assert len(settings) == 2 or played.graphed_forward.graphs, (
-        played.graphed_forward.failure_reason
-    )  # dice that are kept for going back may forbid it
+    assert len(settings) == 2 or graphed.graphed_forward.graphs, (
+        graphed.graphed_forward.failure_reason
+    )
 
 
 @GPU
-def test_a_pass_of_plain_layers_in_bfloat16_is_recorded():
-    launched, played = (
-        made("dora", "gemma3", "sdpa", "cuda"),
-        made("dora", "gemma3", "sdpa", "cuda"),
+def test_bfloat16_pass_of_plain_layers_is_captured():
+    eager, graphed = (
+        build_trainable("dora", "gemma3", "sdpa", "cuda"),
+        build_trainable("dora", "gemma3", "sdpa", "cuda"),
     )
-    launched.graphed_forward = None
+    eager.graphed_forward = None
     with torch.autocast("cuda", torch.bfloat16):
         batch = make_batch([[TokenizedRow(np.arange(200) + 3, np.arange(200) > 3)]], width=256).to(
             torch.device("cuda")
@@ -362,22 +374,22 @@ def test_a_pass_of_plain_layers_in_bfloat16_is_recorded():
         )
         for one in (batch, batch, half, batch):
             found = (
-                graphed_forward.hidden_states(played, one).detach().float()
+                graphed_forward.hidden_states(graphed, one).detach().float()
             )  # a graph that is kept would spoil the recording
             assert torch.linalg.norm(
-                found - (wanted := forward.hidden_states(launched, one).detach().float())
+                found - (wanted := forward.hidden_states(eager, one).detach().float())
             ) < 1e-2 * torch.linalg.norm(wanted)
-    assert played.graphed_forward.graphs and not played.graphed_forward.failure_reason
+    assert graphed.graphed_forward.graphs and not graphed.graphed_forward.failure_reason
 
 
 @GPU
 @pytest.mark.parametrize("shape", ["gemma2", "llama"])
 @pytest.mark.parametrize("name", NAMES)
-def test_recorded_passes_give_the_plain_paths_losses_and_gradients(name, shape):
+def test_fast_path_gives_the_plain_paths_losses_and_gradients(name, shape):
     torch.backends.cuda.matmul.allow_tf32 = False
     plain, fast = (
-        made(name, shape, "eager", "cuda", fast=False),
-        made(name, shape, flex_attention.NAME, "cuda"),
+        build_trainable(name, shape, "eager", "cuda", fast=False),
+        build_trainable(name, shape, flex_attention.NAME, "cuda"),
     )
     for lengths in (*LENGTHS, LENGTHS[0]):
         compare(gradients(plain, lengths, False), gradients(fast, lengths, True), 1e-3, 5e-3, 1e-4)
@@ -386,10 +398,10 @@ def test_recorded_passes_give_the_plain_paths_losses_and_gradients(name, shape):
 
 @GPU
 @pytest.mark.parametrize("name", ["lora", "prefix_tuning"])
-def test_checkpointing_can_be_recorded(name):
+def test_checkpointing_is_captured(name):
     plain, fast = (
-        made(name, "gemma2", "eager", "cuda", fast=False),
-        made(name, "gemma2", flex_attention.NAME, "cuda", checkpointing=True),
+        build_trainable(name, "gemma2", "eager", "cuda", fast=False),
+        build_trainable(name, "gemma2", flex_attention.NAME, "cuda", checkpointing=True),
     )
     compare(
         gradients(plain, (300, 290), False), gradients(fast, (300, 290), True), 1e-3, 5e-3, 1e-4

@@ -1,4 +1,4 @@
-"""The compiler keeps the rows of a model's norms at hand, and decides everything else as before."""
+"""Inductor keeps the rows of a model's norms in registers, and decides everything else itself."""
 
 from __future__ import annotations
 
@@ -26,9 +26,7 @@ from tarazu.chat.fast import inductor_patches
         (3072, ReductionHint.INNER, True, False),
     ],
 )
-def test_only_sums_along_rows_of_a_models_width_are_decided_otherwise(
-    numbers, hint, cooperative, wanted
-):
+def test_only_reductions_along_rows_of_a_models_width_change(numbers, hint, cooperative, wanted):
     inductor_patches.extend_persistent_reductions()
     features = SimpleNamespace(
         reduction_numel=sympy.Integer(numbers), numel=8192, get_reduction_hint=lambda: hint
@@ -38,13 +36,13 @@ def test_only_sums_along_rows_of_a_models_width_are_decided_otherwise(
 
 
 @GPU
-def test_a_norm_reads_its_rows_once_on_a_gpu():
+def test_norm_reads_its_rows_once_on_a_gpu():
     from torch._inductor.utils import run_and_get_code
 
     inductor_patches.extend_persistent_reductions()
     norm = torch.nn.RMSNorm(2304, device="cuda", dtype=torch.bfloat16)
     rows = torch.randn(256, 2304, device="cuda", dtype=torch.bfloat16)
     with torch.no_grad():
-        found, code = run_and_get_code(torch.compile(norm), rows)
-        torch.testing.assert_close(found, norm(rows))
+        out, code = run_and_get_code(torch.compile(norm), rows)
+        torch.testing.assert_close(out, norm(rows))
     assert "triton_per_" in code[0] and "triton_red_" not in code[0]

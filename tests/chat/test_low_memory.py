@@ -20,9 +20,9 @@ CONTENT = {
 }
 
 
-def test_small_means_checkpointing_and_one_row_a_pass():
-    small = ChatRecipe.model_validate({**CONTENT, "memory": "low"})
-    assert small.budget.gradient_checkpointing and small.budget.micro_batch_tokens == 300
+def test_low_memory_means_checkpointing_and_one_row_a_pass():
+    low = ChatRecipe.model_validate({**CONTENT, "memory": "low"})
+    assert low.budget.gradient_checkpointing and low.budget.micro_batch_tokens == 300
     plain = ChatRecipe.model_validate(CONTENT)
     assert not plain.budget.gradient_checkpointing and plain.budget.micro_batch_tokens == 8192
     with pytest.raises(ValidationError):
@@ -30,7 +30,7 @@ def test_small_means_checkpointing_and_one_row_a_pass():
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma2"])
-def test_the_chunk_of_the_loss_changes_nothing(family):
+def test_loss_chunk_changes_nothing(family):
     base = model(family)
     hidden = torch.randn(40, 32, requires_grad=True)
     labels = torch.randint(0, VOCABULARY, (40,))
@@ -53,7 +53,7 @@ def test_the_chunk_of_the_loss_changes_nothing(family):
 
 @pytest.mark.parametrize("chunk", [1, 5000])
 @pytest.mark.parametrize("trained", ["head", "head and hidden"])
-def test_a_trained_head_gets_its_gradient_in_chunks_as_often_as_asked(trained, chunk):
+def test_trained_head_gets_its_gradient_in_chunks(trained, chunk):
     base = model("gemma2")
     head, labels = base.lm_head.weight.requires_grad_(), torch.randint(0, VOCABULARY, (40,))
     hidden = torch.randn(40, 32, requires_grad=trained != "head")
@@ -72,10 +72,9 @@ def test_a_trained_head_gets_its_gradient_in_chunks_as_often_as_asked(trained, c
         )
 
 
-def test_a_prefix_trains_with_flex_attention_where_blocks_do_not_fit(tmp_path):
-    """On a CPU, and for narrow lines on a GPU, the prefix is a cache: it must be there under checkpointing too."""
+def test_prefix_trains_with_flex_attention_without_blocks(tmp_path):
+    """On a CPU, and for narrow lines on a GPU, a prefix is a cache: checkpointing must keep it."""
     from chat.small import recipe, save_model
-
 
     content = recipe(
         tmp_path / "r.json",

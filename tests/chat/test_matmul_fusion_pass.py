@@ -1,4 +1,4 @@
-"""Joined products give what the products gave, and there are fewer of them."""
+"""Fused products give the same results, and there are fewer of them."""
 
 import torch
 from functorch.compile import make_boxed_func
@@ -7,7 +7,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from tarazu.chat.fast.matmul_fusion_pass import FuseSkinnyMatmuls
 
-PLACES, WIDTH, RANK = 96, 80, 4
+TOKENS, WIDTH, RANK = 96, 80, 4
 mm = torch.ops.aten.mm.default
 
 
@@ -27,12 +27,12 @@ def adapted(x, *weights):
     )
 
 
-def given():
+def inputs_of_layer():
     torch.manual_seed(0)
     shapes = [(WIDTH, WIDTH), (RANK, WIDTH), (RANK, WIDTH)] * 3
     return [
         torch.randn(shape, dtype=torch.float64, requires_grad=True)
-        for shape in [(PLACES, WIDTH), *shapes]
+        for shape in [(TOKENS, WIDTH), *shapes]
     ]
 
 
@@ -40,56 +40,56 @@ def products(graph) -> int:
     return sum(node.target is mm for node in graph.nodes)
 
 
-def test_thin_products_are_joined_and_give_the_same():
-    inputs, step = given(), FuseSkinnyMatmuls()
+def test_skinny_products_are_fused_and_give_the_same():
+    inputs, fuse = inputs_of_layer(), FuseSkinnyMatmuls()
     traced = make_fx(adapted, tracing_mode="fake")(*inputs)
     before, expected = products(traced.graph), traced(*inputs)
-    step(traced.graph)
+    fuse(traced.graph)
     traced.recompile()
-    assert products(traced.graph) == before - step.num_fused
-    assert step.num_fused == 6  # two for each side: x A, D x, and the sum of D A
+    assert products(traced.graph) == before - fuse.num_fused
+    assert fuse.num_fused == 6  # two for each side: x A, D x, and the sum of D A
     for mine, wanted in zip(traced(*inputs), expected, strict=True):
         torch.testing.assert_close(mine, wanted, atol=1e-10, rtol=1e-10)
 
 
-def test_the_number_of_places_may_be_unknown_when_it_is_compiled():
-    step = FuseSkinnyMatmuls()
+def test_number_of_tokens_may_be_symbolic():
+    fuse = FuseSkinnyMatmuls()
 
-    def joined(module, _):
-        step(module.graph)
+    def fusing_compiler(module, _):
+        fuse(module.graph)
         module.recompile()
         return make_boxed_func(module.forward)
 
-    x, *weights = given()
+    x, *weights = inputs_of_layer()
     torch._dynamo.mark_dynamic(x, 0)
     found = []
-    for run in (outputs, torch.compile(outputs, backend=aot_autograd(fw_compiler=joined))):
+    for run in (outputs, torch.compile(outputs, backend=aot_autograd(fw_compiler=fusing_compiler))):
         run(x, *weights).backward()
         found.append([t.grad for t in (x, *weights)])
         for t in (x, *weights):
             t.grad = None
-    assert step.num_fused == 6
+    assert fuse.num_fused == 6
     for wanted, mine in zip(*found, strict=True):
         torch.testing.assert_close(mine, wanted, atol=1e-10, rtol=1e-10)
 
 
-def test_products_that_need_each_other_stay():
+def test_dependent_products_are_not_fused():
     def chain(x, a):
         return (x @ a).sum() * (x @ (a * (x @ a).sum()))
 
-    inputs, step = (
-        [torch.randn(PLACES, WIDTH).double(), torch.randn(WIDTH, RANK).double()],
+    inputs, fuse = (
+        [torch.randn(TOKENS, WIDTH).double(), torch.randn(WIDTH, RANK).double()],
         FuseSkinnyMatmuls(),
     )
     traced = make_fx(chain, tracing_mode="fake")(*inputs)
     expected = traced(*inputs)
-    step(traced.graph)
+    fuse(traced.graph)
     traced.recompile()
     torch.testing.assert_close(traced(*inputs), expected)
 
 
-def test_a_number_that_is_only_known_when_it_runs_is_no_product():
-    step = FuseSkinnyMatmuls()
+def test_symbolic_number_in_a_sum_is_no_product():
+    fuse = FuseSkinnyMatmuls()
     traced = make_fx(lambda x: x + x.shape[0] + x, tracing_mode="symbolic")(torch.ones(5, 3))
-    step(traced.graph)
-    assert step.num_fused == 0 and torch.equal(traced(torch.ones(4, 3)), torch.full((4, 3), 6.0))
+    fuse(traced.graph)
+    assert fuse.num_fused == 0 and torch.equal(traced(torch.ones(4, 3)), torch.full((4, 3), 6.0))

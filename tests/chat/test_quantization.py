@@ -1,4 +1,4 @@
-"""A base in 4 bits: which methods work on it, that the packed weights stay, and that what is told of them is true."""
+"""A 4-bit base model: which methods train on it, that its weights stay, and its summary."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from chat import small
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from tarazu.chat.cost import meta_model, weight_bytes
+from tarazu.chat.cost_outline import meta_model, weight_bytes
 from tarazu.chat.inference.export import export
 from tarazu.chat.inference.trained_model import load as load_run
 from tarazu.chat.model import loading, quantization
-from tarazu.chat.model.summary import model_summary
 from tarazu.chat.model.building import wrap_model
+from tarazu.chat.model.summary import model_summary
 from tarazu.chat.task import Chat
 from tarazu.commands import run as study_commands
 from tarazu.commands.verify import run_checks
@@ -26,7 +26,9 @@ from tarazu.storage.run_folder import RunDir, StudyDir
 REFUSED = {"loha", "layers"}
 METHODS = {name: settings for name, settings in small.METHODS.items() if name not in REFUSED}
 CPU = torch.device("cpu")
-installed = pytest.mark.skipif(not quantization.is_installed(), reason="bitsandbytes is not installed")
+installed = pytest.mark.skipif(
+    not quantization.is_installed(), reason="bitsandbytes is not installed"
+)
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +40,7 @@ def root(tmp_path_factory):
 
 @pytest.fixture
 def recipe(root, monkeypatch):
-    """Writes a recipe with a 4-bit base, whatever else it says."""
+    """Write a recipe with a 4-bit base model and the given changes."""
     monkeypatch.setenv("TARAZU_CACHE", str(root / "cache"))
 
     def write(**changes):
@@ -53,7 +55,7 @@ def packed(root):
     return loading.load_model(str(root / "model"), None, torch.float32, CPU, quantize="4bit")
 
 
-def test_without_the_package_it_says_what_to_install(recipe, root, monkeypatch):
+def test_missing_package_is_named(recipe, root, monkeypatch):
     path = recipe(methods=METHODS)
     monkeypatch.setattr(quantization, "is_installed", lambda: False)
     with pytest.raises(UserError, match=r"pip install 'tarazu\[quantized\]'"):
@@ -63,29 +65,33 @@ def test_without_the_package_it_says_what_to_install(recipe, root, monkeypatch):
 
 
 @pytest.mark.parametrize("name", sorted(REFUSED))
-def test_what_cannot_work_is_refused_before_anything_is_trained(name, recipe, root, monkeypatch):
+def test_unsupported_methods_are_refused_before_training(name, recipe, root, monkeypatch):
     monkeypatch.setattr(quantization, "is_installed", lambda: True)
     path = recipe(methods={"lora": {}, name: small.METHODS[name]})
     with pytest.raises(UserError, match=f"methods.{name}: not with quantize: 4bit"):
         study_commands.run(str(path), str(root / "refused"))
     assert not (root / "refused").exists()
     Chat().validate_recipe(
-        load(recipe(methods=METHODS | {"layers": {"num_first": 0, "num_last": 0, "embeddings": True}}))
+        load(
+            recipe(
+                methods=METHODS | {"layers": {"num_first": 0, "num_last": 0, "embeddings": True}}
+            )
+        )
     )
 
 
-def test_check_tells_which_methods_will_not_work(recipe, tmp_path, monkeypatch):
+def test_check_reports_unsupported_methods(recipe, tmp_path, monkeypatch):
     found = load(recipe())
     data = Chat().prepare(found, StudyDir(tmp_path), CPU)
     monkeypatch.setattr(quantization, "is_installed", lambda: True)
-    told = {name: predict(Chat(), found, name, data, CPU) for name in small.METHODS}
-    assert {name for name, entry in told.items() if not entry["works"]} == REFUSED
-    assert all("4bit" in told[name]["reasons"][0] for name in REFUSED)
+    estimates = {name: predict(Chat(), found, name, data, CPU) for name in small.METHODS}
+    assert {name for name, entry in estimates.items() if not entry["works"]} == REFUSED
+    assert all("4bit" in estimates[name]["reasons"][0] for name in REFUSED)
 
 
 @installed
 def test_the_refusals_are_needed(root):
-    """Should one of these work some day, its method need not be refused any more."""
+    """If one of these works some day, its method need not be refused."""
     methods = load(small.recipe(root / "plain.yaml", root / "model")).methods
     with pytest.raises(RuntimeError):
         methods["layers"].attach(packed(root), small.tokenizer())
@@ -95,8 +101,8 @@ def test_the_refusals_are_needed(root):
 
 
 @installed
-def test_every_other_method_trains_resumes_loads_and_leaves_the_packed_weights_alone(recipe):
-    """The invariants of `tarazu verify`: batching, caching, gradients, resuming, loading, and the proof of what changed."""
+def test_other_methods_hold_all_invariants(recipe):
+    """Batching, caching, gradients, resuming, loading, and that only trained tensors change."""
     found = run_checks(load(recipe(methods=METHODS)))
     assert found["verdict"] == "ok", found
     held = {
@@ -109,7 +115,7 @@ def test_every_other_method_trains_resumes_loads_and_leaves_the_packed_weights_a
 
 @installed
 @pytest.mark.parametrize("name", ["lora", "dora"])
-def test_a_run_is_evaluated_loaded_back_and_merged(name, recipe, root, tmp_path):
+def test_run_is_evaluated_loaded_and_merged(name, recipe, root, tmp_path):
     path = recipe(methods={name: small.METHODS[name]}, memory="low")
     study_commands.run(str(path), str(tmp_path / "out"))
     run = RunDir(tmp_path / "out" / name / "seed-0")
@@ -130,7 +136,7 @@ def test_a_run_is_evaluated_loaded_back_and_merged(name, recipe, root, tmp_path)
 
 
 @installed
-def test_the_weights_are_nf4_doubly_quantised_and_near_the_models_own(root):
+def test_weights_are_nf4_with_double_quantisation(root):
     model, plain = (
         packed(root),
         AutoModelForCausalLM.from_pretrained(root / "model", dtype=torch.float32),
@@ -145,19 +151,19 @@ def test_the_weights_are_nf4_doubly_quantised_and_near_the_models_own(root):
         m.weight.quant_state.quant_type == "nf4" and m.weight.quant_state.nested
         for m in layers.values()
     )
-    whole = model.dequantize()
+    dequantized = model.dequantize()
     for name in layers:
-        theirs, ours = plain.get_submodule(name).weight, whole.get_submodule(name).weight
+        theirs, ours = plain.get_submodule(name).weight, dequantized.get_submodule(name).weight
         assert 0 < (ours - theirs).norm() / theirs.norm() < 0.15
 
 
 @installed
-def test_reading_moves_nothing_and_a_moved_byte_is_noticed(root):
+def test_fingerprint_notices_one_changed_byte(root):
     model = packed(root)
     before = fingerprint(model)
     with torch.no_grad():
         model(torch.arange(9)[None])
-    assert fingerprint(model) == before, "the packed weights were rearranged"
+    assert fingerprint(model) == before, "the 4-bit weights were repacked"
     weight = model.get_decoder().layers[1].mlp.up_proj.weight
     weight.data[5] ^= 1
     after = fingerprint(model)
@@ -167,7 +173,7 @@ def test_reading_moves_nothing_and_a_moved_byte_is_noticed(root):
 
 
 @installed
-def test_sizes_are_those_of_the_model_and_bytes_are_foreseen(recipe, root):
+def test_summary_and_estimated_bytes_are_those_of_the_model(recipe, root):
     model, found = packed(root), load(recipe(methods={"lora": {}}))
     plain = AutoModelForCausalLM.from_pretrained(root / "model", dtype=torch.float32)
     card, theirs = model_summary(model, "x"), model_summary(plain, "x")
@@ -176,14 +182,13 @@ def test_sizes_are_those_of_the_model_and_bytes_are_foreseen(recipe, root):
     }
     assert "NF4" in card["dtype"]
     assert (
-        wrap_model(found, "lora", model, small.tokenizer()).total_parameters()
-        > card["parameters"]
+        wrap_model(found, "lora", model, small.tokenizer()).total_parameters() > card["parameters"]
     )
     model = packed(root)
     states = [p.quant_state for p in model.parameters() if hasattr(p, "quant_state")]
     held = [tensor for s in states for tensor in (s.absmax, s.code, s.state2.absmax, s.state2.code)]
     real = sum(t.nbytes for t in [*model.parameters(), *held])
-    foreseen, _ = weight_bytes(found, meta_model(found, CPU, torch.float32), torch.float32)
-    assert foreseen == real + 4 * len(states), (
+    estimated, _ = weight_bytes(found, meta_model(found, CPU, torch.float32), torch.float32)
+    assert estimated == real + 4 * len(states), (
         "the offset of each matrix's scales is the only thing not counted here"
     )
