@@ -70,7 +70,7 @@ def test_known_scores_on_flickr8k():
         image: references[image]
         for image in flickr8k.read_text(folder / "Flickr_8k.testImages.txt").split()
     }
-    # From an earlier measurement with the COCO scorers and the Java tokenizer; human depends on which caption is drawn.
+    # Measured with the COCO scorers and the Java tokenizer. "human" depends on the drawn captions.
     constant = score(dict.fromkeys(test, CONSTANT), test, with_meteor=False)
     assert constant["bleu"] == pytest.approx([42.4, 24.1, 13.8, 8.7], abs=0.1)
     assert constant["cider"] == pytest.approx(9.6, abs=0.3)

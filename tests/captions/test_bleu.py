@@ -1,4 +1,4 @@
-"""BLEU is the COCO scorer's and sacrebleu's on the same tokens; the papers' score has no brevity penalty."""
+"""BLEU equals the COCO scorer's and sacrebleu's; the papers' score has no brevity penalty."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from captions.written_captions import SETS, tokenised, tokenised_references
 from tarazu.captions.metrics.bleu import References, bleu, brevity_penalty, mean_precisions
 from tarazu.captions.metrics.ptb_tokenizer import ptb_like
 
-# pycocoevalcap 1.2, Bleu(4).compute_score(references, candidates)[0] on the tokens of `ptb_like`, x1, Python 3.11.
+# pycocoevalcap 1.2, Bleu(4).compute_score(references, candidates)[0] on the tokens of `ptb_like`.
 COCO = {
     "written": [0.80952380951096, 0.6845959970539803, 0.5589213661257608, 0.4645208552712478],
     "salad-0": [
@@ -63,7 +63,7 @@ def test_equals_sacrebleu_on_the_same_tokens(name):
             tokenize="none", force=True, smooth_method="none", max_ngram_order=order
         )
         theirs = metric.corpus_score(lines, by_position).score / 100
-        # Without any match of an order sacrebleu gives 0, the COCO scorer's constant 1e-15 leaves up to 1e-5.
+        # Without a match of an order, sacrebleu gives 0; the COCO constants leave up to 1e-5.
         assert bleu(total)[order - 1] == pytest.approx(theirs, abs=1e-6 if theirs else 1e-5)
 
 

@@ -1,4 +1,4 @@
-"""CIDEr is pycocoevalcap's `Cider`, image by image and for any list of pairs."""
+"""CIDEr equals pycocoevalcap's `Cider`, image by image and for any list of pairs."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from captions.written_captions import CANDIDATES, REFERENCES, SETS, tokenised, t
 from tarazu.captions.metrics.cider import Cider
 from tarazu.errors import UserError
 
-# pycocoevalcap 1.2, Cider().compute_score(references, candidates) on the tokens of `ptb_like`, Python 3.11.
+# pycocoevalcap 1.2, Cider().compute_score(references, candidates) on the tokens of `ptb_like`.
 COCO_IMAGES = [
     1.0106204,
     0.94419797,

@@ -1,4 +1,4 @@
-"""Agreement with people: the file's protocol on a small folder, and the published values on the real one."""
+"""Correlation with people: the protocol on a small folder, the published values on Flickr8k."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ FLICKR8K = os.environ.get("TARAZU_FLICKR8K", "")  # the folder with Flickr8k's t
 
 @pytest.fixture
 def folder(tmp_path):
-    """Two captions judged per image: the next image's first caption (bad), and the candidate under an id of its own."""
+    """Each image has a bad caption, of the next image, and a good one, the candidate."""
     images = list(REFERENCES)
     tokens = [
         f"{image}#{i}\t{caption}"
@@ -45,14 +45,14 @@ def folder(tmp_path):
     return tmp_path
 
 
-def test_own_captions_are_left_out(folder):
-    judged, references, left_out = read_folder(folder)
-    assert (len(judged), left_out) == (2 * len(REFERENCES), 1)
+def test_an_images_own_captions_are_left_out(folder):
+    rated, references, left_out = read_folder(folder)
+    assert (len(rated), left_out) == (2 * len(REFERENCES), 1)
     assert references == {image: REFERENCES[image] for image in sorted(REFERENCES)}
-    assert judged[0].points == (1, 1, 2)
+    assert rated[0].points == (1, 1, 2)
 
 
-def test_scores_agree_with_clear_judgements(folder, capsys):
+def test_scores_correlate_with_clear_judgements(folder, capsys):
     result = compare(folder, with_meteor=False)
     assert result["judgements"] == 6 * len(REFERENCES)
     assert result["metrics"]["cider"]["tau_c"] > 50
@@ -62,11 +62,11 @@ def test_scores_agree_with_clear_judgements(folder, capsys):
     assert "cider" in capsys.readouterr().out
 
 
-def test_a_score_turned_around_agrees_negatively(folder):
-    judged = read_folder(folder)[0]
-    means = np.array([np.mean(pair.points) for pair in judged])
-    assert agreement(means, judged)["tau_b"] > 80
-    assert agreement(-means, judged)["tau_b"] == pytest.approx(-agreement(means, judged)["tau_b"])
+def test_a_negated_score_correlates_negatively(folder):
+    rated = read_folder(folder)[0]
+    means = np.array([np.mean(pair.points) for pair in rated])
+    tau = agreement(means, rated)["tau_b"]
+    assert tau > 80 and agreement(-means, rated)["tau_b"] == pytest.approx(-tau)
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from captions.written_captions import CANDIDATES, REFERENCES, SETS, tokenised, t
 from tarazu.captions.metrics.ptb_tokenizer import ptb_like
 from tarazu.captions.metrics.rouge import longest_common_subsequence, rouge_l
 
-# pycocoevalcap 1.2, Rouge().compute_score(references, candidates)[1] on the tokens of `ptb_like`, Python 3.11.
+# pycocoevalcap 1.2, Rouge().compute_score(references, candidates)[1] on tokens of `ptb_like`.
 COCO_IMAGES = [
     0.60696517,
     0.61538462,

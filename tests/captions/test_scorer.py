@@ -1,4 +1,4 @@
-"""A whole score sheet: its form, its intervals, its errors, its tokenizer, and METEOR where Java is."""
+"""The scorer: its result, its intervals, its errors, tokenizer, and METEOR if Java is there."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ from captions.written_captions import CANDIDATES, REFERENCES, salad, tokenised, 
 from tarazu.captions.metrics import meteor
 from tarazu.captions.metrics.ptb_tokenizer import ptb_like
 from tarazu.captions.metrics.scorer import Scorer, intervals, per_image, score
-from tarazu.errors import UserError
+from tarazu.errors import TarazuError, UserError
 
-METEOR = 0.3490508766427455  # pycocoevalcap 1.2, Meteor().compute_score(...)[0] on the written captions, Java 17
+# pycocoevalcap 1.2, Meteor().compute_score(...)[0] on the written captions, Java 17.
+METEOR = 0.3490508766427455
 
 
 @pytest.mark.parametrize(
@@ -33,21 +34,21 @@ def test_tokenizer(text, tokens):
     assert ptb_like(text) == tokens.split()
 
 
-def test_form_and_agreement_of_its_parts():
-    sheet = score(CANDIDATES, REFERENCES, with_meteor=False)
-    assert json.loads(json.dumps(sheet)) == sheet
-    assert sheet["bleu"] == pytest.approx(
-        [sheet["brevity_penalty"] * b for b in sheet["bleu_no_penalty"]]
+def test_the_parts_of_a_result_agree():
+    scores = score(CANDIDATES, REFERENCES, with_meteor=False)
+    assert json.loads(json.dumps(scores)) == scores
+    assert scores["bleu"] == pytest.approx(
+        [scores["brevity_penalty"] * b for b in scores["bleu_no_penalty"]]
     )
-    assert sheet["bleu"][0] > sheet["bleu"][3] > 0
-    assert sheet["meteor"] is None
+    assert scores["bleu"][0] > scores["bleu"][3] > 0
+    assert scores["meteor"] is None
     images = per_image(CANDIDATES, REFERENCES)
     assert list(images) == list(CANDIDATES)
-    assert np.mean([image["cider"] for image in images.values()]) == pytest.approx(sheet["cider"])
-    quick = Scorer(REFERENCES).validation_scores(CANDIDATES)
-    assert quick == {
-        "bleu4": pytest.approx(sheet["bleu"][3]),
-        "cider": pytest.approx(sheet["cider"]),
+    assert np.mean([image["cider"] for image in images.values()]) == pytest.approx(scores["cider"])
+    validation = Scorer(REFERENCES).validation_scores(CANDIDATES)
+    assert validation == {
+        "bleu4": pytest.approx(scores["bleu"][3]),
+        "cider": pytest.approx(scores["cider"]),
     }
 
 
@@ -58,13 +59,13 @@ def test_references_of_other_images_change_nothing():
     )
 
 
-def test_intervals_are_those_of_resampled_corpora():
+def test_intervals_equal_those_of_resampled_corpora():
     candidates, references = salad(7, images=60)
     scorer = Scorer(references)
     counts, ciders = scorer.counts(candidates), scorer.cider.scores(candidates)
     low, high = intervals(counts, ciders)["cider"]
-    draw = np.random.default_rng(99)
-    means = [100 * draw.choice(ciders, len(ciders)).mean() for _ in range(2000)]
+    rng = np.random.default_rng(99)
+    means = [100 * rng.choice(ciders, len(ciders)).mean() for _ in range(2000)]
     spread = np.std(means)
     assert [low, high] == pytest.approx(np.percentile(means, [2.5, 97.5]), abs=0.25 * spread)
     assert low < 100 * ciders.mean() < high
@@ -81,7 +82,7 @@ def test_a_thousand_resamples_of_a_thousand_images_take_about_a_second():
     assert time.perf_counter() - start < 3  # 0.1 s alone; other work shares the machine
 
 
-def test_nothing_to_score_is_said_plainly():
+def test_nothing_to_score_raises():
     with pytest.raises(UserError, match="no captions to score"):
         Scorer(REFERENCES).score({})
     with pytest.raises(UserError, match="moon.jpg"):
@@ -91,14 +92,14 @@ def test_nothing_to_score_is_said_plainly():
 
 
 def test_empty_captions_are_scored_as_zero():
-    sheet = score(dict.fromkeys(REFERENCES, ""), REFERENCES, with_meteor=False)
-    assert sheet["bleu"] == [0, 0, 0, 0]
-    assert sheet["cider"] == sheet["rouge_l"] == 0
-    json.dumps(sheet, allow_nan=False)
+    scores = score(dict.fromkeys(REFERENCES, ""), REFERENCES, with_meteor=False)
+    assert scores["bleu"] == [0, 0, 0, 0]
+    assert scores["cider"] == scores["rouge_l"] == 0
+    json.dumps(scores, allow_nan=False)
 
 
 @pytest.mark.skipif(not meteor.is_available(), reason="METEOR needs Java and pycocoevalcap")
-def test_meteor_equals_the_coco_scorers():
+def test_meteor_equals_the_coco_scorer():
     lines = list(tokenised(CANDIDATES).values())
     theirs = list(tokenised_references(REFERENCES).values())
     corpus, images = meteor.meteor(
@@ -107,7 +108,18 @@ def test_meteor_equals_the_coco_scorers():
     assert corpus == pytest.approx(METEOR, abs=1e-6)
     assert len(images) == len(lines)
     assert max(images) < 1
-    one, (same,) = meteor.meteor(
-        [lines[0][0].split()], [[r.split() for r in theirs[0]]]
-    )  # the program answers again
-    assert one == same == pytest.approx(images[0])
+    # The program answers a second call.
+    single, (image,) = meteor.meteor([lines[0][0].split()], [[r.split() for r in theirs[0]]])
+    assert single == image == pytest.approx(images[0])
+
+
+@pytest.mark.skipif(not meteor.is_available(), reason="METEOR needs Java and pycocoevalcap")
+def test_a_dead_meteor_program_is_reported_and_replaced():
+    question = [["a", "dog"]], [[["a", "dog", "runs"]]]
+    corpus, _ = meteor.meteor(*question)
+    program = meteor._program().meteor_p
+    program.kill()
+    program.wait()
+    with pytest.raises(TarazuError, match="METEOR's Java program failed"):
+        meteor.meteor(*question)
+    assert meteor.meteor(*question)[0] == corpus

@@ -1,4 +1,4 @@
-"""Captions written for the tests of the scorers: some like Flickr8k's, some of words drawn at random."""
+"""Captions for the tests of the scorers: some like Flickr8k's, some of random words."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ CANDIDATES = {
 
 
 def salad(seed: int, images: int = 40) -> tuple[dict[str, str], dict[str, list[str]]]:
-    """Candidates and references of few, often repeated words; lengths from 0 (candidates) or 1 to 15."""
+    """Candidates (0 to 15 words) and references (1 to 15) of few, often repeated words."""
     draw = random.Random(seed)
     words = [f"w{i}" for i in range(25)]
 

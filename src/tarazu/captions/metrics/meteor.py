@@ -6,6 +6,7 @@ program's jar only.
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import shutil
 import signal
@@ -50,7 +51,10 @@ def meteor(
             {i: [" ".join(line)] for i, line in enumerate(candidates)},
         )
     except (OSError, ValueError) as error:
-        program.lock.release()  # `compute_score` keeps it when it fails, and `__del__` waits for it
+        # Release what `compute_score` and `Meteor.__del__` would otherwise wait for or fail at.
+        program.lock.release()
+        with contextlib.suppress(OSError):
+            program.meteor_p.stdin.close()
         _program.cache_clear()  # the next call starts a new program
         raise TarazuError(
             f"METEOR's Java program failed: {error}", hint="leave METEOR out, or repair Java"
