@@ -1,4 +1,4 @@
-"""Views: crops within bounds, mirrored when they may be."""
+"""Views are crops within bounds, mirrored where they may be."""
 
 import numpy as np
 import pytest
@@ -16,30 +16,30 @@ def ramp():
 
 @pytest.mark.parametrize("view", range(1, 9))
 def test_a_view_is_a_crop_mirrored_when_odd(view):
-    picture = fixed_view(Image.fromarray(ramp()), "ab" * 32, view, 0.6)
-    values = np.asarray(picture).astype(int)
-    assert 0.55 * 20_000 <= picture.width * picture.height <= 20_000
-    rises = values[0, -1, 0] > values[0, 0, 0]
-    assert rises != is_mirrored(view) and values[-1, 0, 1] > values[0, 0, 1]
-    assert picture.size == fixed_view(Image.fromarray(ramp()), "ab" * 32, view, 0.6).size
+    image = fixed_view(Image.fromarray(ramp()), "ab" * 32, view, 0.6)
+    values = np.asarray(image).astype(int)
+    assert 0.55 * 20_000 <= image.width * image.height <= 20_000
+    brightens_to_the_right = values[0, -1, 0] > values[0, 0, 0]
+    assert brightens_to_the_right != is_mirrored(view) and values[-1, 0, 1] > values[0, 0, 1]
+    assert image.size == fixed_view(Image.fromarray(ramp()), "ab" * 32, view, 0.6).size
 
 
-def test_view_zero_is_the_picture():
-    picture = Image.fromarray(ramp())
-    assert fixed_view(picture, "00" * 32, 0, 0.5) is picture
+def test_view_zero_is_the_image():
+    image = Image.fromarray(ramp())
+    assert fixed_view(image, "00" * 32, 0, 0.5) is image
 
 
-def test_new_views_are_crops_and_sided_captions_are_not_mirrored():
+def test_random_views_are_crops_and_images_that_keep_sides_are_not_mirrored():
     torch.manual_seed(0)
     pixels = torch.from_numpy(np.asarray(Image.fromarray(ramp()).resize((64, 64))).copy()).repeat(
         60, 1, 1, 1
     )
-    sided = torch.arange(60) < 30
-    seen = random_view(pixels, sided, 0.6)
-    assert seen.shape == pixels.shape and seen.min() >= 0 and seen.max() <= pixels.max()
-    rises = seen[:, 32, -1, 0] > seen[:, 32, 0, 0]
-    assert rises[:30].all() and 5 < rises[30:].sum() < 25
-    assert (seen[:, -1, 32, 1] > seen[:, 0, 32, 1]).all()
+    keep_sides = torch.arange(60) < 30
+    views = random_view(pixels, keep_sides, 0.6)
+    assert views.shape == pixels.shape and views.min() >= 0 and views.max() <= pixels.max()
+    brightens_to_the_right = views[:, 32, -1, 0] > views[:, 32, 0, 0]
+    assert brightens_to_the_right[:30].all() and 5 < brightens_to_the_right[30:].sum() < 25
+    assert (views[:, -1, 32, 1] > views[:, 0, 32, 1]).all()
     torch.testing.assert_close(
         random_view(pixels, torch.ones(60, dtype=torch.bool), 1.0)[:, 20:44, 20:44],
         pixels[:, 20:44, 20:44].float(),

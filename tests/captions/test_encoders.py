@@ -1,4 +1,4 @@
-"""EfficientNet against transformers' own, the Lite package's strict load, frozen BatchNorm, names told truthfully."""
+"""EfficientNet against other libraries' own, strict loading, and the frozen BatchNorm."""
 
 import pytest
 import torch
@@ -10,8 +10,8 @@ from tarazu.captions.settings import EncoderSettings
 from tarazu.errors import UserError
 
 
-def stir(module):
-    """Random statistics: those of a fresh BatchNorm would hide a wrong epsilon or a swapped layer."""
+def randomize_batch_norm(module):
+    """Set random statistics: a fresh BatchNorm would hide a wrong epsilon or a swapped layer."""
     torch.manual_seed(0)
     for part in module.modules():
         if isinstance(part, torch.nn.BatchNorm2d):
@@ -26,7 +26,7 @@ def test_b0_computes_what_transformers_computes(tmp_path):
     config = EfficientNetConfig(
         image_size=224, width_coefficient=1.0, depth_coefficient=1.0, hidden_dim=1280
     )
-    theirs = stir(EfficientNetModel(config))
+    theirs = randomize_batch_norm(EfficientNetModel(config))
     save_file(
         {name: tensor.contiguous() for name, tensor in theirs.state_dict().items()},
         tmp_path / "b0.safetensors",
@@ -43,11 +43,11 @@ def test_b0_computes_what_transformers_computes(tmp_path):
             atol=1e-5,
             rtol=1e-4,
         )
-    told = ours.summary()
+    summary = ours.summary()
     assert (
-        told["name"] == "EfficientNet-B0"
-        and told["features"] == [49, 1280]
-        and "transformers" in told["weights_note"]
+        summary["name"] == "EfficientNet-B0"
+        and summary["features"] == [49, 1280]
+        and "transformers" in summary["weights_note"]
     )
 
 
@@ -57,7 +57,7 @@ def test_b0_computes_what_others_compute(tmp_path, library):
         other = __import__(library)
     except Exception as error:  # not installed, or built for another torch
         pytest.skip(f"{library}: {error}")
-    theirs = stir(
+    theirs = randomize_batch_norm(
         other.models.efficientnet_b0()
         if library == "torchvision"
         else other.create_model("efficientnet_b0")
@@ -81,16 +81,20 @@ def lite():
     return pretrained.load(EncoderSettings())
 
 
-def test_lite0_says_what_it_is(lite):
-    told = lite.summary()
-    assert told["name"] == "EfficientNet-Lite0" and "not EfficientNet-B0" in told["weights_note"]
+def test_lite0_is_described(lite):
+    summary = lite.summary()
     assert (
-        told["features"] == [49, 1280] and told["map"] == [7, 7] and told["input"] == [3, 224, 224]
+        summary["name"] == "EfficientNet-Lite0" and "not EfficientNet-B0" in summary["weights_note"]
     )
     assert (
-        told["mean"] == [127.0] * 3
-        and told["std"] == [128.0] * 3
-        and told["parameters"] == 3_371_008
+        summary["features"] == [49, 1280]
+        and summary["map"] == [7, 7]
+        and summary["input"] == [3, 224, 224]
+    )
+    assert (
+        summary["mean"] == [127.0] * 3
+        and summary["std"] == [128.0] * 3
+        and summary["parameters"] == 3_371_008
     )
     with torch.no_grad():
         assert lite.module(torch.zeros(1, 224, 224, 3, dtype=torch.uint8)).shape == (1, 49, 1280)
@@ -118,32 +122,30 @@ def test_last_blocks(lite):
 
 
 @pytest.mark.parametrize(
-    "name, parameters, places",
+    "name, parameters, positions",
     [("efficientnet-lite1", 4_135_680, 64), ("efficientnet-lite2", 4_811_072, 81)],
 )
-def test_the_bigger_shapes(name, parameters, places):
+def test_the_larger_lite_networks(name, parameters, positions):
     module = EfficientNet(ENCODER_CONFIGS[name], (127.0,) * 3, (128.0,) * 3)
     assert sum(p.numel() for p in module.parameters()) == parameters
-    assert (-(-ENCODER_CONFIGS[name].size // 32)) ** 2 == places
+    assert (-(-ENCODER_CONFIGS[name].size // 32)) ** 2 == positions
 
 
 def test_wrong_weights_are_refused(tmp_path, lite):
     state = dict(lite.module.state_dict().items())
     save_file(
         {name: tensor for name, tensor in state.items() if name != "blocks.3.project.bn.bias"},
-        tmp_path / "less.safetensors",
+        tmp_path / "incomplete.safetensors",
     )
     save_file({"x": torch.zeros(1)}, tmp_path / "other.safetensors")
     save_file(state, tmp_path / "lite0.safetensors")
     (tmp_path / "broken.safetensors").write_bytes(b"\xff" * 40)
     assert (
-        pretrained.load(EncoderSettings(file=str(tmp_path / "lite0.safetensors"))).summary()[
-            "name"
-        ]
+        pretrained.load(EncoderSettings(file=str(tmp_path / "lite0.safetensors"))).summary()["name"]
         == "EfficientNet-Lite0"
     )
     for name, file in (
-        ("efficientnet-lite0", "less"),
+        ("efficientnet-lite0", "incomplete"),
         ("efficientnet-lite0", "other"),
         ("efficientnet-b0", "lite0"),
         ("efficientnet-lite0", "broken"),

@@ -1,4 +1,4 @@
-"""A data set as the hub has it (parquet with an image column), written to disk once and read like any folder."""
+"""A data set of the Hub (parquet with images) is written to disk and read like a folder."""
 
 import io
 
@@ -24,26 +24,26 @@ def parquet(folder, columns):
     return str(folder)
 
 
-@pytest.mark.parametrize("form", ["columns", "list"])
-def test_images_and_captions_of_both_usual_forms(tmp_path, monkeypatch, form):
+@pytest.mark.parametrize("schema", ["columns", "list"])
+def test_images_and_captions_of_both_usual_schemas(tmp_path, monkeypatch, schema):
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
     columns = {
         "image": [{"bytes": png("red"), "path": "a.jpg"}, {"bytes": png("blue"), "path": "b.jpg"}]
     }
-    if form == "columns":
+    if schema == "columns":
         columns |= {f"caption_{i}": [f"red, {i}", f"blue, {i}"] for i in range(2)}
     else:
         columns |= {"captions": [["red, 0", "red, 1"], ["blue, 0", "blue, 1"]]}
     hub_dataset._download(parquet(tmp_path / "set", columns), tmp_path / "home")
-    found = flickr8k.read(tmp_path / "home")
+    collection = flickr8k.read(tmp_path / "home")
     assert (
-        found.captions == {"a.jpg": ["red, 0", "red, 1"], "b.jpg": ["blue, 0", "blue, 1"]}
-        and not found.problems
+        collection.captions == {"a.jpg": ["red, 0", "red, 1"], "b.jpg": ["blue, 0", "blue, 1"]}
+        and not collection.problems
     )
-    assert found.images.read("b.jpg") == png("blue")
+    assert collection.images.read("b.jpg") == png("blue")
 
 
-def test_a_set_without_captions_is_refused(tmp_path, monkeypatch):
+def test_a_data_set_without_captions_is_refused(tmp_path, monkeypatch):
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
     name = parquet(
         tmp_path / "set", {"image": [{"bytes": png("red"), "path": "a.jpg"}], "label": [1]}
@@ -52,7 +52,7 @@ def test_a_set_without_captions_is_refused(tmp_path, monkeypatch):
         hub_dataset._download(name, tmp_path / "home")
 
 
-def test_names_of_the_hub_and_paths():
+def test_hub_names_are_told_from_paths():
     assert hub_dataset.is_hub_name("jxie/flickr8k")
     assert not any(
         hub_dataset.is_hub_name(path)

@@ -1,4 +1,4 @@
-"""Pictures of every kind: read rightly, or refused with a reason."""
+"""Images of every kind are read correctly, or refused with a reason."""
 
 import io
 import struct
@@ -12,9 +12,9 @@ from tarazu.captions.data.images import open_image, pixels, thumbnail_jpeg
 from tarazu.errors import UserError
 
 
-def encoded(picture, form, **how):
+def encoded(image, image_format, **options):
     out = io.BytesIO()
-    picture.save(out, form, **how)
+    image.save(out, image_format, **options)
     return out.getvalue()
 
 
@@ -28,21 +28,18 @@ def halves():
 def test_exif_rotation_is_applied():
     exif = Image.Exif()
     exif[0x0112] = 6  # the camera was turned: rotate by 270 degrees to stand upright
-    picture = open_image(encoded(halves(), "JPEG", exif=exif, quality=95))
-    assert picture.size == (40, 80)
-    assert np.asarray(picture)[5, 20, 0] > 200  # red is at the top now
+    image = open_image(encoded(halves(), "JPEG", exif=exif, quality=95))
+    assert image.size == (40, 80)
+    assert np.asarray(image)[5, 20, 0] > 200  # red is at the top
 
 
-@pytest.mark.parametrize("form", ["JPEG", "TIFF"])
-def test_cmyk(form):
-    picture = open_image(encoded(halves().convert("CMYK"), form))
-    assert (
-        picture.mode == "RGB"
-        and np.asarray(picture)[20, 10, 0] > 200 > np.asarray(picture)[20, 70, 0]
-    )
+@pytest.mark.parametrize("image_format", ["JPEG", "TIFF"])
+def test_cmyk_becomes_rgb(image_format):
+    image = open_image(encoded(halves().convert("CMYK"), image_format))
+    assert image.mode == "RGB" and np.asarray(image)[20, 10, 0] > 200 > np.asarray(image)[20, 70, 0]
 
 
-def test_transparency_is_laid_on_white():
+def test_transparency_becomes_white():
     layer = halves().convert("RGBA")
     layer.putalpha(0)
     assert np.asarray(open_image(encoded(layer, "PNG"))).min() == 255
@@ -50,46 +47,48 @@ def test_transparency_is_laid_on_white():
     assert open_image(encoded(palette, "PNG", transparency=0)).mode == "RGB"
 
 
-def test_the_first_frame_of_an_animation():
+def test_an_animation_gives_its_first_frame():
     frames = [Image.new("RGB", (20, 20), colour) for colour in ("red", "blue", "green")]
-    picture = open_image(encoded(frames[0], "GIF", save_all=True, append_images=frames[1:]))
-    assert tuple(np.asarray(picture)[10, 10]) == (254, 0, 0) or tuple(
-        np.asarray(picture)[10, 10]
-    ) == (255, 0, 0)
+    image = open_image(encoded(frames[0], "GIF", save_all=True, append_images=frames[1:]))
+    assert tuple(np.asarray(image)[10, 10]) == (254, 0, 0) or tuple(np.asarray(image)[10, 10]) == (
+        255,
+        0,
+        0,
+    )
 
 
-def test_sixteen_bits_and_gray():
-    deep = Image.fromarray((np.arange(64 * 64).reshape(64, 64) * 16).astype(np.uint16))
-    values = np.asarray(open_image(encoded(deep, "PNG")))
+def test_sixteen_bits_and_gray_become_rgb():
+    sixteen_bit = Image.fromarray((np.arange(64 * 64).reshape(64, 64) * 16).astype(np.uint16))
+    values = np.asarray(open_image(encoded(sixteen_bit, "PNG")))
     assert values.shape == (64, 64, 3) and 250 <= values.max() <= 255 and values.min() == 0
     assert open_image(encoded(halves().convert("L"), "PNG")).mode == "RGB"
 
 
-def test_a_wrong_name_does_not_matter(tmp_path):
+def test_the_format_is_read_from_the_content(tmp_path):
     path = tmp_path / "really-a-png.jpg"
     path.write_bytes(encoded(halves(), "PNG"))
     assert open_image(path).size == (80, 40)
 
 
-@pytest.mark.parametrize("keep", [0.3, 0.7, 0.95])
-@pytest.mark.parametrize("form", ["JPEG", "PNG"])
-def test_cut_short(form, keep):
+@pytest.mark.parametrize("fraction", [0.3, 0.7, 0.95])
+@pytest.mark.parametrize("image_format", ["JPEG", "PNG"])
+def test_truncated_files_are_refused(image_format, fraction):
     noise = Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8))
-    data = encoded(noise, form)
+    data = encoded(noise, image_format)
     with pytest.raises(UserError, match="damaged or truncated|not an image"):
-        open_image(data[: int(len(data) * keep)])
+        open_image(data[: int(len(data) * fraction)])
 
 
-def test_a_bomb_is_refused_before_it_unfolds():
+def test_a_decompression_bomb_is_refused_before_it_is_decoded():
     def chunk(kind, data):
         return (
             struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
         )
 
-    head = struct.pack(">IIBBBBB", 60_000, 60_000, 8, 2, 0, 0, 0)
+    header = struct.pack(">IIBBBBB", 60_000, 60_000, 8, 2, 0, 0, 0)
     bomb = (
         b"\x89PNG\r\n\x1a\n"
-        + chunk(b"IHDR", head)
+        + chunk(b"IHDR", header)
         + chunk(b"IDAT", zlib.compress(b"\0" * 100))
         + chunk(b"IEND", b"")
     )
@@ -100,7 +99,7 @@ def test_a_bomb_is_refused_before_it_unfolds():
 @pytest.mark.parametrize(
     "data", [b"", b"GIF89a", b"not an image at all", b"\x89PNG\r\n\x1a\n" + b"\0" * 50, b"%PDF-1.4"]
 )
-def test_not_an_image(data):
+def test_other_files_are_refused(data):
     with pytest.raises(UserError):
         open_image(data)
 
@@ -112,13 +111,13 @@ def test_missing_file_and_folder(tmp_path):
         open_image(tmp_path)
 
 
-def test_pixels_are_squashed_to_a_square_and_the_copy_is_small_and_bare():
+def test_pixels_are_square_and_the_thumbnail_is_small_without_metadata():
     assert pixels(halves(), 16).shape == (16, 16, 3)
     exif = Image.Exif()
     exif[0x010E] = "where I live"
-    copy = Image.open(
+    thumbnail = Image.open(
         io.BytesIO(
             thumbnail_jpeg(open_image(encoded(halves().resize((2000, 1000)), "JPEG", exif=exif)))
         )
     )
-    assert copy.size == (320, 160) and not copy.getexif()
+    assert thumbnail.size == (320, 160) and not thumbnail.getexif()
