@@ -107,18 +107,18 @@ def test_cu_seqlens_attention_equals_the_models_own(name, family, arithmetic):
         build(name, family, window=LONG_WINDOW),
     )
     lines = bin_pack(rows(), 200, model.num_virtual_tokens, True)[0]
-    found = []
+    actual = []
     for one, cu_seqlens in ((model, True), (by_mask, False)):
         batch = make_batch(lines, one.num_virtual_tokens, width=128, with_cu_seqlens=cu_seqlens)
         values = token_losses(
             one.base, hidden_states(one, batch).flatten(0, 1)[batch.label_positions], batch.labels
         )
         values.sum().backward()
-        found.append(({0: values.tolist()}, {key: p.grad for key, p in one.trainable().items()}))
-    assert close(found[0][0], found[1][0])
+        actual.append(({0: values.tolist()}, {key: p.grad for key, p in one.trainable().items()}))
+    assert close(actual[0][0], actual[1][0])
     assert all(
-        torch.allclose(found[0][1][key], wanted, atol=1e-4, rtol=1e-3)
-        for key, wanted in found[1][1].items()
+        torch.allclose(actual[0][1][key], wanted, atol=1e-4, rtol=1e-3)
+        for key, wanted in actual[1][1].items()
     )
 
 
@@ -143,9 +143,9 @@ def test_compiled_layers_take_cu_seqlens(family, arithmetic, monkeypatch):
                 lambda *a, width=width, **more: make_batch(*a, width=width, with_cu_seqlens=True),
             )
             model.module.zero_grad()
-            found = gradients(model)
+            actual = gradients(model)
             assert all(
-                torch.allclose(found[key], wanted, atol=1e-4, rtol=1e-3)
+                torch.allclose(actual[key], wanted, atol=1e-4, rtol=1e-3)
                 for key, wanted in expected.items()
             )
         assert counted.frame_count == 1
@@ -173,11 +173,11 @@ def test_kernels_equal_plain_pytorch(heads, shared, size, softcap):
     grad = torch.randn(1024, heads, size, dtype=torch.bfloat16)
     own = [x.cuda().requires_grad_() for x in inputs]
     out, _ = torch.ops.tarazu.flash_forward(*own, cu_seqlens.cuda(), size**-0.5, softcap)
-    found = [out, *torch.autograd.grad(out, own, grad.cuda())]
+    actual = [out, *torch.autograd.grad(out, own, grad.cuda())]
     exact = [x.float() for x in inputs]
     wanted = [
         plain(*exact, cu_seqlens, size**-0.5, softcap)[0],
         *plain_backward(*exact, None, grad.float(), None, cu_seqlens, size**-0.5, softcap),
     ]
-    for mine, true in zip(found, wanted, strict=True):
+    for mine, true in zip(actual, wanted, strict=True):
         assert (mine.detach().cpu().float() - true).norm() < 0.01 * true.norm()

@@ -167,9 +167,11 @@ def test_compiled_layers_and_checkpointing_give_the_plain_paths_gradients(
         compile_layers.wrap_layers(
             model.base, checkpointing, lambda forward: torch.compile(forward, backend="aot_eager")
         )
-        found = gradients(model)
-        assert found.keys() == expected.keys()
-        assert all(torch.allclose(found[key], expected[key], atol=1e-4, rtol=1e-3) for key in found)
+        actual = gradients(model)
+        assert actual.keys() == expected.keys()
+        assert all(
+            torch.allclose(actual[key], expected[key], atol=1e-4, rtol=1e-3) for key in actual
+        )
 
 
 def gradients(model) -> dict[str, torch.Tensor]:
@@ -184,11 +186,11 @@ def gradients(model) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("half", [False, True])
 def test_capped_scores_and_their_gradients(half):
     """Both ways to compute softcap * tanh(score / softcap), exactly and approximately."""
-    found = []
+    actual = []
     for capped in (flex._capped(50.0, half), lambda score, *_: 50.0 * torch.tanh(score / 50.0)):
         score = torch.linspace(-200, 200, 41, requires_grad=True)
         out = torch.vmap(capped, in_dims=(0, None, None, None, None))(score, 0, 0, 0, 0)
         out.sum().backward()
-        found.append((out.detach(), score.grad))
-    for mine, wanted in zip(*found, strict=True):
+        actual.append((out.detach(), score.grad))
+    for mine, wanted in zip(*actual, strict=True):
         torch.testing.assert_close(mine, wanted, atol=1e-4, rtol=1e-4)

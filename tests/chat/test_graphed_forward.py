@@ -230,18 +230,18 @@ def test_widest_line_is_captured_first(no_gpu):
             width=width,
             max_line_width=widest,
         )
-        found = []
+        actual = []
         for trainable in (eager, graphed):
             loss = task.Chat().loss(trainable, batch).total
             loss.backward()
-            found.append(
+            actual.append(
                 (
                     float(loss.detach()),
                     {n: p.grad.clone() for n, p in trainable.trainable().items()},
                 )
             )
             trainable.module.zero_grad(set_to_none=True)
-        compare(*found, 1e-5, 1e-4, 1e-5)
+        compare(*actual, 1e-5, 1e-4, 1e-5)
         assert widths(graphed) == expected
 
 
@@ -346,12 +346,12 @@ def test_dropout_and_checkpointing_of_plain_layers_on_a_gpu(settings):
     )
     eager.graphed_forward, losses = None, []
     for seed in range(5):
-        found = []
+        actual = []
         for trainable in (eager, graphed):
             torch.manual_seed(seed)
-            found.append(gradients(trainable, LENGTHS[1], True))
-        compare(*found, 1e-5, 1e-3, 1e-4)  # both draw the same dropout masks
-        losses.append(found[1][0])
+            actual.append(gradients(trainable, LENGTHS[1], True))
+        compare(*actual, 1e-5, 1e-3, 1e-4)  # both draw the same dropout masks
+        losses.append(actual[1][0])
     assert len(set(losses)) == 5 or "dropout" not in settings
     assert len(settings) == 2 or graphed.graphed_forward.graphs, (
         graphed.graphed_forward.failure_reason
@@ -373,11 +373,11 @@ def test_bfloat16_pass_of_plain_layers_is_captured():
             batch, segments=torch.where(torch.arange(256, device="cuda") < 100, 0, 1)[None]
         )
         for one in (batch, batch, half, batch):
-            found = (
+            actual = (
                 graphed_forward.hidden_states(graphed, one).detach().float()
-            )  # a graph that is kept would spoil the recording
+            )  # a graph that is kept would spoil the capture
             assert torch.linalg.norm(
-                found - (wanted := forward.hidden_states(eager, one).detach().float())
+                actual - (wanted := forward.hidden_states(eager, one).detach().float())
             ) < 1e-2 * torch.linalg.norm(wanted)
     assert graphed.graphed_forward.graphs and not graphed.graphed_forward.failure_reason
 

@@ -22,9 +22,9 @@ def test_kernel_equals_plain_path(vocab_size, softcap, dtype):
     wanted, grad = loss.cross_entropy_with_grad(logits.double().float(), labels, softcap, True)
     fast = loss._pick_cross_entropy(logits, softcap, True)
     assert fast is loss._kernel_module().cross_entropy_with_grad
-    found, mine = fast(logits, labels, softcap, True)
+    losses, mine = fast(logits, labels, softcap, True)
     assert mine.data_ptr() == logits.data_ptr()  # in place
-    torch.testing.assert_close(found, wanted, atol=2e-2 if softcap else 1e-4, rtol=1e-4)
+    torch.testing.assert_close(losses, wanted, atol=2e-2 if softcap else 1e-4, rtol=1e-4)
     assert (mine.float() - grad).norm() < 5e-3 * grad.norm()
 
 
@@ -49,8 +49,8 @@ def test_cpu_computes_in_place(softcap, dtype, need_grad, monkeypatch):
     )
     fast = loss._pick_cross_entropy(logits, softcap, need_grad)
     assert fast is loss.cross_entropy_in_place
-    found, mine = fast(logits, labels, softcap, need_grad)
-    torch.testing.assert_close(found, wanted, atol=1e-5, rtol=1e-5)
+    losses, mine = fast(logits, labels, softcap, need_grad)
+    torch.testing.assert_close(losses, wanted, atol=1e-5, rtol=1e-5)
     assert (mine is None) == (grad is None)
     if need_grad:
         assert mine.data_ptr() == logits.data_ptr() and mine.dtype == dtype

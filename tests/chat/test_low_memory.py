@@ -34,18 +34,18 @@ def test_loss_chunk_changes_nothing(family):
     base = model(family)
     hidden = torch.randn(40, 32, requires_grad=True)
     labels = torch.randint(0, VOCABULARY, (40,))
-    found = []
+    results = []
     for chunk in (1, 5000, None):
         hidden.grad = None
         losses = token_losses(base, hidden, labels, chunk)
         losses.sum().backward()
-        found.append((losses.detach(), hidden.grad.clone()))
+        results.append((losses.detach(), hidden.grad.clone()))
     logits = base.lm_head(hidden)
     if cap := getattr(base.config, "final_logit_softcapping", None):
         logits = torch.tanh(logits / cap) * cap
     expected = torch.nn.functional.cross_entropy(logits, labels, reduction="none")
     gradient = torch.autograd.grad(expected.sum(), hidden)[0]
-    for losses, grad in found:
+    for losses, grad in results:
         assert torch.allclose(losses, expected, atol=1e-5) and torch.allclose(
             grad, gradient, atol=1e-5
         )

@@ -62,14 +62,14 @@ def test_number_of_tokens_may_be_symbolic():
 
     x, *weights = inputs_of_layer()
     torch._dynamo.mark_dynamic(x, 0)
-    found = []
+    results = []
     for run in (outputs, torch.compile(outputs, backend=aot_autograd(fw_compiler=fusing_compiler))):
         run(x, *weights).backward()
-        found.append([t.grad for t in (x, *weights)])
+        results.append([t.grad for t in (x, *weights)])
         for t in (x, *weights):
             t.grad = None
     assert fuse.num_fused == 6
-    for wanted, mine in zip(*found, strict=True):
+    for wanted, mine in zip(*results, strict=True):
         torch.testing.assert_close(mine, wanted, atol=1e-10, rtol=1e-10)
 
 

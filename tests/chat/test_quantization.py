@@ -81,10 +81,10 @@ def test_unsupported_methods_are_refused_before_training(name, recipe, root, mon
 
 
 def test_check_reports_unsupported_methods(recipe, tmp_path, monkeypatch):
-    found = load(recipe())
-    data = Chat().prepare(found, StudyDir(tmp_path), CPU)
+    loaded = load(recipe())
+    data = Chat().prepare(loaded, StudyDir(tmp_path), CPU)
     monkeypatch.setattr(quantization, "is_installed", lambda: True)
-    estimates = {name: predict(Chat(), found, name, data, CPU) for name in small.METHODS}
+    estimates = {name: predict(Chat(), loaded, name, data, CPU) for name in small.METHODS}
     assert {name for name, entry in estimates.items() if not entry["works"]} == REFUSED
     assert all("4bit" in estimates[name]["reasons"][0] for name in REFUSED)
 
@@ -103,11 +103,11 @@ def test_the_refusals_are_needed(root):
 @installed
 def test_other_methods_hold_all_invariants(recipe):
     """Batching, caching, gradients, resuming, loading, and that only trained tensors change."""
-    found = run_checks(load(recipe(methods=METHODS)))
-    assert found["verdict"] == "ok", found
+    result = run_checks(load(recipe(methods=METHODS)))
+    assert result["verdict"] == "ok", result
     held = {
         m["method"]: {c["name"] for c in m["checks"] if c["verdict"] == "ok"}
-        for m in found["methods"]
+        for m in result["methods"]
     }
     trained = {"only trainable tensors change", "resumed = uninterrupted", "saved = loaded"}
     assert all(trained < held[name] for name in METHODS if name != "base")
@@ -174,7 +174,7 @@ def test_fingerprint_notices_one_changed_byte(root):
 
 @installed
 def test_summary_and_estimated_bytes_are_those_of_the_model(recipe, root):
-    model, found = packed(root), load(recipe(methods={"lora": {}}))
+    model, loaded = packed(root), load(recipe(methods={"lora": {}}))
     plain = AutoModelForCausalLM.from_pretrained(root / "model", dtype=torch.float32)
     card, theirs = model_summary(model, "x"), model_summary(plain, "x")
     assert {k: card[k] for k in ("parameters", "parts", "tensors")} == {
@@ -182,13 +182,13 @@ def test_summary_and_estimated_bytes_are_those_of_the_model(recipe, root):
     }
     assert "NF4" in card["dtype"]
     assert (
-        wrap_model(found, "lora", model, small.tokenizer()).total_parameters() > card["parameters"]
+        wrap_model(loaded, "lora", model, small.tokenizer()).total_parameters() > card["parameters"]
     )
     model = packed(root)
     states = [p.quant_state for p in model.parameters() if hasattr(p, "quant_state")]
     held = [tensor for s in states for tensor in (s.absmax, s.code, s.state2.absmax, s.state2.code)]
     real = sum(t.nbytes for t in [*model.parameters(), *held])
-    estimated, _ = weight_bytes(found, meta_model(found, CPU, torch.float32), torch.float32)
+    estimated, _ = weight_bytes(loaded, meta_model(loaded, CPU, torch.float32), torch.float32)
     assert estimated == real + 4 * len(states), (
         "the offset of each matrix's scales is the only thing not counted here"
     )
