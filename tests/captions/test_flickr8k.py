@@ -71,7 +71,7 @@ def test_the_official_layout(tmp_path, gz, zipped):
 
 @pytest.mark.parametrize(
     "split, count", [("official", 7), (SplitFractions(), 6)]
-)  # second of each list at least
+)  # two of each list at least
 def test_a_subsample_is_chosen_before_any_image_is_read(tmp_path, monkeypatch, split, count):
     collection = flickr8k.read(official(tmp_path))
     settings, read = DataSettings(source=str(tmp_path), split=split, images=6), []
