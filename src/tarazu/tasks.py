@@ -1,7 +1,7 @@
 """The registry of tasks: the one file that names them.
 
-A task of another package registers itself by an entry point of the group `tarazu.tasks`, whose value
-is a `TaskEntry`:
+A task of another package registers itself by an entry point of the group `tarazu.tasks`, whose
+value is a `TaskEntry`:
 
     [project.entry-points."tarazu.tasks"]
     digits = "digits:TASK"
