@@ -38,7 +38,10 @@ def pick_device(recipe: Recipe) -> torch.device:
 
 
 def free_memory(device: torch.device) -> None:
-    """Return unused memory to the device. A model holds reference cycles, so it needs the collector."""
+    """Return unused memory to the device.
+
+    Models have reference cycles, so the garbage collector runs first.
+    """
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()
