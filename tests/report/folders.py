@@ -8,7 +8,16 @@ import math
 import random
 from pathlib import Path
 
-ABILITIES = "facts reasoning summary translation rewriting format safety chat".split()
+ABILITIES = [
+    "facts",
+    "reasoning",
+    "summary",
+    "translation",
+    "rewriting",
+    "format",
+    "safety",
+    "chat",
+]
 HOSTILE = [
     "</script><script>document.title='owned'</script>",
     "<img src=x onerror=\"document.title='owned'\">",

@@ -13,7 +13,18 @@ import pytest
 from pages import Page, says
 
 FORBIDDEN_TAGS = {"iframe", "object", "embed", "base", "form", "link"}
-SVG_TAGS = set("svg g path rect line text tspan defs clipPath title".split())
+SVG_TAGS = {
+    "svg",
+    "g",
+    "path",
+    "rect",
+    "line",
+    "text",
+    "tspan",
+    "defs",
+    "clipPath",
+    "title",
+}
 LINK = re.compile(r"(#|\./|figures/|https://arxiv\.org/|data:image/jpeg;base64,|$)")
 
 

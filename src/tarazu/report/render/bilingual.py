@@ -207,10 +207,10 @@ def strings() -> dict[str, tuple[str, str]]:
     Raises:
         ValueError: two files have the same key.
     """
-    found: dict[str, tuple[str, str]] = {}
+    texts: dict[str, tuple[str, str]] = {}
     for path in sorted(STRINGS.glob("*.json")):
         for key, (fa, en) in json.loads(path.read_text(encoding="utf-8")).items():
-            if key in found:
+            if key in texts:
                 raise ValueError(f"{path.name}: a second string {key!r}")
-            found[key] = (fa, en)
-    return found
+            texts[key] = (fa, en)
+    return texts

@@ -16,17 +16,9 @@ from tarazu.report.render.label_placement import MAX_NAME_FRACTION, place_labels
 
 INK, GRID = "#333333", "#e0e0e0"
 PALETTE = [
-    "#0072b2",
-    "#d55e00",
-    "#009e73",
-    "#cc79a7",
-    "#b8860b",
-    "#3a9bd9",
-    "#7a5cc8",
-    "#8a8a00",
-    "#b03060",
-    "#4d7f7f",
-]
+    "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#b8860b",
+    "#3a9bd9", "#7a5cc8", "#8a8a00", "#b03060", "#4d7f7f",
+]  # fmt: skip
 DASHES = [[1, 0], [6, 3], [2, 2], [8, 3, 2, 3]]
 # The first three fonts have Latin and Persian letters, so that a label does not mix fonts.
 FONT = "Vazirmatn, 'DejaVu Sans', Tahoma, 'Noto Sans Arabic', sans-serif"
@@ -64,8 +56,8 @@ def _series_rows(series: list[Series], names: list[str]) -> list[dict]:
     """The points of all series as rows of x, y and the series' name."""
     return [
         {"x": x, "y": y, "s": name}
-        for one, name in zip(series, names, strict=True)
-        for x, y in zip(one.x, one.y, strict=True)
+        for line, name in zip(series, names, strict=True)
+        for x, y in zip(line.x, line.y, strict=True)
     ]
 
 
@@ -103,16 +95,16 @@ def lines(
     Args:
         log: whether the x axis is logarithmic. It then has a tick at each x of a point.
     """
-    names = [label_text(one.name, language) for one in series]
+    names = [label_text(line.name, language) for line in series]
     rows = _series_rows(series, names)
-    colors = [PALETTE[one.color % len(PALETTE)] for one in series]
-    dashes = [DASHES[one.dash % len(DASHES)] for one in series]
+    colors = [PALETTE[line.color % len(PALETTE)] for line in series]
+    dashes = [DASHES[line.dash % len(DASHES)] for line in series]
     legend = _legend(columns=3, labelLimit=260, symbolStrokeWidth=3)
     ticks = {"format": "~s"}
     if log:
         values = sorted({row["x"] for row in rows})
         ticks = {"format": "~e", "values": values, "labelOverlap": "greedy"}
-    marked = max(len(one.x) for one in series) <= MAX_MARKED_POINTS
+    marked = max(len(line.x) for line in series) <= MAX_MARKED_POINTS
     return (
         _chart(rows)
         .mark_line(strokeWidth=2, point={"size": 14} if marked else False)
@@ -262,7 +254,7 @@ def dots(
     Args:
         size: the area of a point; small points are drawn pale, because there are many of them.
     """
-    names = [label_text(one.name, language) for one in series]
+    names = [label_text(line.name, language) for line in series]
     legend = _legend() if len(names) > 1 else None
     return (
         _chart(_series_rows(series, names))
