@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from functools import partial
-from typing import Any
 
 from tarazu.report.analysis.curves import curve
 from tarazu.report.analysis.metrics import (
@@ -79,7 +79,7 @@ def comparison_section(context: Context) -> Section:
     return Section("comparison", title, "comparison.html", view, explanations)
 
 
-def _measured(metrics: Any, methods: list[MethodView]) -> list[Metric]:
+def _measured(metrics: Iterable[Metric], methods: list[MethodView]) -> list[Metric]:
     """The metrics that at least one method has."""
     return [m for m in metrics if any(mean_over_seeds(method, m) is not None for method in methods)]
 

@@ -8,7 +8,14 @@ from typing import Any
 
 from tarazu.report.analysis.study_view import as_number, dicts_in, get_path
 from tarazu.report.render import charts
-from tarazu.report.render.bilingual import code, data_text, number, translate, translate_or
+from tarazu.report.render.bilingual import (
+    Bilingual,
+    code,
+    data_text,
+    number,
+    translate,
+    translate_or,
+)
 from tarazu.report.render.explanations import explain
 from tarazu.report.render.figures import Figure
 from tarazu.report.render.images import photo
@@ -204,7 +211,7 @@ def _sizes(context: Context) -> Figure | None:
 
 
 def _bar_figure(
-    context: Context, name: str, caption: Any, bars: list[tuple[str, float]], axis: str
+    context: Context, name: str, caption: Bilingual, bars: list[tuple[str, float]], axis: str
 ) -> Figure | None:
     """A figure of counts as bars; None where there are none."""
     if not bars:

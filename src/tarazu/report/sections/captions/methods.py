@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from markupsafe import Markup
+
 from tarazu.report.analysis.curves import curve
 from tarazu.report.analysis.metrics import by_id
 from tarazu.report.analysis.study_view import MethodView, as_number, dicts_in, get_path
@@ -111,7 +113,7 @@ def alt_text(sample: dict) -> str:
     return str(get_path(sample, "references", 0, default=""))
 
 
-def references_view(sample: dict) -> list:
+def references_view(sample: dict) -> list[Markup]:
     """The first captions that people wrote."""
     references = get_path(sample, "references", default=[])
     return [data_text(text, MAX_CAPTION_CHARS) for text in references[:MAX_REFERENCES]]

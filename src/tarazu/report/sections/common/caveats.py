@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from markupsafe import Markup
+
 from tarazu.report.analysis.study_view import StudyView, dicts_in, get_path, seeds_of
 from tarazu.report.render.bilingual import Bilingual, code, joined, number, translate
 from tarazu.report.render.known_messages import translate_known, translate_note
@@ -64,8 +66,8 @@ def _seed_caveats(study: StudyView) -> list[Bilingual]:
 def missing_seeds(study: StudyView) -> list[int]:
     """Seeds of the recipe that no method has finished; none where nothing has finished."""
     finished = {run.seed for method in study.methods for run in method.measured}
-    asked = get_path(study.settings, "seeds", default=[])
-    return [seed for seed in asked if isinstance(seed, int) and finished and seed not in finished]
+    asked = get_path(study.settings, "seeds", default=[]) if finished else []
+    return [seed for seed in asked if isinstance(seed, int) and seed not in finished]
 
 
 def _seed_list(seeds: list[int]) -> Bilingual:
@@ -108,7 +110,7 @@ def _part_caveats(study: StudyView) -> list[Bilingual]:
     return sentences
 
 
-def _part_methods(part: dict, parts: list[dict]) -> list:
+def _part_methods(part: dict, parts: list[dict]) -> list[Bilingual | Markup]:
     """The methods of a part, with the seeds of those that another part has too."""
     in_other_parts = {
         str(name)
@@ -116,7 +118,7 @@ def _part_methods(part: dict, parts: list[dict]) -> list:
         if other is not part
         for name in get_path(other, "methods", default=[])
     }
-    names = []
+    names: list[Bilingual | Markup] = []
     for name in map(str, get_path(part, "methods", default=[])):
         seeds = seeds_of(part, name) if name in in_other_parts else []
         if seeds:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 
 from tarazu.report.analysis.curves import CurveFacts, analyse, curve, downsample
@@ -11,6 +12,7 @@ from tarazu.report.render.bilingual import Bilingual, code, number, translate
 from tarazu.report.render.figures import Figure
 from tarazu.report.sections.common.base import EPOCHS, Context
 
+FormatNumber = Callable[[float | None], Bilingual]
 MAX_SPIKES = 8  # steps named in the sentence on spikes
 
 
@@ -44,8 +46,9 @@ def loss_figure(context: Context, method: MethodView) -> Figure | None:
         size = number(group_size, "count")
         caption = translate("curve.caption_downsampled", method=code(method.name), size=size)
     files = [run.file("events.jsonl") for run in method.runs]
-    name, loss_title = f"curves-{method.name}", translate("axis.loss")
-    return line_figure(context, name, caption, series, title, loss_title, files)
+    loss_title = translate("axis.loss")
+    figure_name = f"curves-{method.name}"
+    return line_figure(context, figure_name, caption, series, title, loss_title, files)
 
 
 def line_figure(
@@ -122,7 +125,9 @@ def curve_sentences(context: Context, method: MethodView) -> list[Bilingual]:
     return sentences or [translate("curve.none")]
 
 
-def _overfitting_sentences(facts: CurveFacts, loss: partial, position: partial) -> list[Bilingual]:
+def _overfitting_sentences(
+    facts: CurveFacts, loss: FormatNumber, position: FormatNumber
+) -> list[Bilingual]:
     """Whether validation loss rose after its minimum, and whether it ended above its start."""
     rise = facts.validation_last - facts.validation_best
     if facts.overfit:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from tarazu.report.analysis.study_view import MethodView, StudyView
 from tarazu.report.render.bilingual import Bilingual, code, joined, translate, translate_or
 
@@ -16,7 +18,7 @@ def code_text(name: object) -> Bilingual:
     return Bilingual(code(name), code(name))
 
 
-def joined_code(names: list) -> Bilingual:
+def joined_code(names: Sequence[object]) -> Bilingual:
     """`a, b and c` with each name as code."""
     return joined([code(name) for name in names])
 
