@@ -9,17 +9,17 @@ from __future__ import annotations
 
 import math
 import time
-from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 
 from tarazu.engine.counts import TokenCounts
+from tarazu.engine.trainer_state import TrainerState
 from tarazu.errors import TarazuError
 
 MAX_SKIPPED = 10  # consecutive steps without a finite gradient before the run fails
+SPIKE_WINDOW = 20  # recent losses that a loss spike is measured against
 
 
 class DeviceTimestamp:
@@ -64,31 +64,22 @@ class PendingStep:
     ended: DeviceTimestamp
 
 
-class SkipCounter(Protocol):
-    """What keeps the number of consecutive skipped steps; it is part of a checkpoint."""
-
-    skipped: int
-
-
 class StepMetrics:
     """Read the steps in their order.
 
     Args:
-        state: holds the number of consecutive skipped steps.
-        recent_losses: the last losses; a spike is a loss far above them.
+        state: holds the number of consecutive skipped steps, and the recent losses.
         write_event: writes an event to the log, as `EventLog.write`.
         warn: writes a warning: step, kind, text.
     """
 
     def __init__(
         self,
-        state: SkipCounter,
-        recent_losses: deque[float],
+        state: TrainerState,
         write_event: Callable[..., None],
         warn: Callable[[int, str, str], None],
     ):
-        self.state, self.recent_losses = state, recent_losses
-        self.write_event, self.warn = write_event, warn
+        self.state, self.write_event, self.warn = state, write_event, warn
         self.pending: PendingStep | None = None
         self.status = ""  # of the last step that was read, for the progress bar
 
@@ -156,10 +147,11 @@ class StepMetrics:
 
     def _warn_of_spike(self, step: int, loss: float) -> None:
         """Warn of a loss more than 30% and four standard deviations above the recent mean."""
-        if len(self.recent_losses) == self.recent_losses.maxlen:
-            losses = torch.tensor(list(self.recent_losses))
+        recent_losses = self.state.recent_losses
+        if len(recent_losses) == SPIKE_WINDOW:
+            losses = torch.tensor(recent_losses)
             mean = losses.mean()
             if loss > max(1.3 * mean, mean + 4 * losses.std()):
                 self.warn(step, "spike", f"loss {loss:.3f} after a mean of {mean:.3f}")
         if math.isfinite(loss):
-            self.recent_losses.append(loss)
+            self.state.recent_losses = [*recent_losses, loss][-SPIKE_WINDOW:]

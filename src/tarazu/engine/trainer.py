@@ -9,26 +9,18 @@ random states, ledger and the length of the event log; `train` resumes the newes
 from __future__ import annotations
 
 import contextlib
-import math
 import time
-from collections import deque
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
-from safetensors.torch import save as tensor_bytes
 
 from tarazu.engine import checkpoint, weights
 from tarazu.engine import optimizer as optim
-from tarazu.engine.counts import TokenCounts
-from tarazu.engine.cuda_graphs import recorder
-from tarazu.engine.cuda_graphs.memory import is_out_of_memory
 from tarazu.engine.ema import ExponentialMovingAverage
 from tarazu.engine.event_log import EventLog
-from tarazu.engine.gradients import forward_backward
+from tarazu.engine.gradients import GradientAccumulator
 from tarazu.engine.ledger import Ledger
 from tarazu.engine.lr_schedule import lr_factor_in_phase
-from tarazu.engine.precision import autocast
 from tarazu.engine.prefetch import BatchPrefetcher
 from tarazu.engine.progress import ProgressBar, log
 from tarazu.engine.row_sampler import make_row_sampler
@@ -37,13 +29,11 @@ from tarazu.engine.step_metrics import DeviceTimestamp, PendingStep, StepMetrics
 from tarazu.engine.task import Data, Task
 from tarazu.engine.trainable import Batch, TrainableModel
 from tarazu.engine.trainer_state import TrainerState
-from tarazu.errors import TarazuError
+from tarazu.engine.validation import Validator
 from tarazu.recipe.schema import Method, Recipe
-from tarazu.storage.atomic_io import write_atomic
 from tarazu.storage.run_folder import RunDir
 
 SAVE_SECONDS = 120.0  # between checkpoints, besides the one at each validation
-SPIKE_WINDOW = 20  # recent losses that a loss spike is measured against
 
 
 def train(
@@ -106,16 +96,13 @@ class Trainer:
         self.ledger, self.stop, self.device = ledger, stop, ledger.device
         self.sampled = sampled
         self.sampler = make_row_sampler(task, data, method, self.budget, seed)
-        self.state = TrainerState(micro_batch_tokens=self.budget.micro_batch_tokens)
         self.optimizer = optim.build(model, method)
         decay = method.ema_decay
         self.average = ExponentialMovingAverage(model, decay) if decay else None
         self.prefetcher = BatchPrefetcher(self.collate)
-        self.recent_losses: deque[float] = deque(maxlen=SPIKE_WINDOW)
-        self.tokens_of_last_step = 0
+        self.state = TrainerState(micro_batch_tokens=self.budget.micro_batch_tokens)
         self.last_step_end: DeviceTimestamp | None = None
         self.saved_step, self.saved_time = -1, time.monotonic()
-        self.best_path = run.path / "best.safetensors"
         self.checkpoint_folder = run.path / "checkpoint"
         self.events: EventLog | None = None
         torch.manual_seed(seed)
@@ -123,7 +110,7 @@ class Trainer:
     # --- start and end ---
 
     def start(self) -> None:
-        """Open the event log, and resume from a checkpoint if there is one.
+        """Open the event log, resume from a checkpoint if there is one, and build the parts.
 
         Raises:
             TarazuError: there are checkpoints, and all are damaged.
@@ -133,8 +120,29 @@ class Trainer:
             self.events = EventLog(self.run.path / "events.jsonl")
         else:
             self.resume(*saved)
-        self.metrics = StepMetrics(
-            self.state, self.recent_losses, self.events.write, self.warn_at_step
+        self.metrics = StepMetrics(self.state, self.events.write, self.warn_at_step)
+        self.gradients = GradientAccumulator(
+            self.task,
+            self.model,
+            self.optimizer,
+            self.budget,
+            self.device,
+            self.prefetcher,
+            self.state,
+            self.run,
+            self.warn,
+        )
+        self.validator = Validator(
+            self.task,
+            self.model,
+            self.data,
+            self.recipe,
+            self.run,
+            self.ledger,
+            self.state,
+            self.events,
+            self.warn,
+            self.sampled,
         )
 
     def resume(
@@ -158,7 +166,6 @@ class Trainer:
         if self.device.type == "cuda":
             torch.cuda.set_rng_state(tensors["random"]["cuda"], self.device)
         self.state = TrainerState(**state["trainer"])
-        self.recent_losses.extend(state["recent_losses"])
         self.ledger.restore(state["ledger"])
         self.events = EventLog(self.run.path / "events.jsonl", state["events"])
         self.saved_step = self.state.step
@@ -166,13 +173,39 @@ class Trainer:
             self.warn("checkpoint", message)
         log(f"{self.run.name}: resumes at step {self.state.step}")
 
+    def save(self) -> None:
+        """Write a checkpoint, unless the last one is of this step.
+
+        Raises:
+            TarazuError: the disk is full.
+        """
+        if self.saved_step == self.state.step:
+            return
+        with self.ledger.phase("checkpoint"):
+            random = {"cpu": torch.get_rng_state()}
+            if self.device.type == "cuda":
+                random["cuda"] = torch.cuda.get_rng_state(self.device)
+            tensors = {
+                "weights": self.model.trainable(),
+                "optimizer": optim.state_tensors(self.optimizer),
+                "random": random,
+            }
+            if self.average:
+                tensors["average"] = self.average.mean
+            state = {
+                "trainer": vars(self.state),
+                "events": self.events.size(),
+                "ledger": self.ledger.as_json(),
+            }
+            checkpoint.save(self.checkpoint_folder, self.state.step, tensors, state)
+        self.saved_step, self.saved_time = self.state.step, time.monotonic()
+
     def finish(self) -> None:
         """Give the model the weights that the budget keeps, and write them."""
         self.model.epoch = self.state.epoch
         if self.average:
             self.average.copy_to_model()
-        if self.budget.keep == "best" and self.best_path.exists():
-            weights.restore(self.model, load_file(self.best_path))
+        if self.validator.restore_best():
             self.model.epoch = self.state.best_epoch
         weights.write(self.run, self.task.weights(self.model))
 
@@ -185,12 +218,7 @@ class Trainer:
     # --- the loop ---
 
     def run_budget(self) -> None:
-        """Train until the budget is used or patience has run out.
-
-        Raises:
-            Stopped: a signal came; a checkpoint is written.
-            TarazuError: as `train`.
-        """
+        """Train until the budget is used or patience has run out. Raises as `train`."""
         with ProgressBar(f"{self.run.name} seed {self.run.seed}") as bar:
             # The untrained model is the first point of the curves.
             if self.state.validated_step < 0 and self.sampled:
@@ -218,31 +246,21 @@ class Trainer:
                 return
 
     def fraction(self) -> float:
-        """The part of the budget that is used; it may exceed 1 by a part of a step."""
-        if self.budget.tokens:
-            return self.state.tokens / self.budget.tokens
-        return self.state.step / math.ceil(self.budget.epochs * self.sampler.steps_per_epoch)
+        """The part of the budget that is used."""
+        return self.state.fraction(self.budget, self.sampler.steps_per_epoch)
 
     def is_finished(self) -> bool:
         """Whether the budget is used or patience has run out."""
-        patience = self.budget.patience
-        is_stalled = patience is not None and self.state.validations_without_improvement >= patience
-        return is_stalled or self.fraction() >= 1
+        return self.state.is_finished(self.budget, self.sampler.steps_per_epoch)
 
     def is_validation_due(self) -> bool:
-        """Whether the last step ended an epoch, or passed a multiple of `evaluate_every` tokens.
+        """Whether the last step ended an interval between validations."""
+        return self.state.is_validation_due(self.budget, self.sampler.steps_per_epoch)
 
-        With a token budget and no `evaluate_every`, every tenth of the budget counts.
-        """
-        if self.state.step == self.state.validated_step:
-            return False
-        interval = self.budget.evaluate_every
-        if interval is None and self.budget.tokens:
-            interval = max(1, self.budget.tokens // 10)
-        if interval is None:
-            return self.state.step % self.sampler.steps_per_epoch == 0
-        tokens_before = self.state.tokens - self.tokens_of_last_step
-        return self.state.tokens // interval > tokens_before // interval
+    def validate(self) -> None:
+        """Validate the weights that the method keeps: the averaged ones if it averages."""
+        with self.average.swapped_in() if self.average else contextlib.nullcontext():
+            self.validator.run_validation(self.sampler.epoch(self.state.step))
 
     # --- one step ---
 
@@ -258,22 +276,15 @@ class Trainer:
         #    waiting for batches, belongs to this step.
         began, self.last_step_end = self.last_step_end or DeviceTimestamp(self.device), None
         # 2. Learning rates. Groups outside their epochs get no gradients.
-        epoch = self.sampler.epoch(self.state.step)
-        self.model.fraction, self.model.epoch = self.fraction(), int(epoch)
-        factor = lr_factor_in_phase(
-            self.model.fraction,
-            epoch,
-            self.model.phases,
-            self.budget.schedule,
-            self.budget.warmup_ratio,
-        )
-        learning_rate = optim.set_learning_rates(self.optimizer, factor, self.model.epoch)
+        learning_rate = self.set_learning_rates()
         # 3. Forward and backward passes, then the update, unless it is not finite.
-        loss_and_norm, counts = self.forward_backward_with_oom_retry()
+        loss_and_norm, counts = self.gradients.forward_backward_with_oom_retry()
         optim.step_if_finite(self.optimizer, loss_and_norm)
         self.optimizer.zero_grad(set_to_none=True)
         # 4. Count the step and update the average of the weights.
-        self.advance(counts)
+        self.state.advance(counts.tokens, self.model.epoch)
+        self.ledger.counts = self.ledger.counts + counts
+        self.ledger.steps = self.state.step
         if self.average:
             self.average.update(self.state.step)
         # 5. Copy loss and norm to the host, without waiting. Ordered here, the copy ends with this
@@ -302,8 +313,7 @@ class Trainer:
         }
         if self.state.step not in first_steps:
             return
-        if self.budget.keep == "best" and self.best_path.exists():
-            weights.restore(self.model, load_file(self.best_path))
+        if self.validator.restore_best():
             best_epoch = self.state.best_epoch + 1
             log(f"{self.run.name}: continues from the best weights so far, of epoch {best_epoch}")
         elif self.average:
@@ -311,158 +321,23 @@ class Trainer:
         if self.average:
             self.average.reset()
 
-    def advance(self, counts: TokenCounts) -> None:
-        """Count a finished step."""
-        self.state.step += 1
-        self.state.epoch = self.model.epoch
-        self.state.tokens += counts.tokens
-        self.tokens_of_last_step = counts.tokens
-        self.ledger.counts = self.ledger.counts + counts
-        self.ledger.steps = self.state.step
-
-    def forward_backward_with_oom_retry(self) -> tuple[torch.Tensor, TokenCounts]:
-        """`forward_backward` of the current step; halves the micro-batches when memory runs out.
-
-        The rows of the step stay the same, and so does the gradient.
-
-        Returns:
-            Mean loss and gradient norm, (2,), on the device; and the sizes of the step's rows.
-
-        Raises:
-            TarazuError: one row alone does not fit into memory.
-        """
-        while True:
-            batches = self.prefetcher.batches(self.state.step, self.state.micro_batch_tokens)
-            try:
-                return forward_backward(
-                    self.task, self.model, batches, self.optimizer, self.budget, self.device
-                )
-            except RuntimeError as error:
-                if not is_out_of_memory(error):
-                    raise
-                max_rows = max(batch.counts.rows for batch in batches)
-            # Outside the `except` block, where the exception no longer holds the tensors.
-            self.halve_micro_batch(max_rows)
-
-    def halve_micro_batch(self, max_rows: int) -> None:
-        """Free memory and halve the micro-batches.
-
-        Args:
-            max_rows: rows of the largest micro-batch that was tried.
-
-        Raises:
-            TarazuError: it had one row, so it cannot be halved.
-        """
-        self.optimizer.zero_grad(set_to_none=True)
-        recorder.invalidate_all()  # graphs of larger passes would keep their memory
-        if self.device.type == "cuda":
-            torch.cuda.empty_cache()
-        if max_rows <= 1:
-            raise TarazuError(
-                "one row alone does not fit into memory",
-                location=str(self.run.path),
-                hint="lower data.max_length, set budget.gradient_checkpointing: true, "
-                "or take a smaller model",
-            )
-        self.state.micro_batch_tokens = max(1, self.state.micro_batch_tokens // 2)
-        self.warn(
-            "out_of_memory",
-            f"out of memory: micro-batches of at most {self.state.micro_batch_tokens} tokens "
-            "from now on; the step's rows stay the same",
+    def set_learning_rates(self) -> float:
+        """Set the learning rates of the step by the schedule; return that of the first group."""
+        epoch = self.sampler.epoch(self.state.step)
+        self.model.fraction, self.model.epoch = self.fraction(), int(epoch)
+        factor = lr_factor_in_phase(
+            self.model.fraction,
+            epoch,
+            self.model.phases,
+            self.budget.schedule,
+            self.budget.warmup_ratio,
         )
+        return optim.set_learning_rates(self.optimizer, factor, self.model.epoch)
 
     def collate(self, step: int, limit: int) -> list[Batch]:
         """The micro-batches of a step, of at most `limit` tokens. Runs in the prefetch thread."""
         rows = self.sampler.rows_of_step(step)
         return self.task.collate(self.model, self.data, "train", rows, limit)
-
-    # --- validation and checkpoints ---
-
-    def validate(self) -> None:
-        """Validate, and keep the best weights: the averaged ones if the method averages.
-
-        Raises:
-            TarazuError: the monitored metric is not measured, or the disk is full.
-        """
-        with self.average.swapped_in() if self.average else contextlib.nullcontext():
-            metrics = self.run_validation()
-            self.state.validated_step = self.state.step
-            self.update_best(metrics)
-
-    def run_validation(self) -> dict[str, float]:
-        """Measure the validation metrics and generate sample outputs; write both as events."""
-        self.model.module.eval()
-        samples: list[dict[str, Any]] = []
-        with torch.no_grad(), autocast(self.budget, self.device):
-            with self.ledger.phase("validate"):
-                metrics = self.task.validate(self.model, self.data, self.recipe)
-            with self.ledger.phase("generate"):
-                if self.sampled:
-                    samples = self.task.sample(self.model, self.data, self.recipe, final=False)
-        position = {
-            "step": self.state.step,
-            "tokens": self.state.tokens,
-            "epoch": self.sampler.epoch(self.state.step),
-        }
-        self.events.write("validation", **position, **metrics)
-        if samples:
-            self.events.write("sample", **position, samples=samples)
-        text = ", ".join(f"{name} {value:.4g}" for name, value in metrics.items())
-        log(f"{self.run.name}: step {self.state.step}, {text}")
-        return metrics
-
-    def update_best(self, metrics: dict[str, float]) -> None:
-        """Compare the monitored metric with the best so far, and save the weights if it is better.
-
-        Raises:
-            TarazuError: the monitored metric is not measured, or the disk is full.
-        """
-        monitor = self.budget.monitor
-        if monitor not in metrics:
-            raise TarazuError(
-                f"budget.monitor is {monitor!r}, which no validation measures",
-                hint=f"one of: {', '.join(metrics)}",
-            )
-        # Only the loss is better when it is lower.
-        value = metrics[monitor] if monitor == "loss" else -metrics[monitor]
-        if self.state.best is None or value < self.state.best:
-            self.state.best, self.state.best_epoch = value, self.state.epoch
-            self.state.validations_without_improvement = 0
-            if self.budget.keep == "best" and self.state.step:
-                write_atomic(self.best_path, tensor_bytes(self.task.weights(self.model)))
-            return
-        self.state.validations_without_improvement += 1
-        validations = self.state.validations_without_improvement
-        if self.budget.patience and validations >= self.budget.patience:
-            self.warn("early_stop", f"{monitor} has not improved in {validations} validations")
-
-    def save(self) -> None:
-        """Write a checkpoint, unless the last one is of this step.
-
-        Raises:
-            TarazuError: the disk is full.
-        """
-        if self.saved_step == self.state.step:
-            return
-        with self.ledger.phase("checkpoint"):
-            random = {"cpu": torch.get_rng_state()}
-            if self.device.type == "cuda":
-                random["cuda"] = torch.cuda.get_rng_state(self.device)
-            tensors = {
-                "weights": self.model.trainable(),
-                "optimizer": optim.state_tensors(self.optimizer),
-                "random": random,
-            }
-            if self.average:
-                tensors["average"] = self.average.mean
-            state = {
-                "trainer": vars(self.state),
-                "recent_losses": list(self.recent_losses),
-                "events": self.events.size(),
-                "ledger": self.ledger.as_json(),
-            }
-            checkpoint.save(self.checkpoint_folder, self.state.step, tensors, state)
-        self.saved_step, self.saved_time = self.state.step, time.monotonic()
 
     def warn(self, kind: str, text: str) -> None:
         """Log a warning and write it as an event of the current step."""
