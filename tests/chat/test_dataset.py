@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from chat import spelling
 
-from tarazu.chat.data import dataset
+from tarazu.chat.data import dataset, row_file
 from tarazu.chat.data.chat_template import select_template
 from tarazu.chat.data.conversation import NO_ANSWER, Conversation
 from tarazu.chat.data.dataset import ChatDataset, prepare
@@ -147,8 +147,11 @@ def test_truncation_is_counted_and_a_row_without_an_answer_left_is_dropped(tmp_p
     rows[7] = {"instruction": "پرسش بلند " * 100, "output": "پاسخ"}
     store = build(write(tmp_path / "rows.jsonl", rows), tmp_path)
     problems = {p["reason"]: p for p in store.issues.as_list()}
-    assert problems[dataset.CUT]["lines"] == [5] and problems[dataset.CUT]["kind"] == "repaired"
-    dropped = problems[dataset.NOTHING_LEFT]
+    assert (
+        problems[row_file.TRUNCATED]["lines"] == [5]
+        and problems[row_file.TRUNCATED]["kind"] == "repaired"
+    )
+    dropped = problems[row_file.NOTHING_LEFT]
     assert dropped["lines"] == [8] and dropped["kind"] == "dropped"
     structure = store.summary()["structure"]
     assert structure["truncated_rows"] == 1 and structure["rows"] == 19
@@ -181,7 +184,7 @@ def test_problems_have_their_line_numbers(tmp_path: Path) -> None:
             ["1 x malformed JSON (line 1)", "2 x no known schema (line 2, 3)"],
         ),
         (["", "  "], ["no row in it"]),
-        ([{"instruction": "x " * 500, "output": "y"}], [dataset.NOTHING_LEFT]),
+        ([{"instruction": "x " * 500, "output": "y"}], [row_file.NOTHING_LEFT]),
     ],
 )
 def test_a_source_without_a_usable_row_lists_the_reasons_and_caches_nothing(
@@ -206,7 +209,7 @@ def test_the_cache_is_used_only_for_the_same_rows_tokens_and_length(
 ) -> None:
     written = []
     monkeypatch.setattr(
-        dataset, "_write", lambda *a, original=dataset._write: written.append(1) or original(*a)
+        row_file, "write", lambda *a, original=row_file.write: written.append(1) or original(*a)
     )
     build(source, tmp_path)
     build(source, tmp_path)
@@ -282,7 +285,7 @@ def test_memory_does_not_grow_with_the_rows(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A further row takes at most 100 bytes of memory; it has 400 bytes of text and 60 tokens."""
-    monkeypatch.setattr(dataset, "_BATCH", 64)
+    monkeypatch.setattr(row_file, "BATCH_ROWS", 64)
 
     def peak(count: int) -> int:
         source = write(
