@@ -1,4 +1,4 @@
-"""Every method on every family: packed = padded = peft's own forward, only trainable tensors change, saved = loaded."""
+"""Every method on every family: losses, gradients, generation, starting points, saved weights."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ SOFT = {"prompt_tuning", "prompt_tuning_vocabulary", "p_tuning"}
 
 
 def build(name: str, family: str, seed: int = 1, shake: bool = True, **options):
-    """A model whose trained tensors are moved off their start, so that every path through them counts."""
+    """A small model; `shake` moves the trained tensors off their start, so that each has an effect."""
     base = model(family, **options)
     torch.manual_seed(seed)
     trainable = METHODS[name].attach(base, Words())
@@ -70,13 +70,13 @@ def rows(lengths=(9, 17, 5, 23), seed: int = 0) -> list[TokenizedRow]:
 
 
 def losses(
-    trainable, given: list[TokenizedRow], limit: int, packed: bool, width: int | None = None
+    trainable, rows: list[TokenizedRow], limit: int, packed: bool, width: int | None = None
 ) -> dict[int, list[float]]:
     """Nats of every supervised token, by row."""
     prefix = trainable.prefix_length
     virtual = trainable.prompt_length
     out = {}
-    for lines in bin_pack(given, limit, virtual, packed):
+    for lines in bin_pack(rows, limit, virtual, packed):
         batch = make_batch(lines, virtual, prefix, width=width)
         values = token_losses(
             trainable.base,
@@ -94,14 +94,14 @@ def close(a: dict, b: dict, tolerance: float = 2e-5) -> bool:
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("name", METHODS)
-def test_packed_padded_and_alone_agree(name, family):
+def test_packed_padded_and_single_rows_agree(name, family):
     with torch.no_grad():
         trainable = build(name, family)
-        alone = losses(trainable, rows(), 1, packed=False)
-        assert close(alone, losses(trainable, rows(), 200, packed=False)), (
+        single = losses(trainable, rows(), 1, packed=False)
+        assert close(single, losses(trainable, rows(), 200, packed=False)), (
             "padding changes the loss"
         )
-        assert close(alone, losses(trainable, rows(), 200, packed=True)), (
+        assert close(single, losses(trainable, rows(), 200, packed=True)), (
             "packed rows see each other"
         )
 
@@ -111,16 +111,15 @@ def test_packed_padded_and_alone_agree(name, family):
 def test_equals_the_models_own_forward(name, family):
     """One unpadded row through peft's (or the model's) own forward gives the same losses."""
     trainable = build(name, family)
-    for row in rows(
-        (9, 10)
-    ):  # with a prefix, all within the sliding window: peft's cache drops what is beyond it
+    # With a prefix the rows stay within the sliding window: peft's cache drops what is beyond it.
+    for row in rows((9, 10)):
         ids = torch.from_numpy(row.ids)[None]
         with torch.no_grad():
             logits = trainable.module(input_ids=ids, attention_mask=torch.ones_like(ids)).logits[0]
         logits = logits[len(logits) - len(row.ids) :]
-        marked = np.flatnonzero(row.supervised)
+        labels = np.flatnonzero(row.supervised)
         expected = torch.nn.functional.cross_entropy(
-            logits[marked - 1], ids[0, marked], reduction="none"
+            logits[labels - 1], ids[0, labels], reduction="none"
         )
         with torch.no_grad():
             assert np.allclose(losses(trainable, [row], 99, False)[row.index], expected, atol=2e-5)
@@ -128,21 +127,21 @@ def test_equals_the_models_own_forward(name, family):
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("name", METHODS)
-def test_generation_in_a_batch_equals_alone(name, family):
-    """Left padding moves nothing, and the cached steps equal a full forward pass over the text so far."""
+def test_generation_in_a_batch_equals_single_prompts(name, family):
+    """Left padding changes nothing, and cached steps equal a forward pass over all tokens."""
     trainable = build(name, family)
     prompts = [row.ids.tolist() for row in rows((3, 11, 7))]
-    together = generate(trainable, prompts, set(), 12)
-    assert together == [generate(trainable, [p], set(), 12)[0] for p in prompts]
-    assert together == generate(trainable, prompts, set(), 12, use_cuda_graph=True), (
-        "the fast path writes something else"
+    answers = generate(trainable, prompts, set(), 12)
+    assert answers == [generate(trainable, [p], set(), 12)[0] for p in prompts]
+    assert answers == generate(trainable, prompts, set(), 12, use_cuda_graph=True), (
+        "graphed decoding gives other tokens"
     )
-    stop = {together[1].ids[4]}
+    stop = {answers[1].ids[4]}
     assert generate(trainable, prompts, stop, 12) == generate(
         trainable, prompts, stop, 12, use_cuda_graph=True
     )
     prefix = trainable.prefix_length
-    for prompt, answer in zip(prompts, together, strict=True):
+    for prompt, answer in zip(prompts, answers, strict=True):
         ids = np.array(prompt + answer.ids)
         batch = make_batch(
             [[TokenizedRow(ids, np.zeros(len(ids), bool))]], trainable.prompt_length, prefix
@@ -173,7 +172,7 @@ def test_generation_equals_transformers(name, family):
 
 @pytest.mark.parametrize("name", TRAINED)
 def test_only_the_named_tensors_change_and_gradients_do_not_depend_on_the_batching(name):
-    """A real optimizer step; the gradient of the summed loss is the same packed, padded and row by row."""
+    """One optimizer step; packed, padded and single rows give the same gradient."""
     gradients = []
     for limit, packed in ((1, False), (200, False), (200, True)):
         trainable = build(name, "gemma3")
@@ -204,7 +203,7 @@ def test_only_the_named_tensors_change_and_gradients_do_not_depend_on_the_batchi
 
 @pytest.mark.parametrize("name", TRAINED)
 def test_saved_and_loaded_gives_the_same_losses(name):
-    """The whole trained state goes back in: peft's own restore of p-tuning takes 0 of 7 tensors, silently."""
+    """All trained tensors are restored. peft itself restores 0 of p-tuning's 7, without an error."""
     with torch.no_grad():
         first = build(name, "llama")
         expected = losses(first, rows(), 200, packed=True)
@@ -216,47 +215,47 @@ def test_saved_and_loaded_gives_the_same_losses(name):
 
 
 @pytest.mark.parametrize("name", ["lora", "rslora", "dora", "loha"])
-def test_low_rank_methods_begin_as_the_base_model(name):
+def test_low_rank_methods_start_as_the_base_model(name):
     with torch.no_grad():
-        plain = losses(build("base", "gemma2"), rows(), 200, packed=True)
-        assert close(
-            plain, losses(build(name, "gemma2", shake=False), rows(), 200, packed=True), 1e-5
-        )
+        base = losses(build("base", "gemma2"), rows(), 200, packed=True)
+        start = losses(build(name, "gemma2", shake=False), rows(), 200, packed=True)
+        assert close(base, start, 1e-5)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("name", ["prompt_tuning", "p_tuning"])
-def test_soft_prompts_begin_at_the_size_of_words(name, family):
-    """peft's random start is some 50 times larger than a word; Gemma 3 scales words inside the embedding module."""
+def test_soft_prompts_start_at_the_scale_of_embeddings(name, family):
+    """peft's random start is about 50 times larger. Gemma 3 scales inside the embedding module."""
     trainable = build(name, family, shake=False)
-    words = trainable.base.get_input_embeddings()(torch.arange(VOCABULARY))
-    assert 0.3 < (trainable.prompt().std() / words.std()).item() < 3
+    embeddings = trainable.base.get_input_embeddings()(torch.arange(VOCABULARY))
+    assert 0.3 < (trainable.prompt().std() / embeddings.std()).item() < 3
 
 
-def test_prefix_begins_as_the_models_own_keys_and_values():
-    """A prefix made from a text acts as that text, standing before the row."""
+def test_prefix_starts_as_the_models_own_keys_and_values():
+    """A prefix made from a text has the effect of that text before the row."""
     trainable = build("prefix_tuning", "llama", shake=False)
     base = build("base", "llama")
     from tarazu.chat.methods.prompt_tuning import INSTRUCTION
     from tarazu.chat.model.trainable import initial_token_ids
 
     text = initial_token_ids(Words(), INSTRUCTION, 4).numpy()
-    given = rows((9,))[0]
-    longer = TokenizedRow(
-        np.concatenate([text, given.ids]), np.concatenate([np.zeros(4, bool), given.supervised])
+    row = rows((9,))[0]
+    with_text = TokenizedRow(
+        np.concatenate([text, row.ids]), np.concatenate([np.zeros(4, bool), row.supervised])
     )
     with torch.no_grad():
-        assert close(losses(trainable, [given], 99, False), losses(base, [longer], 99, False))
+        assert close(losses(trainable, [row], 99, False), losses(base, [with_text], 99, False))
 
 
-def test_layers_open_what_was_asked_and_nothing_else():
+def test_layers_unfreeze_only_the_chosen_parts():
     trainable = build("layers", "llama")
     blocks = {name.split(".layers.")[1].split(".")[0] for name in trainable.trainable_names}
     assert blocks == {"0", "4", "5"}
-    every = Layers(num_first=1, num_last=0, embeddings=True, final_norm=True, lm_head=True).attach(
-        model("llama"), Words()
-    )
-    assert {"model.embed_tokens.weight", "model.norm.weight", "lm_head.weight"} < every.trainable_names
+    all_parts = Layers(
+        num_first=1, num_last=0, embeddings=True, final_norm=True, lm_head=True
+    ).attach(model("llama"), Words())
+    expected = {"model.embed_tokens.weight", "model.norm.weight", "lm_head.weight"}
+    assert expected < all_parts.trainable_names
     with pytest.raises(UserError, match="tied"):
         Layers(lm_head=True).attach(model("gemma3"), Words())
     with pytest.raises(UserError, match="of 6 layers"):
@@ -270,7 +269,7 @@ def test_unknown_targets_name_the_nearest():
 
 @pytest.mark.parametrize("name", [name for name in TRAINED if not name.startswith("prefix")])
 def test_gradient_checkpointing_changes_nothing(name):
-    """Prefix tuning is left out of it by the task: transformers drops the cache, and the prefix with it, there."""
+    """Not for prefix tuning: there transformers drops the cache, and with it the prefix."""
     gradients = []
     for checkpointed in (False, True):
         trainable = build(name, "llama")
