@@ -46,7 +46,7 @@ SOFT = {"prompt_tuning", "prompt_tuning_vocabulary", "p_tuning"}
 
 
 def build(name: str, family: str, seed: int = 1, shake: bool = True, **options):
-    """A small model; `shake` moves the trained tensors off their start, so that each has an effect."""
+    """A small model; `shake` moves trained tensors off their start, so that each matters."""
     base = model(family, **options)
     torch.manual_seed(seed)
     trainable = METHODS[name].attach(base, Words())
@@ -203,7 +203,7 @@ def test_only_the_named_tensors_change_and_gradients_do_not_depend_on_the_batchi
 
 @pytest.mark.parametrize("name", TRAINED)
 def test_saved_and_loaded_gives_the_same_losses(name):
-    """All trained tensors are restored. peft itself restores 0 of p-tuning's 7, without an error."""
+    """All trained tensors are restored. peft restores 0 of the 7 of p-tuning, silently."""
     with torch.no_grad():
         first = build(name, "llama")
         expected = losses(first, rows(), 200, packed=True)
