@@ -1,11 +1,12 @@
-"""Everything that this machine can measure, ours and the peer's side by side: what `make bench` calls.
+"""Measure tarazu and its peers side by side: what `make bench` calls.
 
-    python -m benchmarks.run                              # on a CPU: minutes; on a GPU: all tables, an hour or so
-    python -m benchmarks.run --only lora --repeats 3      # the comparisons whose names hold "lora"
+    python -m benchmarks.run                           # CPU: minutes; GPU: about an hour
+    python -m benchmarks.run --only lora --repeats 3   # comparisons with "lora" in their names
+    python -m benchmarks.run --into docs/performance.md    # then write the tables there
 
-Each training is a process of its own; a comparison's processes run one after the other, in reverse order every second time,
-so that a warm cache or a warm GPU is nobody's advantage. One file for each comparison, in `benchmarks/results/`. What fails is
-told at the end, after the rest.
+Each training has a process of its own. The processes of a comparison run one after the other, in
+reverse order every second time, so that neither side profits from a warm cache or GPU. Each
+comparison has one file in `benchmarks/results/`. Failures are listed at the end.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ class Comparison:
 
 
 def comparisons(gpu: bool) -> list[Comparison]:
-    """What can be measured on this sort of machine."""
+    """Return the comparisons that a machine with or without a GPU can run."""
     folder = os.environ.get("TARAZU_FLICKR8K")
     pictures = (
         ("--source", folder)
@@ -109,7 +110,7 @@ def _training(shape: str, method: str, peer: str = "", *options: str) -> Compari
     if peer:
         one_width = (
             ("--pad-to", "16384") if peer == "trl_sft" else ()
-        )  # else it compiles anew for each width
+        )  # without it TRL compiles for each width
         commands.append((f"benchmarks.peers.{peer}", "--shape", shape, *one_width, *options))
     return Comparison(
         "-".join(["train", shape, method, *(o.strip("-") for o in both)]), tuple(commands)
@@ -117,24 +118,30 @@ def _training(shape: str, method: str, peer: str = "", *options: str) -> Compari
 
 
 def measure(one: Comparison, repeats: int, failed: list[str]) -> list[dict]:
-    """The records of a comparison; those of one contender's runs are pooled."""
-    runs: list[list[dict]] = [[] for _ in one.commands]
+    """Return the records of a comparison; the runs of one contender are pooled."""
+    runs: list[list[list[dict]]] = [[] for _ in one.commands]
     for turn in range(1 if one.alone else repeats):
         for i in list(range(len(one.commands)))[:: -1 if turn % 2 else 1]:
-            found, error = _call(one.commands[i])
-            runs[i].append(found)
+            records, error = _call(one.commands[i])
+            runs[i].append(records)
             failed += [f"{one.name}: {' '.join(one.commands[i])}: {error}"] * bool(error)
-    whole = [[found for found in some if found] for some in runs]
-    return [
-        record
-        for some in whole
-        if some
-        for record in (some[0] if one.alone else [pooled([found[0] for found in some])])
-    ]
+    measured: list[dict] = []
+    for of_contender in runs:
+        of_contender = [records for records in of_contender if records]
+        if not of_contender:
+            continue
+        if one.alone:
+            measured += of_contender[0]
+        else:
+            measured.append(pooled([records[0] for records in of_contender]))
+    return measured
 
 
 def pooled(records: list[dict]) -> dict:
-    """One contender's runs as one record: that of the middle run, with the median of the runs and their widest quartiles."""
+    """Return one record for the runs of one contender.
+
+    It is the record of the middle run, with the median of all runs and their widest quartiles.
+    """
     timed = sorted(
         (r for r in records if r.get("tokens_per_second")),
         key=lambda r: r["tokens_per_second"]["median"],
@@ -162,7 +169,7 @@ def pooled(records: list[dict]) -> dict:
 
 
 def _call(command: tuple[str, ...]) -> tuple[list[dict], str]:
-    """The records that a command writes, and what went wrong if something did."""
+    """Run a command; return the records that it wrote, and its error or an empty string."""
     print("+", " ".join(command), file=sys.stderr, flush=True)
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "out.json"
@@ -182,12 +189,12 @@ def _call(command: tuple[str, ...]) -> tuple[list[dict], str]:
         except BaseException:
             process.terminate()
             raise
-        found = json.loads(out.read_text(encoding="utf-8")) if out.exists() else []
-    return (found if isinstance(found, list) else [found]), error
+        written = json.loads(out.read_text(encoding="utf-8")) if out.exists() else []
+    return (written if isinstance(written, list) else [written]), error
 
 
 def missing(one: Comparison) -> str | None:
-    """The package that a comparison needs and that is not here."""
+    """Return the package that a comparison needs and that is not installed."""
     needs = {"benchmarks.peers.trl_sft": "trl", "benchmarks.train": "tarazu"}
     return next(
         (
@@ -200,12 +207,12 @@ def missing(one: Comparison) -> str | None:
 
 
 def main() -> None:
-    asked = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    asked.add_argument("--only", default="", help="comparisons whose names hold this")
-    asked.add_argument("--repeats", type=int, default=2, help="processes of each contender")
-    asked.add_argument("--results", type=Path, default=common.RESULTS)
-    asked.add_argument("--into", type=Path, help="then write the table into this file")
-    args = asked.parse_args()
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--only", default="", help="comparisons whose names hold this")
+    parser.add_argument("--repeats", type=int, default=2, help="processes of each contender")
+    parser.add_argument("--results", type=Path, default=common.RESULTS)
+    parser.add_argument("--into", type=Path, help="then write the tables into this file")
+    args = parser.parse_args()
     import torch
 
     failed: list[str] = []

@@ -1,10 +1,11 @@
-"""The README's table of speed, made from the records in `benchmarks/results/`.
+"""The tables of docs/performance.md, made from the records in `benchmarks/results/`.
 
-    python -m benchmarks.table                  # prints it
-    python -m benchmarks.table --into README.md # writes it between the two marks that stand there
+    python -m benchmarks.table                             # prints them
+    python -m benchmarks.table --into docs/performance.md  # writes them between the page's marks
 
-A line of tarazu's has a ratio: the one measured in turns in one process where there is one, else its median over that of
-the fastest peer with the same table, model, group and device.
+Each line of tarazu has a ratio: the one measured in one process, in turns, if there is one.
+Otherwise it is tarazu's median over that of the fastest peer with the same table, model, group
+and device.
 """
 
 from __future__ import annotations
@@ -31,14 +32,16 @@ ORDER = ("train", "generation", "cpu", "captions")
 
 
 def newest(records: list[dict]) -> list[dict]:
-    """One record for each thing measured, the last one; ours first in each group, then the peers by speed."""
-    last: dict[tuple, dict] = {}
-    for one in sorted(records, key=lambda r: r["date"]):
-        last[tuple(one[key] for key in ("device", "table", "shape", "group", "who", "setting"))] = (
-            one
-        )
+    """Return the newest record of each measurement, sorted as the table shows them.
+
+    In each group tarazu comes first, then the peers by speed.
+    """
+    identity = ("device", "table", "shape", "group", "who", "setting")
+    newest_by_identity: dict[tuple, dict] = {}
+    for record in sorted(records, key=lambda r: r["date"]):
+        newest_by_identity[tuple(record[key] for key in identity)] = record
     return sorted(
-        last.values(),
+        newest_by_identity.values(),
         key=lambda r: (
             r["device"],
             _rank(r["table"]),
@@ -57,7 +60,7 @@ def ours(record: dict) -> bool:
 
 
 def ratio(record: dict, records: list[dict]) -> float | None:
-    """How many times the best peer's rate; None for a peer, or without one."""
+    """Return tarazu's speed over that of the fastest peer; None for a peer, or without one."""
     if not ours(record):
         return None
     if record.get("ratio"):
@@ -73,18 +76,23 @@ def ratio(record: dict, records: list[dict]) -> float | None:
 
 
 def markdown(records: list[dict]) -> str:
-    """All records as one table for each device, under a line with its name and the date of its last measurement."""
+    """Return one table per device, under a line with its name and the date of its newest record."""
     kept, parts = newest(records), []
-    for device in dict.fromkeys(one["device"] for one in kept):
-        own = [one for one in kept if one["device"] == device]
-        lines = [HEAD, ("---",) * len(HEAD), *(_cells(one, ratio(one, own)) for one in own)]
+    for device in dict.fromkeys(record["device"] for record in kept):
+        of_device = [record for record in kept if record["device"] == device]
+        lines = [HEAD, ("---",) * len(HEAD)]
+        lines += [_cells(record, ratio(record, of_device)) for record in of_device]
         table = "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
-        parts.append(f"{device}, {max(one['date'] for one in own)[:10]}:\n\n{table}\n")
+        parts.append(f"{device}, {max(r['date'] for r in of_device)[:10]}:\n\n{table}\n")
     return "\n".join(parts) or "Nothing was measured yet.\n"
 
 
 def insert(path: Path, text: str) -> None:
-    """Writes `text` between the marks of a file. Raises `SystemExit` where they are missing."""
+    """Write `text` between the marks of a file.
+
+    Raises:
+        SystemExit: the file does not hold each mark once.
+    """
     content = path.read_text(encoding="utf-8")
     if content.count(BEGIN) != 1 or content.count(END) != 1:
         raise SystemExit(f"{path} must hold one line {BEGIN} and one line {END}")
@@ -92,41 +100,43 @@ def insert(path: Path, text: str) -> None:
     path.write_text(f"{before}{BEGIN}\n{text}{END}{rest.split(END)[1]}", encoding="utf-8")
 
 
-def _cells(one: dict, times: float | None) -> tuple[str, ...]:
-    share, first = one.get("bound_share"), one.get("first_step_seconds")
-    small = (
-        one["table"] == "train"
-    )  # the bound and the first step are told for training on the published shapes only
+def _cells(record: dict, speed_ratio: float | None) -> tuple[str, ...]:
+    """The cells of a record's row."""
+    work = [record["shape"], record["group"]]
+    if record["table"] == "generation":
+        work.insert(1, "generation")
+    # Only training on the published shapes has a bound and a first step.
+    of_shape = record["table"] == "train"
+    bound_fraction = record.get("bound_share") if of_shape else None
+    first_step = record.get("first_step_seconds") if of_shape else None
     return (
-        ", ".join(
-            filter(
-                None,
-                (one["shape"], "generation" if one["table"] == "generation" else "", one["group"]),
-            )
-        ),
-        f"**{one['who']}**" if ours(one) else one["who"],
-        one["setting"],
-        _rate(one),
-        f"{one['peak_gib']:.1f}" if one.get("peak_gib") else "-",
-        f"{share:.0%}" if share and small else "-",
-        f"{first:.0f} s" if first and small else "-",
-        f"**{times:.2f}**" if times else "-",
+        ", ".join(filter(None, work)),
+        f"**{record['who']}**" if ours(record) else record["who"],
+        record["setting"],
+        _rate(record),
+        f"{record['peak_gib']:.1f}" if record.get("peak_gib") else "-",
+        f"{bound_fraction:.0%}" if bound_fraction else "-",
+        f"{first_step:.0f} s" if first_step else "-",
+        f"**{speed_ratio:.2f}**" if speed_ratio else "-",
     )
 
 
-def _rate(one: dict) -> str:
-    speed = one.get("tokens_per_second") or one.get("images_per_second")
+def _rate(record: dict) -> str:
+    """Median speed with its quartiles, or why a measurement stopped."""
+    speed = record.get("tokens_per_second") or record.get("images_per_second")
     if not speed:
-        return one.get("stopped") or "-"
+        return record.get("stopped") or "-"
     digits = 0 if speed["median"] >= 100 else 1
     median, low, high = (f"{speed[key]:,.{digits}f}" for key in ("median", "low", "high"))
-    unit = " images/s" if one.get("images_per_second") else ""
-    epoch = f"; an epoch in {one['epoch_seconds']:.1f} s" if one.get("epoch_seconds") else ""
+    unit = " images/s" if record.get("images_per_second") else ""
+    seconds = record.get("epoch_seconds")
+    epoch = f"; an epoch in {seconds:.1f} s" if seconds else ""
     return f"{median}{unit} ({low} to {high}){epoch}"
 
 
-def _speed(one: dict) -> float:
-    return (one.get("tokens_per_second") or one.get("images_per_second") or {}).get("median") or 0.0
+def _speed(record: dict) -> float:
+    speed = record.get("tokens_per_second") or record.get("images_per_second") or {}
+    return speed.get("median") or 0.0
 
 
 def _rank(table: str) -> int:
@@ -134,10 +144,10 @@ def _rank(table: str) -> int:
 
 
 def main() -> None:
-    asked = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    asked.add_argument("--results", type=Path, default=common.RESULTS)
-    asked.add_argument("--into", type=Path, help="a file with the two marks")
-    args = asked.parse_args()
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--results", type=Path, default=common.RESULTS)
+    parser.add_argument("--into", type=Path, help="a file with the two marks")
+    args = parser.parse_args()
     text = markdown(common.read(args.results))
     if args.into:
         insert(args.into, text)
