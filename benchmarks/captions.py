@@ -38,7 +38,7 @@ class Bench:
     def __init__(self, args: argparse.Namespace, folder: Path):
         import torch
 
-        from tarazu.captions import dataset
+        from tarazu.captions import prepare_data
         from tarazu.recipe import schema
         from tarazu.storage.run_folder import StudyDir
 
@@ -54,17 +54,21 @@ class Bench:
         ]
         source = source if args.drawn else [f"data.source={args.source}"]
         size = [f"encoder.size={args.size}"] if args.size else []
-        plain = ["data.num_augmentations=1", "length_penalty=1.0", "early_stopping=full"]  # what the peer does
+        plain = [
+            "data.num_augmentations=1",
+            "length_penalty=1.0",
+            "early_stopping=full",
+        ]  # what the peer does
         self.recipe = schema.load(
             args.recipe, [*source, *size, f"encoder.name={args.encoder}", *plain, *args.set]
         )
         self.folder, self.args, self.out, self.faults = StudyDir(folder / "run"), args, [], []
-        self.data = dataset.prepare(self.recipe, self.folder, self.device)
+        self.data = prepare_data.prepare(self.recipe, self.folder, self.device)
         self.turn = 0
 
     def tell(self, who: str, setting: str, group: str, **figures: Any) -> dict:
         """Keeps a record, and writes all so far."""
-        shape = f"{self.data.encoder.module.shape.name}, {len(self.data.all_names)} images"
+        shape = f"{self.data.encoder.module.config.name}, {len(self.data.all_names)} images"
         self.out.append(common.record("captions", who, setting, shape, group, **figures))
         common.write(self.args.out, self.out)
         return self.out[-1]
@@ -294,7 +298,9 @@ def measure_beams(bench: Bench, name: str, model: Any) -> None:
         import torch
 
         places = torch.tensor([data.index_of[one] for one in few])
-        looked = (data.pooled_features if model.pooled else data.feature_maps).lookup(places).float()
+        looked = (
+            (data.pooled_features if model.pooled else data.feature_maps).lookup(places).float()
+        )
         written["theirs"] = [
             plain_captions.beam_search(
                 model.module, looked[i : i + 1], 3, data.vocabulary.max_length
