@@ -15,6 +15,7 @@ from playwright.sync_api import sync_playwright
 HERE = Path(__file__).parent
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 SIZE = {"width": 1100, "height": 760}
+SETTLE_MS = 500
 
 
 def newest_demo() -> Path:
@@ -37,7 +38,9 @@ def take(study: Path) -> list[Path]:
         page.goto((study / "report.html").absolute().as_uri())
         for language in ("fa", "en"):
             page.evaluate(f"document.getElementById('show-{language}').click()")
+            page.wait_for_timeout(SETTLE_MS)  # the page lays itself out again in the other direction
             page.evaluate("document.getElementById('main').scrollIntoView()")
+            page.wait_for_timeout(SETTLE_MS)
             picture = HERE / f"report.{language}.png"
             page.screenshot(path=picture)
             pictures.append(picture)
