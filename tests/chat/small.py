@@ -1,4 +1,4 @@
-"""A small real study: a tiny Llama with a tokenizer trained on the shipped rows, saved as any local model is."""
+"""A small real study: a tiny Llama in a local folder, its tokenizer trained on shipped rows."""
 
 from __future__ import annotations
 

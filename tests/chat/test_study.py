@@ -1,4 +1,4 @@
-"""A whole study in real processes: kill -9 anywhere and resume gives the same bytes, for every method; signals; refusals."""
+"""A study in real processes: a run killed anywhere resumes to the same bytes; signals; refusals."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ fork.set_forkserver_preload(
 
 
 def _study(arguments: dict) -> None:
-    """Runs in the child. Checkpoints after every step, so that any of them can be the one it goes on from."""
+    """Run in the child process, with a checkpoint after every step."""
     import torch
 
     from tarazu.engine import trainer
@@ -39,7 +39,9 @@ def _study(arguments: dict) -> None:
     torch.set_num_threads(1)
     trainer.SAVE_SECONDS = 0.0
     try:
-        study_commands.resume(arguments["out"]) if "recipe" not in arguments else study_commands.run(
+        study_commands.resume(
+            arguments["out"]
+        ) if "recipe" not in arguments else study_commands.run(
             **{k: v for k, v in arguments.items() if k != "recipe"}, recipe_path=arguments["recipe"]
         )
     except TarazuError as error:
@@ -172,7 +174,7 @@ def test_a_folder_is_never_overwritten_and_changed_data_is_refused(whole, tmp_pa
 
 
 def test_chat_and_export_answer_as_the_run_did(whole, tmp_path):
-    """The merged folder, loaded by transformers alone, gives the same tokens; so does the PEFT adapter."""
+    """The merged folder and the PEFT adapter give the same tokens in transformers."""
     import peft
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -193,7 +195,7 @@ def test_chat_and_export_answer_as_the_run_did(whole, tmp_path):
             template.tokenizer.decode(ours, skip_special_tokens=True).strip() == sample["output"]
         ), name
         ids = torch.tensor([prompt])
-        for form in export.forms(run.kind):
+        for form in export.formats(run.kind):
             target = tmp_path / f"{name}-{form}"
             export.export(path, target, form)
             base = AutoModelForCausalLM.from_pretrained(
@@ -246,6 +248,8 @@ def test_a_study_whose_rows_cannot_be_had_leaves_no_folder(tmp_path):
     small.recipe(tmp_path / "recipe.yaml", small.save_model(tmp_path / "model"))
     with pytest.raises(UserError, match=r"missing\.jsonl"):
         study_commands.run(
-            str(tmp_path / "recipe.yaml"), str(tmp_path / "new"), overrides=["data.source=missing.jsonl"]
+            str(tmp_path / "recipe.yaml"),
+            str(tmp_path / "new"),
+            overrides=["data.source=missing.jsonl"],
         )
     assert not (tmp_path / "new").exists()  # so the mended command may name it again

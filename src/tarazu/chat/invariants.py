@@ -116,7 +116,7 @@ def future_check(
 def generation_checks(
     fixture: CheckFixture, rows: list[TokenizedRow], tolerance: float, reason: str
 ) -> list[CheckResult]:
-    """Generate answers in a left-padded batch with a cache, then score their tokens in three ways."""
+    """Generate left-padded answers together with a cache; score their tokens in three ways."""
     model = fixture.model
     every = rows[:: max(1, len(rows) // PROMPTS)]
     prompts = [row.ids[: int(np.flatnonzero(row.supervised)[0])].tolist() for row in every]

@@ -1,4 +1,4 @@
-"""Everything that a chat study computes once before its first method: tokenized rows, questions, passages."""
+"""What a chat study computes once before its first method: rows, questions, passages."""
 
 from __future__ import annotations
 
@@ -107,7 +107,11 @@ def _describe_source(source: str | list[str] | Sources) -> str:
 
 
 def resolve_samples(source: Any) -> Any:
-    """A path, a list of paths or a path for each split, with `samples:NAME` as the path of a shipped file."""
+    """Replace `samples:NAME` by the path of a shipped file.
+
+    Args:
+        source: a path, a list of paths, or a path for each split.
+    """
     if isinstance(source, dict):
         return {split: resolve_samples(path) for split, path in source.items()}
     if isinstance(source, list):

@@ -1,4 +1,4 @@
-"""Rows to batches to losses: the same functions for training, evaluation, estimates and invariants."""
+"""From rows to batches to losses, for training, evaluation, estimates and invariants."""
 
 from __future__ import annotations
 

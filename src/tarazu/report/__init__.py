@@ -1,1 +1,1 @@
-"""The report: reads a run folder and nothing else, and never imports torch. `build.build(folder)` is the way in."""
+"""The report of a study, from the files of its folder. Imports no torch; see `build.build`."""

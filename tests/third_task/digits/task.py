@@ -19,7 +19,18 @@ from tarazu.storage.atomic_io import write_json
 from tarazu.storage.run_folder import StudyDir
 
 # Segments a to g of the digits 0 to 9.
-SEGMENTS = ["1111110", "0110000", "1101101", "1111001", "0110011", "1011011", "1011111", "1110000", "1111111", "1111011"]
+SEGMENTS = [
+    "1111110",
+    "0110000",
+    "1101101",
+    "1111001",
+    "0110011",
+    "1011011",
+    "1011111",
+    "1110000",
+    "1111111",
+    "1111011",
+]
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""A tuned language model for other tools: PEFT's adapter format, or one merged Hugging Face folder."""
+"""A tuned language model for other tools: a PEFT adapter, or one merged Hugging Face folder."""
 
 from __future__ import annotations
 
