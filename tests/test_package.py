@@ -39,10 +39,10 @@ def installed(wheel, tmp_path_factory) -> Path:
     return folder
 
 
-def run(installed: Path, cwd: Path, *arguments: str) -> str:
-    """The output of `tarazu ARGUMENTS` in the environment, far from the checkout."""
+def run(installed: Path, cwd: Path, program: str, *arguments: str) -> str:
+    """The output of a program of the environment, far from the checkout."""
     environment = {k: v for k, v in os.environ.items() if not k.startswith("PYTHON")}
-    command = [installed / "bin" / "tarazu", *arguments]
+    command = [installed / "bin" / program, *arguments]
     done = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return done.stdout
@@ -60,12 +60,10 @@ def test_the_wheel_holds_every_file_of_the_package(wheel):
 
 
 def test_the_commands_of_a_first_look_run_from_the_wheel(installed, tmp_path):
-    where = [installed / "bin" / "python", "-c", "import tarazu; print(tarazu.__file__)"]
-    assert (
-        str(installed) in subprocess.run(where, cwd=tmp_path, capture_output=True, text=True).stdout
-    )
-    assert run(installed, tmp_path, "--version") == f"tarazu {tarazu.__version__}\n"
-    assert "demo " in run(installed, tmp_path, "new")
-    run(installed, tmp_path, "new", "demo")
+    printed = run(installed, tmp_path, "python", "-c", "import tarazu; print(tarazu.__file__)")
+    assert str(installed) in printed
+    assert run(installed, tmp_path, "tarazu", "--version") == f"tarazu {tarazu.__version__}\n"
+    assert "demo " in run(installed, tmp_path, "tarazu", "new")
+    run(installed, tmp_path, "tarazu", "new", "demo")
     assert "schema" not in (tmp_path / "demo.yaml").read_text().splitlines()[0]
-    assert "CPU cores" in run(installed, tmp_path, "doctor")
+    assert "CPU cores" in run(installed, tmp_path, "tarazu", "doctor")

@@ -95,12 +95,13 @@ def test_values_are_escaped_inside_sentences():
 
 def test_reasons_for_repairs_and_drops_are_in_both_languages():
     """Every text constant of the modules that read rows needs a string of its own."""
-    from tarazu.chat.data import conversation, dataset, persian, row_readers
+    from tarazu.chat.data import conversation, dataset, persian, row_file, row_readers
 
     names = {
         persian: "LETTERS CONTROLS BIDI SURROGATES FORM SPACES HALF_SPACES",
         row_readers: "TOO_LONG TRUNCATED_FILE WRONG_CELLS MALFORMED_CSV",
-        dataset: "CUT NOTHING_LEFT DUPLICATE IN_ANOTHER_SPLIT",
+        row_file: "TRUNCATED NOTHING_LEFT",
+        dataset: "DUPLICATE IN_ANOTHER_SPLIT",
         conversation: "MALFORMED NOT_TEXT WRONG_TYPE UNKNOWN_SCHEMA UNKNOWN_ROLE NO_ANSWER "
         "NO_QUESTION EMPTY_TURN MERGED LATE_SYSTEM EARLY_ANSWER OPEN_QUESTION MARKERS",
     }
