@@ -29,7 +29,7 @@ from pathlib import Path
 
 from benchmarks import table
 
-SLOWEST = 900  # seconds that one process may take
+MAX_SECONDS = 900  # seconds that one process may take
 
 
 @dataclass(frozen=True)
@@ -44,19 +44,19 @@ class Comparison:
 def comparisons(gpu: bool) -> list[Comparison]:
     """Return the comparisons that a machine with or without a GPU can run."""
     folder = os.environ.get("TARAZU_FLICKR8K")
-    pictures = (
+    caption_options = (
         ("--source", folder)
         if folder
-        else ("--drawn", "60", "--steps", "12", "--warm", "3", "--set", "budget.batch_rows=32")
+        else ("--scenes", "60", "--steps", "12", "--warm", "3", "--set", "budget.batch_rows=32")
     )
-    captions = Comparison("captions", (("benchmarks.captions", *pictures),), alone=True)
+    captions = Comparison("captions", (("benchmarks.captions", *caption_options),), alone=True)
     if not gpu:
         return [
             captions,
             Comparison("cpu-demo", (("benchmarks.cpu",),), alone=True),
             Comparison("generation-gemma-3-270m", (("benchmarks.generation",),), alone=True),
         ]
-    made = [
+    training = [
         _training("gemma-2-2b", "lora", "trl_sft"),
         _training("gemma-2-2b", "lora", "trl_sft", "--checkpointing"),
         _training("llama-3.2-3b", "lora", "trl_sft"),
@@ -73,13 +73,13 @@ def comparisons(gpu: bool) -> list[Comparison]:
             )
         ),
     ]
-    random = (
+    random_weights = (
         "benchmarks.generation",
         "--shape",
         "gemma-2-2b",
         "--prompts",
         "32",
-        "--most",
+        "--max-new-tokens",
         "64",
         "--batch-rows",
         "32",
@@ -90,7 +90,7 @@ def comparisons(gpu: bool) -> list[Comparison]:
         "tiny-gemma2",
         "--prompts",
         "16",
-        "--most",
+        "--max-new-tokens",
         "32",
         "--float32",
         "--repeats",
@@ -98,8 +98,8 @@ def comparisons(gpu: bool) -> list[Comparison]:
     )
     return [
         captions,
-        *made,
-        Comparison("generation-gemma-2-2b", (random,), alone=True),
+        *training,
+        Comparison("generation-gemma-2-2b", (random_weights,), alone=True),
         Comparison("generation-tiny-gemma2", (exact,), alone=True),
     ]
 
@@ -117,20 +117,22 @@ def _training(shape: str, method: str, peer: str = "", *options: str) -> Compari
     )
 
 
-def measure(one: Comparison, repeats: int, failed: list[str]) -> list[dict]:
+def measure(comparison: Comparison, repeats: int, failed: list[str]) -> list[dict]:
     """Return the records of a comparison; the runs of one contender are pooled."""
-    runs: list[list[list[dict]]] = [[] for _ in one.commands]
-    for turn in range(1 if one.alone else repeats):
-        for i in list(range(len(one.commands)))[:: -1 if turn % 2 else 1]:
-            records, error = _call(one.commands[i])
+    runs: list[list[list[dict]]] = [[] for _ in comparison.commands]
+    for turn in range(1 if comparison.alone else repeats):
+        for i in list(range(len(comparison.commands)))[:: -1 if turn % 2 else 1]:
+            records, error = _call(comparison.commands[i])
             runs[i].append(records)
-            failed += [f"{one.name}: {' '.join(one.commands[i])}: {error}"] * bool(error)
+            failed += [f"{comparison.name}: {' '.join(comparison.commands[i])}: {error}"] * bool(
+                error
+            )
     measured: list[dict] = []
     for of_contender in runs:
         of_contender = [records for records in of_contender if records]
         if not of_contender:
             continue
-        if one.alone:
+        if comparison.alone:
             measured += of_contender[0]
         else:
             measured.append(pooled([records[0] for records in of_contender]))
@@ -179,9 +181,9 @@ def _call(command: tuple[str, ...]) -> tuple[list[dict], str]:
             cwd=Path(__file__).parents[1],
         )
         try:
-            error = f"exit code {code}" if (code := process.wait(SLOWEST)) else ""
+            error = f"exit code {code}" if (code := process.wait(MAX_SECONDS)) else ""
         except subprocess.TimeoutExpired:
-            error = f"stopped after {SLOWEST} s"
+            error = f"stopped after {MAX_SECONDS} s"
             process.terminate()
             time.sleep(5)  # it writes what it has
             process.kill()
@@ -193,13 +195,13 @@ def _call(command: tuple[str, ...]) -> tuple[list[dict], str]:
     return (written if isinstance(written, list) else [written]), error
 
 
-def missing(one: Comparison) -> str | None:
+def missing(comparison: Comparison) -> str | None:
     """Return the package that a comparison needs and that is not installed."""
     needs = {"benchmarks.peers.trl_sft": "trl", "benchmarks.train": "tarazu"}
     return next(
         (
             needs[c[0]]
-            for c in one.commands
+            for c in comparison.commands
             if c[0] in needs and not importlib.util.find_spec(needs[c[0]])
         ),
         None,
@@ -217,16 +219,16 @@ def main() -> None:
 
     failed: list[str] = []
     device = re.sub(r"[^a-z0-9]+", "-", common.device_name().lower()).strip("-")
-    for one in comparisons(torch.cuda.is_available()):
-        if args.only not in one.name:
+    for comparison in comparisons(torch.cuda.is_available()):
+        if args.only not in comparison.name:
             continue
-        if package := missing(one):
+        if package := missing(comparison):
             print(
-                f"{one.name}: left out, {package} is not installed (benchmarks/README.md)",
+                f"{comparison.name}: left out, {package} is not installed (benchmarks/README.md)",
                 file=sys.stderr,
             )
-        elif records := measure(one, args.repeats, failed):
-            common.write(args.results / f"{one.name}-{device}.json", records)
+        elif records := measure(comparison, args.repeats, failed):
+            common.write(args.results / f"{comparison.name}-{device}.json", records)
     if args.into:
         table.insert(args.into, table.markdown(common.read(args.results)))
     if failed:

@@ -1,8 +1,9 @@
-"""Models with the published sizes and random weights, and rows with the lengths of real ones: speed needs no download.
+"""Models with published sizes and random weights, and random rows with the lengths of real ones.
 
-The rows' lengths are log-normal with a median of 450 tokens and sigma 0.8 (a mean near 590), cut to 48..2,048, which is
-how instruction data looks: most rows short, a long tail. The last 60% of a row, its answer, are under the loss. Tokens
-are log-uniform over the vocabulary (Zipf's law), so that a model can learn something and its loss says that it does.
+So speed is measured without a download. The rows' lengths are log-normal with a median of 450
+tokens and sigma 0.8 (a mean near 590), clipped to 48..2,048. Instruction data looks like this: most
+rows are short, and the tail is long. The last 60% of a row, its answer, carries loss. Tokens are
+log-uniform over the vocabulary (Zipf's law), so a model can learn something, and its loss shows it.
 """
 
 from __future__ import annotations
@@ -12,14 +13,21 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-MEDIAN, SIGMA, SHORTEST, LONGEST = 450, 0.8, 48, 2048
-ANSWER = 0.6  # of a row's tokens, at its end
-MEAN = 585  # about, after the cut
-SPECIAL = 3  # ids below are padding, end and start
+MEDIAN_LENGTH, SIGMA = 450, 0.8  # of the log-normal lengths
+MIN_LENGTH, MAX_LENGTH = 48, 2048  # tokens; lengths are clipped to them
+MEAN_LENGTH = 585  # about, after clipping
+ANSWER_FRACTION = 0.6  # of a row's tokens, at its end
+NUM_SPECIAL = 3  # ids below this are padding, end and start
 
 
 class PlainRow(NamedTuple):
-    """Tokens (n,) and which of them are under the loss (n,): `chat.layout.Row(*row)` is tarazu's own form of it."""
+    """A tokenized row. `chat.model.batching.TokenizedRow(*row)` is tarazu's own form of it.
+
+    Args:
+        ids: (T,) token ids.
+        supervised: (T,) bool, True where a token carries loss.
+        index: number of the row.
+    """
 
     ids: np.ndarray
     supervised: np.ndarray
@@ -27,25 +35,33 @@ class PlainRow(NamedTuple):
 
 
 def rows(
-    count: int, seed: int = 0, vocabulary: int = 128_000, longest: int = LONGEST
+    count: int, seed: int = 0, vocab_size: int = 128_000, max_length: int = MAX_LENGTH
 ) -> list[PlainRow]:
-    """`count` random rows, each a function of the seed and its number; a lower `longest` cuts the long ones."""
-    return [_row(np.random.default_rng([seed, i]), vocabulary, longest, i) for i in range(count)]
+    """Random rows. Each is a function of the seed and its number.
+
+    Args:
+        count: number of rows.
+        seed: of the random numbers.
+        vocab_size: token ids are below this.
+        max_length: longer rows are cut to this many tokens.
+    """
+    return [_row(np.random.default_rng([seed, i]), vocab_size, max_length, i) for i in range(count)]
 
 
-def _row(random: np.random.Generator, vocabulary: int, longest: int, index: int) -> PlainRow:
-    length = int(np.clip(random.lognormal(np.log(MEDIAN), SIGMA), SHORTEST, LONGEST))
-    ids = (
-        SPECIAL
-        + np.exp(random.uniform(0, np.log(vocabulary - SPECIAL), length)).astype(np.int64)
-        - 1
-    )
-    length = min(length, longest)
-    return PlainRow(ids[:length], np.arange(length) >= round((1 - ANSWER) * length), index)
+def _row(rng: np.random.Generator, vocab_size: int, max_length: int, index: int) -> PlainRow:
+    length = int(np.clip(rng.lognormal(np.log(MEDIAN_LENGTH), SIGMA), MIN_LENGTH, MAX_LENGTH))
+    ranks = np.exp(rng.uniform(0, np.log(vocab_size - NUM_SPECIAL), length)).astype(np.int64)
+    ids = NUM_SPECIAL + ranks - 1
+    length = min(length, max_length)
+    supervised = np.arange(length) >= round((1 - ANSWER_FRACTION) * length)
+    return PlainRow(ids[:length], supervised, index)
 
 
 def labelled(rows: list[PlainRow]) -> dict[str, list]:
-    """The rows as the columns that TRL (and any trainer of transformers) takes: labels are -100 where there is no loss."""
+    """The rows as the columns that TRL and the trainer of transformers take.
+
+    Labels are -100 where a token carries no loss.
+    """
     return {
         "input_ids": [row.ids.tolist() for row in rows],
         "labels": [np.where(row.supervised, row.ids, -100).tolist() for row in rows],
@@ -60,10 +76,20 @@ def gemma2_2b() -> Any:
     from transformers import Gemma2Config
 
     return Gemma2Config(
-        vocab_size=256_000, hidden_size=2304, intermediate_size=9216, num_hidden_layers=26, num_attention_heads=8, num_key_value_heads=4,
-        head_dim=256, sliding_window=4096, attn_logit_softcapping=50.0, final_logit_softcapping=30.0, query_pre_attn_scalar=256,
-        max_position_embeddings=8192, tie_word_embeddings=True,
-    )  # fmt: skip
+        vocab_size=256_000,
+        hidden_size=2304,
+        intermediate_size=9216,
+        num_hidden_layers=26,
+        num_attention_heads=8,
+        num_key_value_heads=4,
+        head_dim=256,
+        sliding_window=4096,
+        attn_logit_softcapping=50.0,
+        final_logit_softcapping=30.0,
+        query_pre_attn_scalar=256,
+        max_position_embeddings=8192,
+        tie_word_embeddings=True,
+    )
 
 
 def llama32_3b() -> Any:
@@ -79,21 +105,43 @@ def llama32_3b() -> Any:
         "original_max_position_embeddings": 8192,
     }
     return LlamaConfig(
-        vocab_size=128_256, hidden_size=3072, intermediate_size=8192, num_hidden_layers=28, num_attention_heads=24, num_key_value_heads=8,
-        head_dim=128, rope_parameters=rope, max_position_embeddings=131_072, rms_norm_eps=1e-5, tie_word_embeddings=True,
-        bos_token_id=128_000, eos_token_id=128_001,
-    )  # fmt: skip
+        vocab_size=128_256,
+        hidden_size=3072,
+        intermediate_size=8192,
+        num_hidden_layers=28,
+        num_attention_heads=24,
+        num_key_value_heads=8,
+        head_dim=128,
+        rope_parameters=rope,
+        max_position_embeddings=131_072,
+        rms_norm_eps=1e-5,
+        tie_word_embeddings=True,
+        bos_token_id=128_000,
+        eos_token_id=128_001,
+    )
 
 
 def gemma3_270m() -> Any:
-    """google/gemma-3-270m: 268 million parameters, 170 of them the vocabulary; five of six layers look back 512 places."""
+    """google/gemma-3-270m: 268 million parameters, 170 million of them the vocabulary.
+
+    Five of six layers attend to the last 512 positions only.
+    """
     from transformers import Gemma3TextConfig
 
     return Gemma3TextConfig(
-        vocab_size=262_144, hidden_size=640, intermediate_size=2048, num_hidden_layers=18, num_attention_heads=4, num_key_value_heads=1,
-        head_dim=256, sliding_window=512, query_pre_attn_scalar=256, max_position_embeddings=32_768, tie_word_embeddings=True,
+        vocab_size=262_144,
+        hidden_size=640,
+        intermediate_size=2048,
+        num_hidden_layers=18,
+        num_attention_heads=4,
+        num_key_value_heads=1,
+        head_dim=256,
+        sliding_window=512,
+        query_pre_attn_scalar=256,
+        max_position_embeddings=32_768,
+        tie_word_embeddings=True,
         layer_types=["full_attention" if i % 6 == 5 else "sliding_attention" for i in range(18)],
-    )  # fmt: skip
+    )
 
 
 TINY = {
@@ -133,7 +181,9 @@ SHAPES: dict[str, Callable[[], Any]] = {
 
 
 def build(shape: str, device: str, attention: str, dtype: Any = None) -> Any:
-    """The causal LM of a shape with random weights, made where it will stay: on a GPU that is a second, not a minute.
+    """The causal LM of a shape with random weights.
+
+    The weights are drawn on their device: on a GPU that takes a second instead of a minute.
 
     Args:
         shape: a name in `SHAPES`.
@@ -153,5 +203,8 @@ def build(shape: str, device: str, attention: str, dtype: Any = None) -> Any:
 
 
 def parameters(model: Any) -> int:
-    """How many numbers the base model has, tied ones once: the N of the bound. Call it before adapters are added."""
+    """Number of weights of a base model, tied ones once: the N of `common.bound_share`.
+
+    Call it before adapters are added.
+    """
     return sum(parameter.numel() for parameter in model.parameters())

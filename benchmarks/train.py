@@ -1,10 +1,10 @@
-"""tarazu's own training loop on a shape with random weights: the engine as users run it, on rows made here.
+"""Measure tarazu's own training loop on a shape with random weights and random rows.
 
     python -m benchmarks.train --shape gemma-2-2b --method lora
     python -m benchmarks.train --method layers --checkpointing
 
-Rows, their order within a step and the count of tokens are those of the peers. `--plain` turns the fast path off.
-`--profile FILE` writes where the GPU's time goes.
+It is the engine as users run it. Rows and the counting of tokens are those of the peers. `--plain`
+turns the fast path off. `--profile FILE` writes where the time of the GPU goes.
 """
 
 from __future__ import annotations
@@ -14,122 +14,139 @@ from benchmarks import common  # first: its clock starts at its import
 # isort: split
 
 import argparse
-import json
 import tempfile
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from benchmarks import exactness, shapes
 from torch.profiler import ProfilerActivity, profile
 
-PROFILED = 4  # passes
-METHODS = (
-    "base",
-    "prompt_tuning",
-    "prefix_tuning",
-    "p_tuning",
-    "lora",
-    "rslora",
-    "dora",
-    "loha",
-    "layers",
-)
+PROFILED_PASSES = 4
+PASSES_PER_STEP = 3  # about; the profile starts after the passes of the warm-up steps
+METHODS = ("prompt_tuning", "prefix_tuning", "p_tuning", "lora", "rslora", "dora", "loha", "layers")
 
 
-class Rows:
-    """Rows in memory, as `chat.store.Store` gives them."""
+class RowsInMemory:
+    """Rows with the methods of `chat.data.dataset.ChatDataset` that training uses."""
 
-    def __init__(self, rows: list):
+    def __init__(self, rows: list[shapes.PlainRow]):
         self.rows = rows
 
     def size(self, split: str) -> int:
+        """Number of rows of the split."""
         return len(self.rows) if split == "train" else 1
 
-    def row(self, _split: str, i: int) -> tuple:
+    def row(self, _split: str, i: int) -> tuple[np.ndarray, np.ndarray]:
+        """Token ids (T,) of a row, and which of them carry loss (T,)."""
         return self.rows[i].ids, self.rows[i].supervised
 
-    def answer_bytes(self, *_) -> int:
+    def answer_bytes(self, *_: Any) -> int:
+        """A placeholder: nothing here is measured in bytes."""
         return 1
 
 
-def recipe_of(args: argparse.Namespace) -> Any:
-    """The recipe that a user would write for this measurement."""
-    from tarazu.chat.settings import ChatRecipe
+class WordTokenizer:
+    """Replaces a tokenizer where a soft prompt starts from a text: one token for each word."""
 
-    tokens = int((args.warm + args.steps) * args.batch_rows * shapes.MEAN)
-    return ChatRecipe.model_validate({
-        "task": "chat", "model": args.shape, "data": {"source": "benchmark", "max_length": shapes.LONGEST}, "methods": {args.method: {"rank": args.rank} if args.method == "rslora" and args.rank else {}},
-        "budget": {
-            "tokens": tokens, "batch_rows": args.batch_rows, "micro_batch_tokens": args.limit, "evaluate_every": 10**9, "validation_rows": 1,
-            "gradient_checkpointing": args.checkpointing,
-        },
-        "fast": not args.plain, "memory": args.memory, "quantize": args.quantize, "attention": args.attention, "forgetting": None, "questions": None,
-    })  # fmt: skip
-
-
-def prepared(args: argparse.Namespace, recipe: Any) -> tuple:
-    """The model and its rows, on the GPU."""
-    import torch
-
-    from tarazu.chat.model import flex_attention
-    from tarazu.chat.model.building import wrap_model
-    from tarazu.chat.prepared_data import ChatData
-    from tarazu.chat.task import Chat
-
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = shapes.build(
-        args.shape, device, "sdpa" if args.attention == "sdpa" else flex_attention.NAME
-    ).eval()
-    out = {"parameters": shapes.parameters(model)}
-    if args.quantize != "none":
-        model = packed(model, args.quantize)
-    store = Rows(shapes.rows(args.rows, args.seed, model.config.vocab_size))
-    data = ChatData(store, None, Words(), [], packed=True)
-    task = Chat()
-    torch.manual_seed(args.seed)
-    return task, wrap_model(recipe, args.method, model, Words()), data, out
-
-
-def packed(model: Any, form: str) -> Any:
-    """The model as a user has it in 4 bits: written to a folder, and packed as it is read."""
-    from tarazu.chat.model import loading
-
-    dtype, device = model.dtype, model.device
-    with tempfile.TemporaryDirectory() as folder:
-        model.save_pretrained(folder)
-        del model
-        return loading.load_model(folder, None, dtype, device, "flex", form).eval()
-
-
-class Words:
-    """Stands for a tokenizer where a soft prompt begins from a text: one token for each word."""
-
-    def __call__(self, text: str, **_) -> dict:
+    def __call__(self, text: str, **_: Any) -> dict[str, list[int]]:
         return {"input_ids": [3 + sum(word.encode()) % 400 for word in text.split()]}
 
     def __len__(self) -> int:
         return 400
 
 
-def train(args: argparse.Namespace) -> dict:
-    """Runs the engine's `fit` and reads its event log."""
+def make_recipe(args: argparse.Namespace) -> Any:
+    """The recipe that a user would write for this measurement."""
+    from tarazu.chat.settings import ChatRecipe
+
+    tokens = int((args.warm + args.steps) * args.batch_rows * shapes.MEAN_LENGTH)
+    method = {"rank": args.rank} if args.method == "rslora" and args.rank else {}
+    return ChatRecipe.model_validate(
+        {
+            "task": "chat",
+            "model": args.shape,
+            "data": {"source": "benchmark", "max_length": shapes.MAX_LENGTH},
+            "methods": {args.method: method},
+            "budget": {
+                "tokens": tokens,
+                "batch_rows": args.batch_rows,
+                "micro_batch_tokens": args.micro_batch_tokens,
+                "evaluate_every": 10**9,
+                "validation_rows": 1,
+                "gradient_checkpointing": args.checkpointing,
+            },
+            "fast": not args.plain,
+            "memory": args.memory,
+            "quantize": args.quantize,
+            "attention": args.attention,
+            "forgetting": None,
+            "questions": None,
+        }
+    )
+
+
+def prepare(args: argparse.Namespace, recipe: Any) -> tuple[Any, Any, int]:
+    """Build the model on the device, and the rows.
+
+    Returns:
+        The `TrainableChatModel`, the `ChatData`, and the number of the base model's weights.
+    """
     import torch
 
+    from tarazu.chat.model import flex_attention
+    from tarazu.chat.model.building import wrap_model
+    from tarazu.chat.prepared_data import ChatData
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    attention = "sdpa" if args.attention == "sdpa" else flex_attention.NAME
+    base = shapes.build(args.shape, device, attention).eval()
+    num_parameters = shapes.parameters(base)
+    if args.quantize != "none":
+        base = quantized(base, args.quantize)
+    rows = RowsInMemory(shapes.rows(args.rows, args.seed, base.config.vocab_size))
+    data = ChatData(rows, None, WordTokenizer(), [], packed=True)
+    torch.manual_seed(args.seed)
+    return wrap_model(recipe, args.method, base, WordTokenizer()), data, num_parameters
+
+
+def quantized(model: Any, quantize: str) -> Any:
+    """The model in 4 bits as a user has it: written to a folder, and quantized as it is loaded."""
+    from tarazu.chat.model import loading
+
+    dtype, device = model.dtype, model.device
+    with tempfile.TemporaryDirectory() as folder:
+        model.save_pretrained(folder)
+        del model
+        return loading.load_model(folder, None, dtype, device, "flex", quantize).eval()
+
+
+def train(args: argparse.Namespace) -> dict[str, Any]:
+    """Train with the engine and read its event log.
+
+    Returns:
+        "parameters": weights of the base model; "steps": the events of the steps;
+        "first_step_seconds"; "total_seconds"; "code_paths"; "ledger"; "exactness": see
+        `exactness.compared`, or None.
+    """
+    import torch
+
+    from tarazu.chat.task import Chat
+    from tarazu.engine import trainer
     from tarazu.engine.ledger import Ledger
     from tarazu.engine.signals import StopSignals
-    from tarazu.engine.trainer import train as fit
     from tarazu.storage.run_folder import StudyDir
 
-    recipe = recipe_of(args)
-    task, trainable, data, out = prepared(args, recipe)
-    ledger = Ledger(torch.device(trainable.base.device.type))
-    watch = Watch(task, args)
+    recipe, task = make_recipe(args), Chat()
+    model, data, num_parameters = prepare(args, recipe)
+    ledger = Ledger(torch.device(model.base.device.type))
+    watched_task = WatchedTask(task, args)
     with tempfile.TemporaryDirectory() as folder, StopSignals(folder) as stop:
         run = StudyDir(Path(folder)).run(args.method, args.seed)
         run.path.mkdir(parents=True)
-        fit(
-            watch,
-            trainable,
+        trainer.train(
+            watched_task,
+            model,
             data,
             recipe,
             recipe.methods[args.method],
@@ -139,146 +156,177 @@ def train(args: argparse.Namespace) -> dict:
             stop,
             sampled=False,
         )
-        events = [json.loads(line) for line in (run.path / "events.jsonl").read_text().splitlines()]
-    steps = [event for event in events if event["event"] == "step"]
-    out |= {
-        "steps": steps,
-        "first": watch.first,
-        "code_paths": task.code_paths(trainable, data),
+        watched_task.end_profile()  # a short training ends before the last profiled pass
+        events = run.read_jsonl("events.jsonl")
+    measured = {
+        "parameters": num_parameters,
+        "steps": [event for event in events if event["event"] == "step"],
+        "first_step_seconds": watched_task.first_step_seconds,
+        "total_seconds": common.since_start(),
+        "code_paths": task.code_paths(model, data),
         "ledger": ledger.as_json(),
-        "whole": common.since_start(),
+        "exactness": None,
     }
-    return {
-        **out,
-        "exactness": exactness.compared(task, trainable, data, recipe, Words(), args.limit)
-        if args.check and args.quantize == "none"
-        else None,
-    }
+    if args.check and args.quantize == "none":
+        measured["exactness"] = exactness.compared(
+            task, model, data, recipe, WordTokenizer(), args.micro_batch_tokens
+        )
+    return measured
 
 
-class Watch:
-    """The task, with an eye on when the first step was done, and a profiler for some of the measured passes."""
+class WatchedTask:
+    """A task that notes the end of the first step, and profiles some of the measured passes."""
 
     def __init__(self, task: Any, args: argparse.Namespace):
-        self.task, self.args, self.first, self.laid_out, self.passes, self.profiler = (
-            task,
-            args,
-            None,
-            0,
-            0,
-            None,
-        )
+        self.task, self.args = task, args
+        self.first_step_seconds: float | None = None  # since the start of the process
+        self.num_collated = 0  # training steps whose rows are collated
+        self.num_passes = 0
+        self.profiler: profile | None = None
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.task, name)
 
-    def collate(self, trainable, data, split, rows, limit):
-        self.laid_out += split == "train"
-        if (
-            self.laid_out == 3 and self.first is None
-        ):  # the third step is laid out when the second begins
+    def collate(self, model: Any, data: Any, split: str, rows: list[int], limit: int) -> list:
+        """Collate as the task does. See `engine.task.Task`."""
+        self.num_collated += split == "train"
+        # Batches are prefetched: the third step is collated when the second begins.
+        if self.num_collated == 3 and self.first_step_seconds is None:
             common.synchronize()
-            self.first = common.since_start()
-        return self.task.collate(trainable, data, split, rows, limit)
+            self.first_step_seconds = common.since_start()
+        return self.task.collate(model, data, split, rows, limit)
 
-    def loss(self, trainable, batch):
-        self.passes += 1
-        if self.args.profile and self.passes == 3 * self.args.warm:
+    def loss(self, model: Any, batch: Any) -> Any:
+        """Compute the loss as the task does, and start or end the profile. See `engine.task`."""
+        self.num_passes += 1
+        first_profiled = PASSES_PER_STEP * self.args.warm
+        if self.args.profile and self.num_passes == first_profiled:
             self.profiler = profile(activities=[ProfilerActivity.CUDA, ProfilerActivity.CPU])
             self.profiler.__enter__()
-        elif self.profiler and self.passes == 3 * self.args.warm + PROFILED:
-            self.profiler.__exit__(None, None, None)
-            table = self.profiler.key_averages().table(
-                sort_by="self_cuda_time_total", row_limit=60, max_name_column_width=110
-            )
-            self.args.profile.write_text(table)
-            self.profiler = None
-        return self.task.loss(trainable, batch)
+        elif self.num_passes == first_profiled + PROFILED_PASSES:
+            self.end_profile()
+        return self.task.loss(model, batch)
+
+    def end_profile(self) -> None:
+        """Write the table of kernels, if a profile is running."""
+        if self.profiler is None:
+            return
+        self.profiler.__exit__(None, None, None)
+        table = self.profiler.key_averages().table(
+            sort_by="self_device_time_total", row_limit=60, max_name_column_width=110
+        )
+        self.args.profile.write_text(table)
+        self.profiler = None
 
 
-def result(args: argparse.Namespace, measured: dict, rate: float | None) -> dict:
-    """The record of one run."""
-    kept = measured["steps"][args.warm :]
-    speed = common.spread([step["tokens_per_second"] for step in kept])
-    setting = [
-        "packed",
-        measured["code_paths"]["attention"],
-        measured["code_paths"]["layers"],
+def result(
+    args: argparse.Namespace, measured: dict[str, Any], matmul_flops: float | None
+) -> dict[str, Any]:
+    """The record of one run. See `train` for `measured`, `common.matmul_rate` for the rest."""
+    steps = measured["steps"]
+    speed = common.spread([step["tokens_per_second"] for step in steps[args.warm :]])
+    options = [
         *["checkpointing"] * args.checkpointing,
         *["memory: low"] * (args.memory == "low"),
         *["4-bit base"] * (args.quantize == "4bit"),
-        f"{args.limit} tokens a pass",
     ]
+    paths = measured["code_paths"]
+    setting = ["packed", paths["attention"], paths["layers"], *options]
+    setting.append(f"{args.micro_batch_tokens} tokens a pass")
+    allocated = measured["ledger"]["train_memory"]["allocated"] or 0
     return common.record(
-        "train", "tarazu", ", ".join(setting), args.shape, group=args.method + ", checkpointing" * args.checkpointing + ", memory: low" * (args.memory == "low") + ", 4-bit base" * (args.quantize == "4bit"),
-        tokens_per_second=speed, peak_gib=(measured["ledger"]["train_memory"]["allocated"] or 0) / 2**30 or common.peak_gib(), first_step_seconds=measured["first"],
-        bound_share=common.bound_share(speed and speed["median"], measured["parameters"], rate), matmul_flops=rate, parameters=measured["parameters"],
-        loss=[step["loss"] for step in measured["steps"]], warm_steps=args.warm, whole_seconds=measured["whole"], exactness=measured["exactness"], step_seconds=[step["seconds"] for step in measured["steps"]], step_tokens=[step["tokens_per_second"] * step["seconds"] for step in measured["steps"]],
-    )  # fmt: skip
+        "train",
+        "tarazu",
+        ", ".join(setting),
+        args.shape,
+        group=", ".join([args.method, *options]),
+        tokens_per_second=speed,
+        peak_gib=allocated / 2**30 or common.peak_gib(),
+        first_step_seconds=measured["first_step_seconds"],
+        bound_share=common.bound_share(
+            speed and speed["median"], measured["parameters"], matmul_flops
+        ),
+        matmul_flops=matmul_flops,
+        parameters=measured["parameters"],
+        loss=[step["loss"] for step in steps],
+        warm_steps=args.warm,
+        total_seconds=measured["total_seconds"],
+        exactness=measured["exactness"],
+        step_seconds=[step["seconds"] for step in steps],
+        step_tokens=[step["tokens_per_second"] * step["seconds"] for step in steps],
+    )
 
 
 def arguments() -> argparse.Namespace:
-    asked = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    asked.add_argument("--shape", choices=list(shapes.SHAPES), default="gemma-2-2b")
-    asked.add_argument("--method", choices=METHODS, default="lora")
-    asked.add_argument("--out", type=Path, help="the JSON file to write")
-    asked.add_argument(
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    add = parser.add_argument
+    add("--shape", choices=list(shapes.SHAPES), default="gemma-2-2b", help="the model")
+    add("--method", choices=METHODS, default="lora", help="the fine-tuning method")
+    add("--out", type=Path, help="the JSON file to write")
+    add(
         "--warm",
         type=int,
         default=14,
-        help="steps that are not measured: in the first dozen each packed width is recorded",
+        help="warm-up steps, not measured; CUDA graphs of each packed width are captured in them",
     )
-    asked.add_argument("--steps", type=int, default=16, help="steps that are")
-    asked.add_argument("--limit", type=int, default=8192, help="tokens in a forward pass")
-    asked.add_argument("--batch-rows", type=int, default=32)
-    asked.add_argument("--checkpointing", action="store_true")
-    asked.add_argument(
+    add("--steps", type=int, default=16, help="measured steps")
+    add(
+        "--micro-batch-tokens",
+        type=int,
+        default=8192,
+        help="maximum number of tokens in a forward pass",
+    )
+    add("--batch-rows", type=int, default=32, help="rows in an optimizer step")
+    add("--checkpointing", action="store_true", help="gradient checkpointing")
+    add(
         "--memory",
         choices=("normal", "low"),
         default="normal",
-        help="small: checkpointing, a row a pass, small chunks of the loss",
+        help="low: checkpointing, one row a pass, small chunks of the loss",
     )
-    asked.add_argument(
+    add(
         "--quantize",
         choices=("none", "4bit"),
         default="none",
-        help="the frozen linear layers in NF4",
+        help="4bit: the frozen linear layers in NF4",
     )
-    asked.add_argument(
+    add(
         "--attention",
         choices=("auto", "flash", "flex", "sdpa"),
         default="auto",
         help="as in a recipe",
     )
-    asked.add_argument("--plain", action="store_true", help="without the fast path")
-    asked.add_argument("--profile", type=Path, help="write a table of the kernels here")
-    asked.add_argument("--rank", type=int)
-    asked.add_argument(
+    add("--plain", action="store_true", help="turn the fast path off")
+    add("--profile", type=Path, help="write a table of the kernels to this file")
+    add("--rank", type=int, help="rank of rslora")
+    add(
         "--check",
         action=argparse.BooleanOptionalAction,
         default=True,
         help="then compare loss and gradients with float32, row by row",
     )
-    asked.add_argument("--rows", type=int, default=2048)
-    asked.add_argument("--seed", type=int, default=0)
-    args = asked.parse_args()
-    args.limit = min(args.limit, shapes.LONGEST) if args.memory == "low" else args.limit
-    args.out = (
-        args.out
-        or common.RESULTS
-        / f"train-{args.shape}-tarazu-{args.method}{'-checkpointing' * args.checkpointing}.json"
-    )
+    add("--rows", type=int, default=2048, help="rows of the data")
+    add("--seed", type=int, default=0, help="seed of rows, weights and order")
+    args = parser.parse_args()
+    if args.memory == "low":
+        args.micro_batch_tokens = min(args.micro_batch_tokens, shapes.MAX_LENGTH)
+    if args.out is None:
+        suffix = "-checkpointing" * args.checkpointing
+        args.out = common.RESULTS / f"train-{args.shape}-tarazu-{args.method}{suffix}.json"
     return args
 
 
 def main() -> None:
     args = arguments()
     measured = train(args)
-    common.write(args.out, result(args, measured, common.matmul_rate()))
-    made = json.loads(args.out.read_text())
-    peak = made["peak_gib"] or 0
+    written = result(args, measured, common.matmul_rate())
+    common.write(args.out, written)
     print(
-        f"{args.shape} {args.method}: {made['tokens_per_second']} tok/s, peak {peak:.1f} GiB, first step {made['first_step_seconds']:.1f} s, share {made['bound_share'] or 0:.2f}, {made['exactness']}"
+        f"{args.shape} {args.method}: {written['tokens_per_second']} tokens/s, "
+        f"peak {written['peak_gib'] or 0:.1f} GiB, "
+        f"first step {written['first_step_seconds']:.1f} s, "
+        f"{written['bound_share'] or 0:.2f} of the bound, {written['exactness']}"
     )
 
 

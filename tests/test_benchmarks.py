@@ -22,22 +22,22 @@ from tarazu.chat.model.batching import TokenizedRow, make_batch  # noqa: E402
 
 
 def test_rows_have_the_lengths_and_labels_that_they_say():
-    rows = shapes.rows(1500, seed=1, vocabulary=1000)
+    rows = shapes.rows(1500, seed=1, vocab_size=1000)
     lengths = np.array([len(row.ids) for row in rows])
     assert lengths.min() >= 48 and lengths.max() == 2048
     assert 420 < np.median(lengths) < 480 and 560 < lengths.mean() < 630
     assert abs(sum(row.supervised.sum() for row in rows) / lengths.sum() - 0.6) < 0.01
     assert all(row.supervised[-1] and not row.supervised[0] for row in rows)
     assert (
-        min(row.ids.min() for row in rows) >= shapes.SPECIAL
+        min(row.ids.min() for row in rows) >= shapes.NUM_SPECIAL
         and max(row.ids.max() for row in rows) < 1000
     )
-    again = shapes.rows(3, seed=1, vocabulary=1000)
+    again = shapes.rows(3, seed=1, vocab_size=1000)
     assert all((a.ids == b.ids).all() for a, b in zip(again, rows, strict=False))
 
 
 def test_a_long_row_is_cut_and_keeps_an_answer():
-    whole, cut = (shapes.rows(200, longest=longest) for longest in (2048, 128))
+    whole, cut = (shapes.rows(200, max_length=length) for length in (2048, 128))
     for a, b in zip(whole, cut, strict=True):
         assert (
             len(b.ids) == min(len(a.ids), 128)
@@ -47,7 +47,7 @@ def test_a_long_row_is_cut_and_keeps_an_answer():
 
 
 def test_our_labels_and_the_peers_are_the_same_tokens():
-    rows = shapes.rows(4, vocabulary=512, longest=200)
+    rows = shapes.rows(4, vocab_size=512, max_length=200)
     ours = make_batch([[TokenizedRow(*row)] for row in rows])
     peers = plain_loop.padded(rows, "cpu")["labels"][:, 1:]
     assert ours.labels.tolist() == peers[peers != -100].tolist()
@@ -117,10 +117,10 @@ def test_the_plain_loop_trains_and_leaves_a_record(tmp_path):
 def test_generation_is_compared_token_by_token(shape):
     model = shapes.build(shape, "cpu", "eager" if "gemma" in shape else "sdpa").eval()
     prompts = [
-        row.ids[~row.supervised].tolist() for row in shapes.rows(5, vocabulary=512, longest=160)
+        row.ids[~row.supervised].tolist() for row in shapes.rows(5, vocab_size=512, max_length=160)
     ]
     own, peer = generation.measure(
-        generation.Job(shape, model, prompts, set(), most=6, batch_rows=4), repeats=2
+        generation.Job(shape, model, prompts, set(), max_new_tokens=6, batch_rows=4), repeats=2
     )
     assert own["equal_answers"] == 1 and own["tokens"] == peer["tokens"] == [6] * 5
     assert own["ratio"]["median"] > 0 and own["who"] == "tarazu"

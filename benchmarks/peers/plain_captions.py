@@ -1,49 +1,51 @@
-"""Captioning as tutorials write it: what `benchmarks.captions` measures tarazu's fast paths against.
+"""Captioning as tutorials write it: the peer of `benchmarks.captions`.
 
-One `DataLoader` that decodes pictures, an encoder in float32; the decoder's plain path, with every caption padded to the
-longest there is, logits for padding too, and one wait for the device a step; beam search one picture at a time.
+A `DataLoader` decodes the images, and the encoder runs in float32. The decoder takes its plain
+path, with every caption padded to the longest of the data, logits for padding too, and one wait for
+the device a step. Beam search takes one image at a time.
 """
 
 from __future__ import annotations
 
+import io
 import os
-from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from tarazu.captions.data.vocabulary import EOS, PAD, SOS, UNK
 
 
-class Pictures(Dataset):
-    """Pictures from the bytes of their files (workers that share an open zip would read each other's), decoded and resized:
-    (S, S, 3) uint8."""
+class ImageFiles(Dataset):
+    """Decoded and resized images, (S, S, 3) uint8.
 
-    def __init__(self, files: list[bytes], size: int, resample: Any):
+    Args:
+        files: the bytes of each file. Workers that share an open zip file would disturb each other.
+        size: S.
+        resample: Pillow's method of resizing.
+    """
+
+    def __init__(self, files: list[bytes], size: int, resample: Image.Resampling):
         self.files, self.size, self.resample = files, size, resample
 
     def __len__(self) -> int:
         return len(self.files)
 
-    def __getitem__(self, place: int) -> Tensor:
-        import io
-
-        import numpy as np
-        from PIL import Image
-
-        picture = Image.open(io.BytesIO(self.files[place])).convert("RGB")
-        return torch.from_numpy(np.array(picture.resize((self.size, self.size), self.resample)))
+    def __getitem__(self, index: int) -> Tensor:
+        image = Image.open(io.BytesIO(self.files[index])).convert("RGB")
+        return torch.from_numpy(np.array(image.resize((self.size, self.size), self.resample)))
 
 
-def features(encoder: nn.Module, pictures: Pictures, device: torch.device) -> Tensor:
-    """(N, P, D) float32, on the CPU."""
-    workers = min(16, os.cpu_count() or 1)
+def features(encoder: nn.Module, images: ImageFiles, device: torch.device) -> Tensor:
+    """Features (N, P, D) of N images in float32, on the CPU."""
     loader = DataLoader(
-        pictures,
+        images,
         128,
-        num_workers=workers,
+        num_workers=min(16, os.cpu_count() or 1),
         pin_memory=device.type == "cuda",
         multiprocessing_context="fork",
     )
@@ -54,44 +56,69 @@ def features(encoder: nn.Module, pictures: Pictures, device: torch.device) -> Te
 def train_step(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
-    pictures: Tensor,
+    images: Tensor,
     tokens: Tensor,
-    clip: float,
+    max_grad_norm: float,
 ) -> float:
-    """One step on (B, ...) pictures or features and (B, T) tokens; returns the mean loss per word."""
+    """One optimizer step.
+
+    Args:
+        model: the captioning model.
+        optimizer: of its trained parameters.
+        images: pixels (B, S, S, 3) or features (B, P, D).
+        tokens: (B, T).
+        max_grad_norm: norm to which gradients are clipped.
+
+    Returns:
+        Mean loss of a token.
+    """
     optimizer.zero_grad()
-    logits = model(pictures, tokens[:, :-1])
+    logits = model(images, tokens[:, :-1])
     loss = F.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten(), ignore_index=PAD)
     loss.backward()
-    torch.nn.utils.clip_grad_norm_([p for p in model.parameters() if p.requires_grad], clip)
+    trained = [p for p in model.parameters() if p.requires_grad]
+    torch.nn.utils.clip_grad_norm_(trained, max_grad_norm)
     optimizer.step()
     return loss.item()
 
 
 @torch.no_grad()
-def beam_search(model: nn.Module, features: Tensor, beams: int, max_words: int) -> list[int]:
-    """The best caption of one picture (1, P, D), scored by the mean log-probability of its words and its end."""
+def beam_search(model: nn.Module, features: Tensor, beams: int, max_length: int) -> list[int]:
+    """The best caption of one image.
+
+    Args:
+        model: the captioning model, in eval mode.
+        features: (1, P, D).
+        beams: width of the search.
+        max_length: maximum number of words.
+
+    Returns:
+        The token ids with the highest mean log-probability, without start and end token.
+    """
     state = tuple(part.repeat_interleave(beams, 0) for part in model.start(features))
-    alive, ended = [(0.0, [SOS])], []
-    for place in range(max_words + 1):
-        last = torch.tensor([words[-1] for _, words in alive], device=features.device)
-        logits, state, _ = model.step(tuple(part[: len(alive)] for part in state), last)
+    live, finished = [(0.0, [SOS])], []  # (summed log-probability, token ids)
+    for step in range(max_length + 1):
+        last = torch.tensor([ids[-1] for _, ids in live], device=features.device)
+        logits, state, _ = model.step(tuple(part[: len(live)] for part in state), last)
         logp = torch.log_softmax(logits.float(), 1)
-        logp[:, [PAD, SOS, UNK] + ([EOS] if place == 0 else [])] = float("-inf")
-        if place == max_words:
+        # A caption has at least one word, and ends after `max_length`.
+        logp[:, [PAD, SOS, UNK] + ([EOS] if step == 0 else [])] = float("-inf")
+        if step == max_length:
             logp[:, :EOS] = logp[:, EOS + 1 :] = float("-inf")
-        totals = logp + torch.tensor([score for score, _ in alive], device=logp.device)[:, None]
-        scores, picks = totals.flatten().topk(2 * beams)
-        grown, parents = [], []
-        for rank, (score, pick) in enumerate(zip(scores.tolist(), picks.tolist(), strict=True)):
-            parent, word = divmod(pick, logp.shape[1])
-            if word == EOS:
+        totals = logp + torch.tensor([score for score, _ in live], device=logp.device)[:, None]
+        # Twice as many candidates as beams, because those that end leave the beam.
+        scores, candidates = totals.flatten().topk(2 * beams)
+        extended, parents = [], []
+        ranked = zip(scores.tolist(), candidates.tolist(), strict=True)
+        for rank, (score, candidate) in enumerate(ranked):
+            parent, token = divmod(candidate, logp.shape[1])
+            if token == EOS:
                 if rank < beams and score > float("-inf"):
-                    ended.append((score / (place + 1), alive[parent][1][1:]))
-            elif len(grown) < beams:
-                grown.append((score, [*alive[parent][1], word]))
+                    finished.append((score / (step + 1), live[parent][1][1:]))
+            elif len(extended) < beams:
+                extended.append((score, [*live[parent][1], token]))
                 parents.append(parent)
-        alive, state = grown, tuple(part[parents] for part in state)
-        if len(ended) >= beams or not alive:
+        live, state = extended, tuple(part[parents] for part in state)
+        if len(finished) >= beams or not live:
             break
-    return max(ended)[1]
+    return max(finished)[1]

@@ -1,10 +1,11 @@
-"""TRL's SFTTrainer on one of our shapes and rows, at its best setting found; a process of its own.
+"""TRL's SFTTrainer on one of our shapes and its rows, at its best setting. A separate process.
 
-    python -m benchmarks.peers.trl_sft --shape gemma-2-2b --pad-to 16384 --out benchmarks/results/train-gemma-2-2b-trl.json
+    python -m benchmarks.peers.trl_sft --shape gemma-2-2b --pad-to 16384 --out trl.json
 
-Its best (TRL 1.16): rows packed best-fit into 8 x 2,048, every batch padded to one width, flex attention, Liger's layer
-kernels, bfloat16, no checkpointing. The rows come tokenised with labels, of which TRL uses every one, so loss falls on the same tokens as ours.
-Tokens are counted as ours are: the rows' own, without padding.
+Its best setting (TRL 1.16): rows packed best-fit into 8 x 2,048, every batch padded to one width,
+flex attention, Liger's layer kernels, bfloat16, no checkpointing. The rows come tokenized with
+labels, and TRL uses every label, so loss falls on the same tokens as ours. Tokens are counted as
+ours are: without padding.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from benchmarks import shapes
 
 
 class Watch:
-    """Wall time, tokens and loss of each step; a callback of transformers' Trainer and a shell around its collator."""
+    """Time, tokens and loss of each step, by a callback of the trainer and a wrapped collator."""
 
     def __init__(self, seconds: float | None):
         self.limit = seconds
@@ -33,21 +34,20 @@ class Watch:
         self.ends: list[float] = []
         self.tokens: list[int] = []
         self.losses: list[float] = []
-        self._made: deque[int] = (
-            deque()
-        )  # tokens of batches that are made but not trained on: the loader is one ahead
+        # Tokens of batches that are collated but not trained on: the loader is one ahead.
+        self._pending: deque[int] = deque()
 
-    def collator(self, inner):
-        """`inner`, counting the rows' own tokens before it pads or packs them."""
+    def collator(self, inner: Any) -> Any:
+        """`inner`, counting the tokens of the rows before it pads or packs them."""
 
         def collate(examples: list[dict]) -> Any:
-            self._made.append(sum(len(example["input_ids"]) for example in examples))
+            self._pending.append(sum(len(example["input_ids"]) for example in examples))
             return inner(examples)
 
         return collate
 
-    def callback(self):
-        """The callback; made here, since its base class is transformers'."""
+    def callback(self) -> Any:
+        """The callback. It is defined here because its base class needs transformers."""
         from transformers import TrainerCallback
 
         watch = self
@@ -57,7 +57,7 @@ class Watch:
                 common.synchronize()
                 watch.ends.append(common.since_start())
                 watch.first = watch.first or watch.ends[0]
-                watch.tokens.append(watch._made.popleft())
+                watch.tokens.append(watch._pending.popleft())
                 if watch.limit and watch.ends[-1] > watch.limit:
                     control.should_training_stop = True
 
@@ -68,13 +68,13 @@ class Watch:
         return Ends()
 
     def rates(self, warm: int) -> list[float]:
-        """Tokens per second of each step after the first `warm`, from the end of one step to the end of the next."""
+        """Tokens per second of each step after the first `warm`, from step end to step end."""
         pairs = zip(self.ends, self.ends[1:], self.tokens[1:], strict=False)
         return [tokens / (end - before) for before, end, tokens in pairs][max(0, warm - 1) :]
 
 
 def tokenizer() -> Any:
-    """The trainer asks for one; the rows are tokens already, so this one knows only the special ones."""
+    """A tokenizer of special tokens only: the trainer needs one, the rows are tokenized already."""
     from tokenizers import Tokenizer, models
     from transformers import PreTrainedTokenizerFast
 
@@ -91,7 +91,7 @@ def tokenizer() -> Any:
 
 
 def trainer(args: argparse.Namespace, watch: Watch, folder: str) -> Any:
-    """SFTTrainer as `args` says."""
+    """The `SFTTrainer` with the settings of `args`."""
     import torch
     from datasets import Dataset
     from peft import LoraConfig
@@ -100,16 +100,29 @@ def trainer(args: argparse.Namespace, watch: Watch, folder: str) -> Any:
     gpu = torch.cuda.is_available()
     model = shapes.build(args.shape, "cuda" if gpu else "cpu", args.attention)
     args.parameters = shapes.parameters(model)
-    made = shapes.rows(args.rows, args.seed, model.config.vocab_size, args.max_length)
+    plain_rows = shapes.rows(args.rows, args.seed, model.config.vocab_size, args.max_length)
     settings = SFTConfig(
-        output_dir=folder, report_to="none", save_strategy="no", logging_steps=1, disable_tqdm=True, seed=args.seed,
-        max_steps=args.warm + args.steps, per_device_train_batch_size=args.batch, max_length=args.max_length,
-        packing=not args.padded, pad_to_multiple_of=args.pad_to, gradient_checkpointing=args.checkpointing, use_liger_kernel=args.liger,
-        learning_rate=args.learning_rate, lr_scheduler_type="constant", bf16=gpu, use_cpu=not gpu,
-    )  # fmt: skip
+        output_dir=folder,
+        report_to="none",
+        save_strategy="no",
+        logging_steps=1,
+        disable_tqdm=True,
+        seed=args.seed,
+        max_steps=args.warm + args.steps,
+        per_device_train_batch_size=args.batch,
+        max_length=args.max_length,
+        packing=not args.padded,
+        pad_to_multiple_of=args.pad_to,
+        gradient_checkpointing=args.checkpointing,
+        use_liger_kernel=args.liger,
+        learning_rate=args.learning_rate,
+        lr_scheduler_type="constant",
+        bf16=gpu,
+        use_cpu=not gpu,
+    )
     adapters = LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM")
-    rows = Dataset.from_dict(shapes.labelled(made))
-    built = SFTTrainer(
+    rows = Dataset.from_dict(shapes.labelled(plain_rows))
+    sft_trainer = SFTTrainer(
         model,
         settings,
         train_dataset=rows,
@@ -117,8 +130,8 @@ def trainer(args: argparse.Namespace, watch: Watch, folder: str) -> Any:
         peft_config=adapters,
         callbacks=[watch.callback()],
     )
-    built.data_collator = watch.collator(built.data_collator)
-    return built
+    sft_trainer.data_collator = watch.collator(sft_trainer.data_collator)
+    return sft_trainer
 
 
 def result(args: argparse.Namespace, watch: Watch, stopped: str | None, rate: float | None) -> dict:
@@ -132,47 +145,58 @@ def result(args: argparse.Namespace, watch: Watch, stopped: str | None, rate: fl
     )
     parts += [f"padded to a multiple of {args.pad_to}"] if args.pad_to else []
     return common.record(
-        "train", f"TRL {common.versions().get('trl')}", ", ".join(parts), args.shape,
+        "train",
+        f"TRL {common.versions().get('trl')}",
+        ", ".join(parts),
+        args.shape,
         group="lora, checkpointing" if args.checkpointing else "lora",
-        tokens_per_second=speed, peak_gib=common.peak_gib(), first_step_seconds=watch.first,
-        bound_share=common.bound_share(speed and speed["median"], args.parameters or 0, rate), matmul_flops=rate, parameters=args.parameters,
-        loss=watch.losses, step_ends=watch.ends, step_tokens=watch.tokens, warm_steps=args.warm, stopped=stopped,
+        tokens_per_second=speed,
+        peak_gib=common.peak_gib(),
+        first_step_seconds=watch.first,
+        bound_share=common.bound_share(speed and speed["median"], args.parameters or 0, rate),
+        matmul_flops=rate,
+        parameters=args.parameters,
+        loss=watch.losses,
+        step_ends=watch.ends,
+        step_tokens=watch.tokens,
+        warm_steps=args.warm,
+        stopped=stopped,
         supervised="the rows' own labels, as in tarazu",
-    )  # fmt: skip
+    )
 
 
 def arguments() -> argparse.Namespace:
-    asked = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    asked.add_argument("--shape", choices=list(shapes.SHAPES), default="gemma-2-2b")
-    asked.add_argument("--out", type=Path, help="the JSON file to write")
-    asked.add_argument(
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--shape", choices=list(shapes.SHAPES), default="gemma-2-2b")
+    parser.add_argument("--out", type=Path, help="the JSON file to write")
+    parser.add_argument(
         "--warm", type=int, default=6, help="steps that are not measured: TRL compiles in them"
     )
-    asked.add_argument("--steps", type=int, default=12, help="steps that are")
-    asked.add_argument(
+    parser.add_argument("--steps", type=int, default=12, help="steps that are")
+    parser.add_argument(
         "--seconds",
         type=float,
         help="stop at the end of the first step after so many seconds of the process",
     )
-    asked.add_argument("--batch", type=int, default=8)
-    asked.add_argument("--max-length", type=int, default=2048)
-    asked.add_argument(
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--max-length", type=int, default=2048)
+    parser.add_argument(
         "--attention",
         default="flex_attention",
         help="transformers' name: flex_attention, sdpa, eager, ...",
     )
-    asked.add_argument("--padded", action="store_true", help="one row a line, as by TRL's default")
-    asked.add_argument("--pad-to", type=int, help="TRL's pad_to_multiple_of")
-    asked.add_argument("--checkpointing", action="store_true")
-    asked.add_argument(
+    parser.add_argument("--padded", action="store_true", help="one row a line, as by TRL's default")
+    parser.add_argument("--pad-to", type=int, help="TRL's pad_to_multiple_of")
+    parser.add_argument("--checkpointing", action="store_true")
+    parser.add_argument(
         "--liger",
         action=argparse.BooleanOptionalAction,
         help="Liger's layer kernels; default: on a GPU",
     )
-    asked.add_argument("--learning-rate", type=float, default=1e-4)
-    asked.add_argument("--rows", type=int, default=2000)
-    asked.add_argument("--seed", type=int, default=0)
-    args = asked.parse_args()
+    parser.add_argument("--learning-rate", type=float, default=1e-4)
+    parser.add_argument("--rows", type=int, default=2000)
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
     args.out = (
         args.out
         or common.RESULTS
@@ -195,15 +219,14 @@ def main() -> None:
 
     with common.saved_when_stopped(save, args.seconds), tempfile.TemporaryDirectory() as folder:
         try:
-            with contextlib.redirect_stdout(
-                sys.stderr
-            ):  # the trainer prints every log; stdout is for the result
+            # The trainer prints every log; stdout is for the result.
+            with contextlib.redirect_stdout(sys.stderr):
                 trainer(args, watch, folder).train()
             stopped = "time limit" if len(watch.ends) < args.warm + args.steps else None
         except torch.OutOfMemoryError:
             stopped = "out of memory"
             torch.cuda.empty_cache()
-        save(stopped)  # first without the rate: the product below may find no room
+        save(stopped)  # without the rate first: its product may find no memory
         save(stopped, common.matmul_rate())
     print(args.out)
 
