@@ -10,7 +10,12 @@ import pytest
 from engine.toy_task import Toy, train
 
 from tarazu.engine.lr_schedule import lr_factor
-from tarazu.engine.successive_halving import candidates, max_extended_tokens, rounds, run_search
+from tarazu.engine.successive_halving import (
+    candidates,
+    max_extended_tokens,
+    plan_rounds,
+    run_search,
+)
 from tarazu.errors import UserError
 from tarazu.recipe.schema import Budget, Method, Search
 from tarazu.storage.run_folder import RunDir
@@ -52,7 +57,7 @@ def round_counts(result: dict) -> list[int]:
 
 def test_rounds_cost_no_more_than_the_search_has():
     for count in range(1, 12):
-        plan = rounds(count, 9000)
+        plan = plan_rounds(count, 9000)
         assert plan[0][0] == count and plan[-1][0] <= 2
         assert 0.9 * 9000 < sum(size * tokens for size, tokens in plan) <= 9000
 

@@ -24,7 +24,7 @@ from tarazu.engine.row_sampler import RowSampler, inverse_shuffle, make_row_samp
 from tarazu.engine.subset_task import SubsetTask, train_subset
 from tarazu.engine.task import Task
 from tarazu.engine.trainable import TrainableModel
-from tarazu.recipe.schema import Budget, Recipe
+from tarazu.recipe.schema import NO_VALIDATION, Budget, Recipe
 from tarazu.storage.run_folder import RunDir
 
 # Steps that are timed. A GPU's steps are short, and its first ones are slower than the others.
@@ -34,7 +34,6 @@ WARMUP_ROUNDS = {"cpu": 1, "cuda": 2}
 MAX_SEEDS = 3  # seeds with a dry run of their own; further seeds count as the first
 MAX_SHAPE_STEPS = 200  # steps that are searched for new shapes; later ones are rare
 MAX_WEIGHED_STEPS = 1000  # steps among which the heaviest is searched
-NO_VALIDATION = 10**12  # tokens between validations
 
 TrainOnRows = Callable[[list[int], Path, Ledger], RunDir]
 

@@ -286,7 +286,7 @@ def search_seconds(
         return {}, 0.0
     rounds = [
         (size, math.ceil(tokens / tokens_per_step))
-        for size, tokens in successive_halving.rounds(len(candidates), search.tokens)
+        for size, tokens in successive_halving.plan_rounds(len(candidates), search.tokens)
     ]
     trial_seconds = [(size, steps * step_seconds + trial_overhead) for size, steps in rounds]
     # One model serves all trials if only their learning rates differ.

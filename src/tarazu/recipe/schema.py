@@ -31,6 +31,8 @@ from tarazu import tasks
 from tarazu.errors import UserError
 from tarazu.recipe.messages import explain, locate
 
+NO_VALIDATION = 10**12  # a value of `evaluate_every` with which only the end of a run is validated
+
 
 class StrictModel(BaseModel):
     """Settings in which an unknown key is an error, so that a misspelt key is never ignored."""

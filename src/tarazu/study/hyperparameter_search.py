@@ -1,6 +1,7 @@
-"""The hyperparameter search of a method. Its result is METHOD/search.json.
+"""Train the trials of a method's hyperparameter search, and keep its result, METHOD/search.json.
 
-Trials train with the same loop as the runs.
+`engine/successive_halving.py` decides which settings are tried and for how many tokens. Trials
+train with the same loop as the runs.
 """
 
 from __future__ import annotations

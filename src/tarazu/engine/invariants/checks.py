@@ -1,4 +1,9 @@
-"""Invariants of training that hold for every method of every task, checked on a few real rows.
+"""Four invariants of training of every method of every task, checked on a few real rows.
+
+* "gradient independent of micro-batches": a step has the same gradient in one micro-batch or many.
+* "only trainable tensors change": training changes every trainable tensor and no other.
+* "resumed = uninterrupted": a training that crashed and was resumed ends in the same weights.
+* "saved = loaded": the stored weights, loaded into a new model, give the same loss.
 
 Each check returns a `CheckResult`: what was compared, the difference, and the tolerance. See
 `fixture` for how a tolerance is measured.
@@ -32,7 +37,7 @@ from tarazu.engine.ledger import Ledger
 from tarazu.engine.precision import autocast
 from tarazu.engine.subset_task import SimulatedCrash, SubsetTask, train_subset
 from tarazu.engine.trainable import TrainableModel
-from tarazu.recipe.schema import Budget
+from tarazu.recipe.schema import NO_VALIDATION, Budget
 from tarazu.storage.run_folder import RunDir
 
 Tensors = dict[str, torch.Tensor]
@@ -42,8 +47,6 @@ STEPS, ROWS_PER_STEP = 4, 2
 CRASH_AFTER = 5  # batches: in the middle of the third step
 # A lost gradient differs by 1, relative to itself. No rounding may excuse that.
 MAX_GRADIENT_TOLERANCE = 0.5
-# Tokens between validations. Each writes a checkpoint, which takes longer than the steps.
-NO_VALIDATION = 10**12
 
 GRADIENT = "gradient independent of micro-batches"
 CHANGED = "only trainable tensors change"
@@ -126,7 +129,8 @@ def shared_checks(
     start = {name: p.detach().clone() for name, p in fixture.model.trainable().items()}
     yield gradient_check(fixture, deterministic)
 
-    # One uninterrupted training is the reference of the other three checks.
+    # One uninterrupted training is the reference of the other three checks. It validates only at
+    # its end, because each validation writes a checkpoint, which takes longer than the steps.
     weights.restore(fixture.model, start)
     hashes = fingerprint.fingerprint(fixture.model.module)
     reference = fixture.train("reference", fixture.budget(evaluate_every=NO_VALIDATION))
