@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tarazu.captions.data import duplicates, flickr8k, splits, synthetic_scenes
+from tarazu.captions.data import duplicates, flickr8k, synthetic_scenes
 from tarazu.captions.data.image_store import ImageStore
+from tarazu.captions.data.split import split_by_fractions, split_images, subsample
 from tarazu.captions.settings import DataSettings, SplitFractions
 from tarazu.errors import UserError
 
@@ -60,7 +61,7 @@ def test_the_official_layout(tmp_path, gz, zipped):
     assert collection.layout == "official" and sorted(collection.captions) == NAMES
     assert all(len(texts) == 5 for texts in collection.captions.values())
     assert reasons(collection) == {"captions without an image file": ["ghost.jpg"]}
-    parts = splits.split_images(collection, [], DataSettings(split="official"))
+    parts = split_images(collection, [], DataSettings(split="official"))
     assert {split: len(images) for split, images in parts.items()} == {
         "train": 6,
         "validation": 1,
@@ -76,12 +77,12 @@ def test_a_subsample_is_chosen_before_any_image_is_read(tmp_path, monkeypatch, s
     collection = flickr8k.read(official(tmp_path))
     settings, read = DataSettings(source=str(tmp_path), split=split, images=6), []
     monkeypatch.setattr(ImageStore, "read", lambda store, name: read.append(name))
-    splits.subsample(collection, settings)
+    subsample(collection, settings)
     assert len(collection.captions) == count and not read
     again = flickr8k.read(tmp_path)
-    splits.subsample(again, settings)
+    subsample(again, settings)
     assert again.captions.keys() == collection.captions.keys()
-    parts = splits.split_images(collection, [], settings)
+    parts = split_images(collection, [], settings)
     assert sum(map(len, parts.values())) == count and all(parts.values())
     if split == "official":
         assert parts == {"train": NAMES[:4], "validation": NAMES[6:7], "test": NAMES[7:9]}
@@ -117,12 +118,10 @@ def test_karpathys_layout(tmp_path):
         json.dumps({"images": images, "dataset": "flickr8k"})
     )
     collection = flickr8k.read(tmp_path)
-    parts = splits.split_images(
-        collection, [], DataSettings(source=str(tmp_path), split="karpathy")
-    )
+    parts = split_images(collection, [], DataSettings(source=str(tmp_path), split="karpathy"))
     assert parts == {"train": ["0.jpg", "1.jpg"], "validation": ["2.jpg"], "test": ["3.jpg"]}
     with pytest.raises(UserError, match="official split lists"):
-        splits.split_images(collection, [], DataSettings(source=str(tmp_path), split="official"))
+        split_images(collection, [], DataSettings(source=str(tmp_path), split="official"))
 
 
 def test_duplicates_are_never_in_two_splits(tmp_path):
@@ -139,7 +138,7 @@ def test_duplicates_are_never_in_two_splits(tmp_path):
         ("4.jpg", "near.jpg", "near"),
     ]
     for seed in range(20):
-        parts = splits.split_by_fractions(
+        parts = split_by_fractions(
             duplicates.connected_components(store.names(), pairs),
             SplitFractions(train=0.5, validation=0.25, test=0.25),
             seed,
@@ -147,7 +146,7 @@ def test_duplicates_are_never_in_two_splits(tmp_path):
         assert sorted(sum(parts.values(), [])) == store.names()
         for pair in pairs:
             assert sum({pair["a"], pair["b"]} <= set(images) for images in parts.values()) == 1
-    assert parts == splits.split_by_fractions(
+    assert parts == split_by_fractions(
         duplicates.connected_components(store.names(), pairs),
         SplitFractions(train=0.5, validation=0.25, test=0.25),
         19,
@@ -156,7 +155,7 @@ def test_duplicates_are_never_in_two_splits(tmp_path):
 
 def test_published_lists_stay_but_train_loses_its_duplicates_of_test(tmp_path):
     collection = flickr8k.read(official(tmp_path))
-    parts = splits.split_images(
+    parts = split_images(
         collection, [{"a": "0.jpg", "b": "8.jpg", "kind": "near"}], DataSettings(split="official")
     )
     assert parts["test"] == ["7.jpg", "8.jpg"] and "0.jpg" not in parts["train"]

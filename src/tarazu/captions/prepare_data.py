@@ -19,12 +19,12 @@ from tarazu.captions.data import (
     duplicates,
     flickr8k,
     hub_dataset,
-    splits,
     statistics,
     synthetic_scenes,
 )
 from tarazu.captions.data.duplicates import ImageHashes
 from tarazu.captions.data.flickr8k import Collection
+from tarazu.captions.data.split import split_images, subsample
 from tarazu.captions.data.vocabulary import SPECIALS, Vocabulary, clean
 from tarazu.captions.dataset import CaptionData
 from tarazu.captions.encoder import pretrained
@@ -52,9 +52,9 @@ def prepare(recipe: CaptionsRecipe, folder: StudyDir, device: torch.device) -> C
     """
     settings, encoder = recipe.data, pretrained.load(recipe.encoder)
     collection = read(settings)
-    splits.subsample(collection, settings)
+    subsample(collection, settings)
     hashes, pairs = scan_images(collection, settings)
-    names = splits.split_images(collection, pairs, settings)
+    names = split_images(collection, pairs, settings)
     captions = {name: collection.captions[name] for images in names.values() for name in images}
     words = {name: [clean(text) for text in texts] for name, texts in captions.items()}
     vocabulary = _build_vocabulary(names["train"], words, settings)

@@ -1,8 +1,7 @@
 """Load a pretrained encoder by name or from a file.
 
 The weights come from a pip package (the Lite networks), a file, or the Hugging Face Hub (B0).
-Loading is
-strict: every tensor must have its place, and none may be missing.
+Loading is strict: every tensor must have its place, and none may be missing.
 """
 
 from __future__ import annotations
