@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from tarazu.chat.methods.base import Base
 from tarazu.chat.methods.dora import DoRA
-from tarazu.chat.methods.layers import Layers
+from tarazu.chat.methods.first_last_layers import Layers
 from tarazu.chat.methods.loha import LoHa
 from tarazu.chat.methods.lora import LoRA
 from tarazu.chat.methods.p_tuning import PTuning

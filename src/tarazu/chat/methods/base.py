@@ -1,4 +1,4 @@
-"""What every tuning method provides, and the base model that all are compared with."""
+"""The base class of tuning methods, whose `attach` makes a model trainable, and method `base`."""
 
 from __future__ import annotations
 
