@@ -10,9 +10,9 @@ list (step 3) cost extra tokens, at most `max_extended_tokens`, which search.jso
    number of tokens, so each candidate trains longer when fewer are left. The last round has two
    candidates (one, if there is only one from the start), and its best is the winner.
 3. If the winner's learning rate is the lowest or highest that was tried, a better one may lie
-   beyond it. A rate three times lower or higher then goes through the same rounds. It is dropped after
-   the first round in which its loss exceeds that of the worst candidate that stayed. This step
-   is done at most twice.
+   beyond it. A rate three times lower or higher then goes through the same rounds. It is dropped
+   after the first round in which its loss exceeds that of the worst candidate that stayed. This
+   step is done at most twice.
 
 In every round a candidate trains from its initial weights, with the recipe's own schedule scaled to
 the tokens of the round. The usual form of successive halving resumes the survivors at a constant
