@@ -1,6 +1,6 @@
-"""Read rows of several schemas as `Conversation`: [system] user assistant user assistant ...
+"""Read SlimOrca, OpenAI and Alpaca rows, and plain pairs, as `Conversation`.
 
-The keys of a row tell its schema:
+A conversation is [system] user assistant user assistant ... The keys of a row tell its schema:
 
     SlimOrca      {"conversations": [{"from": "human", "value": ..., "weight": 0 | 1}, ...]}
     OpenAI        {"messages": [{"role": "user", "content": ...}, ...]}

@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 
 # The fastest of 2,048 to 16,384 and of 4 to 16 on an H100 with vocabularies of 256,000 and
-# 128,256: 2.6 # and 1.9 times as fast as the compiler's kernel.
+# 128,256: 2.6 and 1.9 times as fast as the compiler's kernel.
 BLOCK = 4096  # logits that a program instance holds at a time
 WARPS = 8
 MAX_SOFTCAP = 60.0  # e^60 times the size of any vocabulary fits into float32
@@ -82,7 +82,7 @@ def _rows(logits, labels, losses, vocab_size, cap, CAPPED: tl.constexpr, BLOCK: 
     label, column = tl.load(labels + row), tl.arange(0, BLOCK)
 
     # First reading: the sum of exponentials, in BLOCK partial sums. Uncapped logits need the
-    # maximum so # far, as exp would overflow (online softmax, Milakov and Gimelshein 2018,
+    # maximum so far, as exp would overflow (online softmax, Milakov and Gimelshein 2018,
     # arXiv:1805.02867).
     total, top = tl.zeros([BLOCK], tl.float32), tl.full([BLOCK], -1e30, tl.float32)
     for start in range(0, vocab_size, BLOCK):

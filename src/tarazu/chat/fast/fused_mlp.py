@@ -22,7 +22,7 @@ from tarazu.chat.fast.fused_lora_ops import append_low_rank
 
 MAX_RANK = 64  # columns that the kernel holds at a time
 # Compute capabilities (major) with a kernel: Hopper and Blackwell for data centres. Its tiles take
-# 96 to # 164 KiB of shared memory, which other GPUs do not have.
+# 96 to 164 KiB of shared memory, which other GPUs do not have.
 GPU_GENERATIONS = (9, 10)
 PROJECTIONS = ("gate_proj", "up_proj", "down_proj")
 
@@ -269,8 +269,7 @@ def _backward(
 
     Returns:
         [d, d lora_b] (T, 2 hidden + spare) for d, the gradient of `gate_up`; and in float32,
-        without
-        s: the gradients of B of gate (hidden, r), of B of up, and of A of down (r, hidden).
+        without s: the gradients of B of gate (hidden, r), of B of up, and of A of down (r, hidden).
     """
     if grad.is_cuda:
         return _kernel_module().backward(grad, gate_up, grad_a, input_a, lora_b, gelu, ranks)

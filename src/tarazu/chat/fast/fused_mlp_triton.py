@@ -19,13 +19,13 @@ import triton
 import triton.language as tl
 
 # Tile sizes: the fastest of a dozen on an H100, timed between the matrix products that they stand
-# between # (there the clock is lower than for a kernel alone).
+# between (there the clock is lower than for a kernel alone).
 ROWS, COLUMNS, WARPS, STAGES = 32, 128, 4, 3  # of `_forward`
 BWD_ROWS = (64, 32)  # of `_backward`: up to `MIN_DOT_COLUMNS` columns of factors, and beyond
 BWD_COLUMNS, BWD_WARPS, BWD_STAGES = 64, 4, 3
 BWD_PART = 512  # rows that a program instance of `_backward` walks along
 # Columns up to which `_backward` computes d B as well. With more, the atomic additions of all
-# instances # cost more than another reading.
+# instances cost more than another reading.
 MAX_ADDED_COLUMNS = 32
 MIN_DOT_COLUMNS = 16  # the smallest side of a product on tensor cores
 

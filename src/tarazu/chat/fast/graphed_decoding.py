@@ -7,9 +7,8 @@ tests compare.
 
 For one batch of prompts:
 
-1. Prefill fills a KV cache (`generation.prefill`). `DecodeState` copies it into buffers that have
-space
-   for all new tokens, so that no address changes.
+1. Prefill fills a KV cache (`generation.prefill`). `DecodeState` copies it into buffers with
+   space for all new tokens, so that no address changes.
 2. The first steps run eagerly: libraries choose algorithms and allocate what they need.
 3. One more step is captured. Every further step replays it: it reads the current tokens from the
    buffers and writes the next ones there. Position counters are tensors on the device.

@@ -6,8 +6,8 @@ model's sliding window. Else flex attention (`flex_attention.py`) computes the s
 
 The kernels (Dao-AILab's flash-attn-4; Shah et al. 2024, arXiv:2407.08608) take the boundaries of
 the rows and skip all pairs of positions in different rows. They sum the gradient of the queries in
-no fixed
-order: two runs may differ in the last bit, unless `torch.use_deterministic_algorithms` is on.
+no fixed order: two runs may differ in the last bit, unless
+`torch.use_deterministic_algorithms` is on.
 """
 
 from __future__ import annotations

@@ -28,7 +28,7 @@ from tarazu.chat.model.batching import BLOCK, PAD
 NAME = "tarazu_flex"
 PREFIX_PADDING = -2  # segment of the keys that fill a prefix up to whole blocks
 # Kernel options for heads of more than 128 numbers. Tiles of 64 need no larger blocks, and with 4
-# warps # the backward pass would spill registers.
+# warps the backward pass would spill registers.
 WIDE_HEAD = {
     "fwd_BLOCK_M": 64,
     "fwd_BLOCK_N": 32,
@@ -87,7 +87,7 @@ def block_mask(
     k_rows = F.pad(q_rows, (padded_prefix, 0), value=PREFIX_PADDING)
     row_positions = positions.int()
     # The window is a tensor: as a number it would be compiled in, and each kind of layer would
-    # compile # its own kernel.
+    # compile its own kernel.
     max_distance = torch.full(
         (),
         width + padded_prefix if window is None else window,

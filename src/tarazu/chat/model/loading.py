@@ -207,7 +207,7 @@ def _loading_error(name: str, error: Exception) -> UserError:
     if "gated" in text.lower() or "401" in text or "403" in text:
         hint = (
             f"accept the licence at huggingface.co/{name}, then `hf auth login` "
-            "(see README, gated models)"
+            "(see docs/guide_models.md)"
         )
     elif Path(name).exists():
         hint = "the folder must hold config.json, the weights as safetensors, and the tokenizer"
