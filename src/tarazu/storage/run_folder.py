@@ -1,4 +1,6 @@
-"""The layout of a run folder. `docs/run_folder.md` gives the content of every file.
+"""The layout of a study's folder: its paths, its lock, and how a study is found.
+
+`docs/run_folder.md` gives the content of every file.
 
 Nothing here imports torch: the report reads run folders without it.
 """
