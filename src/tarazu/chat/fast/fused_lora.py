@@ -1,18 +1,22 @@
-"""LoRA inside the base model's products: [x, x A'] [W, s B]' = x W' + s (x A') B'.
+"""LoRA inside the base model's products. X' is a transpose, [X, Y] joins columns, [X ; Y] rows.
 
-An adapter's low-rank products cost little arithmetic and much memory traffic: each writes a matrix
-as large as the layer's output, which another kernel reads again to add it. A base product whose
-inner side is 64 longer computes the same sum in its accumulator. The gradient of the input is such
-a product, too: [g, s g B] [W ; A]. So one matrix serves both passes:
+    [x, x A'] [W, s B]' = x W' + s (x A') B'
+
+The low-rank products of LoRA cost little arithmetic and much memory traffic: the second one writes
+a matrix as large as the layer's output, which another kernel reads again to add it. Lengthening the
+base product's inner dimension by the rank (padded to a multiple of 64) gives the same sum inside
+one kernel. For the output's gradient g, the gradient of the input is such a product, too:
+[g, s g B] [W ; A]. So one matrix serves both passes:
 
     [ W  sB ]     W: the weights of all layers that read the same input, stacked (q, k, v; gate, up)
-    [ A  0  ]     A: their factors, stacked, r rows each;  B: block-diagonal, r columns each
+    [ A  0  ]     A: their factors A, stacked, r rows each;  B: block-diagonal, r columns each
 
-The frozen weights become views of this matrix, so nothing is stored twice. A and B stay where peft
-has them; each forward pass first copies them into the matrix. Only compiled layers use it, because
-their compiler lets the kernel that computes x write it straight into [x, x A']. DoRA has the same
-products; its outputs are scaled, and its norms come from the same matrix.
-`lightweight_adapters.py` is the plain path, with which tests compare.
+The frozen weights become views of this matrix, so they are stored once. A and B stay parameters of
+peft's modules, and the matrix holds copies: they are small, and each forward pass of training
+refreshes them. Only compiled training uses the matrix, because there the kernel that computes x
+writes it directly into [x, x A']. DoRA uses the same products. It multiplies each output by its
+magnitude over the norm of W's and s B A's row, and these norms are computed from the same matrix.
+`lightweight_adapters.py` computes the same without fusing. Tests compare the two.
 """
 
 from __future__ import annotations
@@ -28,26 +32,28 @@ from tarazu.chat.fast.fused_mlp import fuse_mlps
 from tarazu.chat.fast.lightweight_adapters import LightweightDoRA, LightweightLoRA, row_norms
 
 GROUPS = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"), ("o_proj",), ("down_proj",))
-RANK_ALIGNMENT = 64  # an inner side that is no multiple of this costs more than fusing saves
-MAX_FUSED_RANK = 256  # with more columns the zeros between the blocks cost more than fusing saves
-# Bytes of matrices that are filled together. Until all of them are filled, the weights that go
-# into them # are in memory twice.
+# The inner dimension grows by a multiple of this. Another number costs more than fusing saves.
+RANK_ALIGNMENT = 64
+# Maximum padded rank of a group. Above it, the products with B's zeros cost more than fusing saves.
+MAX_FUSED_RANK = 256
+# Maximum bytes of the matrices of one stack. While a stack is built, its weights are in memory
+# twice: as the model's tensors and in the stack.
 MAX_STACK_BYTES = 2**30
 
-Layers = list[LightweightLoRA]  # that read the same input
+Layers = list[LightweightLoRA]  # layers that read the same input
 
 
 def fuse_lora_layers(model: nn.Module) -> int:
-    """Fuse the LoRA layers of `model` under the names in `GROUPS`; then its MLPs where possible.
+    """Fuse the LoRA layers of `model` that have the names in `GROUPS`, then its MLPs.
 
-    Layers that are not LoRA or DoRA without dropout on a frozen matrix stay as they are. Call this
-    where the model will stay: moving it would separate the weights from the matrices.
+    Only LoRA and DoRA on a frozen nn.Linear, without dropout, are fused. Call this after the model
+    is on its device: moving it later would separate the weights from the matrices.
 
     Args:
         model: a model with lightweight adapters; it is changed in place.
 
     Returns:
-        The number of groups.
+        The number of fused groups.
     """
     same_shape: dict[Hashable, list[Layers]] = defaultdict(list)
     for parent in model.modules():
@@ -61,7 +67,7 @@ def fuse_lora_layers(model: nn.Module) -> int:
     if stacks:
         register_lowerings()
         fuse_mlps(model)
-        model.get_decoder().register_forward_pre_hook(lambda *_: _fill(stacks))
+        model.get_decoder().register_forward_pre_hook(lambda *_: _refresh(stacks))
     return sum(len(groups) for groups in same_shape.values())
 
 
@@ -71,7 +77,7 @@ def has_fused_lora(model: nn.Module) -> bool:
 
 
 def _fusible_layers(parent: nn.Module, names: tuple[str, ...]) -> Layers | None:
-    """The children of these names, if all can be fused with each other."""
+    """The children of `parent` with these names; None if they cannot be fused with each other."""
     layers = [getattr(parent, name, None) for name in names]
     kinds = {type(layer) for layer in layers}
     if len(kinds) > 1 or not kinds <= {LightweightLoRA, LightweightDoRA}:
@@ -89,13 +95,13 @@ def _fusible_layers(parent: nn.Module, names: tuple[str, ...]) -> Layers | None:
 
 
 def _padded_rank(layers: Layers) -> int:
-    """Columns for the factors of all layers, rounded up to the alignment."""
+    """The sum of the layers' ranks, rounded up to a multiple of `RANK_ALIGNMENT`."""
     rank = sum(layer.r[layer.active_adapters[0]] for layer in layers)
     return -(-rank // RANK_ALIGNMENT) * RANK_ALIGNMENT
 
 
 def _signature(layers: Layers) -> Hashable:
-    """Equal for groups that can be filled together: same shapes, ranks and scales."""
+    """A key, equal for groups that can share a stack: same shapes, ranks, scales and device."""
     weight = layers[0].base_layer.weight
     parts: list[Hashable] = [weight.dtype, weight.device]
     for layer in layers:
@@ -120,18 +126,24 @@ def _memory_chunks(groups: list[Layers]) -> list[list[Layers]]:
     return [groups[start : start + size] for start in range(0, len(groups), size)]
 
 
-def _fill(stacks: list[_LayerStack]) -> None:
-    """Copy the factors into the matrices: on the device only, so that a CUDA graph repeats it."""
+def _refresh(stacks: list[_LayerStack]) -> None:
+    """Copy the factors into the matrices. The copies run on the device, so a CUDA graph has them.
+
+    Without gradients nothing is copied, because each layer then computes its output unfused (see
+    `LightweightLoRA.falls_back`).
+    """
     if torch.is_grad_enabled():
         for stack in stacks:
-            stack.fill()
+            stack.refresh()
 
 
 class _LayerStack:
-    """The same group of many decoder layers: their matrices are one tensor, so few copies fill all.
+    """The same group in many decoder blocks, for example q, k and v of blocks 0 to 25.
+
+    The matrices of all blocks are one tensor, so that a few copies refresh all of them.
 
     Args:
-        groups: for each decoder layer, the layers of the group.
+        groups: for each decoder block, the linear layers of its group.
     """
 
     def __init__(self, groups: list[Layers]):
@@ -146,12 +158,15 @@ class _LayerStack:
             for layers, matrix in zip(groups, self.matrices, strict=True)
         ]
 
-    def fill(self) -> None:
-        """Copy A and s B into the matrices.
+    def refresh(self) -> None:
+        """Copy A and s B of every group into its matrix.
 
-        Through `data`: autograd need not know, as the numbers change only when the parameters do.
+        The copies are written through `.data`, so that autograd sees no in-place change of the
+        matrices. Gradients reach A and B because they are arguments of `FusedLoRAMatmul`.
         """
         matrices, total = self.matrices.data, sum(self.out_sizes)
+        # The layer's outputs begin at `row`, and its rank at `column`, both counted within the
+        # group. B goes to the right of W, in the layer's rows; A goes below W, in its rank's rows.
         row, column = 0, 0
         for index, (size, scale) in enumerate(zip(self.out_sizes, self.scales, strict=True)):
             layers = [group.layers[index] for group in self.groups]
@@ -178,10 +193,11 @@ class FusedGroup:
         weight = layers[0].base_layer.weight
         self.layers, self.width, self.matrix = layers, weight.shape[1], matrix
         self.out_sizes = [layer.base_layer.weight.shape[0] for layer in layers]
-        # A tensor: numbers would be compiled in, and other scales would compile again.
+        # A tensor, because Python numbers would become constants of the compiled code, and other
+        # scales would compile it again.
         self.scales = torch.tensor(scales, device=weight.device)
-        # Else another rank in this process makes its sizes symbolic, which torch 2.11 cannot
-        # compile.
+        # Without this, a model of another LoRA rank in this process would make the sizes symbolic,
+        # which torch 2.11 cannot compile.
         torch._dynamo.mark_static(self.matrix)
         self.input: torch.Tensor | None = None
         self.outputs: list[torch.Tensor | None] = []
@@ -200,7 +216,8 @@ class FusedGroup:
     def output(self, index: int, x: torch.Tensor) -> torch.Tensor:
         """The output (..., out) of layer `index`, before its bias, for an input x (..., in).
 
-        The first layer that is called with an input computes the outputs of all.
+        The first layer that is called with an input computes the outputs of all layers. Each output
+        is handed out once.
         """
         if self.input is not x or self.outputs[index] is None:
             self.input = x
@@ -217,7 +234,8 @@ class FusedGroup:
                     )
                 ]
         out, self.outputs[index] = self.outputs[index], None
-        if index == len(self.layers) - 1:  # nothing outlives the last layer's call
+        # The model calls the layers in order. After the last one the group keeps no tensor alive.
+        if index == len(self.layers) - 1:
             self.input, self.outputs = None, []
         return out
 
@@ -227,8 +245,11 @@ class FusedGroup:
         return [factor for pair in pairs for factor in pair]
 
     def row_norms(self) -> tuple[torch.Tensor, ...]:
-        """(out,) for each layer: norms of the rows of W + s B A. The matrix's zeros separate
-        layers."""
+        """Norms of the rows of W + s B A, (out,) for each layer.
+
+        One call computes them for all layers, because B is block-diagonal: its zeros keep the
+        factors of one layer out of the rows of another.
+        """
         total, width = sum(self.out_sizes), self.width
         norms = row_norms(
             self.matrix[:total, :width],
