@@ -1,11 +1,11 @@
 """The training losses of a captioning model: cross-entropy and self-critical training.
 
 Cross-entropy can be regularised by label smoothing, word dropout, scheduled sampling and the doubly
-stochastic penalty. Self-critical training maximises the CIDEr of the model's own captions. The
-reported loss is the plain cross-entropy of the reference captions in both.
+stochastic penalty. Self-critical training maximises the CIDEr of the model's own captions. Both
+report the plain cross-entropy of the reference captions as the loss.
 
-Shapes: B captions, B_img images (fewer than B where captions share an image), T tokens, V
-vocabulary size.
+Shapes: B captions, B_img images (fewer than B where captions share an image), T input tokens of a
+caption (its tokens without the last), P positions of an image's features, V vocabulary size.
 """
 
 from __future__ import annotations
@@ -34,18 +34,20 @@ def cross_entropy_loss(
     fraction: float,
     image_index: Tensor | None = None,
 ) -> LossSum:
-    """Return the summed cross-entropy of every token given those before it, without padding.
+    """Return the cross-entropy of each token given those before it, summed without padding.
 
     Args:
         model: in training mode its regularisers apply.
         images: pixels (B_img, S, S, 3) or features (B_img, P, D).
         tokens: (B, T + 1): `<sos>`, words, `<eos>`, `<pad>`.
         method: the method's settings.
-        fraction: part of the budget that is used, 0..1; scheduled sampling grows with it.
+        fraction: part of the training budget that is used up, 0..1. The probability of scheduled
+            sampling is `method.scheduled_sampling` times this.
         image_index: (B,), the image of each caption, where captions share one.
 
     Returns:
-        The loss, in training with the penalty of the regularisers; the count is 0.
+        The loss, in training mode with the penalty of the regularisers. The count is a placeholder,
+        0, which `captions/trainable.py` replaces by the number of supervised tokens.
     """
     inputs, targets = tokens[:, :-1], tokens[:, 1:]
     if model.training:
@@ -67,11 +69,12 @@ def _logits_and_labels(
 ) -> tuple[Tensor, Tensor | None, Tensor]:
     """The teacher-forced logits and the tokens that they should predict.
 
-    A CPU computes the logits of real tokens only. A GPU computes those of padding as well, because
-    finding the real tokens would wait for it.
+    A CPU leaves out the positions whose target is padding. A GPU computes their logits too, because
+    the host would have to wait for the GPU to learn where they are.
 
     Returns:
-        Logits (n, V) in float32, attention weights if they cost nothing, labels (n,).
+        Logits (n, V) in float32; attention weights (B, T, P) of a decoder that computes them in any
+        case, else None; labels (n,).
     """
     positions = None
     if not targets.is_cuda:
@@ -92,24 +95,29 @@ def _penalty(
     method: CaptionMethod,
     total: Tensor,
 ) -> Tensor | None:
-    """What is trained on besides the cross-entropy.
+    """The regularisers' terms, which are added to the cross-entropy in training.
 
     Args:
         logits: (n, V).
-        alphas: attention weights (B, T, P) or None.
+        alphas: attention weights (B, T, P), or None if the decoder gives none.
         targets: (B, T).
-        labels: what the logits should predict, (n,).
+        labels: the tokens that the logits should predict, (n,).
         method: the method's settings.
         total: the summed cross-entropy.
+
+    Returns:
+        The summed terms, scalar; None if no regulariser of the loss is set.
     """
     penalty = None
     if method.label_smoothing:
-        # (1 - s) nll + s * (mean over the vocabulary); `total` has the nll already.
+        # smoothed = (1 - s) nll + s uniform = nll + s (uniform - nll), where `uniform` is the
+        # cross-entropy to a uniform distribution, and the nll is `total`.
         uniform = -(torch.log_softmax(logits, 1).mean(1) * (labels != PAD)).sum()
         penalty = method.label_smoothing * (uniform - total)
     weight = getattr(method, "doubly_stochastic", 0.0)
     if weight and alphas is not None:
-        # Attention should visit every position about once: Xu et al. 2015, eq. 14.
+        # Over a caption, the weights of every position should sum to about 1: Xu et al. 2015,
+        # arXiv:1502.03044, eq. 14.
         visited = (alphas.float() * (targets != PAD).unsqueeze(2)).sum(1)  # (B, P)
         stochastic = weight * (1 - visited).square().sum()
         penalty = stochastic if penalty is None else penalty + stochastic
@@ -124,10 +132,10 @@ def _corrupt_inputs(
     fraction: float,
     image_index: Tensor | None = None,
 ) -> Tensor:
-    """Replace input tokens (B, T) by the model's own or by `<unk>`.
+    """Replace some input tokens (B, T): by samples of the model, and by `<unk>` (word dropout).
 
-    Scheduled sampling draws all tokens in one extra pass, as for Transformers (Mihaylova and
-    Martins 2019), instead of token by token.
+    Scheduled sampling draws the samples of all positions from one extra teacher-forced pass, as for
+    Transformers (Mihaylova and Martins 2019, arXiv:1906.07651), instead of token by token.
     """
     protected = (inputs == SOS) | (inputs == PAD)
     sampled_fraction = method.scheduled_sampling * min(1.0, fraction)
@@ -138,10 +146,11 @@ def _corrupt_inputs(
             )[0].float()
             for token in FORBIDDEN_TOKENS:
                 logits[:, :, token] = float("-inf")
+            # The logits at position t predict the token at t + 1: sample t may replace input t + 1.
             samples = torch.distributions.Categorical(logits=logits[:, :-1]).sample()
         replace = torch.rand(inputs.shape, device=inputs.device) < sampled_fraction
         replace &= ~protected
-        replace[:, 1:] &= samples != EOS  # nothing could follow an end
+        replace[:, 1:] &= samples != EOS  # an `<eos>` in the input has no next token to predict
         inputs = torch.where(replace, torch.cat([inputs[:, :1], samples], 1), inputs)
     if method.word_dropout:
         dropped = torch.rand(inputs.shape, device=inputs.device) < method.word_dropout
@@ -159,11 +168,12 @@ def self_critical_loss(
     max_words: int,
     image_index: Tensor | None = None,
 ) -> LossSum:
-    """Return a loss whose gradient is that of the expected reward (Rennie et al. 2017).
+    """Return a loss whose gradient estimates that of the negative expected reward.
 
-    The baseline of a sampled caption is the mean reward of the image's other samples (Luo 2020).
-    Captions are sampled without dropout; the gradient passes through dropout if
-    `settings.dropout` says so.
+    The estimate is that of Rennie et al. 2017, arXiv:1612.00563. The baseline of a sampled caption
+    is the mean reward of the image's other samples (Luo 2020, arXiv:2003.09971). Captions are
+    sampled without dropout. Their log-probabilities, whose gradient is taken, are computed with
+    dropout only if `settings.dropout` is set.
 
     Args:
         model: the model, in training mode.
@@ -176,13 +186,14 @@ def self_critical_loss(
         image_index: (B,), the image of each reference caption, where captions share one.
 
     Returns:
-        The cross-entropy of the reference captions as the loss; the penalty replaces it by the
-        policy gradient's loss, plus `settings.likelihood` times the cross-entropy.
+        Total and penalty, with a placeholder count of 0. The total is the plain cross-entropy of
+        the reference captions, for reporting. Training minimises total + penalty, which is
+        policy loss + `settings.likelihood` * total.
     """
     num_used, num_samples = max(1, round(settings.sample_fraction * len(images))), settings.samples
     with without_dropout(model):
-        # Encode once what several passes use: all images where the cross-entropy needs gradients
-        # or other dropout, else the sampled ones.
+        # Encode each image once where several passes below can share its features: all images if
+        # the cross-entropy has gradients or if dropout follows, else only those to sample from.
         if settings.likelihood or settings.dropout:
             images = model.encode_images(images)
         features = model.encode_images(images[:num_used]).repeat_interleave(num_samples, 0)
@@ -192,7 +203,8 @@ def self_critical_loss(
     with nullcontext() if settings.dropout else without_dropout(model):
         logits = model.forward_teacher_forced(features, samples[:, :-1], need_weights=False)[0]
         log_probs = _sample_log_probs(logits.float(), samples[:, 1:], max_words)
-        # Scaled to all captions of the step, as the cross-entropy is summed over them.
+        # Scale from the used images to all captions of the batch, because the engine divides the
+        # sum by the tokens of all captions.
         scale = len(tokens) / num_used
         policy = -(advantage * log_probs).sum() / num_samples * scale
         with torch.set_grad_enabled(settings.likelihood > 0):
@@ -206,8 +218,9 @@ def self_critical_loss(
 def _sample_log_probs(logits: Tensor, samples: Tensor, max_words: int) -> Tensor:
     """Log-probabilities of sampled tokens under the distribution that they were drawn from.
 
-    Only allowed tokens count. Otherwise an `<eos>` that was forced at full length, with an
-    advantage below zero, would be pushed down without limit, until no caption ends.
+    Forbidden tokens have probability 0, as in sampling. At the maximum length `<eos>` is then
+    certain and has no gradient. Without this, a negative advantage would lower the logit of `<eos>`
+    there without limit, until no caption ends.
 
     Args:
         logits: (n, T, V).
@@ -227,7 +240,15 @@ def _sample_log_probs(logits: Tensor, samples: Tensor, max_words: int) -> Tensor
 
 
 def _advantage(rewards: Tensor, num_samples: int) -> Tensor:
-    """Rewards (images * num_samples,) minus the mean of the image's other samples, as a column."""
+    """Each sample's reward minus the mean reward of the image's other samples.
+
+    Args:
+        rewards: (images * num_samples,), the samples of an image next to each other.
+        num_samples: samples of an image, at least 2.
+
+    Returns:
+        (images * num_samples, 1).
+    """
     rewards = rewards.view(-1, num_samples)
     others = (rewards.sum(1, keepdim=True) - rewards) / (num_samples - 1)
     return (rewards - others).view(-1, 1)
