@@ -1,22 +1,24 @@
 """Conversations as tokens: choose the model's chat template and encode rows with it.
 
-A row is rendered as one text, tokenized, and marked with the tokens that the loss covers: those of
-each answer and its end-of-turn token. For one exchange in Gemma's template (⏎ is a line break):
+A row is rendered as one text and tokenized. The tokens of each answer and of its end of turn are
+supervised: the loss covers them. For one exchange in Gemma's template (⏎ is a line break):
 
     <bos><start_of_turn>user⏎Hi<end_of_turn>⏎<start_of_turn>model⏎Hello there<end_of_turn>⏎
                                                                   ^          ^            ^
                                                               start        end  end_of_turn
 
-    token   <bos> <start_of_turn> user ⏎ Hi <end_of_turn> ⏎ <start_of_turn> model ⏎
-    mask      0          0         0   0  0       0       0        0          0   0
-    token   Hello  there <end_of_turn> ⏎
-    mask      1      1         1       0
+    token       <bos> <start_of_turn> user ⏎ Hi <end_of_turn> ⏎ <start_of_turn> model ⏎
+    supervised    0          0         0   0  0       0       0        0          0   0
+    token       Hello  there <end_of_turn> ⏎
+    supervised    1      1         1       0
 
-1. `TemplateParts.render` gives the text and the span (start, end, end_of_turn) of every answer.
-2. `_split` divides the text where answers begin; the pieces are tokenized one by one. No token
-   crosses the beginning of an answer, so the tokens of a prompt are the first tokens of its row.
-3. `_mask` marks a token if its characters overlap an answer's span.
-4. The row is cut at `max_length` tokens.
+1. `TemplateParts.render` gives the text and the span of every answer: its first character (start),
+   one past the last of its text (end), and one past the last of its end of turn (end_of_turn).
+2. `_split` divides the text where answers begin (unless `_can_split` says no), and the pieces are
+   tokenized one by one. Then no token crosses the beginning of an answer. In both cases the tokens
+   of a prompt are the first tokens of its row.
+3. `_finish_row` marks a token as supervised if its characters overlap an answer or its end of turn,
+   and cuts the row at `max_length` tokens.
 """
 
 from __future__ import annotations
@@ -25,7 +27,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -43,10 +45,20 @@ from tarazu.errors import UserError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-# (prefix of model_type, name, title, template, tokens that its vocabulary must have)
+
+class _Family(NamedTuple):
+    """A family of models with a chat template."""
+
+    model_prefix: str  # how `config.model_type` starts
+    name: str  # name of the template
+    title: str  # name of the family in messages
+    parts: TemplateParts
+    required: tuple[str, ...]  # tokens that the vocabulary must have
+
+
 _FAMILIES = (
-    ("gemma", "gemma", "Gemma", GEMMA, ("<start_of_turn>", "<end_of_turn>")),
-    (
+    _Family("gemma", "gemma", "Gemma", GEMMA, ("<start_of_turn>", "<end_of_turn>")),
+    _Family(
         "llama",
         "llama3",
         "Llama 3",
@@ -54,7 +66,7 @@ _FAMILIES = (
         ("<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"),
     ),
 )
-_SAMPLE_ANSWER = "سلام."
+_SAMPLE_ANSWER = "سلام."  # for `_can_split`; Persian, as are most rows of the chat task
 
 Offsets = list[tuple[int, int]]  # for each token, its first character and one past its last
 
@@ -65,8 +77,8 @@ class Encoded:
 
     Args:
         ids: token ids (T,), int32.
-        supervised: True for tokens under the loss (T,), bool.
-        answer_bytes: UTF-8 bytes of the supervised answers, as far as they were kept.
+        supervised: True for tokens that the loss covers (T,), bool.
+        answer_bytes: UTF-8 bytes of the supervised answers' texts that the kept tokens cover.
         num_truncated: tokens cut off at `max_length`.
     """
 
@@ -83,13 +95,16 @@ class Template:
     Args:
         tokenizer: a tokenizer with the Rust backend, which gives character offsets.
         parts: the strings between turns.
-        name: gemma, llama3, chatml, or tokenizer for the tokenizer's own.
+        name: "gemma", "llama3" or "chatml" for a template of this project, "tokenizer" for the
+            tokenizer's own.
         reason: why this template was chosen, for the report.
-        add_bos: the tokenizer starts every text with a token that the template does not write.
+        add_bos: the tokenizer itself starts texts with its BOS token. `_with_bos` adds that token
+            where the template has not written it.
 
     Attributes:
-        markers: matches the template's own strings, which are removed from the rows' texts.
-        split_at_answers: whether a row is tokenized in parts; see `_can_split`.
+        markers: matches special tokens of this template and of known families, and BOS, EOS and
+            padding. They are removed from the rows' texts, where they could forge a turn.
+        split_at_answers: whether a row is tokenized in pieces; see `_can_split`.
     """
 
     tokenizer: PreTrainedTokenizerFast
@@ -101,22 +116,15 @@ class Template:
     split_at_answers: bool = field(init=False)
 
     def __post_init__(self) -> None:
-        # Only the special tokens that the template writes are markers. Others, such as <mask>, are
+        # Special tokens that the template does not write, such as <mask>, are no markers: they are
         # harmless, and some data sets use them on purpose.
         empty = (Turn("system", ""), Turn("user", ""), Turn("assistant", ""))
         written = self.parts.render(empty)[0]
-        special = [token.content for token in self.tokenizer.added_tokens_decoder.values()]
+        tokenizer = self.tokenizer
+        special = [token.content for token in tokenizer.added_tokens_decoder.values()]
         markers = [token for token in special if token in written]
-        markers += [
-            token
-            for token in (
-                self.tokenizer.bos_token,
-                self.tokenizer.eos_token,
-                self.tokenizer.pad_token,
-            )
-            if token
-        ]
-        self.markers = marker_pattern(token for token in markers if token.strip())
+        markers += [tokenizer.bos_token, tokenizer.eos_token, tokenizer.pad_token]
+        self.markers = marker_pattern(token for token in markers if token and token.strip())
         self.split_at_answers = self._can_split()
 
     def describe(self) -> dict[str, Any]:
@@ -131,6 +139,7 @@ class Template:
     @property
     def stop_ids(self) -> list[int]:
         """Tokens that end an answer: the end of turn and the end of text."""
+        # Generation compares single tokens. If the end of turn has several, the first one counts.
         ids = [self._ids(self.parts.end_of_turn)[0], self.tokenizer.eos_token_id]
         return sorted({i for i in ids if i is not None})
 
@@ -149,8 +158,8 @@ class Template:
         """Tokenize conversations in one multi-threaded call of the tokenizer.
 
         Args:
-            conversations: cleaned conversations, as `parse_row` with this template's `markers`
-                gives.
+            conversations: conversations with cleaned texts: those that `parse_row` returns when it
+                gets this template's `markers`.
             max_length: tokens to keep of each row; None keeps all.
         """
         # 1. Render each conversation, and split its text where answers begin.
@@ -180,12 +189,18 @@ class Template:
                 offsets.extend((base + start, base + end) for start, end in piece_offsets)
                 base += len(piece)
             answers = [turn for turn in conversation.turns if turn.role == "assistant"]
-            trained = [s for s, turn in zip(spans, answers, strict=True) if turn.train_on]
-            rows.append(self._mask(text, ids, offsets, trained, max_length))
+            supervised_spans = [
+                span for span, turn in zip(spans, answers, strict=True) if turn.train_on
+            ]
+            rows.append(self._finish_row(text, ids, offsets, supervised_spans, max_length))
         return rows
 
     def encode_prompt(self, turns: Sequence[Turn]) -> list[int]:
-        """Token ids before an answer: exactly the first tokens of the row that has this answer."""
+        """Tokenize the turns before an answer. Their texts are cleaned first.
+
+        Returns:
+            Token ids: exactly the first ones of the row that consists of these turns and an answer.
+        """
         cleaned = self._cleaned(turns)
         starts = [span.start for span in self.parts.render(cleaned)[1]]
         pieces = self._split(self.parts.render_prompt(cleaned), starts)
@@ -194,7 +209,7 @@ class Template:
     def _cleaned(self, turns: Sequence[Turn]) -> tuple[Turn, ...]:
         return tuple(replace(turn, text=clean(turn.text, self.markers)[0]) for turn in turns)
 
-    def _mask(
+    def _finish_row(
         self,
         text: str,
         ids: list[int],
@@ -202,27 +217,29 @@ class Template:
         spans: list[AnswerSpan],
         max_length: int | None,
     ) -> Encoded:
-        """Mark the tokens of the answers at `spans`, and cut the row at `max_length`."""
+        """Mark the tokens of `spans` as supervised, add a missing BOS, and cut at `max_length`."""
         starts = np.array([start for start, _ in offsets], dtype=np.int64)
         ends = np.array([end for _, end in offsets], dtype=np.int64)
 
-        # A token is under the loss if it overlaps an answer or its end-of-turn token.
+        # A token is supervised if its characters overlap an answer or its end of turn.
         supervised = np.zeros(len(ids), dtype=bool)
         for span in spans:
             supervised |= (starts < span.end_of_turn) & (ends > span.start)
 
+        # A BOS token that the tokenizer adds covers no characters and is not supervised.
         with_bos = self._with_bos(ids)
         if len(with_bos) > len(ids):
             supervised = np.concatenate(([False], supervised))
             ends = np.concatenate(([0], ends))
 
-        # Of a cut row, only the part of the answers before the last kept token counts.
+        # In a cut row, answers count up to the end of the last kept token.
         num_kept = len(with_bos) if max_length is None else min(len(with_bos), max_length)
         text_end = int(ends[num_kept - 1]) if num_kept else 0
         answers = [text[span.start : min(span.end, text_end)] for span in spans]
         return Encoded(
             ids=np.array(with_bos[:num_kept], dtype=np.int32),
             supervised=supervised[:num_kept],
+            # "ignore" leaves out lone surrogates, which have no UTF-8 bytes.
             answer_bytes=sum(len(answer.encode("utf-8", "ignore")) for answer in answers),
             num_truncated=len(with_bos) - num_kept,
         )
@@ -238,10 +255,15 @@ class Template:
         return [text[start:end] for start, end in pairwise(edges) if start < end]
 
     def _can_split(self) -> bool:
-        """Whether a row in pieces gives the tokens that the model saw in pretraining.
+        """Whether rows are to be tokenized in pieces; tried on one prompt with an answer.
 
-        False for tokenizers that put a space before every text they are given, and so before every
-        piece. Their rows are tokenized whole; the prompt is a prefix of the row in that case too.
+        Three cases:
+
+        * The pieces have the tokens of the undivided text. Splitting does no harm: True.
+        * They differ, and the prompt's are not the first tokens of the undivided text. A token
+          crosses the beginning of the answer, which splitting prevents: True.
+        * They differ although the prompt's are the first ones. The tokenizer changes the beginning
+          of every text, for example by a space, so splitting would change the answer: False.
         """
         prompt = self.parts.assistant_open
         prompt_ids = self._ids(prompt)
@@ -251,7 +273,7 @@ class Template:
         return same_when_split or not prompt_is_prefix
 
     def _with_bos(self, ids: list[int]) -> list[int]:
-        """The ids, with the beginning-of-text token first where the tokenizer adds one."""
+        """The ids with BOS in front, if the tokenizer adds one and the template has not."""
         bos = self.tokenizer.bos_token_id
         return [bos, *ids] if self.add_bos and ids[:1] != [bos] else ids
 
@@ -275,10 +297,11 @@ def select_template(tokenizer: PreTrainedTokenizerFast, model_type: str | None =
     """
     if not getattr(tokenizer, "is_fast", False):
         raise UserError(
-            "this tokenizer has no fast version, which gives the positions of tokens in a text",
+            "this tokenizer has no fast version, which alone tells the characters of each token",
             location=str(tokenizer.name_or_path),
             hint="use a model with a tokenizer.json",
         )
+    # 1. The tokenizer's own template, if it can be divided into parts.
     reason = "the tokenizer has no chat template"
     if tokenizer.chat_template:
         try:
@@ -286,12 +309,15 @@ def select_template(tokenizer: PreTrainedTokenizerFast, model_type: str | None =
             return _template(tokenizer, parts, "tokenizer", "the tokenizer's own chat template")
         except ValueError as error:
             reason = f"the tokenizer's own chat template cannot be used ({error})"
-    for model_prefix, name, title, parts, required in _FAMILIES:
-        if model_type and not model_type.startswith(model_prefix):
-            continue
-        if _has(tokenizer, *required):
-            parts = replace(parts, start=tokenizer.bos_token or "")
-            return _template(tokenizer, parts, name, f"{reason}; that of {title} is used")
+    # 2. The template of the model's family, or without a model type the first one whose tokens the
+    #    vocabulary has.
+    for family in _FAMILIES:
+        is_possible = not model_type or model_type.startswith(family.model_prefix)
+        if is_possible and _has(tokenizer, *family.required):
+            parts = replace(family.parts, start=tokenizer.bos_token or "")
+            reason += f"; that of {family.title} is used"
+            return _template(tokenizer, parts, family.name, reason)
+    # 3. ChatML.
     return _chatml(tokenizer, reason)
 
 
@@ -319,6 +345,6 @@ def _chatml(tokenizer: PreTrainedTokenizerFast, reason: str) -> Template:
         )
     parts = replace(CHATML, user_close=f"{end}\n", end_of_turn=end, system_close=f"{end}\n")
     reason += (
-        f", and its vocabulary has no known family's marks; ChatML is used, ending turns with {end}"
+        f", and none of a known model family fits; ChatML is used, with {end} as the end of turn"
     )
     return _template(tokenizer, parts, "chatml", reason)
