@@ -278,7 +278,7 @@ def test_incompatible_parts_are_refused(home, parts, tmp_path):
         write_json(path, good)
     resolved = tmp_path / "b" / "resolved.yaml"
     resolved.write_text(resolved.read_text().replace("tokens: 3000", "tokens: 4000"))
-    with pytest.raises(UserError, match="another budget"):
+    with pytest.raises(UserError, match="in: budget"):
         merge.merge(parts, out)
     with pytest.raises(UserError, match="not empty"):
         merge.merge([str(home / "a")], str(home / "b"))

@@ -1,9 +1,10 @@
 """`tarazu merge`: parts of one study, run on several devices, as one study.
 
-A part is a study of some of the recipe's methods or seeds, for example of
-`tarazu run RECIPE --method M` on one device. Nothing is trained or measured here. Parts with
-another recipe, data or package versions are refused, so that all runs in one folder were made under
-the same conditions. Devices may differ, and the report then says so.
+A part is a study of some of the recipe's methods or seeds, for example one that
+`tarazu run RECIPE --method M` made on one device. Nothing is trained or measured here. Parts that
+differ in another key of the recipe, in the data or in package versions are refused, so that all
+runs of the merged study were made under the same conditions. Devices may differ, and the report
+then says so.
 """
 
 from __future__ import annotations
@@ -23,9 +24,9 @@ from tarazu.storage.run_folder import RunDir, StudyDir, find_study, require_empt
 from tarazu.study.results import write_results
 from tarazu.study.runner import read_recipe
 
-# Files of a run that a finished study does not need.
+# Files that only training needs, and unfinished writes. They are left out of copies.
 SKIPPED = shutil.ignore_patterns("checkpoint", "search", "best.safetensors", "*.writing")
-# Files that are written for the merged study.
+# Files that `merge` itself writes into the merged study, instead of copying a part's.
 REGENERATED = {
     "recipe.yaml",
     "resolved.yaml",
@@ -36,15 +37,16 @@ REGENERATED = {
     "verify.json",
     ".lock",
 }
-# Files that describe one part only.
-DERIVED = {"report.html", "results.csv", "figures", "judge.json", "judge"}
+# Files that describe one part only and are left out. The merged study gets its own afterwards: the
+# report writes report.html, results.csv and figures, and `tarazu judge` writes the judge's files.
+PART_ONLY = {"report.html", "results.csv", "figures", "judge.json", "judge"}
 
 
 def merge(parts: Sequence[str], out: str) -> StudyDir:
     """Merge the finished runs of several studies into a new study.
 
     Args:
-        parts: the studies.
+        parts: folders of the studies.
         out: a new or empty folder.
 
     Returns:
@@ -56,10 +58,12 @@ def merge(parts: Sequence[str], out: str) -> StudyDir:
     studies = [find_study(part) for part in parts]
     recipes = [read_recipe(study) for study in studies]
     _check_compatible(studies, recipes)
-    folder = StudyDir(require_empty_dir(out, "--out", "give a new folder: --out"))
+    folder = StudyDir(require_empty_dir(out, "--out", "give a new folder: --out DIR"))
     recipe = _merge_recipes(studies, recipes)
-    for run in (run for study in studies for run in study.runs() if not run.done()):
-        log(f"skipped, because it is not finished: {run.path}")
+    for study in studies:
+        for run in study.runs():
+            if not run.done():
+                log(f"skipped, because it is not finished: {run.path}")
     with folder.lock():
         for study in studies:
             _copy_files(study, folder)
@@ -80,29 +84,35 @@ def finished_runs(study: StudyDir) -> list[RunDir]:
 
 
 def _check_compatible(studies: list[StudyDir], recipes: list[Recipe]) -> None:
-    """Raise `UserError` if the parts differ in their conditions, or have a run twice, or none."""
-    owners: dict[tuple[str, int], Path] = {}
+    """Check that the parts can be merged.
+
+    Raises:
+        UserError: parts were made under different conditions, two of them have the same finished
+            run, none has a finished run, or their searches chose different settings.
+    """
+    owners: dict[tuple[str, int], Path] = {}  # study of each finished run, by method and seed
     for study, recipe in zip(studies, recipes, strict=True):
         changed = _changed_keys(recipes[0], recipe)
         conditions, expected = _conditions(study), _conditions(studies[0])
         changed += [name for name in conditions if conditions[name] != expected[name]]
         if changed:
             raise UserError(
-                f"made with another {', '.join(changed)} than {studies[0].path}",
+                f"differs from {studies[0].path} in: {', '.join(changed)}",
                 location=str(study.path),
                 hint="only methods, seeds and devices may differ between parts",
             )
         for run in finished_runs(study):
             owner = owners.setdefault((run.name, run.seed), study.path)
+            # `is not` compares objects, so a study that is given twice is refused too.
             if owner is not study.path:
                 raise UserError(
                     f"{run.name} with seed {run.seed} is in {owner} too",
                     location=str(study.path),
-                    hint="remove one of them",
+                    hint="remove the run from one of the two studies",
                 )
     if not owners:
         raise UserError(
-            "no run is finished in these folders",
+            "none of the studies has a finished run",
             location=str(studies[0].path),
             hint="`tarazu resume` finishes them",
         )
@@ -110,7 +120,7 @@ def _check_compatible(studies: list[StudyDir], recipes: list[Recipe]) -> None:
 
 
 def _changed_keys(first: Recipe, other: Recipe) -> list[str]:
-    """The keys in which two recipes differ, except for methods or seeds that only one has."""
+    """The keys in which two recipes differ. Seeds, and methods that only one has, do not count."""
     keys = [key for key in type(first).model_fields if key not in ("methods", "seeds")]
     changed = [key for key in keys if getattr(first, key, None) != getattr(other, key, None)]
     shared = [name for name in first.methods if name in other.methods]
@@ -120,7 +130,7 @@ def _changed_keys(first: Recipe, other: Recipe) -> list[str]:
 
 
 def _conditions(study: StudyDir) -> dict[str, Any]:
-    """What must be the same besides the recipe: the rows, and the versions of the packages."""
+    """What must be the same besides the recipe: the data, and the versions of all packages."""
     environment = study.read_json("environment.json") or {}
     return {
         "data (sha256)": (study.read_json("data.json") or {}).get("sha256"),
@@ -130,7 +140,11 @@ def _conditions(study: StudyDir) -> dict[str, Any]:
 
 
 def _check_same_searches(studies: list[StudyDir]) -> None:
-    """Raise `UserError` if a method's search chose different settings in two parts."""
+    """Check that each method's search chose the same settings in all parts that have it.
+
+    Raises:
+        UserError: it did not in two of them.
+    """
     winners: dict[str, tuple[Path, Any]] = {}
     for study in studies:
         for path in study.path.glob("*/search.json"):
@@ -140,12 +154,17 @@ def _check_same_searches(studies: list[StudyDir]) -> None:
                 raise UserError(
                     f"the search of {name} chose other settings than in {first_study}",
                     location=str(path),
-                    hint="copy the first part's search.json before another part runs its seeds",
+                    hint=f"remove {name} from one part; to run its seeds on several devices, copy "
+                    f"the first part's {name}/search.json into the other parts before they run",
                 )
 
 
 def _merge_recipes(studies: list[StudyDir], recipes: list[Recipe]) -> Recipe:
-    """The recipe of all parts, with methods in the order of the recipe file as the user gave it."""
+    """The recipe with the methods and seeds of all parts.
+
+    The methods are in the order of recipe.yaml, the user's own file. Methods that it does not name
+    come last.
+    """
     methods = {name: method for recipe in recipes for name, method in recipe.methods.items()}
     order = _methods_in_file(studies[0].path / "recipe.yaml")
     names = sorted(methods, key=lambda name: order.index(name) if name in order else len(order))
@@ -155,20 +174,24 @@ def _merge_recipes(studies: list[StudyDir], recipes: list[Recipe]) -> Recipe:
 
 
 def _methods_in_file(path: Path) -> list[str]:
-    """The methods of a recipe file. A part may have run only some of them."""
+    """The names of all methods in a recipe file. A part may have run only some of them."""
     tree = parse_yaml(path.read_text(encoding="utf-8"), str(path))
     methods = tree.get("methods") if isinstance(tree, dict) else None
     return [str(name) for name in methods] if isinstance(methods, dict) else []
 
 
 def _copy_files(study: StudyDir, folder: StudyDir) -> None:
-    """Copy finished runs, their searches, and files of the task that no other part has."""
+    """Copy the finished runs of a part, their searches, and other files and folders of the part.
+
+    Of a file at the top of several parts, the first part's is kept. Folders are merged: of a file
+    in a folder, the last part's is kept.
+    """
     for run in finished_runs(study):
         shutil.copytree(run.path, folder.run(run.name, run.seed).path, ignore=SKIPPED)
         search = run.path.parent / "search.json"
         if search.exists():
             shutil.copyfile(search, folder.path / run.name / "search.json")
-    handled = {run.name for run in study.runs()} | REGENERATED | DERIVED
+    handled = {run.name for run in study.runs()} | REGENERATED | PART_ONLY
     for path in study.path.iterdir():
         target = folder.path / path.name
         if path.name in handled:
@@ -180,11 +203,11 @@ def _copy_files(study: StudyDir, folder: StudyDir) -> None:
 
 
 def _merge_environments(studies: list[StudyDir]) -> dict[str, Any]:
-    """The first part's environment, with a list of each part's command, device and seeds."""
+    """The first part's environment, and a list of the parts: command, device, methods, seeds."""
     environments = [study.read_json("environment.json") or {} for study in studies]
     parts = []
     for study, environment in zip(studies, environments, strict=True):
-        if environment.get("parts"):  # this part was merged itself
+        if environment.get("parts"):  # the study is a merged one: take over the list of its parts
             parts += environment["parts"]
             continue
         seeds: dict[str, list[int]] = {}
@@ -202,7 +225,7 @@ def _merge_environments(studies: list[StudyDir]) -> dict[str, Any]:
 
 
 def _merge_estimates(studies: list[StudyDir], folder: StudyDir, recipe: Recipe) -> None:
-    """Write estimate.json. Of a method that two parts estimated, the first part's entry counts."""
+    """Write estimate.json. Of a method that several parts estimated, the first entry counts."""
     contents = _contents(studies, record.ESTIMATE_FILE)
     if not contents:
         return
@@ -219,15 +242,17 @@ def _merge_estimates(studies: list[StudyDir], folder: StudyDir, recipe: Recipe) 
 def _merge_verifications(studies: list[StudyDir], folder: StudyDir, recipe: Recipe) -> None:
     """Write verify.json.
 
-    Of a method that two parts verified, the entry with more checks counts, or else the later one.
-    An entry gets its device if the parts were verified on several.
+    Of a method that several parts verified, the entry with the most checks counts; of several with
+    as many, that of the part named last. If the parts were verified on different devices, each
+    entry names its device.
     """
     contents = _contents(studies, "verify.json")
     if not contents:
         return
-    several_devices = any(one.get("device") != contents[0].get("device") for one in contents)
+    devices = [content.get("device") for content in contents]
+    several_devices = any(device != devices[0] for device in devices)
     by_method: dict[str, dict[str, Any]] = {}
-    complete = set()
+    complete = set()  # methods whose verification a part has finished
     for content in contents:
         for entry in content["methods"]:
             name = entry["method"]
@@ -239,6 +264,7 @@ def _merge_verifications(studies: list[StudyDir], folder: StudyDir, recipe: Reci
                 complete.add(name)
     methods = _in_order(by_method, recipe)
     verdicts = [check["verdict"] for entry in methods for check in entry["checks"]]
+    # `waiting`: methods whose verification was not finished in any part.
     merged = {
         **contents[0],
         "methods": methods,
@@ -258,5 +284,5 @@ def _contents(studies: list[StudyDir], name: str) -> list[dict[str, Any]]:
 def _in_order(by_method: dict[str, dict[str, Any]], recipe: Recipe) -> list[dict[str, Any]]:
     """Entries in the recipe's order of methods; entries of other methods come last."""
     order = list(recipe.methods)
-    known = [by_method[name] for name in order if name in by_method]
-    return known + [entry for name, entry in by_method.items() if name not in order]
+    ordered = [by_method[name] for name in order if name in by_method]
+    return ordered + [entry for name, entry in by_method.items() if name not in order]
