@@ -38,7 +38,7 @@ def take(study: Path) -> list[Path]:
         page.goto((study / "report.html").absolute().as_uri())
         for language in ("fa", "en"):
             page.evaluate(f"document.getElementById('show-{language}').click()")
-            page.wait_for_timeout(SETTLE_MS)  # the page lays itself out again in the other direction
+            page.wait_for_timeout(SETTLE_MS)  # the layout changes direction
             page.evaluate("document.getElementById('main').scrollIntoView()")
             page.wait_for_timeout(SETTLE_MS)
             picture = HERE / f"report.{language}.png"

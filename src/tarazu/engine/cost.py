@@ -60,7 +60,7 @@ class TaskCost:
     def outline(
         self, recipe: Any, name: str, data: Any, device: torch.device
     ) -> CostOutline | None:
-        """The cost of one run from the model's shape, or None where nothing can be told.
+        """The cost of one run from the model's shape, or None where it cannot be computed.
 
         Raises:
             Exception: whatever building the method raises; the estimate reports it as the reason.
