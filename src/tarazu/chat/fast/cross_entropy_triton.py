@@ -1,5 +1,4 @@
-"""Cross-entropy and its gradient in one GPU kernel that reads the logits twice and writes them
-once.
+"""Cross-entropy and its gradient in one GPU kernel: logits are read twice and written once.
 
 With a quarter of a million words in the vocabulary the logits are the largest thing in a step, so
 what counts is how often they are read. The gradient takes the logits' place.

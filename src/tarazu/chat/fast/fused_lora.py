@@ -9,13 +9,13 @@ one kernel. For the output's gradient g, the gradient of the input is such a pro
 [g, s g B] [W ; A]. So one matrix serves both passes:
 
     [ W  sB ]     W: the weights of all layers that read the same input, stacked (q, k, v; gate, up)
-    [ A  0  ]     A: their factors A, stacked, r rows each;  B: block-diagonal, r columns each
+    [ A  0  ]     A: their LoRA factors, stacked, r rows each;  B: block-diagonal, r columns each
 
 The frozen weights become views of this matrix, so they are stored once. A and B stay parameters of
 peft's modules, and the matrix holds copies: they are small, and each forward pass of training
 refreshes them. Only compiled training uses the matrix, because there the kernel that computes x
-writes it directly into [x, x A']. DoRA uses the same products. It multiplies each output by its
-magnitude over the norm of W's and s B A's row, and these norms are computed from the same matrix.
+writes it directly into [x, x A']. DoRA uses the same products. It scales output n by its
+magnitude over the norm of row n of W + s B A; the norms are computed from the same matrix.
 `lightweight_adapters.py` computes the same without fusing. Tests compare the two.
 """
 
@@ -32,7 +32,7 @@ from tarazu.chat.fast.fused_mlp import fuse_mlps
 from tarazu.chat.fast.lightweight_adapters import LightweightDoRA, LightweightLoRA, row_norms
 
 GROUPS = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"), ("o_proj",), ("down_proj",))
-# The inner dimension grows by a multiple of this. Another number costs more than fusing saves.
+# The inner dimension grows by a multiple of this: other sizes cost more than fusing saves.
 RANK_ALIGNMENT = 64
 # Maximum padded rank of a group. Above it, the products with B's zeros cost more than fusing saves.
 MAX_FUSED_RANK = 256

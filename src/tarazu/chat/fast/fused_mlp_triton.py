@@ -1,12 +1,12 @@
-"""The kernels of `fused_mlp.py`: a gated activation forward and backward, with its low-rank
-products.
+"""The kernels of `fused_mlp.py`: a gated activation and its low-rank products, and their gradients.
 
 The activations of an MLP and their gradients are the largest matrices of a layer. Each low-rank
-product beside one, (rows, hidden) with a few columns, costs a reading of it, and keeping act(gate)
-* up for an adapter's gradient costs as much memory as attention does. Here the kernel that makes
-such a matrix multiplies its tiles while it holds them, and the backward pass recomputes act(gate)
-* up from gate and up, which are kept anyway. Above rank 32 the product with B is a matrix product
-of its own after all. `fused_mlp.py` has the plain path, with which tests compare.
+product with one, (rows, hidden) with a few columns, costs a reading of it. Keeping the gated
+activation, act(gate) * up, for an adapter's gradient costs as much memory as attention does. Here
+the kernel that makes such a matrix multiplies its tiles while it holds them, and the backward pass
+recomputes the gated activation from gate and up, which are kept anyway. Above rank 32 the
+gradient's product with B is a separate matrix product. `fused_mlp.py` has the plain path, with
+which tests compare.
 
 Sums over rows are atomic additions of many program instances: their order varies, and so may the
 last bit.
