@@ -1,7 +1,9 @@
 """Checkpoints that survive kill -9, a full disk and a flipped bit.
 
 A checkpoint is a folder `step-00000120/` with one safetensors file for each group of tensors,
-`state.json`, and `manifest.json` with the sha256 of every other file. The newest two are kept.
+`state.json`, and `manifest.json` with the sha256 of every other file. It is written under a
+temporary name, flushed with fsync, and renamed: readers see all of it or nothing. The newest two
+are kept.
 """
 
 from __future__ import annotations

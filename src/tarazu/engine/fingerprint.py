@@ -1,4 +1,8 @@
-"""Proof of what training changed: the hash of every tensor before and after."""
+"""Proof of what training changed: the hash of every tensor before and after.
+
+`fingerprint` hashes, `compare` finds the tensors that changed, and `require_ok` fails a run in
+which a frozen tensor changed or a trainable one did not.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Gradients of an optimizer step, accumulated over micro-batches that fit into memory."""
+"""Gradients of an optimizer step, accumulated over micro-batches that fit into memory.
+
+Out of memory is handled here: the micro-batch is halved and the step repeated.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ import torch
 
 from tarazu.engine.counts import TokenCounts
 from tarazu.engine.cuda_graphs import recorder
-from tarazu.engine.cuda_graphs.memory import is_out_of_memory
+from tarazu.engine.out_of_memory import is_out_of_memory
 from tarazu.engine.precision import autocast
 from tarazu.engine.prefetch import BatchPrefetcher
 from tarazu.engine.task import Task

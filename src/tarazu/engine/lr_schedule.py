@@ -1,4 +1,7 @@
-"""Learning-rate schedules, as a function of the used part of the budget."""
+"""Learning-rate schedules, as a function of the used part of the budget.
+
+The search for the best learning rate is `successive_halving.py`.
+"""
 
 from __future__ import annotations
 

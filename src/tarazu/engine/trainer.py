@@ -2,7 +2,8 @@
 
 One optimizer step takes `batch_rows` rows. They are cut into micro-batches that fit into memory.
 The loss is summed over all of them and divided by the supervised tokens of the whole step, so the
-gradient does not depend on the cut. A checkpoint holds the trainer's state, weights, optimizer,
+gradient does not depend on the cut. `gradients.py` handles running out of memory. A checkpoint
+holds the trainer's state, weights, optimizer,
 random states, ledger and the length of the event log; `train` resumes the newest intact one.
 """
 

@@ -19,8 +19,8 @@ import torch
 from tarazu import tasks
 from tarazu.devices import free_memory
 from tarazu.engine import fingerprint, successive_halving
-from tarazu.engine.cuda_graphs import memory
 from tarazu.engine.ledger import Ledger
+from tarazu.engine.out_of_memory import is_out_of_memory
 from tarazu.engine.precision import autocast
 from tarazu.engine.progress import log
 from tarazu.engine.subset_task import silence
@@ -144,7 +144,7 @@ def describe_failure(error: Exception) -> str:
     """Why a method does not work here, in one line."""
     if isinstance(error, TarazuError):
         return error.message
-    if memory.is_out_of_memory(error):
+    if is_out_of_memory(error):
         return f"does not fit into memory: {first_line(error)}"
     return f"fails with this model and attention: {type(error).__name__}: {first_line(error)}"
 

@@ -1,7 +1,8 @@
 """Recipes: the keys that all tasks share, and how a recipe file is read, checked and written.
 
 A recipe is one YAML file that names a model, data, a budget and methods. A task adds its own keys
-in a subclass of `Recipe`, in its `settings.py`. Every error names file, line and column.
+in a subclass of `Recipe`, in its `settings.py`. `messages.py` words the errors, each with file,
+line and column.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Batches of (image, caption) rows."""
+"""Batches of (image, caption) rows, padded with `<pad>`, which the loss ignores."""
 
 from __future__ import annotations
 

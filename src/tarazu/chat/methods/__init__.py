@@ -1,7 +1,8 @@
 """The tuning methods, one file each.
 
 A new method is a new file with a subclass of `ChatMethod`, named in `AnyMethod`. The recipe's
-schema, `--help`, the checks and the report then know it.
+schema, `--help` and the checks then know it. The report also needs its name in
+`report/strings/common.json` and an explanation; CONTRIBUTING.md shows the whole change.
 """
 
 from __future__ import annotations

@@ -1,5 +1,7 @@
 """Cross-entropy over the answer's tokens, for a part of the logits at a time.
 
+Which tokens are supervised (the loss mask) is decided in `chat/data/chat_template.py`.
+
 With a vocabulary of 262,144 the logits of one batch would be larger than the model. Here the
 logits of a chunk of tokens become losses and gradients at once and are dropped. So the head's
 product runs twice for a token (forward and backward), not three times as with recomputation.

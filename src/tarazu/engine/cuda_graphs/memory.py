@@ -1,4 +1,4 @@
-"""Peak memory of a GPU including captured CUDA graphs, and errors that mean too little memory.
+"""Peak memory of a GPU, including captured CUDA graphs.
 
 The tensors inside a captured graph are freed for Python when the capture ends, so the allocator
 calls their memory free. Every replay writes to it again. Here the whole memory pool of a graph
@@ -14,16 +14,8 @@ import torch
 
 PoolId = tuple[int, int]
 
-# Parts of the messages of libraries, about a GPU or the host.
-OUT_OF_MEMORY_MESSAGES = ("out of memory", "can't allocate memory", "not enough memory")
-
 _peak = 0  # bytes, the highest value since `reset_peak`
 _hidden_bytes: dict[PoolId, int] = {}  # of each pool: used by graphs, free for the allocator
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error means that memory ran out."""
-    return any(message in str(error) for message in OUT_OF_MEMORY_MESSAGES)
 
 
 def reset_peak(device: torch.device) -> None:

@@ -36,6 +36,7 @@ from tarazu.engine.cuda_graphs.capture import (
     reset_generator_after_failure,
     warm_up,
 )
+from tarazu.engine.out_of_memory import is_out_of_memory
 from tarazu.engine.progress import log
 
 Work = Callable[..., tuple[Tensor, ...]]
@@ -161,7 +162,7 @@ class GraphedFunction:
         """Free all graphs, then run eagerly from now on; raise again if memory ran out."""
         cause = error.__context__ or error
         self.clear()  # the next try, smaller or eager, needs the memory
-        if memory.is_out_of_memory(error) or memory.is_out_of_memory(cause):
+        if is_out_of_memory(error) or is_out_of_memory(cause):
             raise RuntimeError(f"out of memory: {error}") from error
         reset_generator_after_failure()
         source = traceback.extract_tb(cause.__traceback__)[-1]

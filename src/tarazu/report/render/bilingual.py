@@ -1,5 +1,8 @@
 """Text in Persian and English at once: the page holds both and shows one.
 
+Short strings are pairs in `report/strings/*.json`; long texts are Markdown files in
+`report/explanations/{fa,en}/`.
+
 Everything that comes from a run folder passes `data_text` or `code`, so that it can neither become
 markup nor change the direction of the text around it.
 """
