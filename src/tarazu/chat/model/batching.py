@@ -6,22 +6,25 @@ token of a soft prompt (`v`), in a line of 8 positions:
     ids               0  a  b  c  0  d  e  0     0 where a virtual token or padding stands
     virtual_indices   0 -1 -1 -1  0 -1 -1 -1     which vector of the soft prompt, -1 elsewhere
     segments          0  0  0  0  1  1  1 -1     which row; -1 is padding
-    positions         0  1  2  3  0  1  2  0     counted within the row (from P after a prefix of P)
+    positions         0  1  2  3  0  1  2  0     within the row, from P after a prefix of P
     cu_seqlens       [0, 4, 7, 8, 8, ...]        row boundaries in the flat (B * T) positions
 
-                      keys                     `attention_mask.visibility_mask` turns segments and
-                      v  a  b  c  v  d  e  .   positions into the mask (1 = visible); FlashAttention
-    queries    v      1  .  .  .  .  .  .  .   needs only `cu_seqlens`.
+                      keys
+                      v  a  b  c  v  d  e  .
+    queries    v      1  .  .  .  .  .  .  .
                a      1  1  .  .  .  .  .  .
-               b      1  1  1  .  .  .  .  .   A label is predicted at the position before it. If
-               c      1  1  1  1  .  .  .  .   c and e are under the loss:
+               b      1  1  1  .  .  .  .  .
+               c      1  1  1  1  .  .  .  .
                v      .  .  .  .  1  .  .  .
-               d      .  .  .  .  1  1  .  .   label_positions  [2, 5]
-               e      .  .  .  .  1  1  1  .   labels           [c, e]
-               .      .  .  .  .  .  .  .  1   label_rows       [0, 1]
+               d      .  .  .  .  1  1  .  .     label_positions  [2, 5]
+               e      .  .  .  .  1  1  1  .     labels           [c, e]
+               .      .  .  .  .  .  .  .  1     label_rows       [0, 1]
 
-A padded batch is the same with one row a line. A prefix takes no position in the grid: its keys and
-values stand before every line and every row sees them (segment `SHARED`).
+`attention_mask.visibility_mask` turns segments and positions into the mask (1 = visible);
+FlashAttention needs only `cu_seqlens`. A label is predicted at the position before it: above, c and
+e are supervised. In a padded batch each line holds one row. A prefix takes no position in the grid:
+its keys and values precede every line and every row sees them (the mask gives them the segment
+`SHARED`).
 """
 
 from __future__ import annotations
@@ -35,13 +38,16 @@ from tarazu.engine.counts import TokenCounts
 
 PAD = -1  # segment of padding
 SHARED = -2  # segment of the prefix, which every row sees
-BLOCK = 128  # widths of packed lines are multiples of it: the block size of flex attention
-# The length of cu_seqlens is a power of two from here on: each length needs its own CUDA graph.
+BLOCK = 128  # widths of packed lines are whole blocks: the block size of flex attention
+# The shortest cu_seqlens. Longer ones are padded to powers of two, so that few CUDA graphs are
+# needed.
 MIN_CU_SEQLENS = 32
-# Ends that `pack_rows` tries for full lines: each may need one more CUDA graph.
-MAX_SHORT_WIDTHS = 6
+# How many widths of a full line `pack_rows` tries, `limit` included. Each may cost one CUDA graph
+# more.
+MAX_LINE_ENDS = 6
 
-Lines = list[list["TokenizedRow"]]  # for each line of a batch, its rows in order
+Line = list["TokenizedRow"]  # the rows of one line, in order
+Lines = list[Line]  # the lines of one batch
 
 
 @dataclass(frozen=True)
@@ -51,7 +57,7 @@ class TokenizedRow:
     Args:
         ids: (n,) token ids.
         supervised: (n,) bool, True where the token is under the loss.
-        index: tells the row apart from others; becomes `ChatBatch.label_rows`.
+        index: number of the row among those laid out together; becomes `ChatBatch.label_rows`.
     """
 
     ids: np.ndarray
@@ -74,7 +80,8 @@ class ChatBatch:
         counts: numbers of tokens, for the ledger.
         max_row_length: positions of the longest row, virtual tokens included.
         cu_seqlens: (E,) int32 row boundaries, see `make_cu_seqlens`; None: attention uses a mask.
-        max_line_width: largest T to expect soon, at least this batch's.
+        max_line_width: T of the widest line that may come, at least this batch's. A CUDA graph of
+            that width is captured first.
     """
 
     ids: torch.Tensor
@@ -116,9 +123,9 @@ def make_batch(
         lines: for each line, its rows in order.
         num_virtual_tokens: soft-prompt tokens before every row.
         prefix_length: key-value positions before every row. They take no position in the grid, but
-            the rows' positions count from there on.
+            `positions` start at `prefix_length`.
         pad_left: pad on the left, as generation needs it.
-        width: T; default: the longest line.
+        width: smallest T; a longer line widens it. None: the longest line.
         with_cu_seqlens: give row boundaries, for attention without a mask.
         max_line_width: as in `ChatBatch`; 0: unknown.
 
@@ -145,7 +152,7 @@ def make_batch(
             positions[b, column:end] = np.arange(end - column) + prefix_length
             segments[b, column:end] = segment
             supervised = np.flatnonzero(row.supervised)
-            # Nothing before a row's first token could predict it.
+            # A row's first token has no position before it, unless virtual tokens stand there.
             supervised = supervised[supervised + num_virtual_tokens > 0]
             label_positions.append(b * width + start + supervised - 1)
             labels.append(row.ids[supervised])
@@ -182,9 +189,10 @@ def make_cu_seqlens(starts: list[int], num_positions: int) -> np.ndarray:
         num_positions: B * T.
 
     Returns:
-        (E,) int32: the starts, then `num_positions` as often as E is filled up to. The surplus
-        boundaries are rows of length 0.
+        (E,) int32: the starts, then `num_positions`, repeated until there are E entries. The
+        repeated boundaries are rows of length 0.
     """
+    # The next power of two above the number of starts, so that the end always fits.
     size = max(MIN_CU_SEQLENS, 1 << len(starts).bit_length())
     return np.array(starts + [num_positions] * (size - len(starts)), np.int32)
 
@@ -198,7 +206,8 @@ def bin_pack(
         rows: the rows.
         limit: largest number of positions in a batch.
         num_virtual_tokens: soft-prompt tokens before every row; they count.
-        packed: one line of many rows a batch, else one row a line and rows of like length together.
+        packed: True: each batch is one line of many rows. False: each line is one row, and a batch
+            holds rows of similar length.
 
     Returns:
         For each batch, its lines.
@@ -207,6 +216,7 @@ def bin_pack(
     if not packed:
         batches: list[list[TokenizedRow]] = []
         for row in rows:
+            # The first row of a batch is its longest, as rows are sorted.
             width = len(batches[-1][0].ids) + num_virtual_tokens if batches else 0
             if batches and width * (len(batches[-1]) + 1) <= limit:
                 batches[-1].append(row)
@@ -232,40 +242,41 @@ def pack_rows(
 ) -> list[tuple[Lines, int, int]]:
     """Pack rows into lines of few different widths, as CUDA graphs and compiled code need them.
 
-    Widths are multiples of limit / 16. On average half a multiple a line is padding: about 2% of a
-    step of two lines.
+    Widths are multiples of `unit`, about limit / 16 in whole blocks. On average a line that is not
+    full has half a unit of padding, about 3% of `limit`.
 
     Args:
         rows: the rows.
         limit: largest width, unless one row alone is longer.
         num_virtual_tokens: soft-prompt tokens before every row.
-        allow_shorter: full lines may end a few blocks before `limit`, all lines of a step at the
-            same block. Of these ends, the one with the fewest positions in total is taken.
+        allow_shorter: let full lines be a few blocks shorter than `limit`. All full lines of one
+            call
+            share that length; the one with the fewest positions in total is taken.
 
     Returns:
-        For each batch: its one line, the width to pad it to, and the largest width of a line that
-        is about as full.
+        For each batch: its one line, the width to pad it to, and `max_line_width`: `limit` in whole
+        blocks for a full line, otherwise the line's own width.
     """
-    step = max(BLOCK, limit // 16 // BLOCK * BLOCK)
-    earliest_end = limit - min(step, MAX_SHORT_WIDTHS * BLOCK)
-    ends = range(limit, earliest_end, -BLOCK) if allow_shorter else (limit,)
-    layouts = [_lines_up_to(end, rows, step, num_virtual_tokens) for end in ends]
+    unit = max(BLOCK, limit // 16 // BLOCK * BLOCK)
+    stop = limit - min(unit, MAX_LINE_ENDS * BLOCK)
+    ends = range(limit, stop, -BLOCK) if allow_shorter else (limit,)
+    layouts = [_lines_up_to(end, rows, unit, num_virtual_tokens) for end in ends]
     smallest = min(layouts, key=lambda layout: sum(width for _, width in layout))
     return [
-        (lines, width, _round_up(limit, BLOCK) if limit - step < width <= limit else width)
+        (lines, width, _round_up(limit, BLOCK) if limit - unit < width <= limit else width)
         for lines, width in smallest
     ]
 
 
 def _lines_up_to(
-    end: int, rows: list[TokenizedRow], step: int, num_virtual_tokens: int
+    end: int, rows: list[TokenizedRow], unit: int, num_virtual_tokens: int
 ) -> list[tuple[Lines, int]]:
-    """The packed batches whose full lines end at `end`, with widths in multiples of `step`."""
+    """The packed batches whose full lines end at `end`, with widths in multiples of `unit`."""
     layout = []
     for lines in bin_pack(rows, end, num_virtual_tokens, packed=True):
         size = sum(num_virtual_tokens + len(row.ids) for row in lines[0])
-        width = _round_up(size, step)
-        if size <= end:  # not a single row that is longer than a line
+        width = _round_up(size, unit)
+        if size <= end:  # otherwise it is one row longer than `end`, which keeps its width
             width = min(width, _round_up(end, BLOCK))
         layout.append((lines, width))
     return layout

@@ -11,10 +11,11 @@ running them. The graphs are captured once for each shape of the inputs:
    copies the output gradients, binds the gradient buffers to the parameters' `.grad`, and replays
    the backward graph, which adds to them.
 
-Weights must stay at their addresses: optimizer, averaging and loading write in place. All graphs of
-a function share one memory pool. So a pass that is replayed or captured overwrites what another has
-kept for its backward pass. Capture the widest shape first: narrower ones then reuse its memory,
-while a wider one captured later is allocated besides.
+Weights must stay at their addresses, so the optimizer, the weight average and the loading of
+weights all write in place. All graphs of a function share one memory pool, so a forward pass must
+be followed by its own backward pass: any other replay or capture overwrites the activations it
+saved. Capture the widest shape first: narrower ones then reuse its memory, while a wider one
+captured later needs new memory on top.
 """
 
 from __future__ import annotations
@@ -40,15 +41,15 @@ from tarazu.engine.out_of_memory import is_out_of_memory
 from tarazu.engine.progress import log
 
 Work = Callable[..., tuple[Tensor, ...]]
-MAX_GRAPHS = 48  # of one function; the launches of each take some megabytes
+MAX_GRAPHS = 48  # per `GraphedFunction`; each graph costs a few MB for its list of launches
 _generation = 0  # graphs of an older generation must not be replayed
 
 
 def invalidate_all() -> None:
-    """Discard all captured graphs of the process at their next use.
+    """Mark all captured graphs of the process as stale.
 
-    Call this after a change of a module that its tensors do not show (a hook, a dropout
-    probability), or to free the memory of the graphs.
+    Each function drops its graphs, and their memory, at its next call. Call this after a change
+    that leaves a module's tensors as they are (a hook, a dropout probability).
     """
     global _generation
     _generation += 1
@@ -58,13 +59,14 @@ class GraphedFunction:
     """`work(*inputs, *static_args)`, replayed from CUDA graphs.
 
     Inputs get no gradients. The parameters' gradients are added to their `.grad`: use `backward()`,
-    not `autograd.grad`. What cannot be captured runs eagerly; `failure_reason` then says why.
+    not `autograd.grad`. After one failed capture every shape runs eagerly, and `failure_reason`
+    says why.
 
     Args:
         work: takes tensors and returns tensors, each of any shape. It draws random numbers on the
             device only, and never reads a number from the device.
         module: its trainable parameters get gradients.
-        min_calls: capture a shape at this call with it.
+        min_calls: capture a shape at this call with it; earlier calls run eagerly.
     """
 
     def __init__(self, work: Work, module: nn.Module, min_calls: int = 1):
@@ -74,13 +76,14 @@ class GraphedFunction:
         self.call_counts: Counter[Hashable] = Counter()
         self.graph_pool: GraphPool | None = None
         self.num_captured = 0
-        # Cached, because a walk of the module takes longer than a call.
+        # Listed once, because walking the module takes longer than a replay. So the module must not
+        # gain or lose parameters.
         self._all_parameters: list[nn.Parameter] = []
         self._captured_for: tuple[int, ...] = ()  # generation and ids of the trainable parameters
         self._capacity = 0
 
     def __call__(self, *inputs: Tensor, static_args: tuple = ()) -> tuple[Tensor, ...]:
-        """Replay the graphs of these shapes; capture them first if it is time.
+        """Replay the graphs of these shapes; capture them once they have had `min_calls` calls.
 
         Args:
             inputs: tensors of any shape.
@@ -98,8 +101,8 @@ class GraphedFunction:
         return _Replay.apply(self.graphs[key], len(inputs), *inputs, *parameters)
 
     def capacity(self) -> int:
-        """Number of elements of the largest captured first input; smaller ones fit its memory."""
-        self._trainable_parameters()
+        """Number of elements of the largest captured `inputs[0]`; smaller ones reuse its memory."""
+        self._trainable_parameters()  # discards stale graphs
         return self._capacity
 
     def prepare(self, *inputs: Tensor, static_args: tuple = ()) -> None:
@@ -115,8 +118,8 @@ class GraphedFunction:
         self.graph_pool, self._capacity = None, 0
 
     def __del__(self) -> None:
-        # Free graphs before their pool, also where the collector frees this object in a cycle with
-        # its module.
+        # Free graphs before their pool, also when the garbage collector breaks a reference cycle
+        # with the module, in any order.
         self.clear()
 
     def _trainable_parameters(self) -> list[nn.Parameter]:
@@ -131,7 +134,7 @@ class GraphedFunction:
 
     @staticmethod
     def _key(inputs: Sequence[Tensor], static_args: tuple) -> Hashable:
-        """Everything that a captured pass depends on besides values."""
+        """Everything that a captured pass depends on, apart from the values in the inputs."""
         shapes = ((x.shape, x.dtype) for x in inputs)
         return (static_args, *shapes, torch.is_autocast_enabled("cuda"))
 
@@ -147,6 +150,8 @@ class GraphedFunction:
             return
         self.graph_pool = self.graph_pool or GraphPool()
         try:
+            # The warm-up overwrites the gradient buffers: move what they have accumulated
+            # elsewhere.
             self.graph_pool.detach_gradients(parameters)
             with memory.capture_counted(self.graph_pool.pool):
                 self.graphs[key] = CapturedGraphs(
@@ -160,6 +165,7 @@ class GraphedFunction:
 
     def _handle_failure(self, error: RuntimeError) -> None:
         """Free all graphs, then run eagerly from now on; raise again if memory ran out."""
+        # Ending a failed capture raises a second error; the first one is its context.
         cause = error.__context__ or error
         self.clear()  # the next try, smaller or eager, needs the memory
         if is_out_of_memory(error) or is_out_of_memory(cause):
@@ -198,17 +204,19 @@ class CapturedGraphs:
         self.grad_buffers: list[Tensor] = []
         # (parameter, buffer) of the parameters that get a gradient; set by `_backward`.
         self.bound: list[tuple[Tensor, Tensor]] = []
+        outputs: tuple[Tensor, ...] = ()
         host_rng = torch.get_rng_state()
         device_rng = torch.cuda.get_rng_state() if torch.cuda.is_available() else None
         try:
             with autocast_cache_disabled(), gc_paused(collect_first=graph_pool.is_unused):
-                # Inside `gc_paused`: older graphs, which keep the AccumulateGrad nodes on their own
-                # streams, are freed by now.
+                # Only here: `gc_paused` has just collected older graphs. While they live, the
+                # parameters' AccumulateGrad nodes stay tied to those graphs' streams.
                 self.grad_buffers = [graph_pool.grad_buffer(p) for p in parameters]
                 warm_up(self._forward_and_backward, graph_pool)
                 self.replay_forward, outputs = capture(self._forward, graph_pool)
                 self.outputs = [out.detach() for out in outputs]
-                # Static, outside the pool: the gradients that come from the rest of the pass.
+                # Gradients with respect to the outputs. The rest of the backward pass, outside the
+                # graph, writes them, so they are static and not in the pool.
                 self.output_grads = [torch.ones_like(out) for out in self.outputs]
                 self.replay_backward, _ = capture(self._backward, graph_pool)
             if not torch.equal(host_rng, torch.get_rng_state()):
@@ -217,8 +225,10 @@ class CapturedGraphs:
                 )
         finally:
             # Drop the autograd graph, whose memory the next capture shares.
-            self._live_outputs, outputs = (), ()
-            # The warm-up drew random numbers: a resumed run must draw the same as any other.
+            del outputs
+            self._live_outputs = ()
+            # Take back the draws of warm-up and capture: a resumed run captures at other steps, and
+            # must still draw the same numbers.
             torch.set_rng_state(host_rng)
             if device_rng is not None:
                 torch.cuda.set_rng_state(device_rng)
@@ -231,17 +241,23 @@ class CapturedGraphs:
     def _backward(self) -> tuple[()]:
         """Add the gradients of the last `_forward` to the gradient buffers.
 
-        Outputs without a gradient, which are only reported, are left out.
+        Outputs that need no gradient (numbers for the log) are left out.
+
+        Raises:
+            RuntimeError: no output needs a gradient.
         """
-        pairs = zip(self._live_outputs, self.output_grads, strict=True)
-        outputs, output_grads = zip(*(pair for pair in pairs if pair[0].requires_grad), strict=True)
+        output_pairs = zip(self._live_outputs, self.output_grads, strict=True)
+        trained = [(out, grad) for out, grad in output_pairs if out.requires_grad]
+        if not trained:
+            raise RuntimeError("no output needs a gradient")
+        outputs, output_grads = zip(*trained, strict=True)
         # Without autocast, as in any backward pass.
         with torch.autocast(output_grads[0].device.type, enabled=False):
             grads = torch.autograd.grad(outputs, self.parameters, output_grads, allow_unused=True)
         used = [grad is not None for grad in grads]
-        pairs = zip(self.parameters, self.grad_buffers, strict=True)
-        self.bound = [pair for pair, is_used in zip(pairs, used, strict=True) if is_used]
-        # One launch adds them all, if each gradient has the memory layout of its buffer.
+        buffer_pairs = zip(self.parameters, self.grad_buffers, strict=True)
+        self.bound = [pair for pair, is_used in zip(buffer_pairs, used, strict=True) if is_used]
+        # `contiguous` gives each gradient the layout of its buffer; then one launch adds them all.
         torch._foreach_add_(
             [buffer for _, buffer in self.bound],
             [grad.contiguous() for grad in grads if grad is not None],
@@ -250,6 +266,7 @@ class CapturedGraphs:
 
     def _forward_and_backward(self) -> None:
         """The whole pass, for the warm-up."""
+        # Temporary: `__init__` replaces these after the capture of the forward pass.
         self.output_grads = [torch.ones_like(out) for out in self._forward()]
         self._backward()
         self._live_outputs = ()
@@ -265,7 +282,7 @@ class _Replay(torch.autograd.Function):
     def forward(
         ctx: FunctionCtx, graphs: CapturedGraphs, num_inputs: int, *tensors: Tensor
     ) -> tuple[Tensor, ...]:
-        """Copy the inputs, of the captured shapes, and replay the forward graph."""
+        """Copy the inputs (they have the captured shapes) and replay the forward graph."""
         for static_input, given in zip(graphs.inputs, tensors[:num_inputs], strict=True):
             static_input.copy_(given, non_blocking=True)
         graphs.replay_forward()
@@ -276,7 +293,7 @@ class _Replay(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: FunctionCtx, *output_grads: Tensor) -> tuple[Tensor | None, ...]:
-        """Copy the output gradients, of the outputs' shapes, and replay the backward graph.
+        """Copy the output gradients (they have the outputs' shapes) and replay the backward graph.
 
         Raises:
             RuntimeError: another pass has overwritten the tensors of this one.
@@ -287,7 +304,7 @@ class _Replay(torch.autograd.Function):
                 "the tensors that this backward pass needs are overwritten: another pass was "
                 "replayed or captured since, or the backward pass has run already"
             )
-        graphs.replay_counter.next()
+        graphs.replay_counter.next()  # what the forward pass kept is used up
         for static_grad, given in zip(graphs.output_grads, output_grads, strict=True):
             static_grad.copy_(given)
         bind_gradients(graphs.bound)
