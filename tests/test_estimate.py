@@ -202,9 +202,9 @@ def test_steps_that_compiled_are_left_out_on_a_gpu(tmp_path):
 
 
 def test_warmup_is_the_extra_time_of_the_first_rounds():
-    assert dry_run.warmup_seconds([3.0]) == 0.0
-    assert dry_run.warmup_seconds([3.0, 2.0, 0.5]) == 4.0
-    assert dry_run.warmup_seconds([0.4, 2.0, 0.5]) == 1.5
+    assert dry_run.extra_over_last_round([3.0]) == 0.0
+    assert dry_run.extra_over_last_round([3.0, 2.0, 0.5]) == 4.0
+    assert dry_run.extra_over_last_round([0.4, 2.0, 0.5]) == 1.5
 
 
 def test_the_steps_that_bring_a_new_shape_are_found(recipe, data):
@@ -256,7 +256,7 @@ def test_each_seed_takes_its_own_steps_with_new_shapes(recipe, data, tmp_path, m
             )
         }
 
-    monkeypatch.setitem(dry_run.WARMUP_ROUNDS, "cpu", 2)
+    monkeypatch.setitem(dry_run.ROUNDS, "cpu", 2)
     monkeypatch.setattr(
         Chat.cost, "pass_shapes", lambda trainable, data, recipe, rows: widths(rows)
     )

@@ -1,10 +1,10 @@
 """A dry run of training: a few real steps, from which the time and memory of the whole run follow.
 
-Steps of a new shape cost extra. On a GPU a pass of a new width is captured as a CUDA graph, which
-takes as long as about ten steps. Each captured graph holds memory, and capturing a wider batch
-after a narrower one adds to the total. So the dry run also takes the steps of a run that bring a
-new shape, in the run's own order. It does so for several seeds, because the seed decides which rows
-a step has.
+An optimizer step has one or several passes (micro-batches). On a GPU a pass of a new width is
+captured as a CUDA graph, which takes as long as about ten steps. Each captured graph holds memory,
+and capturing a wider pass after a narrower one adds to the total. So the dry run also runs those
+steps of the real run in which a shape occurs for the first time, in the run's own order. It does so
+for several seeds, because the seed decides which rows a step has.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from tarazu.engine.cost import TaskCost
 from tarazu.engine.ledger import Ledger
@@ -29,11 +29,12 @@ from tarazu.storage.run_folder import RunDir
 
 # Steps that are timed. A GPU's steps are short, and its first ones are slower than the others.
 STEPS = {"cpu": 3, "cuda": 12}
-# How often the timed steps run. On a GPU the first round plans and compiles.
-WARMUP_ROUNDS = {"cpu": 1, "cuda": 2}
-MAX_SEEDS = 3  # seeds with a dry run of their own; further seeds count as the first
+# Rounds over the timed steps; only the last is timed. On a GPU the first plans and compiles.
+ROUNDS = {"cpu": 1, "cuda": 2}
+# Seeds with a dry run of their own; further seeds are taken to cost what the first does.
+MAX_SEEDS = 3
 MAX_SHAPE_STEPS = 200  # steps that are searched for new shapes; later ones are rare
-MAX_WEIGHED_STEPS = 1000  # steps among which the heaviest is searched
+MAX_WEIGHED_STEPS = 1000  # how many steps are searched for the heaviest
 
 TrainOnRows = Callable[[list[int], Path, Ledger], RunDir]
 
@@ -43,7 +44,7 @@ class Warmup:
     """Cost of the first passes of a run.
 
     Args:
-        extra_seconds: seconds beyond what the same passes take later.
+        extra_seconds: how much longer these passes take the first time than later.
         peak_memory: peak memory in bytes.
         new_shape_steps: the steps that have a pass of a new shape.
     """
@@ -60,14 +61,14 @@ class TrainingTiming:
     Args:
         warmups: by seed; the recipe's first seed comes first.
         num_steps: optimizer steps of the whole budget.
-        step_seconds: seconds of a warm optimizer step.
-        tokens_per_step: mean tokens in an optimizer step.
+        step_seconds: seconds of a warm step.
+        tokens_per_step: mean tokens in a step.
         checkpoint_seconds: seconds of one checkpoint.
         disk_bytes: bytes of weights, checkpoints and logged steps.
     """
 
     warmups: dict[int, Warmup]
-    num_steps: float
+    num_steps: int
     step_seconds: float
     tokens_per_step: float
     checkpoint_seconds: float
@@ -87,7 +88,7 @@ class TrainingTiming:
         return self.num_steps * self.tokens_per_step / self.train_seconds(warmup)
 
     def warmup_seconds(self, steps: int) -> float:
-        """The extra seconds of first passes among a run's first `steps` steps."""
+        """The part of the warm-up that falls into the first `steps` steps; all of it if unknown."""
         warmup = self.first
         if not warmup.new_shape_steps:
             return warmup.extra_seconds
@@ -106,8 +107,9 @@ def dry_run(
 ) -> TrainingTiming:
     """Train a few steps of one method and time them.
 
-    If passes of a new shape cost extra, take first the steps that bring new shapes, for each seed.
-    Otherwise take the heaviest step, for its memory. Then time the first steps of the first seed.
+    If passes of a new shape cost extra, begin with the steps that bring new shapes, for each seed.
+    Otherwise begin with the heaviest step, for its memory. Then time the first steps of the first
+    seed.
 
     Args:
         task: the recipe's task.
@@ -116,7 +118,7 @@ def dry_run(
         data: the prepared data.
         model: the method's model, newly built. It is trained here.
         scratch: an empty folder for checkpoints.
-        ledger: has the device; it records the heaviest step.
+        ledger: gives the device; where no shapes are new, it also records the heaviest step.
     """
     cost, method, device = task.cost, recipe.methods[name], ledger.device
     train: TrainOnRows = partial(train_on_rows, task, recipe, name, data, model)
@@ -128,9 +130,9 @@ def dry_run(
     heaviest = cost.with_longest_row(data, heaviest_step(data, sampler, cost))
 
     # 1. The first passes.
-    new_shapes: dict[int, tuple[tuple[int, ...], bool]] = {}
-    if cost.has_shapes and WARMUP_ROUNDS[device.type] > 1:
-        new_shapes = new_shape_steps(cost, recipe, data, model, samplers)
+    new_shapes: dict[int, NewShapes] = {}
+    if cost.has_shapes and ROUNDS[device.type] > 1:  # on a GPU
+        new_shapes = find_new_shapes(cost, recipe, data, model, samplers)
     if new_shapes:
         # The process pays some costs once, such as loading kernels. They belong to no method.
         train(sampler.rows_of_step(0), scratch / "once", Ledger(device))
@@ -139,19 +141,19 @@ def dry_run(
         rows = [row for step in steps for row in samplers[seed].rows_of_step(step)]
         if not complete:  # a later step may be heavier than those that were searched
             rows += heaviest
-        cost.reset(model)
+        cost.reset(model)  # forget what the seed before has captured
         warmups[seed] = time_warmup(train, rows, steps, scratch / str(seed), ledger)
     if not warmups:
         train(heaviest, scratch / "heaviest", ledger)
 
     # 2. The timed steps.
     first_rows = [row for step in range(STEPS[device.type]) for row in sampler.rows_of_step(step)]
-    rounds = [Ledger(device) for _ in range(1 if warmups else WARMUP_ROUNDS[device.type])]
+    rounds = [Ledger(device) for _ in range(1 if warmups else ROUNDS[device.type])]
     for number, round_ledger in enumerate(rounds):
-        run = train(first_rows, scratch / f"steps-{number}", round_ledger)
+        last_run = train(first_rows, scratch / f"steps-{number}", round_ledger)
     warm = rounds[-1]
     if not warmups:
-        extra_seconds = warmup_seconds([one.seconds["train"] for one in rounds])
+        extra_seconds = extra_over_last_round([one.seconds["train"] for one in rounds])
         peak = max(peak_bytes(one) for one in (ledger, *rounds))
         warmups = {recipe.seeds[0]: Warmup(extra_seconds, peak)}
 
@@ -161,21 +163,21 @@ def dry_run(
     return TrainingTiming(
         warmups=warmups,
         num_steps=num_steps,
-        step_seconds=seconds_per_step(run, warm),
+        step_seconds=seconds_per_step(last_run, warm),
         tokens_per_step=tokens_per_step,
         checkpoint_seconds=warm.seconds["checkpoint"],
-        disk_bytes=max_disk_bytes(run, recipe.budget, num_steps),
+        disk_bytes=max_disk_bytes(last_run, recipe.budget, num_steps),
     )
 
 
 def time_warmup(
     train: TrainOnRows, rows: list[int], steps: tuple[int, ...], scratch: Path, ledger: Ledger
 ) -> Warmup:
-    """Train twice on the same rows: the first time costs more by the warm-up.
+    """Train twice on the same rows: the difference is the warm-up.
 
     Args:
-        train: trains on rows, in a folder, and records a ledger.
-        rows: the rows of all `steps`, and of the heaviest step if it may not be among them.
+        train: trains on rows, in a folder, and fills a ledger.
+        rows: the rows of all `steps`, and of the heaviest step, unless all steps were searched.
         steps: the steps that have a pass of a new shape.
         scratch: an empty folder.
         ledger: has the device.
@@ -184,29 +186,31 @@ def time_warmup(
     rounds = [Ledger(ledger.device), Ledger(ledger.device)]
     for number, round_ledger in enumerate(rounds):
         train(rows, scratch / f"new-{number}", round_ledger)
-    extra_seconds = warmup_seconds([one.seconds["train"] for one in rounds])
+    extra_seconds = extra_over_last_round([one.seconds["train"] for one in rounds])
     return Warmup(extra_seconds, max(map(peak_bytes, rounds)), steps)
 
 
-def new_shape_steps(
+class NewShapes(NamedTuple):
+    """The steps that have a pass of a new shape, and whether the whole run was searched."""
+
+    steps: tuple[int, ...]
+    complete: bool
+
+
+def find_new_shapes(
     cost: TaskCost,
     recipe: Recipe,
     data: Any,
     model: TrainableModel,
     samplers: dict[int, RowSampler],
-) -> dict[int, tuple[tuple[int, ...], bool]]:
-    """The steps that have a pass of a new shape.
-
-    Returns:
-        By seed, these steps, and whether all steps of the run were searched. Empty if there is no
-        such step.
-    """
+) -> dict[int, NewShapes]:
+    """The steps that have a pass of a new shape, by seed; empty if there is no such step."""
     shapes = partial(cost.pass_shapes, model, data, recipe)
     by_seed = {}
     for seed, sampler in samplers.items():
         steps, complete = steps_to_inspect(sampler, recipe.budget, partial(cost.row_weight, data))
-        by_seed[seed] = first_step_of_each_shape(sampler, shapes, steps), complete
-    return by_seed if any(steps for steps, _ in by_seed.values()) else {}
+        by_seed[seed] = NewShapes(first_step_of_each_shape(sampler, shapes, steps), complete)
+    return by_seed if any(found.steps for found in by_seed.values()) else {}
 
 
 def first_step_of_each_shape(
@@ -216,7 +220,7 @@ def first_step_of_each_shape(
 
     Args:
         sampler: the order of rows.
-        shapes: the shapes of the passes of a step with the given rows.
+        shapes: gives the widths of the passes over the given rows.
         steps: how many steps to search.
     """
     seen: set[int] = set()
@@ -242,7 +246,7 @@ def steps_to_inspect(
         row_weight: the tokens of rows.
 
     Returns:
-        The number of steps, and whether the run has no more.
+        The number of steps, and whether that is the whole run.
     """
     limit = min(MAX_SHAPE_STEPS, sampler.steps_per_epoch)
     if budget.epochs:
@@ -266,11 +270,7 @@ def train_on_rows(
     folder: Path,
     ledger: Ledger,
 ) -> RunDir:
-    """Train once on the given rows in the given order, with the real loop and without validation.
-
-    Returns:
-        The run's folder, under `folder`.
-    """
+    """Train once on the given rows in their order; returns the run's folder, under `folder`."""
     method, seed = recipe.methods[name], recipe.seeds[0]
     changes = {
         "tokens": None,
@@ -283,7 +283,8 @@ def train_on_rows(
     }
     budget = recipe.budget.model_copy(update=changes)
     subset = SubsetTask(task, data, rows)
-    # The loop shuffles. Undo this: a step of other rows would have other shapes than the run's.
+    # The loop shuffles its rows. Order them so that the shuffle returns them as given, because
+    # other rows in a step would give other shapes. `subset` is both the task and its data.
     sampler = make_row_sampler(subset, subset, method, budget, seed)
     subset.rows = inverse_shuffle(rows, sampler)
     recipe = recipe.model_copy(update={"budget": budget})
@@ -299,8 +300,8 @@ def max_disk_bytes(run: RunDir, budget: Budget, num_steps: float) -> int:
         budget: the budget; with `keep: best` the weights exist twice.
         num_steps: steps of the whole run.
     """
-    checkpoints = [folder for folder in (run.path / "checkpoint").iterdir() if folder.is_dir()]
-    checkpoint_bytes = sum(file.stat().st_size for file in checkpoints[-1].iterdir())
+    checkpoint = next(path for path in (run.path / "checkpoint").iterdir() if path.is_dir())
+    checkpoint_bytes = sum(file.stat().st_size for file in checkpoint.iterdir())  # all are alike
     weights_bytes = run.weights.stat().st_size * (2 if budget.keep == "best" else 1)
     lines = (run.path / "events.jsonl").read_bytes().splitlines(keepends=True)
     line_bytes = statistics.fmean(len(line) for line in lines if b'"event": "step"' in line)
@@ -330,14 +331,14 @@ def seconds_per_step(run: RunDir, ledger: Ledger) -> float:
 
 
 def heaviest_step(data: Any, sampler: RowSampler, cost: TaskCost) -> list[int]:
-    """The rows of the step with the most tokens among a run's first steps: its peak of memory."""
+    """The rows of the step with the most tokens among the first ones: it sets the peak memory."""
     if not cost.rows_differ:
         return sampler.rows_of_step(0)
     steps = range(min(MAX_WEIGHED_STEPS, sampler.steps_per_epoch))
     return max(map(sampler.rows_of_step, steps), key=partial(cost.row_weight, data))
 
 
-def warmup_seconds(rounds: Sequence[float]) -> float:
+def extra_over_last_round(rounds: Sequence[float]) -> float:
     """Extra seconds of the first rounds of the same steps, compared with the last round."""
     return sum(max(0.0, seconds - rounds[-1]) for seconds in rounds[:-1])
 

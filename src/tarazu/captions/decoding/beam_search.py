@@ -1,6 +1,6 @@
 """Greedy decoding and beam search, for many images at once.
 
-The search needs of a model only `start`, `step`, and a state that is a tuple of tensors with the
+Of a model the search uses only `start`, `step`, and a state that is a tuple of tensors with the
 batch first.
 
 Shapes: B images, K beams, V vocabulary size, L = max_words + 2 (with `<sos>` and `<eos>`).
@@ -18,7 +18,8 @@ from tarazu.captions.data.vocabulary import EOS, PAD, SOS
 from tarazu.captions.decoding.constraints import NEG_INF, mask_forbidden, repeated_trigrams
 from tarazu.captions.model.decoders import State
 
-STOP_CHECK_INTERVAL = 4  # steps; asking the device whether all beams are done waits for it
+# Steps between checks whether all beams are done. Each check makes the host wait for the device.
+STOP_CHECK_INTERVAL = 4
 
 
 class DecodableModel(Protocol):
@@ -26,7 +27,7 @@ class DecodableModel(Protocol):
 
     @property
     def image_state_indices(self) -> tuple[int, ...]:
-        """Indices of the state's tensors that depend on the image alone, known after `start`."""
+        """Indices of the state's tensors that depend on the image alone; valid after `start`."""
         ...
 
     def start(self, images: Tensor) -> State:
@@ -70,10 +71,11 @@ def beam_search(
         beams: K, the width of the search.
         max_words: words of the longest caption.
         length_penalty: a caption of n words scores log p / (n + 1)^length_penalty; 1 gives the
-            mean over the words and the end.
+            mean log-probability of a token, `<eos>` included.
         block_trigrams: never repeat three words in a row within a caption.
-        early_stopping: "full" finishes an image when K captions have ended; "ahead" also waits
-            until no unfinished beam scores better than the worst of them.
+        early_stopping: "full": stop an image when K captions have ended. "ahead": also wait until
+            no
+            growing beam, scored as if it ended at the next token, beats the worst finished caption.
     """
     search = BeamState(len(images), beams, max_words, length_penalty, early_stopping, images.device)
     # Every image's state K times: row b * K + k belongs to beam k of image b.
@@ -84,7 +86,7 @@ def beam_search(
         log_probs = _allowed_log_probs(logits, search, position, block_trigrams)
         parent_rows = search.advance(log_probs)
         # Follow the surviving beams. A beam's parent belongs to the same image, so the tensors that
-        # depend on the image alone stay where they are.
+        # depend on the image alone need no reordering.
         state = tuple(
             tensor if i in image_state else tensor.index_select(0, parent_rows)
             for i, tensor in enumerate(state)
@@ -121,7 +123,8 @@ class BeamState:
         self.tokens = torch.full((batch, beams, max_words + 2), PAD, device=device)
         self.tokens[:, :, 0] = SOS
         self.log_probs = torch.full((batch, beams), NEG_INF, device=device)
-        self.log_probs[:, 0] = 0.0  # all beams start equal, so only one of them is alive
+        # All beams start identical. Only the first is alive, or K copies would be found.
+        self.log_probs[:, 0] = 0.0
         # Finished captions, best first: tokens (B, K, L) and normalised scores (B, K).
         self.finished_tokens = torch.full_like(self.tokens, PAD)
         self.finished_scores = torch.full_like(self.log_probs, NEG_INF)
@@ -142,8 +145,8 @@ class BeamState:
             (B * K,): the row of each new beam's parent.
         """
         vocab_size = log_probs.shape[2]
-        # 1. Rank all K * V extensions of an image. Up to K of the best 2K can be ends, so K others
-        #    remain to grow.
+        # 1. Rank all K * V extensions of an image. Each beam has one extension by <eos>, so at most
+        #    K of the best 2K end and at least K can grow.
         totals = (self.log_probs.unsqueeze(2) + log_probs).flatten(1)  # (B, K * V)
         scores, picks = totals.topk(min(2 * self.beams, totals.shape[1]), 1)  # (B, 2K)
         parents, next_tokens = picks // vocab_size, picks % vocab_size
@@ -151,7 +154,7 @@ class BeamState:
         candidates[:, :, self.length + 1] = next_tokens
         self.length += 1
 
-        # 2. Move ends among the best K to the finished captions.
+        # 2. Extensions by <eos> among the best K become finished captions; others are dropped.
         is_end = next_tokens == EOS
         in_best = torch.arange(scores.shape[1], device=scores.device) < self.beams
         ended_scores = torch.where(is_end & in_best, scores, NEG_INF)
@@ -160,8 +163,8 @@ class BeamState:
         # 3. The best K extensions that do not end are the new beams.
         growing_scores, order = torch.where(is_end, NEG_INF, scores).topk(self.beams, 1)
 
-        # 4. Kill all beams of an image that is done. -inf never reaches the best K again, and no
-        #    dead beam is replaced by a copy of a living one.
+        # 4. Kill all beams of an image that is done: they score -inf from now on, so no further
+        #    caption can finish, and no living beam is left to take their places.
         done = torch.isfinite(self.finished_scores).all(1, keepdim=True)
         if self.early_stopping == "ahead":
             best_growing = growing_scores[:, :1] / (self.length + 1) ** self.length_penalty
@@ -204,12 +207,13 @@ def _allowed_log_probs(
         position: of the next token, 0 for the first.
         block_trigrams: forbid tokens that would repeat a trigram.
     """
+    # `mask_forbidden` also normalises: it returns log-probabilities.
     masked = mask_forbidden(logits.float(), position, search.max_words)
     log_probs = masked.view(-1, search.beams, logits.shape[1])
-    if block_trigrams and position >= 3:
+    if block_trigrams and position >= 3:  # before the fourth word no trigram can repeat
         repeats = repeated_trigrams(search.tokens[:, :, : position + 1], log_probs.shape[2])
         log_probs = log_probs.masked_fill(repeats, NEG_INF)
-        # A beam without any allowed token ends, at no cost.
+        # A beam without any allowed token is ended; this <eos> counts as probability 1.
         stuck = torch.isinf(log_probs).all(2, keepdim=True)
         is_eos = torch.arange(log_probs.shape[2], device=log_probs.device) == EOS
         log_probs = torch.where(stuck & is_eos, 0.0, log_probs)

@@ -2,8 +2,8 @@
 
 All methods answer the same rows, so differences are taken row by row and rows are resampled in
 pairs (Koehn 2004, "Statistical significance tests for machine translation evaluation"). Seeds are
-resampled above the rows, so that the variance between seeds widens the interval. Two or three seeds
-are a poor estimate of that variance: where it dominates, Student's t replaces the normal
+resampled as an outer level, so that the variance between seeds widens the interval. Two or three
+seeds are a poor estimate of that variance: where it dominates, Student's t replaces the normal
 distribution.
 """
 
@@ -17,10 +17,11 @@ import numpy as np
 from scipy.special import stdtr, stdtrit
 
 RESAMPLES = 10_000
-MAX_CELLS = 10_000_000  # rows x resamples held at once; more rows get fewer resamples
+# Rows x resamples held at once; more rows get fewer resamples, but at least 1000.
+MAX_CELLS = 10_000_000
 LEVEL = 0.95  # of the intervals
 POWER = 0.8  # of the smallest detectable difference
-NORMAL_FROM = 500.0  # degrees of freedom from which Student's t is taken as normal
+NORMAL_FROM = 500.0  # at this many degrees of freedom or more the normal distribution is used
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ class Difference:
         min_detectable: the smallest true difference that such a test finds with a power of 80%.
         rows: how many rows were compared.
         seeds: the smaller number of seeds of the two.
-        floor: whether p is the smallest value that so many resamples can give.
+        floor: whether p is as small as this number of resamples allows (read it as <=).
     """
 
     mean: float
@@ -75,7 +76,7 @@ def interval(
     """Bootstrap the mean of `values`.
 
     Args:
-        values: (rows,) or (seeds, rows), the sum over each row (loss in nats, for instance).
+        values: (rows,) or (seeds, rows), one total per row (its loss in nats, for instance).
         weights: (rows,), what the sums are divided by (tokens, for instance); None: ones.
         resamples: the number of bootstrap resamples.
         seed: seed of the random numbers.
@@ -107,30 +108,32 @@ def difference(
         weights: (rows,), as in `interval`.
         resamples: the number of bootstrap resamples.
         seed: seed of the random numbers.
-        comparisons: the number of pairs tested together. `min_detectable` uses the level divided by
-            it, as the first step of Holm's correction does.
-        both_trained: whether both methods vary between seeds. If so and one of them ran with one
-            seed only, its seed variance is assumed to be the other's.
+        comparisons: the number of pairs tested together. `min_detectable` divides the error rate of
+            5% by it, as the first step of Holm's correction does.
+        both_trained: whether both sides were trained (the base model does not vary between seeds).
+            If so and one of them ran with one seed only, its seed variance is assumed to be the
+            other's.
 
     Raises:
         ValueError: the rows are not the same, or there are none.
     """
-    a, weights_ = _as_matrix(a, weights)
+    a, row_weights = _as_matrix(a, weights)
     b, _ = _as_matrix(b, weights)
     if a.shape[1] != b.shape[1]:
         raise ValueError(f"paired rows needed, not {a.shape[1]} and {b.shape[1]}")
-    mean = _mean(a, weights_) - _mean(b, weights_)
+    mean = _mean(a, row_weights) - _mean(b, row_weights)
 
-    # The same rows are drawn for both sides: `_row_counts` depends on the seed and the row count
-    # alone.
-    means = _bootstrap_means(a, weights_, resamples, seed, side=1) - _bootstrap_means(
-        b, weights_, resamples, seed, side=2
+    # The same rows are drawn for both sides: `_row_counts` depends on the seed and the numbers of
+    # rows and resamples alone.
+    means = _bootstrap_means(a, row_weights, resamples, seed, side=1) - _bootstrap_means(
+        b, row_weights, resamples, seed, side=2
     )
-    assumed_variance = _assumed_seed_variance(weights_, a, b) if both_trained else 0.0
+    # Add the seed variance that a side with one seed cannot show.
+    assumed_variance = _assumed_seed_variance(row_weights, a, b) if both_trained else 0.0
     noise = np.random.default_rng([seed, 3]).normal(0, assumed_variance**0.5, len(means))
     means = means + noise
 
-    freedom = _degrees_of_freedom(means, weights_, a, b, assumed_variance=assumed_variance)
+    freedom = _degrees_of_freedom(means, row_weights, a, b, assumed_variance=assumed_variance)
     low, high = _percentiles(means, mean, freedom)
     p = _two_sided_p(means, mean, freedom)
 
@@ -138,7 +141,8 @@ def difference(
     level_quantile = _t_quantile(1 - (1 - LEVEL) / 2 / comparisons, freedom)
     min_detectable = (level_quantile + _t_quantile(POWER, freedom)) * means.std()
 
-    row_differences = (a.mean(0) - b.mean(0)) / weights_.mean()
+    # Divided by the mean weight, so that their mean is the weighted mean difference.
+    row_differences = (a.mean(0) - b.mean(0)) / row_weights.mean()
     deviation = row_differences.std(ddof=1) if row_differences.size > 1 else 0.0
     return Difference(
         mean=mean,
@@ -155,7 +159,7 @@ def difference(
 
 
 def holm(p_values: list[float]) -> list[float]:
-    """Adjust p values by Holm's step-down correction (1979), in the order given."""
+    """Adjust p values by Holm's step-down correction (1979); the result keeps their order."""
     order = sorted(range(len(p_values)), key=lambda i: p_values[i])
     adjusted, highest = [0.0] * len(p_values), 0.0
     for rank, index in enumerate(order):
@@ -182,8 +186,8 @@ def _bootstrap_means(
 ) -> np.ndarray:
     """The mean in each resample of rows and, above them, of seeds.
 
-    A bootstrap of k values underestimates their standard error by sqrt((k - 1) / k), which matters
-    with three seeds, so deviations are scaled up by its inverse at both levels.
+    The bootstrap standard error of a mean of k values is too small by the factor sqrt((k - 1) / k),
+    which matters with three seeds. So deviations of rows and of seeds are divided by their factor.
 
     Args:
         values: (seeds, rows), sums.
@@ -199,10 +203,11 @@ def _bootstrap_means(
     resamples = min(resamples, max(1000, MAX_CELLS // rows))
     counts = _row_counts(rows, resamples, seed)
 
-    # Deviations from each seed's mean are small, so that float32 products lose no digit that
-    # counts.
+    # Deviations from each seed's mean are small, so float32 is precise enough for their
+    # products.
     seed_means = values.sum(1) / weights.sum()
     deviations = (values - seed_means[:, None] * weights).T.astype(np.float32)
+    # A resample may draw only rows of weight 0.
     resampled_weights = np.maximum(counts @ weights.astype(np.float32), 1e-12)
     row_deviations = (counts @ deviations) / resampled_weights[:, None]
     per_seed = seed_means + row_deviations.astype(np.float64) * np.sqrt(rows / (rows - 1))
@@ -231,7 +236,7 @@ def _mean(values: np.ndarray, weights: np.ndarray) -> float:
 
 
 def _assumed_seed_variance(weights: np.ndarray, a: np.ndarray, b: np.ndarray) -> float:
-    """The variance between seeds of the side that has several, where the other has one; else 0."""
+    """If exactly one side has several seeds, its variance between seeds; otherwise 0."""
     with_several = [side for side in (a, b) if len(side) > 1]
     if len(with_several) != 1:
         return 0.0
@@ -254,14 +259,15 @@ def _degrees_of_freedom(
         assumed_variance: seed variance that a side with one seed took over from the other.
 
     Returns:
-        The degrees of freedom, or infinity from `NORMAL_FROM` on.
+        The degrees of freedom; infinity if they are at least `NORMAL_FROM`.
     """
     seed_counts, uncertainty = [], 0.0
     for side in sides:
         if len(side) > 1:
             seed_means = side.sum(1) / weights.sum()
-            variance = float(seed_means.var(ddof=1)) / len(side) + assumed_variance
-            uncertainty += variance**2 / (len(side) - 1)
+            # The assumed variance is estimated from the same seeds, so it belongs to this part.
+            part = float(seed_means.var(ddof=1)) / len(side) + assumed_variance
+            uncertainty += part**2 / (len(side) - 1)
             seed_counts.append(len(side))
     if uncertainty <= 0:
         return math.inf
@@ -288,13 +294,13 @@ def _smallest_p(means: np.ndarray) -> float:
 
 
 def _two_sided_p(means: np.ndarray, mean: float, freedom: float) -> float:
-    """Twice the smaller tail of the resampled means beyond zero.
+    """Twice the fraction of resampled means on the less likely side of zero.
 
     It is never 0, because a finite number of resamples cannot show that. With few degrees of
-    freedom, it is Student's tail at the distance (in standard errors) at which the normal tail has
-    this p.
+    freedom p is converted: take the z at which a normal distribution gives p, and return Student's
+    p for that z.
     """
-    if not means.any():
+    if not means.any():  # both sides are identical
         return 1.0
     beyond_zero = min((means <= 0).sum(), (means >= 0).sum())
     smallest = _smallest_p(means)
