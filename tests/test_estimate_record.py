@@ -9,6 +9,7 @@ import pytest
 from chat import small
 
 from tarazu import cli
+from tarazu.chat.task import Chat
 from tarazu.commands import run as study_commands
 from tarazu.errors import UserError
 from tarazu.estimate import estimator
@@ -41,6 +42,20 @@ def home(tmp_path_factory):
     study_commands.run(str(recipe), str(home / "measured"), estimate=str(home / "estimate.json"))
     study_commands.run(str(recipe), str(home / "predicted"))
     return home
+
+
+def test_a_study_that_is_stopped_while_it_prepares_keeps_the_measured_estimate(
+    home, tmp_path, monkeypatch
+):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Chat, "prepare", interrupted)
+    recipe, out = home / "recipe.yaml", tmp_path / "stopped"
+    with pytest.raises(KeyboardInterrupt):
+        study_commands.run(str(recipe), str(out), estimate=str(home / "estimate.json"))
+    kept = read_json(out / "estimate.json")
+    assert [method["how"] for method in kept["methods"]] == ["measured", "measured"]
 
 
 def test_a_study_records_a_prediction(home):

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
-from typing import Any
 
 from tarazu.estimate.record import ESTIMATE_FILE, load_estimate, record_missing_estimates
 from tarazu.recipe.schema import load
 from tarazu.recipe.select import select_methods
-from tarazu.storage.atomic_io import write_json
 from tarazu.storage.run_folder import StudyDir
 from tarazu.study import runner
 from tarazu.study.open_study import Study
@@ -36,8 +33,8 @@ def run(
         TarazuError: a run failed.
     """
     recipe = select_methods(load(recipe_path, overrides), methods)
-    given = load_estimate(estimate, recipe) if estimate else None
-    return runner.run(recipe, recipe_path, out, partial(_record, given))
+    files = {ESTIMATE_FILE: load_estimate(estimate, recipe)} if estimate else {}
+    return runner.run(recipe, recipe_path, out, _record_missing, files)
 
 
 def extend(
@@ -50,7 +47,7 @@ def extend(
         TarazuError: a run failed.
     """
     recipe = select_methods(load(recipe_path, overrides), methods)
-    return runner.extend(recipe, out, partial(_record, None))
+    return runner.extend(recipe, out, _record_missing)
 
 
 def resume(out: str) -> StudyDir:
@@ -60,11 +57,9 @@ def resume(out: str) -> StudyDir:
         UserError: there is no study in the folder, or its data changed.
         TarazuError: a run failed.
     """
-    return runner.resume(out, partial(_record, None))
+    return runner.resume(out, _record_missing)
 
 
-def _record(given: dict[str, Any] | None, study: Study) -> None:
-    """Write estimate.json: what `check` measured, and a prediction for every other method."""
-    if given:
-        write_json(study.folder.path / ESTIMATE_FILE, given)
+def _record_missing(study: Study) -> None:
+    """Predict the cost of every method that estimate.json does not have yet."""
     record_missing_estimates(study.recipe, study.data, study.device, study.folder)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import shutil
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -34,7 +34,13 @@ from tarazu.study.results import write_results
 Hook = Callable[[Study], None]  # called once the data is prepared and before the first run
 
 
-def run(recipe: Recipe, recipe_path: str, out: str, prepared: Hook | None = None) -> StudyDir:
+def run(
+    recipe: Recipe,
+    recipe_path: str,
+    out: str,
+    prepared: Hook | None = None,
+    files: Mapping[str, Any] | None = None,
+) -> StudyDir:
     """Start a new study.
 
     Args:
@@ -42,6 +48,7 @@ def run(recipe: Recipe, recipe_path: str, out: str, prepared: Hook | None = None
         recipe_path: the recipe's file, which is copied into the study.
         out: a new or empty folder. A study whose data could not be read leaves no folder.
         prepared: called once the data is prepared, before the first run.
+        files: JSON files to write into the new study, by name.
 
     Raises:
         UserError: the folder holds a study, or recipe, data or model cannot be used.
@@ -52,6 +59,8 @@ def run(recipe: Recipe, recipe_path: str, out: str, prepared: Hook | None = None
     with folder.lock():
         shutil.copyfile(recipe_path, folder.path / "recipe.yaml")
         _write_method_order(folder, recipe)
+        for name, content in (files or {}).items():
+            write_json(folder.path / name, content)
         stamp = provenance.collect(recipe, pick_device(recipe))
         write_json(folder.path / "environment.json", stamp)
         folder.save_working_dir()
