@@ -206,7 +206,7 @@ def test_every_trial_starts_anew_with_the_recipes_own_schedule(tmp_path):
 
     def train_trial(method, budget, trial):
         assert (budget.schedule, budget.warmup_ratio) == ("cosine", 0.2)
-        assert not (trial.path / "checkpoint").exists(), "the trial does not start anew"
+        assert not (trial.path / "checkpoint").exists(), "the trial starts from the beginning"
         _, events, _ = train(
             trial.path,
             model=Toy().build(rate=method.learning_rate),

@@ -184,7 +184,10 @@ class BeamState:
         return not bool(torch.isfinite(self.log_probs).any())
 
     def hypotheses(self) -> list[list[Hypothesis]]:
-        """Return the finished captions of each image, best first."""
+        """Return the finished captions of each image, best first.
+
+        There is at least one: `mask_forbidden` leaves only `<eos>` at the last position.
+        """
         scores, tokens = self.finished_scores.tolist(), self.finished_tokens.tolist()
         return [
             [

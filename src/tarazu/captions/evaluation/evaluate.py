@@ -49,7 +49,7 @@ def mean_loss(
 
 
 def split_scorer(data: CaptionData, split: str) -> Scorer:
-    """Return the split's scorer, which is made once."""
+    """Return the split's scorer, which is created once."""
     if split not in data.scorers:
         data.scorers[split] = Scorer(data.references(split))
     return data.scorers[split]

@@ -24,7 +24,7 @@ token of a soft prompt (`v`), in a line of 8 positions:
 FlashAttention needs only `cu_seqlens`. A label is predicted at the position before it: above, c and
 e are supervised. In a padded batch each line holds one row. A prefix takes no position in the grid:
 its keys and values precede every line and every row sees them (the mask gives them the segment
-`SHARED`).
+`SHARED`). Padding sees itself: a softmax over no key at all would be NaN.
 """
 
 from __future__ import annotations
@@ -161,8 +161,6 @@ def make_batch(
             segment += 1
         if column < width:
             row_starts.append(b * width + column)
-    arrays = (ids, virtual_indices, positions, segments, np.concatenate(label_positions))
-    arrays += (np.concatenate(labels).astype(np.int64), np.concatenate(label_rows))
     rows = [row for line in lines for row in line]
     counts = TokenCounts(
         rows=len(rows),
@@ -173,7 +171,13 @@ def make_batch(
     )
     cu_seqlens = make_cu_seqlens(row_starts, width * len(lines)) if with_cu_seqlens else None
     return ChatBatch(
-        *(torch.from_numpy(np.ascontiguousarray(array)) for array in arrays),
+        ids=torch.from_numpy(ids),
+        virtual_indices=torch.from_numpy(virtual_indices),
+        positions=torch.from_numpy(positions),
+        segments=torch.from_numpy(segments),
+        label_positions=torch.from_numpy(np.concatenate(label_positions)),
+        labels=torch.from_numpy(np.concatenate(labels).astype(np.int64)),
+        label_rows=torch.from_numpy(np.concatenate(label_rows)),
         counts=counts,
         max_row_length=max((num_virtual_tokens + len(row.ids) for row in rows), default=0),
         cu_seqlens=None if cu_seqlens is None else torch.from_numpy(cu_seqlens),
